@@ -1,0 +1,78 @@
+"""Sessions: who opens, commits, rolls back and closes them. Knows nothing of jobs.
+
+::
+
+    async with scope():
+        session = await session()
+        session.add(Order(id=7))
+    # committed here; rolled back if the block raised
+"""
+
+from db.database import Database, default_database, set_default_database
+from db.errors import (
+    ConcurrentUseError,
+    DatabaseUnreachableError,
+    DatabaseURLError,
+    DbError,
+    NestedWriterError,
+    NoScopeError,
+    PartialCommitError,
+    PoisonedTransactionError,
+    PoolExhaustedError,
+    RawTransactionError,
+    ScopeEndedError,
+    ScopeError,
+    TransactionError,
+    TransactionOpenError,
+    WrongLoopError,
+    WrongThreadError,
+)
+from db.guarded import AsyncSession, Session
+from db.scope import scope
+from db.sessions import (
+    atomic,
+    before_commit,
+    close,
+    commit,
+    in_scope,
+    independent,
+    isolated,
+    on_commit,
+    rollback,
+    session,
+)
+
+__all__ = [
+    "AsyncSession",
+    "ConcurrentUseError",
+    "Database",
+    "DatabaseURLError",
+    "DatabaseUnreachableError",
+    "DbError",
+    "NestedWriterError",
+    "NoScopeError",
+    "PartialCommitError",
+    "PoisonedTransactionError",
+    "PoolExhaustedError",
+    "RawTransactionError",
+    "ScopeEndedError",
+    "ScopeError",
+    "Session",
+    "TransactionError",
+    "TransactionOpenError",
+    "WrongLoopError",
+    "WrongThreadError",
+    "atomic",
+    "before_commit",
+    "close",
+    "commit",
+    "default_database",
+    "in_scope",
+    "independent",
+    "isolated",
+    "on_commit",
+    "rollback",
+    "scope",
+    "session",
+    "set_default_database",
+]

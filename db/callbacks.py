@@ -1,0 +1,108 @@
+"""What to call around the next COMMIT of one session.
+
+A callback belongs to the transaction or savepoint that was open when it was made: it goes with that one's rollback, and
+passes to the enclosing one when a savepoint is released.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction
+
+BeforeCommit = Callable[[Any], Awaitable[None]]
+"""Gets the session; refuses the commit by raising."""
+
+OnCommit = Callable[[], Awaitable[None] | None]
+
+# The root transaction, begun or not.
+_ROOT = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    level: SessionTransaction | None
+    callback: Callable[..., Any]
+
+
+class Callbacks:
+    """The callbacks of one session, in the order in which they were made."""
+
+    __slots__ = ("_before", "_on")
+
+    def __init__(self) -> None:
+        self._before: list[_Entry] = []
+        self._on: list[_Entry] = []
+
+    def add_before_commit(self, callback: BeforeCommit, savepoint: SessionTransaction | None) -> None:
+        self._before.append(_Entry(savepoint, callback))
+
+    def add_on_commit(self, callback: OnCommit, savepoint: SessionTransaction | None) -> None:
+        self._on.append(_Entry(savepoint, callback))
+
+    @property
+    def wants_session(self) -> bool:
+        """Whether a before-commit callback is waiting, which has to be given a session."""
+        return bool(self._before)
+
+    def take_before_commit(self) -> Iterator[BeforeCommit]:
+        """Each callback once, also those that an earlier one adds."""
+        while self._before:
+            yield self._before.pop(0).callback
+
+    def take_on_commit(self) -> list[OnCommit]:
+        due = [entry.callback for entry in self._on]
+        self._on.clear()
+        return due
+
+    def drop(self) -> None:
+        """Forget all: the transaction was rolled back or closed."""
+        self._before.clear()
+        self._on.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._before or self._on)
+
+    def _rolled_back(self, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            self.drop()
+            return
+        for entries in (self._before, self._on):
+            entries[:] = [entry for entry in entries if not _within(entry.level, transaction)]
+
+    def _released(self, savepoint: SessionTransaction) -> None:
+        for entry in (*self._before, *self._on):
+            if entry.level is savepoint:
+                entry.level = _enclosing_savepoint(savepoint)
+
+
+def follow(session_class: type[Session]) -> None:
+    """Make the callbacks of `session_class` instances (their attribute `callbacks`) follow their savepoints."""
+
+    @event.listens_for(session_class, "after_soft_rollback")
+    def rolled_back(session: Any, transaction: SessionTransaction) -> None:
+        if session.callbacks:
+            session.callbacks._rolled_back(transaction)  # noqa: SLF001 - the other half of this module
+
+    @event.listens_for(session_class, "after_commit")
+    def committed(session: Any) -> None:
+        # SQLAlchemy tells of a released savepoint by the same event, while it is still the current one.
+        savepoint = session.get_nested_transaction()
+        if session.callbacks and savepoint is not None:
+            session.callbacks._released(savepoint)  # noqa: SLF001 - the other half of this module
+
+
+def _within(level: SessionTransaction | None, transaction: SessionTransaction) -> bool:
+    while level is not _ROOT:
+        if level is transaction:
+            return True
+        level = level.parent
+    return False
+
+
+def _enclosing_savepoint(savepoint: SessionTransaction) -> SessionTransaction | None:
+    enclosing = savepoint.parent
+    while enclosing is not None and not enclosing.nested:
+        enclosing = enclosing.parent
+    return enclosing

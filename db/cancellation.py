@@ -1,0 +1,66 @@
+"""Work that a cancellation must not interrupt half way.
+
+What is begun here runs in a task of its own, so the caller may be cancelled any number of times (asyncio once or twice,
+anyio at every turn of the loop) while the work goes on to its end.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end and report how it ended, however often the caller is cancelled meanwhile.
+
+    A cancellation that arrives meanwhile is delivered at the caller's next await, so that a COMMIT that succeeded is
+    reported as a success first. It is dropped if whoever asked for it has taken it back by then: `asyncio.timeout`
+    does so when its block ends in time.
+    """
+    caller = _current_task()
+    asked_before = caller.cancelling()
+    task = asyncio.create_task(work)
+    interrupted = await _absorbing_cancellation(task)
+    if interrupted and task.exception() is None:
+        asyncio.get_running_loop().call_soon(_deliver, caller, asked_before)
+    return task.result()
+
+
+async def in_private_task(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in a task of its own: the first cancellation of the caller is passed on to it, later ones are not.
+
+    So `work` sees one `CancelledError`, cleans up in peace, and its own result or error is the truth.
+    """
+    task = asyncio.create_task(work)
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await _absorbing_cancellation(task)
+    return task.result()
+
+
+async def _absorbing_cancellation(task: asyncio.Task[Any]) -> bool:
+    """Wait for `task`; tell whether the caller was cancelled meanwhile."""
+    interrupted = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            interrupted = True
+    return interrupted
+
+
+def _deliver(caller: asyncio.Task[Any], asked_before: int) -> None:
+    if not caller.done() and caller.cancelling() > asked_before:
+        # One request stays one request, whoever counts them.
+        caller.uncancel()
+        caller.cancel()
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - coroutines run in tasks
+    return task

@@ -1,0 +1,317 @@
+"""``Database``: one database, as a URL or as factories; its engine is opened on first use.
+
+1. A URL names the driver, and so whether sessions are asynchronous (`AsyncSession`) or not (`Session`).
+2. The engine is opened when the first session is, in that event loop and process.
+3. `change_host` sends new sessions to another host; those in flight keep their engine until they end.
+4. The default database is the one that ``DATABASE_URL`` names, unless `Database(url, default=True)` took its place.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Generic, TypeAlias
+
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+from typing_extensions import TypeVar
+
+from db import guards, postgres, sqlite
+from db.engines import OpenEngine
+from db.errors import DatabaseURLError
+from db.guarded import AsyncSession, Session
+
+S = TypeVar("S", bound=AsyncSession | Session, default=AsyncSession)
+AnyDatabase: TypeAlias = "Database[AsyncSession] | Database[Session]"
+
+EngineFactory: TypeAlias = Callable[[str | None], AsyncEngine | Engine]
+"""host -> engine."""
+SessionFactory: TypeAlias = Callable[[Any], "async_sessionmaker[Any] | sessionmaker[Any]"]
+"""engine -> sessionmaker."""
+BeforeSession: TypeAlias = Callable[["Database[Any]", dict[str, Any]], Awaitable[None]]
+"""Gets the database and the session's arguments: may `await database.change_host(...)`, or set `bind` and others."""
+
+# What people write, and the driver that is meant where the URL names none.
+_DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+}
+_SYNC_TWINS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
+
+
+class Database(Generic[S]):
+    """One database.
+
+    Args:
+        url: where it is, e.g. ``postgresql+asyncpg://app:secret@db-1/app``; without a driver asyncpg or aiosqlite
+            is meant.
+        engine: instead of a URL, a factory `host -> engine`.
+        bind: instead of a URL, an existing engine, or a connection whose transaction the
+            sessions then join through savepoints (tests). It is never disposed here.
+        host: the first host, for `engine`; a URL has its own.
+        sessions: factory `engine -> sessionmaker`; default: one without `expire_on_commit`.
+        before_session: async hook, called before each session with the database and the session's arguments.
+        default: this is the default database from now on.
+        name: how errors call it; default: the URL's database name.
+        pool_size: connections kept and at most open (default 10).
+        pool_timeout: seconds to wait for one of them (default 30).
+        pre_ping: ask each connection whether it lives before it is used; one round trip a scope (default True).
+        connect_timeout: seconds to open a connection (default 10).
+        statement_timeout: seconds that one statement may take on the server (default 60).
+        idle_in_transaction_timeout: seconds that a transaction may sit idle before the server ends it (default 60).
+        pooler: the URL leads to PgBouncer in transaction mode: unique statement names and no session settings; set the
+            timeouts for the role instead.
+        engine_options: more for `create_engine`.
+
+    Raises:
+        DatabaseURLError: `url` cannot be parsed, names an unknown driver, or a shared ``:memory:``.
+    """
+
+    def __init__(
+        self,
+        url: str | URL | None = None,
+        *,
+        engine: EngineFactory | None = None,
+        bind: AsyncEngine | AsyncConnection | Engine | Connection | None = None,
+        host: str | None = None,
+        sessions: SessionFactory | None = None,
+        before_session: BeforeSession | None = None,
+        default: bool = False,
+        name: str | None = None,
+        pool_size: int = 10,
+        pool_timeout: float = 30.0,
+        pre_ping: bool = True,
+        connect_timeout: float = 10.0,
+        statement_timeout: float = 60.0,
+        idle_in_transaction_timeout: float = 60.0,
+        pooler: bool = False,
+        engine_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if sum(source is not None for source in (url, engine, bind)) != 1:
+            raise DatabaseURLError("give a Database one of url, engine (a factory) or bind")
+        self.url = None if url is None else parse_url(url)
+        self.host = self.url.host if self.url is not None else host
+        self.name = name or (self.url.database if self.url is not None else None) or "database"
+        self.pool_size = pool_size
+        self.connect_timeout = connect_timeout
+        self._make_engine = engine or self._engine_from_url
+        self._bind = bind
+        self._sessions = sessions
+        self._before_session = before_session
+        self._limits: dict[str, Any] = {
+            "connect_timeout": connect_timeout,
+            "statement_timeout": statement_timeout,
+            "idle_in_transaction_timeout": idle_in_transaction_timeout,
+            "pooler": pooler,
+        }
+        self._engine_options: dict[str, Any] = {
+            "pool_size": pool_size,
+            "max_overflow": 0,
+            "pool_timeout": pool_timeout,
+            "pool_pre_ping": pre_ping,
+            **(engine_options or {}),
+        }
+        self._open: OpenEngine | None = None
+        self._twin: Database[Session] | None = None
+        if default:
+            set_default_database(self)
+
+    def __repr__(self) -> str:
+        return f"<Database {self.name}>"
+
+    @property
+    def is_async(self) -> bool:
+        """Whether sessions are `AsyncSession`s. For an engine factory: known once it has been called."""
+        if self.url is not None:
+            return bool(self.url.get_dialect().is_async)
+        source = self._bind if self._bind is not None else self._opened().engine
+        return isinstance(source, AsyncEngine | AsyncConnection)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url is not None and self.url.get_backend_name() == "sqlite"
+
+    @property
+    def sync(self) -> "Database[Session]":
+        """The same database through a synchronous driver (psycopg, or the standard library's sqlite3).
+
+        Raises:
+            DatabaseURLError: this database has no URL to derive the twin from.
+        """
+        if self._twin is None:
+            if self.url is None or self.url.get_backend_name() not in _SYNC_TWINS:
+                raise DatabaseURLError(f"{self!r} has no URL to reach it through a synchronous driver")
+            if not self.is_async:
+                return self  # type: ignore[return-value]  # the URL says that S is Session
+            twin = Database[Session](
+                self.url.set(drivername=_SYNC_TWINS[self.url.get_backend_name()]),
+                name=self.name,
+                engine_options=self._engine_options,
+                pool_size=self.pool_size,
+                **self._limits,
+            )
+            self._twin = twin
+        return self._twin
+
+    async def change_host(self, host: str) -> None:
+        """Open new sessions on `host`; those in flight end where they began, and then that engine is disposed."""
+        if host == self.host:
+            return
+        self.host = host
+        retired, self._open = self._open, None
+        if retired is not None:
+            await retired.retire()
+
+    async def dispose(self) -> None:
+        """Close all connections, those of sessions in flight when they end. The next use opens the engine again."""
+        retired, self._open = self._open, None
+        if retired is not None:
+            await retired.retire()
+        if self._twin is not None:
+            await self._twin.dispose()
+
+    async def check(self) -> None:
+        """Open a connection and ask the server for an answer; raises what stands in the way."""
+        engine = self._opened().engine
+        if isinstance(engine, AsyncEngine):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        else:
+            await _check_in_thread(engine)
+
+    async def open_session(self) -> tuple[S, OpenEngine]:
+        """A new session, and the lease on its engine, which its owner gives back. For `db.scope` and `db.sessions`."""
+        arguments: dict[str, Any] = {}
+        if self._before_session is not None:
+            await self._before_session(self, arguments)
+        opened = self._opened()
+        opened.check_loop(self.name)
+        session: S = opened.maker(**arguments)
+        opened.lease()
+        return session, opened
+
+    def _opened(self) -> OpenEngine:
+        if self._open is not None and not self._open.of_this_process:
+            self._open.forget()
+            self._open = None
+        if self._open is None:
+            self._open = self._bound(self._bind) if self._bind is not None else self._new_engine()
+        return self._open
+
+    def _new_engine(self) -> OpenEngine:
+        engine = self._make_engine(self.host)
+        guards.watch(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
+        return OpenEngine(engine, self._maker(engine), owned=True)
+
+    def _bound(self, bind: AsyncEngine | AsyncConnection | Engine | Connection) -> OpenEngine:
+        maker = self._maker(bind)
+        if isinstance(bind, AsyncConnection | Connection):
+            maker.configure(join_transaction_mode="create_savepoint")
+        return OpenEngine(bind.engine if not isinstance(bind, AsyncEngine) else bind, maker, owned=False)
+
+    def _maker(self, bind: Any) -> "async_sessionmaker[Any] | sessionmaker[Any]":
+        if self._sessions is not None:
+            return _guarded(self._sessions(bind))
+        if isinstance(bind, AsyncEngine | AsyncConnection):
+            return async_sessionmaker(bind, class_=AsyncSession, expire_on_commit=False)
+        return sessionmaker(bind, class_=Session, expire_on_commit=False)
+
+    def _engine_from_url(self, host: str | None) -> AsyncEngine | Engine:
+        assert self.url is not None  # noqa: S101 - the constructor asked for one
+        url = self.url if host == self.url.host else with_host(self.url, host)
+        if url.get_backend_name() == "sqlite":
+            return self._sqlite_engine(url)
+        options = self._engine_options | {"connect_args": self._connect_arguments(url)}
+        return create_async_engine(url, **options) if url.get_dialect().is_async else create_engine(url, **options)
+
+    def _sqlite_engine(self, url: URL) -> AsyncEngine | Engine:
+        options = {key: value for key, value in self._engine_options.items() if key != "pool_pre_ping"}
+        engine = create_async_engine(url, **options) if url.get_dialect().is_async else create_engine(url, **options)
+        sqlite.prepare(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, self.connect_timeout)
+        return engine
+
+    def _connect_arguments(self, url: URL) -> dict[str, Any]:
+        own = dict(self._engine_options.get("connect_args", {}))
+        match url.get_driver_name():
+            case "asyncpg":
+                return postgres.asyncpg_arguments(**self._limits) | own
+            case "psycopg" | "psycopg_async":
+                return postgres.psycopg_arguments(**self._limits) | own
+            case _:
+                return own
+
+
+def parse_url(url: str | URL) -> URL:
+    """The URL with its driver named.
+
+    Raises:
+        DatabaseURLError: it cannot be parsed, its driver is unknown or not installed, or it is a shared ``:memory:``.
+    """
+    try:
+        parsed = make_url(url)
+        parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        # Never the URL itself: it may hold a password.
+        raise DatabaseURLError(
+            f"not a database URL ({type(error).__name__}): write e.g. postgresql+asyncpg://user:password@host/name"
+        ) from None
+    if parsed.get_backend_name() == "sqlite":
+        sqlite.refuse_memory(parsed)
+    return parsed
+
+
+def with_host(url: URL, host: str | None) -> URL:
+    """`url` on another host, written ``name`` or ``name:port``."""
+    name, _, port = (host or "").partition(":")
+    return url.set(host=name, **({"port": int(port)} if port else {}))  # type: ignore[arg-type]  # only `port` is there
+
+
+_default: "Database[Any] | None" = None
+
+
+def default_database() -> Database[AsyncSession]:
+    """The default database: the one given as such, else the one that ``DATABASE_URL`` names.
+
+    Raises:
+        DatabaseURLError: there is neither.
+    """
+    if _default is None:
+        url = os.environ.get("DATABASE_URL")
+        if not url:
+            raise DatabaseURLError(
+                "there is no default database: set DATABASE_URL, e.g. postgresql+asyncpg://user:password@host/name, "
+                "or make one with db.Database(url, default=True)"
+            )
+        set_default_database(Database(url))
+    assert _default is not None  # noqa: S101 - just set
+    return _default
+
+
+def set_default_database(database: "Database[Any] | None") -> None:
+    """Make `database` the default one; None goes back to ``DATABASE_URL``."""
+    global _default  # noqa: PLW0603 - the one default of the process
+    _default = database
+
+
+def is_default(database: "Database[Any]") -> bool:
+    """Whether `database` is the default one or its synchronous twin."""
+    return _default is not None and database in (_default, _default._twin)  # noqa: SLF001 - same module
+
+
+def _guarded(maker: "async_sessionmaker[Any] | sessionmaker[Any]") -> "async_sessionmaker[Any] | sessionmaker[Any]":
+    """`maker` with its session class made into one of ours, where it is SQLAlchemy's or a subclass of it."""
+    if not issubclass(maker.class_, AsyncSession | Session):
+        ours = AsyncSession if isinstance(maker, async_sessionmaker) else Session
+        maker.class_ = type(maker.class_.__name__, (ours, maker.class_), {})
+    return maker
+
+
+async def _check_in_thread(engine: Engine) -> None:
+    def ask() -> None:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    await asyncio.to_thread(ask)

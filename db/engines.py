@@ -1,0 +1,111 @@
+"""One open engine of a database, leased by the sessions that use it.
+
+1. It belongs to the event loop and the process that opened it.
+2. It is disposed when it has been retired (another host took its place) and the last session has given it back.
+3. A connection whose statement was cancelled is closed in the background, so that no second cancellation can interrupt
+   the request that stops the statement on the server.
+"""
+
+import asyncio
+import contextlib
+import os
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import sessionmaker
+
+from db.errors import WrongLoopError
+
+_CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
+
+
+class OpenEngine:
+    """An engine with its sessionmaker, and the count of sessions that hold it."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine | Engine,
+        maker: async_sessionmaker[Any] | sessionmaker[Any],
+        *,
+        owned: bool,
+    ) -> None:
+        self.engine = engine
+        self.maker = maker
+        self._owned = owned
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._leases = 0
+        self._retired = False
+        self._closing: set[asyncio.Task[None]] = set()
+        if isinstance(engine, AsyncEngine) and owned:
+            self._close_cancelled_connections_in_background(engine)
+
+    @property
+    def of_this_process(self) -> bool:
+        return self._pid == os.getpid()
+
+    def check_loop(self, name: str) -> None:
+        """Raise :class:`WrongLoopError` on any loop but the one that opened the engine."""
+        if isinstance(self.engine, AsyncEngine) and self._loop is not asyncio.get_running_loop():
+            raise WrongLoopError(
+                f"the engine of {name} belongs to another event loop: call 'await database.dispose()' on that loop "
+                "before it ends (asyncio.run makes a new loop each time), or use one Database a loop"
+            )
+
+    def lease(self) -> None:
+        self._leases += 1
+
+    async def give_back(self) -> None:
+        self._leases -= 1
+        if self._retired and self._leases == 0:
+            await self._dispose()
+
+    async def retire(self) -> None:
+        """Dispose of the engine as soon as no session uses it."""
+        self._retired = True
+        if self._leases == 0:
+            await self._dispose()
+
+    def forget(self) -> None:
+        """Drop the pool and leave the connections alone: they belong to the process this one was forked from."""
+        sync_engine = self.engine.sync_engine if isinstance(self.engine, AsyncEngine) else self.engine
+        sync_engine.dispose(close=False)
+
+    async def _dispose(self) -> None:
+        if not self._owned:
+            return
+        if isinstance(self.engine, AsyncEngine):
+            await self.engine.dispose()
+        else:
+            await asyncio.to_thread(self.engine.dispose)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _close_cancelled_connections_in_background(self, engine: AsyncEngine) -> None:
+        def terminate(dbapi_connection: Any) -> None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # the garbage collector, after the loop
+                dbapi_connection.terminate()
+                return
+            closing = loop.create_task(_close(dbapi_connection.driver_connection))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+        # A public method of the dialect; there is no event for it.
+        engine.sync_engine.dialect.do_terminate = terminate  # type: ignore[method-assign]
+
+
+async def _close(driver_connection: Any) -> None:
+    """Stop what the connection is doing and close it, within `_CLOSE_TIMEOUT`."""
+    if hasattr(driver_connection, "interrupt"):  # SQLite: the statement runs in a thread, and holds the write lock
+        with contextlib.suppress(ValueError):  # closed already
+            await driver_connection.interrupt()
+        await driver_connection.close()
+        return
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await driver_connection.close()
+    except Exception:  # noqa: BLE001 - whatever a broken connection says, it is dropped
+        driver_connection.terminate()

@@ -1,0 +1,144 @@
+"""Ways to get a session, and to end its transaction early."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from db.callbacks import BeforeCommit, OnCommit
+from db.database import Database, default_database
+from db.errors import TransactionOpenError
+from db.guarded import AsyncSession, Session
+from db.scope import Unit, current_scope, open_scope, scope
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=AsyncSession | Session)
+
+Current = Literal["commit", "rollback", "append", "raise", "savepoint"]
+
+
+def in_scope() -> bool:
+    """Whether a scope is open here."""
+    return open_scope() is not None
+
+
+@overload
+async def session() -> AsyncSession: ...
+@overload
+async def session(database: Database[S]) -> S: ...
+async def session(database: Database[Any] | None = None) -> Any:
+    """The session of the scope that is open here, for the default database or another: the same one at every call.
+
+    It takes a connection with its first statement. Nobody but the scope commits it; see `commit` for doing so early.
+
+    Raises:
+        NoScopeError: no scope is open here.
+        ScopeEndedError: the scope this code was started in has ended.
+    """
+    return await current_scope().session(database or default_database())
+
+
+@asynccontextmanager
+async def atomic(current: Current = "commit", database: Database[Any] | None = None) -> AsyncIterator[AsyncSession]:
+    """A block in its own transaction: committed when the block ends, rolled back when it raises.
+
+    Outside a scope it opens one for the block.
+
+    Args:
+        current: what becomes of a transaction that is open already: ``"commit"`` it first (default), ``"rollback"`` it
+            first, ``"append"`` the block to it (then whoever opened it ends it), ``"raise"`` `TransactionOpenError`, or
+            put the block in a ``"savepoint"`` of it.
+        database: default: the default database, as everywhere.
+    """
+    async with scope(join=True) as here:
+        unit = await here.unit(database or default_database())
+        own: AsyncSession = await here.session(database or default_database())
+        if own.in_transaction():
+            match current:
+                case "append":
+                    yield own
+                    return
+                case "savepoint":
+                    async with own.begin_nested():
+                        yield own
+                    return
+                case "commit":
+                    await unit.commit()
+                case "rollback":
+                    await unit.rollback()
+                case "raise":
+                    raise TransactionOpenError
+        try:
+            yield own
+        except BaseException:
+            await unit.rollback()
+            raise
+        await unit.commit()
+
+
+async def isolated(fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `fn` in a new scope with its own connections: committed when it returns, whatever becomes of the caller's.
+
+    For concurrent queries: ``await asyncio.gather(isolated(load, 1), isolated(load, 2))``.
+
+    Raises:
+        NestedWriterError: on SQLite, where the caller's scope holds the write lock.
+    """
+    async with scope():
+        return await fn(*args, **kwargs)
+
+
+@asynccontextmanager
+async def independent(database: Database[S] | None = None) -> AsyncIterator[S]:
+    """A session outside any scope: commit it yourself; leaving rolls back what was not committed and closes it."""
+    chosen: Database[Any] = database or default_database()
+    opened, lease = await chosen.open_session()
+    unit = Unit(chosen, opened, lease)
+    opened.owner = unit
+    try:
+        yield opened
+    finally:
+        await unit.finish()
+
+
+async def commit(database: Database[Any] | None = None) -> None:
+    """Commit now, for one database or for all that this scope has used; the sessions go on in new transactions."""
+    for unit in _units(database):
+        await unit.commit()
+
+
+async def rollback(database: Database[Any] | None = None) -> None:
+    """Roll back now, for one database or for all that this scope has used; the sessions go on in new transactions."""
+    for unit in _units(database):
+        await unit.rollback()
+
+
+async def close(database: Database[Any] | None = None) -> None:
+    """Give connections back now, for one database or for all; what was not committed is rolled back."""
+    for unit in _units(database):
+        await unit.close()
+
+
+def before_commit(callback: BeforeCommit, database: Database[Any] | None = None) -> None:
+    """Call `await callback(session)` before the next COMMIT of this scope's session; it refuses the commit by raising.
+
+    It belongs to the savepoint that is open now, and is not called on rollback.
+    """
+    current_scope().before_commit(callback, database or default_database())
+
+
+def on_commit(callback: OnCommit, database: Database[Any] | None = None) -> None:
+    """Call `callback()`, and await it if it is awaitable, once this scope's session has committed.
+
+    It belongs to the savepoint that is open now, and vanishes with a rollback or `close()`. An error in it is logged:
+    the commit has happened.
+    """
+    current_scope().on_commit(callback, database or default_database())
+
+
+def _units(database: Database[Any] | None) -> tuple[Unit, ...]:
+    here = current_scope()
+    if database is None:
+        return here.units
+    unit = here.known_unit(database)
+    return () if unit is None else (unit,)

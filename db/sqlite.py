@@ -1,0 +1,53 @@
+"""SQLite as a database that several coroutines and processes share: BEGIN IMMEDIATE, WAL, busy_timeout.
+
+A transaction takes the write lock when it begins, so a read-modify-write never finds at COMMIT that somebody else wrote
+in between; who comes second waits for `busy_timeout`. WAL lets readers of other connections go on meanwhile.
+(https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
+"""
+
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, event
+
+from db.errors import DatabaseURLError, PoisonedTransactionError
+
+BEGIN = "BEGIN IMMEDIATE"
+
+
+def refuse_memory(url: URL) -> None:
+    """Refuse ``:memory:``, which all sessions would share through one connection, and so one transaction.
+
+    Raises:
+        DatabaseURLError: `url` names no file.
+    """
+    if url.database in (None, "", ":memory:") or "mode=memory" in (url.database or "") or "mode" in url.query:
+        raise DatabaseURLError(
+            "an in-memory SQLite database has one connection, so all sessions would share one transaction: "
+            "use a file, e.g. sqlite+aiosqlite:///./app.db"
+        )
+
+
+def prepare(engine: Engine, busy_timeout: float) -> None:
+    """Set up every connection of `engine`; `busy_timeout` is in seconds."""
+
+    @event.listens_for(engine, "connect")
+    def connected(dbapi_connection: Any, _record: Any) -> None:
+        # The driver must not begin transactions by itself: it would begin them DEFERRED, and late.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(BEGIN)
+
+    @event.listens_for(engine, "commit")
+    def refuse_lost_transaction(connection: Connection) -> None:
+        # A full disk or an interrupt makes SQLite roll back by itself; COMMIT would then save nothing.
+        driver_connection: Any = connection.connection.driver_connection
+        if driver_connection is not None and not driver_connection.in_transaction:
+            raise PoisonedTransactionError

@@ -1,0 +1,77 @@
+"""Which database errors are worth another try, told by their SQLSTATE.
+
+asyncpg and SQLAlchemy wrap most of them as a plain ``DBAPIError``, so the class says nothing; the code does
+(PostgreSQL documentation, appendix A, "PostgreSQL Error Codes").
+"""
+
+from enum import Enum
+
+from sqlalchemy.exc import DBAPIError
+
+from db.errors import DatabaseUnreachableError
+
+
+class Transient(Enum):
+    """Why the same work may succeed when it is run again in a new session."""
+
+    CONFLICT = "two transactions met, and this one lost"
+    LOST = "the connection is gone, or the server takes none right now"
+    READ_ONLY = "the server takes no writes: it may have just been demoted"
+    STALE_PLAN = "the schema changed under a prepared statement"
+
+
+_CONFLICTS = frozenset({"40001", "40P01", "55P03"})
+# Class 08 is the connection itself; the others are the server's ways to say "not now".
+_LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
+_READ_ONLY = "25006"
+# SQLite's words for "another connection is writing".
+_SQLITE_BUSY = ("database is locked", "database table is locked")
+
+
+def transient(error: BaseException) -> Transient | None:
+    """Why `error` is worth another try in a new session, or None where it is final.
+
+    An exception group is as transient as its members: all of them must be.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        reasons = [transient(member) for member in error.exceptions]
+        return None if None in reasons else reasons[0]
+    if isinstance(error, DatabaseUnreachableError):
+        return Transient.LOST
+    if isinstance(error, DBAPIError):
+        return _of_database(error)
+    return None
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """The five-character SQLSTATE that the server gave for `error` (a driver's or SQLAlchemy's), or None."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(original, "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
+def _of_database(error: DBAPIError) -> Transient | None:
+    code = sqlstate(error)
+    if code == _READ_ONLY:
+        return Transient.READ_ONLY
+    if code in _CONFLICTS:
+        return Transient.CONFLICT
+    if error.connection_invalidated or (code is not None and (code in _LOST or code.startswith("08"))):
+        return Transient.LOST
+    if _names(error, "InvalidCachedStatementError"):
+        return Transient.STALE_PLAN
+    if _names(error, "ConnectionDoesNotExistError", "ConnectionFailureError"):
+        return Transient.LOST
+    if any(words in str(error.orig) for words in _SQLITE_BUSY):
+        return Transient.CONFLICT
+    return None
+
+
+def _names(error: DBAPIError, *names: str) -> bool:
+    """Whether the driver's own exception has one of these class names (asyncpg need not be installed)."""
+    cause: BaseException | None = error.orig
+    while cause is not None:
+        if type(cause).__name__ in names:
+            return True
+        cause = cause.__cause__
+    return False
