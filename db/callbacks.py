@@ -6,7 +6,8 @@ passes to the enclosing one when a savepoint is released.
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
@@ -16,6 +17,9 @@ BeforeCommit = Callable[[Any], Awaitable[None]]
 
 OnCommit = Callable[[], Awaitable[None] | None]
 
+T = TypeVar("T")
+OnCommitBatch = Callable[[list[T]], Awaitable[None] | None]
+
 # The root transaction, begun or not.
 _ROOT = None
 
@@ -24,6 +28,7 @@ _ROOT = None
 class _Entry:
     level: SessionTransaction | None
     callback: Callable[..., Any]
+    items: list[Any] | None = None
 
 
 class Callbacks:
@@ -41,6 +46,12 @@ class Callbacks:
     def add_on_commit(self, callback: OnCommit, savepoint: SessionTransaction | None) -> None:
         self._on.append(_Entry(savepoint, callback))
 
+    def add_on_commit_batch(
+        self, callback: OnCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
+    ) -> None:
+        """Call `callback` once, with the items of all who asked for it and were committed."""
+        self._on.append(_Entry(savepoint, callback, items))
+
     @property
     def wants_session(self) -> bool:
         """Whether a before-commit callback is waiting, which has to be given a session."""
@@ -52,7 +63,16 @@ class Callbacks:
             yield self._before.pop(0).callback
 
     def take_on_commit(self) -> list[OnCommit]:
-        due = [entry.callback for entry in self._on]
+        due: list[OnCommit] = []
+        batches: dict[Callable[..., Any], list[Any]] = {}
+        for entry in self._on:
+            if entry.items is None:
+                due.append(entry.callback)
+            elif entry.callback in batches:
+                batches[entry.callback] += entry.items
+            else:
+                batches[entry.callback] = batch = list(entry.items)
+                due.append(partial(entry.callback, batch))
         self._on.clear()
         return due
 

@@ -290,6 +290,11 @@ def default_database() -> Database[AsyncSession]:
     return _default
 
 
+def given_default() -> "Database[Any] | None":
+    """The default database, if one was given or used already."""
+    return _default
+
+
 def set_default_database(database: "Database[Any] | None") -> None:
     """Make `database` the default one; None goes back to ``DATABASE_URL``."""
     global _default  # noqa: PLW0603 - the one default of the process

@@ -35,12 +35,13 @@ class Owner(Protocol):
 class Use:
     """Who may use a session, and who is using it right now."""
 
-    __slots__ = ("_evicted", "_idle", "_operation", "_thread", "ended")
+    __slots__ = ("_evicted", "_idle", "_operation", "_stopped", "_thread", "ended")
 
     def __init__(self, *, on_loop: bool) -> None:
         self.ended = False
         self._thread = threading.get_ident() if on_loop else None
         self._operation: asyncio.Task[Any] | None = None
+        self._stopped: BaseException | None = None
         self._evicted = False
         self._idle: asyncio.Event | None = None
 
@@ -53,8 +54,14 @@ class Use:
         """
         if self.ended:
             raise ScopeEndedError
+        if self._stopped is not None:
+            raise self._stopped
         if self._thread is not None and self._thread != threading.get_ident():
             raise WrongThreadError
+
+    def stop(self, error: BaseException) -> None:
+        """Let the next statement raise `error`: the only way to reach code that runs in a thread."""
+        self._stopped = error
 
     async def alone(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run one operation of the session, unless another coroutine's is in flight.

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession as AnyAsyncSession
 from sqlalchemy.orm import SessionTransaction
 
-from db.callbacks import BeforeCommit, Callbacks, OnCommit
+from db.callbacks import BeforeCommit, Callbacks, OnCommit, OnCommitBatch
 from db.cancellation import to_the_end
 from db.database import Database, default_database, is_default
 from db.engines import OpenEngine
@@ -28,6 +28,7 @@ from db.guarded import AsyncSession, Session, discard, send_close, send_commit, 
 logger = logging.getLogger("db")
 
 S = TypeVar("S", bound=AsyncSession | Session)
+T = TypeVar("T")
 
 _ROLLBACK_LIMIT = 5.0  # seconds; then the connection is thrown away, which rolls back as well
 
@@ -38,6 +39,7 @@ class Unit:
     def __init__(self, database: Database[Any], session: AsyncSession | Session, lease: OpenEngine | None) -> None:
         self.database = database
         self.session = session
+        self.has_committed = False
         self._lease = lease
         self._loop = asyncio.get_running_loop()
 
@@ -69,6 +71,7 @@ class Unit:
         """A `Session.commit()` in a worker thread: the callbacks run on the loop, the COMMIT here."""
         self._on_loop(self.before_commit())
         commit()
+        self.has_committed = True
         self._on_loop(self._announce())
 
     async def _commit(self) -> None:
@@ -86,6 +89,7 @@ class Unit:
     async def send_commit(self) -> None:
         if self.session.in_transaction():
             await send_commit(self.session)
+            self.has_committed = True
 
     async def _rollback(self) -> None:
         self.callbacks.drop()
@@ -150,6 +154,11 @@ class Scope:
         """In the order in which they commit: that of their first use, the default database's last."""
         return tuple(sorted(self._units.values(), key=lambda unit: is_default(unit.database)))
 
+    @property
+    def has_committed(self) -> bool:
+        """Whether something was committed already: while the scope is open, early."""
+        return any(unit.has_committed for unit in self._units.values())
+
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call."""
         return (await self.unit(database)).session  # type: ignore[return-value]  # keyed by its database
@@ -174,6 +183,10 @@ class Scope:
 
     def on_commit(self, callback: OnCommit, database: Database[Any]) -> None:
         self._callbacks_of(database).add_on_commit(callback, self._savepoint(database))
+
+    def on_commit_batch(self, callback: OnCommitBatch[T], items: list[T], database: Database[Any]) -> None:
+        """Call `callback` once after the COMMIT, with the items of all who asked for it and were committed."""
+        self._callbacks_of(database).add_on_commit_batch(callback, items, self._savepoint(database))
 
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:
         return self._callbacks.setdefault(database, Callbacks())
@@ -200,6 +213,29 @@ class Scope:
             if unit is not None and unit.session.in_transaction():
                 raise NestedWriterError
             enclosing = enclosing.parent
+
+    async def commit(self) -> None:
+        """Commit all now, then tell; the scope goes on, its sessions in new transactions.
+
+        Raises:
+            PartialCommitError: one database committed, a later one failed.
+        """
+        await to_the_end(self._commit())
+
+    async def rollback(self) -> None:
+        """Roll back all now, whatever is in flight; the scope goes on, its sessions in new transactions."""
+        await to_the_end(self._rollback())
+
+    async def _commit(self) -> None:
+        await run_on_commit(await self._commit_all())
+
+    async def _rollback(self) -> None:
+        for callbacks in self._callbacks.values():
+            callbacks.drop()
+        for unit in self.units:
+            if unit.owned:
+                await unit.session.use.evict()
+                await unit.rollback()
 
     async def end(self, error: BaseException | None) -> None:
         """Commit or roll back, then always close, then tell."""

@@ -1,0 +1,131 @@
+"""``SessionMiddleware``: one scope a request, committed before the client is told.
+
+1. A request is a scope: `session()` gives the same session to the endpoint, its dependencies and its child tasks.
+2. When the app starts its response the scope is committed, or rolled back, as the status says; only then does
+   the start go out. So a COMMIT that fails becomes the server's 500, and no 200 is sent for work that is not saved.
+3. The scope then goes on, with the same sessions in new transactions, for a streaming body, background tasks and the
+   exits of FastAPI's dependencies. What they write is committed when the app returns. It is rolled back if the app
+   raises, which the server logs, or breaks its response off because the client left, which is logged here.
+4. An exception before the start rolls back and passes on; one after it leaves the commit of the response as it is.
+5. A websocket gets no scope: it may live for hours, and a transaction must not. Open one for each message.
+6. Inside a scope that is open already (a test's, or that of an outer `SessionMiddleware` around a mounted app) there is
+   nothing to do: whoever opened it ends it.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from enum import Enum
+from typing import Any, TypeAlias
+
+from db.errors import ConcurrentUseError
+from db.guarded import AsyncSession
+from db.scope import Scope, scope
+from db.sessions import in_scope, session
+
+logger = logging.getLogger("db")
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+CommitPolicy: TypeAlias = Callable[[int], bool]
+"""The response's status -> whether to commit (or else to roll back)."""
+
+
+def is_success(status: int) -> bool:
+    """The policy where none is given: commit below 400, redirects included."""
+    return status < 400
+
+
+class SessionMiddleware:
+    """One scope a request.
+
+    ::
+
+        app.add_middleware(SessionMiddleware)
+
+    Put it inside of middleware made with Starlette's `BaseHTTPMiddleware` (``@app.middleware("http")``): add it first.
+    Outside it works too, except that such middleware asks for the body before it passes the start on, so a body that
+    is streamed from the request's session gets `ConcurrentUseError`.
+
+    Args:
+        app: any ASGI application.
+        commit: decides on the status whether to commit. Default: below 400.
+    """
+
+    def __init__(self, app: ASGIApp, commit: CommitPolicy = is_success) -> None:
+        self.app = app
+        self.commit = commit
+
+    async def __call__(self, connection: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if connection["type"] != "http" or in_scope():
+            await self.app(connection, receive, send)
+            return
+        async with scope() as request:
+            response = _Response(request, self.commit, send)
+            await self.app(connection, receive, response.send)
+            if not response.complete:
+                await _roll_back_unfinished(request)
+
+
+async def get_session() -> AsyncSession:
+    """The session of the request, as a FastAPI dependency: ``Annotated[AsyncSession, Depends(get_session)]``.
+
+    Raises:
+        NoScopeError: the app has no `SessionMiddleware`, or this is a websocket. A dependency could not do its work:
+            FastAPI leaves it after the response was sent, when it is too late to say that the commit failed.
+    """
+    return await session()
+
+
+class _Progress(Enum):
+    WAITING = "waiting"
+    STARTED = "started"
+    COMPLETE = "complete"
+
+
+class _Response:
+    """The way out of one request: settles the scope before the response's start."""
+
+    def __init__(self, request: Scope, commit: CommitPolicy, send: Send) -> None:
+        self._request = request
+        self._commit = commit
+        self._send = send
+        self._progress = _Progress.WAITING
+        self._failure: Exception | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self._progress is _Progress.COMPLETE
+
+    async def send(self, message: Message) -> None:
+        starts = message["type"] == "http.response.start"
+        if starts and self._progress is _Progress.WAITING:
+            await self._settle(message["status"])
+            self._progress = _Progress.STARTED
+        await self._send(message)
+        if self._progress is _Progress.STARTED and not starts and not message.get("more_body", False):
+            self._progress = _Progress.COMPLETE
+
+    async def _settle(self, status: int) -> None:
+        if not self._commit(status):
+            await self._request.rollback()
+            return
+        if self._failure is not None:
+            # The app caught it and claims success all the same.
+            raise self._failure
+        try:
+            await self._request.commit()
+        except Exception as error:
+            self._failure = error
+            if isinstance(error, ConcurrentUseError):
+                error.add_note("when the response started, this session was still in use by a child task or the body")
+            raise
+
+
+async def _roll_back_unfinished(request: Scope) -> None:
+    """Starlette ends a body whose client has left as if it were done: half of its work must not be committed."""
+    if any(unit.session.in_transaction() for unit in request.units):
+        logger.warning("the response was broken off: what was written after its start is rolled back")
+    await request.rollback()

@@ -1,0 +1,58 @@
+"""The tables of the census."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """The tables of this project."""
+
+
+class Scan(Base):
+    """One request to index a folder."""
+
+    __tablename__ = "scans"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    folder: Mapped[str]
+    files: Mapped[int | None]
+    """How many files it has; None until they are counted."""
+
+
+class Module(Base):
+    """One Python file that parses."""
+
+    __tablename__ = "modules"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[int | None] = mapped_column(ForeignKey("scans.id"), index=True)
+    path: Mapped[str] = mapped_column(index=True)
+    lines: Mapped[int]
+
+
+class Definition(Base):
+    """One class or function in a module."""
+
+    __tablename__ = "definitions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    module_id: Mapped[int] = mapped_column(ForeignKey("modules.id"), index=True)
+    kind: Mapped[str]
+    """``class`` or ``function``."""
+    name: Mapped[str]
+    line: Mapped[int]
+
+
+class Totals(Base):
+    """What `refresh_totals` counted last: one row."""
+
+    __tablename__ = "totals"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    modules: Mapped[int]
+    classes: Mapped[int]
+    functions: Mapped[int]
+    lines: Mapped[int]
+    counted_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())

@@ -1,0 +1,131 @@
+"""Fixtures on real servers. What each gives is in its docstring: `pytest --fixtures`."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Protocol
+
+import asyncpg
+import psutil
+import pytest
+import redis
+from sqlalchemy import URL
+
+from tests.servers import Databases, GivenServers, Observer, as_dsn, as_url, refuse_foreign_data
+from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+
+GIVEN = GivenServers.take_from_environment()
+
+
+class StartPostgres(Protocol):
+    """Starts a PostgreSQL of a test's own, on TCP, with these settings."""
+
+    def __call__(self, **options: str | int) -> EmbeddedPostgres: ...
+
+
+class StartRedis(Protocol):
+    """Starts a Redis of a test's own, on TCP, with these settings."""
+
+    def __call__(self, **options: str | int) -> EmbeddedRedis: ...
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    """The run's PostgreSQL."""
+    with ExitStack() as started:
+        url = GIVEN.database_url or started.enter_context(EmbeddedPostgres()).url
+        yield started.enter_context(closing(Databases(url)))
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """The URL of the run's Redis."""
+    with ExitStack() as started:
+        yield GIVEN.redis_url or started.enter_context(EmbeddedRedis()).url
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """No test leaves a child process behind."""
+    this = psutil.Process()
+    before = set(this.children())
+    yield
+    left = set(this.children()) - before
+    _, alive = psutil.wait_procs(left, timeout=2) if left else ([], [])
+    commands = [process.cmdline() for process in alive]
+    for process in alive:
+        process.kill()
+    assert not commands, f"the test left processes behind: {commands}"
+
+
+@pytest.fixture
+def _database(databases: Databases) -> Iterator[URL]:
+    with databases.new() as url:
+        yield url
+        databases.assert_no_open_transaction(url)
+
+
+@pytest.fixture
+def database_url(_database: URL) -> str:
+    """An empty PostgreSQL database of the test's own: `postgresql+asyncpg://...`.
+
+    A test that leaves a backend idle in a transaction fails.
+    """
+    return as_url(_database, "asyncpg")
+
+
+@pytest.fixture
+def sync_database_url(_database: URL) -> str:
+    """The same database as `database_url`, for a sync driver: `postgresql+psycopg://...`."""
+    return as_url(_database, "psycopg")
+
+
+@pytest.fixture
+async def postgres(_database: URL) -> AsyncIterator[Observer]:
+    """Looks at the database of `database_url` from outside."""
+    # Without a cache of statements, since tests change tables under it.
+    connection = await asyncpg.connect(as_dsn(_database), statement_cache_size=0)
+    try:
+        yield Observer(connection)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A SQLite file that does not exist yet: `sqlite+aiosqlite:///...`."""
+    return f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite'}"
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> Iterator[str]:
+    """An empty Redis database."""
+    with closing(redis.Redis.from_url(redis_server)) as client:
+        if GIVEN.redis_url:
+            refuse_foreign_data(client)
+        else:
+            client.flushdb()
+        yield redis_server
+        client.flushdb()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[StartPostgres]:
+    """Starts PostgreSQL servers that the test may kill and restart."""
+    with ExitStack() as started:
+
+        def start(**options: str | int) -> EmbeddedPostgres:
+            return started.enter_context(EmbeddedPostgres(tcp=True, options=options))
+
+        yield start
+
+
+@pytest.fixture
+def own_redis() -> Iterator[StartRedis]:
+    """Starts Redis servers that the test may kill and restart."""
+    with ExitStack() as started:
+
+        def start(**options: str | int) -> EmbeddedRedis:
+            return started.enter_context(EmbeddedRedis(tcp=True, options=options))
+
+        yield start

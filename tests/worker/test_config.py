@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import traceback
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from worker.config import Config, SecretUrl
+from worker.errors import ConfigError
+
+DATABASE_URL = "postgresql+asyncpg://app:s3cret@db-1/app"
+REDIS_URL = "redis://:s3cret@cache:6379/1"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name in ("DATABASE_URL", "REDIS_URL") or name.startswith("WORKER_"):
+            monkeypatch.delenv(name)
+
+
+def problems(**overrides: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Config.load(**overrides)
+    return str(caught.value).splitlines()
+
+
+class TestLoad:
+    def test_defaults(self) -> None:
+        """With an empty environment every setting has its default, and neither URL is needed."""
+        config = Config.load()
+        assert config.database_url is None
+        assert config.redis_url is None
+        assert (config.registry, config.queue, config.id) == ("tasks.registry", "arq:queue", socket.gethostname())
+        assert (config.concurrency, config.pool_size, config.max_payload) == (32, 35, 1024 * 1024)
+
+    def test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Settings come from the environment by their variable, typed."""
+        monkeypatch.setenv("DATABASE_URL", DATABASE_URL)
+        monkeypatch.setenv("WORKER_CONCURRENCY", "8")
+        monkeypatch.setenv("WORKER_GRACE", "2.5")
+        monkeypatch.setenv("WORKER_MAX_PAYLOAD", "64KiB")
+        monkeypatch.setenv("WORKER_ACCEPT_PICKLE", "true")
+        config = Config.load()
+        assert config.database_url == DATABASE_URL
+        assert (config.concurrency, config.grace, config.max_payload) == (8, 2.5, 65536)
+        assert config.accept_pickle is True
+
+    def test_pool_size_follows_concurrency(self) -> None:
+        """The pool has three connections more than there are slots, unless its size is given."""
+        assert Config.load(concurrency=8).pool_size == 11
+        assert Config.load(concurrency=8, pool_size=2).pool_size == 2
+
+    def test_empty_is_unset(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An empty variable counts as unset, as compose files produce them."""
+        monkeypatch.setenv("REDIS_URL", "")
+        monkeypatch.setenv("WORKER_CONCURRENCY", "")
+        assert Config.load() == Config()
+
+    def test_overrides_win(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the caller gives wins over the environment."""
+        monkeypatch.setenv("WORKER_QUEUE", "mail")
+        assert Config.load(queue="reports").queue == "reports"
+
+    def test_no_dotenv_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+        """A .env file in the working directory is not read."""
+        (tmp_path / ".env").write_text("WORKER_QUEUE=surprise\n")
+        monkeypatch.chdir(tmp_path)
+        assert Config.load().queue == "arq:queue"
+
+    def test_frozen(self) -> None:
+        """Settings cannot be changed while the process runs."""
+        with pytest.raises(ValidationError, match="frozen"):
+            Config.load().concurrency = 2
+
+    @pytest.mark.parametrize("field", Config.model_fields)
+    def test_described(self, field: str) -> None:
+        """Every setting is described, and numbers name their unit."""
+        info = Config.model_fields[field]
+        assert info.description
+        if info.annotation is float:
+            assert info.description.startswith("Seconds ")
+
+
+class TestWrongSettings:
+    @pytest.mark.parametrize(
+        ("variable", "value", "expected"),
+        [
+            ("WORKER_CONCURRENCY", "many", "a whole number, 1 or more"),
+            ("WORKER_CONCURRENCY", "0", "a whole number, 1 or more"),
+            ("WORKER_CONCURRENCY", "1.5", "a whole number, 1 or more"),
+            ("WORKER_POOL_SIZE", "-1", "a whole number, 1 or more"),
+            ("WORKER_JOB_TIMEOUT", "0", "a number of seconds, more than 0"),
+            ("WORKER_JOB_TIMEOUT", "nan", "a number of seconds, more than 0"),
+            ("WORKER_GRACE", "-1", "a number of seconds, 0 or more"),
+            ("WORKER_GRACE", "inf", "a number of seconds, 0 or more"),
+            ("WORKER_MAX_PAYLOAD", "1 potato", "a number of bytes, 1 or more"),
+            ("WORKER_LOG_JOBS", "some", "all, failed or off"),
+            ("WORKER_ACCEPT_PICKLE", "perhaps", "true or false"),
+            ("WORKER_QUEUE", " ", "a name"),
+            ("WORKER_REGISTRY", "tasks/registry.py", "the absolute dotted path of a module"),
+            ("WORKER_REGISTRY", ".registry", "the absolute dotted path of a module"),
+            ("WORKER_REGISTRY", "tasks.registry:TASKS", "the absolute dotted path of a module"),
+        ],
+    )
+    def test_one_line(self, variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A wrong setting is one line: the variable, its value, what it must be, an example that is right."""
+        monkeypatch.setenv(variable, value)
+        (line,) = problems()
+        start, example = line.split(f" Example: {variable}=")
+        assert start == f"{variable}={value!r} is not {expected}."
+        monkeypatch.setenv(variable, example)
+        Config.load()
+
+    def test_all_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Several wrong settings are told together, a line each, and none that only follows from another."""
+        monkeypatch.setenv("WORKER_CONCURRENCY", "many")
+        monkeypatch.setenv("WORKER_GRACE", "long")
+        monkeypatch.setenv("REDIS_URL", "localhost")
+        assert [line.partition("=")[0].partition(":")[0] for line in problems()] == [
+            "REDIS_URL",
+            "WORKER_CONCURRENCY",
+            "WORKER_GRACE",
+        ]
+
+    def test_no_cause(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error carries no other one, whose text a traceback would show."""
+        monkeypatch.setenv("REDIS_URL", "http://:s3cret@cache")
+        with pytest.raises(ConfigError) as caught:
+            Config.load()
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+    @pytest.mark.parametrize(
+        ("variable", "typo"),
+        [
+            ("WORKER_CONCURRENCY", "WORKER_CONCURENCY"),
+            ("WORKER_MAX_TRIES", "WORKER_MAX_RETRIES"),
+            ("DATABASE_URL", "WORKER_DATABASE_URL"),
+        ],
+    )
+    def test_typo(self, variable: str, typo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A variable that looks like a setting is named together with the setting that was meant."""
+        monkeypatch.setenv(typo, "8")
+        assert Config.likely_typos() == (f"{typo} is not a setting: did you mean {variable}?",)
+
+    def test_foreign_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Other software's variables of the same prefix, such as Kubernetes' own, are left alone."""
+        for name in ("WORKER_PORT", "WORKER_SERVICE_HOST", "WORKER_QUEUE_PORT_6379_TCP", "WORKER_PID", "WORKER_QUEUE"):
+            monkeypatch.setenv(name, "8")
+        assert Config.likely_typos() == ()
+
+
+class TestUrls:
+    def test_both_missing(self) -> None:
+        """Where both URLs are needed, both missing ones are named at once, with examples that are right."""
+        with pytest.raises(ConfigError) as caught:
+            Config.load().require_urls()
+        lines = str(caught.value).splitlines()
+        assert [line.split(" ")[0] for line in lines] == ["DATABASE_URL", "REDIS_URL"]
+        examples = dict(line.split("Example: ")[1].split("=", 1) for line in lines)
+        Config.load(database_url=examples["DATABASE_URL"], redis_url=examples["REDIS_URL"]).require_urls()
+
+    def test_one_missing(self) -> None:
+        """Only the missing one is named."""
+        with pytest.raises(ConfigError, match=r"^REDIS_URL is not set\..*\Z"):
+            Config.load(database_url=DATABASE_URL).require_urls()
+        with pytest.raises(ConfigError, match=r"^REDIS_URL is not set\."):
+            Config.load().require_redis_url()
+
+    def test_whole(self) -> None:
+        """Required URLs are strings, password included."""
+        config = Config.load(database_url=DATABASE_URL, redis_url=REDIS_URL)
+        assert config.require_urls() == (DATABASE_URL, REDIS_URL)
+        assert config.require_redis_url() == REDIS_URL
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "redis://localhost",
+            "redis://localhost:6379/0",
+            "rediss://:p%40ss@cache:6380/2?ssl_cert_reqs=none",
+            "redis://[::1]:6379",
+            "unix:///run/redis.sock?db=1",
+            "unix://app:s3cret@/run/redis.sock",
+        ],
+    )
+    def test_redis_url(self, url: str) -> None:
+        """What redis-py takes for a URL is taken."""
+        assert Config.load(redis_url=url).redis_url == url
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "localhost:6379",
+            "http://:s3cret@cache",
+            "redis://:s3cret@cache:port",
+            "redis://user:s3cret/with/slash@cache:6379",
+            "redis://user:s3#cret@cache:6379/0",
+            "redis://cache:99999",
+            "redis://cache/s3cret",
+            "redis://[::1",
+        ],
+    )
+    def test_wrong_redis_url(self, url: str) -> None:
+        """Anything else is refused with an example, and without a word of the URL, which may be the password."""
+        (line,) = problems(redis_url=url)
+        assert line.startswith("REDIS_URL: not a Redis URL: ")
+        assert "redis://localhost:6379/0" in line
+        assert "s3" not in line
+        assert "cache" not in line
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgres://app@db/app",
+            "postgresql://app@db/app",
+            "postgresql+psycopg://app@db/app",
+            "sqlite:///app.db",
+            "sqlite+aiosqlite:////var/app.db",
+        ],
+    )
+    def test_database_url(self, url: str) -> None:
+        """A database URL may leave its driver out, and is kept as it was written."""
+        assert Config.load(database_url=url).database_url == url
+
+    @pytest.mark.parametrize(
+        "url", ["db-1/app", "s3cret", "oracel://app:s3cret@db/app", "postgresql+foo://a:s3cret@b/c"]
+    )
+    def test_wrong_database_url(self, url: str) -> None:
+        """What SQLAlchemy cannot read, or has no driver for, is refused without its password."""
+        (line,) = problems(database_url=url)
+        assert line.startswith("DATABASE_URL: ")
+        assert "postgresql+asyncpg://" in line
+        assert "s3cret" not in line
+
+    def test_shown_without_password(self) -> None:
+        """Neither the settings nor one URL show a password where they are printed as objects."""
+        config = Config.load(database_url=DATABASE_URL, redis_url=REDIS_URL)
+        for shown in (repr(config), str(config), repr(config.model_dump()), repr(config.redis_url), f"{config}"):
+            assert "s3cret" not in shown
+        assert "redis://:***@cache:6379/1" in repr(config)
+
+    @pytest.mark.parametrize(
+        ("url", "masked"),
+        [
+            ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+            ("postgresql://app@db/app", "postgresql://app@db/app"),
+            ("postgresql://app:s3:cr@et@db/app", "postgresql://app:***@db/app"),
+            (
+                "postgresql://db/app?user=app&password=s3cret&host=/run",
+                "postgresql://db/app?user=app&password=***&host=/run",
+            ),
+            ("s3cret", "***"),
+        ],
+    )
+    def test_masked(self, url: str, masked: str) -> None:
+        """For people, a URL keeps all but its password, wherever that is written."""
+        assert SecretUrl(url).masked == masked
+
+    def test_pickled(self) -> None:
+        """A URL survives being sent to another process."""
+        assert pickle.loads(pickle.dumps(SecretUrl(REDIS_URL))) == REDIS_URL

@@ -1,0 +1,481 @@
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import worker
+from worker.errors import RegistryError
+from worker.registry import Registry, load
+
+SEND = """
+from worker import task
+
+@task
+async def send(order: int) -> None: ...
+"""
+
+# What a process does that loads the registry: all problems on stderr, one a line, and an exit code.
+LOAD = """
+import sys
+from worker.errors import RegistryError
+from worker.registry import load
+try:
+    print(*load().tasks)
+except RegistryError as error:
+    sys.exit(str(error))
+"""
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    """Write a project's files, by their path in `folder`."""
+    for name, text in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that is the working directory, in an interpreter that has no `tasks` yet and forgets them after."""
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "tasks"}
+    everything = dict(sys.modules)
+    sys.modules.clear()
+    sys.modules.update(before)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.clear()
+    sys.modules.update(everything)
+
+
+@pytest.fixture(scope="session")
+def tandem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Tandem's packages and nothing else, as an installation has them."""
+    site = tmp_path_factory.mktemp("site")
+    for package in ("db", "worker"):
+        (site / package).symlink_to(Path(inspect.getfile(worker)).parent.parent / package)
+    return site
+
+
+def python(*arguments: str, cwd: Path, path: list[Path]) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter in `cwd` with `path` on `sys.path`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def problems(path: str = "tasks.registry") -> tuple[str, ...]:
+    with pytest.raises(RegistryError) as caught:
+        load(path)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def problem(path: str = "tasks.registry") -> str:
+    (line,) = problems(path)
+    return line
+
+
+class TestLoad:
+    def test_tasks(self, root: Path) -> None:
+        """Every listed task is there by its name on the wire, in the order of the list."""
+        write(
+            root,
+            {
+                "tasks/__init__.py": "",
+                "tasks/mail.py": SEND,
+                "tasks/reports.py": "from worker import task\n@task(name='weekly')\ndef report() -> None: ...\n",
+                "tasks/registry.py": 'TASKS = ("tasks.reports.report", "tasks.mail.send")',
+            },
+        )
+        registry = load()
+        assert list(registry.tasks) == ["weekly", "send"]
+        assert registry.tasks["send"].module == "tasks.mail"
+        assert registry.file == str(root / "tasks/registry.py")
+        assert registry.lifespan is None
+
+    def test_frozen(self, root: Path) -> None:
+        """What was loaded cannot be changed."""
+        write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send",)'})
+        registry = load()
+        with pytest.raises(TypeError):
+            registry.tasks["other"] = registry.tasks["send"]  # type: ignore[index]  # that it is refused is the point
+
+    def test_without_init_files(self, root: Path) -> None:
+        """A folder of tasks needs no __init__.py."""
+        write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send",)'})
+        assert list(load().tasks) == ["send"]
+
+    def test_other_registry(self, root: Path) -> None:
+        """The registry may be any module, a single file too."""
+        write(root, {"joblist.py": SEND + 'TASKS = ("joblist.send",)'})
+        try:
+            assert list(load("joblist").tasks) == ["send"]
+        finally:
+            sys.modules.pop("joblist")
+
+    def test_arq_objects(self, root: Path) -> None:
+        """arq's func() and cron() objects are taken, in the list itself and by their path."""
+        write(
+            root,
+            {
+                "tasks/old.py": "from arq import cron, func\nasync def f(ctx): ...\nnightly = cron(f, hour=2, minute=0)\n",
+                "tasks/registry.py": "from arq import func\nfrom tasks.old import f\nTASKS = (func(f), 'tasks.old.nightly')",
+            },
+        )
+        tasks = load().tasks
+        assert list(tasks) == ["f", "cron:f"]
+        assert tasks["f"].schedule is None
+        assert tasks["cron:f"].schedule is not None
+
+    def test_lifespan(self, root: Path) -> None:
+        """LIFESPAN names the async context manager of the worker's resources."""
+        write(
+            root,
+            {
+                "tasks/mail.py": SEND,
+                "tasks/resources.py": (
+                    "from contextlib import asynccontextmanager\n"
+                    "@asynccontextmanager\nasync def lifespan():\n    yield {'http': 1}\n"
+                ),
+                "tasks/registry.py": 'TASKS = ("tasks.mail.send",)\nLIFESPAN = "tasks.resources.lifespan"',
+            },
+        )
+        lifespan = load().lifespan
+        assert lifespan is not None
+        assert lifespan.__qualname__ == "lifespan"  # type: ignore[attr-defined]  # it is a function here
+
+
+class TestRegistryModule:
+    def test_missing(self, root: Path) -> None:
+        """A missing registry: where Python looked, and the setting that names another."""
+        line = problem()
+        assert "there is no module tasks" in line
+        assert str(root) in line or "site-packages" in line
+        assert "WORKER_REGISTRY" in line
+
+    def test_missing_in_its_package(self, root: Path) -> None:
+        """Where the package is there and the registry is not, only the package was searched."""
+        write(root, {"tasks/__init__.py": "", "tasks/regstry.py": ""})
+        line = problem()
+        assert f"there is no module tasks.registry. Python looked in {root / 'tasks'}." in line
+        assert "Did you mean tasks.regstry?" in line
+
+    def test_package_is_a_file(self, root: Path) -> None:
+        """A module where a package must be is named with its file."""
+        write(root, {"tasks.py": ""})
+        assert f"tasks is {root / 'tasks.py'}, a module and not a package" in problem()
+
+    @pytest.mark.parametrize("path", ["", ".registry", "tasks/registry.py", "tasks.registry:TASKS"])
+    def test_not_a_path(self, root: Path, path: str) -> None:
+        """What is no dotted path is refused before anything is imported."""
+        assert problem(path) == (
+            f"{path!r} is not the dotted path of a module. Example: WORKER_REGISTRY=tasks.registry"
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [
+            ("", "tasks/registry.py has no TASKS"),
+            ("TASKS = ()", "is empty"),
+            ('TASKS = ("tasks.mail.send")', "a tuple of one needs a comma"),
+            ('TASKS = ["tasks.mail.send"]', "is a list: make it a tuple"),
+            ('TASKS = (("tasks.mail.send",),)', "list one dotted path a line"),
+            ("TASKS = (None,)", "TASKS holds None"),
+            ("from tasks.mail import send\nTASKS = (send,)", "TASKS holds the task send itself"),
+            ("1/0", "tasks/registry.py:1: ZeroDivisionError: division by zero"),
+        ],
+    )
+    def test_wrong_list(self, root: Path, text: str, complaint: str) -> None:
+        """A list of another shape than a flat tuple of paths is refused, with the reason."""
+        write(root, {"tasks/mail.py": SEND, "tasks/registry.py": text})
+        assert complaint in problem()
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [
+            ("LIFESPAN = 7", "LIFESPAN is 7"),
+            ('LIFESPAN = "tasks.mail.nothing"', "tasks/mail.py has no 'nothing'"),
+            ('LIFESPAN = "tasks.mail.generator"', "decorate it with @contextlib.asynccontextmanager"),
+            ('LIFESPAN = "tasks.mail.coroutine"', "must be an async context manager"),
+            ('LIFESPAN = "tasks.mail.needs_more"', "called without arguments"),
+        ],
+    )
+    def test_wrong_lifespan(self, root: Path, text: str, complaint: str) -> None:
+        """A LIFESPAN that could not be entered is found before the worker starts."""
+        functions = (
+            "async def generator():\n    yield {}\n"
+            "async def coroutine(): ...\n"
+            "from contextlib import asynccontextmanager\n"
+            "@asynccontextmanager\nasync def needs_more(app):\n    yield {}\n"
+        )
+        write(
+            root,
+            {"tasks/mail.py": SEND + functions, "tasks/registry.py": f'TASKS = ("tasks.mail.send",)\n{text}'},
+        )
+        assert complaint in problem()
+
+
+class TestEntries:
+    @pytest.mark.parametrize(
+        ("entry", "complaint"),
+        [
+            (".mail.send", "'.mail.send', which is not the absolute path of a task"),
+            ("send", "'send', which is not the absolute path of a task"),
+            ("tasks/mail.py", "'tasks/mail.py', which is not the absolute path of a task"),
+            (
+                "tasks.mial.send",
+                "there is no module tasks.mial. Python looked in {root}/tasks. Did you mean tasks.mail?",
+            ),
+            ("tasks.mail.sned", "tasks/mail.py has no 'sned'. Did you mean send?"),
+            ("tasks.mail.send.now", "tasks.mail is {root}/tasks/mail.py, a module and not a package"),
+            ("tasks.mail", "tasks.mail is a module: add the name of what you want from it"),
+            ("tasks.mail.plain", "tasks.mail.plain is a plain function: decorate it with @task"),
+            ("tasks.mail.LIMIT", "tasks.mail.LIMIT is no task but of type int"),
+            (
+                "tasks.mail.sendtasks.mail.send",
+                "Is there a comma missing in TASKS at 'tasks.mail.sendtasks.mail.send'?",
+            ),
+            ("tasks.needs.f", "tasks/needs.py:2: there is no module tasks.nedes. Python looked in {root}/tasks."),
+            ("tasks.raises.f", "tasks/raises.py:4: ValueError: no such thing"),
+            ("tasks.exits.f", "tasks/exits.py:2: SystemExit: 3"),
+            ("tasks.syntax.f", "tasks/syntax.py:2: SyntaxError: "),
+            ("tasks.library.f", "tasks/library.py:2: JSONDecodeError: "),
+            ("tasks.from_.f", "tasks/from_.py:1: ImportError: cannot import name 'sned' from 'tasks.mail'"),
+            ("tasks.signature.f", "tasks.signature.f cannot be a task: *rest cannot be validated"),
+        ],
+    )
+    def test_problem(self, root: Path, entry: str, complaint: str) -> None:
+        """Whatever is wrong with an entry is told in one line, with the place in the project."""
+        write(
+            root,
+            {
+                "tasks/__init__.py": "",
+                "tasks/mail.py": f"{SEND}\nasync def plain() -> None: ...\nLIMIT = 7\n",
+                "tasks/needs.py": "\nimport tasks.nedes\n",
+                "tasks/raises.py": "\ndef fail():\n    # two lines\n    raise ValueError('no such\\n thing')\nfail()\n",
+                "tasks/exits.py": "import sys\nsys.exit(3)\n",
+                "tasks/syntax.py": "\ndef f(:\n",
+                "tasks/library.py": "import json\njson.loads('{')\n",
+                "tasks/from_.py": "from tasks.mail import sned\n",
+                "tasks/signature.py": "from worker import task\n@task\nasync def f(*rest): ...\n",
+                "tasks/registry.py": f"TASKS = ({entry!r},)",
+            },
+        )
+        assert complaint.format(root=root) in problem()
+
+    def test_all_at_once(self, root: Path) -> None:
+        """All problems are told together, and one that several entries share is told once."""
+        write(
+            root,
+            {
+                "tasks/mail.py": SEND,
+                "tasks/broken.py": "1/0",
+                "tasks/uses_broken.py": "import tasks.broken",
+                "tasks/registry.py": (
+                    'TASKS = ("tasks.mail.sned", "tasks.broken.f", "tasks.broken.g", "tasks.uses_broken.h", "x.y")\n'
+                    "LIFESPAN = 1"
+                ),
+            },
+        )
+        starts = ["tasks/mail.py has no 'sned'", "tasks/broken.py:1: Zero", "there is no module x", "LIFESPAN is 1"]
+        assert [line[: len(start)] for line, start in zip(problems(), starts, strict=True)] == starts
+
+    def test_failed_once(self, root: Path) -> None:
+        """A module that fails is run once, however many of its tasks are listed."""
+        write(
+            root,
+            {
+                "tasks/broken.py": "import pathlib\nwith pathlib.Path('runs').open('a') as f: f.write('x')\n1/0\n",
+                "tasks/registry.py": 'TASKS = ("tasks.broken.f", "tasks.broken.g", "tasks.broken.h")',
+            },
+        )
+        problem()
+        assert (root / "runs").read_text() == "x"
+
+
+class TestNames:
+    def test_two_alike(self, root: Path) -> None:
+        """Two tasks of one name are an error that shows where both are, and how to tell them apart."""
+        write(
+            root,
+            {
+                "tasks/mail.py": SEND,
+                "tasks/sms.py": SEND,
+                "tasks/registry.py": 'TASKS = ("tasks.mail.send", "tasks.sms.send")',
+            },
+        )
+        line = problem()
+        assert "two tasks are called 'send'" in line
+        assert "tasks/mail.py:" in line
+        assert "tasks/sms.py:" in line
+        assert "@task(name=" in line
+
+    def test_listed_twice(self, root: Path) -> None:
+        """A task that is listed twice is told from two tasks of one name."""
+        write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send", "tasks.mail.send")'})
+        assert problem() == "tasks.mail.send is listed twice."
+
+    def test_listed_under_two_paths(self, root: Path) -> None:
+        """So is a task that is listed where it is defined and where it is imported."""
+        write(
+            root,
+            {
+                "tasks/mail.py": SEND,
+                "tasks/sms.py": "from tasks.mail import send\n__all__ = ['send']\n",
+                "tasks/registry.py": 'TASKS = ("tasks.mail.send", "tasks.sms.send")',
+            },
+        )
+        assert "tasks.mail.send and tasks.sms.send are the same task" in problem()
+
+
+CIRCLE = {
+    "tasks/__init__.py": "",
+    "tasks/b_first.py": "from worker import task\nfrom tasks.a_second import g\n@task\nasync def f() -> None: ...\n",
+    "tasks/a_second.py": "from worker import task\n\nimport tasks.c_third\n@task\nasync def g() -> None: ...\n",
+    "tasks/c_third.py": "from tasks.b_first import f\n",
+}
+CHAIN = (
+    "circular import: tasks/a_second.py:3 imports tasks.c_third, tasks/c_third.py:1 imports tasks.b_first, "
+    "tasks/b_first.py:2 imports tasks.a_second."
+)
+
+
+class TestCircularImports:
+    @pytest.mark.parametrize(
+        "listed",
+        [
+            ["tasks.b_first.f", "tasks.a_second.g"],
+            ["tasks.a_second.g", "tasks.b_first.f"],
+            ["tasks.c_third.f"],
+            ["tasks.outside.h"],
+        ],
+    )
+    def test_whoever_comes_first(self, root: Path, listed: list[str]) -> None:
+        """The chain of a circular import is told once, whole, and the same whichever of its modules came first."""
+        write(
+            root,
+            {**CIRCLE, "tasks/outside.py": "import tasks.b_first", "tasks/registry.py": f"TASKS = {tuple(listed)!r}"},
+        )
+        assert problem().startswith(CHAIN)
+
+    def test_half_imported_module(self, root: Path) -> None:
+        """A name that a half-imported module does not have yet is a circular import too."""
+        write(
+            root,
+            {
+                "tasks/__init__.py": "",
+                "tasks/a.py": "import tasks.b\n\ndef f(): ...\n",
+                "tasks/b.py": "import tasks.a as a\na.f()\n",
+                "tasks/registry.py": 'TASKS = ("tasks.a.f",)',
+            },
+        )
+        assert problem().startswith("circular import: tasks/a.py:1 imports tasks.b, tasks/b.py:2 imports tasks.a.")
+
+    def test_registry_loaded_by_a_task(self, root: Path) -> None:
+        """A module of tasks that loads the registry while it is imported is told as what it is: it leads to itself."""
+        write(
+            root,
+            {
+                "tasks/__init__.py": "",
+                "tasks/a.py": "from worker.registry import load\nload()\n" + SEND,
+                "tasks/registry.py": 'TASKS = ("tasks.a.send",)',
+            },
+        )
+        assert "circular import: tasks/a.py:2 imports tasks.a" in problem("tasks.a")
+
+    def test_harmless_circle(self, root: Path) -> None:
+        """Two modules whose tasks enqueue each other may import each other, as long as Python can."""
+        write(
+            root,
+            {
+                "tasks/a.py": "import tasks.b\n" + SEND.replace("send", "ping"),
+                "tasks/b.py": "import tasks.a\n" + SEND.replace("send", "pong"),
+                "tasks/registry.py": 'TASKS = ("tasks.a.ping", "tasks.b.pong")',
+            },
+        )
+        assert list(load().tasks) == ["ping", "pong"]
+
+
+PROJECT = {
+    "project/tasks/__init__.py": "",
+    "project/tasks/mail.py": SEND,
+    "project/tasks/registry.py": 'TASKS = ("tasks.mail.send",)',
+}
+INSTALLED = {
+    "installed/tasks/__init__.py": "",
+    "installed/tasks/other.py": SEND.replace("send", "stranger"),
+    "installed/tasks/registry.py": 'TASKS = ("tasks.other.stranger",)',
+}
+
+
+class TestWhatPythonFinds:
+    def test_installed_package_of_the_same_name(self, tmp_path: Path, tandem: Path) -> None:
+        """The project comes first although an installed `tasks` does on sys.path, as where arq's CLI was started."""
+        write(tmp_path, {**PROJECT, **INSTALLED, "bin/start.py": LOAD})
+        done = python(str(tmp_path / "bin/start.py"), cwd=tmp_path / "project", path=[tmp_path / "installed", tandem])
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "send", "")
+
+    def test_installed_project(self, tmp_path: Path, tandem: Path) -> None:
+        """A project that is installed is found from any folder."""
+        write(tmp_path, {**INSTALLED, "elsewhere/notes.txt": ""})
+        done = python("-c", LOAD, cwd=tmp_path / "elsewhere", path=[tmp_path / "installed", tandem])
+        assert (done.returncode, done.stdout.strip()) == (0, "stranger")
+
+    def test_imported_before(self, tmp_path: Path, tandem: Path) -> None:
+        """Where another `tasks` is imported already, nothing is evicted: the error names both."""
+        write(tmp_path, {**PROJECT, **INSTALLED, "bin/start.py": f"import tasks\n{LOAD}"})
+        done = python(str(tmp_path / "bin/start.py"), cwd=tmp_path / "project", path=[tmp_path / "installed", tandem])
+        assert done.returncode != 0
+        assert str(tmp_path / "installed/tasks/__init__.py") in done.stderr
+        assert str(tmp_path / "project/tasks") in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_folder_without_init(self, tmp_path: Path, tandem: Path) -> None:
+        """Python prefers an installed package to a folder without __init__.py: the error names both, and the remedy."""
+        write(tmp_path, {**PROJECT, **INSTALLED})
+        (tmp_path / "project/tasks/__init__.py").unlink()
+        done = python("-c", LOAD, cwd=tmp_path / "project", path=[tmp_path / "installed", tandem])
+        assert done.returncode != 0
+        assert str(tmp_path / "installed/tasks/__init__.py") in done.stderr
+        assert f"add an empty {tmp_path / 'project/tasks/__init__.py'}" in done.stderr
+
+    def test_package_of_tandem(self, tmp_path: Path, tandem: Path) -> None:
+        """A project's own `db` cannot be imported, as Tandem's is: the error names both."""
+        write(tmp_path, {**PROJECT, "project/db/__init__.py": "", "project/db/models.py": ""})
+        write(tmp_path, {"project/tasks/mail.py": "from db import models\n"})
+        done = python("-c", LOAD, cwd=tmp_path / "project", path=[tandem])
+        assert done.returncode != 0
+        assert done.stderr.startswith("tasks/mail.py:1 imports db, but db is ")
+        assert str(tandem / "db/__init__.py") in done.stderr
+        assert str(tmp_path / "project/db") in done.stderr
+
+    @pytest.mark.parametrize("command", [["-m", "tasks.mail"], ["tasks/mail.py"]], ids=["module", "file"])
+    def test_module_that_is_run(self, tmp_path: Path, tandem: Path, command: list[str]) -> None:
+        """A module of tasks that is run as a program is there twice: the error names the file and both modules."""
+        write(
+            tmp_path, {**PROJECT, "project/tasks/mail.py": f"{SEND}\nif __name__ == '__main__':\n    exec({LOAD!r})\n"}
+        )
+        done = python(*command, cwd=tmp_path / "project", path=[tandem])
+        assert done.returncode != 0
+        assert done.stderr.startswith("tasks/mail.py is imported twice, as tasks.mail and as __main__")
+
+    def test_module_under_two_names(self, tmp_path: Path, tandem: Path) -> None:
+        """So is one that a sibling imports without the package's name."""
+        write(tmp_path, {**PROJECT, "project/tasks/registry.py": 'import mail\nTASKS = ("tasks.mail.send",)'})
+        done = python("-c", LOAD, cwd=tmp_path / "project", path=[tandem, tmp_path / "project/tasks"])
+        assert done.returncode != 0
+        assert done.stderr.startswith("tasks/mail.py is imported twice, as tasks.mail and as mail")
+
+
+def test_public_type(root: Path) -> None:
+    """`load` returns a `Registry`."""
+    write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send",)'})
+    assert isinstance(load(), Registry)

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import pickle
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from arq.cron import next_cron
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from worker.errors import TaskDefinitionError
+from worker.schedule import Schedule
+
+BERLIN = ZoneInfo("Europe/Berlin")
+HOUR = timedelta(hours=1)
+
+SPRING_FORWARD = datetime(2026, 3, 29, tzinfo=BERLIN)  # 02:00 CET becomes 03:00 CEST, at 01:00 UTC
+FALL_BACK = datetime(2026, 10, 25, tzinfo=BERLIN)  # 03:00 CEST becomes 02:00 CET, at 01:00 UTC
+BOTH_DAYS = pytest.mark.parametrize("day", [SPRING_FORWARD, FALL_BACK], ids=["spring", "autumn"])
+
+moments = st.datetimes(datetime(2026, 1, 1), datetime(2027, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - zoned by `timezones`
+
+
+def slots_on(day: datetime, schedule: Schedule) -> tuple[datetime, ...]:
+    """The slots from the first to the last moment of a day on Berlin's wall clock."""
+    instant = timedelta(microseconds=1)
+    tomorrow = (day + timedelta(days=1)).astimezone(UTC)
+    return schedule.slots_between(day.astimezone(UTC) - instant, tomorrow - instant)
+
+
+class TestCrontab:
+    def test_next_slot(self) -> None:
+        """A crontab's next slot is the first matching minute after the moment, and never the moment itself."""
+        schedule = Schedule.parse("*/5 * * * *")
+        noon = datetime(2026, 5, 1, 12, tzinfo=UTC)
+        assert schedule.next_after(noon - timedelta(microseconds=1)) == noon
+        assert schedule.next_after(noon) == noon + timedelta(minutes=5)
+
+    def test_seconds(self) -> None:
+        """A sixth field in front counts seconds."""
+        schedule = Schedule.parse("*/10 * * * * *")
+        assert schedule.next_after(datetime(2026, 5, 1, 12, 0, 1, tzinfo=UTC)).second == 10
+
+    def test_zone(self) -> None:
+        """Hours are those of the zone's wall clock; the slot is in UTC."""
+        schedule = Schedule.parse("0 9 * * *", timezone="Europe/Berlin")
+        assert schedule.next_after(datetime(2026, 7, 1, tzinfo=UTC)) == datetime(2026, 7, 1, 7, tzinfo=UTC)
+        assert schedule.next_after(datetime(2026, 7, 1, tzinfo=UTC)).tzinfo is UTC
+
+    def test_naive_moment(self) -> None:
+        """A moment without a time zone is refused, as it could mean any."""
+        with pytest.raises(ValueError, match=r"datetime\.now\(UTC\)"):
+            Schedule.parse("* * * * *").next_after(datetime(2026, 1, 1))  # noqa: DTZ001 - the mistake under test
+
+    @pytest.mark.parametrize(
+        ("expression", "complaint"),
+        [
+            ("", "five fields"),
+            ("* * *", "five fields"),
+            ("61 * * * *", "minute is '61'"),
+            ("* 24 * * *", "hour is '24'"),
+            ("* * * * MOO", "day-of-week is 'MOO'"),
+            ("* * * * * MOO", "day-of-week is 'MOO'"),
+            ("0 0 30 2 *", "day-of-month is '30'"),
+        ],
+    )
+    def test_wrong_expression(self, expression: str, complaint: str) -> None:
+        """A wrong crontab is refused where it is declared: the field, what it takes, an example."""
+        with pytest.raises(TaskDefinitionError) as caught:
+            Schedule.parse(expression)
+        message = str(caught.value)
+        assert repr(expression) in message
+        assert complaint in message
+        assert '"*/5 * * * *"' in message
+
+    def test_wrong_zone(self) -> None:
+        """A misspelled zone is refused, with the nearest name."""
+        with pytest.raises(TaskDefinitionError, match=r"'Europe/Berln'.*'Europe/Berlin'"):
+            Schedule.parse("* * * * *", timezone="Europe/Berln")
+
+    @pytest.mark.parametrize("zone", ["", "../etc/passwd", "/etc/localtime", "Europe"])
+    def test_no_zone(self, zone: str) -> None:
+        """What is no zone's name at all is refused in the same way, whatever zoneinfo makes of it."""
+        with pytest.raises(TaskDefinitionError, match="is not a time zone"):
+            Schedule.parse("* * * * *", timezone=zone)
+
+    def test_wrong_misfire(self) -> None:
+        """A misfire policy that does not exist is refused with those that do."""
+        wrong: Any = "never"
+        with pytest.raises(TaskDefinitionError, match="'never' is not one of 'skip', 'once' and 'all'"):
+            Schedule.parse("* * * * *", misfire=wrong)
+
+    def test_value(self) -> None:
+        """Schedules are values: equal, hashable, and able to cross to another process."""
+        schedule = Schedule.parse("30 2 * * *", timezone="Europe/Berlin", misfire="all")
+        assert schedule == Schedule.parse("30 2 * * *", timezone="Europe/Berlin", misfire="all")
+        assert pickle.loads(pickle.dumps(schedule)) == schedule
+        assert len({schedule, pickle.loads(pickle.dumps(schedule))}) == 1
+
+    def test_describe(self) -> None:
+        """A schedule reads as a sentence that names its zone."""
+        assert Schedule.parse("30 2 * * *", timezone="Europe/Berlin").describe() == "At 02:30 every day (Europe/Berlin)"
+
+
+class TestDaylightSaving:
+    @BOTH_DAYS
+    @pytest.mark.parametrize("expression", ["0 * * * *", "0 0-23 * * *", "0 0 * * * *"])
+    def test_hourly(self, day: datetime, expression: str) -> None:
+        """An hourly schedule has one slot in each hour of UTC, however it is spelled."""
+        slots = slots_on(day, Schedule.parse(expression, timezone="Europe/Berlin"))
+        assert len(slots) == (23 if day is SPRING_FORWARD else 25)
+        assert all(later - earlier == HOUR for earlier, later in pairwise(slots))
+
+    @BOTH_DAYS
+    def test_every_five_minutes(self, day: datetime) -> None:
+        """What runs within every hour keeps its rhythm through the change."""
+        slots = slots_on(day, Schedule.parse("*/5 * * * *", timezone="Europe/Berlin"))
+        assert all(later - earlier == timedelta(minutes=5) for earlier, later in pairwise(slots))
+        assert len(slots) == 12 * (23 if day is SPRING_FORWARD else 25)
+
+    @pytest.mark.parametrize("expression", ["30 2 * * *", "0 30 2 * * *"])
+    def test_daily_in_the_skipped_hour(self, expression: str) -> None:
+        """A daily 02:30 runs once on the day that has no 02:30: when the clock lands on 03:00."""
+        slots = slots_on(SPRING_FORWARD, Schedule.parse(expression, timezone="Europe/Berlin"))
+        assert slots == (datetime(2026, 3, 29, 1, 0, tzinfo=UTC),)
+
+    @pytest.mark.parametrize("expression", ["30 2 * * *", "0 30 2 * * *"])
+    def test_daily_in_the_repeated_hour(self, expression: str) -> None:
+        """A daily 02:30 runs once on the day that has two of them: at the first."""
+        slots = slots_on(FALL_BACK, Schedule.parse(expression, timezone="Europe/Berlin"))
+        assert slots == (datetime(2026, 10, 25, 0, 30, tzinfo=UTC),)
+
+    @BOTH_DAYS
+    def test_daily_by_keywords(self, day: datetime) -> None:
+        """arq's keywords in a zone follow the same rules."""
+        schedule = Schedule.from_keywords(hour=2, minute=30, timezone="Europe/Berlin")
+        assert len(slots_on(day, schedule)) == 1
+
+    def test_midnight_that_is_skipped(self) -> None:
+        """Where the clock skips midnight, a daily job runs when it lands."""
+        schedule = Schedule.parse("0 0 * * *", timezone="Asia/Beirut")
+        before = datetime(2026, 3, 28, 12, tzinfo=UTC)
+        assert schedule.next_after(before) == datetime(2026, 3, 28, 22, tzinfo=UTC)
+        assert schedule.next_after(before).astimezone(ZoneInfo("Asia/Beirut")).hour == 1
+
+    def test_half_hour_change(self) -> None:
+        """Where the clock is set by half an hour, an hourly schedule still runs at every full hour it shows."""
+        island = ZoneInfo("Australia/Lord_Howe")
+        start = datetime(2026, 4, 4, 9, 45, tzinfo=UTC)
+        slots = Schedule.parse("0 * * * *", timezone="Australia/Lord_Howe").slots_between(start, start + 10 * HOUR)
+        assert all(slot.astimezone(island).minute == 0 for slot in slots)
+        assert [slot.astimezone(island).hour for slot in slots] == [21, 22, 23, *range(7)]
+
+
+def is_slot(moment: datetime, minutes: set[int], hours: set[int]) -> bool:
+    """The rules of the module, asked of one moment: slow, and too simple to be wrong."""
+    wall = moment.astimezone(BERLIN)
+    shown = wall.minute in minutes and wall.hour in hours
+    if hours == set(range(24)):
+        return shown
+    lands = wall.utcoffset() != (moment - timedelta(minutes=1)).astimezone(BERLIN).utcoffset() and wall.fold == 0
+    return (shown and wall.fold == 0) or (lands and 2 in hours)
+
+
+class TestNextAfter:
+    @settings(deadline=None)  # a slow machine is no failure
+    @given(
+        minutes=st.sets(st.integers(0, 59), min_size=1, max_size=4),
+        hours=st.one_of(st.just(set(range(24))), st.sets(st.integers(0, 23), min_size=1, max_size=4)),
+        moment=st.one_of(
+            moments,
+            st.timedeltas(timedelta(hours=-4), timedelta(hours=4)).map(SPRING_FORWARD.astimezone(UTC).__add__),
+            st.timedeltas(timedelta(hours=-4), timedelta(hours=4)).map(FALL_BACK.astimezone(UTC).__add__),
+        ),
+    )
+    @example(minutes={30}, hours={2}, moment=datetime(2026, 3, 29, 0, 59, tzinfo=UTC))
+    @example(minutes={30}, hours={2}, moment=datetime(2026, 10, 25, 0, 30, tzinfo=UTC))
+    def test_is_the_next(self, minutes: set[int], hours: set[int], moment: datetime) -> None:
+        """Minute by minute there is no slot between a moment and its next slot, also around both clock changes."""
+        expression = f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *"
+        slot = Schedule.parse(expression, timezone="Europe/Berlin").next_after(moment)
+
+        minute = moment.replace(second=0, microsecond=0) + timedelta(minutes=1)
+        while not is_slot(minute, minutes, hours):
+            minute += timedelta(minutes=1)
+        assert slot == minute
+
+    @settings(deadline=None)  # a slow machine is no failure
+    @given(
+        expression=st.sampled_from(
+            ["* * * * *", "*/7 * * * *", "15 3 * * SUN", "0 0 L * *", "0 12 13 * FRI", "5 0 * * MON#1", "*/9 0 1 * * *"]
+        ),
+        zone=st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Beirut"]),
+        moment=moments,
+    )
+    def test_increases(self, expression: str, zone: str, moment: datetime) -> None:
+        """Each slot lies after the one before it, in any zone."""
+        schedule = Schedule.parse(expression, timezone=zone)
+        for _ in range(5):
+            slot = schedule.next_after(moment)
+            assert slot > moment
+            moment = slot
+
+
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "month": st.sets(st.integers(1, 12), min_size=1),
+        "day": st.sets(st.integers(1, 28), min_size=1),
+        "weekday": st.one_of(
+            st.sets(st.integers(0, 6), min_size=1),
+            st.sampled_from(["mon", "tues", "wed", "thurs", "fri", "sat", "sun"]),
+        ),
+        "hour": st.one_of(st.integers(0, 23), st.sets(st.integers(0, 23), min_size=1)),
+        "minute": st.one_of(st.integers(0, 59), st.sets(st.integers(0, 59), min_size=1)),
+        "second": st.one_of(st.none(), st.integers(0, 59), st.sets(st.integers(0, 59), min_size=1)),
+    },
+)
+
+
+class TestKeywords:
+    @settings(deadline=None)  # a slow machine is no failure
+    @given(options=options, moment=moments)
+    @example(options={"day": {13}, "weekday": "fri"}, moment=datetime(2026, 1, 1, tzinfo=UTC))
+    def test_agrees_with_arq(self, options: dict[str, Any], moment: datetime) -> None:
+        """In UTC the next slot is arq's own, to the microsecond, and so are those after it."""
+        # From within a second arq goes on to the next one, so both start where a slot could lie.
+        moment = moment.replace(microsecond=123_456)
+        schedule = Schedule.from_keywords(**options)
+        for _ in range(3):
+            slot = schedule.next_after(moment)
+            assert slot == next_cron(moment, **options)
+            moment = slot
+
+    def test_slot_of_this_second(self) -> None:
+        """A slot that lies later in the second of the moment counts as ahead."""
+        schedule = Schedule.from_keywords(minute=0)
+        noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+        assert schedule.next_after(noon) == noon.replace(microsecond=123_456)
+
+    def test_weekday_names(self) -> None:
+        """Weekdays go by any name that begins with three letters of theirs, alone or in a set."""
+        assert Schedule.from_keywords(weekday="Tuesday") == Schedule.from_keywords(weekday="tues")
+        assert Schedule.from_keywords(weekday={"tue", "sun"}) == Schedule.from_keywords(weekday={1, 6})
+
+    @pytest.mark.parametrize(
+        "keywords",
+        [
+            {"hour": 24},
+            {"hour": set()},
+            {"minute": "5"},
+            {"day": 0},
+            {"weekday": 7},
+            {"weekday": "day"},
+            {"second": -1},
+        ],
+    )
+    def test_out_of_range(self, keywords: dict[str, Any]) -> None:
+        """A keyword that can match nothing (arq searches for ever) is refused by its name."""
+        with pytest.raises(TaskDefinitionError, match=f"^{next(iter(keywords))}="):
+            Schedule.from_keywords(**keywords)
+
+    @pytest.mark.parametrize("keywords", [{"month": 2, "day": 31}, {"month": 2, "day": 30, "weekday": "mon"}])
+    def test_never(self, keywords: dict[str, Any]) -> None:
+        """A date that no year has is refused."""
+        with pytest.raises(TaskDefinitionError, match=r"day-of-month|never comes"):
+            Schedule.from_keywords(**keywords)
+
+    def test_describe(self) -> None:
+        """The description says that both days must match."""
+        described = Schedule.from_keywords(day=13, weekday="fri", hour=2, minute=30).describe()
+        assert described == "At 02:30 on the 13th day of month if it's on Friday (UTC)"
+
+
+class TestSlotsBetween:
+    def test_bounds(self) -> None:
+        """The start is excluded and the end included, so that consecutive windows share no slot and miss none."""
+        schedule = Schedule.parse("0 * * * *")
+        noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+        assert schedule.slots_between(noon, noon + 3 * HOUR) == (noon + HOUR, noon + 2 * HOUR, noon + 3 * HOUR)
+        assert schedule.slots_between(noon, noon + HOUR / 2) == ()
+
+    def test_limit(self) -> None:
+        """However long nothing ran, at most `limit` slots are listed, the earliest."""
+        noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+        slots = Schedule.parse("* * * * *").slots_between(noon, noon + timedelta(days=900))
+        assert len(slots) == 1000
+        assert slots[0] == noon + timedelta(minutes=1)

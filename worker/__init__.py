@@ -1,0 +1,51 @@
+"""Jobs: declaring, enqueueing, running. Knows no particular task.
+
+::
+
+    @task(timeout=30)
+    async def send_receipt(session: AsyncSession, order_id: int) -> None: ...
+
+    await send_receipt.enqueue(order_id=7)
+
+``arq worker.Settings`` runs them. `Settings` is made on first access, as it loads every task, and every
+task imports this.
+"""
+
+from typing import Any
+
+from worker.context import JobContext, Resource, current_job, injected
+from worker.cron import cron
+from worker.errors import JobFailed, Retry, WorkerError
+from worker.job import Job, JobInfo
+from worker.message import deserialize, serialize
+from worker.queue import JobStatus, Queue, default_queue, set_default_queue
+from worker.task import Task, task
+
+__all__ = [
+    "Job",
+    "JobContext",
+    "JobFailed",
+    "JobInfo",
+    "JobStatus",
+    "Queue",
+    "Resource",
+    "Retry",
+    "Task",
+    "WorkerError",
+    "cron",
+    "current_job",
+    "default_queue",
+    "deserialize",
+    "injected",
+    "serialize",
+    "set_default_queue",
+    "task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Settings":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from worker.settings import resolve  # noqa: PLC0415 - it loads the engine and every task
+
+    return resolve()

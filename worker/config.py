@@ -1,0 +1,230 @@
+"""Config: the environment, typed.
+
+    config = Config.load()                       # every setting that is wrong, a line each, in one ConfigError
+    database_url, redis_url = config.require_urls()
+
+The text under each field of `Config` is its documentation, here and in the README.
+"""
+
+import difflib
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, ByteSize, Field, GetCoreSchemaHandler, StringConstraints, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url as parse_redis_url
+
+from db.database import parse_url as parse_database_url
+from worker.errors import ConfigError
+
+__all__ = ["Config", "SecretUrl"]
+
+_PREFIX = "WORKER_"
+_SECRET_OPTION = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+_DATABASE_EXAMPLE = "postgresql+asyncpg://user:password@localhost:5432/app"
+_REDIS_EXAMPLE = "redis://localhost:6379/0"
+
+
+class SecretUrl(str):
+    """A URL that may hold a password: as a string it is whole, its `repr` hides the password."""
+
+    __slots__ = ()
+
+    @property
+    def masked(self) -> str:
+        """The URL for people: with `***` for what is secret."""
+        scheme, separator, rest = self.partition("://")
+        user_info, at, place = rest.rpartition("@")
+        user, colon, _password = user_info.partition(":")
+        place = _SECRET_OPTION.sub(r"\1***", place)
+        return f"{scheme}://{user}{colon and ':***'}{at}{place}" if separator else "***"
+
+    def __repr__(self) -> str:
+        return repr(self.masked)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strip_whitespace=True))
+
+
+@dataclass(frozen=True)
+class _MustBe:
+    """What a setting's value has to be, and an example of one, as its error message puts it."""
+
+    expected: str
+    example: str
+
+
+def _is_database_url(url: SecretUrl) -> SecretUrl:
+    parse_database_url(url)
+    return url
+
+
+def _is_redis_url(url: SecretUrl) -> SecretUrl:
+    # Only the shape is told: redis-py's own errors quote what may be a piece of the password.
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError(f"not a Redis URL: it begins with redis://, rediss:// or unix://, e.g. {_REDIS_EXAMPLE}")
+    try:
+        parse_redis_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        path = urlsplit(url).path.strip("/")
+        well_formed = path.isdecimal() or not path or url.startswith("unix://")
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        raise ValueError(
+            "not a Redis URL: write scheme://user:password@host:port/number, with / @ : and # in the password as "
+            f"%2F %40 %3A and %23, e.g. {_REDIS_EXAMPLE}"
+        )
+    return url
+
+
+DatabaseUrl = Annotated[SecretUrl, AfterValidator(_is_database_url)]
+RedisUrl = Annotated[SecretUrl, AfterValidator(_is_redis_url)]
+DottedPath = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$"),
+    _MustBe("the absolute dotted path of a module", "tasks.registry"),
+]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), _MustBe("a name", "mail")]
+Count = Annotated[int, Field(ge=1), _MustBe("a whole number, 1 or more", "8")]
+Bytes = Annotated[ByteSize, Field(ge=1), _MustBe("a number of bytes, 1 or more", "2MiB")]
+Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False), _MustBe("a number of seconds, more than 0", "60")]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _MustBe("a number of seconds, 0 or more", "60")]
+Switch = Annotated[bool, _MustBe("true or false", "true")]
+WhichJobs = Annotated[Literal["all", "failed", "off"], _MustBe("all, failed or off", "failed")]
+
+
+class Config(BaseSettings):
+    """The settings of one process, from `DATABASE_URL`, `REDIS_URL` and `WORKER_*`. An empty one counts as unset."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+    )
+
+    database_url: DatabaseUrl | None = Field(default=None, validation_alias="DATABASE_URL")
+    """The default database, as a SQLAlchemy URL. `postgresql://` means asyncpg, `sqlite://` means aiosqlite."""
+
+    redis_url: RedisUrl | None = Field(default=None, validation_alias="REDIS_URL")
+    """The Redis that holds the queue: `redis://`, `rediss://` (TLS) or `unix://` (a socket)."""
+
+    registry: DottedPath = "tasks.registry"
+    """The module whose `TASKS` lists the tasks."""
+
+    queue: Name = "arq:queue"
+    """The queue to work on, and to enqueue to by default: the Redis key of its sorted set, as in arq."""
+
+    id: Name = Field(default_factory=socket.gethostname)
+    """What this worker is called in Redis and in logs. Default: the host's name."""
+
+    concurrency: Count = 32
+    """Jobs that run at once."""
+
+    job_timeout: Timeout = 300.0
+    """Seconds that one attempt may take, for tasks that do not say."""
+
+    max_tries: Count = 5
+    """Attempts before a job fails for good, for tasks that do not say."""
+
+    keep_result: Seconds = 3600.0
+    """Seconds that a result is kept, for tasks that do not say; 0 keeps none."""
+
+    grace: Seconds = 30.0
+    """Seconds that running jobs get to finish when the worker is told to stop; then they are rolled back."""
+
+    connect_wait: Seconds = 10.0
+    """Seconds that a starting worker waits for the database and Redis to answer."""
+
+    max_payload: Bytes = ByteSize(1024 * 1024)
+    """Bytes that the arguments of one job may have on the wire."""
+
+    pool_size: Count = Field(default_factory=lambda settings: int(settings["concurrency"]) + 3)
+    """Connections that the worker keeps to the default database. Default: concurrency + 3."""
+
+    log_jobs: WhichJobs = "all"
+    """Which jobs get a line in the log."""
+
+    accept_pickle: Switch = False
+    """Read jobs that an arq producer has pickled. Whoever can write to Redis can then run code in the worker."""
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """The settings of this process: `overrides` by field name, else the environment, else the defaults.
+
+        Raises:
+            ConfigError: settings that are wrong, a line each.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            lines = [_line(problem) for problem in error.errors() if problem["type"] != _FOLLOWS_FROM_ANOTHER]
+        raise ConfigError("\n".join(lines))
+
+    def require_urls(self) -> tuple[SecretUrl, SecretUrl]:
+        """The URLs of the database and of Redis.
+
+        Raises:
+            ConfigError: one or both are not set.
+        """
+        if self.database_url is None or self.redis_url is None:
+            urls = {"database_url": self.database_url, "redis_url": self.redis_url}
+            raise ConfigError("\n".join(_missing(field) for field, url in urls.items() if url is None))
+        return self.database_url, self.redis_url
+
+    def require_redis_url(self) -> SecretUrl:
+        """The URL of Redis, which is all that enqueueing needs.
+
+        Raises:
+            ConfigError: it is not set.
+        """
+        if self.redis_url is None:
+            raise ConfigError(_missing("redis_url"))
+        return self.redis_url
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """The environment variable of a field: `WORKER_QUEUE` for `queue`."""
+        return str(cls.model_fields[field].validation_alias or f"{_PREFIX}{field.upper()}")
+
+    @classmethod
+    def likely_typos(cls) -> tuple[str, ...]:
+        """A line for each variable that is no setting and looks like one.
+
+        Only a warning, as other software may have variables of the same prefix.
+        """
+        variables = {field.upper(): cls.variable(field) for field in cls.model_fields}
+        unknown = sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in variables.values())
+        lines = []
+        for name in unknown:
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX), variables, n=1, cutoff=0.82)
+            lines += [f"{name} is not a setting: did you mean {variables[field]}?" for field in near]
+        return tuple(lines)
+
+
+_FOLLOWS_FROM_ANOTHER = "default_factory_not_called"
+_EXAMPLES = {"database_url": _DATABASE_EXAMPLE, "redis_url": _REDIS_EXAMPLE}
+
+
+def _missing(field: str) -> str:
+    variable = Config.variable(field)
+    return f"{variable} is not set. Example: {variable}={_EXAMPLES[field]}"
+
+
+def _line(problem: ErrorDetails) -> str:
+    """One problem that pydantic found, as a line. The value of a URL stays out of it: it may hold a password."""
+    fields = {Config.variable(field): field for field in Config.model_fields}
+    field = fields.get(str(problem["loc"][0]), str(problem["loc"][0]))
+    variable = Config.variable(field)
+    if field in _EXAMPLES:
+        return f"{variable}: {problem['msg'].removeprefix('Value error, ')}"
+    rule = next(rule for rule in Config.model_fields[field].metadata if isinstance(rule, _MustBe))
+    return f"{variable}={problem['input']!r} is not {rule.expected}. Example: {variable}={rule.example}"

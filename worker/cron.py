@@ -1,0 +1,95 @@
+"""``@cron``: a task that runs by itself, on a schedule."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from worker.errors import TaskDefinitionError
+from worker.schedule import Misfire, Schedule
+from worker.task import Options, Task, task
+
+_Field = int | Collection[int] | None
+
+
+def cron(
+    crontab: str | None = None,
+    /,
+    *,
+    timezone: str = "UTC",
+    misfire: Misfire = "skip",
+    month: _Field = None,
+    day: _Field = None,
+    weekday: _Field | str = None,
+    hour: _Field = None,
+    minute: _Field = None,
+    second: _Field = 0,
+    run_at_startup: bool = False,
+    **options: Any,
+) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
+    """Run a function, or a task, on a schedule: ``@cron("*/5 * * * *", timezone="Europe/Berlin")``.
+
+    Args:
+        crontab: five fields, or six with seconds in front. Instead of it arq's keywords `month`, `day`, `weekday`,
+            `hour`, `minute` and `second`, with arq's meaning: one that is not given matches always, but `second` is 0.
+        timezone: the zone whose clock the schedule speaks of (IANA name).
+        misfire: what becomes of slots that passed while no worker ran: ``"skip"``, ``"once"`` or ``"all"``.
+        run_at_startup: run once more when a worker starts.
+        options: those of `task`. Unlike other tasks, a scheduled one keeps no result unless it says so.
+
+    Raises:
+        TaskDefinitionError: it is no schedule, or the function needs arguments that nobody would give.
+    """
+    if crontab is not None and any(f is not None for f in (month, day, weekday, hour, minute)):
+        raise TaskDefinitionError('@cron takes a crontab, "*/5 * * * *", or keywords, minute=5, not both')
+    schedule = (
+        Schedule.parse(crontab, timezone=timezone, misfire=misfire)
+        if crontab is not None
+        else Schedule.from_keywords(
+            month=month,
+            day=day,
+            weekday=weekday,
+            hour=hour,
+            minute=minute,
+            second=second,
+            timezone=timezone,
+            misfire=misfire,
+        )
+    )
+
+    def scheduled(fn: Callable[..., Any]) -> Task[Any, Any]:
+        plain: Task[Any, Any] = fn if isinstance(fn, Task) else task(**{"keep_result": 0, **options})(fn)
+        return on_schedule(plain, schedule, run_at_startup=run_at_startup)
+
+    return scheduled
+
+
+def on_schedule(plain: Task[Any, Any], schedule: Schedule, *, run_at_startup: bool) -> Task[Any, Any]:
+    """`plain` as a task that runs by itself."""
+    return Task(plain.fn, plain.name, plain.options, schedule=schedule, run_at_startup=run_at_startup)
+
+
+def adopt(job: Any) -> Task[Any, Any]:
+    """The task that arq's ``func()`` or ``cron()`` describes (arq 0.28: `worker.Function`, `cron.CronJob`).
+
+    Told by their attributes, as importing arq would load its worker into every web app.
+
+    Raises:
+        TaskDefinitionError: it is neither.
+    """
+    try:
+        options = Options(
+            timeout=job.timeout_s,
+            max_tries=job.max_tries,
+            keep_result=_FOREVER if job.keep_result_forever else job.keep_result_s,
+        )
+        adopted: Task[Any, Any] = Task(job.coroutine, job.name, options)
+        if not hasattr(job, "calculate_next"):
+            return adopted
+        fields = ("month", "day", "weekday", "hour", "minute", "second", "microsecond")
+        schedule = Schedule.from_keywords(**{name: getattr(job, name) for name in fields})
+    except AttributeError:
+        raise TaskDefinitionError(f"{job!r} is neither a task nor what arq's func() or cron() return") from None
+    return on_schedule(adopted, schedule, run_at_startup=job.run_at_startup)
+
+
+# arq's "forever"; Redis itself has no longer expiry that a person would live to see.
+_FOREVER = 100 * 365 * 86400.0

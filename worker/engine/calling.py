@@ -1,0 +1,109 @@
+"""Calling a task's function with what it asks for: sessions, its context, resources; on the loop or in a thread."""
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from db import default_database
+from db.guarded import Session
+from db.scope import Scope
+from worker.context import JobContext, Resource
+from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
+from worker.task import Task
+
+Hook = Callable[[dict[Any, Any]], Awaitable[None]]
+
+
+class Caller:
+    """Calls tasks.
+
+    Args:
+        threads: how many plain functions may run at once.
+        arq_context: what tasks find in ``ctx`` besides their job, the resources and the session.
+        on_job_start, on_job_end: arq's hooks, run inside the job's scope; one that raises fails its job.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        arq_context: Mapping[Any, Any] | None = None,
+        on_job_start: Hook | None = None,
+        on_job_end: Hook | None = None,
+    ) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="task")
+        self._arq_context = arq_context or {}
+        self._on_job_start = on_job_start
+        self._on_job_end = on_job_end
+
+    async def call(self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope) -> Any:
+        """Call the task in `scope`, between the hooks."""
+        if self._on_job_start is None and self._on_job_end is None:
+            return await self._call(task, payload, job, scope)
+        context = await self._context(job, scope)
+        if self._on_job_start is not None:
+            await self._on_job_start(context)
+        try:
+            return await self._call(task, payload, job, scope)
+        finally:
+            if self._on_job_end is not None:
+                await self._on_job_end(context)
+
+    def close(self) -> None:
+        """Let no more plain functions start."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _call(self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope) -> Any:
+        values = {name: await self._inject(what, job, scope) for name, what in task.injected.items()}
+        if task.is_sync:
+            return await self._in_thread(task, payload, values)
+        return await task.signature.call(payload, values)
+
+    async def _inject(self, what: Injected, job: JobContext, scope: Scope) -> Any:
+        match what:
+            case InjectedSession(database, sync):
+                chosen = database or default_database()
+                return await scope.session(chosen.sync if sync else chosen)
+            case InjectedContext():
+                return job
+            case InjectedArqContext():
+                return await self._context(job, scope)
+            case Resource(name):
+                return job.resources[name]
+
+    async def _context(self, job: JobContext, scope: Scope) -> dict[Any, Any]:
+        """arq's ``ctx``."""
+        return {
+            **self._arq_context,
+            **job.resources,
+            "job_id": job.job_id,
+            "job_try": job.attempt,
+            "enqueue_time": job.enqueued_at,
+            "score": job.score,
+            "session": await scope.session(default_database()),
+        }
+
+    async def _in_thread(self, task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+        """A thread cannot be cancelled: its next statement raises, and it is waited for before its scope may end."""
+        run = contextvars.copy_context().run
+        call = asyncio.get_running_loop().run_in_executor(self._threads, run, task.signature.call, payload, values)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            for value in values.values():
+                if isinstance(value, Session):
+                    value.use.stop(TimeoutError(f"{task.name} was told to stop"))
+            await _ended(call)
+            raise
+
+
+async def _ended(call: asyncio.Future[Any]) -> None:
+    """Wait for a thread, whatever it returns or raises, and whoever asks to hurry."""
+    while not call.done():
+        try:
+            await asyncio.wait({call})
+        except asyncio.CancelledError:
+            continue
+    call.exception()  # retrieved, as nobody else will

@@ -1,0 +1,111 @@
+"""``Outcome``: what became of a job, as one value, decided before anything is recorded.
+
+1. The outcome is what the database says: an exception that arrives after the COMMIT changes nothing.
+2. `Retry`, and the exceptions in `retry_on`, run the job again while tries are left; all others are final.
+3. The database's transient errors run it again in a new session without costing a try (`Rerun`); conflicts that go on
+   count as one.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass
+from enum import Enum
+
+from db.transient import Transient, transient
+from worker.errors import Retry, TriesExhaustedError
+from worker.task import Task
+
+_LONGEST_BACKOFF = 300.0  # seconds
+
+
+class Kind(Enum):
+    """What became of a job."""
+
+    COMPLETED = "completed"
+    DUPLICATE = "duplicate"
+    """The ledger knew it had completed before."""
+    RETRIED = "retried"
+    FAILED = "failed"
+    ABORTED = "aborted"
+    EXPIRED = "expired"
+    INTERRUPTED = "interrupted"
+    """By a shutdown: back to its place in the queue."""
+    ABANDONED = "abandoned"
+    """Its lease was lost: another worker has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one job."""
+
+    kind: Kind
+    result: bytes = b"null"
+    """What the task returned, as JSON."""
+    error: BaseException | None = None
+    """What ended it, or this attempt of it."""
+    delay: float = 0.0
+    """Seconds until the next attempt, for `RETRIED`."""
+
+    @classmethod
+    def completed(cls, result: bytes) -> "Outcome":
+        return cls(Kind.COMPLETED, result=result)
+
+    @classmethod
+    def failed(cls, error: BaseException) -> "Outcome":
+        return cls(Kind.FAILED, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """Not an outcome yet: the database asks for another try of the same attempt."""
+
+    why: Transient
+    error: BaseException
+
+
+def judge(error: BaseException, task: Task[..., object], *, tries: int, max_tries: int) -> Outcome | Rerun:
+    """What `error`, which ended an attempt of `task`, means for its job; `tries` counts the earlier failures."""
+    defer = _asked_for(error)
+    if defer is not None:
+        return _again(TriesExhaustedError(f"gave up after {tries + 1} tries"), tries, max_tries, defer)
+    if isinstance(error, task.options.retry_on):
+        return _again(error, tries, max_tries, backoff(tries))
+    why = transient(error)
+    if why is not None:
+        return Rerun(why, error)
+    return Outcome.failed(error)
+
+
+def count_as_try(rerun: Rerun, *, tries: int, max_tries: int) -> Outcome:
+    """The outcome of a conflict that did not go away by running again at once."""
+    return _again(rerun.error, tries, max_tries, backoff(tries))
+
+
+def backoff(tries: int) -> float:
+    """Seconds to wait after the `tries`-th failed try, counted from 0: 1, 2, 4, ... up to 5 minutes, with jitter.
+
+    Jitter keeps jobs that failed together from coming back together.
+    """
+    return min(2.0**tries, _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)  # noqa: S311 - not a secret
+
+
+def _again(error: BaseException, tries: int, max_tries: int, delay: float) -> Outcome:
+    if tries + 1 >= max_tries:
+        return Outcome.failed(error)
+    return Outcome(Kind.RETRIED, error=error, delay=delay)
+
+
+def _asked_for(error: BaseException) -> float | None:
+    """Seconds to wait, if the task asked to be run again; None if it did not."""
+    if isinstance(error, Retry):
+        return error.defer
+    # arq's own, told by its shape: a task that was written for arq imports it from there.
+    if type(error).__module__ == "arq.worker" and hasattr(error, "defer_score"):
+        return float(error.defer_score or 0) / 1000
+    return None
+
+
+def was_cancelled(error: BaseException) -> bool:
+    """Whether `error` is a cancellation that somebody asked of this asyncio task, not one that its code made up."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -1,0 +1,145 @@
+"""What `worker` raises, and the one thing a task raises to ask for another attempt.
+
+    WorkerError
+    ├── ConfigError               a setting is missing or wrong
+    ├── RegistryError             the registry cannot be loaded; all its problems at once
+    ├── TaskDefinitionError       a function that cannot be a task, or a schedule that cannot be one
+    ├── EnqueueError              a job that the queue will not take
+    │   ├── PayloadTooLargeError      its arguments are larger than WORKER_MAX_PAYLOAD
+    │   └── PayloadNotJSONError       an argument that JSON would change (also a TypeError)
+    ├── UnknownTaskError          a job for a task that this worker does not have
+    ├── PayloadError              a message in the queue that cannot be decoded
+    ├── TriesExhaustedError       a task asked for one attempt more than it may have
+    ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
+    └── JobFailed                 the exception that ended a job, as data
+
+    Retry                         not an error: "run this job again"
+
+Arguments that do not fit a task's signature raise `TypeError` or `pydantic.ValidationError` where the job is
+enqueued, as a plain call would.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "EnqueueError",
+    "JobFailed",
+    "PayloadError",
+    "PayloadNotJSONError",
+    "PayloadTooLargeError",
+    "RegistryError",
+    "ResultNotFoundError",
+    "Retry",
+    "TaskDefinitionError",
+    "TriesExhaustedError",
+    "UnknownTaskError",
+    "WorkerError",
+]
+
+
+class WorkerError(Exception):
+    """The base of every error below."""
+
+
+class ConfigError(WorkerError):
+    """A setting is missing or wrong: one line for each, naming the variable and showing an example."""
+
+
+class RegistryError(WorkerError):
+    """The registry cannot be loaded.
+
+    `problems` holds every problem that was found, one or more, each a text of one line.
+    """
+
+    problems: tuple[str, ...]
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+class TaskDefinitionError(WorkerError):
+    """A function that cannot be a task, or a schedule that cannot be one: raised where it is declared."""
+
+
+class EnqueueError(WorkerError):
+    """A job that the queue will not take. Nothing was enqueued."""
+
+
+class PayloadTooLargeError(EnqueueError):
+    """The arguments are larger than `WORKER_MAX_PAYLOAD`: store them, and enqueue their key."""
+
+
+class PayloadNotJSONError(EnqueueError, TypeError):
+    """An argument that would not come out of JSON as it went in: annotate it, or pass a JSON value."""
+
+
+class UnknownTaskError(WorkerError):
+    """A job names a task that is not in this worker's registry."""
+
+
+class PayloadError(WorkerError):
+    """A message in the queue that cannot be decoded: written by other software, or by pickle."""
+
+
+class TriesExhaustedError(WorkerError):
+    """A task raised `Retry` in its last attempt: give it more with `@task(max_tries=...)`."""
+
+
+class ResultNotFoundError(WorkerError):
+    """There is no such job, or its result was not kept or is kept no longer."""
+
+
+class JobFailed(WorkerError):  # noqa: N818 - reads as what happened: the job failed, not the one who asks
+    """The exception that ended a job, as data: its class need not exist in the process that asks.
+
+    `type` is the exception's class name, `message` its text, `traceback` the formatted traceback of the
+    worker, empty where there was none.
+    """
+
+    type: str
+    message: str
+    traceback: str
+
+    def __init__(self, type: str, message: str, traceback: str = "") -> None:  # noqa: A002 - the attribute's name
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+        super().__init__(type, message, traceback)
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class Retry(Exception):  # noqa: N818 - a request, not an error
+    """Raise it in a task to roll back and run the job again, `defer` seconds from now (default: at once).
+
+    It counts as a try, as every attempt whose body ends with an exception.
+
+    Raises:
+        ValueError: `defer` is negative or not finite.
+    """
+
+    defer: float
+    """Seconds to wait before the next attempt."""
+
+    def __init__(self, defer: float | timedelta | None = None) -> None:
+        seconds = defer.total_seconds() if isinstance(defer, timedelta) else float(defer or 0)
+        if not math.isfinite(seconds) or seconds < 0:
+            raise ValueError(f"Retry(defer={defer!r}): give the seconds to wait, 0 or more, as in Retry(defer=30)")
+        self.defer = seconds
+        super().__init__(seconds)
+
+    def __str__(self) -> str:
+        return f"run again in {self.defer:g} s"

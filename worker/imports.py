@@ -1,0 +1,250 @@
+"""Importing a project's modules, and one line that says why one does not import.
+
+1. The project's root comes first on `sys.path`, so that what is installed cannot take the place of its modules.
+2. What took their place all the same is named: it was imported earlier, or Python's own rules prefer it.
+3. A failed import becomes one line: what is missing and where Python looked, the chain of a circular import, or
+   the error with its file and line. The line is the same whichever module was imported first.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["Importer", "MissingModuleError", "NotImportableError", "Step", "describe_circle", "shown"]
+
+_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
+_TANDEM = Path(__file__).parent.parent
+_LIBRARIES = (_STANDARD_LIBRARY, _TANDEM / "worker", _TANDEM / "db")
+
+
+class NotImportableError(Exception):
+    """Why a module, or a name in it, cannot be had: one line."""
+
+
+class MissingModuleError(NotImportableError):
+    """There is no such module, as opposed to one that raises when it is imported."""
+
+
+@dataclass
+class Importer:
+    """Imports for one project, whose modules are in the folder `root`; None where the project is installed."""
+
+    root: Path | None
+    _failed: dict[str, NotImportableError] = field(default_factory=dict)
+
+    @classmethod
+    def for_project_with(cls, module: str) -> "Importer":
+        """Put the working directory first on `sys.path`, if that is where `module` is."""
+        root = _root_of(module)
+        if root is not None and sys.path[:1] != [str(root)]:
+            sys.path.insert(0, str(root))
+        return cls(root)
+
+    def module(self, name: str) -> ModuleType:
+        """Import the module `name`. One that failed is not run a second time.
+
+        Raises:
+            NotImportableError: it cannot be imported.
+        """
+        if name not in self._failed:
+            try:
+                return self._import(name)
+            except NotImportableError as problem:
+                self._failed[name] = problem
+        raise self._failed[name]
+
+    def attribute(self, path: str) -> object:
+        """Import the module that `path` begins with, and take the name that `path` ends with from it.
+
+        Raises:
+            NotImportableError: there is no such module, or no such name in it.
+        """
+        module_name, _, name = path.rpartition(".")
+        module = self.module(module_name)
+        try:
+            return getattr(module, name)
+        except AttributeError as error:
+            raise NotImportableError(_circular_import(error) or _missing_name(module, name)) from None
+
+    def modules(self) -> dict[str, Path]:
+        """The project's modules that are imported by now, with their files."""
+        files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+        return {name: Path(file) for name, file in files.items() if file and self._is_ours(file)}
+
+    def _is_ours(self, file: str) -> bool:
+        return self.root is not None and Path(file).is_relative_to(self.root) and not _is_library(file)
+
+    def _import(self, name: str) -> ModuleType:
+        if shadow := self._shadow_of(name):
+            raise NotImportableError(shadow)
+        try:
+            return importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise anything when it is run
+            raise self._problem(name, error) from None
+
+    def _problem(self, name: str, error: BaseException) -> NotImportableError:
+        where = _where(error)
+        if isinstance(error, ImportError) and error.name and (shadow := self._shadow_of(error.name)):
+            return NotImportableError(f"{where} imports {error.name}, but {shadow}")
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            if f"{name}.".startswith(f"{error.name}."):
+                return MissingModuleError(_missing_module(error.name))
+            return NotImportableError(f"{where}: {_missing_module(error.name)}")
+        return NotImportableError(_circular_import(error) or f"{where}: {_one_line(error)}")
+
+    def _shadow_of(self, name: str) -> str | None:
+        """What Python takes for the project's package or module of that name, if it takes something else."""
+        top = name.partition(".")[0]
+        ours, spec = _in_folder(self.root, top), _spec(top)
+        if ours is None or spec is None:
+            return None
+        theirs = [spec.origin or "", *(spec.submodule_search_locations or ())]
+        if ours.resolve() in [Path(place).resolve() for place in theirs]:
+            return None
+        if ours.is_dir() and not (ours / "__init__.py").exists():
+            advice = f"Python prefers a package to a folder without __init__.py: add an empty {ours / '__init__.py'}"
+        else:
+            advice = "Python had that one first: rename yours, or uninstall the other"
+        return f"{top} is {spec.origin or theirs[-1]} and not your {ours}. {advice}"
+
+
+def shown(file: str | Path) -> str:
+    """A file for people: relative to the working directory where it lies inside."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), n=2)
+    return f" Did you mean {' or '.join(prefix + one for one in near)}?" if near else ""
+
+
+def _root_of(module: str) -> Path | None:
+    folder = Path.cwd()
+    top, file = folder / module.partition(".")[0], folder.joinpath(*module.split("."))
+    signs = (top / "__init__.py", file / "__init__.py", file.with_name(f"{file.name}.py"))
+    return folder if any(sign.is_file() for sign in signs) else None
+
+
+def _in_folder(folder: Path | None, top: str) -> Path | None:
+    if folder is None:
+        return None
+    package, module = folder / top, folder / f"{top}.py"
+    if any(package.glob("*.py")):
+        return package
+    return module if module.is_file() else None
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(top)
+    except ValueError:  # imported by other means than the import system, such as __main__
+        return None
+
+
+def _missing_module(name: str) -> str:
+    parent, dot, leaf = name.rpartition(".")
+    package = _spec(parent) if parent else None
+    if package is not None and package.submodule_search_locations is None:
+        return f"there is no module {name}: {parent} is {package.origin}, a module and not a package."
+    places = _search_path() if package is None else list(package.submodule_search_locations or ())
+    known = (module.name for module in pkgutil.iter_modules(places))
+    return f"there is no module {name}. Python looked in {', '.join(places)}.{_did_you_mean(leaf, known, parent + dot)}"
+
+
+def _search_path() -> list[str]:
+    """The folders on `sys.path`, without the standard library's own."""
+    folders = [Path(place or ".").absolute() for place in sys.path if Path(place or ".").is_dir()]
+    return [str(f) for f in dict.fromkeys(folders) if _is_installed(f) or not f.is_relative_to(_STANDARD_LIBRARY)]
+
+
+def _missing_name(module: ModuleType, name: str) -> str:
+    path = f"{module.__name__}.{name}"
+    if hasattr(module, "__path__") and importlib.util.find_spec(path):
+        return f"{path} is a module: add the name of what you want from it."
+    known = (other for other in vars(module) if not other.startswith("_"))
+    return f"{shown(module.__file__ or module.__name__)} has no {name!r}.{_did_you_mean(name, known)}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module whose code is running, and the line that it has come to."""
+
+    module: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{shown(self.file)}:{self.line}"
+
+
+def describe_circle(steps: Sequence[Step]) -> str:
+    """The line for modules of which each imports the next one, and the last one the first.
+
+    It starts with the module that sorts first, so it reads the same whichever of them was imported first.
+    """
+    start = min(range(len(steps)), key=lambda index: steps[index].module)
+    circle = [*steps[start:], *steps[:start]]
+    imports = (f"{step} imports {then.module}" for step, then in zip(circle, [*circle[1:], circle[0]], strict=True))
+    return (
+        f"circular import: {', '.join(imports)}. Move one of these imports into the function that needs it, "
+        "or what both modules need into a third."
+    )
+
+
+def _circular_import(error: BaseException) -> str | None:
+    """The chain of imports that leads back to a module which is still running, if that is what went wrong."""
+    running = list(_running_modules(error))
+    names = [step.module for step in running]
+    target = next((name for name in _asked_for(error) if name in names), None)
+    return None if target is None else describe_circle(running[names.index(target) :])
+
+
+def _asked_for(error: BaseException) -> list[str]:
+    """The modules that an import error may be complaining about."""
+    if isinstance(error, ImportError) and error.name:
+        return [error.name]
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        return [f"{error.obj.__name__}.{error.name}", error.obj.__name__]
+    return []
+
+
+def _running_modules(error: BaseException) -> Iterator[Step]:
+    """The modules whose top-level code is running where `error` was raised, outermost first."""
+    outer = reversed(list(traceback.walk_stack(inspect.currentframe())))
+    for frame, line in (*outer, *traceback.walk_tb(error.__traceback__)):
+        if frame.f_code.co_name == "<module>":
+            yield Step(frame.f_globals["__name__"], frame.f_code.co_filename, line)
+
+
+def _where(error: BaseException) -> str:
+    """The line of the project that an exception came from or through; of a library only if there is no other."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{shown(error.filename)}:{error.lineno}"
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    file, line = next(((file, line) for file, line in reversed(lines) if not _is_library(file)), lines[-1])
+    return f"{shown(file)}:{line}"
+
+
+def _is_library(file: str) -> bool:
+    path = Path(file)
+    return file.startswith("<") or _is_installed(path) or any(path.is_relative_to(folder) for folder in _LIBRARIES)
+
+
+def _is_installed(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")

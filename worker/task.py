@@ -1,0 +1,356 @@
+"""``@task``: a function that can be enqueued.
+
+1. Decorating registers nothing and does no I/O; the registry lists what a worker runs.
+2. `enqueue` validates the arguments into a payload, and hands the job to the scope that is open here, which publishes
+   it once it has committed; outside a scope, or with ``using(transactional=False)``, straight to the queue.
+3. Called like the function it wraps, it is that function.
+"""
+
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property, update_wrapper
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from uuid import uuid4
+
+import sqlalchemy.orm
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import default_database
+from db.scope import open_scope
+from worker.context import JobContext
+from worker.errors import PayloadTooLargeError, TaskDefinitionError
+from worker.job import Job
+from worker.message import encode
+from worker.queue import EXPIRES, Entry, Queue, default_queue, now_ms, to_ms
+from worker.schedule import Schedule
+from worker.signature import InjectedSession, Signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a task's jobs run. None: what the worker's settings say."""
+
+    queue: str | None = None
+    """The queue its jobs are put into (default: ``WORKER_QUEUE``)."""
+    timeout: float | None = None
+    """Seconds that one attempt may take (default: ``WORKER_JOB_TIMEOUT``)."""
+    max_tries: int | None = None
+    """Attempts before the job fails for good (default: ``WORKER_MAX_TRIES``)."""
+    retry_on: tuple[type[BaseException], ...] = ()
+    """Exceptions after which the job runs again, later each time (default: none; after `Retry` and the database's
+    transient errors it always does)."""
+    keep_result: float | None = None
+    """Seconds that the result is kept (default: ``WORKER_KEEP_RESULT``); 0 keeps none."""
+    transactional: bool = True
+    """Whether, inside a scope, a job exists if and only if the scope commits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _When:
+    """One use of `using`."""
+
+    delay: float = 0.0
+    at: datetime | None = None
+    job_id: str | None = None
+    queue: str | None = None
+    expires: float | None = None
+    transactional: bool | None = None
+
+
+class Task(Generic[P, R]):
+    """A function that can be enqueued. Made by `task`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        name: str,
+        options: Options,
+        *,
+        schedule: Schedule | None = None,
+        run_at_startup: bool = False,
+    ) -> None:
+        update_wrapper(self, fn)
+        self.fn = fn
+        self.name = name
+        self.options = options
+        self.schedule = schedule
+        self.run_at_startup = run_at_startup
+        self.signature = Signature(fn)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Ask for one run. The arguments are the function's own, less what is injected.
+
+        Raises:
+            TypeError, pydantic.ValidationError: arguments that do not fit the signature; nothing is queued.
+            EnqueueError: a payload that JSON would change, or that is too large; nothing is queued.
+        """
+        return await Request(self, _When()).enqueue(*args, **kwargs)
+
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
+        """Ask for many runs, each with its arguments by name, in one round trip for each thousand."""
+        return await Request(self, _When()).enqueue_many(calls)
+
+    def using(
+        self,
+        *,
+        delay: float | timedelta = 0.0,
+        at: datetime | None = None,
+        job_id: str | None = None,
+        queue: str | None = None,
+        expires: float | timedelta | None = None,
+        transactional: bool | None = None,
+    ) -> "Request[P, R]":
+        """The task with settings for the jobs enqueued through it.
+
+        Args:
+            delay: seconds to wait before the job is due.
+            at: instead of `delay`: when it is due, with its time zone.
+            job_id: an id of your own. While a job of this id waits or runs, or its result is kept, enqueueing it again
+                adds nothing, and the job's `is_new` is False.
+            queue: another queue than the task's.
+            expires: seconds past its due time after which it is not started any more (default: a day).
+            transactional: False sends it at once, whatever becomes of the scope.
+
+        Raises:
+            ValueError: both `delay` and `at`, a negative delay, a time without zone, or an empty id.
+        """
+        return Request(
+            self,
+            _When(
+                delay=_seconds(delay, "delay"),
+                at=_aware(at, delay),
+                job_id=_id(job_id),
+                queue=queue,
+                expires=None if expires is None else _seconds(expires, "expires"),
+                transactional=transactional,
+            ),
+        )
+
+    @property
+    def module(self) -> str:
+        return self.fn.__module__
+
+    @cached_property
+    def file(self) -> str:
+        return inspect.getsourcefile(inspect.unwrap(self.fn)) or "?"
+
+    @cached_property
+    def line(self) -> int:
+        return int(inspect.unwrap(self.fn).__code__.co_firstlineno)
+
+    @property
+    def signature_text(self) -> str:
+        return self.signature.text
+
+    @property
+    def injected(self) -> Mapping[str, Any]:
+        return self.signature.injected
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether the function is a plain one, which runs in a thread."""
+        return not inspect.iscoroutinefunction(inspect.unwrap(self.fn))
+
+    def check(self) -> None:
+        """Raise :class:`TaskDefinitionError` for a signature that cannot serve."""
+        self.signature.check()
+        for name, injected in self.injected.items():
+            if isinstance(injected, InjectedSession) and injected.sync != self.is_sync:
+                raise TaskDefinitionError(
+                    f"{self.module}.{self.fn.__qualname__} cannot be a task: {name} is "
+                    + ("a Session in an async function: annotate it AsyncSession" if injected.sync else "")
+                    + ("an AsyncSession in a plain function: annotate it Session" if not injected.sync else "")
+                )
+
+
+@dataclass(frozen=True)
+class Request(Generic[P, R]):
+    """A task with settings for the jobs enqueued through it. Made by `Task.using`."""
+
+    task: Task[P, R]
+    when: _When
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As `Task.enqueue`."""
+        (job,) = await self._submit([self.task.signature.validate(args, kwargs)])
+        return job
+
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
+        """As `Task.enqueue_many`.
+
+        Raises:
+            ValueError: `using(job_id=...)` with more than one call.
+        """
+        payloads = [self.task.signature.validate((), call) for call in calls]
+        if self.when.job_id is not None and len(payloads) > 1:
+            raise ValueError(f"one job_id ({self.when.job_id}) cannot name {len(payloads)} jobs")
+        return await self._submit(payloads)
+
+    async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
+        queue = default_queue()
+        entries = [self._entry(payload, queue) for payload in payloads]
+        scope = open_scope() if self._transactional else None
+        if scope is not None:
+            scope.on_commit_batch(_publish, entries, default_database())
+            added = [True] * len(entries)
+        else:
+            added = await queue.enqueue(entries)
+        return [self._job(entry, queue, is_new) for entry, is_new in zip(entries, added, strict=True)]
+
+    @property
+    def _transactional(self) -> bool:
+        chosen = self.when.transactional
+        return self.task.options.transactional if chosen is None else chosen
+
+    def _entry(self, payload: bytes, queue: Queue) -> Entry:
+        if len(payload) > queue.max_payload:
+            raise PayloadTooLargeError(
+                f"{self.task.name}: {len(payload)} bytes of arguments, where WORKER_MAX_PAYLOAD allows "
+                f"{queue.max_payload}: store them, and enqueue their key"
+            )
+        when = self.when
+        return Entry(
+            job_id=when.job_id or uuid4().hex,
+            payload=encode(self.task.name, payload, now_ms()),
+            queue=when.queue or self.task.options.queue or queue.name,
+            delay=round(when.delay * 1000),
+            due=None if when.at is None else to_ms(when.at),
+            expires=EXPIRES if when.expires is None else round(when.expires * 1000),
+        )
+
+    def _job(self, entry: Entry, queue: Queue, is_new: bool) -> Job[R]:
+        return Job(entry.job_id, queue_name=entry.queue, queue=queue, is_new=is_new, signature=self.task.signature)
+
+
+async def _publish(entries: list[Entry]) -> None:
+    """Send what a scope has committed; whoever opened the scope is told of no error of Redis', as it has committed."""
+    await default_queue().enqueue(entries)
+
+
+# What is injected is not asked of the caller: a leading session or context goes from the signature that `enqueue` shows
+# to type checkers. Other injected parameters take the default `worker.injected`.
+class _Decorator:
+    """What `task(...)` returns."""
+
+    def __init__(self, name: str | None, options: Options) -> None:
+        self._name = name
+        self._options = options
+
+    @overload
+    def __call__(self, fn: Callable[Concatenate[AsyncSession, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[sqlalchemy.orm.Session, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
+    def __call__(self, fn: Callable[..., Any], /) -> Task[Any, Any]:
+        if isinstance(fn, Task):
+            raise TaskDefinitionError(f"{fn.name} is a task already")
+        if not inspect.isfunction(inspect.unwrap(fn)):
+            raise TaskDefinitionError(f"@task takes a function, not {fn!r}")
+        return Task(fn, self._name or fn.__qualname__, self._options)
+
+
+@overload
+def task(fn: Callable[Concatenate[AsyncSession, P], Awaitable[R]], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[sqlalchemy.orm.Session, P], R], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    timeout: float | timedelta | None = None,
+    max_tries: int | None = None,
+    retry_on: tuple[type[BaseException], ...] = (),
+    keep_result: float | timedelta | None = None,
+    transactional: bool = True,
+) -> _Decorator: ...
+def task(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    timeout: float | timedelta | None = None,
+    max_tries: int | None = None,
+    retry_on: tuple[type[BaseException], ...] = (),
+    keep_result: float | timedelta | None = None,
+    transactional: bool = True,
+) -> Any:
+    """Make a function a task: ``@task``, or ``@task(timeout=30)``.
+
+    An `async def` runs on the worker's event loop, a plain function in a thread. What is injected:
+    :mod:`worker.signature`.
+
+    Args:
+        name: its name on the wire (default: the function's ``__qualname__``, as in arq).
+        queue, timeout, max_tries, retry_on, keep_result, transactional: see :class:`Options`.
+
+    Raises:
+        TaskDefinitionError: it is no function, or a number is out of range.
+    """
+    options = Options(
+        queue=queue,
+        timeout=None if timeout is None else _positive(timeout, "timeout"),
+        max_tries=max_tries if max_tries is None else int(_positive(max_tries, "max_tries")),
+        retry_on=retry_on,
+        keep_result=None if keep_result is None else _seconds(keep_result, "keep_result"),
+        transactional=transactional,
+    )
+    decorator = _Decorator(name, options)
+    return decorator if fn is None else decorator(fn)
+
+
+def _seconds(value: float | timedelta, name: str) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name}={value!r}: give seconds, 0 or more, or a timedelta")
+    return seconds
+
+
+def _positive(value: float | timedelta, name: str) -> float:
+    try:
+        seconds = _seconds(value, name)
+    except (TypeError, ValueError) as error:
+        raise TaskDefinitionError(str(error)) from None
+    if seconds == 0:
+        raise TaskDefinitionError(f"{name}={value!r} must be more than 0")
+    return seconds
+
+
+def _aware(at: datetime | None, delay: float | timedelta) -> datetime | None:
+    if at is None:
+        return None
+    if delay:
+        raise ValueError("give delay or at, not both")
+    if at.tzinfo is None:
+        raise ValueError(f"at={at!r} has no time zone: use datetime.now(UTC) + ..., or give delay")
+    return at
+
+
+def _id(job_id: str | None) -> str | None:
+    if job_id == "":
+        raise ValueError("job_id is empty: give a text, or none at all")
+    return job_id
