@@ -8,7 +8,8 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
@@ -191,6 +192,16 @@ class Database(Generic[S]):
         session: S = opened.maker(**arguments)
         opened.lease()
         return session, opened
+
+    @contextmanager
+    def bound_to(self, connection: AsyncConnection | Connection) -> Iterator[None]:
+        """Inside, new sessions join the transaction of `connection` through savepoints. For `db.testing`."""
+        before = self._bind, self._open
+        self._bind, self._open = connection, None
+        try:
+            yield
+        finally:
+            self._bind, self._open = before
 
     def _opened(self) -> OpenEngine:
         if self._open is not None and not self._open.of_this_process:

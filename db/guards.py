@@ -37,6 +37,18 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "before_cursor_execute", _refuse_raw)
 
 
+def roll_back_if_poisoned(connection: Connection, savepoint: str) -> None:
+    """Roll back to `savepoint` and raise, if the server has aborted the transaction: RELEASE would fail for ever.
+
+    Raises:
+        PoisonedTransactionError: it has.
+    """
+    if _MARK in connection.info:
+        connection.dialect.do_rollback_to_savepoint(connection, savepoint)
+        _clear(connection)
+        raise PoisonedTransactionError
+
+
 def _mark_poisoned(context: ExceptionContext) -> None:
     if sqlstate(context.original_exception) == _READ_ONLY:
         context.is_disconnect = True

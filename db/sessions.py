@@ -5,14 +5,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from db.callbacks import BeforeCommit, OnCommit
-from db.database import Database, default_database
+from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
 from db.guarded import AsyncSession, Session
 from db.scope import Unit, current_scope, open_scope, scope
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S", bound=AsyncSession | Session)
 
 Current = Literal["commit", "rollback", "append", "raise", "savepoint"]
 

@@ -2,7 +2,7 @@
 
 import ast
 import asyncio
-import tokenize
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -16,44 +16,45 @@ from worker import cron, task
 async def scan_folder(session: AsyncSession, path: Path, scan_id: int | None = None) -> int:
     """Enqueue one `index_file` for each Python file under `path`; they start when this job has committed."""
     files = await asyncio.to_thread(_python_files, path)
+    jobs = await index_file.enqueue_many({"path": file, "scan_id": scan_id} for file in files)
     if scan_id is not None:
         scan = await session.get_one(Scan, scan_id)
-        scan.files = len(files)
-    await index_file.enqueue_many([{"path": file, "scan_id": scan_id} for file in files])
+        scan.jobs = {file: job.job_id for file, job in zip(files, jobs, strict=True)}
     return len(files)
 
 
 @task
 async def index_file(session: AsyncSession, path: Path, scan_id: int | None = None) -> int:
-    """Write down a file and what it defines. One that does not parse leaves nothing, not even its module row."""
-    with tokenize.open(path) as file:
-        source = file.read()
-    module = Module(path=str(path), lines=source.count("\n"), scan_id=scan_id)
+    """Write down a file and what it defines: the new module's id. One that does not parse leaves nothing."""
+    source = await asyncio.to_thread(path.read_bytes)
+    module = Module(path=str(path), lines=len(source.splitlines()), scan_id=scan_id)
     session.add(module)
-    await session.flush()
-    definitions = [
-        Definition(module_id=module.id, kind=_KINDS[type(node)], name=node.name, line=node.lineno)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    session.add_all(definitions)
-    return len(definitions)
+    await session.flush()  # its row is in the database now, and goes again if the next line raises
+    for kind, name, line in _definitions(source, path):  # no thread: in two at once, ast.parse of CPython 3.11 may fail
+        session.add(Definition(module_id=module.id, kind=kind, name=name, line=line))
+    return module.id
 
 
-@cron(second={0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55})
+@cron("*/5 * * * * *")
 async def refresh_totals(session: AsyncSession) -> None:
     """Count everything, every five seconds."""
     modules, lines = (await session.execute(select(func.count(Module.id), func.sum(Module.lines)))).one()
     kinds = dict((await session.execute(select(Definition.kind, func.count()).group_by(Definition.kind))).all())
-    await session.merge(
-        Totals(
-            id=1, modules=modules, lines=lines or 0, classes=kinds.get("class", 0), functions=kinds.get("function", 0)
-        )
-    )
+    totals = Totals(id=1, modules=modules, lines=lines or 0, counted_at=datetime.now(UTC))
+    totals.classes, totals.functions = kinds.get("class", 0), kinds.get("function", 0)
+    await session.merge(totals)
 
 
 def _python_files(folder: Path) -> list[str]:
-    return sorted(str(file) for file in folder.rglob("*.py"))
+    """Python files, except those of installed packages and names that are no text."""
+    found = (file for file in folder.rglob("*.py") if "site-packages" not in file.relative_to(folder).parts)
+    return sorted(str(file) for file in found if file.is_file() and str(file).isprintable())
 
 
-_KINDS = {ast.ClassDef: "class", ast.FunctionDef: "function", ast.AsyncFunctionDef: "function"}
+def _definitions(source: bytes, path: Path) -> list[tuple[str, str, int]]:
+    """Kind, name and line of each class and function. Raises `SyntaxError`, or `ValueError` for a null byte."""
+    return [
+        ("class" if isinstance(node, ast.ClassDef) else "function", node.name, node.lineno)
+        for node in ast.walk(ast.parse(source, path))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]

@@ -2,8 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, func
+from sqlalchemy import JSON, DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+import db
 
 
 class Base(DeclarativeBase):
@@ -17,8 +19,8 @@ class Scan(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     folder: Mapped[str]
-    files: Mapped[int | None]
-    """How many files it has; None until they are counted."""
+    jobs: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    """Its files, and the id of the job that indexes each; None until `scan_folder` has found them."""
 
 
 class Module(Base):
@@ -55,4 +57,12 @@ class Totals(Base):
     classes: Mapped[int]
     functions: Mapped[int]
     lines: Mapped[int]
-    counted_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+    counted_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+async def create_tables() -> None:
+    """Create those that are missing. A project that lives on has migrations instead."""
+    async with db.scope():
+        session = await db.session()
+        connection = await session.connection()
+        await connection.run_sync(Base.metadata.create_all)

@@ -1,4 +1,4 @@
-"""Web applications under a real server."""
+"""Web applications under a real server, and the notes that they write."""
 
 import asyncio
 import socket
@@ -8,8 +8,14 @@ from typing import Any
 
 import httpx
 import uvicorn
+from sqlalchemy import text
 
+import db
+from tests.servers import Observer
 from tests.waiting import eventually
+
+WRITE = text("INSERT INTO note (words) VALUES (:words)")
+FAIL_AT_COMMIT = text("INSERT INTO reply VALUES (404)")
 
 
 @asynccontextmanager
@@ -27,3 +33,38 @@ async def serving(app: Any) -> AsyncIterator[httpx.AsyncClient]:
         finally:
             server.should_exit = True
             await running
+
+
+@asynccontextmanager
+async def notebook(url: str, postgres: Observer) -> AsyncIterator[db.Database]:
+    """The default database, with a table of unique notes, and one of replies whose note is looked up at COMMIT."""
+    await postgres.execute("CREATE TABLE note (id serial PRIMARY KEY, words text UNIQUE)")
+    await postgres.execute("CREATE TABLE reply (note_id int REFERENCES note DEFERRABLE INITIALLY DEFERRED)")
+    database = db.Database(url, default=True)
+    try:
+        yield database
+    finally:
+        db.set_default_database(None)
+        await database.dispose()
+
+
+async def write(words: str) -> None:
+    """Write through whatever scope is open here."""
+    session = await db.session()
+    await session.execute(WRITE, {"words": words})
+
+
+async def notes(postgres: Observer) -> list[str]:
+    """What is written, in alphabetical order."""
+    return [row["words"] for row in await postgres.fetch("SELECT words FROM note ORDER BY words")]
+
+
+async def nobody_in_transaction(postgres: Observer) -> None:
+    """Raise unless the server has nothing to do and no transaction open for anybody."""
+    await eventually(postgres.idle_in_transaction, equals=0)
+    assert await postgres.backends("active") == 0
+
+
+async def count(postgres: Observer) -> int:
+    """How many notes there are."""
+    return len(await notes(postgres))

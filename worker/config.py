@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url as parse_redis_url
 
 from db.database import parse_url as parse_database_url
+from worker.connection import SENTINEL, SentinelAddress
 from worker.errors import ConfigError
 
 __all__ = ["Config", "SecretUrl"]
@@ -67,10 +68,13 @@ def _is_database_url(url: SecretUrl) -> SecretUrl:
 
 def _is_redis_url(url: SecretUrl) -> SecretUrl:
     # Only the shape is told: redis-py's own errors quote what may be a piece of the password.
+    if url.startswith(SENTINEL):
+        SentinelAddress.parse(url)
+        return url
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError(f"not a Redis URL: it begins with redis://, rediss:// or unix://, e.g. {_REDIS_EXAMPLE}")
     try:
-        parse_redis_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        parse_redis_url(url)
         path = urlsplit(url).path.strip("/")
         well_formed = path.isdecimal() or not path or url.startswith("unix://")
     except ValueError:
@@ -96,6 +100,12 @@ Bytes = Annotated[ByteSize, Field(ge=1), _MustBe("a number of bytes, 1 or more",
 Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False), _MustBe("a number of seconds, more than 0", "60")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _MustBe("a number of seconds, 0 or more", "60")]
 Switch = Annotated[bool, _MustBe("true or false", "true")]
+Lease = Annotated[float, Field(ge=1, le=3600), _MustBe("a number of seconds from 1 to 3600", "10")]
+QueueNames = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
+    _MustBe("names of queues with commas between them", "high,arq:queue,low"),
+]
 WhichJobs = Annotated[Literal["all", "failed", "off"], _MustBe("all, failed or off", "failed")]
 
 
@@ -115,13 +125,16 @@ class Config(BaseSettings):
     """The default database, as a SQLAlchemy URL. `postgresql://` means asyncpg, `sqlite://` means aiosqlite."""
 
     redis_url: RedisUrl | None = Field(default=None, validation_alias="REDIS_URL")
-    """The Redis that holds the queue: `redis://`, `rediss://` (TLS) or `unix://` (a socket)."""
+    """The Redis that holds the queue: `redis://`, `rediss://` (TLS), `unix://` (a socket) or `redis+sentinel://`."""
 
     registry: DottedPath = "tasks.registry"
     """The module whose `TASKS` lists the tasks."""
 
     queue: Name = "arq:queue"
     """The queue to work on, and to enqueue to by default: the Redis key of its sorted set, as in arq."""
+
+    queues: QueueNames | None = None
+    """The queues to work on, the most urgent first, e.g. `high,arq:queue,low`. Default: `WORKER_QUEUE` alone."""
 
     id: Name = Field(default_factory=socket.gethostname)
     """What this worker is called in Redis and in logs. Default: the host's name."""
@@ -137,6 +150,15 @@ class Config(BaseSettings):
 
     keep_result: Seconds = 3600.0
     """Seconds that a result is kept, for tasks that do not say; 0 keeps none."""
+
+    max_crashes: Count = 10
+    """Workers that may die while they run one job; then it fails, as it may be what kills them."""
+
+    lease: Lease = 10.0
+    """Seconds after which another worker takes over the jobs of one that has died."""
+
+    unknown_for: Seconds = 600.0
+    """Seconds that a job of an unknown task is put back for before it fails: a deploy may be under way."""
 
     grace: Seconds = 30.0
     """Seconds that running jobs get to finish when the worker is told to stop; then they are rolled back."""
@@ -189,6 +211,11 @@ class Config(BaseSettings):
         if self.redis_url is None:
             raise ConfigError(_missing("redis_url"))
         return self.redis_url
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The queues to work on, the most urgent first."""
+        return (self.queue,) if self.queues is None else tuple(name.strip() for name in self.queues.split(","))
 
     @classmethod
     def variable(cls, field: str) -> str:

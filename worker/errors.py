@@ -9,6 +9,8 @@
     │   └── PayloadNotJSONError       an argument that JSON would change (also a TypeError)
     ├── UnknownTaskError          a job for a task that this worker does not have
     ├── PayloadError              a message in the queue that cannot be decoded
+    ├── JobExpiredError           a job waited longer than it may
+    ├── PoisonJobError            a job whose worker died each time it ran
     ├── TriesExhaustedError       a task asked for one attempt more than it may have
     ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
     └── JobFailed                 the exception that ended a job, as data
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "EnqueueError",
+    "JobExpiredError",
     "JobFailed",
     "PayloadError",
     "PayloadNotJSONError",
     "PayloadTooLargeError",
+    "PoisonJobError",
     "RegistryError",
     "ResultNotFoundError",
     "Retry",
@@ -91,6 +95,14 @@ class UnknownTaskError(WorkerError):
 
 class PayloadError(WorkerError):
     """A message in the queue that cannot be decoded: written by other software, or by pickle."""
+
+
+class JobExpiredError(WorkerError):
+    """A job waited in the queue for longer than it may: see `using(expires=...)`."""
+
+
+class PoisonJobError(WorkerError):
+    """A job whose worker died each time it ran, so it is not tried any more: see `WORKER_MAX_CRASHES`."""
 
 
 class TriesExhaustedError(WorkerError):

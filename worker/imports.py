@@ -20,11 +20,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["Importer", "MissingModuleError", "NotImportableError", "Step", "describe_circle", "shown"]
+__all__ = ["Importer", "MissingModuleError", "NotImportableError", "Step", "describe_circle", "imported_files", "shown"]
 
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _TANDEM = Path(__file__).parent.parent
-_LIBRARIES = (_STANDARD_LIBRARY, _TANDEM / "worker", _TANDEM / "db")
 
 
 class NotImportableError(Exception):
@@ -75,14 +74,16 @@ class Importer:
             return getattr(module, name)
         except AttributeError as error:
             raise NotImportableError(_circular_import(error) or _missing_name(module, name)) from None
+        except Exception as error:  # noqa: BLE001 - a module's own __getattr__ may raise anything
+            raise self._problem(path, error) from None
 
     def modules(self) -> dict[str, Path]:
         """The project's modules that are imported by now, with their files."""
-        files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-        return {name: Path(file) for name, file in files.items() if file and self._is_ours(file)}
+        return {name: file for name, file in imported_files().items() if self._is_ours(file)}
 
-    def _is_ours(self, file: str) -> bool:
-        return self.root is not None and Path(file).is_relative_to(self.root) and not _is_library(file)
+    def _is_ours(self, file: Path) -> bool:
+        is_inside = self.root is not None and file.is_relative_to(self.root) and file.is_file()
+        return is_inside and not _is_library(file) and not _is_installed(file)
 
     def _import(self, name: str) -> ModuleType:
         if shadow := self._shadow_of(name):
@@ -93,7 +94,7 @@ class Importer:
             raise self._problem(name, error) from None
 
     def _problem(self, name: str, error: BaseException) -> NotImportableError:
-        where = _where(error)
+        where = _where(error) or name
         if isinstance(error, ImportError) and error.name and (shadow := self._shadow_of(error.name)):
             return NotImportableError(f"{where} imports {error.name}, but {shadow}")
         if isinstance(error, ModuleNotFoundError) and error.name:
@@ -116,6 +117,12 @@ class Importer:
         else:
             advice = "Python had that one first: rename yours, or uninstall the other"
         return f"{top} is {spec.origin or theirs[-1]} and not your {ours}. {advice}"
+
+
+def imported_files() -> dict[str, Path]:
+    """The file of every module that is imported by now, the program itself (`__main__`) among them."""
+    files = {name: getattr(module, "__dict__", {}).get("__file__") for name, module in list(sys.modules.items())}
+    return {name: Path(file) for name, file in files.items() if isinstance(file, str)}
 
 
 def shown(file: str | Path) -> str:
@@ -145,10 +152,10 @@ def _in_folder(folder: Path | None, top: str) -> Path | None:
     return module if module.is_file() else None
 
 
-def _spec(top: str) -> ModuleSpec | None:
+def _spec(name: str) -> ModuleSpec | None:
     try:
-        return importlib.util.find_spec(top)
-    except ValueError:  # imported by other means than the import system, such as __main__
+        return importlib.util.find_spec(name)
+    except (ValueError, ImportError):  # it has none, such as __main__, or what it is in cannot be imported
         return None
 
 
@@ -165,12 +172,12 @@ def _missing_module(name: str) -> str:
 def _search_path() -> list[str]:
     """The folders on `sys.path`, without the standard library's own."""
     folders = [Path(place or ".").absolute() for place in sys.path if Path(place or ".").is_dir()]
-    return [str(f) for f in dict.fromkeys(folders) if _is_installed(f) or not f.is_relative_to(_STANDARD_LIBRARY)]
+    return [str(folder) for folder in dict.fromkeys(folders) if not _is_library(folder)]
 
 
 def _missing_name(module: ModuleType, name: str) -> str:
     path = f"{module.__name__}.{name}"
-    if hasattr(module, "__path__") and importlib.util.find_spec(path):
+    if hasattr(module, "__path__") and _spec(path):
         return f"{path} is a module: add the name of what you want from it."
     known = (other for other in vars(module) if not other.startswith("_"))
     return f"{shown(module.__file__ or module.__name__)} has no {name!r}.{_did_you_mean(name, known)}"
@@ -227,22 +234,24 @@ def _running_modules(error: BaseException) -> Iterator[Step]:
             yield Step(frame.f_globals["__name__"], frame.f_code.co_filename, line)
 
 
-def _where(error: BaseException) -> str:
-    """The line of the project that an exception came from or through; of a library only if there is no other."""
+def _where(error: BaseException) -> str | None:
+    """The line of the project that an exception came from or through; of what is installed if there is no other."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(error.filename)}:{error.lineno}"
-    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    file, line = next(((file, line) for file, line in reversed(lines) if not _is_library(file)), lines[-1])
-    return f"{shown(file)}:{line}"
+    lines = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    installed = [(file, line) for file, line in lines if file.is_file() and not _is_library(file)]
+    own = [(file, line) for file, line in installed if not _is_installed(file)]
+    return next((f"{shown(file)}:{line}" for file, line in reversed(own or installed)), None)
 
 
-def _is_library(file: str) -> bool:
-    path = Path(file)
-    return file.startswith("<") or _is_installed(path) or any(path.is_relative_to(folder) for folder in _LIBRARIES)
+def _is_library(file: Path) -> bool:
+    """Whether a file is of Tandem or of the standard library, below which packages may be installed."""
+    is_standard = file.is_relative_to(_STANDARD_LIBRARY) and not _is_installed(file)
+    return is_standard or file.is_relative_to(_TANDEM / "worker") or file.is_relative_to(_TANDEM / "db")
 
 
-def _is_installed(path: Path) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+def _is_installed(file: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """``Job``: the handle to one job: where it is, what came of it."""
 
 import asyncio
-import time
+import contextlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -14,7 +14,7 @@ from worker.signature import Signature
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105 - a plain name reads better in signatures
 
-_FIRST_POLL, _LAST_POLL = 0.01, 0.25  # seconds
+_LOOK_AGAIN = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +95,51 @@ class Job(Generic[R]):
             ResultNotFoundError: Redis does not know the job, or its result was not kept.
             JobFailed: it ended with an exception that is not built in; built-in ones are raised as themselves.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_POLL
-        while (raw := await self._finished_result()) is None:
-            if deadline is not None and time.monotonic() + pause > deadline:
-                raise TimeoutError(f"job {self.job_id} did not end within {timeout} s")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, _LAST_POLL)
-        data = deserialize(raw)
+        data = deserialize(await self._ended(timeout))
         if data["s"]:
             return self._as_promised(data["r"])
         raise data["r"] if isinstance(data["r"], BaseException) else ResultNotFoundError(str(data["r"]))
+
+    async def abort(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - arq's own name for it
+        """Ask for the job to be aborted, and wait until it has ended.
+
+        One that waits does not run any more; one that runs is cancelled within a second, and rolls back.
+
+        Args:
+            timeout: seconds to wait (default: as long as it takes).
+
+        Returns:
+            True if it was aborted; False if it ended otherwise, there is no such job, or its result is not kept.
+
+        Raises:
+            TimeoutError: it did not end in time.
+        """
+        if not await self._redis.abort(self.queue_name, self.job_id):
+            return False
+        try:
+            data = deserialize(await self._ended(timeout))
+        except ResultNotFoundError:
+            return False
+        return not data["s"] and isinstance(data["r"], asyncio.CancelledError)
+
+    async def _ended(self, timeout: float | None) -> bytes:  # noqa: ASYNC109 - see `result`
+        """Wait for the job to end; its result on the wire."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._finished_result() or await self._pushed_result()
+        except TimeoutError:
+            raise TimeoutError(f"job {self.job_id} did not end within {timeout} s") from None
+
+    async def _pushed_result(self) -> bytes:
+        """Wait to be told of the end; look now and then all the same, as a notice may be lost."""
+        ended = asyncio.Event()
+        async with self._redis.ended(self.queue_name, self.job_id, ended):
+            while (raw := await self._finished_result()) is None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN):
+                        await ended.wait()
+                ended.clear()
+        return raw
 
     async def _finished_result(self) -> bytes | None:
         trace = await self._trace()
@@ -135,4 +169,8 @@ class Job(Generic[R]):
         )
 
     async def _trace(self) -> Trace:
-        return await (self._queue or default_queue()).trace(self.queue_name, self.job_id)
+        return await self._redis.trace(self.queue_name, self.job_id)
+
+    @property
+    def _redis(self) -> Queue:
+        return self._queue or default_queue()

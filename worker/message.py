@@ -10,19 +10,19 @@
 job_deserializer=deserialize)``.
 """
 
-import asyncio
-import builtins
 import pickle
-import traceback as tracebacks
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import from_json, to_json
 
-from worker.errors import JobFailed, PayloadError
+from worker.errors import PayloadError
+from worker.failure import error_data, error_from
 
 _PICKLE_MAGIC = b"\x80"
+_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can say
+_DEEPEST_JSON = 200  # levels that the parser of pydantic-core reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,8 @@ class Message:
         Raises:
             PayloadError: it is not a job, or it is a pickle and those are not accepted.
         """
-        data = _decode(raw, accept_pickle=accept_pickle)
-        name, args, kwargs, enqueued_at = data.get("f"), data.get("a"), data.get("k"), data.get("et")
-        if not isinstance(name, str) or not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
-            raise PayloadError("not a job: it wants f (the task's name), a (a list), k (an object) and et (a time)")
-        if not isinstance(enqueued_at, int) or isinstance(enqueued_at, bool):
-            raise PayloadError("not a job: et, its enqueue time, is milliseconds since the epoch")
-        return cls(job_id, name, tuple(args), kwargs, enqueued_at)
+        data = _job(_decode(raw, accept_pickle=accept_pickle))
+        return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"])
 
 
 def encode(task: str, kwargs: bytes, enqueued_at: int) -> bytes:
@@ -62,12 +57,22 @@ def dump(value: Any) -> bytes:
     """A value as JSON: what pydantic knows to write, by the value's own type; bytes as base64.
 
     Raises:
-        TypeError: JSON has no way to say it.
+        TypeError: JSON has no way to say it, or nobody could read it back.
     """
+    if isinstance(value, Iterator):
+        raise TypeError(f"JSON cannot say this {type(value).__name__}: return a list")
     try:
-        return to_json(value, bytes_mode="base64", inf_nan_mode="constants")
-    except (PydanticSerializationError, ValueError) as error:
-        raise TypeError(str(error)) from None
+        raw = to_json(value, round_trip=True, bytes_mode="base64", inf_nan_mode="constants")
+        if len(raw) > _DEEPEST_JSON:
+            require_readable(raw)
+    except ValueError as error:
+        raise TypeError(f"JSON cannot say this {type(value).__name__}: {error}") from None
+    return raw
+
+
+def require_readable(raw: bytes) -> None:
+    """Raise `ValueError` for JSON that can be written and not be read: nested too deep, or with a number too long."""
+    from_json(b"[[%b]]" % raw, cache_strings="none")  # as deep as it will be in a job or a result
 
 
 def serialize(data: dict[str, Any]) -> bytes:
@@ -79,43 +84,14 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     """A job or a result from bytes: arq's `job_deserializer`. An error comes back as an exception.
 
     Raises:
-        PayloadError: it is not JSON, or not an object.
+        PayloadError: it is neither, or not JSON.
     """
-    return _with_error(_decode(raw, accept_pickle=False))
+    return _job_or_result(_decode(raw, accept_pickle=False))
 
 
 def deserialize_trusting(raw: bytes) -> dict[str, Any]:
     """`deserialize`, which loads pickles too: for a queue that only trusted producers can write to."""
-    return _with_error(_decode(raw, accept_pickle=True))
-
-
-def error_data(error: BaseException) -> dict[str, Any]:
-    """An exception as data: its type, message, arguments where JSON can say them, and traceback."""
-    if isinstance(error, JobFailed):
-        return {"type": error.type, "message": error.message, "traceback": error.traceback}
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    traceback = "".join(tracebacks.format_exception(error))
-    data: dict[str, Any] = {"type": name, "message": _text(error), "traceback": traceback}
-    if all(isinstance(arg, str | int | float | None) for arg in error.args):
-        data["args"] = list(error.args)
-    return data
-
-
-def error_from(data: Any) -> BaseException:
-    """The exception that `data` tells of: a built-in one as itself, any other as `JobFailed`."""
-    if isinstance(data, BaseException):  # from a pickle that was accepted
-        return data
-    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
-        return JobFailed("unknown", str(data))
-    name, args = data["type"], data.get("args")
-    kind = asyncio.CancelledError if name == "asyncio.exceptions.CancelledError" else getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception | asyncio.CancelledError) and isinstance(args, list):
-        try:
-            return kind(*args)
-        except TypeError:  # one that wants more than what JSON could say, such as UnicodeDecodeError
-            pass
-    return JobFailed(name, str(data.get("message", "")), str(data.get("traceback", "")))
+    return _job_or_result(_decode(raw, accept_pickle=True))
 
 
 def _decode(raw: bytes, *, accept_pickle: bool) -> dict[str, Any]:
@@ -137,20 +113,39 @@ def _why_undecodable(raw: bytes, error: Exception) -> str:
     return f"not JSON: {error}"
 
 
-def _with_error(data: dict[str, Any]) -> dict[str, Any]:
-    if data.get("s") is False and not isinstance(data.get("r"), str):
+def _job_or_result(data: dict[str, Any]) -> dict[str, Any]:
+    if "s" not in data:
+        return _job(data)
+    if data["s"] is False and not isinstance(data.get("r"), str):
         data["r"] = error_from(data.get("r"))
     return data
+
+
+def _job(data: dict[str, Any]) -> dict[str, Any]:
+    """`data`, which is a job.
+
+    Raises:
+        PayloadError: it is none.
+    """
+    name, args, kwargs, enqueued_at = data.get("f"), data.get("a"), data.get("k"), data.get("et")
+    if not isinstance(name, str) or not isinstance(args, list | tuple) or not _is_object(kwargs):
+        raise PayloadError("not a job: it wants f (the task's name), a (a list), k (an object) and et (a time)")
+    if not _is_whole(enqueued_at) or not 0 <= enqueued_at <= _LATEST:
+        raise PayloadError("not a job: et, its enqueue time, is milliseconds since the epoch")
+    if data.get("t") is not None and not _is_whole(data["t"]):
+        raise PayloadError("not a job: t, the try to begin with, is a whole number or null")
+    return data
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _error_or_refuse(value: Any) -> Any:
     if isinstance(value, BaseException):
         return error_data(value)
     raise TypeError(f"JSON cannot say {type(value).__name__}")
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - an exception's own __str__ may be broken
-        return f"<{type(error).__name__} that cannot be printed>"

@@ -1,38 +1,32 @@
-"""``Queue``: the only code that speaks Redis. One Lua script a verb, beside it in ``scripts/``.
+"""``Queue``: the verbs of a job's life in Redis; with the heartbeat's line, `worker.renewal`, all that speaks to it.
 
-1. The keys are arq's own (arq 0.28, ``constants.py``), so stock producers and clients share them.
-2. Every script goes by Redis' own clock.
-3. A queue is opened on first use, in the loop that runs then.
+1. The keys are arq's own, so stock producers and clients share them.
+2. Each verb that writes is one Lua script, one round trip, and goes by Redis' own clock.
+3. Every write of a worker shows its token, and does nothing where another worker holds the job by now.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from worker.config import Config
+from worker.connection import connect
 from worker.errors import WorkerError
-
-JOB = "arq:job:"
-RESULT = "arq:result:"
-IN_PROGRESS = "arq:in-progress:"
-RETRY = "arq:retry:"
-ABORT = "arq:abort"
+from worker.keys import Keys
+from worker.notices import Notices
+from worker.scripts import Script
 
 EXPIRES = 24 * 60 * 60 * 1000
 """Milliseconds that a job may wait past its due time, unless it says otherwise: arq's default."""
 
 _CHUNK = 1000  # jobs a round trip: more would block Redis for longer than a few milliseconds
-_SOCKET_TIMEOUT = 10.0  # seconds
 
 
 class JobStatus(StrEnum):
@@ -82,11 +76,61 @@ class Trace(NamedTuple):
         return JobStatus.deferred if self.due > self.now else JobStatus.queued
 
 
+class Claim(NamedTuple):
+    """One job that this worker holds now."""
+
+    raw_id: bytes
+    """Its id as it is in Redis: whoever put it there need not have heard of UTF-8."""
+    payload: bytes | None
+    """None: the job has expired, or was never there."""
+    score: bytes
+    """When it was due, in milliseconds since the epoch, as Redis writes it."""
+    tries: int
+    """Attempts that failed."""
+    crashes: int
+    """Claims that nobody finished."""
+    abort_at: float | None
+    """When it was asked to abort, in milliseconds since the epoch."""
+
+
+class Claims(NamedTuple):
+    """What one claim brought."""
+
+    jobs: list[Claim]
+    next_due: float | None
+    """Seconds until the queue has something due; None where it is empty."""
+
+
+class Settlement(NamedTuple):
+    """What became of one held job, for Redis."""
+
+    raw_id: bytes
+    token: str
+    action: str
+    """``end``, ``again``, ``back`` or ``later``: see ``scripts/finish.lua``."""
+    result: bytes = b""
+    keep: int = 0
+    """Milliseconds to keep the result."""
+    delay: int = 0
+    """Milliseconds until it is due again."""
+
+
+class Slot(NamedTuple):
+    """One time at which a scheduled task is to run."""
+
+    task: str
+    moment: int
+    """Milliseconds since the epoch."""
+    job_id: str
+    payload: bytes
+    """Empty: only take note that the slot has passed."""
+
+
 class Queue:
     """The queues of one Redis.
 
     Args:
-        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``; options of redis-py's `Redis.from_url` may follow.
+        url: ``redis://``, ``rediss://`` (TLS), ``unix://`` or ``redis+sentinel://``: see :mod:`worker.connection`.
         name: the queue that jobs go to unless their task says otherwise (default: ``arq:queue``, as in arq).
         max_payload: bytes that the arguments of one job may have (default: 1 MiB).
         default: this is the default queue from now on, in place of the one that ``REDIS_URL`` names.
@@ -97,70 +141,151 @@ class Queue:
     ) -> None:
         self.name = name
         self.max_payload = max_payload
-        self._url = url
+        self.url = url
         self._redis: Redis | None = None
+        self._notices: Notices | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         if default:
             set_default_queue(self)
 
     async def enqueue(self, entries: Sequence[Entry]) -> list[bool]:
         """Queue the jobs, a round trip for each thousand of a queue; tells of each whether its id was free."""
-        added: dict[int, bool] = {}
+        added = [False] * len(entries)
         by_queue: dict[str, list[int]] = {}
         for position, entry in enumerate(entries):
             by_queue.setdefault(entry.queue, []).append(position)
         for queue, positions in by_queue.items():
             for start in range(0, len(positions), _CHUNK):
                 chunk = positions[start : start + _CHUNK]
-                replies = await self._run("enqueue", [queue], _enqueue_arguments([entries[i] for i in chunk]))
-                added.update(zip(chunk, map(bool, replies), strict=True))
-        return [added[position] for position in range(len(entries))]
+                for position, reply in zip(chunk, await self._add(queue, [entries[i] for i in chunk]), strict=True):
+                    added[position] = bool(reply)
+        return added
 
     async def trace(self, queue: str, job_id: str) -> Trace:
         """What Redis knows of the job, in one round trip."""
+        keys = Keys.of(queue)
         async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.get(JOB + job_id)
-            pipe.get(RESULT + job_id)
-            pipe.exists(IN_PROGRESS + job_id)
+            pipe.get(keys.job(job_id))
+            pipe.get(keys.result(job_id))
+            pipe.exists(keys.in_progress(job_id))
             pipe.zscore(queue, job_id)
             pipe.time()
             payload, result, in_progress, due, (seconds, microseconds) = await pipe.execute()
         return Trace(payload, result, bool(in_progress), due, seconds * 1000 + microseconds / 1000)
 
+    async def abort(self, queue: str, job_id: str) -> bool:
+        """Ask for a job to be aborted; False where there is none of this id."""
+        keys = Keys.of(queue)
+        return bool(await self._run("abort", queue, [keys.prefix, keys.wake, job_id]))
+
+    async def claim(self, queue: str, token: str, lease: int, wanted: int) -> Claims:
+        """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed."""
+        now, next_score, *jobs = await self._run("claim", queue, [Keys.of(queue).prefix, token, lease, wanted])
+        claims = [
+            Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at))
+            for raw_id, payload, score, tries, crashes, abort_at in jobs
+        ]
+        return Claims(claims, None if next_score is None else max(float(next_score) - now, 0.0) / 1000)
+
+    async def finish(self, queue: str, settlements: Sequence[Settlement]) -> list[bool]:
+        """Record what became of held jobs; tells of each whether this worker still held it."""
+        arguments: list[Any] = [Keys.of(queue).prefix]
+        for settlement in settlements:
+            arguments += settlement
+        return [bool(reply) for reply in await self._run("finish", queue, arguments)]
+
+    async def add_slots(self, queue: str, slots: Sequence[Slot]) -> list[bool]:
+        """Queue the jobs of schedule slots, oldest first; tells of each whether nobody had done it before."""
+        keys = Keys.of(queue)
+        arguments: list[Any] = [keys.prefix, keys.wake, EXPIRES]
+        for slot in slots:
+            arguments += slot
+        return [bool(reply) for reply in await self._run("slots", queue, arguments)]
+
+    async def last_slots(self, queue: str) -> dict[str, int]:
+        """The last slot of each scheduled task that was queued, in milliseconds since the epoch."""
+        last: dict[bytes, bytes] = await self.redis.hgetall(f"{Keys.of(queue).prefix}slots")  # type: ignore[misc]
+        return {task.decode(): int(moment) for task, moment in last.items()}
+
+    async def depth(self, queue: str) -> int:
+        """How many jobs wait or run."""
+        return int(await self.redis.zcard(queue))
+
+    async def record_health(self, queue: str, worker_id: str, record: bytes, lifetime: int) -> None:
+        """Write a worker's record of itself, for `lifetime` milliseconds."""
+        await self.redis.set(Keys.of(queue).health(worker_id), record, px=lifetime)
+
+    async def forget_health(self, queue: str, worker_id: str) -> None:
+        await self.redis.delete(Keys.of(queue).health(worker_id))
+
+    async def health_records(self, queue: str) -> dict[str, bytes]:
+        """The record of each worker of `queue` that is well, by the worker's id."""
+        start = Keys.of(queue).health("")
+        found = [key async for key in self.redis.scan_iter(match=_literally(start) + "*")]
+        records = await self.redis.mget(found) if found else []
+        return {key.decode()[len(start) :]: record for key, record in zip(found, records, strict=True) if record}
+
+    def woken(self, queue: str, event: asyncio.Event) -> AbstractAsyncContextManager[None]:
+        """Set `event` whenever something is put into `queue`."""
+        return self._listening.on(Keys.of(queue).wake, event)
+
+    def ended(self, queue: str, job_id: str, event: asyncio.Event) -> AbstractAsyncContextManager[None]:
+        """Set `event` when the job has ended."""
+        return self._listening.on(Keys.of(queue).ended(job_id), event)
+
     async def ping(self) -> None:
         """Ask Redis for an answer; raises what stands in the way."""
         await self.redis.ping()
 
+    async def reconnect(self) -> None:
+        """Drop all idle connections: a server that answers READONLY is not the primary any more."""
+        if self._redis is not None:
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
+
     async def close(self) -> None:
         """Close the connections. The next use opens them again."""
-        redis, self._redis = self._redis, None
+        notices, redis, self._notices, self._redis = self._notices, self._redis, None, None
+        if notices is not None:
+            await notices.close()
         if redis is not None:
             await redis.aclose()
 
     @property
     def redis(self) -> Redis:
-        loop = asyncio.get_running_loop()
-        if self._redis is not None and self._loop is not loop:
-            if self._loop is not None and not self._loop.is_closed():
-                raise WorkerError(
-                    "this Queue belongs to another event loop: 'await queue.close()' there first, or use "
-                    "one Queue a loop"
-                )
-            self._redis = None  # its connections went with their loop
+        """The client, of the loop that runs now."""
+        self._enter_loop()
         if self._redis is None:
-            limits: dict[str, Any] = {"socket_timeout": _SOCKET_TIMEOUT}
-            if not self._url.startswith("unix:"):
-                limits |= {"socket_connect_timeout": _SOCKET_TIMEOUT, "socket_keepalive": True}
-            self._redis = Redis.from_url(self._url, **limits)
-            self._loop = loop
+            self._redis = connect(self.url)
         return self._redis
 
-    async def _run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        text, sha = _script(script)
-        try:
-            return await self.redis.evalsha(sha, len(keys), *keys, *arguments)  # type: ignore[misc]  # sync's type
-        except NoScriptError:
-            return await self.redis.eval(text, len(keys), *keys, *arguments)  # type: ignore[misc]  # sync's type
+    @property
+    def _listening(self) -> Notices:
+        self._enter_loop()
+        if self._notices is None:
+            self._notices = Notices(lambda: connect(self.url))
+        return self._notices
+
+    def _enter_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed() and self._redis is not None:
+            raise WorkerError(
+                "this Queue belongs to another event loop: 'await queue.close()' there first, or use one Queue a loop"
+            )
+        self._redis = self._notices = None  # what there was went with its loop
+        self._loop = loop
+
+    async def _add(self, queue: str, entries: Sequence[Entry]) -> Any:
+        keys = Keys.of(queue)
+        arguments: list[Any] = [keys.prefix, keys.wake]
+        for entry in entries:
+            delay, due = (entry.delay, "") if entry.due is None else ("", entry.due)
+            arguments += (entry.job_id, entry.payload, delay, due, entry.expires)
+        return await self._run("enqueue", queue, arguments)
+
+    async def _run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
+        return await Script.named(script).run(self.redis, queue, arguments)
 
 
 def now_ms() -> int:
@@ -172,18 +297,8 @@ def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
 
-def _enqueue_arguments(entries: Sequence[Entry]) -> list[Any]:
-    arguments: list[Any] = [JOB, RESULT]
-    for entry in entries:
-        due = "" if entry.due is None else entry.due
-        arguments += (entry.job_id, entry.payload, "" if due else entry.delay, due, entry.expires)
-    return arguments
-
-
-@cache
-def _script(name: str) -> tuple[str, str]:
-    text = (resources.files("worker") / "scripts" / f"{name}.lua").read_text()
-    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+def _literally(text: str) -> str:
+    return "".join(f"\\{character}" if character in "*?[]\\" else character for character in text)
 
 
 _default: Queue | None = None

@@ -12,10 +12,10 @@
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -24,7 +24,8 @@ from arq.worker import Function
 
 from worker.cron import adopt
 from worker.errors import RegistryError, TaskDefinitionError
-from worker.imports import Importer, MissingModuleError, NotImportableError, shown
+from worker.import_order import circles
+from worker.imports import Importer, MissingModuleError, NotImportableError, imported_files, shown
 from worker.task import Task
 
 __all__ = ["Lifespan", "Registry", "load"]
@@ -81,6 +82,7 @@ def load(path: str = "tasks.registry") -> Registry:
         lifespan = _import_lifespan(importer, module)
     problems += _clashing_names(listed)
     problems += _modules_imported_twice(listed)
+    problems += _circular_imports(importer, listed, problems)
 
     if problems:
         raise RegistryError(problems)
@@ -183,13 +185,20 @@ def _clashing_names(listed: Sequence[_Listed]) -> Iterator[str]:
 
 def _modules_imported_twice(listed: Sequence[_Listed]) -> Iterator[str]:
     """A line for each file that is here as two modules, and its tasks with it: `python -m tasks.mail` does that."""
-    for file, name in dict.fromkeys((one.task.file, one.task.module) for one in listed):
-        for other, module in list(sys.modules.items()):
-            if other != name and getattr(module, "__dict__", {}).get("__file__") == file:
+    imported = imported_files()
+    for file, name in dict.fromkeys((Path(one.task.file), one.task.module) for one in listed):
+        for other, its_file in imported.items():
+            if other != name and its_file == file:
                 yield (
                     f"{shown(file)} is imported twice, as {name} and as {other}, so each of its tasks is there twice: "
                     f"import it as {name} everywhere, and do not run it with python -m."
                 )
+
+
+def _circular_imports(importer: Importer, listed: Sequence[_Listed], known: Sequence[str]) -> Iterator[str]:
+    """A line for each circular import, also where this list happens to begin with the right module."""
+    first = dict.fromkeys(module for one in listed for module in (one.entry.rpartition(".")[0], one.task.module))
+    yield from dict.fromkeys(circle for circle in circles(importer.modules(), first) if circle not in known)
 
 
 def _import_lifespan(importer: Importer, module: ModuleType) -> Lifespan | None:

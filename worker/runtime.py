@@ -1,4 +1,4 @@
-"""What a worker has open while it runs: the default database, the resources, and the executor that uses them.
+"""What a worker has open while it runs: the default database, the default queue, the resources; and its engine.
 
 The resources are entered after the database is known to answer, and left before it closes.
 """
@@ -15,7 +15,8 @@ from db.database import given_default
 from db.transient import Transient, transient
 from worker.config import Config
 from worker.context import Resource
-from worker.engine.calling import Caller, Hook
+from worker.engine.calling import AfterJob, Caller, Hook
+from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.errors import WorkerError
 from worker.queue import Queue, set_default_queue
@@ -36,26 +37,34 @@ class Runtime:
     """One worker's open things."""
 
     def __init__(
-        self, config: Config, registry: Registry, *, on_job_start: Hook | None = None, on_job_end: Hook | None = None
+        self,
+        config: Config,
+        registry: Registry,
+        *,
+        on_job_start: Hook | None = None,
+        on_job_end: Hook | None = None,
+        after_job_end: Hook | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
         self._hooks = {"on_job_start": on_job_start, "on_job_end": on_job_end}
+        self._after_job_end = after_job_end
         self._open = AsyncExitStack()
-        self._executor: Executor | None = None
 
-    @property
-    def executor(self) -> Executor:
-        assert self._executor is not None, "open() first"  # noqa: S101 - a mistake of this package's own
-        return self._executor
-
-    async def open(self, arq_context: dict[Any, Any]) -> None:
-        """Connect, enter the resources, and make the executor.
+    async def open(self, arq_context: dict[Any, Any]) -> Engine:
+        """Connect, enter the resources, and make the engine. What was opened before an error is closed again.
 
         Raises:
             StartupError: the database does not answer within ``WORKER_CONNECT_WAIT``, or its pool has fewer connections
                 than jobs surely need, or a task asks for a resource that nobody provides.
         """
+        try:
+            return await self._opened(arq_context)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _opened(self, arq_context: dict[Any, Any]) -> Engine:
         database = self._database()
         self._open.push_async_callback(database.dispose)
         self._check_pool(database)
@@ -65,12 +74,20 @@ class Runtime:
         resources = await self._resources()
         caller = Caller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
-        self._executor = Executor(
+        executor = Executor(
             self._registry.tasks,
             caller,
             timeout=self._config.job_timeout,
             max_tries=self._config.max_tries,
             resources=resources,
+        )
+        return Engine(
+            self._config,
+            self._registry.tasks,
+            queue,
+            executor,
+            ask_database=database.check,
+            after_job=None if self._after_job_end is None else AfterJob(self._after_job_end, arq_context),
         )
 
     async def close(self) -> None:

@@ -4,37 +4,28 @@
 turns every problem into one line on standard error.
 """
 
-import asyncio
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import redis
 from arq.connections import RedisSettings
-from arq.cron import CronJob
-from arq.worker import Function, Retry, func
-from pydantic_core import from_json
+from arq.worker import func
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from worker.config import Config
 from worker.engine.calling import Hook
-from worker.engine.executor import Delivery
-from worker.engine.outcome import Kind, Outcome
 from worker.errors import ConfigError, RegistryError
-from worker.message import Message, deserialize, deserialize_trusting, serialize
-from worker.queue import to_ms
+from worker.host import Host
+from worker.keys import Keys
+from worker.message import deserialize, deserialize_trusting, serialize
 from worker.registry import Registry, load
 from worker.runtime import Runtime, StartupError
-from worker.schedule import Schedule
-from worker.task import Task
 
 logger = logging.getLogger("worker")
 
-_HEALTH_INTERVAL = 3  # seconds; the record lives one longer
-_ENDLESS = 1_000_000_000  # tries, for arq: the executor counts them
+_NEVER = 100 * 365 * 86400  # seconds: longer than the time since the epoch, which is what arq compares it with
 
 
 def build(
@@ -61,37 +52,32 @@ def build(
     config = config or Config.load()
     _, redis_url = config.require_urls()
     registry = registry or load(config.registry)
-    runtime = Runtime(config, registry, on_job_start=on_job_start, on_job_end=on_job_end)
-    deserializer = deserialize_trusting if config.accept_pickle else deserialize
+    host = Host(
+        Runtime(config, registry, on_job_start=on_job_start, on_job_end=on_job_end, after_job_end=after_job_end)
+    )
+
+    never: Any = _never_called  # arq's protocol wants *args
 
     async def startup(ctx: dict[Any, Any]) -> None:
         try:
-            await runtime.open(ctx)
+            await host.startup(ctx)
         except StartupError as error:
             _end(str(error), code=1)
 
-    async def shutdown(_ctx: dict[Any, Any]) -> None:
-        await runtime.close()
+    async def shutdown(ctx: dict[Any, Any]) -> None:
+        await host.shutdown(ctx)
 
     settings = {
-        "functions": [_hosted(task, runtime, config) for task in registry.tasks.values()],
-        "cron_jobs": [_Cron.of(task, runtime, config) for task in registry.tasks.values() if task.schedule],
+        "functions": [func(never, name=name) for name in registry.tasks],
         "redis_settings": redis_settings(redis_url),
-        "queue_name": config.queue,
+        "queue_name": config.queue_names[0],
         "on_startup": startup,
         "on_shutdown": shutdown,
-        "after_job_end": _never_raising(after_job_end),
-        "max_jobs": config.concurrency,
-        "job_timeout": runtime.longest_timeout + config.grace + 60,
-        "job_completion_wait": config.grace,
-        "keep_result": config.keep_result,
-        "max_tries": _ENDLESS,
-        "poll_delay": 0.1,
-        "health_check_interval": _HEALTH_INTERVAL,
-        "health_check_key": f"{config.queue}:health-check:{config.id}",
-        "allow_abort_jobs": True,
+        "max_jobs": 0,  # arq claims nothing: the engine does
+        "health_check_interval": _NEVER,  # and writes no health record
+        "health_check_key": Keys.of(config.queue_names[0]).health(config.id),
         "job_serializer": serialize,
-        "job_deserializer": deserializer,
+        "job_deserializer": deserialize_trusting if config.accept_pickle else deserialize,
         **more,
     }
     return type("Settings", (_Settings,), settings)
@@ -172,74 +158,10 @@ def _await_redis(url: str, wait: float) -> None:
         client.close()
 
 
-def _hosted(task: Task[..., Any], runtime: Runtime, config: Config) -> Function:
-    """What arq calls for `task`: the executor does the work, arq's loop is told the outcome in its own terms."""
-    return func(_runner(task, runtime, config), name=task.name, keep_result=task.options.keep_result)
-
-
-def _runner(task: Task[..., Any], runtime: Runtime, config: Config) -> Any:
-    async def run(ctx: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        message = Message(ctx["job_id"], task.name, args, kwargs, to_ms(ctx["enqueue_time"]))
-        delivery = Delivery(message, config.queue, tries=ctx["job_try"] - 1, score=ctx["score"])
-        return _answer(await runtime.executor.execute(delivery))
-
-    return run
-
-
-def _answer(outcome: Outcome) -> Any:
-    match outcome.kind:
-        case Kind.COMPLETED | Kind.DUPLICATE:
-            return from_json(outcome.result)
-        case Kind.RETRIED:
-            raise Retry(defer=outcome.delay)
-        case Kind.INTERRUPTED:
-            raise asyncio.CancelledError
-        case _:
-            raise outcome.error or RuntimeError(outcome.kind.value)
-
-
-class _Cron(CronJob):
-    """A scheduled task, for arq's loop."""
-
-    _schedule: Schedule
-
-    @classmethod
-    def of(cls, task: Task[..., Any], runtime: Runtime, config: Config) -> "_Cron":
-        any_time: dict[str, Any] = dict.fromkeys(("month", "day", "weekday", "hour", "minute", "second"))
-        job = cls(
-            name=f"cron:{task.name}",
-            coroutine=_runner(task, runtime, config),
-            **any_time,
-            microsecond=0,
-            run_at_startup=task.run_at_startup,
-            unique=True,
-            job_id=None,
-            timeout_s=None,
-            keep_result_s=task.options.keep_result or 0,
-            keep_result_forever=False,
-            max_tries=_ENDLESS,
-        )
-        assert task.schedule is not None  # noqa: S101 - what this is for
-        job._schedule = task.schedule
-        return job
-
-    def calculate_next(self, prev_run: datetime) -> None:
-        self.next_run = self._schedule.next_after(prev_run.astimezone(UTC))
-
-
-def _never_raising(hook: Hook | None) -> Hook | None:
-    if hook is None:
-        return None
-
-    async def logged(ctx: dict[Any, Any]) -> None:
-        try:
-            await hook(ctx)
-        except Exception:
-            logger.exception("after_job_end failed; its job has ended all the same")
-
-    return logged
-
-
 def _end(message: str, *, code: int) -> NoReturn:
     print(message, file=sys.stderr)  # noqa: T201 - logging is not set up yet, and this is for a person
     raise SystemExit(code)
+
+
+async def _never_called(_ctx: dict[Any, Any]) -> None:
+    raise NotImplementedError("the engine runs the tasks")

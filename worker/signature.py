@@ -3,28 +3,27 @@
 1. Parameters annotated `AsyncSession`, `Session`, `JobContext` or `Annotated[..., Resource(name)]` are injected; a
    first parameter named ``ctx`` gets arq's context; all others are payload.
 2. Payload is validated with pydantic when a job is enqueued, and again from JSON in the worker.
-3. Where an annotation says nothing about a value (none, `Any`, a bare `list`), the value must be one that JSON leaves
-   as it is.
+3. What is enqueued is what arrives: where the annotations do not make sure of that (none, `Any`, a union, a model), the
+   arguments are read back when they are enqueued, and refused if JSON has changed them.
 """
 
 import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_hints
 
 import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
 from pydantic import ConfigDict, TypeAdapter, with_config
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
 from db import AsyncSession, Database, Session
 from worker.context import JobContext, Resource
 from worker.errors import PayloadNotJSONError, TaskDefinitionError
+from worker.fidelity import is_exact, require_same
+from worker.message import require_readable
 
 _CODEC = ConfigDict(
     extra="forbid",
@@ -33,6 +32,8 @@ _CODEC = ConfigDict(
     ser_json_bytes="base64",
     val_json_bytes="base64",
 )
+_RESULT_CODEC = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+_SURELY_READABLE = 200  # bytes: shorter JSON is neither nested too deep nor has it a number too long
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
@@ -79,12 +80,22 @@ class Signature:
         Raises:
             TypeError: too many positional arguments, or one given twice.
             pydantic.ValidationError: a missing, unknown or wrong argument.
-            PayloadNotJSONError: an argument that JSON would change.
+            PayloadNotJSONError: an argument that JSON cannot say, or would change.
         """
         payload = self._adapter.validate_python(self._by_name(args, kwargs))
-        for name in self._untold & payload.keys():
-            _require_json(name, payload[name])
-        return self._adapter.dump_json(payload)
+        inexact = self._inexact & payload.keys()
+        try:
+            raw: bytes = self._adapter.dump_json(payload, by_alias=True, round_trip=True)
+            if len(raw) > _SURELY_READABLE:
+                require_readable(raw)
+            received = self._adapter.validate_json(raw) if inexact else {}
+        except ValueError as error:
+            raise PayloadNotJSONError(
+                f"{self._fn.__qualname__}{self.text}: JSON cannot carry these arguments: {' '.join(str(error).split())}"
+            ) from None
+        for name in sorted(inexact):
+            require_same(name, payload[name], received[name])
+        return raw
 
     def restore(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The payload of a job from the wire, validated, by name.
@@ -93,7 +104,8 @@ class Signature:
             TypeError, pydantic.ValidationError: as `validate`.
         """
         named = self._by_name(args, kwargs)
-        return dict(self._adapter.validate_json(to_json(named))) if named or self.payload else {}
+        raw = to_json(named, bytes_mode="base64", inf_nan_mode="constants")
+        return dict(self._adapter.validate_json(raw)) if named or self.payload else {}
 
     def restore_result(self, raw: bytes) -> Any:
         """A result from the wire, as the type that the function promises.
@@ -101,12 +113,14 @@ class Signature:
         Raises:
             pydantic.ValidationError: the function returned something else than it promises.
         """
-        return from_json(raw) if self._returns is None else self._returns.validate_json(raw)
+        if self._returns is None:
+            return from_json(raw)
+        return self._returns.validate_json(b'{"result":%b}' % raw)["result"]
 
     def call(self, payload: Mapping[str, Any], injected: Mapping[str, Any]) -> Any:
         """Call the function."""
         values = {**payload, **injected}
-        positional = [values.pop(name) for name in self._positional_only if name in values]
+        positional = [values.pop(name, default) for name, default in self._positional_only]
         return self._fn(*positional, **values)
 
     @cached_property
@@ -138,15 +152,19 @@ class Signature:
             return get_type_hints(self._fn, include_extras=True)
         except NameError as error:
             raise self._error(f"its annotations name {error.name}, which its module does not define") from None
+        except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise anything
+            raise self._error(f"its annotations cannot be read: {type(error).__name__}: {error}") from None
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
         fields = {
-            name: self._hints.get(name, Any) if p.default is p.empty else NotRequired[self._hints.get(name, Any)]
-            for name, p in self.payload.items()
+            name: self._hint(name) if parameter.default is parameter.empty else NotRequired[self._hint(name)]
+            for name, parameter in self.payload.items()
         }
-        shape = with_config(_CODEC)(TypedDict(self._fn.__name__, fields))  # type: ignore[operator]  # made at run time
-        return self._adapted(shape, "parameters")
+        try:
+            return TypeAdapter(_shape(self._fn.__name__, fields, _CODEC))
+        except Exception as error:  # noqa: BLE001 - pydantic has many words for an annotation that it cannot use
+            raise self._error(self._unusable_parameter() or f"pydantic cannot validate it: {_first(error)}") from None
 
     @cached_property
     def _returns(self) -> TypeAdapter[Any] | None:
@@ -154,25 +172,33 @@ class Signature:
         if promised is Any:
             return None
         try:
-            return TypeAdapter(promised, config=None if _has_config(promised) else _CODEC)
-        except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+            return TypeAdapter(_shape("Result", {"result": promised}, _RESULT_CODEC))
+        except Exception:  # noqa: BLE001 - as above
             return None  # a type of the task's own, which its JSON stands for
 
-    def _adapted(self, shape: Any, what: str) -> TypeAdapter[Any]:
-        try:
-            return TypeAdapter(shape)
-        except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
-            reason = str(error).splitlines()[0]
-            raise self._error(f"pydantic cannot validate its {what}: {reason}") from None
+    def _unusable_parameter(self) -> str | None:
+        for name in self.payload:
+            try:
+                TypeAdapter(_shape("Parameter", {name: self._hint(name)}, _CODEC))
+            except Exception as error:  # noqa: BLE001 - as above
+                return (
+                    f"pydantic cannot validate {name}: {_first(error)}. Take what JSON can carry, or ask for a resource: "
+                    f'Annotated[..., Resource("{name}")]'
+                )
+        return None
+
+    def _hint(self, name: str) -> Any:
+        return self._hints.get(name, Any)
 
     @cached_property
-    def _untold(self) -> frozenset[str]:
-        return frozenset(name for name in self.payload if _says_nothing(self._hints.get(name, Any)))
+    def _inexact(self) -> frozenset[str]:
+        return frozenset(name for name in self.payload if not is_exact(self._hint(name)))
 
     @cached_property
-    def _positional_only(self) -> tuple[str, ...]:
+    def _positional_only(self) -> tuple[tuple[str, Any], ...]:
+        """Names and defaults of what cannot be passed by name."""
         parameters = self._signature.parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
+        return tuple((p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_ONLY)
 
     @cached_property
     def _positional(self) -> tuple[str, ...]:
@@ -195,8 +221,19 @@ class Signature:
         return TaskDefinitionError(f"{self._fn.__module__}.{self._fn.__qualname__} cannot be a task: {problem}")
 
 
+def _shape(name: str, fields: dict[str, Any], config: ConfigDict) -> Any:
+    """An object of `fields`. Unlike other types it takes its configuration from here, and hands it down."""
+    return with_config(config)(TypedDict(name, fields))  # type: ignore[operator]  # made at run time
+
+
+def _first(error: Exception) -> str:
+    """What pydantic says, without its advice."""
+    return str(error).splitlines()[0].split(". ")[0]
+
+
 def _injected(annotation: Any) -> Injected | None:
     """What an annotation asks the worker for, if it asks for anything."""
+    annotation = getattr(annotation, "__value__", annotation)  # type Session = Annotated[...], since Python 3.12
     extras: tuple[Any, ...] = ()
     if get_origin(annotation) is Annotated:
         annotation, *rest = get_args(annotation)
@@ -218,45 +255,6 @@ def _injected(annotation: Any) -> Injected | None:
 
 def _is_injected(annotation: Any) -> bool:
     return _injected(annotation) is not None
-
-
-def _says_nothing(annotation: Any) -> bool:
-    """Whether some part of a value of this annotation is left to itself."""
-    if annotation in (Any, object, inspect.Parameter.empty, list, dict, tuple, set, frozenset, Mapping):
-        return True
-    origin = get_origin(annotation)
-    if origin is None or origin is typing.Literal:
-        return False
-    if origin is Annotated:
-        return _says_nothing(get_args(annotation)[0])
-    if origin in (Union, types.UnionType, list, dict, tuple, set, frozenset) or isinstance(origin, type):
-        return any(_says_nothing(part) for part in get_args(annotation) if part is not ...)
-    return False
-
-
-def _require_json(name: str, value: Any) -> None:
-    """Refuse a value that would come out of JSON as another one, such as a tuple (a list) or an enum (its value)."""
-    match value:
-        case None | bool() | int() | float() | str() if type(value) in (type(None), bool, int, float, str):
-            return
-        case list() if type(value) is list:
-            for item in value:
-                _require_json(name, item)
-        case dict() if type(value) is dict and all(type(key) is str for key in value):
-            for item in value.values():
-                _require_json(name, item)
-        case _:
-            raise PayloadNotJSONError(
-                f"{name}: JSON would change this {type(value).__name__}; annotate the parameter with its type, "
-                "or pass what JSON has: None, bool, int, float, str, list, dict with string keys"
-            )
-
-
-def _has_config(annotation: Any) -> bool:
-    """Whether pydantic refuses a second configuration for this type."""
-    return isinstance(annotation, type) and (
-        hasattr(annotation, "__pydantic_config__") or hasattr(annotation, "model_config")
-    )
 
 
 __all__ = [

@@ -16,23 +16,16 @@ import db
 from db.asgi import SessionMiddleware, get_session
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.web import serving
+from tests.web import FAIL_AT_COMMIT, WRITE, count, nobody_in_transaction, notebook, notes, serving, write
 
 SessionDep = Annotated[db.AsyncSession, Depends(get_session)]
 CallNext = Callable[[Request], Awaitable[Response]]
 
-WRITE = text("INSERT INTO note (words) VALUES (:words)")
-
 
 @pytest.fixture
 async def database(database_url: str, postgres: Observer) -> AsyncIterator[db.Database]:
-    """The default database, with a table of notes, and one whose references are checked at COMMIT."""
-    await postgres.execute("CREATE TABLE note (id serial PRIMARY KEY, words text)")
-    await postgres.execute("CREATE TABLE reply (note_id int REFERENCES note DEFERRABLE INITIALLY DEFERRED)")
-    database = db.Database(database_url, default=True)
-    yield database
-    db.set_default_database(None)
-    await database.dispose()
+    async with notebook(database_url, postgres) as database:
+        yield database
 
 
 @pytest.fixture
@@ -40,21 +33,6 @@ def app(database: db.Database) -> FastAPI:
     app = FastAPI()
     app.add_middleware(SessionMiddleware)
     return app
-
-
-async def write(words: str) -> None:
-    """Write through whatever scope is open here."""
-    session = await db.session()
-    await session.execute(WRITE, {"words": words})
-
-
-async def notes(postgres: Observer) -> list[str]:
-    return [row["words"] for row in await postgres.fetch("SELECT words FROM note ORDER BY id")]
-
-
-async def nobody_in_transaction(postgres: Observer) -> None:
-    await eventually(postgres.idle_in_transaction, equals=0)
-    assert await postgres.backends("active") == 0
 
 
 async def test_writes_of_a_streaming_body_are_saved(app: FastAPI, postgres: Observer) -> None:
@@ -67,14 +45,14 @@ async def test_writes_of_a_streaming_body_are_saved(app: FastAPI, postgres: Obse
         async def body() -> AsyncIterator[str]:
             for number in range(5):
                 await write(f"body {number}")
-                await session.execute(WRITE, {"words": f"body {number}"})
+                await session.execute(WRITE, {"words": f"once more {number}"})
                 yield "written"
 
         return StreamingResponse(body())
 
     async with serving(app) as client:
         assert (await client.post("/")).status_code == 200
-        await eventually(lambda: _count(postgres), equals=11)
+        await eventually(lambda: count(postgres), equals=11)
         await nobody_in_transaction(postgres)
 
 
@@ -169,7 +147,7 @@ async def test_writes_of_background_tasks_are_saved(app: FastAPI, postgres: Obse
 
     async with serving(app) as client:
         assert (await client.post("/")).status_code == 200
-        await eventually(lambda: _count(postgres), equals=11)
+        await eventually(lambda: count(postgres), equals=11)
         await nobody_in_transaction(postgres)
 
 
@@ -200,7 +178,7 @@ async def test_failed_commit_after_the_response_is_logged(
     """When the background's own COMMIT is refused, the client cannot be told any more, but the server's log is."""
 
     async def reply() -> None:
-        await (await db.session()).execute(text("INSERT INTO reply VALUES (404)"))
+        await (await db.session()).execute(FAIL_AT_COMMIT)
 
     @app.post("/")
     async def create(background: BackgroundTasks) -> None:
@@ -222,7 +200,7 @@ async def test_background_of_a_refusal(app: FastAPI, postgres: Observer) -> None
 
     async with serving(app) as client:
         assert (await client.post("/")).status_code == 401
-        await eventually(lambda: _count(postgres), equals=1)
+        await eventually(lambda: count(postgres), equals=1)
     assert await notes(postgres) == ["audit"]
 
 
@@ -247,7 +225,7 @@ async def test_orphan_is_told(app: FastAPI, postgres: Observer) -> None:
     request_is_over.set()
     with pytest.raises(db.ScopeEndedError):
         await orphans[0]
-    assert await notes(postgres) == []
+    assert await count(postgres) == 0
     await nobody_in_transaction(postgres)
 
 
@@ -280,8 +258,4 @@ async def test_streaming_with_base_http_middleware(database: db.Database, postgr
         await nobody_in_transaction(postgres)
     if place == "inside":
         assert response.status_code == 200
-    assert len(await notes(postgres)) == (10 if response.status_code == 200 else 0)
-
-
-async def _count(postgres: Observer) -> int:
-    return len(await notes(postgres))
+    assert await count(postgres) == (10 if response.status_code == 200 else 0)

@@ -15,23 +15,16 @@ import db
 from db.asgi import SessionMiddleware, get_session
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.web import serving
+from tests.web import FAIL_AT_COMMIT, WRITE, count, nobody_in_transaction, notebook, serving, write
 
 SessionDep = Annotated[db.AsyncSession, Depends(get_session)]
 CallNext = Callable[[Request], Awaitable[Response]]
 
-WRITE = text("INSERT INTO note (words) VALUES (:words)")
-
 
 @pytest.fixture
 async def database(database_url: str, postgres: Observer) -> AsyncIterator[db.Database]:
-    """The default database, with a table of notes, and one whose references are checked at COMMIT."""
-    await postgres.execute("CREATE TABLE note (id serial PRIMARY KEY, words text UNIQUE)")
-    await postgres.execute("CREATE TABLE reply (note_id int REFERENCES note DEFERRABLE INITIALLY DEFERRED)")
-    database = db.Database(database_url, default=True)
-    yield database
-    db.set_default_database(None)
-    await database.dispose()
+    async with notebook(database_url, postgres) as database:
+        yield database
 
 
 @pytest.fixture
@@ -39,21 +32,6 @@ def app(database: db.Database) -> FastAPI:
     app = FastAPI()
     app.add_middleware(SessionMiddleware)
     return app
-
-
-async def write(words: str) -> None:
-    """Write through whatever scope is open here."""
-    session = await db.session()
-    await session.execute(WRITE, {"words": words})
-
-
-async def notes(postgres: Observer) -> int:
-    return int(await postgres.fetchval("SELECT count(*) FROM note"))
-
-
-async def nobody_in_transaction(postgres: Observer) -> None:
-    await eventually(postgres.idle_in_transaction, equals=0)
-    assert await postgres.backends("active") == 0
 
 
 async def test_row_is_there_before_the_client_hears_of_it(app: FastAPI, postgres: Observer) -> None:
@@ -72,7 +50,7 @@ async def test_row_is_there_before_the_client_hears_of_it(app: FastAPI, postgres
 
     async with serving(app) as client, client.stream("POST", "/notes") as response:
         assert response.status_code == 200
-        assert await notes(postgres) == 1
+        assert await count(postgres) == 1
         assert await postgres.idle_in_transaction() == 0
         client_has_looked.set()
         assert await response.aread() == b"saved"
@@ -83,7 +61,7 @@ async def test_failed_commit_is_a_500(app: FastAPI, postgres: Observer) -> None:
 
     @app.post("/replies")
     async def create(session: SessionDep) -> None:
-        await session.execute(text("INSERT INTO reply VALUES (404)"))
+        await session.execute(FAIL_AT_COMMIT)
 
     async with serving(app) as client:
         response = await client.post("/replies")
@@ -105,7 +83,7 @@ async def test_swallowed_error_is_a_500(app: FastAPI, postgres: Observer) -> Non
     async with serving(app) as client:
         assert (await client.post("/notes")).status_code == 500
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == 0
+    assert await count(postgres) == 0
 
 
 async def test_error_handled_in_a_savepoint_is_a_200(app: FastAPI, postgres: Observer) -> None:
@@ -121,7 +99,7 @@ async def test_error_handled_in_a_savepoint_is_a_200(app: FastAPI, postgres: Obs
 
     async with serving(app) as client:
         assert (await client.post("/notes")).status_code == 200
-    assert await notes(postgres) == 1
+    assert await count(postgres) == 1
 
 
 async def test_refused_and_failed_requests_leave_nothing(app: FastAPI, postgres: Observer) -> None:
@@ -141,7 +119,7 @@ async def test_refused_and_failed_requests_leave_nothing(app: FastAPI, postgres:
         assert (await client.post("/refused")).status_code == 409
         assert (await client.post("/failed")).status_code == 500
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == 0
+    assert await count(postgres) == 0
 
 
 async def test_policy_decides_on_the_status(database: db.Database, postgres: Observer) -> None:
@@ -190,7 +168,7 @@ async def test_concurrent_requests_have_their_own_sessions(app: FastAPI, postgre
     async with serving(app) as client:
         await asyncio.gather(*(client.post(f"/notes/{number}") for number in range(20)))
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == 10
+    assert await count(postgres) == 10
 
 
 async def test_all_that_serves_a_request_shares_its_session(app: FastAPI, postgres: Observer) -> None:
@@ -210,7 +188,7 @@ async def test_all_that_serves_a_request_shares_its_session(app: FastAPI, postgr
         await client.post("/notes")
     assert len(seen) == 3
     assert len({id(session) for session in seen}) == 1
-    assert await notes(postgres) == 0
+    assert await count(postgres) == 0
 
 
 async def test_exits_of_dependencies_are_not_lost(app: FastAPI, postgres: Observer) -> None:
@@ -230,7 +208,7 @@ async def test_exits_of_dependencies_are_not_lost(app: FastAPI, postgres: Observ
     async with serving(app) as client:
         assert (await client.post("/notes")).status_code == 200
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == 2
+    assert await count(postgres) == 2
 
 
 async def test_failed_commit_reaches_dependencies(app: FastAPI, postgres: Observer) -> None:
@@ -246,7 +224,7 @@ async def test_failed_commit_reaches_dependencies(app: FastAPI, postgres: Observ
 
     @app.post("/replies", dependencies=[Depends(dependency)])
     async def create(session: SessionDep) -> None:
-        await session.execute(text("INSERT INTO reply VALUES (404)"))
+        await session.execute(FAIL_AT_COMMIT)
 
     async with serving(app) as client:
         assert (await client.post("/replies")).status_code == 500
@@ -277,13 +255,13 @@ async def test_sync_endpoint(app: FastAPI, database: db.Database, postgres: Obse
     def create(table: str, session: Annotated[db.Session, Depends(get_sync_session)]) -> None:
         session.execute(WRITE, {"words": "thread"})
         if table == "reply":
-            session.execute(text("INSERT INTO reply VALUES (404)"))
+            session.execute(FAIL_AT_COMMIT)
 
     async with serving(app) as client:
         assert (await client.post("/note")).status_code == 200
         assert (await client.post("/reply")).status_code == 500
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == 1
+    assert await count(postgres) == 1
 
 
 async def test_callbacks_run_before_the_client_hears(app: FastAPI, postgres: Observer) -> None:
@@ -306,10 +284,10 @@ async def test_callbacks_run_before_the_client_hears(app: FastAPI, postgres: Obs
 
     async with serving(app) as client:
         await client.post("/200")
-        assert await notes(postgres) == 1
+        assert await count(postgres) == 1
         await client.post("/400")
     assert events == ["on_commit of 200", "body of 200", "body of 400"]
-    assert await notes(postgres) == 1
+    assert await count(postgres) == 1
 
 
 async def test_cancelled_request_is_rolled_back(database: db.Database, postgres: Observer) -> None:
@@ -327,7 +305,7 @@ async def test_cancelled_request_is_rolled_back(database: db.Database, postgres:
         asking.cancel()
         await eventually(lambda: postgres.backends("active"), equals=0)
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == 0
+    assert await count(postgres) == 0
 
 
 @pytest.mark.parametrize("place", ["inside", "outside"])
@@ -349,14 +327,14 @@ async def test_with_base_http_middleware(database: db.Database, postgres: Observ
         await session.execute(WRITE, {"words": words})
         background.add_task(write, f"background of {words}")
         if words == "bad":
-            await session.execute(text("INSERT INTO reply VALUES (404)"))
+            await session.execute(FAIL_AT_COMMIT)
 
     async with serving(app) as client:
         assert (await client.post("/notes/good")).status_code == 200
-        await eventually(lambda: notes(postgres), equals=2)
+        await eventually(lambda: count(postgres), equals=2)
         assert (await client.post("/notes/bad")).status_code == 500
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == 2
+    assert await count(postgres) == 2
 
 
 async def test_error_page_of_another_middleware(database: db.Database, postgres: Observer) -> None:
@@ -366,7 +344,7 @@ async def test_error_page_of_another_middleware(database: db.Database, postgres:
     @api.post("/notes")
     async def create(session: SessionDep) -> None:
         await session.execute(WRITE, {"words": "lost"})
-        await session.execute(text("INSERT INTO reply VALUES (404)"))
+        await session.execute(FAIL_AT_COMMIT)
 
     def answering(status: int) -> SessionMiddleware:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -382,7 +360,7 @@ async def test_error_page_of_another_middleware(database: db.Database, postgres:
         assert (response.status_code, response.json()) == (503, {"sorry": True})
     async with serving(answering(200)) as client:
         assert (await client.post("/notes")).status_code == 500
-    assert await notes(postgres) == 0
+    assert await count(postgres) == 0
     await nobody_in_transaction(postgres)
 
 
@@ -405,7 +383,7 @@ async def test_mounted_app_joins(app: FastAPI, postgres: Observer, status: int, 
     async with serving(app) as client:
         assert (await client.post("/inner/notes")).status_code == status
         await nobody_in_transaction(postgres)
-    assert await notes(postgres) == expected
+    assert await count(postgres) == expected
 
 
 async def test_lifespan_passes_through(database: db.Database, postgres: Observer) -> None:
@@ -420,8 +398,8 @@ async def test_lifespan_passes_through(database: db.Database, postgres: Observer
         await db.isolated(write, "shutdown")
 
     async with serving(SessionMiddleware(FastAPI(lifespan=lifespan))):
-        assert await notes(postgres) == 1
-    assert await notes(postgres) == 2
+        assert await count(postgres) == 1
+    assert await count(postgres) == 2
     assert seen == [False]
 
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import pytest
 from fastapi import Depends, FastAPI, WebSocket
-from sqlalchemy import text
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -13,19 +12,13 @@ import db
 from db.asgi import SessionMiddleware, get_session
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.web import serving
-
-WRITE = text("INSERT INTO note (words) VALUES (:words)")
+from tests.web import WRITE, count, notebook, notes, serving
 
 
 @pytest.fixture
 async def database(database_url: str, postgres: Observer) -> AsyncIterator[db.Database]:
-    """The default database, with a table of notes."""
-    await postgres.execute("CREATE TABLE note (id serial PRIMARY KEY, words text)")
-    database = db.Database(database_url, default=True)
-    yield database
-    db.set_default_database(None)
-    await database.dispose()
+    async with notebook(database_url, postgres) as database:
+        yield database
 
 
 @pytest.fixture
@@ -49,16 +42,12 @@ async def socket(database: db.Database) -> AsyncIterator[ClientConnection]:
         yield socket
 
 
-async def notes(postgres: Observer) -> list[str]:
-    return [row["words"] for row in await postgres.fetch("SELECT words FROM note ORDER BY id")]
-
-
 async def test_each_message_is_committed_before_its_answer(socket: ClientConnection, postgres: Observer) -> None:
     """Between two messages the first is committed, and no transaction is open."""
     for number in range(3):
         await socket.send(str(number))
         assert await socket.recv() == "written"
-        assert len(await notes(postgres)) == number + 1
+        assert await count(postgres) == number + 1
         assert await postgres.idle_in_transaction() == 0
 
 

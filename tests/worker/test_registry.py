@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -42,16 +43,18 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder that is the working directory, in an interpreter that has no `tasks` yet and forgets them after."""
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "tasks"}
-    everything = dict(sys.modules)
-    sys.modules.clear()
-    sys.modules.update(before)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    """An empty working directory, in an interpreter that has no other `tasks` and forgets those it gets here."""
+    others = take_modules("tasks")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "tasks").exists()])
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    sys.modules.clear()
-    sys.modules.update(everything)
+    take_modules("tasks", "webapp", "joblist")
+    sys.modules.update(others)
+
+
+def take_modules(*tops: str) -> dict[str, ModuleType]:
+    """Remove these packages and modules from the interpreter."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in tops}
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +68,10 @@ def tandem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(*arguments: str, cwd: Path, path: list[Path]) -> subprocess.CompletedProcess[str]:
     """Run a fresh interpreter in `cwd` with `path` on `sys.path`."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+    urls = {"DATABASE_URL": "postgresql://nowhere.invalid/app", "REDIS_URL": "redis://nowhere.invalid"}
+    environment = {**os.environ, **urls, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -116,18 +120,17 @@ class TestLoad:
     def test_other_registry(self, root: Path) -> None:
         """The registry may be any module, a single file too."""
         write(root, {"joblist.py": SEND + 'TASKS = ("joblist.send",)'})
-        try:
-            assert list(load("joblist").tasks) == ["send"]
-        finally:
-            sys.modules.pop("joblist")
+        assert list(load("joblist").tasks) == ["send"]
 
     def test_arq_objects(self, root: Path) -> None:
         """arq's func() and cron() objects are taken, in the list itself and by their path."""
         write(
             root,
             {
-                "tasks/old.py": "from arq import cron, func\nasync def f(ctx): ...\nnightly = cron(f, hour=2, minute=0)\n",
-                "tasks/registry.py": "from arq import func\nfrom tasks.old import f\nTASKS = (func(f), 'tasks.old.nightly')",
+                "tasks/old.py": "from arq import cron\nasync def f(ctx): ...\nnightly = cron(f, hour=2, minute=0)\n",
+                "tasks/registry.py": (
+                    "from arq import func\nfrom tasks.old import f\nTASKS = (func(f), 'tasks.old.nightly')\n"
+                ),
             },
         )
         tasks = load().tasks
@@ -150,16 +153,17 @@ class TestLoad:
         )
         lifespan = load().lifespan
         assert lifespan is not None
-        assert lifespan.__qualname__ == "lifespan"  # type: ignore[attr-defined]  # it is a function here
+        assert lifespan.__qualname__ == "lifespan"
 
 
 class TestRegistryModule:
-    def test_missing(self, root: Path) -> None:
+    @pytest.mark.usefixtures("root")
+    def test_missing(self) -> None:
         """A missing registry: where Python looked, and the setting that names another."""
         line = problem()
-        assert "there is no module tasks" in line
-        assert str(root) in line or "site-packages" in line
-        assert "WORKER_REGISTRY" in line
+        assert line.startswith("there is no module tasks. Python looked in ")
+        assert str(Path(pytest.__file__).parent.parent) in line
+        assert line.endswith("Start in the folder that holds tasks, or set WORKER_REGISTRY.")
 
     def test_missing_in_its_package(self, root: Path) -> None:
         """Where the package is there and the registry is not, only the package was searched."""
@@ -170,11 +174,13 @@ class TestRegistryModule:
 
     def test_package_is_a_file(self, root: Path) -> None:
         """A module where a package must be is named with its file."""
+        sys.path.insert(0, str(root))
         write(root, {"tasks.py": ""})
         assert f"tasks is {root / 'tasks.py'}, a module and not a package" in problem()
 
+    @pytest.mark.usefixtures("root")
     @pytest.mark.parametrize("path", ["", ".registry", "tasks/registry.py", "tasks.registry:TASKS"])
-    def test_not_a_path(self, root: Path, path: str) -> None:
+    def test_not_a_path(self, path: str) -> None:
         """What is no dotted path is refused before anything is imported."""
         assert problem(path) == (
             f"{path!r} is not the dotted path of a module. Example: WORKER_REGISTRY=tasks.registry"
@@ -245,6 +251,8 @@ class TestEntries:
             ),
             ("tasks.needs.f", "tasks/needs.py:2: there is no module tasks.nedes. Python looked in {root}/tasks."),
             ("tasks.raises.f", "tasks/raises.py:4: ValueError: no such thing"),
+            ("tasks.lazy.f", "tasks/lazy.py:2: LookupError: f is away"),
+            ("tasks.misnames.f", "tasks/misnames.py:1: there is no module a.b.c. Python looked in "),
             ("tasks.exits.f", "tasks/exits.py:2: SystemExit: 3"),
             ("tasks.syntax.f", "tasks/syntax.py:2: SyntaxError: "),
             ("tasks.library.f", "tasks/library.py:2: JSONDecodeError: "),
@@ -261,6 +269,8 @@ class TestEntries:
                 "tasks/mail.py": f"{SEND}\nasync def plain() -> None: ...\nLIMIT = 7\n",
                 "tasks/needs.py": "\nimport tasks.nedes\n",
                 "tasks/raises.py": "\ndef fail():\n    # two lines\n    raise ValueError('no such\\n thing')\nfail()\n",
+                "tasks/lazy.py": "def __getattr__(name):\n    raise LookupError(f'{name} is away')\n",
+                "tasks/misnames.py": "raise ModuleNotFoundError('away', name='a.b.c')\n",
                 "tasks/exits.py": "import sys\nsys.exit(3)\n",
                 "tasks/syntax.py": "\ndef f(:\n",
                 "tasks/library.py": "import json\njson.loads('{')\n",
@@ -270,6 +280,12 @@ class TestEntries:
             },
         )
         assert complaint.format(root=root) in problem()
+
+    def test_unreadable(self, root: Path) -> None:
+        """A module that cannot even be read is told by its name."""
+        write(root, {"tasks/registry.py": 'TASKS = ("tasks.binary.f",)'})
+        (root / "tasks/binary.py").write_bytes(b"\xff\x00")
+        assert problem().partition(":")[0] in ("tasks.binary", "tasks/binary.py")
 
     def test_all_at_once(self, root: Path) -> None:
         """All problems are told together, and one that several entries share is told once."""
@@ -366,6 +382,32 @@ class TestCircularImports:
         )
         assert problem().startswith(CHAIN)
 
+    @pytest.mark.parametrize("listed", [("tasks.a.f", "tasks.b.g"), ("tasks.b.g", "tasks.a.f")])
+    def test_luck(self, root: Path, listed: tuple[str, ...]) -> None:
+        """A circle that breaks from one side only is an error from both: a web application may come from the other."""
+        write(
+            root,
+            {
+                "tasks/a.py": "from worker import task\n@task\nasync def f() -> None: ...\nfrom tasks.b import g\n",
+                "tasks/b.py": "from worker import task\nfrom tasks.a import f\n@task\nasync def g() -> None: ...\n",
+                "tasks/registry.py": f"TASKS = {listed!r}",
+            },
+        )
+        assert problem().startswith("circular import: tasks/a.py:4 imports tasks.b, tasks/b.py:2 imports tasks.a.")
+
+    def test_luck_beyond_the_tasks(self, root: Path) -> None:
+        """So is one that leads through the rest of the project."""
+        write(
+            root,
+            {
+                "tasks/a.py": "from webapp import app\n" + SEND,
+                "webapp/__init__.py": "app = object()\nimport webapp.views\n",
+                "webapp/views.py": "from tasks.a import send\n",
+                "tasks/registry.py": 'import webapp.views\nTASKS = ("tasks.a.send",)',
+            },
+        )
+        assert problem().startswith("circular import: tasks/a.py:1 imports webapp")
+
     def test_half_imported_module(self, root: Path) -> None:
         """A name that a half-imported module does not have yet is a circular import too."""
         write(
@@ -391,17 +433,46 @@ class TestCircularImports:
         )
         assert "circular import: tasks/a.py:2 imports tasks.a" in problem("tasks.a")
 
-    def test_harmless_circle(self, root: Path) -> None:
-        """Two modules whose tasks enqueue each other may import each other, as long as Python can."""
+    @pytest.mark.parametrize(
+        ("a", "b"),
+        [
+            ("import tasks.b", "import tasks.a"),
+            ("from tasks import b", "from tasks import a"),
+            ("from . import b", "from . import a"),
+            ("import tasks.b as other", "import tasks.a as other"),
+            ("limit = 7\nimport tasks.b", "from tasks.a import limit"),
+            ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tasks.b import pong", "import tasks.a"),
+            ("try:\n    from tasks.b import pong\nexcept ImportError:\n    pong = None", "from tasks.a import ping"),
+            ("def __getattr__(name): return 1\nimport tasks.b", "from tasks.a import anything"),
+            ("from tasks.common import *\nimport tasks.b", "from tasks.a import limit"),
+            ("with open(__file__) as limit: pass\nimport tasks.b", "from .a import limit"),
+        ],
+    )
+    def test_harmless_circle(self, root: Path, a: str, b: str) -> None:
+        """Modules whose tasks enqueue each other may import each other in every way that works from both sides."""
         write(
             root,
             {
-                "tasks/a.py": "import tasks.b\n" + SEND.replace("send", "ping"),
-                "tasks/b.py": "import tasks.a\n" + SEND.replace("send", "pong"),
+                "tasks/__init__.py": "",
+                "tasks/common.py": "limit = 7\n",
+                "tasks/a.py": f"{a}\n{SEND.replace('send', 'ping')}",
+                "tasks/b.py": f"{b}\n{SEND.replace('send', 'pong')}",
                 "tasks/registry.py": 'TASKS = ("tasks.a.ping", "tasks.b.pong")',
             },
         )
         assert list(load().tasks) == ["ping", "pong"]
+
+    def test_package_and_its_modules(self, root: Path) -> None:
+        """A package may take names from its modules that take names from it: it is always imported first."""
+        write(
+            root,
+            {
+                "tasks/__init__.py": "limit = 7\nfrom tasks.mail import send\n",
+                "tasks/mail.py": "from tasks import limit\n" + SEND,
+                "tasks/registry.py": 'TASKS = ("tasks.mail.send",)',
+            },
+        )
+        assert list(load().tasks) == ["send"]
 
 
 PROJECT = {
@@ -450,8 +521,8 @@ class TestWhatPythonFinds:
     def test_package_of_tandem(self, tmp_path: Path, tandem: Path) -> None:
         """A project's own `db` cannot be imported, as Tandem's is: the error names both."""
         write(tmp_path, {**PROJECT, "project/db/__init__.py": "", "project/db/models.py": ""})
-        write(tmp_path, {"project/tasks/mail.py": "from db import models\n"})
-        done = python("-c", LOAD, cwd=tmp_path / "project", path=[tandem])
+        write(tmp_path, {"project/tasks/mail.py": "from db import models\n", "bin/start.py": LOAD})
+        done = python(str(tmp_path / "bin/start.py"), cwd=tmp_path / "project", path=[tandem])
         assert done.returncode != 0
         assert done.stderr.startswith("tasks/mail.py:1 imports db, but db is ")
         assert str(tandem / "db/__init__.py") in done.stderr
@@ -473,6 +544,30 @@ class TestWhatPythonFinds:
         done = python("-c", LOAD, cwd=tmp_path / "project", path=[tandem, tmp_path / "project/tasks"])
         assert done.returncode != 0
         assert done.stderr.startswith("tasks/mail.py is imported twice, as tasks.mail and as mail")
+
+
+class TestArqCommand:
+    """`arq worker.Settings`, which puts its own folder first on sys.path and the working directory last."""
+
+    @pytest.mark.parametrize(
+        ("files", "named"),
+        [
+            (
+                {"installed/tasks/__init__.py": "", "project/tasks/mail.py": SEND},
+                ["installed/tasks/__init__.py", "project/tasks"],
+            ),
+            ({f"project/{name}": text for name, text in CIRCLE.items()}, ["tasks/a_second.py:3", "tasks/b_first.py:2"]),
+        ],
+        ids=["shadow", "circle"],
+    )
+    def test_ends(self, tmp_path: Path, tandem: Path, files: dict[str, str], named: list[str]) -> None:
+        """What the registry raises ends arq with exit code 2 and a line that names both files."""
+        write(tmp_path, {**files, "project/tasks/registry.py": 'TASKS = ("tasks.b_first.f",)'})
+        arq = str(Path(sys.executable).with_name("arq"))
+        done = python(arq, "worker.Settings", cwd=tmp_path / "project", path=[tmp_path / "installed", tandem])
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert [name for name in named if name not in done.stderr] == []
 
 
 def test_public_type(root: Path) -> None:

@@ -4,7 +4,7 @@ import ctypes
 import shutil
 import signal
 import subprocess
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -85,7 +85,7 @@ class EmbeddedPostgres(EmbeddedServer):
         installed = installed_programs()
         if self.account.may_use(installed / "bin" / "postgres"):
             return installed
-        return _copy_programs(installed, self.folder / "programs")
+        return _copy_programs(installed, self._private_folder(self.account.temporary_folder()))
 
     def _initialise(self) -> None:
         initdb = [str(self._programs / "bin" / "initdb"), f"--pgdata={self._data}", "--username=postgres"]
@@ -128,6 +128,8 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _remove_remains(self) -> None:
         """Remove the shared memory of a server that was killed, as its next start would have done."""
+        if not self.throw_away:  # there will be a next start, and another process may be at it
+            return
         try:
             status = (self._data / "postmaster.pid").read_text().splitlines()
             segment = int(status[6].split()[1])
@@ -136,7 +138,6 @@ class EmbeddedPostgres(EmbeddedServer):
         ctypes.CDLL(None).shmctl(segment, _IPC_RMID, None)
 
 
-@cache
 def installed_programs() -> Path:
     """The newest PostgreSQL of the installed wheel. Raises `EmbeddedServerError`.
 
@@ -155,13 +156,13 @@ def _copy_programs(installed: Path, target: Path) -> Path:
     package = installed.parent
     libraries = package.with_name(f"{package.name}.libs")
     copied = target / package.name / installed.name
-    (copied / "bin").mkdir(parents=True, exist_ok=True)
+    (copied / "bin").mkdir(parents=True)
     for program in ("postgres", "initdb"):
         shutil.copy(installed / "bin" / program, copied / "bin")
     for folder in ("lib", "share"):
-        shutil.copytree(installed / folder, copied / folder, ignore=shutil.ignore_patterns("*.a"), dirs_exist_ok=True)
+        shutil.copytree(installed / folder, copied / folder, ignore=shutil.ignore_patterns("*.a"))
     if libraries.exists():
-        shutil.copytree(libraries, target / libraries.name, dirs_exist_ok=True)
-    for path in (target, *target.rglob("*")):
+        shutil.copytree(libraries, target / libraries.name)
+    for path in target.rglob("*"):
         path.chmod(0o755)
     return copied

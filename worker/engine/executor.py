@@ -18,27 +18,14 @@ from db.cancellation import in_private_task
 from db.scope import Scope, scope
 from worker.context import JobContext, enter_job, from_milliseconds
 from worker.engine.calling import Caller
-from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge, was_cancelled
+from worker.engine.delivery import Delivery
+from worker.engine.outcome import Outcome, Rerun, count_as_try, judge, was_cancelled
 from worker.engine.patience import Patience
 from worker.errors import TaskDefinitionError, UnknownTaskError
-from worker.message import Message, dump
+from worker.message import dump
 from worker.task import Task
 
 logger = logging.getLogger("worker")
-
-
-@dataclass(slots=True)
-class Delivery:
-    """One claimed job."""
-
-    message: Message
-    queue: str
-    tries: int = 0
-    """Earlier attempts that failed."""
-    score: int = 0
-    """When it was due, in milliseconds since the epoch."""
-    stop: Kind = Kind.INTERRUPTED
-    """What becomes of the job if it is cancelled; whoever cancels it says so here first."""
 
 
 @dataclass(frozen=True, slots=True)

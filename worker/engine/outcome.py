@@ -30,6 +30,8 @@ class Kind(Enum):
     EXPIRED = "expired"
     INTERRUPTED = "interrupted"
     """By a shutdown: back to its place in the queue."""
+    POSTPONED = "postponed"
+    """This worker does not know its task yet: due again later, at no cost."""
     ABANDONED = "abandoned"
     """Its lease was lost: another worker has it."""
 
@@ -44,7 +46,7 @@ class Outcome:
     error: BaseException | None = None
     """What ended it, or this attempt of it."""
     delay: float = 0.0
-    """Seconds until the next attempt, for `RETRIED`."""
+    """Seconds until the next attempt, for `RETRIED` and `POSTPONED`."""
 
     @classmethod
     def completed(cls, result: bytes) -> "Outcome":

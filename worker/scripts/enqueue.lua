@@ -1,25 +1,28 @@
 -- Put jobs into a queue, each unless its id is taken: by a job that waits or runs, or by a result that is kept.
--- Redis' own clock decides when they are due, so producers' clocks do not matter.
 --
 -- KEYS[1]  the queue: a sorted set of ids by due time
--- ARGV[1]  prefix of job keys      ARGV[2]  prefix of result keys
+-- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
 -- then for each job: id, payload, delay in ms ('' where due is given), due in ms since the epoch ('' for the delay),
 -- ms that it may wait past its due time
 -- Returns for each job 1, or 0 where its id was taken.
+local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local taken = {}
+local added = {}
 for i = 3, #ARGV, 5 do
     local id, payload, delay, due, patience = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-    local job = ARGV[1] .. id
-    if redis.call('EXISTS', job, ARGV[2] .. id) > 0 then
-        taken[#taken + 1] = 0
+    local job = prefix .. 'job:' .. id
+    if redis.call('EXISTS', job, prefix .. 'result:' .. id) > 0 then
+        added[#added + 1] = 0
     else
         local score = due ~= '' and tonumber(due) or now + tonumber(delay)
         local wait = math.max(score - now, 0) + tonumber(patience)
         redis.call('SET', job, payload, 'PX', string.format('%.0f', wait))
-        redis.call('ZADD', KEYS[1], string.format('%.0f', score), id)
-        taken[#taken + 1] = 1
+        redis.call('ZADD', queue, string.format('%.0f', score), id)
+        -- An abort that came before the job was meant for an earlier one of this id.
+        redis.call('ZREM', prefix .. 'abort', id)
+        added[#added + 1] = 1
     end
 end
-return taken
+redis.call('PUBLISH', ARGV[2], '1')
+return added

@@ -1,0 +1,19 @@
+# One image for the worker and the web application: compose.yaml says which command each runs.
+FROM python:3.13-slim
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+
+RUN useradd --create-home --uid 10001 tandem
+WORKDIR /app
+
+# Installed where it lies, so that `db` and `worker` exist once, beside your `tasks`.
+COPY pyproject.toml README.md ./
+COPY db db
+COPY worker worker
+RUN pip install --no-cache-dir --editable '.[web]'
+
+COPY tasks tasks
+COPY examples examples
+
+USER tandem
+CMD ["arq", "worker.Settings"]

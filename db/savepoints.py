@@ -1,0 +1,115 @@
+"""Several transactions on one connection, each a savepoint: what `db.testing` makes of them.
+
+Savepoints of one connection form a stack: RELEASE and ROLLBACK TO take along all that were set later. So
+
+1. a transaction begins when no other is open, or on top of that of an enclosing scope;
+2. a scope goes on with its own when those that were begun on top of it have ended;
+3. one that the server has aborted is rolled back when it ends, since no ROLLBACK of the whole will follow.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import dropwhile
+from typing import Any
+
+from sqlalchemy import Connection, event
+
+from db import guards
+from db.errors import DbError
+from db.scope import Scope, open_scope
+
+_WAIT_LIMIT = 3.0  # seconds
+
+
+class InterleavedTransactionsError(DbError):
+    """Two transactions that are not nested, in tests that run both on one connection."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "in savepoints() transactions share one connection, and two that are not nested wait for each other: "
+            "commit or close the one that sits open before the other begins, or test this on committed data"
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Savepoint:
+    name: str
+    scope: Scope | None
+
+
+class SavepointStack:
+    """The savepoints of `connection`, from now on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._open: list[_Savepoint] = []
+        self._changed = asyncio.Event()
+        # The statements themselves, since SQLAlchemy's events for savepoints come too early: that of the beginning before
+        # there is a name, those of the end while the next one must still wait.
+        event.listen(connection, "before_cursor_execute", self._before)
+        event.listen(connection, "after_cursor_execute", self._after)
+        event.listen(connection, "release_savepoint", self._release)
+        event.listen(connection, "rollback_savepoint", self._roll_back)
+
+    def _before(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        match statement.split():
+            case ["RELEASE" | "ROLLBACK", *_]:
+                return  # it has had its turn at its event
+            case ["SAVEPOINT", name]:
+                self._take_turn(connection)
+                self._open.append(_Savepoint(name, open_scope()))
+            case _:
+                self._take_turn(connection)
+
+    def _after(self, _connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        match statement.split():
+            case ["RELEASE" | "ROLLBACK", *_, name]:
+                del self._open[-len(self._from(name)) :]
+                self._changed.set()
+                self._changed = asyncio.Event()
+
+    def _release(self, connection: Connection, name: str, _context: Any) -> None:
+        self._take_turn_to_end(connection, name)
+        guards.roll_back_if_poisoned(connection, name)
+
+    def _roll_back(self, connection: Connection, name: str, _context: Any) -> None:
+        self._take_turn_to_end(connection, name)
+
+    def _take_turn(self, connection: Connection) -> None:
+        here = open_scope()
+        self._wait(connection, lambda: self._is_turn_of(here))
+
+    def _take_turn_to_end(self, connection: Connection, name: str) -> None:
+        self._wait(connection, lambda: len({savepoint.scope for savepoint in self._from(name)}) <= 1)
+        if not self._from(name):
+            raise InterleavedTransactionsError
+
+    def _is_turn_of(self, scope: Scope | None) -> bool:
+        return not self._open or _encloses(self._open[-1].scope, scope)
+
+    def _from(self, name: str) -> list[_Savepoint]:
+        """The savepoint with that name and those on top of it."""
+        return list(dropwhile(lambda savepoint: savepoint.name != name, self._open))
+
+    def _wait(self, connection: Connection, condition: Callable[[], bool]) -> None:
+        if condition():
+            return
+        driver: Any = connection.connection.dbapi_connection
+        if not hasattr(driver, "run_async"):  # a synchronous driver has no loop to wait on
+            raise InterleavedTransactionsError
+        driver.run_async(lambda _connection: self._until(condition))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(_WAIT_LIMIT):
+                while not condition():
+                    await self._changed.wait()
+        except TimeoutError:
+            raise InterleavedTransactionsError from None
+
+
+def _encloses(outer: Scope | None, scope: Scope | None) -> bool:
+    """Whether `scope` is `outer` or inside it; None is outside of all."""
+    while scope is not None and scope is not outer:
+        scope = scope.parent
+    return scope is outer

@@ -1,0 +1,177 @@
+"""The census of a folder, from nothing to numbers: ``make demo``, or ``python -m examples.demo [folder]``.
+
+1. It starts Redis and PostgreSQL, unless REDIS_URL and DATABASE_URL name yours, and then ``arq worker.Settings``.
+2. It enqueues `scan_folder`, as `examples/web.py` does, and shows how far the jobs are.
+3. It shows what they found, and checks that the rows in the database are those of the jobs that succeeded.
+4. It stops all that it started, also after Ctrl-C. If it is killed itself, watchdogs do.
+"""
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import sys
+import sysconfig
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from redis.exceptions import RedisError
+from rich.console import Console
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+import db
+from examples.findings import compare, read_census, read_outcomes
+from examples.progress import Counts, show
+from examples.report import print_census, print_check, print_failed
+from examples.worker_process import WorkerDiedError, WorkerProcess
+from tasks.census import scan_folder
+from tasks.models import Module, Scan, create_tables
+from worker import Job, Queue, default_queue
+from worker.config import Config
+from worker.embedded import EmbeddedServerError, Urls, servers
+from worker.errors import ConfigError
+
+_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_PAUSE = 0.2  # seconds between two looks at how far the jobs are
+
+# FORCE_COLOR, which many CI systems set, does not make a terminal of a log.
+console = Console(highlight=False, soft_wrap=True, force_terminal=None if sys.stdout.isatty() else False)
+
+
+class DemoError(Exception):
+    """The demo cannot go on; one line says why."""
+
+
+def main() -> int:
+    """Run the demo. Its exit code: 0, 1 if the check does not hold or the work broke off, 2 if it could not begin."""
+    folder = _folder()
+    try:
+        config = Config.load()
+        with servers(config.database_url, config.redis_url) as urls:
+            return asyncio.run(_demo(folder, urls))
+    except (ConfigError, EmbeddedServerError) as error:
+        return _explain(str(error), 2)
+    except (DemoError, WorkerDiedError) as error:
+        return _explain(str(error), 1)
+    except KeyboardInterrupt:
+        return _explain("Interrupted: the worker, and the servers that were started, are stopped.", _INTERRUPTED)
+    except asyncio.CancelledError:
+        return _explain("Terminated: the worker, and the servers that were started, are stopped.", _TERMINATED)
+
+
+async def _demo(folder: Path, urls: Urls) -> int:
+    _treat_terminate_as_cancel()
+    async with _connected(urls) as queue:
+        settings = {"DATABASE_URL": urls.database, "REDIS_URL": urls.redis, "WORKER_QUEUE": queue.name}
+        async with WorkerProcess(settings | {"WORKER_REGISTRY": "tasks.registry"}) as worker:
+            console.print(f"arq worker.Settings runs (process {worker.pid}).")
+            return await worker.while_it_runs(_census(folder))
+
+
+async def _census(folder: Path) -> int:
+    scan_id = await _scan(folder)
+    jobs = await _jobs_of(scan_id)
+    await show(_progress(scan_id, len(jobs)), console)
+    census, outcomes = await read_census(scan_id), await read_outcomes(jobs)
+    print_census(console, census, folder)
+    print_failed(console, outcomes, folder)
+    comparisons = compare(census, outcomes)
+    print_check(console, comparisons)
+    return 0 if all(comparison.holds for comparison in comparisons) else 1
+
+
+async def _scan(folder: Path) -> int:
+    """Have `folder` scanned; the id of the scan, once all of its jobs are enqueued."""
+    async with db.scope():
+        session = await db.session()
+        scan = Scan(folder=str(folder))
+        session.add(scan)
+        await session.flush()
+        job = await scan_folder.enqueue(folder, scan.id)
+    try:
+        await job.result()
+    except Exception as error:  # whatever ended the job is raised here
+        raise DemoError(f"scan_folder failed: {type(error).__name__}: {error}") from error
+    return scan.id
+
+
+async def _jobs_of(scan_id: int) -> dict[str, Job[int]]:
+    """The jobs of a scan by the paths that they are for."""
+    async with db.scope():
+        session = await db.session()
+        scan = await session.get_one(Scan, scan_id)
+    queue = default_queue()
+    return {path: Job(job_id, queue_name=queue.name) for path, job_id in (scan.jobs or {}).items()}
+
+
+async def _progress(scan_id: int, total: int) -> AsyncIterator[Counts]:
+    """How far the jobs are, until all have ended, by two questions a look however many jobs there are.
+
+    A job commits before it leaves the queue, so asking the queue first never counts a success as a failure.
+    """
+    queue = default_queue()
+    indexed_rows = select(func.count()).select_from(Module).where(Module.scan_id == scan_id)
+    failed = ended = 0
+    while ended < total:
+        waiting = await queue.depth(queue.name)
+        async with db.scope():
+            session = await db.session()
+            indexed = await session.scalar(indexed_rows) or 0
+        failed = max(failed, total - waiting - indexed)
+        ended = failed + indexed
+        yield Counts(total, ended, failed)
+        await asyncio.sleep(_PAUSE)
+
+
+@asynccontextmanager
+async def _connected(urls: Urls) -> AsyncIterator[Queue]:
+    """The default database with its tables, and the default queue: one of our own, so that no other worker serves it."""
+    database = db.Database(urls.database, default=True)
+    queue = Queue(urls.redis, name=f"tandem:demo:{secrets.token_hex(4)}", default=True)
+    try:
+        await create_tables()
+        await queue.ping()
+        yield queue
+        await queue.redis.delete(queue.name)
+    except (db.DbError, SQLAlchemyError) as error:
+        raise DemoError(f"DATABASE_URL: {_first_line(error)}") from error
+    except RedisError as error:
+        raise DemoError(f"REDIS_URL: {_first_line(error)}") from error
+    finally:
+        await queue.close()
+        await database.dispose()
+
+
+def _folder() -> Path:
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("folder", nargs="?", help="with Python source (default: this Python's standard library)")
+    given = parser.parse_args().folder
+    folder = Path(given or sysconfig.get_path("stdlib")).expanduser().resolve()
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+        sys.exit(_explain(f"{given} is not a folder that can be read. Example: make demo SOURCE=~/code", 2))
+    return folder
+
+
+def _treat_terminate_as_cancel() -> None:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - coroutines run in tasks
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def _explain(why: str, exit_code: int) -> int:
+    print(why, file=sys.stderr)  # noqa: T201 - as plain as it can be
+    return exit_code
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
+
+
+_DESCRIPTION = "The census of a folder of Python source: one job a file, on a real Redis and a real PostgreSQL."
+_EPILOG = "REDIS_URL and DATABASE_URL, where they are set, are used instead of servers from wheels."
+
+if __name__ == "__main__":
+    sys.exit(main())

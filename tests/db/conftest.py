@@ -1,0 +1,114 @@
+"""A default database with one table, on PostgreSQL and on SQLite, and ways to count its rows from outside."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from typing import Any, Protocol
+
+import pytest
+from sqlalchemy import make_url, text
+
+import db
+from tests.servers import Observer
+
+INSERT = text("INSERT INTO note (words) VALUES (:words)")
+
+
+class Count(Protocol):
+    """Counts the committed rows of the table `note`."""
+
+    async def __call__(self) -> int: ...
+
+
+@pytest.fixture(autouse=True)
+def _no_default_left() -> Any:
+    """A default database is for one test."""
+    yield
+    db.set_default_database(None)
+
+
+@pytest.fixture
+async def table(postgres: Observer) -> None:
+    """The table `note` in PostgreSQL, and `reply`, whose references are checked at COMMIT."""
+    await postgres.execute("CREATE TABLE note (id serial PRIMARY KEY, words text UNIQUE)")
+    await postgres.execute("CREATE TABLE reply (note_id int REFERENCES note DEFERRABLE INITIALLY DEFERRED)")
+
+
+@pytest.fixture
+async def database(database_url: str, table: None, postgres: Observer) -> AsyncIterator[db.Database]:
+    """The default database: PostgreSQL, through asyncpg."""
+    database = db.Database(database_url, default=True)
+    yield database
+    await database.dispose()
+    assert await postgres.backends("active") == 0
+
+
+@pytest.fixture
+async def sync_database(database: db.Database) -> db.Database[db.Session]:
+    """The same database through psycopg; it is the default one's twin, and disposed with it."""
+    return database.sync
+
+
+@pytest.fixture
+def rows(postgres: Observer) -> Count:
+    """Counts the rows of `note` through a connection of its own."""
+
+    async def count() -> int:
+        return int(await postgres.fetchval("SELECT count(*) FROM note"))
+
+    return count
+
+
+@pytest.fixture
+async def sqlite_database(sqlite_url: str) -> AsyncIterator[db.Database]:
+    """The default database: a SQLite file."""
+    with closing(sqlite3.connect(str(make_url(sqlite_url).database))) as connection:
+        connection.execute("CREATE TABLE note (id INTEGER PRIMARY KEY, words TEXT UNIQUE)")
+        connection.commit()
+    database = db.Database(sqlite_url, default=True)
+    yield database
+    await database.dispose()
+
+
+@pytest.fixture
+def sqlite_rows(sqlite_url: str) -> Callable[[], int]:
+    """Counts the rows of `note` in the file, past the database under test."""
+
+    def count() -> int:
+        with closing(sqlite3.connect(str(make_url(sqlite_url).database))) as connection:
+            return int(connection.execute("SELECT count(*) FROM note").fetchone()[0])
+
+    return count
+
+
+async def insert(words: str) -> None:
+    """Insert one row through the scope that is open here."""
+    session = await db.session()
+    await session.execute(INSERT, {"words": words})
+
+
+async def slow_commits(postgres: Observer, seconds: float) -> None:
+    """Let every COMMIT that has inserted a note take this long, in the server."""
+    await postgres.execute(
+        f"CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"
+    )
+    await postgres.execute(
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION take_time()"
+    )
+
+
+async def committing(postgres: Observer) -> bool:
+    """Whether a COMMIT is in the server."""
+    found = await postgres.fetch("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ~ '^COMMIT'")
+    return len(found) > 0
+
+
+async def outcome(task: "asyncio.Future[Any]") -> BaseException | None:
+    """How a task ended: None for success."""
+    try:
+        await task
+    except BaseException as error:
+        return error
+    return None

@@ -1,0 +1,396 @@
+"""`db.testing`: whatever the code under test commits, nothing stays."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import async_sessionmaker
+
+import db
+import db.savepoints
+from db.asgi import SessionMiddleware, get_session
+from db.testing import InterleavedTransactionsError, rolled_back, savepoints
+from tests.servers import Observer
+
+pytest_plugins = ["pytester"]
+
+WRITE = text("INSERT INTO note VALUES (:words)")
+COUNT = text("SELECT count(*) FROM note")
+
+
+@contextlib.asynccontextmanager
+async def with_notes(url: str, **options: Any) -> AsyncIterator[db.Database]:
+    """A database with an empty table of notes, which must be empty at the end too."""
+    database = db.Database(url, **options)
+    async with db.atomic(database=database) as session:
+        await session.execute(text("CREATE TABLE note (words text UNIQUE)"))
+    try:
+        yield database
+        async with db.independent(database) as session:
+            assert await session.scalar(COUNT) == 0, "something has stayed"
+    finally:
+        db.set_default_database(None)
+        await database.dispose()
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def database(request: pytest.FixtureRequest, database_url: str, sqlite_url: str) -> AsyncIterator[db.Database]:
+    """The default database, on each kind of server."""
+    async with with_notes(database_url if request.param == "postgresql" else sqlite_url, default=True) as database:
+        yield database
+
+
+@pytest.fixture
+async def on_postgres(database_url: str) -> AsyncIterator[db.Database]:
+    """The default database, on PostgreSQL: SQLite refuses a scope within one that writes."""
+    async with with_notes(database_url, default=True) as database:
+        yield database
+
+
+async def write(words: str) -> None:
+    await (await db.session()).execute(WRITE, {"words": words})
+
+
+async def write_slowly(words: str) -> None:
+    """Two statements with a pause between, so that others get in."""
+    await write(f"{words} begun")
+    await asyncio.sleep(0.01)
+    await write(words)
+
+
+async def fail_slowly() -> None:
+    await write_slowly("never")
+    raise ZeroDivisionError
+
+
+async def swallow_an_error() -> None:
+    await write("twice")
+    with contextlib.suppress(IntegrityError):
+        await write("twice")
+
+
+async def notes() -> list[str]:
+    async with db.scope():
+        rows = await (await db.session()).scalars(text("SELECT words FROM note ORDER BY words"))
+        return list(rows)
+
+
+async def test_rolled_back_session_may_be_committed(database: db.Database) -> None:
+    """Code that is given the session commits it and goes on to see its rows; afterwards they are gone."""
+    async with rolled_back() as session:
+        await session.execute(WRITE, {"words": "one"})
+        await session.commit()
+        await session.execute(WRITE, {"words": "two"})
+        await session.rollback()
+        assert await session.scalar(COUNT) == 1
+
+
+async def test_rolled_back_session_is_isolated(on_postgres: db.Database, postgres: Observer) -> None:
+    """What the code under test has committed is not seen from outside even while the test runs."""
+    async with rolled_back() as session:
+        await session.execute(WRITE, {"words": "one"})
+        await session.commit()
+        assert await postgres.fetchval("SELECT count(*) FROM note") == 0
+
+
+async def test_rolled_back_session_in_a_scope(database: db.Database) -> None:
+    """A scope may be handed the session, for code that asks `session()` for it, and for another database too."""
+    async with rolled_back(database) as session:
+        async with db.scope(session=session):
+            assert await db.session() is session
+            await write("one")
+            await db.commit()
+        assert await session.scalar(COUNT) == 1
+
+
+async def test_rolled_back_session_after_an_error(database: db.Database) -> None:
+    """After a failed statement and a rollback the session goes on with what was committed before."""
+    async with rolled_back() as session:
+        await session.execute(WRITE, {"words": "one"})
+        await session.commit()
+        with pytest.raises(IntegrityError):
+            await session.execute(WRITE, {"words": "one"})
+        await session.rollback()
+        assert await session.scalar(COUNT) == 1
+
+
+async def test_scopes_may_commit(database: db.Database) -> None:
+    """Scopes commit and see what earlier ones committed, one that fails leaves nothing, and at the end all is gone."""
+    async with savepoints():
+        async with db.scope():
+            await write("one")
+        async with db.scope():
+            await write("two")
+            await db.commit()
+            await write("three")
+            await db.rollback()
+        with pytest.raises(ZeroDivisionError):
+            async with db.scope():
+                await fail_slowly()
+        assert await notes() == ["one", "two"]
+    assert await notes() == []
+
+
+async def test_all_ways_to_a_session_join(database: db.Database) -> None:
+    """So do `isolated`, `atomic`, `independent` and the scopes of other tasks."""
+    async with savepoints():
+        await db.isolated(write, "isolated")
+        await asyncio.create_task(db.isolated(write, "task"))
+        async with db.atomic() as session:
+            await session.execute(WRITE, {"words": "atomic"})
+        async with db.independent() as session:
+            await session.execute(WRITE, {"words": "independent"})
+            await session.commit()
+            await session.execute(WRITE, {"words": "not committed"})
+        assert await notes() == ["atomic", "independent", "isolated", "task"]
+
+
+async def test_requests_join(database: db.Database) -> None:
+    """Requests through `SessionMiddleware` commit and roll back as ever, ten at a time too."""
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware)
+
+    @app.post("/notes/{number}")
+    async def create(number: int, session: Annotated[db.AsyncSession, Depends(get_session)]) -> None:
+        await session.execute(WRITE, {"words": str(number)})
+        await asyncio.sleep(0.01)
+        await session.execute(WRITE, {"words": str(number % 5)})
+
+    async with savepoints(), AsyncClient(transport=_transport(app), base_url="http://test") as client:
+        responses = await asyncio.gather(*(client.post(f"/notes/{number}") for number in range(5, 15)))
+        assert [response.status_code for response in responses].count(200) == 5
+        assert len(await notes()) == 10
+
+
+def _transport(app: Any) -> ASGITransport:
+    return ASGITransport(app, raise_app_exceptions=False)
+
+
+async def test_callbacks_run_at_each_commit(database: db.Database) -> None:
+    """The on-commit callbacks of the code under test run when it commits, and vanish when it rolls back."""
+    told: list[str] = []
+    async with savepoints():
+        async with db.scope():
+            await write("one")
+            db.on_commit(lambda: told.append("early"))
+            await db.commit()
+            assert told == ["early"]
+            await write("two")
+            db.on_commit(lambda: told.append("late"))
+        with contextlib.suppress(ZeroDivisionError):
+            async with db.scope():
+                db.on_commit(lambda: told.append("never"))
+                raise ZeroDivisionError
+    assert told == ["early", "late"]
+
+
+async def test_nested_scope(on_postgres: db.Database) -> None:
+    """A scope inside one that is writing nests in its transaction: it may fail by itself, and goes on top."""
+    async with savepoints():
+        async with db.scope():
+            await write("outer")
+            await db.isolated(write, "inner")
+            with contextlib.suppress(ZeroDivisionError):
+                await db.isolated(fail_slowly)
+            await write("outer again")
+        assert await notes() == ["inner", "outer", "outer again"]
+
+
+async def test_concurrent_scopes_take_turns(database: db.Database) -> None:
+    """Of concurrent scopes each commits or rolls back its own work and no other's."""
+    async with savepoints():
+        results = await asyncio.gather(
+            db.isolated(write_slowly, "one"),
+            db.isolated(fail_slowly),
+            db.isolated(write_slowly, "two"),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results] == [type(None), ZeroDivisionError, type(None)]
+        assert await notes() == ["one", "one begun", "two", "two begun"]
+
+
+async def test_concurrent_scopes_inside_a_transaction(on_postgres: db.Database) -> None:
+    """The same inside a scope that is writing, which goes on when they have ended."""
+    async with savepoints():
+        async with db.scope():
+            # In a task of its own, as `asyncio.wait_for` would: who asks is the scope and not the task.
+            await asyncio.create_task(write("outer"))
+            await asyncio.gather(
+                db.isolated(write_slowly, "one"),
+                db.isolated(fail_slowly),
+                write_slowly("two"),
+                return_exceptions=True,
+            )
+        assert await notes() == ["one", "one begun", "outer", "two", "two begun"]
+
+
+async def test_deadlock_is_named(database: db.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that waits for one which sits open ends with an error that says what to do."""
+    monkeypatch.setattr(db.savepoints, "_WAIT_LIMIT", 0.05)
+    written, go_on = asyncio.Event(), asyncio.Event()
+
+    async def sit() -> None:
+        await write("sitting")
+        written.set()
+        await go_on.wait()
+
+    async with savepoints():
+        sitting = asyncio.create_task(db.isolated(sit))
+        await written.wait()
+        with pytest.raises(InterleavedTransactionsError, match="commit or close the one that sits open"):
+            await db.isolated(write, "waiting")
+        go_on.set()
+        await sitting
+        assert await notes() == ["sitting"]
+
+
+async def test_swallowed_error_is_still_refused(on_postgres: db.Database) -> None:
+    """A transaction that the server has aborted is refused here as at a real COMMIT, and the next scope works."""
+    async with savepoints():
+        await db.isolated(write, "one")
+        with pytest.raises(db.PoisonedTransactionError):
+            await db.isolated(swallow_an_error)
+        assert await notes() == ["one"]
+
+
+async def test_several_databases(database_url: str, sqlite_url: str) -> None:
+    """Each database that is named gets a transaction of its own; one that is not named is left alone."""
+    async with (
+        with_notes(database_url, default=True) as primary,
+        with_notes(sqlite_url) as archive,
+    ):
+        async with savepoints(primary, archive), db.scope():
+            for database in (primary, archive):
+                await (await db.session(database)).execute(WRITE, {"words": "one"})
+        async with savepoints(archive), db.scope():
+            await write("for good")
+        assert await notes() == ["for good"]
+        async with db.scope():
+            await (await db.session()).execute(text("DELETE FROM note"))
+
+
+async def test_sync_sessions(on_postgres: db.Database) -> None:
+    """Sync sessions, used in threads, join too where their database is named."""
+    async with savepoints(on_postgres.sync):
+        for words in ("one", "two"):
+            async with db.scope():
+                session = await db.session(on_postgres.sync)
+                await asyncio.to_thread(session.execute, WRITE, {"words": words})
+        async with db.scope():
+            session = await db.session(on_postgres.sync)
+            assert await asyncio.to_thread(session.scalar, COUNT) == 2
+    async with rolled_back(on_postgres.sync) as sync_session:
+        await asyncio.to_thread(sync_session.execute, WRITE, {"words": "one"})
+        await asyncio.to_thread(sync_session.commit)
+
+
+async def test_code_under_test_may_dispose(on_postgres: db.Database) -> None:
+    """An app that disposes of its database, or changes its host, in the middle does not get out."""
+    async with savepoints():
+        await db.isolated(write, "one")
+        await on_postgres.dispose()
+        await db.isolated(write, "two")
+        await on_postgres.change_host("elsewhere")
+        assert await notes() == ["one", "two"]
+    await on_postgres.change_host(on_postgres.url.host if on_postgres.url and on_postgres.url.host else "")
+
+
+async def test_own_session_class(on_postgres: db.Database) -> None:
+    """Sessions are of the class that the database's own factory makes."""
+
+    class Ours(db.AsyncSession):
+        pass
+
+    database = db.Database(on_postgres.url, sessions=lambda engine: async_sessionmaker(engine, class_=Ours))
+    async with rolled_back(database) as session:
+        assert isinstance(session, Ours)
+    async with savepoints(database), db.scope():
+        assert isinstance(await db.session(database), Ours)
+    await database.dispose()
+
+
+async def test_afterwards_commits_are_real(on_postgres: db.Database, postgres: Observer) -> None:
+    """After the block the same database commits for good, and no backend holds a transaction."""
+    async with savepoints():
+        await db.isolated(write, "one")
+    assert await postgres.idle_in_transaction() == 0
+    await db.isolated(write, "two")
+    assert await postgres.fetchval("SELECT string_agg(words, '') FROM note") == "two"
+    await postgres.execute("DELETE FROM note")
+
+
+ROOT = Path(__file__).parents[2]
+
+CONFTEST = {
+    "plugin": """
+        import pytest
+
+        pytest_plugins = ["db.testing"]
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+    """,
+    "import": """
+        import pytest
+        from db.testing import database, rolled_back_session, savepoint_database
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+    """,
+}
+
+TESTS = """
+    import db, pytest
+    from sqlalchemy import text
+
+    pytestmark = pytest.mark.{mark}
+
+    @pytest.mark.parametrize("time", [1, 2])
+    async def test_session(rolled_back_session, time):
+        await rolled_back_session.execute(text("INSERT INTO note VALUES ('one')"))
+        await rolled_back_session.commit()
+
+    @pytest.mark.parametrize("time", [1, 2])
+    async def test_scopes(savepoint_database, time):
+        async with db.atomic(database=savepoint_database) as session:
+            await session.execute(text("INSERT INTO note VALUES ('one')"))
+        async with db.scope():
+            assert await (await db.session()).scalar(text("SELECT count(*) FROM note")) == 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "mark", "options"),
+    [
+        ("plugin", "asyncio", "-o asyncio_mode=strict -o asyncio_default_fixture_loop_scope=function"),
+        ("import", "asyncio", "-o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function"),
+        ("plugin", "anyio", "-o asyncio_mode=strict -o asyncio_default_fixture_loop_scope=function"),
+        ("import", "anyio", "-p no:asyncio"),
+    ],
+)
+async def test_fixtures(
+    on_postgres: db.Database,
+    database_url: str,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    mark: str,
+    options: str,
+) -> None:
+    """The fixtures work under pytest-asyncio, strict or not, and under anyio: registered as a plugin or imported."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makeconftest(CONFTEST[way])
+    pytester.makepyfile(TESTS.format(mark=mark))
+    pytester.makeini("[pytest]\nfilterwarnings = error")
+    result = await asyncio.to_thread(pytester.runpytest_subprocess, *options.split())
+    result.assert_outcomes(passed=4)

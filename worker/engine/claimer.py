@@ -1,0 +1,94 @@
+"""``Claimer``: free slots -> claimed jobs.
+
+1. It asks for as many jobs as there are free slots, in one round trip a queue, the first queue first.
+2. Now and then a lower queue comes first, so that a busy one does not starve it.
+3. With nothing due it sleeps until something is queued, falls due, or the fallback poll: stock producers wake nobody.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from worker.queue import Claim, Queue
+
+_POLL = 0.5  # seconds, as arq polls
+_TURN = 8  # every so many claims another queue comes first
+
+Start = Callable[[Claim, str, str], None]
+
+
+class Claimer:
+    """Claims jobs for free slots.
+
+    Args:
+        queues: their names, the most urgent first.
+        slots: how many jobs may run at once.
+        lease: seconds that a claim holds without a renewal.
+        start: gets each claimed job, with its queue and token; `give_back` says when it is over.
+    """
+
+    def __init__(self, queue: Queue, queues: Sequence[str], *, slots: int, lease: float, start: Start) -> None:
+        self._queue = queue
+        self._queues = tuple(queues)
+        self._lease = round(lease * 1000)
+        self._start = start
+        self._stopped = False
+        self._look = asyncio.Event()
+        self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
+        self._rounds = itertools.count()
+        self.free_slots = slots
+        self.last_answer = 0.0
+        """When Redis last answered a claim, by the monotonic clock."""
+
+    def give_back(self) -> None:
+        """A job that was started is over: its slot is free."""
+        self.free_slots += 1
+        self._look.set()
+
+    def stop(self) -> None:
+        """Claim nothing more. What a claim on its way brings is still started."""
+        self._stopped = True
+        self._look.set()
+
+    async def run(self) -> None:
+        """Claim until stopped."""
+        async with contextlib.AsyncExitStack() as listening:
+            for name in self._queues:
+                await listening.enter_async_context(self._queue.woken(name, self._look))
+            while not self._stopped:
+                self._look.clear()
+                pause = await self._claim() if self.free_slots > 0 else None
+                if pause != 0:
+                    await self._until_worth_a_look(pause)
+
+    async def _claim(self) -> float:
+        """Fill the free slots; seconds until it is worth claiming again."""
+        pause = _POLL
+        for name in self._in_turn():
+            token = next(self._tokens)
+            claims = await self._queue.claim(name, token, self._lease, self.free_slots)
+            self.last_answer = time.monotonic()
+            for claim in claims.jobs:
+                self.free_slots -= 1
+                self._start(claim, name, token)
+            if self.free_slots <= 0:
+                return 0.0
+            if claims.next_due is not None:
+                pause = min(pause, claims.next_due)
+        return pause
+
+    def _in_turn(self) -> tuple[str, ...]:
+        """The queues in the order of this round."""
+        turn, rest = divmod(next(self._rounds), _TURN)
+        if rest or len(self._queues) == 1:
+            return self._queues
+        first = turn % len(self._queues)
+        return (self._queues[first], *self._queues[:first], *self._queues[first + 1 :])
+
+    async def _until_worth_a_look(self, pause: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._look.wait()

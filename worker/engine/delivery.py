@@ -1,0 +1,20 @@
+"""``Delivery``: one claimed job, as the executor gets it."""
+
+from dataclasses import dataclass
+
+from worker.engine.outcome import Kind
+from worker.message import Message
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One claimed job."""
+
+    message: Message
+    queue: str
+    tries: int = 0
+    """Earlier attempts that failed."""
+    score: int = 0
+    """When it was due, in milliseconds since the epoch."""
+    stop: Kind = Kind.INTERRUPTED
+    """What becomes of the job if it is cancelled; whoever cancels it says so here first."""

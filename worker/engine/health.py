@@ -1,0 +1,113 @@
+"""``Health``: whether this worker can really work, written down for whoever asks.
+
+The record lives a few seconds and is written only while Redis answers claims, leases are renewed, and the database
+answers; so ``arq --check`` and ``python -m worker health`` believe no worker that only exists.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_json
+
+from worker.queue import Queue
+
+_INTERVAL = 1.0  # seconds between two records
+_LIFETIME = 4000  # milliseconds that a record is believed
+_FRESH = 3.0  # seconds for which an answer counts as the present
+_DATABASE_TIMEOUT = 2.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What the engine knows of itself."""
+
+    running: int
+    done: int
+    failed: int
+    retried: int
+    loop_lag: float
+    """Seconds."""
+    last_claim: float
+    """When Redis last answered, by the monotonic clock."""
+    last_beat: float
+    """When leases were last renewed, likewise."""
+
+
+class Health:
+    """Writes the record.
+
+    Args:
+        queue_names: whose depth it tells; it is kept with the first.
+        vitals: what the engine knows of itself.
+        ask_database: asks the default database for an answer.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        queue_names: tuple[str, ...],
+        worker_id: str,
+        *,
+        vitals: Callable[[], Vitals],
+        ask_database: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._queue = queue
+        self._names = queue_names
+        self._worker_id = worker_id
+        self._vitals = vitals
+        self._ask_database = ask_database
+        self._redis_trouble: str | None = None
+
+    def redis_trouble(self, what: str | None) -> None:
+        """Take note of what Redis has refused."""
+        self._redis_trouble = what
+
+    async def run(self) -> None:
+        """Write the record every second, as long as it is true."""
+        while True:
+            if await self._is_well():
+                await self._queue.record_health(self._names[0], self._worker_id, await self._record(), _LIFETIME)
+            await asyncio.sleep(_INTERVAL)
+
+    async def forget(self) -> None:
+        """The worker ends: nobody should wait for its record to expire."""
+        await self._queue.forget_health(self._names[0], self._worker_id)
+
+    async def _is_well(self) -> bool:
+        vitals, now = self._vitals(), time.monotonic()
+        if now - vitals.last_claim < _FRESH:
+            self._redis_trouble = None
+        busy = vitals.running > 0
+        claims = busy or now - vitals.last_claim < _FRESH
+        return (
+            self._redis_trouble is None
+            and claims
+            and now - vitals.last_beat < _FRESH
+            and await self._database_answers()
+        )
+
+    async def _database_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(_DATABASE_TIMEOUT):
+                await self._ask_database()
+        except Exception:  # noqa: BLE001 - whatever it says, it is not an answer
+            return False
+        return True
+
+    async def _record(self) -> bytes:
+        vitals, now = self._vitals(), time.monotonic()
+        record: dict[str, Any] = {
+            "queued": {name: await self._queue.depth(name) for name in self._names},
+            "running": vitals.running,
+            "done": vitals.done,
+            "failed": vitals.failed,
+            "retried": vitals.retried,
+            "loop_lag": round(vitals.loop_lag, 4),
+            "last_heartbeat": round(now - vitals.last_beat, 3),
+            "redis": "ok",
+            "database": "ok",
+        }
+        return to_json(record)

@@ -1,0 +1,91 @@
+"""The jobs that this worker holds: run by the event loop, and kept by the heartbeat's thread."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from worker.engine.delivery import Delivery
+from worker.engine.outcome import Kind
+from worker.queue import Claim
+from worker.renewal import Held
+
+
+class Phase(Enum):
+    """Where a held job is."""
+
+    RUNNING = "running"
+    FINISHING = "finishing"
+    """Its outcome is known and on its way to Redis: its lease is renewed, but not taken again if it is lost."""
+
+
+@dataclass(slots=True, eq=False)
+class HeldJob:
+    """One claimed job, until Redis knows its outcome."""
+
+    claim: Claim
+    queue: str
+    token: str
+    started_at: int
+    """Milliseconds since the epoch."""
+    delivery: Delivery | None = None
+    """None: its payload could not be read."""
+    task: "asyncio.Task[None] | None" = None
+    renew_until: float = float("inf")
+    """When the heartbeat lets go of it, by the monotonic clock: a body that never ends must not keep it for ever."""
+    phase: Phase = Phase.RUNNING
+    _cancelled: bool = field(default=False, init=False)
+
+    @property
+    def job_id(self) -> str:
+        """The id as text, whatever bytes it is made of."""
+        return self.claim.raw_id.decode(errors="backslashreplace")
+
+    @property
+    def for_renewal(self) -> Held:
+        return Held(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
+
+    def asked_to_abort(self, abort_at: float | None) -> bool:
+        """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""
+        return abort_at is not None and (self.delivery is None or abort_at >= self.delivery.message.enqueued_at)
+
+    def cancel(self, why: Kind) -> None:
+        """Cancel the body, once: what it becomes is `why`. Call it on the event loop."""
+        if self._cancelled or self.phase is not Phase.RUNNING or self.task is None:
+            return
+        self._cancelled = True
+        if self.delivery is not None:
+            self.delivery.stop = why
+        self.task.cancel()
+
+
+class HeldJobs:
+    """All of them. Only the event loop adds and removes; the heartbeat's thread reads copies."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[HeldJob, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[HeldJob]:
+        return iter(list(self._jobs))
+
+    @property
+    def running(self) -> int:
+        return sum(job.phase is Phase.RUNNING for job in self)
+
+    def add(self, job: HeldJob) -> None:
+        self._jobs[job] = None
+
+    def remove(self, job: HeldJob) -> None:
+        self._jobs.pop(job, None)
+
+    def to_renew(self, queue: str) -> list[HeldJob]:
+        now = time.monotonic()
+        return [job for job in self if job.queue == queue and now < job.renew_until]
+
+    def latest_renewal(self) -> float:
+        """How long, by the monotonic clock, some job may still be renewed; 0 where none is held."""
+        return max((job.renew_until for job in self), default=0.0)

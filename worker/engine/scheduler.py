@@ -1,0 +1,127 @@
+"""``Scheduler``: cron slots -> queue, once per slot, whichever worker comes first.
+
+1. Slots are computed in UTC, and compared with Redis' clock: workers' own clocks may differ.
+2. While it runs, every slot that passes is queued, however late it looks.
+3. What passed while no worker ran follows the task's misfire policy; the last slot of each task is kept in Redis.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from worker.message import encode
+from worker.queue import Entry, Queue, Slot
+from worker.schedule import Schedule
+from worker.task import Task
+
+logger = logging.getLogger("worker")
+
+_Passed = tuple[Task[..., Any], datetime, bool]
+"""A slot of a task, and whether it is to run: otherwise it is only taken note of."""
+
+_LONGEST_SLEEP = 10.0  # seconds; then Redis' clock is asked again
+_MOST_SLOTS = 1000
+
+
+class Scheduler:
+    """Queues scheduled tasks.
+
+    Args:
+        tasks: all of them; those without a schedule are passed over.
+        default_queue: where jobs go whose task does not say.
+    """
+
+    def __init__(self, queue: Queue, tasks: Mapping[str, Task[..., Any]], default_queue: str) -> None:
+        self._queue = queue
+        self._tasks = [task for task in tasks.values() if task.schedule is not None]
+        self._default_queue = default_queue
+        self._seen: datetime | None = None
+
+    async def run(self) -> None:
+        """Queue slots as they pass."""
+        if not self._tasks:
+            return
+        if self._seen is None:
+            await self._catch_up()
+            await self._run_at_startup()
+        while True:
+            now = await self._now()
+            await self._queue_slots(self._passed(now))
+            self._seen = now
+            await asyncio.sleep(self._until_next(now))
+
+    async def _catch_up(self) -> None:
+        """What passed while no worker ran, by each task's misfire policy."""
+        now = await self._now()
+        missed: list[_Passed] = []
+        for task in self._tasks:
+            last = (await self._queue.last_slots(self._queue_of(task))).get(task.name)
+            # The first worker ever begins to count here.
+            missed += [(task, now, False)] if last is None else _missed(task, _moment(last), now)
+        await self._queue_slots(missed)
+        self._seen = now
+
+    async def _run_at_startup(self) -> None:
+        entries = [
+            Entry(uuid4().hex, encode(task.name, b"{}", _milliseconds(await self._now())), self._queue_of(task))
+            for task in self._tasks
+            if task.run_at_startup
+        ]
+        if entries:
+            await self._queue.enqueue(entries)
+
+    def _passed(self, now: datetime) -> Iterable[_Passed]:
+        assert self._seen is not None  # noqa: S101 - run() set it
+        for task in self._tasks:
+            for moment in _schedule(task).slots_between(self._seen, now, limit=_MOST_SLOTS):
+                yield task, moment, True
+
+    async def _queue_slots(self, slots: Iterable[_Passed]) -> None:
+        by_queue: dict[str, list[Slot]] = {}
+        for task, moment, runs in slots:
+            at = _milliseconds(moment)
+            payload = encode(task.name, b"{}", at) if runs else b""
+            by_queue.setdefault(self._queue_of(task), []).append(Slot(task.name, at, f"cron:{task.name}:{at}", payload))
+        for name, found in by_queue.items():
+            await self._queue.add_slots(name, found)
+
+    def _until_next(self, now: datetime) -> float:
+        next_slot = min(_schedule(task).next_after(now) for task in self._tasks)
+        return min(max((next_slot - now).total_seconds(), 0.0), _LONGEST_SLEEP)
+
+    def _queue_of(self, task: Task[..., Any]) -> str:
+        return task.options.queue or self._default_queue
+
+    async def _now(self) -> datetime:
+        seconds, microseconds = await self._queue.redis.time()
+        return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
+
+
+def _missed(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
+    """The slots after `last` that are to be made up for."""
+    schedule = _schedule(task)
+    passed = [(task, moment, True) for moment in schedule.slots_between(last, now, limit=_MOST_SLOTS)]
+    match schedule.misfire:
+        case "all":
+            return passed
+        case "once":
+            return passed[-1:]
+        case "skip":
+            # Not even taken note of: another worker may be about to queue the slot of this moment.
+            return []
+
+
+def _schedule(task: Task[..., Any]) -> Schedule:
+    assert task.schedule is not None  # noqa: S101 - the constructor chose those that have one
+    return task.schedule
+
+
+def _milliseconds(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

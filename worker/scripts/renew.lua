@@ -1,0 +1,29 @@
+-- Renew leases, and hear of aborts.
+--
+-- KEYS[1]  the queue
+-- ARGV[1]  prefix of all other keys     ARGV[2]  lease in ms
+-- then for each job: id, token
+-- Returns for each job: 1 renewed, 0 nobody holds it, -1 another worker holds it; and when it was asked to abort (or false).
+local queue, prefix, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local aborts = redis.call('EXISTS', prefix .. 'abort') == 1
+
+local replies = {}
+for i = 3, #ARGV, 2 do
+    local id, token = ARGV[i], ARGV[i + 1]
+    local holder = prefix .. 'in-progress:' .. id
+    local owner = redis.call('GET', holder)
+    local state = 0
+    if owner then
+        state = -1
+        if string.sub(owner, 1, #token) == token then
+            redis.call('PEXPIRE', holder, lease)
+            redis.call('ZADD', queue, now + lease, id)
+            state = 1
+        end
+    end
+    replies[#replies + 1] = state
+    replies[#replies + 1] = aborts and redis.call('ZSCORE', prefix .. 'abort', id) or false
+end
+return replies
