@@ -32,13 +32,13 @@ test: $(INSTALLED)
 	@$(RUN) pytest $(ARGS)
 
 check: $(INSTALLED)
-	@$(RUN) ruff check
-	@$(RUN) ruff format --check
+	@$(RUN) ruff check --no-cache
+	@$(RUN) ruff format --check --no-cache
 	@$(RUN) mypy
-	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/lint-imports --no-cache
 
 clean:
-	@rm -rf .venv .venv-* .tandem .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-* .tandem .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Again when what is needed has changed, or the interpreter; and if the interpreter has gone, whatever the dates are.
@@ -48,7 +48,7 @@ endif
 $(INSTALLED): pyproject.toml $(realpath $(VENV)/bin/python)
 	@$(check_python)
 	@echo 'Installing Tandem and what it needs into $(VENV) (once; takes about a minute)'
-	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

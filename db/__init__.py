@@ -2,8 +2,8 @@
 
 ::
 
-    async with scope():
-        session = await session()
+    async with db.scope():
+        session = await db.session()
         session.add(Order(id=7))
     # committed here; rolled back if the block raised
 """

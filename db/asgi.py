@@ -100,13 +100,14 @@ class _Response:
         return self._progress is _Progress.COMPLETE
 
     async def send(self, message: Message) -> None:
-        starts = message["type"] == "http.response.start"
-        if starts and self._progress is _Progress.WAITING:
+        if message["type"] == "http.response.start":
             await self._settle(message["status"])
             self._progress = _Progress.STARTED
-        await self._send(message)
-        if self._progress is _Progress.STARTED and not starts and not message.get("more_body", False):
-            self._progress = _Progress.COMPLETE
+            await self._send(message)
+        else:
+            await self._send(message)
+            if self._progress is _Progress.STARTED and not message.get("more_body", False):
+                self._progress = _Progress.COMPLETE
 
     async def _settle(self, status: int) -> None:
         if not self._commit(status):

@@ -4,7 +4,7 @@ A callback belongs to the transaction or savepoint that was open when it was mad
 passes to the enclosing one when a savepoint is released.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -24,8 +24,10 @@ OnCommitBatch = Callable[[list[T]], Awaitable[None] | None]
 _ROOT = None
 
 
-@dataclass(slots=True)
-class _Entry:
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One callback, and the savepoint that it belongs to."""
+
     level: SessionTransaction | None
     callback: Callable[..., Any]
     items: list[Any] | None = None
@@ -37,30 +39,33 @@ class Callbacks:
     __slots__ = ("_before", "_on")
 
     def __init__(self) -> None:
-        self._before: list[_Entry] = []
-        self._on: list[_Entry] = []
+        self._before: list[Entry] = []
+        self._on: list[Entry] = []
 
     def add_before_commit(self, callback: BeforeCommit, savepoint: SessionTransaction | None) -> None:
-        self._before.append(_Entry(savepoint, callback))
+        self._before.append(Entry(savepoint, callback))
 
     def add_on_commit(self, callback: OnCommit, savepoint: SessionTransaction | None) -> None:
-        self._on.append(_Entry(savepoint, callback))
+        self._on.append(Entry(savepoint, callback))
 
     def add_on_commit_batch(
         self, callback: OnCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
     ) -> None:
         """Call `callback` once, with the items of all who asked for it and were committed."""
-        self._on.append(_Entry(savepoint, callback, items))
+        self._on.append(Entry(savepoint, callback, items))
 
     @property
     def wants_session(self) -> bool:
         """Whether a before-commit callback is waiting, which has to be given a session."""
         return bool(self._before)
 
-    def take_before_commit(self) -> Iterator[BeforeCommit]:
-        """Each callback once, also those that an earlier one adds."""
-        while self._before:
-            yield self._before.pop(0).callback
+    def next_before_commit(self) -> Entry | None:
+        """Take the next one, also one that an earlier one has added."""
+        return self._before.pop(0) if self._before else None
+
+    def ask_again(self, refused: Entry) -> None:
+        """Put back a before-commit callback that has refused: the next COMMIT must ask it, too."""
+        self._before.insert(0, refused)
 
     def take_on_commit(self) -> list[OnCommit]:
         due: list[OnCommit] = []
@@ -84,17 +89,15 @@ class Callbacks:
     def __bool__(self) -> bool:
         return bool(self._before or self._on)
 
-    def _rolled_back(self, transaction: SessionTransaction) -> None:
-        if transaction.parent is None:
-            self.drop()
-            return
-        for entries in (self._before, self._on):
-            entries[:] = [entry for entry in entries if not _within(entry.level, transaction)]
-
     def _released(self, savepoint: SessionTransaction) -> None:
         for entry in (*self._before, *self._on):
             if entry.level is savepoint:
                 entry.level = _enclosing_savepoint(savepoint)
+
+    def _ended(self, savepoint: SessionTransaction) -> None:
+        # What was released has passed to the enclosing one by now.
+        for entries in (self._before, self._on):
+            entries[:] = [entry for entry in entries if not _within(entry.level, savepoint)]
 
 
 def follow(session_class: type[Session]) -> None:
@@ -102,8 +105,8 @@ def follow(session_class: type[Session]) -> None:
 
     @event.listens_for(session_class, "after_soft_rollback")
     def rolled_back(session: Any, transaction: SessionTransaction) -> None:
-        if session.callbacks:
-            session.callbacks._rolled_back(transaction)  # noqa: SLF001 - the other half of this module
+        if transaction.parent is None:
+            session.callbacks.drop()
 
     @event.listens_for(session_class, "after_commit")
     def committed(session: Any) -> None:
@@ -111,6 +114,11 @@ def follow(session_class: type[Session]) -> None:
         savepoint = session.get_nested_transaction()
         if session.callbacks and savepoint is not None:
             session.callbacks._released(savepoint)  # noqa: SLF001 - the other half of this module
+
+    @event.listens_for(session_class, "after_transaction_end")
+    def ended(session: Any, transaction: SessionTransaction) -> None:
+        if session.callbacks and transaction.nested:
+            session.callbacks._ended(transaction)  # noqa: SLF001 - the other half of this module
 
 
 def _within(level: SessionTransaction | None, transaction: SessionTransaction) -> bool:

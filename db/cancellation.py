@@ -16,14 +16,16 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
 
     A cancellation that arrives meanwhile is delivered at the caller's next await, so that a COMMIT that succeeded is
     reported as a success first. It is dropped if whoever asked for it has taken it back by then: `asyncio.timeout`
-    does so when its block ends in time.
+    does so when its block ends.
     """
     caller = _current_task()
     asked_before = caller.cancelling()
     task = asyncio.create_task(work)
-    interrupted = await _absorbing_cancellation(task)
-    if interrupted and task.exception() is None:
-        asyncio.get_running_loop().call_soon(_deliver, caller, asked_before)
+    cancellation = await _absorbing_cancellation(task)
+    if cancellation is not None:
+        # One that was pending when we came is counted already, but was not delivered either.
+        asked_before = min(asked_before, caller.cancelling() - 1)
+        asyncio.get_running_loop().call_soon(_deliver, caller, asked_before, cancellation)
     return task.result()
 
 
@@ -35,29 +37,44 @@ async def in_private_task(work: Coroutine[Any, Any, T]) -> T:
     task = asyncio.create_task(work)
     while not task.done():
         try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.cancel()
+            await _done(task)
+        except asyncio.CancelledError as cancellation:
+            task.cancel(*cancellation.args)
             await _absorbing_cancellation(task)
     return task.result()
 
 
-async def _absorbing_cancellation(task: asyncio.Task[Any]) -> bool:
-    """Wait for `task`; tell whether the caller was cancelled meanwhile."""
-    interrupted = False
+async def _absorbing_cancellation(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+    """Wait for `task`; give the last cancellation of the caller that arrived meanwhile."""
+    last = None
     while not task.done():
         try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            interrupted = True
-    return interrupted
+            await _done(task)
+        except asyncio.CancelledError as cancellation:
+            last = cancellation
+    return last
 
 
-def _deliver(caller: asyncio.Task[Any], asked_before: int) -> None:
+async def _done(task: asyncio.Task[Any]) -> None:
+    """Wait until `task` is done, and leave it alone: `asyncio.wait` for one task, at a fifth of its cost."""
+    done = asyncio.get_running_loop().create_future()
+
+    def tell(_: asyncio.Task[Any]) -> None:
+        if not done.done():
+            done.set_result(None)
+
+    task.add_done_callback(tell)
+    try:
+        await done
+    finally:
+        task.remove_done_callback(tell)
+
+
+def _deliver(caller: asyncio.Task[Any], asked_before: int, cancellation: asyncio.CancelledError) -> None:
     if not caller.done() and caller.cancelling() > asked_before:
-        # One request stays one request, whoever counts them.
+        # One request stays one request, whoever counts them; anyio knows its own by their message.
         caller.uncancel()
-        caller.cancel()
+        caller.cancel(*cancellation.args)
 
 
 def _current_task() -> asyncio.Task[Any]:

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from typing_extensions import TypeVar
@@ -21,7 +20,18 @@ from typing_extensions import TypeVar
 from db import guards, postgres, sqlite
 from db.engines import OpenEngine
 from db.errors import DatabaseURLError
-from db.guarded import AsyncSession, Session
+from db.guarded import AsyncSession, Session, guarded
+from db.url import host_of, parse_url, same_database, sync_twin, with_host
+
+__all__ = [
+    "AnyDatabase",
+    "Database",
+    "default_database",
+    "given_default",
+    "is_default",
+    "parse_url",
+    "set_default_database",
+]
 
 S = TypeVar("S", bound=AsyncSession | Session, default=AsyncSession)
 AnyDatabase: TypeAlias = "Database[AsyncSession] | Database[Session]"
@@ -33,13 +43,8 @@ SessionFactory: TypeAlias = Callable[[Any], "async_sessionmaker[Any] | sessionma
 BeforeSession: TypeAlias = Callable[["Database[Any]", dict[str, Any]], Awaitable[None]]
 """Gets the database and the session's arguments: may `await database.change_host(...)`, or set `bind` and others."""
 
-# What people write, and the driver that is meant where the URL names none.
-_DRIVERS = {
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "sqlite": "sqlite+aiosqlite",
-}
-_SYNC_TWINS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
+# Engine options that only the driver understands for which they were given.
+_OF_ONE_DRIVER = ("connect_args", "poolclass", "creator", "async_creator")
 
 
 class Database(Generic[S]):
@@ -48,7 +53,8 @@ class Database(Generic[S]):
     Args:
         url: where it is, e.g. ``postgresql+asyncpg://app:secret@db-1/app``; without a driver asyncpg or aiosqlite
             is meant.
-        engine: instead of a URL, a factory `host -> engine`.
+        engine: instead of a URL, a factory `host -> engine`. The engine is used as it comes: the limits below, and what
+            makes SQLite wait its turn, are for URLs.
         bind: instead of a URL, an existing engine, or a connection whose transaction the
             sessions then join through savepoints (tests). It is never disposed here.
         host: the first host, for `engine`; a URL has its own.
@@ -59,7 +65,8 @@ class Database(Generic[S]):
         pool_size: connections kept and at most open (default 10).
         pool_timeout: seconds to wait for one of them (default 30).
         pre_ping: ask each connection whether it lives before it is used; one round trip a scope (default True).
-        connect_timeout: seconds to open a connection (default 10).
+        connect_timeout: seconds to open a connection, or to ask whether it lives (default 10). For SQLite: to wait for
+            another writer.
         statement_timeout: seconds that one statement may take on the server (default 60).
         idle_in_transaction_timeout: seconds that a transaction may sit idle before the server ends it (default 60).
         pooler: the URL leads to PgBouncer in transaction mode: unique statement names and no session settings; set the
@@ -93,7 +100,8 @@ class Database(Generic[S]):
         if sum(source is not None for source in (url, engine, bind)) != 1:
             raise DatabaseURLError("give a Database one of url, engine (a factory) or bind")
         self.url = None if url is None else parse_url(url)
-        self.host = self.url.host if self.url is not None else host
+        self._first_host = host if self.url is None else host_of(self.url)
+        self.host = self._first_host
         self.name = name or (self.url.database if self.url is not None else None) or "database"
         self.pool_size = pool_size
         self.connect_timeout = connect_timeout
@@ -132,7 +140,9 @@ class Database(Generic[S]):
 
     @property
     def is_sqlite(self) -> bool:
-        return self.url is not None and self.url.get_backend_name() == "sqlite"
+        if self.url is not None:
+            return self.url.get_backend_name() == "sqlite"
+        return self._opened().engine.dialect.name == "sqlite"
 
     @property
     def sync(self) -> "Database[Session]":
@@ -142,22 +152,39 @@ class Database(Generic[S]):
             DatabaseURLError: this database has no URL to derive the twin from.
         """
         if self._twin is None:
-            if self.url is None or self.url.get_backend_name() not in _SYNC_TWINS:
+            url = None if self.url is None else sync_twin(self.url)
+            if url is None:
                 raise DatabaseURLError(f"{self!r} has no URL to reach it through a synchronous driver")
             if not self.is_async:
                 return self  # type: ignore[return-value]  # the URL says that S is Session
+            options = {key: value for key, value in self._engine_options.items() if key not in _OF_ONE_DRIVER}
             twin = Database[Session](
-                self.url.set(drivername=_SYNC_TWINS[self.url.get_backend_name()]),
+                url,
                 name=self.name,
-                engine_options=self._engine_options,
+                before_session=self._before_session,
+                engine_options=options,
                 pool_size=self.pool_size,
                 **self._limits,
             )
+            twin.host = self.host
             self._twin = twin
         return self._twin
 
-    async def change_host(self, host: str) -> None:
-        """Open new sessions on `host`; those in flight end where they began, and then that engine is disposed."""
+    async def change_host(self, host: str | None) -> None:
+        """Open new sessions on `host`; those in flight end where they began, and then that engine is disposed.
+
+        Args:
+            host: what the engine factory takes; for a URL ``name``, ``name:port``, ``[IPv6]:port``, or a folder of
+                sockets. None goes back to the first host.
+
+        Raises:
+            DatabaseURLError: the port is not a number.
+        """
+        host = host or self._first_host
+        if self.url is not None and host:
+            with_host(self.url, host)
+        if self._twin is not None:
+            await self._twin.change_host(host)
         if host == self.host:
             return
         self.host = host
@@ -174,8 +201,16 @@ class Database(Generic[S]):
             await self._twin.dispose()
 
     async def check(self) -> None:
-        """Open a connection and ask the server for an answer; raises what stands in the way."""
-        engine = self._opened().engine
+        """Open a connection and ask the server for an answer.
+
+        Raises:
+            DatabaseUnreachableError: there is no server, or it does not answer.
+            sqlalchemy.exc.DBAPIError: it refuses, e.g. the password or the database's name.
+            WrongLoopError: the engine belongs to another event loop.
+        """
+        opened = self._opened()
+        opened.check_loop(self.name)
+        engine = opened.engine
         if isinstance(engine, AsyncEngine):
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -187,6 +222,8 @@ class Database(Generic[S]):
         arguments: dict[str, Any] = {}
         if self._before_session is not None:
             await self._before_session(self, arguments)
+        if "bind" in arguments:
+            _watch(arguments["bind"])
         opened = self._opened()
         opened.check_loop(self.name)
         session: S = opened.maker(**arguments)
@@ -213,29 +250,35 @@ class Database(Generic[S]):
 
     def _new_engine(self) -> OpenEngine:
         engine = self._make_engine(self.host)
-        guards.watch(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
+        _watch(engine)
         return OpenEngine(engine, self._maker(engine), owned=True)
 
     def _bound(self, bind: AsyncEngine | AsyncConnection | Engine | Connection) -> OpenEngine:
+        _watch(bind)
         maker = self._maker(bind)
         if isinstance(bind, AsyncConnection | Connection):
             maker.configure(join_transaction_mode="create_savepoint")
-        return OpenEngine(bind.engine if not isinstance(bind, AsyncEngine) else bind, maker, owned=False)
+        return OpenEngine(bind if isinstance(bind, AsyncEngine) else bind.engine, maker, owned=False)
 
     def _maker(self, bind: Any) -> "async_sessionmaker[Any] | sessionmaker[Any]":
         if self._sessions is not None:
-            return _guarded(self._sessions(bind))
+            return guarded(self._sessions(bind))
         if isinstance(bind, AsyncEngine | AsyncConnection):
             return async_sessionmaker(bind, class_=AsyncSession, expire_on_commit=False)
         return sessionmaker(bind, class_=Session, expire_on_commit=False)
 
     def _engine_from_url(self, host: str | None) -> AsyncEngine | Engine:
         assert self.url is not None  # noqa: S101 - the constructor asked for one
-        url = self.url if host == self.url.host else with_host(self.url, host)
+        url = self.url if host is None or host == self._first_host else with_host(self.url, host)
         if url.get_backend_name() == "sqlite":
             return self._sqlite_engine(url)
         options = self._engine_options | {"connect_args": self._connect_arguments(url)}
-        return create_async_engine(url, **options) if url.get_dialect().is_async else create_engine(url, **options)
+        if not url.get_dialect().is_async:
+            return create_engine(url, **options)
+        engine = create_async_engine(url, **options)
+        if url.get_driver_name() == "asyncpg":
+            postgres.ping_in_one_round_trip(engine, self.connect_timeout)
+        return engine
 
     def _sqlite_engine(self, url: URL) -> AsyncEngine | Engine:
         options = {key: value for key, value in self._engine_options.items() if key != "pool_pre_ping"}
@@ -252,32 +295,6 @@ class Database(Generic[S]):
                 return postgres.psycopg_arguments(**self._limits) | own
             case _:
                 return own
-
-
-def parse_url(url: str | URL) -> URL:
-    """The URL with its driver named.
-
-    Raises:
-        DatabaseURLError: it cannot be parsed, its driver is unknown or not installed, or it is a shared ``:memory:``.
-    """
-    try:
-        parsed = make_url(url)
-        parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
-        parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        # Never the URL itself: it may hold a password.
-        raise DatabaseURLError(
-            f"not a database URL ({type(error).__name__}): write e.g. postgresql+asyncpg://user:password@host/name"
-        ) from None
-    if parsed.get_backend_name() == "sqlite":
-        sqlite.refuse_memory(parsed)
-    return parsed
-
-
-def with_host(url: URL, host: str | None) -> URL:
-    """`url` on another host, written ``name`` or ``name:port``."""
-    name, _, port = (host or "").partition(":")
-    return url.set(host=name, **({"port": int(port)} if port else {}))  # type: ignore[arg-type]  # only `port` is there
 
 
 _default: "Database[Any] | None" = None
@@ -313,16 +330,13 @@ def set_default_database(database: "Database[Any] | None") -> None:
 
 
 def is_default(database: "Database[Any]") -> bool:
-    """Whether `database` is the default one or its synchronous twin."""
-    return _default is not None and database in (_default, _default._twin)  # noqa: SLF001 - same module
+    """Whether `database` is the default one, perhaps through another driver."""
+    return _default is not None and (database is _default or same_database(database.url, _default.url))
 
 
-def _guarded(maker: "async_sessionmaker[Any] | sessionmaker[Any]") -> "async_sessionmaker[Any] | sessionmaker[Any]":
-    """`maker` with its session class made into one of ours, where it is SQLAlchemy's or a subclass of it."""
-    if not issubclass(maker.class_, AsyncSession | Session):
-        ours = AsyncSession if isinstance(maker, async_sessionmaker) else Session
-        maker.class_ = type(maker.class_.__name__, (ours, maker.class_), {})
-    return maker
+def _watch(source: AsyncEngine | AsyncConnection | Engine | Connection) -> None:
+    engine = source.engine if isinstance(source, AsyncConnection | Connection) else source
+    guards.watch(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
 
 
 async def _check_in_thread(engine: Engine) -> None:

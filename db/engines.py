@@ -2,22 +2,26 @@
 
 1. It belongs to the event loop and the process that opened it.
 2. It is disposed when it has been retired (another host took its place) and the last session has given it back.
-3. A connection whose statement was cancelled is closed in the background, so that no second cancellation can interrupt
-   the request that stops the statement on the server.
+3. Its connections are closed in the background and within a time limit, so that neither a second cancellation can
+   interrupt the request that stops a statement on the server, nor a dead server keep the closing waiting.
 """
 
 import asyncio
-import contextlib
 import os
+from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Pool
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
 from db.errors import WrongLoopError
 
 _CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
+
+# Connections of the process that this one was forked from. They are never closed here, not even by the garbage
+# collector: it would take them out of the epoll set that both processes share.
+_inherited: list[Pool] = []
 
 
 class OpenEngine:
@@ -39,7 +43,7 @@ class OpenEngine:
         self._retired = False
         self._closing: set[asyncio.Task[None]] = set()
         if isinstance(engine, AsyncEngine) and owned:
-            self._close_cancelled_connections_in_background(engine)
+            self._close_connections_in_background(engine)
 
     @property
     def of_this_process(self) -> bool:
@@ -70,6 +74,7 @@ class OpenEngine:
     def forget(self) -> None:
         """Drop the pool and leave the connections alone: they belong to the process this one was forked from."""
         sync_engine = self.engine.sync_engine if isinstance(self.engine, AsyncEngine) else self.engine
+        _inherited.append(sync_engine.pool)
         sync_engine.dispose(close=False)
 
     async def _dispose(self) -> None:
@@ -82,8 +87,8 @@ class OpenEngine:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    def _close_cancelled_connections_in_background(self, engine: AsyncEngine) -> None:
-        def terminate(dbapi_connection: Any) -> None:
+    def _close_connections_in_background(self, engine: AsyncEngine) -> None:
+        def close(dbapi_connection: Any) -> None:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:  # the garbage collector, after the loop
@@ -93,19 +98,23 @@ class OpenEngine:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-        # A public method of the dialect; there is no event for it.
-        engine.sync_engine.dialect.do_terminate = terminate  # type: ignore[method-assign]
+        # Public methods of the dialect; there are no events for them.
+        dialect = engine.sync_engine.dialect
+        dialect.do_close = close  # type: ignore[method-assign]
+        dialect.do_terminate = close  # type: ignore[method-assign]
 
 
 async def _close(driver_connection: Any) -> None:
     """Stop what the connection is doing and close it, within `_CLOSE_TIMEOUT`."""
     if hasattr(driver_connection, "interrupt"):  # SQLite: the statement runs in a thread, and holds the write lock
-        with contextlib.suppress(ValueError):  # closed already
+        with suppress(ValueError):  # closed already
             await driver_connection.interrupt()
         await driver_connection.close()
         return
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await driver_connection.close()
-    except Exception:  # noqa: BLE001 - whatever a broken connection says, it is dropped
+    except BaseException as error:
         driver_connection.terminate()
+        if not isinstance(error, Exception):
+            raise

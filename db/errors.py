@@ -4,18 +4,18 @@
 
     DbError
     ├── DatabaseURLError (ValueError)        a URL is missing, wrong, or names what cannot work
-    ├── DatabaseUnreachableError (ConnectionError)   no connection could be opened
+    ├── DatabaseUnreachableError (ConnectionError)   no connection could be opened, or it stopped answering
     ├── WrongLoopError                       an engine or scope was used on a second event loop
     ├── ScopeError
     │   ├── NoScopeError                     session() where no scope is open
     │   ├── ScopeEndedError                  a session was used after its scope had ended
     │   ├── ConcurrentUseError               two coroutines used one session at the same time
-    │   ├── WrongThreadError                 an AsyncSession was used in a worker thread
+    │   ├── WrongThreadError                 an AsyncSession in a worker thread, or a Session's commit on the loop
     │   └── NestedWriterError                a second SQLite writer inside a writing scope
     ├── TransactionError
     │   ├── TransactionOpenError             atomic(current="raise") found an open transaction
     │   ├── PoisonedTransactionError         a COMMIT that the server would have turned into a ROLLBACK
-    │   ├── RawTransactionError              COMMIT, ROLLBACK or BEGIN sent as text
+    │   ├── RawTransactionError              COMMIT, ROLLBACK or BEGIN behind the owner's back
     │   └── PartialCommitError               one database committed, a later one failed
     └── PoolExhaustedError (sqlalchemy.exc.TimeoutError)   no connection became free in time
 
@@ -36,7 +36,7 @@ class DatabaseURLError(DbError, ValueError):
 
 
 class DatabaseUnreachableError(DbError, ConnectionError):
-    """No connection to the database could be opened: it is down, refuses, or did not answer in time."""
+    """The database is down, refuses connections, or has stopped answering on an open one."""
 
 
 class WrongLoopError(DbError):
@@ -68,23 +68,24 @@ class ScopeEndedError(ScopeError):
 
 
 class ConcurrentUseError(ScopeError):
-    """Two coroutines used one session at the same time."""
+    """Two coroutines, or two threads, used one session at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "this session is already running a statement for another coroutine") -> None:
         super().__init__(
-            "this session is already running a statement for another coroutine: one session is one "
-            "conversation with the database; run concurrent queries with db.isolated(fn, *args)"
+            f"{what}: one session is one conversation with the database; "
+            "run concurrent queries with db.isolated(fn, *args)"
         )
 
 
 class WrongThreadError(ScopeError):
-    """An ``AsyncSession`` was used in a thread other than the one of its event loop."""
+    """An ``AsyncSession`` was used off its event loop's thread, or a ``Session`` was committed on it."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "an AsyncSession works only on its event loop's thread: in a worker thread use a Session "
-            "(await db.session(db.default_database().sync)), or run the query before asyncio.to_thread"
-        )
+    def __init__(
+        self,
+        reason: str = "an AsyncSession works only on its event loop's thread: in a worker thread use a Session "
+        "(await db.session(db.default_database().sync)), or run the query before asyncio.to_thread",
+    ) -> None:
+        super().__init__(reason)
 
 
 class NestedWriterError(ScopeError):
@@ -112,23 +113,26 @@ class TransactionOpenError(TransactionError):
 
 
 class PoisonedTransactionError(TransactionError):
-    """The server has aborted the transaction, so its COMMIT would have been a silent ROLLBACK."""
+    """The server has aborted the transaction, so its COMMIT would have been a silent ROLLBACK.
+
+    Its ``__cause__`` is the error that was swallowed, where that is known.
+    """
 
     def __init__(self) -> None:
         super().__init__(
-            "an earlier statement failed and its error was swallowed, so the server has aborted this transaction "
+            "an earlier statement failed and its error was swallowed, so this transaction is aborted "
             "and COMMIT would save nothing: let the error out, or try the statement inside "
             "'async with session.begin_nested():'"
         )
 
 
 class RawTransactionError(TransactionError):
-    """A statement that would end or begin the transaction behind its scope's back."""
+    """Something would end or begin the transaction, or has ended it, behind the back of the scope that owns it."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, what: str) -> None:
         super().__init__(
-            f"{command} was sent as text, behind the back of the scope that owns the "
-            "transaction: use db.commit(), db.rollback(), db.atomic() or session.begin_nested()"
+            f"{what}, behind the back of the scope that owns the transaction: "
+            "use db.commit(), db.rollback(), db.atomic() or session.begin_nested()"
         )
 
 

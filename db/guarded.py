@@ -1,15 +1,14 @@
 """``AsyncSession`` and ``Session``: SQLAlchemy's own, which know who owns their transaction and who is using them.
 
-1. One operation at a time: a second coroutine gets :class:`~db.errors.ConcurrentUseError`, cold or warm.
-2. Nothing after the end: an orphan that outlives the scope gets :class:`~db.errors.ScopeEndedError`.
-3. ``commit()``, ``rollback()`` and ``close()`` go through the owner (a scope), which runs the callbacks around them.
+1. Whatever talks to the database is one operation of the session's user (:mod:`db.use`).
+2. ``commit()``, ``rollback()`` and ``close()`` go through the owner (a scope), which runs the callbacks around them.
 """
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeAlias
 
 import sqlalchemy.exc
 import sqlalchemy.ext.asyncio as sa_async
@@ -18,98 +17,19 @@ from sqlalchemy import Connection, Engine, event
 
 from db.callbacks import Callbacks, follow
 from db.cancellation import to_the_end
-from db.errors import ConcurrentUseError, PoolExhaustedError, ScopeEndedError, WrongThreadError
+from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
+from db.use import LoopUse, ThreadUse, Use
 
-T = TypeVar("T")
+_Maker: TypeAlias = "sa_async.async_sessionmaker[Any] | sa_orm.sessionmaker[Any]"
 
 
 class Owner(Protocol):
     """Who ends the transactions of a session."""
 
     async def commit(self) -> None: ...
-    async def rollback(self) -> None: ...
+    async def rollback(self, *, evicting: bool = False) -> None: ...
     async def close(self) -> None: ...
-    def commit_in_thread(self, commit: Callable[[], None]) -> None: ...
-
-
-class Use:
-    """Who may use a session, and who is using it right now."""
-
-    __slots__ = ("_evicted", "_idle", "_operation", "_stopped", "_thread", "ended")
-
-    def __init__(self, *, on_loop: bool) -> None:
-        self.ended = False
-        self._thread = threading.get_ident() if on_loop else None
-        self._operation: asyncio.Task[Any] | None = None
-        self._stopped: BaseException | None = None
-        self._evicted = False
-        self._idle: asyncio.Event | None = None
-
-    def check(self) -> None:
-        """Raise unless the session may be used here and now.
-
-        Raises:
-            ScopeEndedError: its scope has ended.
-            WrongThreadError: it belongs to an event loop, and this is not the loop's thread.
-        """
-        if self.ended:
-            raise ScopeEndedError
-        if self._stopped is not None:
-            raise self._stopped
-        if self._thread is not None and self._thread != threading.get_ident():
-            raise WrongThreadError
-
-    def stop(self, error: BaseException) -> None:
-        """Let the next statement raise `error`: the only way to reach code that runs in a thread."""
-        self._stopped = error
-
-    async def alone(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run one operation of the session, unless another coroutine's is in flight.
-
-        Raises:
-            ConcurrentUseError: another coroutine's operation is in flight.
-            ScopeEndedError: the scope has ended, or ended while the operation was in flight.
-        """
-        task = asyncio.current_task()
-        if self._operation is task:
-            return await operation()
-        self.check()
-        if self._operation is not None:
-            raise ConcurrentUseError
-        self._operation = task
-        try:
-            return await operation()
-        except asyncio.CancelledError:
-            if not self._evicted:
-                raise
-            if task is not None:
-                task.uncancel()
-            raise ScopeEndedError from None
-        except sqlalchemy.exc.TimeoutError as error:
-            raise PoolExhaustedError(str(error)) from error
-        finally:
-            self._operation = None
-            if self._idle is not None:
-                self._idle.set()
-
-    def refuse_concurrent_end(self) -> None:
-        """Raise :class:`ConcurrentUseError` if another coroutine's operation is in flight."""
-        if self._operation is not None and self._operation is not asyncio.current_task():
-            raise ConcurrentUseError
-
-    async def evict(self) -> None:
-        """End the operation in flight, if any: the server is told to stop it, and its coroutine gets `ScopeEndedError`.
-
-        Without this a rollback would queue up behind the statement, or fail because of it and leak the connection.
-        """
-        operation = self._operation
-        if operation is None or operation is asyncio.current_task():
-            return
-        self._evicted = True
-        self._idle = asyncio.Event()
-        operation.cancel()
-        await self._idle.wait()
-        self._evicted = False
+    def commit_in_thread(self) -> None: ...
 
 
 class Guarded(sa_orm.Session):
@@ -117,26 +37,52 @@ class Guarded(sa_orm.Session):
 
     use: Use
     callbacks: Callbacks
+    owner: Owner | None = None
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         # Every statement and every flush asks for its bind first.
         self.use.check()
         return super().get_bind(*args, **kwargs)
 
+    def add(self, instance: object, *, _warn: bool = True) -> None:
+        # SQLAlchemy would miss an object that is added while another coroutine's flush is in flight.
+        self.use.check()
+        self.use.refuse_if_busy()
+        super().add(instance, _warn=_warn)
 
-@event.listens_for(Guarded, "before_attach", propagate=True)
-def _refuse_late_objects(session: Guarded, _instance: object) -> None:
-    session.use.check()
+    def close(self) -> None:
+        super().close()
+        self.callbacks.drop()
+
+    def invalidate(self) -> None:
+        super().invalidate()
+        self.callbacks.drop()
 
 
 follow(Guarded)
 
 
+@event.listens_for(Guarded, "before_attach", propagate=True)
+def _refuse_late_object(session: Guarded, _instance: object) -> None:
+    # Also those that come by a cascade.
+    session.use.check()
+
+
+@event.listens_for(Guarded, "before_commit", propagate=True)
+def _refuse_unowned_commit(session: Guarded) -> None:
+    # Nobody would run the callbacks around it, or protect it from cancellation.
+    releases_savepoint = session.get_nested_transaction() is not None
+    if session.owner is not None and not session.use.is_ending and not releases_savepoint:
+        raise RawTransactionError("the transaction was committed inside run_sync(), or on the transaction's own object")
+
+
 class _LoopSession(Guarded):
     """The sync session inside an :class:`AsyncSession`."""
 
+    use: LoopUse
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.use = Use(on_loop=True)
+        self.use = LoopUse()
         self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
@@ -144,42 +90,132 @@ class _LoopSession(Guarded):
 class Session(Guarded):
     """SQLAlchemy's `Session` over a synchronous driver, owned by a scope; use it through `asyncio.to_thread`."""
 
-    owner: Owner | None = None
+    use: ThreadUse
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.use = Use(on_loop=False)
+        self.use = ThreadUse()
         self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
     def commit(self) -> None:
-        """Commit now, in this thread, with the callbacks made so far."""
+        """Commit now, in this thread. In a scope: with the callbacks made so far, which run on the scope's event loop.
+
+        Raises:
+            WrongThreadError: this is the event loop's own thread, which the COMMIT would block.
+        """
+        self.use.check()
         if self.owner is None:
-            super().commit()
+            commit_here(self)
         else:
-            self.owner.commit_in_thread(super().commit)
+            self.owner.commit_in_thread()
 
     def rollback(self) -> None:
-        super().rollback()
+        """Roll back now, in this thread; the same session then goes on."""
+        self.use.check()
         self.callbacks.drop()
+        rollback_here(self)
 
     def close(self) -> None:
-        super().close()
-        self.callbacks.drop()
+        """Roll back what was not committed and give the connection back; the next use takes a new one."""
+        if not self.use.ended:
+            with self.use.ending():
+                super().close()
+
+    def begin(self, nested: bool = False) -> sa_orm.SessionTransaction:
+        """A block that is committed at its end, or a savepoint; see SQLAlchemy."""
+        transaction = super().begin(nested)
+        block = _Savepoint if nested else _OwnedBlock if self.owner is not None else None
+        return transaction if block is None else block(self, transaction)  # type: ignore[return-value]  # stands in
+
+
+@event.listens_for(Session, "after_begin", propagate=True)
+def _note_connection(session: Session, _transaction: sa_orm.SessionTransaction, connection: Connection) -> None:
+    session.use.driver_connections.append(connection.connection.driver_connection)
+
+
+@event.listens_for(Session, "after_transaction_end", propagate=True)
+def _forget_connections(session: Session, transaction: sa_orm.SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.use.driver_connections.clear()
+
+
+class _OwnedBlock:
+    """``with session.begin():`` of an owned `Session`: its owner commits."""
+
+    def __init__(self, session: Session, transaction: sa_orm.SessionTransaction) -> None:
+        self.session = session
+        self._transaction = transaction
+
+    def commit(self) -> None:
+        self.session.commit()
+
+    def rollback(self) -> None:
+        self.session.rollback()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.session.get_transaction() is not self._transaction:
+            return
+        if error is None:
+            self.session.commit()
+        else:
+            self.session.rollback()
+
+
+class _Savepoint:
+    """``with session.begin_nested():`` of a `Session`."""
+
+    def __init__(self, session: Session, transaction: sa_orm.SessionTransaction) -> None:
+        self.session = session
+        self._transaction = transaction
+
+    def commit(self) -> None:
+        with self.session.use.operation():
+            self._transaction.commit()
+
+    def rollback(self) -> None:
+        with self.session.use.operation():
+            self._transaction.rollback()
+
+    def __enter__(self) -> Self:
+        self._transaction.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lost = error is None and _is_lost(self._transaction, self.session)
+        with self.session.use.operation():
+            self._transaction.__exit__(kind, error, traceback)
+        if lost:
+            raise PoisonedTransactionError
+
+
+def _is_lost(savepoint: sa_orm.SessionTransaction, session: sa_orm.Session) -> bool:
+    """Whether a failed flush has rolled this savepoint back, which SQLAlchemy says no word about at its end."""
+    return session.get_nested_transaction() is savepoint and not savepoint.is_active
 
 
 class AsyncSession(sa_async.AsyncSession):
     """SQLAlchemy's `AsyncSession`, owned by a scope."""
 
     sync_session_class = _LoopSession
-    owner: Owner | None = None
 
     @property
-    def use(self) -> Use:
+    def use(self) -> LoopUse:
         return self._guarded.use
 
     @property
     def callbacks(self) -> Callbacks:
         return self._guarded.callbacks
+
+    @property
+    def owner(self) -> Owner | None:
+        return self._guarded.owner
 
     @property
     def _guarded(self) -> _LoopSession:
@@ -190,16 +226,26 @@ class AsyncSession(sa_async.AsyncSession):
     async def commit(self) -> None:
         """Commit now. In a scope: with the callbacks made so far; the same session then goes on."""
         self.use.check()
-        await (self.owner.commit() if self.owner else to_the_end(super().commit()))
+        await (self.owner.commit() if self.owner else to_the_end(send_commit(self)))
 
     async def rollback(self) -> None:
         """Roll back now; the same session then goes on."""
         self.use.check()
-        await (self.owner.rollback() if self.owner else to_the_end(super().rollback()))
+        await (self.owner.rollback() if self.owner else to_the_end(send_rollback(self)))
 
     async def close(self) -> None:
         """Roll back what was not committed and give the connection back; the next use takes a new one."""
-        await (self.owner.close() if self.owner and not self.use.ended else to_the_end(super().close()))
+        if not self.use.ended:
+            await (self.owner.close() if self.owner else to_the_end(send_close(self)))
+
+    async def reset(self) -> None:
+        """As `close`."""
+        await self.close()
+
+    async def invalidate(self) -> None:
+        """As `close`, but throw the connection away."""
+        self.use.check()
+        await to_the_end(discard(self))
 
     def begin(self) -> sa_async.AsyncSessionTransaction:
         return _Transaction(self)
@@ -209,34 +255,60 @@ class AsyncSession(sa_async.AsyncSession):
 
 
 class _Transaction(sa_async.AsyncSessionTransaction):
-    """``session.begin()`` and ``begin_nested()``: the root one commits through the session's owner."""
+    """``session.begin()`` and ``begin_nested()``: what has an owner is committed and rolled back by it."""
+
+    session: AsyncSession
+
+    @property
+    def _owner(self) -> Owner | None:
+        return None if self.nested else self.session.owner
 
     async def start(self, is_ctxmanager: bool = False) -> "_Transaction":
-        session = _ours(self.session)
-        await session.use.alone(lambda: super(_Transaction, self).start(is_ctxmanager=is_ctxmanager))
+        as_block = is_ctxmanager and self._owner is None
+        await self.session.use.alone(lambda: super(_Transaction, self).start(is_ctxmanager=as_block))
         return self
 
     async def commit(self) -> None:
         if self.nested:
-            await super().commit()
+            await self.session.use.alone(super().commit)
         else:
             await self.session.commit()
+
+    async def rollback(self) -> None:
+        if self.nested:
+            await self.session.use.alone(super().rollback)
+        else:
+            await self.session.rollback()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None and not self.nested and self.is_active:
-            await self.session.commit()
-        await to_the_end(_exit(super().__aexit__(kind, error, traceback)))
+        if self._owner is None:
+            await self._leave(kind, error, traceback)
+        elif error is not None:
+            await self._owner.rollback(evicting=True)
+        elif self.sync_transaction is self.session.sync_session.get_transaction():
+            await self._owner.commit()
+
+    async def _leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        transaction = self._sync_transaction()
+        lost = error is None and self.nested and _is_lost(transaction, self.session.sync_session)
+        if error is not None:
+            await self.session.use.evict(rolled_back_meanwhile())
+        await to_the_end(self._alone(super().__aexit__(kind, error, traceback)))
+        if lost:
+            raise PoisonedTransactionError
+
+    async def _alone(self, leaving: Coroutine[Any, Any, None]) -> None:
+        with self.session.use.ending():
+            await leaving
 
 
-async def _exit(leaving: Awaitable[None]) -> None:
-    await leaving
-
-
-def _ours(session: sa_async.AsyncSession) -> AsyncSession:
-    assert isinstance(session, AsyncSession)  # noqa: S101 - only AsyncSession makes a _Transaction
-    return session
+def rolled_back_meanwhile() -> ConcurrentUseError:
+    """What the user of a session gets whose statement was in flight when another one's error ended the transaction."""
+    return ConcurrentUseError("another coroutine's error rolled this session back while a statement was in flight")
 
 
 def _exclusive(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -244,18 +316,49 @@ def _exclusive(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         method = getattr(super(AsyncSession, self), name)
         return await self.use.alone(lambda: method(*args, **kwargs))
 
-    operation.__name__ = name
-    operation.__qualname__ = f"AsyncSession.{name}"
-    operation.__doc__ = getattr(sa_async.AsyncSession, name).__doc__
+    _name_as(operation, sa_async.AsyncSession, name)
     return operation
 
 
-# Everything of AsyncSession that talks to the database. The types stay SQLAlchemy's.
+def _exclusive_here(name: str) -> Callable[..., Any]:
+    def operation(self: Guarded, *args: Any, **kwargs: Any) -> Any:
+        with self.use.operation():
+            return getattr(super(Guarded, self), name)(*args, **kwargs)
+
+    _name_as(operation, sa_orm.Session, name)
+    return operation
+
+
+def _name_as(operation: Any, of: type, name: str) -> None:
+    operation.__name__ = name
+    operation.__qualname__ = f"{of.__name__}.{name}"
+    operation.__doc__ = getattr(of, name).__doc__
+
+
+# Everything that talks to the database. Set here, so that the types stay SQLAlchemy's.
 for _name in (
     "connection", "delete", "delete_all", "execute", "flush", "get", "get_one", "merge", "merge_all", "refresh",
     "run_sync", "scalar", "scalars", "stream", "stream_scalars",
 ):  # fmt: skip
     setattr(AsyncSession, _name, _exclusive(_name))
+# The rest of a synchronous session comes down to these; lazy loads and `awaitable_attrs` do, too.
+for _name in ("connection", "execute", "flush", "scalar", "scalars"):
+    setattr(Guarded, _name, _exclusive_here(_name))
+
+
+def guarded(maker: _Maker) -> _Maker:
+    """`maker` with its session class made into one of ours, where it is SQLAlchemy's or a subclass of it."""
+    if isinstance(maker, sa_async.async_sessionmaker):
+        inner = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
+        maker.class_ = _mixed(AsyncSession, maker.class_)
+        maker.kw["sync_session_class"] = _mixed(_LoopSession, inner)
+    else:
+        maker.class_ = _mixed(Session, maker.class_)
+    return maker
+
+
+def _mixed(ours: type, given: type) -> type:
+    return given if issubclass(given, ours) else type(given.__name__, (ours, given), {})
 
 
 def sync_part(session: AsyncSession | Session) -> Guarded:
@@ -263,34 +366,89 @@ def sync_part(session: AsyncSession | Session) -> Guarded:
     return session._guarded if isinstance(session, AsyncSession) else session  # noqa: SLF001 - same module
 
 
+async def flush(session: AsyncSession | Session) -> None:
+    """Send what is pending, if anything is."""
+    pending = sync_part(session)
+    if not (pending.new or pending.deleted or pending.identity_map.check_modified()):
+        return
+    if isinstance(session, AsyncSession):
+        await session.flush()
+    else:
+        await asyncio.to_thread(session.flush)
+
+
 async def send_commit(session: AsyncSession | Session) -> None:
-    """Flush and COMMIT, past the session's owner. For the owner alone."""
-    await _send(session, sa_async.AsyncSession.commit, sa_orm.Session.commit)
+    """Flush and COMMIT, past the session's owner. For the owner alone.
+
+    Raises:
+        PoisonedTransactionError: the transaction was aborted before.
+    """
+    if isinstance(session, AsyncSession):
+        with session.use.ending(), _poison_named():
+            await super(AsyncSession, session).commit()
+    else:
+        await _in_thread(session, commit_here)
 
 
 async def send_rollback(session: AsyncSession | Session) -> None:
     """ROLLBACK, past the session's owner. For the owner alone."""
-    await _send(session, sa_async.AsyncSession.rollback, sa_orm.Session.rollback)
+    if isinstance(session, AsyncSession):
+        with session.use.ending():
+            await super(AsyncSession, session).rollback()
+    else:
+        await _in_thread(session, rollback_here)
 
 
 async def send_close(session: AsyncSession | Session) -> None:
     """Give the connection back, past the session's owner. For the owner alone."""
-    await _send(session, sa_async.AsyncSession.close, sa_orm.Session.close)
+    if isinstance(session, AsyncSession):
+        with session.use.ending():
+            await super(AsyncSession, session).close()
+    else:
+        await _in_thread(session, _close_here)
 
 
 async def discard(session: AsyncSession | Session) -> None:
     """Throw the connection away, in whatever state it is. For the owner alone."""
-    await _send(session, sa_async.AsyncSession.invalidate, sa_orm.Session.invalidate)
-
-
-async def _send(
-    session: AsyncSession | Session,
-    on_loop: Callable[[sa_async.AsyncSession], Awaitable[None]],
-    in_thread: Callable[[sa_orm.Session], None],
-) -> None:
     if isinstance(session, AsyncSession):
-        await on_loop(session)
-    elif session.in_transaction():
-        await asyncio.to_thread(in_thread, session)
+        with session.use.ending():
+            await super(AsyncSession, session).invalidate()
     else:
-        in_thread(session)
+        await _in_thread(session, _discard_here)
+
+
+def commit_here(session: Session) -> None:
+    """`send_commit`, in this thread."""
+    with session.use.ending(), _poison_named():
+        super(Session, session).commit()
+
+
+def rollback_here(session: Session) -> None:
+    """`send_rollback`, in this thread."""
+    with session.use.ending():
+        super(Session, session).rollback()
+
+
+def _close_here(session: Session) -> None:
+    with session.use.ending():
+        super(Session, session).close()
+
+
+def _discard_here(session: Session) -> None:
+    with session.use.ending():
+        super(Session, session).invalidate()
+
+
+async def _in_thread(session: Session, act: Callable[[Session], None]) -> None:
+    if session.in_transaction():
+        await asyncio.to_thread(act, session)
+    else:
+        act(session)
+
+
+@contextmanager
+def _poison_named() -> Iterator[None]:
+    try:
+        yield
+    except sqlalchemy.exc.PendingRollbackError as error:
+        raise PoisonedTransactionError from error

@@ -4,6 +4,7 @@
    the connection is marked, and its COMMIT refused.
 2. COMMIT, ROLLBACK or BEGIN sent as text ends the transaction behind its owner's back: refused.
 3. A server that has become read-only keeps its connections: such an error counts as a lost connection.
+4. A server that does not answer, or that is not there, is reported by each driver in its own way: one error for all.
 """
 
 import re
@@ -13,28 +14,34 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from db import sqlite
-from db.errors import PoisonedTransactionError, RawTransactionError
+from db import postgres, sqlite
+from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
 from db.transient import sqlstate
 
 _MARK = "db.poisoned"
 _READ_ONLY = "25006"
-# ROLLBACK TO and RELEASE are savepoints, which leave the transaction open; comments may come first.
+# Comments may come first.
+_START = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_TO_SAVEPOINT = r"rollback\s+(?:work\s+|transaction\s+)?to\b"
 _ENDS_TRANSACTION = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-    r"(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!\s+(?:work\s+|transaction\s+)?to\b))\b",
+    rf"{_START}(?!{_TO_SAVEPOINT})"
+    r"(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_ROLLS_BACK_TO_SAVEPOINT = re.compile(_START + _TO_SAVEPOINT, re.IGNORECASE | re.DOTALL)
 
 
 def watch(engine: Engine) -> None:
-    """Guard every connection of `engine` from now on."""
-    event.listen(engine, "handle_error", _mark_poisoned)
+    """Guard every connection of `engine` from now on; an engine that is watched already stays as it is."""
+    if event.contains(engine, "handle_error", _handle_error):
+        return
+    event.listen(engine, "handle_error", _handle_error)
     event.listen(engine, "commit", _refuse_poisoned)
     event.listen(engine, "rollback", _clear)
     event.listen(engine, "rollback_savepoint", _clear)
     event.listen(engine, "checkin", _clear_returned)
     event.listen(engine, "before_cursor_execute", _refuse_raw)
+    event.listen(engine, "after_cursor_execute", _look_at_transaction)
 
 
 def roll_back_if_poisoned(connection: Connection, savepoint: str) -> None:
@@ -44,19 +51,38 @@ def roll_back_if_poisoned(connection: Connection, savepoint: str) -> None:
         PoisonedTransactionError: it has.
     """
     if _MARK in connection.info:
+        cause = connection.info[_MARK]
         connection.dialect.do_rollback_to_savepoint(connection, savepoint)
         _clear(connection)
-        raise PoisonedTransactionError
+        raise PoisonedTransactionError from cause
+
+
+def _handle_error(context: ExceptionContext) -> BaseException | None:
+    error = context.original_exception
+    if context.dialect.name == "postgresql" and _came_from_driver(context):
+        if sqlstate(error) == _READ_ONLY:
+            context.is_disconnect = True
+        unreachable = postgres.unreachable(error, is_connecting=context.connection is None)
+        if unreachable is not None:
+            context.is_disconnect = True
+            return unreachable
+        if postgres.is_busy(error):
+            return ConcurrentUseError()
+        _mark_poisoned(context)
+    return None
+
+
+def _came_from_driver(context: ExceptionContext) -> bool:
+    """Not from a type of the user's own that could not convert a parameter: nothing is executed yet."""
+    return context.execution_context is not None or context.statement is None
 
 
 def _mark_poisoned(context: ExceptionContext) -> None:
-    if sqlstate(context.original_exception) == _READ_ONLY:
-        context.is_disconnect = True
     connection = context.connection
     if connection is None or context.is_disconnect or connection.invalidated:
         return
     if connection.in_transaction() and _aborted_by_server(connection, context.original_exception):
-        connection.info[_MARK] = True
+        connection.info.setdefault(_MARK, context.sqlalchemy_exception)
 
 
 def _aborted_by_server(connection: Connection, error: BaseException) -> bool:
@@ -65,7 +91,7 @@ def _aborted_by_server(connection: Connection, error: BaseException) -> bool:
     An error that the driver raises before it sends anything (a value of the wrong type) leaves the transaction whole.
     A server's report has a severity; asyncpg and psycopg both keep it.
     """
-    if connection.dialect.name != "postgresql" or _autocommits(connection):
+    if _autocommits(connection):
         return False
     driver_error = getattr(error, "driver_exception", error)
     report = getattr(driver_error, "diag", driver_error)
@@ -79,7 +105,7 @@ def _autocommits(connection: Connection) -> bool:
 
 def _refuse_poisoned(connection: Connection) -> None:
     if _MARK in connection.info:
-        raise PoisonedTransactionError
+        raise PoisonedTransactionError from connection.info[_MARK]
 
 
 def _clear(connection: Connection, *_: Any) -> None:
@@ -97,4 +123,14 @@ def _refuse_raw(
 ) -> None:
     found = _ENDS_TRANSACTION.match(statement)
     if found and statement != sqlite.BEGIN:
-        raise RawTransactionError(found[1].upper())
+        raise RawTransactionError(f"{found[1].upper()} was sent as text")
+
+
+def _look_at_transaction(
+    connection: Connection, cursor: Any, statement: str, _parameters: Any, _context: Any, _many: bool
+) -> None:
+    if _MARK in connection.info and _ROLLS_BACK_TO_SAVEPOINT.match(statement):
+        _clear(connection)
+    # psycopg sends several statements at once if they have no parameters.
+    if ";" in statement and postgres.has_lost_transaction(cursor) and not _autocommits(connection):
+        raise RawTransactionError("a statement among several ended the transaction")

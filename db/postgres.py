@@ -1,9 +1,19 @@
-"""What a PostgreSQL connection is opened with: limits that are set once, and cost no statement."""
+"""PostgreSQL: what a connection is opened with, and what its drivers say when the server is away.
+
+Limits are set once, when a connection is opened, and cost no statement.
+"""
 
 from typing import Any
 from uuid import uuid4
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from db.errors import DatabaseUnreachableError
+
+# asyncpg's words, for which it has no class or code of their own.
+_BUSY = "another operation is in progress"
+# The server's words for "not now", in the one place where psycopg passes no code on.
+_NOT_NOW = ("too many clients", "remaining connection slots", "starting up", "shutting down", "recovery mode")
 
 
 def asyncpg_arguments(
@@ -27,26 +37,64 @@ def asyncpg_arguments(
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": lambda: f"__{uuid4().hex}__",
         }
-    return arguments | {
-        "server_settings": {
-            "statement_timeout": _milliseconds(statement_timeout),
-            "idle_in_transaction_session_timeout": _milliseconds(idle_in_transaction_timeout),
-        }
-    }
+    return arguments | {"server_settings": _settings(statement_timeout, idle_in_transaction_timeout)}
 
 
 def psycopg_arguments(
     *, connect_timeout: float, statement_timeout: float, idle_in_transaction_timeout: float, pooler: bool
 ) -> dict[str, Any]:
-    """`connect_args` for psycopg; all times in seconds."""
-    arguments: dict[str, Any] = {"connect_timeout": max(1, round(connect_timeout))}
+    """`connect_args` for psycopg; all times in seconds.
+
+    psycopg has no time limit of its own for a statement, so the kernel gets one for a peer that has stopped answering.
+    """
+    arguments: dict[str, Any] = {
+        "connect_timeout": max(1, round(connect_timeout)),
+        "tcp_user_timeout": round((statement_timeout + connect_timeout) * 1000),
+        "keepalives_idle": max(1, round(connect_timeout)),
+    }
     if pooler:
         return arguments | {"prepare_threshold": None}
-    settings = {
-        "statement_timeout": _milliseconds(statement_timeout),
-        "idle_in_transaction_session_timeout": _milliseconds(idle_in_transaction_timeout),
-    }
+    settings = _settings(statement_timeout, idle_in_transaction_timeout)
     return arguments | {"options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
+
+
+def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
+    """Let the pool ask an asyncpg connection whether it lives by an empty statement, for `timeout` seconds at most.
+
+    SQLAlchemy asks by a transaction around a prepared statement: three round trips or more, and no limit of its own.
+    """
+
+    def ping(dbapi_connection: Any) -> bool:
+        try:
+            dbapi_connection.run_async(lambda connection: connection.execute("", timeout=timeout))
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, another connection is opened
+            return False
+        return True
+
+    # A public method of the dialect; there is no event for it.
+    engine.sync_engine.dialect.do_ping = ping  # type: ignore[method-assign]
+
+
+def unreachable(error: BaseException, *, is_connecting: bool) -> DatabaseUnreachableError | None:
+    """What to say instead of `error` if it means that the server is away or does not answer."""
+    # asyncpg's time limit and the network's errors, which no error of a task's own must be taken for.
+    if isinstance(error, OSError):
+        return _away(error)
+    if is_connecting and _is_psycopg_operational(error) and _is_temporary(str(error)):
+        return _away(error)
+    return None
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether the connection was used by two coroutines at once, as far as asyncpg noticed."""
+    return _BUSY in str(error) and "InterfaceError" in {type(error).__name__, *map(_name, type(error).__mro__)}
+
+
+def has_lost_transaction(cursor: Any) -> bool:
+    """Whether a psycopg connection is outside of a transaction after a statement."""
+    info = getattr(getattr(cursor, "connection", None), "info", None)
+    status = getattr(info, "transaction_status", None)
+    return getattr(status, "name", None) == "IDLE"
 
 
 async def _connect(*args: Any, **kwargs: Any) -> Any:
@@ -55,11 +103,33 @@ async def _connect(*args: Any, **kwargs: Any) -> Any:
 
     try:
         return await asyncpg.connect(*args, **kwargs)
-    except (OSError, TimeoutError) as error:
-        raise DatabaseUnreachableError(
-            f"no connection to PostgreSQL ({str(error) or type(error).__name__}): "
-            "is it running, and is DATABASE_URL right?"
-        ) from error
+    except OSError as error:  # TimeoutError is one
+        raise _away(error) from error
+
+
+def _away(error: BaseException) -> DatabaseUnreachableError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return DatabaseUnreachableError(f"no answer from PostgreSQL ({reason}): is it running, and is DATABASE_URL right?")
+
+
+def _is_psycopg_operational(error: BaseException) -> bool:
+    return type(error).__module__.startswith("psycopg") and "OperationalError" in map(_name, type(error).__mro__)
+
+
+def _is_temporary(message: str) -> bool:
+    # The server itself refuses a wrong password or an unknown database, and will do so again.
+    return "FATAL" not in message or any(words in message for words in _NOT_NOW)
+
+
+def _name(kind: type) -> str:
+    return kind.__name__
+
+
+def _settings(statement_timeout: float, idle_in_transaction_timeout: float) -> dict[str, str]:
+    return {
+        "statement_timeout": _milliseconds(statement_timeout),
+        "idle_in_transaction_session_timeout": _milliseconds(idle_in_transaction_timeout),
+    }
 
 
 def _milliseconds(seconds: float) -> str:

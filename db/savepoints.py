@@ -10,7 +10,7 @@ Savepoints of one connection form a stack: RELEASE and ROLLBACK TO take along al
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import dropwhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from sqlalchemy import Connection, event
@@ -44,8 +44,8 @@ class SavepointStack:
     def __init__(self, connection: Connection) -> None:
         self._open: list[_Savepoint] = []
         self._changed = asyncio.Event()
-        # The statements themselves, since SQLAlchemy's events for savepoints come too early: that of the beginning before
-        # there is a name, those of the end while the next one must still wait.
+        # Statements too: SQLAlchemy's event for the beginning of a savepoint comes before there is a name, and those
+        # for its end come while the next one must still wait.
         event.listen(connection, "before_cursor_execute", self._before)
         event.listen(connection, "after_cursor_execute", self._after)
         event.listen(connection, "release_savepoint", self._release)
@@ -64,7 +64,7 @@ class SavepointStack:
     def _after(self, _connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         match statement.split():
             case ["RELEASE" | "ROLLBACK", *_, name]:
-                del self._open[-len(self._from(name)) :]
+                self._open = list(takewhile(lambda savepoint: savepoint.name != name, self._open))
                 self._changed.set()
                 self._changed = asyncio.Event()
 

@@ -3,13 +3,13 @@
 1. `scope()` opens one; everything below it, child tasks too, gets the same session of each database.
 2. Leaving it normally runs the before-commit callbacks, commits, closes, then runs the on-commit callbacks.
 3. Leaving it by any exception, a cancellation included, rolls back and closes.
-4. Ending runs in a task of its own: whoever cancels the caller meanwhile waits for the truth.
+4. Ending runs in a task of its own: whoever cancels the caller meanwhile waits for the truth. Only what comes before
+   the first COMMIT, the pending statements and the callbacks that may refuse, can still be cancelled.
 """
 
 import asyncio
-import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from enum import Enum
 from types import TracebackType
@@ -21,111 +21,16 @@ from sqlalchemy.orm import SessionTransaction
 from db.callbacks import BeforeCommit, Callbacks, OnCommit, OnCommitBatch
 from db.cancellation import to_the_end
 from db.database import Database, default_database, is_default
-from db.engines import OpenEngine
 from db.errors import NestedWriterError, NoScopeError, PartialCommitError, ScopeEndedError, WrongLoopError
-from db.guarded import AsyncSession, Session, discard, send_close, send_commit, send_rollback, sync_part
+from db.guarded import AsyncSession, Session, sync_part
+from db.unit import Unit, run_on_commit
+
+__all__ = ["Scope", "Unit", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
 
 logger = logging.getLogger("db")
 
 S = TypeVar("S", bound=AsyncSession | Session)
 T = TypeVar("T")
-
-_ROLLBACK_LIMIT = 5.0  # seconds; then the connection is thrown away, which rolls back as well
-
-
-class Unit:
-    """One session of a scope, from its first use to the scope's end."""
-
-    def __init__(self, database: Database[Any], session: AsyncSession | Session, lease: OpenEngine | None) -> None:
-        self.database = database
-        self.session = session
-        self.has_committed = False
-        self._lease = lease
-        self._loop = asyncio.get_running_loop()
-
-    @property
-    def owned(self) -> bool:
-        """Whether the scope made the session, and so ends it."""
-        return self._lease is not None
-
-    @property
-    def callbacks(self) -> Callbacks:
-        return self.session.callbacks
-
-    async def commit(self) -> None:
-        """Commit early; the session then goes on in a new transaction."""
-        self.session.use.refuse_concurrent_end()
-        await to_the_end(self._commit())
-
-    async def rollback(self) -> None:
-        """Roll back early; the session then goes on in a new transaction."""
-        self.session.use.refuse_concurrent_end()
-        await to_the_end(self._rollback())
-
-    async def close(self) -> None:
-        """Roll back what was not committed and give the connection back; the session takes a new one when next used."""
-        self.session.use.refuse_concurrent_end()
-        await to_the_end(self._close())
-
-    def commit_in_thread(self, commit: Callable[[], None]) -> None:
-        """A `Session.commit()` in a worker thread: the callbacks run on the loop, the COMMIT here."""
-        self._on_loop(self.before_commit())
-        commit()
-        self.has_committed = True
-        self._on_loop(self._announce())
-
-    async def _commit(self) -> None:
-        await self.before_commit()
-        await self.send_commit()
-        await self._announce()
-
-    async def _announce(self) -> None:
-        await run_on_commit(self.callbacks.take_on_commit())
-
-    async def before_commit(self) -> None:
-        for callback in self.callbacks.take_before_commit():
-            await callback(self.session)
-
-    async def send_commit(self) -> None:
-        if self.session.in_transaction():
-            await send_commit(self.session)
-            self.has_committed = True
-
-    async def _rollback(self) -> None:
-        self.callbacks.drop()
-        try:
-            async with asyncio.timeout(_ROLLBACK_LIMIT):
-                await send_rollback(self.session)
-        except Exception as error:  # noqa: BLE001 - the transaction ends all the same, with its connection
-            logger.warning(
-                "rollback on %s failed (%s): its connection is thrown away",
-                self.database.name,
-                type(error).__name__,
-            )
-            await discard(self.session)
-
-    async def _close(self) -> None:
-        if self.session.in_transaction():
-            await self._rollback()
-        self.callbacks.drop()
-        await send_close(self.session)
-
-    async def finish(self) -> None:
-        """`end`, protected from cancellation."""
-        await to_the_end(self.end())
-
-    async def end(self) -> None:
-        """It is over: roll back what is open, close, and let nobody use the session again."""
-        try:
-            await self.session.use.evict()
-            await self._close()
-        finally:
-            self.session.use.ended = True
-            if self._lease is not None:
-                await self._lease.give_back()
-
-    def _on_loop(self, coroutine: Any) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
 class _State(Enum):
@@ -141,7 +46,8 @@ class Scope:
         self._state = _State.OPEN
         self._units: dict[Database[Any], Unit] = {}
         # Callbacks may be made before there is a session to run them around.
-        self._callbacks: dict[Database[Any], Callbacks] = {}
+        self._early_callbacks: dict[Database[Any], Callbacks] = {}
+        self._had_committed = False
         self._opening = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
 
@@ -157,136 +63,201 @@ class Scope:
     @property
     def has_committed(self) -> bool:
         """Whether something was committed already: while the scope is open, early."""
-        return any(unit.has_committed for unit in self._units.values())
+        return self._had_committed or any(unit.has_committed for unit in self._units.values())
 
     async def session(self, database: Database[S]) -> S:
-        """The scope's session of `database`: the same one at every call."""
+        """The scope's session of `database`: the same one at every call.
+
+        Raises:
+            ScopeEndedError: the scope has ended.
+            WrongLoopError: the scope, or the database's engine, belongs to another event loop.
+            NestedWriterError: an enclosing scope holds SQLite's write lock.
+        """
         return (await self.unit(database)).session  # type: ignore[return-value]  # keyed by its database
 
     async def unit(self, database: Database[Any]) -> Unit:
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoopError("this scope belongs to another event loop: open one of its own there")
         unit = self._units.get(database)
-        if unit is not None:
-            return unit
-        async with self._opening:
-            if database not in self._units:
-                self._refuse_nested_writer(database)
-                self._adopt(database, *await database.open_session())
-            return self._units[database]
+        if unit is None:
+            async with self._opening:
+                unit = self._units.get(database) or await self._open_unit(database)
+        return unit
 
     def known_unit(self, database: Database[Any]) -> Unit | None:
         return self._units.get(database)
 
     def before_commit(self, callback: BeforeCommit, database: Database[Any]) -> None:
+        """See :func:`db.before_commit`."""
         self._callbacks_of(database).add_before_commit(callback, self._savepoint(database))
 
     def on_commit(self, callback: OnCommit, database: Database[Any]) -> None:
+        """See :func:`db.on_commit`."""
         self._callbacks_of(database).add_on_commit(callback, self._savepoint(database))
 
     def on_commit_batch(self, callback: OnCommitBatch[T], items: list[T], database: Database[Any]) -> None:
         """Call `callback` once after the COMMIT, with the items of all who asked for it and were committed."""
         self._callbacks_of(database).add_on_commit_batch(callback, items, self._savepoint(database))
 
+    def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
+        """Use a session of the caller's, which this scope does not end."""
+        self._units[database] = Unit(database, session, None)
+
+    async def commit(self, database: Database[Any] | None = None) -> None:
+        """Commit now, one database or all, then tell; the sessions go on in new transactions.
+
+        Raises:
+            ConcurrentUseError: another coroutine's statement is in flight.
+            PartialCommitError: one database committed, a later one failed.
+        """
+        await self._prepare(lambda: self._chosen(database), database)
+        await to_the_end(self._commit_early(database))
+
+    async def rollback(self, database: Database[Any] | None = None, *, evicting: bool = True) -> None:
+        """Roll back now, one database or all; the sessions go on in new transactions.
+
+        Args:
+            database: which one; None for all.
+            evicting: end what other coroutines have in flight, instead of raising `ConcurrentUseError`.
+        """
+        await self._abandon(database, lambda unit: unit.rollback(evicting=evicting))
+
+    async def close(self, database: Database[Any] | None = None) -> None:
+        """Roll back what was not committed and give the connections back; the sessions take new ones when next used."""
+        await self._abandon(database, Unit.close)
+
+    async def end(self, error: BaseException | None) -> None:
+        """Commit or roll back, then always close, then tell."""
+        if not (self._units or self._early_callbacks):
+            self._state = _State.ENDED
+            return
+        if error is not None:
+            await self._end_rolled_back()
+            return
+        try:
+            await self._prepare(lambda: self._owned, None)
+        except BaseException:
+            await self._end_rolled_back()
+            raise
+        await self._end_committed()
+
+    async def _end_committed(self) -> None:
+        self._state = _State.ENDED
+        if self._owned or self._early_callbacks:
+            await to_the_end(self._commit_and_close())
+
+    async def _end_rolled_back(self) -> None:
+        self._state = _State.ENDED
+        if self._owned:
+            await to_the_end(self._close_all())
+
+    async def _commit_and_close(self) -> None:
+        due: list[OnCommit] = []
+        try:
+            await self._commit_each(self._owned, due, last=True)
+            due += self._take_early_callbacks(None)
+        finally:
+            await self._close_all()
+            await run_on_commit(due)
+
+    async def _commit_early(self, database: Database[Any] | None) -> None:
+        due: list[OnCommit] = []
+        try:
+            await self._commit_each(self._chosen(database), due)
+            due += self._take_early_callbacks(database)
+        finally:
+            await run_on_commit(due)
+
+    async def _prepare(self, chosen: Callable[[], tuple[Unit, ...]], database: Database[Any] | None) -> None:
+        """What may still refuse the COMMIT, or be cancelled: pending statements, then the before-commit callbacks."""
+        for unit in chosen():
+            unit.session.use.refuse_if_busy()
+        while True:
+            for waiting in self._waiting_for_session(database):
+                await self.unit(waiting)
+            for unit in chosen():
+                await unit.prepare()
+            # A callback of one database may have made one for another.
+            if not (self._waiting_for_session(database) or any(unit.callbacks.wants_session for unit in chosen())):
+                return
+
+    async def _abandon(self, database: Database[Any] | None, act: Callable[[Unit], Awaitable[None]]) -> None:
+        self._take_early_callbacks(database)
+        for unit in self._chosen(database):
+            await act(unit)
+
+    async def _commit_each(self, units: Iterable[Unit], due: list[OnCommit], *, last: bool = False) -> None:
+        """COMMIT one after the other; what is due to be told goes into `due`, also when a later one fails."""
+        committed: list[str] = []
+        for unit in units:
+            try:
+                if await unit.send_commit():
+                    committed.append(unit.database.name)
+            except Exception as error:
+                if committed:
+                    raise PartialCommitError(committed, unit.database.name) from error
+                raise
+            # What an orphan would still do with it, nobody would commit.
+            unit.session.use.ended = last
+            due += unit.callbacks.take_on_commit()
+
+    async def _close_all(self) -> None:
+        for unit in self._owned:
+            try:
+                await unit.end()
+            except Exception as error:  # noqa: BLE001 - how the transaction ended is known by now; close the others
+                logger.warning("closing a session failed: %s: %s", type(error).__name__, error)
+        self._had_committed = self.has_committed
+        # Whoever was started in this scope keeps it in its context, and need not keep the sessions.
+        self._units.clear()
+
+    @property
+    def _owned(self) -> tuple[Unit, ...]:
+        return tuple(unit for unit in self.units if unit.owned)
+
+    def _chosen(self, database: Database[Any] | None) -> tuple[Unit, ...]:
+        """What to end early: also a session that was lent, whose lender let this code have it."""
+        return tuple(unit for unit in self.units if database is None or unit.database is database)
+
+    async def _open_unit(self, database: Database[Any]) -> Unit:
+        self._refuse_after_end()
+        refuse_nested_writer(database, self.parent)
+        session, lease = await database.open_session()
+        try:
+            self._refuse_after_end()
+        except ScopeEndedError:
+            await lease.give_back()
+            raise
+        unit = Unit(database, session, lease)
+        inner = sync_part(session)
+        inner.owner = unit
+        inner.callbacks = self._early_callbacks.pop(database, inner.callbacks)
+        self._units[database] = unit
+        return unit
+
+    def _refuse_after_end(self) -> None:
+        if not self.is_open:
+            raise ScopeEndedError
+
+    def _waiting_for_session(self, database: Database[Any] | None) -> list[Database[Any]]:
+        """Where before-commit callbacks were made before there was a session to give them."""
+        return [
+            each
+            for each, callbacks in self._early_callbacks.items()
+            if callbacks.wants_session and (database is None or each is database)
+        ]
+
+    def _take_early_callbacks(self, database: Database[Any] | None) -> list[OnCommit]:
+        taken = [each for each in self._early_callbacks if database is None or each is database]
+        return [callback for each in taken for callback in self._early_callbacks.pop(each).take_on_commit()]
+
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:
-        return self._callbacks.setdefault(database, Callbacks())
+        unit = self._units.get(database)
+        return self._early_callbacks.setdefault(database, Callbacks()) if unit is None else unit.callbacks
 
     def _savepoint(self, database: Database[Any]) -> SessionTransaction | None:
         unit = self._units.get(database)
         return None if unit is None else sync_part(unit.session).get_nested_transaction()
-
-    def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
-        """Use a session of the caller's, which this scope does not end."""
-        self._adopt(database, session, None)
-
-    def _adopt(self, database: Database[Any], session: AsyncSession | Session, lease: OpenEngine | None) -> None:
-        unit = Unit(database, session, lease)
-        self._units[database] = unit
-        if unit.owned:
-            session.owner = unit
-            sync_part(session).callbacks = self._callbacks_of(database)
-
-    def _refuse_nested_writer(self, database: Database[Any]) -> None:
-        enclosing = self.parent if database.is_sqlite else None
-        while enclosing is not None:
-            unit = enclosing.known_unit(database)
-            if unit is not None and unit.session.in_transaction():
-                raise NestedWriterError
-            enclosing = enclosing.parent
-
-    async def commit(self) -> None:
-        """Commit all now, then tell; the scope goes on, its sessions in new transactions.
-
-        Raises:
-            PartialCommitError: one database committed, a later one failed.
-        """
-        await to_the_end(self._commit())
-
-    async def rollback(self) -> None:
-        """Roll back all now, whatever is in flight; the scope goes on, its sessions in new transactions."""
-        await to_the_end(self._rollback())
-
-    async def _commit(self) -> None:
-        await run_on_commit(await self._commit_all())
-
-    async def _rollback(self) -> None:
-        for callbacks in self._callbacks.values():
-            callbacks.drop()
-        for unit in self.units:
-            if unit.owned:
-                await unit.session.use.evict()
-                await unit.rollback()
-
-    async def end(self, error: BaseException | None) -> None:
-        """Commit or roll back, then always close, then tell."""
-        if not self._units and not any(self._callbacks.values()):
-            self._state = _State.ENDED
-            return
-        await to_the_end(self._end(error))
-
-    async def _end(self, error: BaseException | None) -> None:
-        due: list[OnCommit] = []
-        try:
-            if error is None:
-                due = await self._commit_all()
-        finally:
-            self._state = _State.ENDED
-            await self._end_all()
-        await run_on_commit(due)
-
-    async def _commit_all(self) -> list[OnCommit]:
-        await self._run_before_commit()
-        due: list[OnCommit] = []
-        committed: list[str] = []
-        for unit in self.units:
-            if not unit.owned:
-                continue
-            try:
-                await unit.send_commit()
-            except Exception as error:
-                if not committed:
-                    raise
-                await run_on_commit(due)
-                raise PartialCommitError(committed, unit.database.name) from error
-            committed.append(unit.database.name)
-            due += unit.callbacks.take_on_commit()
-        return due + [callback for each in self._callbacks.values() for callback in each.take_on_commit()]
-
-    async def _run_before_commit(self) -> None:
-        for database, callbacks in list(self._callbacks.items()):
-            if callbacks.wants_session:
-                await self.unit(database)
-        for unit in self.units:
-            unit.session.use.refuse_concurrent_end()
-            await unit.before_commit()
-
-    async def _end_all(self) -> None:
-        for unit in self.units:
-            if unit.owned:
-                try:
-                    await unit.end()
-                except Exception as error:  # noqa: BLE001 - how the transaction ended is known by now; close the others
-                    logger.warning("closing a session failed: %s: %s", type(error).__name__, error)
 
 
 _current: ContextVar[Scope | None] = ContextVar("db.scope", default=None)
@@ -315,14 +286,28 @@ def current_scope() -> Scope:
     return current
 
 
+def refuse_nested_writer(database: Database[Any], enclosing: Scope | None) -> None:
+    """Raise :class:`NestedWriterError` if `enclosing`, or a scope around it, holds the write lock of a SQLite file."""
+    if not database.is_sqlite:
+        return
+    while enclosing is not None:
+        unit = enclosing.known_unit(database)
+        if unit is not None and unit.session.in_transaction():
+            raise NestedWriterError
+        enclosing = enclosing.parent
+
+
 class scope:  # noqa: N801 - used as a function
     """Open a unit of work: ``async with scope():``.
 
     Args:
         join: use the scope that is open here, if there is one; whoever opened it ends it.
-        session: a session of the caller's for the default database (or `database`), which the scope uses and
-            does not end: no commit, no rollback, no close, and no on-commit callbacks.
+        session: a session of the caller's for the default database (or `database`), which the scope uses and does not
+            end: no COMMIT, no ROLLBACK and no close at the scope's end, and none of the callbacks around them.
         database: whose session `session` is.
+
+    Raises:
+        TypeError: `session` is not one of ours, or the arguments exclude each other.
     """
 
     def __init__(
@@ -332,21 +317,28 @@ class scope:  # noqa: N801 - used as a function
         session: AsyncSession | Session | None = None,
         database: Database[Any] | None = None,
     ) -> None:
+        if session is None and database is not None:
+            raise TypeError("scope(database=...) says whose session it is: give the session, too")
+        if session is not None and join:
+            raise TypeError("scope(session=...) is a new scope, which cannot join another")
         self._join = join
-        self._session = session
+        self._session = None if session is None else _ours(session)
         self._database = database
         self._scope: Scope | None = None
 
     async def __aenter__(self) -> Scope:
+        if self._scope is not None:
+            raise RuntimeError("this scope is entered already: call scope() again for another")
         enclosing = open_scope()
         if self._join and enclosing is not None:
             return enclosing
-        self._scope = Scope(enclosing)
+        opened = Scope(enclosing)
         if self._session is not None:
-            self._scope.lend(self._database or default_database(), _ours(self._session))
+            opened.lend(self._database or default_database(), self._session)
         # No token: an async generator may be closed in another context, where a token is refused.
-        _current.set(self._scope)
-        return self._scope
+        _current.set(opened)
+        self._scope = opened
+        return opened
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -359,17 +351,6 @@ class scope:  # noqa: N801 - used as a function
         finally:
             if _current.get() is ending:
                 _current.set(ending.parent)
-
-
-async def run_on_commit(callbacks: list[OnCommit]) -> None:
-    """Tell everybody, whatever one of them says: the commit has happened, so their errors are not the caller's."""
-    for callback in callbacks:
-        try:
-            told = callback()
-            if inspect.isawaitable(told):
-                await told
-        except Exception:
-            logger.exception("an on_commit callback failed; the transaction is committed")
 
 
 def _ours(session: Any) -> AsyncSession | Session:

@@ -1,14 +1,15 @@
 """Ways to get a session, and to end its transaction early."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from db.callbacks import BeforeCommit, OnCommit
 from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
-from db.guarded import AsyncSession, Session
-from db.scope import Unit, current_scope, open_scope, scope
+from db.guarded import AsyncSession, Session, sync_part
+from db.scope import Unit, current_scope, open_scope, refuse_nested_writer, scope
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,12 +34,18 @@ async def session(database: Database[Any] | None = None) -> Any:
     Raises:
         NoScopeError: no scope is open here.
         ScopeEndedError: the scope this code was started in has ended.
+        WrongLoopError: the scope, or the database's engine, belongs to another event loop.
+        NestedWriterError: an enclosing scope holds SQLite's write lock.
     """
     return await current_scope().session(database or default_database())
 
 
+@overload
+def atomic(current: Current = "commit") -> AbstractAsyncContextManager[AsyncSession]: ...
+@overload
+def atomic(current: Current = "commit", *, database: Database[S]) -> AbstractAsyncContextManager[S]: ...
 @asynccontextmanager
-async def atomic(current: Current = "commit", database: Database[Any] | None = None) -> AsyncIterator[AsyncSession]:
+async def atomic(current: Current = "commit", *, database: Database[Any] | None = None) -> AsyncIterator[Any]:
     """A block in its own transaction: committed when the block ends, rolled back when it raises.
 
     Outside a scope it opens one for the block.
@@ -48,17 +55,21 @@ async def atomic(current: Current = "commit", database: Database[Any] | None = N
             first, ``"append"`` the block to it (then whoever opened it ends it), ``"raise"`` `TransactionOpenError`, or
             put the block in a ``"savepoint"`` of it.
         database: default: the default database, as everywhere.
+
+    Raises:
+        TransactionOpenError: `current` is ``"raise"``, and a transaction is open.
     """
+    chosen: Database[Any] = database or default_database()
     async with scope(join=True) as here:
-        unit = await here.unit(database or default_database())
-        own: AsyncSession = await here.session(database or default_database())
+        unit = await here.unit(chosen)
+        own = await here.session(chosen)
         if own.in_transaction():
             match current:
                 case "append":
                     yield own
                     return
                 case "savepoint":
-                    async with own.begin_nested():
+                    async with _savepoint(own):
                         yield own
                     return
                 case "commit":
@@ -70,7 +81,7 @@ async def atomic(current: Current = "commit", database: Database[Any] | None = N
         try:
             yield own
         except BaseException:
-            await unit.rollback()
+            await unit.rollback(evicting=True)
             raise
         await unit.commit()
 
@@ -87,13 +98,22 @@ async def isolated(fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwa
         return await fn(*args, **kwargs)
 
 
+@overload
+def independent() -> AbstractAsyncContextManager[AsyncSession]: ...
+@overload
+def independent(database: Database[S]) -> AbstractAsyncContextManager[S]: ...
 @asynccontextmanager
-async def independent(database: Database[S] | None = None) -> AsyncIterator[S]:
-    """A session outside any scope: commit it yourself; leaving rolls back what was not committed and closes it."""
-    chosen: Database[Any] = database or default_database()
+async def independent(database: Database[Any] | None = None) -> AsyncIterator[Any]:
+    """A session outside any scope: commit it yourself; leaving rolls back what was not committed and closes it.
+
+    Raises:
+        NestedWriterError: on SQLite, where a scope around it holds the write lock.
+    """
+    chosen = database or default_database()
+    refuse_nested_writer(chosen, open_scope())
     opened, lease = await chosen.open_session()
     unit = Unit(chosen, opened, lease)
-    opened.owner = unit
+    sync_part(opened).owner = unit
     try:
         yield opened
     finally:
@@ -101,27 +121,43 @@ async def independent(database: Database[S] | None = None) -> AsyncIterator[S]:
 
 
 async def commit(database: Database[Any] | None = None) -> None:
-    """Commit now, for one database or for all that this scope has used; the sessions go on in new transactions."""
-    for unit in _units(database):
-        await unit.commit()
+    """Commit now, for one database or for all that this scope has used; the sessions go on in new transactions.
+
+    Raises:
+        NoScopeError: no scope is open here.
+        ConcurrentUseError: another coroutine's statement is in flight.
+        PartialCommitError: one database committed, a later one failed.
+    """
+    await current_scope().commit(database)
 
 
 async def rollback(database: Database[Any] | None = None) -> None:
-    """Roll back now, for one database or for all that this scope has used; the sessions go on in new transactions."""
-    for unit in _units(database):
-        await unit.rollback()
+    """Roll back now, for one database or for all that this scope has used; the sessions go on in new transactions.
+
+    Raises:
+        NoScopeError: no scope is open here.
+        ConcurrentUseError: another coroutine's statement is in flight.
+    """
+    await current_scope().rollback(database, evicting=False)
 
 
 async def close(database: Database[Any] | None = None) -> None:
-    """Give connections back now, for one database or for all; what was not committed is rolled back."""
-    for unit in _units(database):
-        await unit.close()
+    """Give connections back now, for one database or for all; what was not committed is rolled back.
+
+    Raises:
+        NoScopeError: no scope is open here.
+        ConcurrentUseError: another coroutine's statement is in flight.
+    """
+    await current_scope().close(database)
 
 
 def before_commit(callback: BeforeCommit, database: Database[Any] | None = None) -> None:
     """Call `await callback(session)` before the next COMMIT of this scope's session; it refuses the commit by raising.
 
     It belongs to the savepoint that is open now, and is not called on rollback.
+
+    Raises:
+        NoScopeError: no scope is open here.
     """
     current_scope().before_commit(callback, database or default_database())
 
@@ -130,14 +166,24 @@ def on_commit(callback: OnCommit, database: Database[Any] | None = None) -> None
     """Call `callback()`, and await it if it is awaitable, once this scope's session has committed.
 
     It belongs to the savepoint that is open now, and vanishes with a rollback or `close()`. An error in it is logged:
-    the commit has happened.
+    the commit has happened. Nobody can cancel it, so let it have a time limit of its own.
+
+    Raises:
+        NoScopeError: no scope is open here.
     """
     current_scope().on_commit(callback, database or default_database())
 
 
-def _units(database: Database[Any] | None) -> tuple[Unit, ...]:
-    here = current_scope()
-    if database is None:
-        return here.units
-    unit = here.known_unit(database)
-    return () if unit is None else (unit,)
+@asynccontextmanager
+async def _savepoint(session: AsyncSession | Session) -> AsyncIterator[None]:
+    if isinstance(session, AsyncSession):
+        async with session.begin_nested():
+            yield
+        return
+    savepoint = await asyncio.to_thread(session.begin_nested)
+    try:
+        yield
+    except BaseException:
+        await asyncio.to_thread(savepoint.rollback)
+        raise
+    await asyncio.to_thread(savepoint.commit)

@@ -20,7 +20,8 @@ def refuse_memory(url: URL) -> None:
     Raises:
         DatabaseURLError: `url` names no file.
     """
-    if url.database in (None, "", ":memory:") or "mode=memory" in (url.database or "") or "mode" in url.query:
+    named = url.database or ":memory:"
+    if named in (":memory:", "file::memory:") or "memory" in (url.query.get("mode"), url.query.get("vfs")):
         raise DatabaseURLError(
             "an in-memory SQLite database has one connection, so all sessions would share one transaction: "
             "use a file, e.g. sqlite+aiosqlite:///./app.db"

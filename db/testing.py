@@ -23,11 +23,12 @@ turns; one that a cancellation stops in mid-statement takes the connection with 
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -40,8 +41,12 @@ from db.sessions import independent
 __all__ = ["InterleavedTransactionsError", "rolled_back", "savepoints"]
 
 
+@overload
+def rolled_back() -> AbstractAsyncContextManager[AsyncSession]: ...
+@overload
+def rolled_back(database: Database[S]) -> AbstractAsyncContextManager[S]: ...
 @asynccontextmanager
-async def rolled_back(database: Database[S] | None = None) -> AsyncIterator[S]:
+async def rolled_back(database: Database[Any] | None = None) -> AsyncIterator[Any]:
     """A session that never commits for good, also when the code under test commits it.
 
     ::
@@ -54,7 +59,7 @@ async def rolled_back(database: Database[S] | None = None) -> AsyncIterator[S]:
     Args:
         database: default: the default database.
     """
-    chosen: Database[Any] = database or default_database()
+    chosen = database or default_database()
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_outer_transaction(chosen))
         with chosen.bound_to(connection):
@@ -124,7 +129,7 @@ async def _a_database_in_savepoints(database: Database[Any]) -> AsyncIterator[Da
         await database.dispose()
 
 
-if find_spec("pytest") is not None:
+if "pytest" in sys.modules:
     # pytest-asyncio's own mark, without which its strict mode leaves a fixture alone; anyio takes both.
     _async_fixture = import_module("pytest_asyncio" if find_spec("pytest_asyncio") else "pytest").fixture
 

@@ -8,7 +8,7 @@ from enum import Enum
 
 from sqlalchemy.exc import DBAPIError
 
-from db.errors import DatabaseUnreachableError
+from db.errors import DatabaseUnreachableError, PoisonedTransactionError
 
 
 class Transient(Enum):
@@ -31,16 +31,17 @@ _SQLITE_BUSY = ("database is locked", "database table is locked")
 def transient(error: BaseException) -> Transient | None:
     """Why `error` is worth another try in a new session, or None where it is final.
 
-    An exception group is as transient as its members: all of them must be.
+    An exception group is as transient as its members: all of them must be. A poisoned transaction is as transient as
+    the error that was swallowed.
     """
     if isinstance(error, BaseExceptionGroup):
         reasons = [transient(member) for member in error.exceptions]
         return None if None in reasons else reasons[0]
+    if isinstance(error, PoisonedTransactionError) and error.__cause__ is not None:
+        return transient(error.__cause__)
     if isinstance(error, DatabaseUnreachableError):
         return Transient.LOST
-    if isinstance(error, DBAPIError):
-        return _of_database(error)
-    return None
+    return _of_database(error)
 
 
 def sqlstate(error: BaseException | None) -> str | None:
@@ -50,26 +51,27 @@ def sqlstate(error: BaseException | None) -> str | None:
     return code if isinstance(code, str) else None
 
 
-def _of_database(error: DBAPIError) -> Transient | None:
+def _of_database(error: BaseException) -> Transient | None:
+    # Not only what SQLAlchemy has wrapped: an error that arrives while a result is streamed is the driver's own.
     code = sqlstate(error)
     if code == _READ_ONLY:
         return Transient.READ_ONLY
     if code in _CONFLICTS:
         return Transient.CONFLICT
-    if error.connection_invalidated or (code is not None and (code in _LOST or code.startswith("08"))):
+    if getattr(error, "connection_invalidated", False) or (code is not None and (code in _LOST or code.startswith("08"))):
         return Transient.LOST
     if _names(error, "InvalidCachedStatementError"):
         return Transient.STALE_PLAN
     if _names(error, "ConnectionDoesNotExistError", "ConnectionFailureError"):
         return Transient.LOST
-    if any(words in str(error.orig) for words in _SQLITE_BUSY):
+    if isinstance(error, DBAPIError) and any(words in str(error.orig) for words in _SQLITE_BUSY):
         return Transient.CONFLICT
     return None
 
 
-def _names(error: DBAPIError, *names: str) -> bool:
+def _names(error: BaseException, *names: str) -> bool:
     """Whether the driver's own exception has one of these class names (asyncpg need not be installed)."""
-    cause: BaseException | None = error.orig
+    cause: BaseException | None = getattr(error, "orig", error)
     while cause is not None:
         if type(cause).__name__ in names:
             return True

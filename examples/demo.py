@@ -13,22 +13,22 @@ import secrets
 import signal
 import sys
 import sysconfig
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from redis.exceptions import RedisError
 from rich.console import Console
-from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import db
-from examples.findings import compare, read_census, read_outcomes
+from examples.findings import Outcomes, compare, read_census
 from examples.progress import Counts, show
 from examples.report import print_census, print_check, print_failed
 from examples.worker_process import WorkerDiedError, WorkerProcess
 from tasks.census import scan_folder
-from tasks.models import Module, Scan, create_tables
+from tasks.models import Scan, create_tables
 from worker import Job, Queue, default_queue
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls, servers
@@ -36,6 +36,7 @@ from worker.errors import ConfigError
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _PAUSE = 0.2  # seconds between two looks at how far the jobs are
+_PATIENCE = 330.0  # seconds without news: somewhat more than one job may take (WORKER_JOB_TIMEOUT)
 
 # FORCE_COLOR, which many CI systems set, does not make a terminal of a log.
 console = Console(highlight=False, soft_wrap=True, force_terminal=None if sys.stdout.isatty() else False)
@@ -73,9 +74,9 @@ async def _demo(folder: Path, urls: Urls) -> int:
 
 async def _census(folder: Path) -> int:
     scan_id = await _scan(folder)
-    jobs = await _jobs_of(scan_id)
-    await show(_progress(scan_id, len(jobs)), console)
-    census, outcomes = await read_census(scan_id), await read_outcomes(jobs)
+    outcomes = Outcomes(await _jobs_of(scan_id))
+    await show(_progress(outcomes), console)
+    census = await read_census(scan_id)
     print_census(console, census, folder)
     print_failed(console, outcomes, folder)
     comparisons = compare(census, outcomes)
@@ -92,7 +93,7 @@ async def _scan(folder: Path) -> int:
         await session.flush()
         job = await scan_folder.enqueue(folder, scan.id)
     try:
-        await job.result()
+        await job.result(timeout=_PATIENCE)
     except Exception as error:  # whatever ended the job is raised here
         raise DemoError(f"scan_folder failed: {type(error).__name__}: {error}") from error
     return scan.id
@@ -107,28 +108,25 @@ async def _jobs_of(scan_id: int) -> dict[str, Job[int]]:
     return {path: Job(job_id, queue_name=queue.name) for path, job_id in (scan.jobs or {}).items()}
 
 
-async def _progress(scan_id: int, total: int) -> AsyncIterator[Counts]:
-    """How far the jobs are, until all have ended, by two questions a look however many jobs there are.
-
-    A job commits before it leaves the queue, so asking the queue first never counts a success as a failure.
-    """
-    queue = default_queue()
-    indexed_rows = select(func.count()).select_from(Module).where(Module.scan_id == scan_id)
-    failed = ended = 0
-    while ended < total:
-        waiting = await queue.depth(queue.name)
-        async with db.scope():
-            session = await db.session()
-            indexed = await session.scalar(indexed_rows) or 0
-        failed = max(failed, total - waiting - indexed)
-        ended = failed + indexed
-        yield Counts(total, ended, failed)
+async def _progress(outcomes: Outcomes) -> AsyncIterator[Counts]:
+    """How far the jobs are, again and again until all have ended."""
+    last_news = time.monotonic()
+    known = Counts(outcomes.total)
+    while not outcomes.complete:
+        await outcomes.collect()
+        failed = len(outcomes.failed)
+        latest = Counts(outcomes.total, failed + len(outcomes.succeeded), failed)
+        if latest != known:
+            known, last_news = latest, time.monotonic()
+        elif time.monotonic() - last_news > _PATIENCE:
+            raise DemoError(f"no job has ended for {_PATIENCE:.0f} s; {known.ended:,} of {known.total:,} had before")
+        yield known
         await asyncio.sleep(_PAUSE)
 
 
 @asynccontextmanager
 async def _connected(urls: Urls) -> AsyncIterator[Queue]:
-    """The default database with its tables, and the default queue: one of our own, so that no other worker serves it."""
+    """The default database, with its tables, and a default queue of our own, which no other worker serves."""
     database = db.Database(urls.database, default=True)
     queue = Queue(urls.redis, name=f"tandem:demo:{secrets.token_hex(4)}", default=True)
     try:

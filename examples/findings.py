@@ -8,10 +8,10 @@ from sqlalchemy import func, select
 
 import db
 from tasks.models import Definition, Module
-from worker import Job, JobFailed, JobInfo, JobStatus
+from worker import Job, JobFailed, JobInfo, JobStatus, default_queue
 
 _LARGEST = 5
-_AT_ONCE = 20  # questions in flight, each on its own connection to Redis
+_AT_ONCE = 20  # jobs asked at once, each through its own connection to Redis
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,6 @@ class Census:
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """What the results say, by path."""
-
-    succeeded: Mapping[str, int]
-    """The id of the module that the job wrote."""
-    failed: Mapping[str, str]
-    """Why."""
-    unknown: Sequence[str]
-    """Jobs that have no result."""
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Something that must hold, in words."""
 
@@ -47,15 +35,57 @@ class Comparison:
     holds: bool
 
 
+class Outcomes:
+    """What the results say, collected as the jobs end.
+
+    Args:
+        jobs: all in the default queue, by the path of the file that each indexes.
+    """
+
+    def __init__(self, jobs: Mapping[str, Job[int]]) -> None:
+        self.succeeded: dict[str, int] = {}
+        """The id of the module that a job wrote, by path."""
+        self.failed: dict[str, str] = {}
+        """Why, by path."""
+        self.total = len(jobs)
+        self._unknown = dict(jobs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the outcome of every job is known."""
+        return not self._unknown
+
+    async def collect(self) -> None:
+        """Ask the jobs that have left the queue since the last time: one question a look, and one a job in all."""
+        queue = default_queue()
+        queued = {job_id.decode() for job_id in await queue.redis.zrange(queue.name, 0, -1)}
+        ended = [path for path, job in self._unknown.items() if job.job_id not in queued]
+        for start in range(0, len(ended), _AT_ONCE):
+            paths = ended[start : start + _AT_ONCE]
+            infos = await asyncio.gather(*(self._unknown[path].info() for path in paths))
+            for path, info in zip(paths, infos, strict=True):
+                self._note(path, info)
+
+    def _note(self, path: str, info: JobInfo | None) -> None:
+        del self._unknown[path]
+        if info is None or info.status is not JobStatus.complete:
+            self.failed[path] = "neither the job nor its result is in Redis"
+        elif info.success:
+            self.succeeded[path] = info.result
+        else:
+            error = info.result
+            self.failed[path] = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
+
+
 async def read_census(scan_id: int) -> Census:
-    """Ask the database."""
+    """Ask the database what was found."""
     of_scan = Module.scan_id == scan_id
     modules = select(Module.id, Module.path, Module.lines).where(of_scan).order_by(Module.lines.desc(), Module.path)
     kinds = select(Definition.kind, func.count()).join(Module, Module.id == Definition.module_id).where(of_scan)
     async with db.scope():
         session = await db.session()
         rows = (await session.execute(modules)).all()
-        counts = {kind: count for kind, count in await session.execute(kinds.group_by(Definition.kind))}
+        counts = dict((await session.execute(kinds.group_by(Definition.kind))).all())
     return Census(
         modules={row.id: row.path for row in rows},
         lines=sum(row.lines for row in rows),
@@ -65,40 +95,15 @@ async def read_census(scan_id: int) -> Census:
     )
 
 
-async def read_outcomes(jobs: Mapping[str, Job[int]]) -> Outcomes:
-    """Ask each of the jobs, given by path."""
-    infos = dict(zip(jobs, await _infos(list(jobs.values())), strict=True))
-    ended = {path: info for path, info in infos.items() if info and info.status is JobStatus.complete}
-    return Outcomes(
-        succeeded={path: info.result for path, info in ended.items() if info.success},
-        failed={path: _reason(info.result) for path, info in ended.items() if not info.success},
-        unknown=[path for path in jobs if path not in ended],
-    )
-
-
-def compare(census: Census, outcomes: Outcomes) -> list[Comparison]:
+def compare(census: Census, outcomes: Outcomes) -> tuple[Comparison, ...]:
     """Every job that succeeded has left its row, and no other has."""
     agree = sorted(census.modules) == sorted(outcomes.succeeded.values())
     left = set(census.modules.values()) & set(outcomes.failed)
-    comparisons = [
+    return (
         Comparison(
-            f"{len(outcomes.succeeded):,} jobs succeeded, {len(census.modules):,} module rows are in the database, "
-            f"and these are {'' if agree else 'NOT '}the ones that the jobs returned",
+            f"jobs that succeeded: {len(outcomes.succeeded):,}, rows in the database: {len(census.modules):,}, "
+            f"{'the very ones' if agree else 'not the ones'} that the jobs returned",
             agree,
         ),
-        Comparison(f"{len(outcomes.failed):,} jobs failed, and {len(left):,} of them left a row", not left),
-    ]
-    if outcomes.unknown:
-        comparisons.append(Comparison(f"{len(outcomes.unknown):,} jobs have no result", holds=False))
-    return comparisons
-
-
-async def _infos(jobs: Sequence[Job[int]]) -> list[JobInfo | None]:
-    infos: list[JobInfo | None] = []
-    for start in range(0, len(jobs), _AT_ONCE):
-        infos += await asyncio.gather(*(job.info() for job in jobs[start : start + _AT_ONCE]))
-    return infos
-
-
-def _reason(error: object) -> str:
-    return str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
+        Comparison(f"jobs that failed: {len(outcomes.failed):,}, rows that they left: {len(left):,}", not left),
+    )

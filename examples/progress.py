@@ -15,8 +15,8 @@ class Counts:
     """What became of the jobs of a scan so far."""
 
     total: int
-    ended: int
-    failed: int
+    ended: int = 0
+    failed: int = 0
 
 
 async def show(progress: AsyncIterable[Counts], console: Console) -> float:

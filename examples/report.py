@@ -33,7 +33,7 @@ def print_census(console: Console, census: Census, folder: Path) -> None:
 def print_failed(console: Console, outcomes: Outcomes, folder: Path) -> None:
     if outcomes.failed:
         console.print(f"{_files(len(outcomes.failed))} failed:")
-    for path, reason in outcomes.failed.items():
+    for path, reason in sorted(outcomes.failed.items()):
         console.print(Text.assemble("  ", (_within(folder, path), "red"), f"  {reason}"))
 
 

@@ -10,7 +10,7 @@ from redis.connection import parse_url
 from sqlalchemy import URL, make_url
 
 from tests.listener import Streams
-from worker.embedded.server import free_port
+from worker.embedded.port import free_port
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _in_front_of_postgres(url: URL) -> Front:
 
 def _in_front_of_redis(url: str) -> Front:
     front = free_port()
-    server = parse_url(url)  # type: ignore[no-untyped-call] # redis-py has not annotated it
+    server = parse_url(url)
     connect = (
         partial(asyncio.open_unix_connection, server["path"])
         if "path" in server

@@ -17,6 +17,15 @@ from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 GIVEN = GivenServers.take_from_environment()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let root and an ordinary user take turns in one checkout: what one has cached the other cannot change."""
+    for harmless in (
+        "ignore::pytest.PytestCacheWarning",
+        "ignore:The database setting is not configured:hypothesis.errors.HypothesisWarning",
+    ):
+        config.addinivalue_line("filterwarnings", harmless)
+
+
 class StartPostgres(Protocol):
     """Starts a PostgreSQL of a test's own, on TCP, with these settings."""
 

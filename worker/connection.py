@@ -6,9 +6,11 @@ time that it connects.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import hiredis
 import redis
 import redis.asyncio
 import redis.asyncio.sentinel
@@ -60,6 +62,8 @@ def connect(url: str, **options: Any) -> redis.asyncio.Redis:
         primary: redis.asyncio.Redis = sentinel.master_for(address.service, **_login(address), **options)
         return primary
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options)
+    pool = client.connection_pool
+    pool.connection_class = _packing_in_c(pool.connection_class)
     return client
 
 
@@ -72,6 +76,18 @@ def connect_sync(url: str, **options: Any) -> redis.Redis:
         primary: redis.Redis = sentinel.master_for(address.service, **_login(address), **options)
         return primary
     return redis.Redis.from_url(url, **options)
+
+
+class _PackingInC:
+    """Packs commands by hiredis; redis-py 5 does it in Python where the connection is asyncio's."""
+
+    def pack_command(self, *arguments: Any) -> list[bytes]:
+        return [hiredis.pack_command(arguments)]
+
+
+@cache
+def _packing_in_c(connection_class: type[Any]) -> type[Any]:
+    return type(connection_class.__name__, (_PackingInC, connection_class), {})
 
 
 def _limits(url: str) -> dict[str, Any]:

@@ -36,9 +36,10 @@ def cron(
         options: those of `task`. Unlike other tasks, a scheduled one keeps no result unless it says so.
 
     Raises:
-        TaskDefinitionError: it is no schedule, or the function needs arguments that nobody would give.
+        TaskDefinitionError: it is no schedule; `options` for a function that is a task already. A function that needs
+            arguments is refused when the registry is loaded.
     """
-    if crontab is not None and any(f is not None for f in (month, day, weekday, hour, minute)):
+    if crontab is not None and (second != 0 or any(f is not None for f in (month, day, weekday, hour, minute))):
         raise TaskDefinitionError('@cron takes a crontab, "*/5 * * * *", or keywords, minute=5, not both')
     schedule = (
         Schedule.parse(crontab, timezone=timezone, misfire=misfire)
@@ -56,8 +57,11 @@ def cron(
     )
 
     def scheduled(fn: Callable[..., Any]) -> Task[Any, Any]:
-        plain: Task[Any, Any] = fn if isinstance(fn, Task) else task(**{"keep_result": 0, **options})(fn)
-        return on_schedule(plain, schedule, run_at_startup=run_at_startup)
+        if not isinstance(fn, Task):
+            return on_schedule(task(**{"keep_result": 0, **options})(fn), schedule, run_at_startup=run_at_startup)
+        if options:
+            raise TaskDefinitionError(f"{fn.name} is a task already: give {', '.join(options)} to its @task")
+        return on_schedule(fn, schedule, run_at_startup=run_at_startup)
 
     return scheduled
 

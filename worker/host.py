@@ -11,38 +11,27 @@ What arq's sources (0.28, ``worker.py``) make of it:
 """
 
 import asyncio
-import logging
-import signal
 from typing import Any
 
-from worker.engine.engine import Engine
+from worker.lifecycle import Lifecycle
+from worker.logs import log_as_arq_does
 from worker.runtime import Runtime
-
-logger = logging.getLogger("worker")
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Host:
     """Runs an engine inside arq's process."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._main: asyncio.Task[Any] | None = None
-        self._engine: Engine | None = None
-        self._stopping: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self.exit_code = 0
+        self._lifecycle = Lifecycle(runtime)
+        self._leaving: asyncio.Task[None] | None = None
 
     async def startup(self, ctx: dict[Any, Any]) -> None:
         """arq's ``on_startup``."""
-        _log_as_arq_does()
-        self._main = asyncio.current_task()
-        self._engine = await self._runtime.open(ctx)
-        for number in _SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, signal.Signals(number))
-        self._engine.start()
-        self._watching = asyncio.create_task(self._watch())
+        log_as_arq_does()
+        main = asyncio.current_task()
+        assert main is not None  # noqa: S101 - coroutines run in tasks
+        await self._lifecycle.begin(ctx)
+        self._leaving = asyncio.create_task(self._leave(main))
 
     async def shutdown(self, _ctx: dict[Any, Any]) -> None:
         """arq's ``on_shutdown``.
@@ -50,50 +39,12 @@ class Host:
         Raises:
             SystemExit: the engine had failed.
         """
-        await self._close()
-        if self.exit_code:
-            raise SystemExit(self.exit_code)
+        await self._lifecycle.close()
+        if self._lifecycle.exit_code:
+            raise SystemExit(self._lifecycle.exit_code)
 
-    def _on_signal(self, number: signal.Signals) -> None:
-        """The first signal drains, the second interrupts."""
-        if self._stopping is not None:
-            logger.info("%s again: interrupting what still runs", number.name)
-            if self._engine is not None:
-                self._engine.hurry()
-            return
-        logger.info("stopping on %s", number.name)
-        self._stopping = asyncio.create_task(self._stop())
-
-    async def _watch(self) -> None:
-        assert self._engine is not None  # noqa: S101 - startup made it
-        error = await self._engine.failed()
-        logger.critical("%s: ending the process", error)
-        self.exit_code = 1
-        self._stopping = asyncio.create_task(self._stop())
-
-    async def _stop(self) -> None:
-        await self._close()
-        if self._main is not None:
-            self._main.cancel()
-
-    async def _close(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is None:
-            return
+    async def _leave(self, main: asyncio.Task[Any]) -> None:
         try:
-            await engine.drain()
+            await self._lifecycle.ended()
         finally:
-            if self._watching is not None:
-                self._watching.cancel()
-            await self._runtime.close()
-
-
-def _log_as_arq_does() -> None:
-    """arq sets up its own logger alone; ours speak through its handlers, unless the project has set up logging."""
-    arq = logging.getLogger("arq")
-    if logging.getLogger().handlers:
-        return
-    for name in ("worker", "db"):
-        ours = logging.getLogger(name)
-        if not ours.handlers:
-            ours.handlers, ours.level, ours.propagate = list(arq.handlers), arq.level, False
+            main.cancel()

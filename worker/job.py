@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from worker.context import from_milliseconds
-from worker.errors import ResultNotFoundError
+from worker.errors import JobFailed, ResultNotFoundError
 from worker.message import Message, deserialize, dump
 from worker.queue import JobStatus, Queue, Trace, default_queue
 from worker.signature import Signature
@@ -40,7 +40,7 @@ class Job(Generic[R]):
 
     Args:
         job_id: its id.
-        queue_name: the queue it was put into (default: ``WORKER_QUEUE``).
+        queue_name: the queue it was put into (default: the one that `queue` puts jobs into).
         queue: the Redis to ask (default: the default queue).
         is_new: whether `enqueue` put it there; False where its id was taken, so that this is the earlier job.
     """
@@ -49,19 +49,23 @@ class Job(Generic[R]):
         self,
         job_id: str,
         *,
-        queue_name: str = "arq:queue",
+        queue_name: str | None = None,
         queue: Queue | None = None,
         is_new: bool = False,
         signature: Signature | None = None,
     ) -> None:
         self.job_id = job_id
-        self.queue_name = queue_name
         self.is_new = is_new
+        self._queue_name = queue_name
         self._queue = queue
         self._signature = signature
 
     def __repr__(self) -> str:
         return f"<Job {self.job_id}>"
+
+    @property
+    def queue_name(self) -> str:
+        return self._queue_name or self._redis.name
 
     async def status(self) -> JobStatus:
         """Where it is now."""
@@ -98,7 +102,7 @@ class Job(Generic[R]):
         data = deserialize(await self._ended(timeout))
         if data["s"]:
             return self._as_promised(data["r"])
-        raise data["r"] if isinstance(data["r"], BaseException) else ResultNotFoundError(str(data["r"]))
+        raise data["r"] if isinstance(data["r"], BaseException) else JobFailed("unknown", str(data["r"]))
 
     async def abort(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - arq's own name for it
         """Ask for the job to be aborted, and wait until it has ended.
@@ -162,7 +166,7 @@ class Job(Generic[R]):
             status=JobStatus.complete,
             enqueued_at=from_milliseconds(data["et"]),
             success=data["s"],
-            result=data["r"],
+            result=self._as_promised(data["r"]) if data["s"] else data["r"],
             tries=data["t"],
             started_at=from_milliseconds(data["st"]),
             finished_at=from_milliseconds(data["ft"]),

@@ -49,3 +49,8 @@ class Keys:
     def health(self, worker_id: str) -> str:
         """One worker's record of itself."""
         return f"{self.queue}:health-check:{worker_id}"
+
+    @property
+    def healthy(self) -> str:
+        """The ids of the workers that may have a record: a set."""
+        return f"{self.queue}:health-checks"

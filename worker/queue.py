@@ -7,7 +7,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +27,7 @@ EXPIRES = 24 * 60 * 60 * 1000
 """Milliseconds that a job may wait past its due time, unless it says otherwise: arq's default."""
 
 _CHUNK = 1000  # jobs a round trip: more would block Redis for longer than a few milliseconds
+_CHUNK_BYTES = 8 * 1024 * 1024  # of payload a round trip: Redis ends a connection that sends a gigabyte at once
 
 
 class JobStatus(StrEnum):
@@ -149,14 +150,13 @@ class Queue:
             set_default_queue(self)
 
     async def enqueue(self, entries: Sequence[Entry]) -> list[bool]:
-        """Queue the jobs, a round trip for each thousand of a queue; tells of each whether its id was free."""
+        """Queue the jobs, a round trip for each thousand (or 8 MiB) of a queue; of each, whether its id was free."""
         added = [False] * len(entries)
         by_queue: dict[str, list[int]] = {}
         for position, entry in enumerate(entries):
             by_queue.setdefault(entry.queue, []).append(position)
         for queue, positions in by_queue.items():
-            for start in range(0, len(positions), _CHUNK):
-                chunk = positions[start : start + _CHUNK]
+            for chunk in _chunks(positions, entries):
                 for position, reply in zip(chunk, await self._add(queue, [entries[i] for i in chunk]), strict=True):
                     added[position] = bool(reply)
         return added
@@ -211,19 +211,47 @@ class Queue:
         """How many jobs wait or run."""
         return int(await self.redis.zcard(queue))
 
+    async def depths(self, queues: Sequence[str]) -> dict[str, int]:
+        """The depth of each queue, in one round trip and at one moment.
+
+        Not at one moment where a name is hash-tagged: a cluster may keep such queues in several places.
+        """
+        one_place = all(Keys.of(queue).prefix == Keys.of("").prefix for queue in queues)
+        async with self.redis.pipeline(transaction=one_place) as pipe:
+            for queue in queues:
+                pipe.zcard(queue)
+            return dict(zip(queues, await pipe.execute(), strict=True))
+
     async def record_health(self, queue: str, worker_id: str, record: bytes, lifetime: int) -> None:
         """Write a worker's record of itself, for `lifetime` milliseconds."""
-        await self.redis.set(Keys.of(queue).health(worker_id), record, px=lifetime)
+        keys = Keys.of(queue)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.set(keys.health(worker_id), record, px=lifetime)
+            pipe.sadd(keys.healthy, worker_id)
+            pipe.pexpire(keys.healthy, lifetime)
+            await pipe.execute()
 
     async def forget_health(self, queue: str, worker_id: str) -> None:
-        await self.redis.delete(Keys.of(queue).health(worker_id))
+        keys = Keys.of(queue)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.delete(keys.health(worker_id))
+            pipe.srem(keys.healthy, worker_id)
+            await pipe.execute()
 
     async def health_records(self, queue: str) -> dict[str, bytes]:
-        """The record of each worker of `queue` that is well, by the worker's id."""
-        start = Keys.of(queue).health("")
-        found = [key async for key in self.redis.scan_iter(match=_literally(start) + "*")]
-        records = await self.redis.mget(found) if found else []
-        return {key.decode()[len(start) :]: record for key, record in zip(found, records, strict=True) if record}
+        """The record of each worker of `queue` that is well, by the worker's id.
+
+        They are found by the set of ids: to look for their keys would be to look at the key of every job.
+        """
+        keys = Keys.of(queue)
+        ids = sorted(raw_id.decode() for raw_id in await self.redis.smembers(keys.healthy))  # type: ignore[misc]
+        if not ids:
+            return {}
+        records = await self.redis.mget([keys.health(worker_id) for worker_id in ids])
+        gone = [worker_id for worker_id, record in zip(ids, records, strict=True) if record is None]
+        if gone:
+            await self.redis.srem(keys.healthy, *gone)  # type: ignore[misc]
+        return {worker_id: record for worker_id, record in zip(ids, records, strict=True) if record is not None}
 
     def woken(self, queue: str, event: asyncio.Event) -> AbstractAsyncContextManager[None]:
         """Set `event` whenever something is put into `queue`."""
@@ -288,6 +316,20 @@ class Queue:
         return await Script.named(script).run(self.redis, queue, arguments)
 
 
+def _chunks(positions: Sequence[int], entries: Sequence[Entry]) -> Iterator[list[int]]:
+    """The positions in pieces that are sent at once."""
+    chunk: list[int] = []
+    size = 0
+    for position in positions:
+        if len(chunk) == _CHUNK or (chunk and size + len(entries[position].payload) > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(position)
+        size += len(entries[position].payload)
+    if chunk:
+        yield chunk
+
+
 def now_ms() -> int:
     """This machine's clock, in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
@@ -295,10 +337,6 @@ def now_ms() -> int:
 
 def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
-
-
-def _literally(text: str) -> str:
-    return "".join(f"\\{character}" if character in "*?[]\\" else character for character in text)
 
 
 _default: Queue | None = None

@@ -14,7 +14,9 @@ from arq.connections import RedisSettings
 from arq.worker import func
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
+from worker.arq_command import prepare
 from worker.config import Config
+from worker.connection import connect_sync
 from worker.engine.calling import Hook
 from worker.errors import ConfigError, RegistryError
 from worker.host import Host
@@ -47,8 +49,10 @@ def build(
         more: other settings of arq's `Worker`.
 
     Raises:
-        ConfigError, RegistryError: see there.
+        ConfigError: a setting is missing or wrong, or this is ``arq --watch``.
+        RegistryError: the registry cannot be loaded.
     """
+    prepare()
     config = config or Config.load()
     _, redis_url = config.require_urls()
     registry = registry or load(config.registry)
@@ -110,7 +114,7 @@ def resolve() -> type:
                 logger.warning(line)
             _, redis_url = config.require_urls()
             _resolved = build(config, load(config.registry))
-            _await_redis(redis_url, config.connect_wait)
+            await_redis(redis_url, config.connect_wait)
         except (ConfigError, RegistryError, StartupError) as error:
             _end(str(error), code=2)
     return _resolved
@@ -138,9 +142,13 @@ def redis_settings(url: str) -> RedisSettings:
 _SSL_FIELDS = frozenset(name for name in RedisSettings.__dataclass_fields__ if name.startswith("ssl_"))
 
 
-def _await_redis(url: str, wait: float) -> None:
-    """Wait for Redis before arq connects, which would end with a traceback."""
-    client = redis.Redis.from_url(url, socket_connect_timeout=min(wait, 5.0), socket_timeout=5.0)
+def await_redis(url: str, wait: float) -> None:
+    """Wait up to `wait` seconds for Redis, before arq or the engine connects.
+
+    Raises:
+        StartupError: it does not answer, or refuses to.
+    """
+    client = connect_sync(url, socket_connect_timeout=max(min(wait, 5.0), 0.1))
     deadline = time.monotonic() + wait
     try:
         while True:

@@ -16,7 +16,8 @@ from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_h
 import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
 from pydantic import ConfigDict, TypeAdapter, with_config
-from pydantic_core import from_json, to_json
+from pydantic_core import SchemaSerializer, from_json, to_json
+from pydantic_core.core_schema import CoreConfig
 from typing_extensions import TypedDict
 
 from db import AsyncSession, Database, Session
@@ -32,7 +33,7 @@ _CODEC = ConfigDict(
     ser_json_bytes="base64",
     val_json_bytes="base64",
 )
-_RESULT_CODEC = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+_RESULT_CODEC = ConfigDict(val_json_bytes="base64")
 _SURELY_READABLE = 200  # bytes: shorter JSON is neither nested too deep nor has it a number too long
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
@@ -85,7 +86,7 @@ class Signature:
         payload = self._adapter.validate_python(self._by_name(args, kwargs))
         inexact = self._inexact & payload.keys()
         try:
-            raw: bytes = self._adapter.dump_json(payload, by_alias=True, round_trip=True)
+            raw = self._serializer.to_json(payload, by_alias=True, round_trip=True)
             if len(raw) > _SURELY_READABLE:
                 require_readable(raw)
             received = self._adapter.validate_json(raw) if inexact else {}
@@ -167,6 +168,11 @@ class Signature:
             raise self._error(self._unusable_parameter() or f"pydantic cannot validate it: {_first(error)}") from None
 
     @cached_property
+    def _serializer(self) -> SchemaSerializer:
+        # The adapter's own one would write bytes as UTF-8, whatever the shape's configuration says.
+        return SchemaSerializer(self._adapter.core_schema, CoreConfig(ser_json_bytes="base64"))
+
+    @cached_property
     def _returns(self) -> TypeAdapter[Any] | None:
         promised = self._hints.get("return", Any)
         if promised is Any:
@@ -182,8 +188,8 @@ class Signature:
                 TypeAdapter(_shape("Parameter", {name: self._hint(name)}, _CODEC))
             except Exception as error:  # noqa: BLE001 - as above
                 return (
-                    f"pydantic cannot validate {name}: {_first(error)}. Take what JSON can carry, or ask for a resource: "
-                    f'Annotated[..., Resource("{name}")]'
+                    f"pydantic cannot validate {name}: {_first(error)}. "
+                    f'Take what JSON can carry, or ask for a resource: Annotated[..., Resource("{name}")]'
                 )
         return None
 
@@ -228,7 +234,7 @@ def _shape(name: str, fields: dict[str, Any], config: ConfigDict) -> Any:
 
 def _first(error: Exception) -> str:
     """What pydantic says, without its advice."""
-    return str(error).splitlines()[0].split(". ")[0]
+    return str(error).splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def _injected(annotation: Any) -> Injected | None:

@@ -15,10 +15,7 @@ from functools import cached_property, update_wrapper
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
-import sqlalchemy.orm
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from db import default_database
+from db import AsyncSession, Session, default_database
 from db.scope import open_scope
 from worker.context import JobContext
 from worker.errors import PayloadTooLargeError, TaskDefinitionError
@@ -31,6 +28,8 @@ from worker.signature import InjectedSession, Signature
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_LONGEST = 100 * 365 * 86400.0  # seconds; Redis counts milliseconds, in 64 bits
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -42,7 +41,7 @@ class Options:
     """Seconds that one attempt may take (default: ``WORKER_JOB_TIMEOUT``)."""
     max_tries: int | None = None
     """Attempts before the job fails for good (default: ``WORKER_MAX_TRIES``)."""
-    retry_on: tuple[type[BaseException], ...] = ()
+    retry_on: tuple[type[Exception], ...] = ()
     """Exceptions after which the job runs again, later each time (default: none; after `Retry` and the database's
     transient errors it always does)."""
     keep_result: float | None = None
@@ -124,16 +123,16 @@ class Task(Generic[P, R]):
             transactional: False sends it at once, whatever becomes of the scope.
 
         Raises:
-            ValueError: both `delay` and `at`, a negative delay, a time without zone, or an empty id.
+            ValueError: both `delay` and `at`, a negative delay, a time without zone, an empty id or queue.
         """
         return Request(
             self,
             _When(
                 delay=_seconds(delay, "delay"),
                 at=_aware(at, delay),
-                job_id=_id(job_id),
-                queue=queue,
-                expires=None if expires is None else _seconds(expires, "expires"),
+                job_id=_text(job_id, "job_id"),
+                queue=_text(queue, "queue"),
+                expires=None if expires is None else _more_than_0(expires, "expires"),
                 transactional=transactional,
             ),
         )
@@ -158,21 +157,32 @@ class Task(Generic[P, R]):
     def injected(self) -> Mapping[str, Any]:
         return self.signature.injected
 
-    @property
+    @cached_property
     def is_sync(self) -> bool:
         """Whether the function is a plain one, which runs in a thread."""
-        return not inspect.iscoroutinefunction(inspect.unwrap(self.fn))
+        return not any(map(inspect.iscoroutinefunction, (self.fn, inspect.unwrap(self.fn))))
 
     def check(self) -> None:
-        """Raise :class:`TaskDefinitionError` for a signature that cannot serve."""
+        """Raise :class:`TaskDefinitionError` for a function that cannot serve."""
         self.signature.check()
-        for name, injected in self.injected.items():
-            if isinstance(injected, InjectedSession) and injected.sync != self.is_sync:
-                raise TaskDefinitionError(
-                    f"{self.module}.{self.fn.__qualname__} cannot be a task: {name} is "
-                    + ("a Session in an async function: annotate it AsyncSession" if injected.sync else "")
-                    + ("an AsyncSession in a plain function: annotate it Session" if not injected.sync else "")
-                )
+        problems = (_generates(self.fn), self._unfilled(), *map(self._misplaced, self.injected))
+        problem = next(filter(None, problems), None)
+        if problem:
+            raise TaskDefinitionError(f"{self.module}.{self.fn.__qualname__} cannot be a task: {problem}")
+
+    def _unfilled(self) -> str | None:
+        if self.schedule is None:
+            return None
+        wanted = [name for name, parameter in self.signature.payload.items() if parameter.default is parameter.empty]
+        return f"it runs by itself, so nobody gives it {', '.join(wanted)}: give a default" if wanted else None
+
+    def _misplaced(self, name: str) -> str | None:
+        match self.injected[name]:
+            case InjectedSession(sync=True) if not self.is_sync:
+                return f"{name} is a Session in an async function: annotate it AsyncSession"
+            case InjectedSession(sync=False) if self.is_sync:
+                return f"{name} is an AsyncSession in a plain function: annotate it Session"
+        return None
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,7 @@ class Request(Generic[P, R]):
             queue=when.queue or self.task.options.queue or queue.name,
             delay=round(when.delay * 1000),
             due=None if when.at is None else to_ms(when.at),
-            expires=EXPIRES if when.expires is None else round(when.expires * 1000),
+            expires=EXPIRES if when.expires is None else math.ceil(when.expires * 1000),
         )
 
     def _job(self, entry: Entry, queue: Queue, is_new: bool) -> Job[R]:
@@ -255,7 +265,9 @@ class _Decorator:
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[sqlalchemy.orm.Session, P], R], /) -> Task[P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[Session, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[JobContext, P], R], /) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     def __call__(self, fn: Callable[..., Any], /) -> Task[Any, Any]:
@@ -273,7 +285,9 @@ def task(fn: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Task[P, R
 @overload
 def task(fn: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
 @overload
-def task(fn: Callable[Concatenate[sqlalchemy.orm.Session, P], R], /) -> Task[P, R]: ...
+def task(fn: Callable[Concatenate[Session, P], R], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[JobContext, P], R], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 @overload
@@ -283,7 +297,7 @@ def task(
     queue: str | None = None,
     timeout: float | timedelta | None = None,
     max_tries: int | None = None,
-    retry_on: tuple[type[BaseException], ...] = (),
+    retry_on: tuple[type[Exception], ...] = (),
     keep_result: float | timedelta | None = None,
     transactional: bool = True,
 ) -> _Decorator: ...
@@ -295,7 +309,7 @@ def task(
     queue: str | None = None,
     timeout: float | timedelta | None = None,
     max_tries: int | None = None,
-    retry_on: tuple[type[BaseException], ...] = (),
+    retry_on: tuple[type[Exception], ...] = (),
     keep_result: float | timedelta | None = None,
     transactional: bool = True,
 ) -> Any:
@@ -311,33 +325,50 @@ def task(
     Raises:
         TaskDefinitionError: it is no function, or a number is out of range.
     """
-    options = Options(
-        queue=queue,
-        timeout=None if timeout is None else _positive(timeout, "timeout"),
-        max_tries=max_tries if max_tries is None else int(_positive(max_tries, "max_tries")),
-        retry_on=retry_on,
-        keep_result=None if keep_result is None else _seconds(keep_result, "keep_result"),
-        transactional=transactional,
-    )
+    try:
+        options = Options(
+            queue=_text(queue, "queue"),
+            timeout=None if timeout is None else _more_than_0(timeout, "timeout"),
+            max_tries=None if max_tries is None else _count(max_tries, "max_tries"),
+            retry_on=_exceptions(retry_on),
+            keep_result=None if keep_result is None else _seconds(keep_result, "keep_result"),
+            transactional=transactional,
+        )
+        name = _text(name, "name")
+    except (TypeError, ValueError) as error:
+        raise TaskDefinitionError(f"@task: {error}") from None
     decorator = _Decorator(name, options)
     return decorator if fn is None else decorator(fn)
 
 
 def _seconds(value: float | timedelta, name: str) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds <= _LONGEST:
         raise ValueError(f"{name}={value!r}: give seconds, 0 or more, or a timedelta")
     return seconds
 
 
-def _positive(value: float | timedelta, name: str) -> float:
-    try:
-        seconds = _seconds(value, name)
-    except (TypeError, ValueError) as error:
-        raise TaskDefinitionError(str(error)) from None
+def _more_than_0(value: float | timedelta, name: str) -> float:
+    seconds = _seconds(value, name)
     if seconds == 0:
-        raise TaskDefinitionError(f"{name}={value!r} must be more than 0")
+        raise ValueError(f"{name}={value!r} must be more than 0")
     return seconds
+
+
+def _count(value: object, name: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+    return value
+
+
+def _exceptions(value: object) -> tuple[type[Exception], ...]:
+    if not isinstance(value, tuple) or not all(map(_is_exception, value)):
+        raise ValueError(f"retry_on={value!r}: give exception classes in a tuple, as in retry_on=(TimeoutError,)")
+    return value
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
 
 
 def _aware(at: datetime | None, delay: float | timedelta) -> datetime | None:
@@ -350,7 +381,21 @@ def _aware(at: datetime | None, delay: float | timedelta) -> datetime | None:
     return at
 
 
-def _id(job_id: str | None) -> str | None:
-    if job_id == "":
-        raise ValueError("job_id is empty: give a text, or none at all")
-    return job_id
+def _text(value: object, name: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r}: give a text")
+    if not value or not _is_utf8(value):
+        raise ValueError(f"{name}={value!r}: give a text of valid characters, or leave it out")
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
+
+
+def _generates(fn: Callable[..., Any]) -> str | None:
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        return "it yields: return a list, as whoever called it is not there to be given one thing after another"
+    return None

@@ -30,8 +30,9 @@ def _no_default_left() -> Any:
 
 @pytest.fixture
 async def table(postgres: Observer) -> None:
-    """The table `note` in PostgreSQL, and `reply`, whose references are checked at COMMIT."""
+    """The tables `note` and `comment` in PostgreSQL, and `reply`, whose references are checked at COMMIT."""
     await postgres.execute("CREATE TABLE note (id serial PRIMARY KEY, words text UNIQUE)")
+    await postgres.execute("CREATE TABLE comment (id serial PRIMARY KEY, note_id int REFERENCES note)")
     await postgres.execute("CREATE TABLE reply (note_id int REFERENCES note DEFERRABLE INITIALLY DEFERRED)")
 
 

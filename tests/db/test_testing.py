@@ -101,13 +101,30 @@ async def test_rolled_back_session_is_isolated(on_postgres: db.Database, postgre
 
 
 async def test_rolled_back_session_in_a_scope(database: db.Database) -> None:
-    """A scope may be handed the session, for code that asks `session()` for it, and for another database too."""
+    """A scope may be handed the session, for code that asks `session()` for it."""
     async with rolled_back(database) as session:
         async with db.scope(session=session):
             assert await db.session() is session
             await write("one")
             await db.commit()
         assert await session.scalar(COUNT) == 1
+
+
+async def test_callbacks_of_a_lent_session(database: db.Database) -> None:
+    """Callbacks made in a scope that was handed the session run when the session is committed, and not before."""
+    events: list[str] = []
+
+    async def before(session: db.AsyncSession) -> None:
+        events.append("before_commit")
+
+    async with rolled_back() as session:
+        async with db.scope(session=session):
+            await write("one")
+            db.before_commit(before)
+            db.on_commit(lambda: events.append("on_commit"))
+        assert events == []
+        await session.commit()
+        assert events == ["before_commit", "on_commit"]
 
 
 async def test_rolled_back_session_after_an_error(database: db.Database) -> None:
@@ -274,6 +291,19 @@ async def test_several_databases(database_url: str, sqlite_url: str) -> None:
         assert await notes() == ["for good"]
         async with db.scope():
             await (await db.session()).execute(text("DELETE FROM note"))
+
+
+async def test_statements_that_look_like_savepoints(on_postgres: db.Database) -> None:
+    """Savepoints sent as text do not confuse the order."""
+    async with savepoints():
+        async with db.scope():
+            session = await db.session()
+            for statement in ("SAVEPOINT mine", "ROLLBACK TO SAVEPOINT mine", "RELEASE SAVEPOINT mine"):
+                await session.execute(text(statement))
+            for statement in ("savepoint mine", "rollback to savepoint mine", "release savepoint mine"):
+                await session.execute(text(statement))
+            await write("one")
+        assert await notes() == ["one"]
 
 
 async def test_sync_sessions(on_postgres: db.Database) -> None:

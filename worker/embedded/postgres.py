@@ -33,8 +33,6 @@ class EmbeddedPostgres(EmbeddedServer):
 
     PostgreSQL refuses to run as root. For root it runs under an account that owns nothing, from a copy of its
     programs where that account cannot enter the folder they are in; nobody's permissions are changed.
-
-    Raises `EmbeddedServerError` on construction if PostgreSQL is not installed.
     """
 
     name = "PostgreSQL"

@@ -26,10 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """A real Redis 6.2, empty at its first start. Its throw-away data does not survive `kill` or `restart`.
-
-    Raises `EmbeddedServerError` on construction if there is no redis-server to run.
-    """
+    """A real Redis 6.2. In a temporary folder its data lives in memory alone: `kill` and `restart` empty it."""
 
     name = "Redis"
     stop_signal = signal.SIGTERM

@@ -2,10 +2,8 @@
 
 import atexit
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +17,7 @@ from typing import ClassVar, Self
 import psutil
 
 from worker.embedded.account import Account
+from worker.embedded.port import free_port
 from worker.embedded.watchdog import Watchdog
 from worker.errors import WorkerError
 
@@ -44,12 +43,14 @@ class EmbeddedServer(ABC):
     3. `stop` ends the server and removes the folder. The end of this process does the same: at exit and after
        Ctrl-C by `atexit`, after a SIGTERM or SIGKILL by a watchdog process.
 
-    `folder` (default: a new temporary one) is kept, with the server's data, and the server then writes as a
-    production server does. Without it the data is thrown away, and nothing waits for the disk: what was
-    committed survives `kill`, though not a power cut.
-    `tcp` listens on a free port of 127.0.0.1, for proxies, instead of a Unix socket. Every user of the
-    machine may then connect.
-    `options` are the server's own settings by name, over our defaults.
+    All methods block; none may be called by two threads at once.
+
+    Args:
+        folder: where the server keeps its data, which is not removed; it then writes as a production server does.
+            Default: a new temporary folder. Nothing waits for the disk then, so that a power cut loses data.
+        tcp: listen on a free port of 127.0.0.1, where proxies can stand in front and any user of the machine may
+            connect, instead of a Unix socket.
+        options: the server's own settings by name, over our defaults.
     """
 
     name: ClassVar[str]
@@ -225,9 +226,10 @@ class EmbeddedServer(ABC):
     def _wait_for_answer(self, process: "subprocess.Popen[bytes]", log: Path, start_of_log: int) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not self._answers():
-            if process.poll() is not None or time.monotonic() > deadline:
-                self._end_process()
-                raise self._failed(_tail(log.read_bytes()[start_of_log:]) or "it gave no reason")
+            if process.poll() is not None:
+                raise self._failed(_tail(log.read_bytes()[start_of_log:]) or f"exit code {process.returncode}")
+            if time.monotonic() > deadline:
+                raise self._failed(f"no answer in {START_TIMEOUT:g} s")
             time.sleep(0.005)
 
     def _end_process(self) -> None:
@@ -248,24 +250,6 @@ class EmbeddedServer(ABC):
 def server_environment() -> dict[str, str]:
     """The environment of the servers: none of the user's PG* or locale variables may change what they do."""
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below those that systems hand out for outgoing connections.
-
-    One of those could be taken by any client while the server is down, even by the client that tries to
-    reach it: it would be connected to itself.
-    """
-    while True:
-        port = random.randrange(10_240, 32_768)  # noqa: S311 - not a secret
-        with socket.socket() as probe:
-            # As servers do: a port that only has connections of a server that is gone is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def _kill(process: psutil.Process) -> None:

@@ -50,14 +50,26 @@ class Caller:
         if self._on_job_start is not None:
             await self._on_job_start(context)
         try:
-            return await self._call(task, payload, job, scope)
-        finally:
-            if self._on_job_end is not None:
-                await self._on_job_end(context)
+            result = await self._call(task, payload, job, scope)
+        except BaseException:
+            await self._end_failed(context)
+            raise
+        if self._on_job_end is not None:
+            await self._on_job_end(context)
+        return result
 
     def close(self) -> None:
         """Let no more plain functions start."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _end_failed(self, context: dict[Any, Any]) -> None:
+        """Tell of the end of a job that has failed already: what the hook raises must not hide why."""
+        if self._on_job_end is None:
+            return
+        try:
+            await self._on_job_end(context)
+        except Exception:
+            logger.exception("on_job_end failed, after its job had")
 
     async def _call(self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope) -> Any:
         values = {name: await self._inject(what, job, scope) for name, what in task.injected.items()}
@@ -92,7 +104,7 @@ class Caller:
     async def _in_thread(self, task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
         """A thread cannot be cancelled: its next statement raises, and it is waited for before its scope may end."""
         run = contextvars.copy_context().run
-        call = asyncio.get_running_loop().run_in_executor(self._threads, run, task.signature.call, payload, values)
+        call = asyncio.get_running_loop().run_in_executor(self._threads, run, _call_plainly, task, payload, values)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -122,6 +134,14 @@ class AfterJob:
             await self._hook(context)
         except Exception:
             logger.exception("after_job_end failed; its job has ended all the same")
+
+
+def _call_plainly(task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return task.signature.call(payload, values)
+    except StopIteration as error:
+        # A future takes none, and would never be done. In a coroutine, Python itself makes it a RuntimeError.
+        raise RuntimeError(f"{task.name} raised StopIteration") from error
 
 
 async def _ended(call: asyncio.Future[Any]) -> None:

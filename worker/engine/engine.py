@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from worker.config import Config
 from worker.engine.calling import AfterJob
 from worker.engine.claimer import Claimer
@@ -103,7 +105,7 @@ class Engine:
     async def idle(self) -> None:
         """Wait until all queues are empty and nothing runs (``--burst``)."""
         # Looked at again and again: other workers empty the queues too, and tell nobody.
-        while self._held or sum([await self._queue.depth(name) for name in self._names]):  # noqa: ASYNC110
+        while self._held or not await self._queues_are_empty():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
     def hurry(self) -> None:
@@ -189,6 +191,12 @@ class Engine:
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         await supervise(name, run, trouble=self._health.redis_trouble, reconnect=self._queue.reconnect)
+
+    async def _queues_are_empty(self) -> bool:
+        try:
+            return not any((await self._queue.depths(self._names)).values())
+        except (RedisError, OSError):  # nobody knows; the loops wait for Redis too
+            return False
 
     def _vitals(self) -> Vitals:
         return Vitals(

@@ -1,7 +1,7 @@
 """``Executor``: one job, from claim to outcome.
 
 1. Its arguments are validated before any session is opened.
-2. Body and ending run in one private task, so a cancellation ends the body once and never interrupts a COMMIT.
+2. Each job runs in a task of its own that is cancelled at most once: a cancellation ends the body, and never a COMMIT.
 3. The deadline is around the body alone.
 4. The result is serialised before the COMMIT: a job that cannot say what it did has done nothing.
 """
@@ -12,23 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from db.cancellation import in_private_task
 from db.scope import Scope, scope
 from worker.context import JobContext, enter_job, from_milliseconds
 from worker.engine.calling import Caller
 from worker.engine.delivery import Delivery
-from worker.engine.outcome import Outcome, Rerun, count_as_try, judge, was_cancelled
+from worker.engine.outcome import Outcome, Rerun, count_as_try, judge
 from worker.engine.patience import Patience
-from worker.errors import TaskDefinitionError, UnknownTaskError
+from worker.errors import UnknownTaskError
 from worker.message import dump
 from worker.task import Task
 
 logger = logging.getLogger("worker")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     """A delivery with its task and validated arguments."""
 
@@ -68,16 +65,20 @@ class Executor:
         self._known_to_commit_early: set[str] = set()
 
     async def execute(self, delivery: Delivery) -> Outcome:
-        """Run one job and say what became of it. Raises nothing for the job's sake."""
+        """Run one job and say what became of it. Raises nothing for the job's sake.
+
+        Call it in an asyncio task of its own, and cancel that task once at most (`HeldJob.cancel` sees to it): what
+        the cancellation starts is not to be interrupted by another one. Elsewhere, wrap it in `in_private_task`.
+        """
         message = delivery.message
         task = self._tasks.get(message.task)
         if task is None:
             return Outcome.failed(UnknownTaskError(f"no task {message.task!r} in this worker's registry"))
         try:
             payload = task.signature.restore(message.args, message.kwargs)
-        except (TypeError, ValidationError, TaskDefinitionError) as error:
+        except Exception as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             return Outcome.failed(error)
-        return await in_private_task(self._until_settled(self._run(delivery, task, payload)))
+        return await self._until_settled(self._run(delivery, task, payload))
 
     async def _until_settled(self, run: _Run) -> Outcome:
         """Attempt the job until the database has the last word on it."""
@@ -87,7 +88,7 @@ class Executor:
             outcome = await self._attempt(run)
             if isinstance(outcome, Outcome):
                 return outcome
-            if not patience.allows(outcome.why):
+            if not patience.allows(outcome):
                 return count_as_try(outcome, tries=run.delivery.tries, max_tries=run.max_tries)
             logger.info("%s:%s runs again: %s", run.context.job_id, run.task.name, outcome.why.value)
             try:
@@ -101,18 +102,21 @@ class Executor:
             async with scope() as work:
                 value = await self._call(run, work)
                 result = dump(value)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - a task may raise anything; the worker lives
-            if was_cancelled(error):
+        except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; the worker lives
+            if _told_to_stop():
                 return Outcome(run.delivery.stop, error=error)
             return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
         return Outcome.completed(result)
 
     async def _call(self, run: _Run, work: Scope) -> Any:
+        deadline = asyncio.timeout(run.timeout)
         try:
-            async with asyncio.timeout(run.timeout):
+            async with deadline:
                 return await self._caller.call(run.task, run.payload, run.context, work)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise TimeoutError(f"{run.task.name} took longer than its timeout, {run.timeout:g} s") from error.__cause__
         finally:
             self._tell_of_early_commit(run.task, work)
 
@@ -139,3 +143,9 @@ class Executor:
         timeout = self._timeout if options.timeout is None else options.timeout
         max_tries = self._max_tries if options.max_tries is None else options.max_tries
         return _Run(delivery, task, payload, context, timeout, max_tries)
+
+
+def _told_to_stop() -> bool:
+    """Whether somebody has cancelled this asyncio task. A `CancelledError` that the body made up is its own error."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -40,7 +40,7 @@ class Health:
     """Writes the record.
 
     Args:
-        queue_names: whose depth it tells; it is kept with the first.
+        queue_names: whose depth it tells, and with each of which it is kept.
         vitals: what the engine knows of itself.
         ask_database: asks the default database for an answer.
     """
@@ -69,12 +69,17 @@ class Health:
         """Write the record every second, as long as it is true."""
         while True:
             if await self._is_well():
-                await self._queue.record_health(self._names[0], self._worker_id, await self._record(), _LIFETIME)
+                await self._write(await self._record())
             await asyncio.sleep(_INTERVAL)
 
     async def forget(self) -> None:
         """The worker ends: nobody should wait for its record to expire."""
-        await self._queue.forget_health(self._names[0], self._worker_id)
+        for name in self._names:
+            await self._queue.forget_health(name, self._worker_id)
+
+    async def _write(self, record: bytes) -> None:
+        for name in self._names:
+            await self._queue.record_health(name, self._worker_id, record, _LIFETIME)
 
     async def _is_well(self) -> bool:
         vitals, now = self._vitals(), time.monotonic()
@@ -100,7 +105,7 @@ class Health:
     async def _record(self) -> bytes:
         vitals, now = self._vitals(), time.monotonic()
         record: dict[str, Any] = {
-            "queued": {name: await self._queue.depth(name) for name in self._names},
+            "queued": await self._queue.depths(self._names),
             "running": vitals.running,
             "done": vitals.done,
             "failed": vitals.failed,

@@ -2,11 +2,10 @@
 
 1. The outcome is what the database says: an exception that arrives after the COMMIT changes nothing.
 2. `Retry`, and the exceptions in `retry_on`, run the job again while tries are left; all others are final.
-3. The database's transient errors run it again in a new session without costing a try (`Rerun`); conflicts that go on
-   count as one.
+3. The database's transient errors run it again in a new session without costing a try (`Rerun`); those that go on count
+   as one.
 """
 
-import asyncio
 import random
 from dataclasses import dataclass
 from enum import Enum
@@ -69,17 +68,17 @@ def judge(error: BaseException, task: Task[..., object], *, tries: int, max_trie
     """What `error`, which ended an attempt of `task`, means for its job; `tries` counts the earlier failures."""
     defer = _asked_for(error)
     if defer is not None:
-        return _again(TriesExhaustedError(f"gave up after {tries + 1} tries"), tries, max_tries, defer)
-    if isinstance(error, task.options.retry_on):
-        return _again(error, tries, max_tries, backoff(tries))
+        return _again(_exhausted(error, tries), tries, max_tries, defer)
     why = transient(error)
     if why is not None:
         return Rerun(why, error)
+    if _is_one_of(error, task.options.retry_on):
+        return _again(error, tries, max_tries, backoff(tries))
     return Outcome.failed(error)
 
 
 def count_as_try(rerun: Rerun, *, tries: int, max_tries: int) -> Outcome:
-    """The outcome of a conflict that did not go away by running again at once."""
+    """The outcome of trouble that did not go away by running again at once."""
     return _again(rerun.error, tries, max_tries, backoff(tries))
 
 
@@ -101,13 +100,22 @@ def _asked_for(error: BaseException) -> float | None:
     """Seconds to wait, if the task asked to be run again; None if it did not."""
     if isinstance(error, Retry):
         return error.defer
-    # arq's own, told by its shape: a task that was written for arq imports it from there.
-    if type(error).__module__ == "arq.worker" and hasattr(error, "defer_score"):
-        return float(error.defer_score or 0) / 1000
+    # arq's own, told by its name, as this package does not import arq: a task written for arq imports it from there.
+    if any(kind.__module__ == "arq.worker" and kind.__name__ == "Retry" for kind in type(error).__mro__):
+        return float(getattr(error, "defer_score", None) or 0) / 1000
     return None
 
 
-def was_cancelled(error: BaseException) -> bool:
-    """Whether `error` is a cancellation that somebody asked of this asyncio task, not one that its code made up."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+def _exhausted(asked: BaseException, tries: int) -> TriesExhaustedError:
+    error = TriesExhaustedError(
+        f"gave up after {tries + 1} tries: it asked for one more than @task(max_tries=...) allows"
+    )
+    error.__cause__ = asked
+    return error
+
+
+def _is_one_of(error: BaseException, kinds: tuple[type[Exception], ...]) -> bool:
+    """Whether `error` is of these kinds; a group is if all of its members are."""
+    if isinstance(error, BaseExceptionGroup):
+        return isinstance(error, kinds) or all(_is_one_of(member, kinds) for member in error.exceptions)
+    return isinstance(error, kinds)

@@ -4,9 +4,13 @@ import asyncio
 import random
 import time
 
-from db.transient import Transient
+from db.errors import DatabaseUnreachableError
+from db.transient import Transient, sqlstate
+from worker.engine.outcome import Rerun
 
 _CONFLICT_RERUNS = 5
+_LOSSES = 10
+_AWAY = frozenset({"53300", "57P03"})  # too many connections; the server is starting or stopping
 _LONGEST_PAUSE = 2.0  # seconds between two looks at a database that is away
 _READ_ONLY_PATIENCE = 60.0  # seconds that a failover may take; after that, writing to a replica was the task's mistake
 
@@ -14,17 +18,22 @@ _READ_ONLY_PATIENCE = 60.0  # seconds that a failover may take; after that, writ
 class Patience:
     """Counts the reruns of one attempt.
 
+    1. While the database takes no connections, a job waits for it, however long: that is not the job's fault.
+    2. A connection that is lost again and again may be: a job that idles in its transaction for too long, or kills its
+       backend. So losses are counted, as conflicts are.
+
     A job that waits for its database keeps its slot, so a worker whose database is away claims nothing more.
     """
 
     def __init__(self) -> None:
         self._conflicts = 0
+        self._losses = 0
         self._pauses = 0
         self._read_only_until: float | None = None
 
-    def allows(self, why: Transient) -> bool:
+    def allows(self, rerun: Rerun) -> bool:
         """Whether the attempt may run once more, at no cost."""
-        match why:
+        match rerun.why:
             case Transient.CONFLICT | Transient.STALE_PLAN:
                 self._conflicts += 1
                 return self._conflicts <= _CONFLICT_RERUNS
@@ -33,7 +42,8 @@ class Patience:
                     self._read_only_until = time.monotonic() + _READ_ONLY_PATIENCE
                 return time.monotonic() < self._read_only_until
             case Transient.LOST:
-                return True
+                self._losses += not _is_away(rerun.error)
+                return self._losses <= _LOSSES
 
     async def pause(self, why: Transient) -> None:
         """Wait before the next rerun, longer each time, with jitter."""
@@ -43,3 +53,10 @@ class Patience:
             longest = min(0.05 * 2**self._pauses, _LONGEST_PAUSE)
             self._pauses += 1
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether the server took no connection, rather than losing one."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_away, error.exceptions))
+    return isinstance(error, DatabaseUnreachableError) or sqlstate(error) in _AWAY

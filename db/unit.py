@@ -1,0 +1,191 @@
+"""``Unit``: one session of a scope, from its first use to the scope's end."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from db.callbacks import Callbacks, OnCommit
+from db.cancellation import to_the_end
+from db.database import Database
+from db.engines import OpenEngine
+from db.errors import ScopeEndedError, WrongThreadError
+from db.guarded import (
+    AsyncSession,
+    Session,
+    commit_here,
+    discard,
+    flush,
+    rollback_here,
+    rolled_back_meanwhile,
+    send_close,
+    send_commit,
+    send_rollback,
+)
+from db.use import PATIENCE
+
+logger = logging.getLogger("db")
+
+
+class Unit:
+    """One session, and the lease on its engine. Without a lease it is somebody else's session, lent to the scope."""
+
+    def __init__(self, database: Database[Any], session: AsyncSession | Session, lease: OpenEngine | None) -> None:
+        self.database = database
+        self.session = session
+        self.has_committed = False
+        self._lease = lease
+        self._loop = asyncio.get_running_loop()
+        self._patience = min(PATIENCE, database.connect_timeout)
+
+    @property
+    def owned(self) -> bool:
+        """Whether the scope made the session, and so ends it."""
+        return self._lease is not None
+
+    @property
+    def callbacks(self) -> Callbacks:
+        return self.session.callbacks
+
+    async def commit(self) -> None:
+        """Commit early; the session then goes on in a new transaction.
+
+        Until the COMMIT is sent a cancellation takes effect; from then on the truth is waited for.
+        """
+        self.session.use.refuse_if_busy()
+        await self.prepare()
+        await to_the_end(self._commit())
+
+    async def rollback(self, *, evicting: bool = False) -> None:
+        """Roll back early; the session then goes on in a new transaction.
+
+        Args:
+            evicting: end what another coroutine has in flight, instead of raising `ConcurrentUseError`.
+        """
+        if not evicting:
+            self.session.use.refuse_if_busy()
+        await to_the_end(self._rollback())
+
+    async def close(self) -> None:
+        """Roll back what was not committed and give the connection back; the session takes a new one when next used."""
+        self.session.use.refuse_if_busy()
+        await to_the_end(self._close())
+
+    async def prepare(self) -> None:
+        """Everything that may still refuse the COMMIT: what is pending is sent, then the before-commit callbacks run.
+
+        In this order, so that a callback's statement comes after those of the work that it is about.
+        """
+        await flush(self.session)
+        while (entry := self.callbacks.next_before_commit()) is not None:
+            try:
+                await entry.callback(self.session)
+            except BaseException:
+                self.callbacks.ask_again(entry)
+                raise
+        await flush(self.session)
+
+    async def send_commit(self) -> bool:
+        """COMMIT, if there is a transaction; tell whether there was. One that fails is rolled back."""
+        if not self.session.in_transaction():
+            return False
+        try:
+            await send_commit(self.session)
+        except BaseException:
+            await self._rollback()
+            raise
+        self.has_committed = True
+        return True
+
+    def commit_in_thread(self) -> None:
+        """Commit a `Session` early in a worker thread: its callbacks run on the loop, the COMMIT here.
+
+        Raises:
+            WrongThreadError: this is the loop's own thread.
+        """
+        session = self.session
+        assert isinstance(session, Session)  # noqa: S101 - an AsyncSession has no such method
+        self._on_loop(self.prepare())
+        try:
+            commit_here(session)
+        except BaseException:
+            rollback_here(session)
+            raise
+        self.has_committed = True
+        self._on_loop(self._announce())
+
+    async def finish(self) -> None:
+        """`end`, protected from cancellation."""
+        await to_the_end(self.end())
+
+    async def end(self) -> None:
+        """It is over: roll back what is open, close, and let nobody use the session again."""
+        self.session.use.ended = True
+        try:
+            await self.session.use.evict(ScopeEndedError(), self._patience)
+            await self._close()
+        finally:
+            if self._lease is not None:
+                await self._lease.give_back()
+
+    async def _commit(self) -> None:
+        await self.send_commit()
+        await self._announce()
+
+    async def _announce(self) -> None:
+        await run_on_commit(self.callbacks.take_on_commit())
+
+    async def _rollback(self) -> None:
+        self.callbacks.drop()
+        await self.session.use.evict(rolled_back_meanwhile(), self._patience)
+        try:
+            async with asyncio.timeout(self._patience):
+                await send_rollback(self.session)
+        except Exception as error:  # noqa: BLE001 - the transaction ends all the same, with its connection
+            logger.warning(
+                "rollback on %s failed (%s): its connection is thrown away",
+                self.database.name,
+                type(error).__name__,
+            )
+            await self._discard()
+
+    async def _close(self) -> None:
+        if self.session.in_transaction():
+            await self._rollback()
+        self.callbacks.drop()
+        await send_close(self.session)
+
+    async def _discard(self) -> None:
+        # A thread that is still waiting for the ROLLBACK's answer must let go first.
+        await self.session.use.evict(rolled_back_meanwhile(), self._patience)
+        try:
+            await discard(self.session)
+        except Exception:
+            logger.exception("the connection to %s could not be thrown away", self.database.name)
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._is_loop_thread():
+            coroutine.close()
+            raise WrongThreadError(
+                "Session.commit() would block the event loop: call 'await asyncio.to_thread(session.commit)', "
+                "or 'await db.commit(database)'"
+            )
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _is_loop_thread(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+
+async def run_on_commit(callbacks: list[OnCommit]) -> None:
+    """Tell everybody, whatever one of them says: the commit has happened, so their errors are not the caller's."""
+    for callback in callbacks:
+        try:
+            told = callback()
+            if inspect.isawaitable(told):
+                await told
+        except Exception:
+            logger.exception("an on_commit callback failed; the transaction is committed")

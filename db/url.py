@@ -1,0 +1,76 @@
+"""Database URLs: what people write, and what each driver needs."""
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from db import sqlite
+from db.errors import DatabaseURLError
+
+# What people write, and the driver that is meant where the URL names none.
+_DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+}
+_SYNC_DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
+_EXAMPLE = "postgresql+asyncpg://user:password@host/name"
+
+
+def parse_url(url: str | URL) -> URL:
+    """The URL with its driver named.
+
+    Raises:
+        DatabaseURLError: it cannot be parsed, its driver is unknown or not installed, or it is a shared ``:memory:``.
+    """
+    try:
+        parsed = make_url(url)
+        parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
+        parsed.get_dialect().import_dbapi()
+    except ImportError as error:
+        raise DatabaseURLError(f"the driver {parsed.drivername} cannot be imported ({error}): install it") from None
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        # Never the URL itself: it may hold a password.
+        raise DatabaseURLError(f"not a database URL ({type(error).__name__}): write e.g. {_EXAMPLE}") from None
+    if parsed.get_backend_name() == "sqlite":
+        sqlite.refuse_memory(parsed)
+    return _with_driver_words(parsed)
+
+
+def sync_twin(url: URL) -> URL | None:
+    """`url` through a synchronous driver; None where we know of none."""
+    driver = _SYNC_DRIVERS.get(url.get_backend_name())
+    return None if driver is None else _with_driver_words(url.set(drivername=driver))
+
+
+def same_database(one: URL | None, other: URL | None) -> bool:
+    """Whether two URLs name the same database, whatever their drivers."""
+    return one is not None and other is not None and sync_twin(one) == sync_twin(other)
+
+
+def host_of(url: URL) -> str | None:
+    """The host, or the folder of sockets, which libpq takes as a parameter."""
+    host = url.host or url.query.get("host")
+    return host if isinstance(host, str) else None
+
+
+def with_host(url: URL, host: str) -> URL:
+    """`url` on another host, written ``name``, ``name:port``, ``[IPv6]:port`` or as a folder of sockets.
+
+    Raises:
+        DatabaseURLError: the port is not a number.
+    """
+    elsewhere = url.difference_update_query(["host", "port"])
+    if host.startswith("/"):
+        return elsewhere.set(host=None, port=None).update_query_dict({"host": host, "port": str(url.port or 5432)})
+    name, _, port = host.rpartition(":") if host.count(":") == 1 or "]:" in host else (host, "", "")
+    if port and not port.isdecimal():
+        raise DatabaseURLError(f"not a host: {host!r}: write e.g. db-2 or db-2:5432")
+    return elsewhere.set(host=name.strip("[]"), port=int(port) if port else url.port)
+
+
+def _with_driver_words(url: URL) -> URL:
+    """libpq and asyncpg have two words for the same setting, and providers print libpq's."""
+    spoken, meant = ("sslmode", "ssl") if url.get_driver_name() == "asyncpg" else ("ssl", "sslmode")
+    if url.get_backend_name() != "postgresql" or spoken not in url.query:
+        return url
+    return url.difference_update_query([spoken]).update_query_dict({meant: url.query[spoken]})

@@ -1,0 +1,246 @@
+"""Who may use a session, and who is using it right now.
+
+1. One user at a time: a second coroutine or thread gets :class:`~db.errors.ConcurrentUseError`, cold or warm.
+2. Nobody after the end: an orphan that outlives the scope gets :class:`~db.errors.ScopeEndedError`.
+3. Who ends the transaction first evicts whoever is using the session: a rollback would else queue up behind the
+   statement in flight, or fail because of it and leak the connection. A COMMIT in flight is waited for.
+"""
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy.exc
+
+from db.errors import ConcurrentUseError, PoolExhaustedError, ScopeEndedError, WrongThreadError
+from db.interrupt import break_off, interrupt
+
+T = TypeVar("T")
+
+PATIENCE = 5.0
+"""Seconds that a session's user gets to let go, or a ROLLBACK to be answered; then the connection is thrown away."""
+
+
+class Use(ABC):
+    """The use of one session."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        """Whether the scope has ended, so that nobody may use the session any more."""
+        self.is_ending = False
+        """Whether the session's owner is ending its transaction right now."""
+        self._stopped: BaseException | None = None
+        self._eviction: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise unless the session may be used here and now.
+
+        Raises:
+            ScopeEndedError: its scope has ended.
+            WrongThreadError: it belongs to an event loop, and this is not the loop's thread.
+        """
+        if self.ended:
+            raise ScopeEndedError
+        if self._stopped is not None:
+            raise self._stopped
+
+    def stop(self, error: BaseException) -> None:
+        """Let the next statement raise `error`: the only way to reach code that runs in a thread."""
+        self._stopped = error
+
+    @contextmanager
+    def operation(self) -> Iterator[None]:
+        """One operation of the session's user.
+
+        Raises:
+            ConcurrentUseError: another one's operation is in flight.
+            ScopeEndedError: the scope has ended, or ended while the operation was in flight.
+            PoolExhaustedError: no connection became free in time.
+        """
+        if not self._is_mine:
+            self.check()
+        with self._alone():
+            yield
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """The owner's COMMIT, ROLLBACK or close; raises as `operation` does, but also works after the scope's end."""
+        with self._alone():
+            self.is_ending = True
+            try:
+                yield
+            finally:
+                self.is_ending = False
+
+    def refuse_if_busy(self) -> None:
+        """Raise :class:`ConcurrentUseError` if somebody else's operation is in flight."""
+        if self._is_busy and not self._is_mine:
+            raise ConcurrentUseError
+
+    async def evict(self, reason: BaseException, patience: float = PATIENCE) -> bool:
+        """End the operation in flight, if any: the server is told to stop it, and its user gets `reason`.
+
+        Returns:
+            Whether the session is free; if it is not after about `patience` seconds, nothing can be done.
+        """
+        if not self._is_busy or self._is_mine:
+            return True
+        if self.is_ending:
+            return await self._wait_until_free(None)
+        self._eviction = reason
+        try:
+            return await self._evict(patience)
+        finally:
+            self._eviction = None
+
+    @property
+    @abstractmethod
+    def _is_busy(self) -> bool: ...
+    @property
+    @abstractmethod
+    def _is_mine(self) -> bool: ...
+    @abstractmethod
+    def _take(self) -> None: ...
+    @abstractmethod
+    def _leave(self) -> None: ...
+    @abstractmethod
+    async def _evict(self, patience: float) -> bool: ...
+    @abstractmethod
+    async def _wait_until_free(self, patience: float | None) -> bool: ...
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._is_mine:
+            yield
+            return
+        self._take()
+        try:
+            yield
+        except BaseException as error:
+            self._raise_eviction(error)
+            if isinstance(error, sqlalchemy.exc.TimeoutError):
+                raise PoolExhaustedError(str(error)) from error
+            raise
+        else:
+            self._raise_eviction(None)
+        finally:
+            self._leave()
+
+    def _raise_eviction(self, error: BaseException | None) -> None:
+        if self._eviction is not None:
+            raise self._eviction from error
+
+
+class LoopUse(Use):
+    """The use of an `AsyncSession`, by the tasks of one event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._user: asyncio.Task[Any] | None = None
+        self._cancelling_before = 0
+        self._free: asyncio.Event | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self._thread != threading.get_ident():
+            raise WrongThreadError
+
+    async def alone(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run one operation; raises what `operation` does."""
+        with self.operation():
+            return await operation()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._user is not None
+
+    @property
+    def _is_mine(self) -> bool:
+        return self._user is not None and self._thread == threading.get_ident() and self._user is asyncio.current_task()
+
+    def _take(self) -> None:
+        if self._user is not None:
+            raise ConcurrentUseError
+        self._user = asyncio.current_task()
+        self._cancelling_before = 0 if self._user is None else self._user.cancelling()
+
+    def _leave(self) -> None:
+        self._user = None
+        if self._free is not None:
+            self._free.set()
+
+    async def _evict(self, patience: float) -> bool:
+        assert self._user is not None  # noqa: S101 - it is busy
+        self._user.cancel()
+        return await self._wait_until_free(patience)
+
+    async def _wait_until_free(self, patience: float | None) -> bool:
+        self._free = asyncio.Event()
+        try:
+            async with asyncio.timeout(patience):
+                await self._free.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _raise_eviction(self, error: BaseException | None) -> None:
+        if self._eviction is None or self._user is None:
+            return
+        still_cancelled = self._user.uncancel() > self._cancelling_before
+        if isinstance(error, asyncio.CancelledError):
+            if still_cancelled:  # by somebody else as well, who must not be kept waiting
+                return
+            error = None
+        raise self._eviction from error
+
+
+class ThreadUse(Use):
+    """The use of a `Session`, by any threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver_connections: list[Any] = []
+        """Those of the transaction that is open."""
+        self._lock = threading.Lock()
+        self._user: int | None = None
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._lock.locked()
+
+    @property
+    def _is_mine(self) -> bool:
+        return self._user == threading.get_ident()
+
+    def _take(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise ConcurrentUseError
+        self._user = threading.get_ident()
+
+    def _leave(self) -> None:
+        self._user = None
+        self._lock.release()
+
+    async def _evict(self, patience: float) -> bool:
+        await asyncio.to_thread(self._reach, lambda connection: interrupt(connection, patience / 2))
+        if await self._wait_until_free(patience / 2):
+            return True
+        await asyncio.to_thread(self._reach, break_off)
+        return await self._wait_until_free(patience)
+
+    def _reach(self, act: Callable[[Any], None]) -> None:
+        for connection in [*self.driver_connections]:
+            act(connection)
+
+    async def _wait_until_free(self, patience: float | None) -> bool:
+        return await asyncio.to_thread(self._wait, -1 if patience is None else patience)
+
+    def _wait(self, patience: float) -> bool:
+        free = self._lock.acquire(timeout=patience)
+        if free:
+            self._lock.release()
+        return free

@@ -1,0 +1,483 @@
+"""Cancellation: a COMMIT that was sent is waited for and reported truly; everything else ends at once and leaves nothing."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+from sqlalchemy import text
+
+import db
+from db.cancellation import in_private_task, to_the_end
+from tests.db.conftest import Count, committing, insert, slow_commits
+from tests.db.models import Note
+from tests.servers import Observer
+from tests.waiting import eventually
+
+Unit = Callable[[], Awaitable[str]]
+
+
+async def leaving_a_scope() -> str:
+    async with db.scope():
+        await insert("a")
+    return "saved"
+
+
+async def bare_commit() -> str:
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        await session.commit()
+        return "saved"
+
+
+async def begin_block() -> str:
+    async with db.scope():
+        session = await db.session()
+        async with session.begin():
+            await insert("a")
+        return "saved"
+
+
+async def early_commit() -> str:
+    async with db.scope():
+        await insert("a")
+        await db.commit()
+        return "saved"
+
+
+async def atomic_block() -> str:
+    async with db.atomic() as session:
+        await session.execute(text("INSERT INTO note (words) VALUES ('a')"))
+    return "saved"
+
+
+async def independent_session() -> str:
+    async with db.independent() as session:
+        await session.execute(text("INSERT INTO note (words) VALUES ('a')"))
+        await session.commit()
+        return "saved"
+
+
+async def isolated_work() -> str:
+    await db.isolated(insert, "a")
+    return "saved"
+
+
+WAYS_TO_COMMIT: list[Unit] = [
+    leaving_a_scope,
+    bare_commit,
+    begin_block,
+    early_commit,
+    atomic_block,
+    independent_session,
+    isolated_work,
+]
+
+
+@pytest.fixture
+async def slow(database: db.Database, postgres: Observer) -> None:
+    """Every COMMIT of a note takes 0.3 seconds in the server."""
+    await slow_commits(postgres, 0.3)
+
+
+async def cancelled(unit: Unit, postgres: Observer) -> str:
+    """Cancel once, in the COMMIT."""
+    task = asyncio.ensure_future(unit())
+    await eventually(lambda: committing(postgres))
+    task.cancel()
+    return await task
+
+
+async def cancelled_often(unit: Unit, postgres: Observer) -> str:
+    """Cancel again and again, in the COMMIT."""
+    task = asyncio.ensure_future(unit())
+    await eventually(lambda: committing(postgres))
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0.01)
+    return await task
+
+
+async def waited_for(unit: Unit, postgres: Observer) -> str:
+    """`asyncio.wait_for` whose time is up in the COMMIT."""
+    return await asyncio.wait_for(unit(), 0.15)
+
+
+async def timed_out(unit: Unit, postgres: Observer) -> str:
+    """`asyncio.timeout` whose time is up in the COMMIT."""
+    async with asyncio.timeout(0.15):
+        return await unit()
+
+
+async def moved_on(unit: Unit, postgres: Observer) -> str:
+    """anyio, which cancels at every turn of the loop."""
+    result = "moved on"
+    with anyio.move_on_after(0.15):
+        result = await unit()
+    return result
+
+
+async def shielded(unit: Unit, postgres: Observer) -> str:
+    """The waiter of a shielded task is cancelled in the COMMIT; what counts is what the task says."""
+    task = asyncio.ensure_future(unit())
+    waiter = asyncio.ensure_future(_wait_for(asyncio.shield(task)))
+    await eventually(lambda: committing(postgres))
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    return await task
+
+
+async def in_a_task_group(unit: Unit, postgres: Observer) -> str:
+    """A sibling fails in the COMMIT, and the group cancels."""
+    task: asyncio.Future[str] | None = None
+    with contextlib.suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(_wait_for(unit()))
+            await eventually(lambda: committing(postgres))
+            raise LookupError
+    assert task is not None
+    return await task
+
+
+async def _wait_for(unit: Awaitable[str]) -> str:
+    return await unit
+
+
+WAYS_TO_CANCEL = [cancelled, cancelled_often, waited_for, timed_out, moved_on, shielded, in_a_task_group]
+
+
+@pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
+@pytest.mark.parametrize("cancel", WAYS_TO_CANCEL)
+async def test_commit_is_reported_truly(
+    unit: Unit, cancel: Callable[[Unit, Observer], Awaitable[str]], slow: None, postgres: Observer, rows: Count
+) -> None:
+    """A3: whoever cancels in the COMMIT, and however the work commits: it is reported as done, and the row is there."""
+    assert await cancel(unit, postgres) == "saved"
+    assert await rows() == 1
+    assert await postgres.idle_in_transaction() == 0
+
+
+@pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
+async def test_failed_commit_is_reported_truly(
+    unit: Unit, database: db.Database, postgres: Observer, rows: Count
+) -> None:
+    """A3, the other way round: a COMMIT that the server refuses is an error for a caller that was cancelled meanwhile."""
+    await postgres.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        "BEGIN PERFORM pg_sleep(0.3); RAISE EXCEPTION 'refused'; END $$"
+    )
+    await postgres.execute(
+        "CREATE CONSTRAINT TRIGGER refusing AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    with pytest.raises(Exception, match="refused"):
+        await cancelled_often(unit, postgres)
+    assert await rows() == 0
+    assert await postgres.idle_in_transaction() == 0
+
+
+@pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
+async def test_cancelled_before_the_commit(unit: Unit, slow: None, postgres: Observer, rows: Count) -> None:
+    """Work that is cancelled before its COMMIT is sent is cancelled, and saves nothing."""
+    async with db.independent() as session:
+        await session.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
+        task = asyncio.ensure_future(unit())
+        await eventually(lambda: postgres.backends("active"), equals=1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 1)
+    await eventually(lambda: postgres.backends("active"), equals=0)
+    assert await rows() == 0
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_cancelled_while_pending_objects_are_sent(
+    database: db.Database, postgres: Observer, rows: Count
+) -> None:
+    """A scope that is ending and waits for a lock with what was only added has sent no COMMIT: it can be cancelled."""
+
+    async def work() -> None:
+        async with db.scope():
+            (await db.session()).add(Note(words="a"))
+
+    async with db.independent() as session:
+        await session.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
+        task = asyncio.ensure_future(work())
+        await eventually(lambda: postgres.backends("active"), equals=1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 1)
+    await eventually(lambda: postgres.backends("active"), equals=0)
+    assert await rows() == 0
+
+
+async def test_absorbed_cancellation_comes_at_the_next_await(slow: None, postgres: Observer, rows: Count) -> None:
+    """A cancellation that arrived in the COMMIT is not lost: it ends the caller at its next await."""
+    reached: list[str] = []
+
+    async def work() -> None:
+        await leaving_a_scope()
+        reached.append("told of the success")
+        await asyncio.sleep(10)
+        reached.append("went on")
+
+    task = asyncio.create_task(work())
+    await eventually(lambda: committing(postgres))
+    task.cancel("because")
+    with pytest.raises(asyncio.CancelledError, match="because"):
+        await asyncio.wait_for(task, 2)
+    assert reached == ["told of the success"]
+    assert task.cancelling() == 1
+    assert await rows() == 1
+
+
+async def test_absorbed_cancellation_comes_after_an_error_as_well(database: db.Database, postgres: Observer) -> None:
+    """A cancellation that arrived during a rollback is not lost if the caller handles the error that caused it."""
+    asked = asyncio.Event()
+
+    async def work() -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            async with db.scope():
+                await insert("a")
+                asyncio.get_running_loop().call_soon(asked.set)
+                raise ZeroDivisionError
+        await asyncio.sleep(10)
+
+    task = asyncio.create_task(work())
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 2)
+
+
+async def test_no_stray_cancellation_after_a_timeout(slow: None, rows: Count) -> None:
+    """An `asyncio.timeout` whose time was up in the COMMIT leaves no cancellation behind for what comes after its block."""
+    async with asyncio.timeout(0.1) as limit:
+        await leaving_a_scope()
+    assert limit.expired()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert await rows() == 1
+
+
+async def test_no_stray_cancellation_after_anyio(slow: None, rows: Count) -> None:
+    """Nor does an anyio scope."""
+    with anyio.move_on_after(0.1):
+        await leaving_a_scope()
+    await asyncio.sleep(0.01)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_anyio_ends_what_comes_after_the_commit(slow: None, rows: Count) -> None:
+    """Under anyio, too, what comes after the COMMIT is cancelled, and its scope recognises its own cancellation."""
+    with anyio.move_on_after(0.1) as limit:
+        await leaving_a_scope()
+        await asyncio.sleep(10)
+    assert limit.cancelled_caught
+    assert await rows() == 1
+
+
+async def test_pending_cancellation_is_not_lost(database: db.Database, rows: Count) -> None:
+    """A task that had cancelled itself before it commits gets its cancellation after the COMMIT."""
+
+    async def work() -> None:
+        async with db.scope():
+            await insert("a")
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        await asyncio.sleep(10)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.create_task(work()), 2)
+    assert await rows() == 1
+
+
+async def test_cancelled_before_it_began(database: db.Database, rows: Count, postgres: Observer) -> None:
+    """A task that would commit and is cancelled before its first step commits nothing; the session goes on."""
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        task = asyncio.create_task(session.commit())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await rows() == 0
+        await db.commit()
+        assert await rows() == 1
+        await insert("b")
+    assert await rows() == 2
+
+
+async def in_a_task(work: Callable[[], Awaitable[None]], postgres: Observer) -> None:
+    """Cancel three times, at once and during the clean-up."""
+    task = asyncio.ensure_future(work())
+    await eventually(lambda: postgres.backends("active"), equals=1)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def under_anyio(work: Callable[[], Awaitable[None]], postgres: Observer) -> None:
+    """Cancel at every turn of the loop."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(work)
+        await eventually(lambda: postgres.backends("active"), equals=1)
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("cancel", [in_a_task, under_anyio])
+async def test_cancelled_statement_ends_on_the_server(
+    cancel: Callable[[Callable[[], Awaitable[None]], Observer], Awaitable[None]],
+    private: bool,
+    database: db.Database,
+    postgres: Observer,
+    rows: Count,
+) -> None:
+    """B1: after three cancellations in mid-statement no backend is active, no lock is held, and nothing is saved."""
+
+    async def sleep_on_a_lock() -> None:
+        async with db.scope():
+            await insert("a")
+            await (await db.session()).execute(text("SELECT pg_sleep(30)"))
+
+    async def work() -> None:
+        await (in_private_task(sleep_on_a_lock()) if private else sleep_on_a_lock())
+
+    await cancel(work, postgres)
+    started = time.monotonic()
+    # The same words: their unique index has them locked until the first transaction is gone.
+    async with db.scope():
+        await insert("a")
+    assert time.monotonic() - started < 1
+    await eventually(lambda: postgres.backends("active"), timeout=1, equals=0)
+    assert await postgres.idle_in_transaction() == 0
+    assert await rows() == 1
+
+
+async def test_cancelled_while_connecting(database: db.Database, postgres: Observer) -> None:
+    """A cancellation while the first statement still waits for its connection leaves no backend behind."""
+    for turns in range(12):
+
+        async def work() -> None:
+            async with db.scope():
+                await insert("a")
+                await asyncio.sleep(10)
+
+        task = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await database.dispose()
+        await eventually(postgres.backends, equals=0)
+
+
+async def test_clean_up_ends_soon_under_anyio(database: db.Database) -> None:
+    """B2: work with 50 ms of clean-up returns within 0.5 s under anyio, though that cancels at every turn."""
+
+    async def clean_up() -> str:
+        await asyncio.sleep(0.05)
+        return "clean"
+
+    for protected in (to_the_end, in_private_task):
+        started = time.monotonic()
+        results: list[str] = []
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(10)
+            finally:
+                results.append(await protected(clean_up()))  # noqa: B023 - called within the turn
+
+        with anyio.move_on_after(0.02):
+            if protected is to_the_end:
+                await work()
+            else:
+                await in_private_task(work())
+        assert results == ["clean"]
+        assert time.monotonic() - started < 0.5
+
+
+async def test_two_databases_and_a_double_cancellation(
+    database: db.Database, database_url: str, postgres: Observer
+) -> None:
+    """B7: two sessions, cancelled twice while the first is being closed: neither is left in a transaction."""
+    other = db.Database(database_url, name="other")
+
+    async def work() -> None:
+        async with db.scope():
+            await insert("a")
+            await (await db.session(other)).execute(text("INSERT INTO note (words) VALUES ('b')"))
+            await asyncio.sleep(10)
+
+    for turns in range(8):
+        task = asyncio.create_task(work())
+        await eventually(postgres.idle_in_transaction, equals=2)
+        task.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await postgres.idle_in_transaction() == 0
+    await other.dispose()
+
+
+async def test_swallowed_cancellation_is_no_success(database: db.Database, postgres: Observer, rows: Count) -> None:
+    """A statement whose time limit the body swallowed took the connection with it: leaving the scope is an error."""
+    with pytest.raises(db.PoisonedTransactionError):
+        async with db.scope():
+            await insert("a")
+            session = await db.session()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(session.execute(text("SELECT pg_sleep(30)")), 0.1)
+    assert await rows() == 0
+    await eventually(lambda: postgres.backends("active"), equals=0)
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_first_cancellation_reaches_private_work() -> None:
+    """`in_private_task`: the work sees one cancellation, cleans up in peace, and its own word is the result."""
+    seen: list[str] = []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+        await asyncio.sleep(0.05)
+        return "clean"
+
+    task = asyncio.create_task(in_private_task(work()))
+    await asyncio.sleep(0.01)
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0.001)
+    assert await task == "clean"
+    assert seen == ["cancelled"]
+
+
+async def test_error_of_protected_work_comes_out() -> None:
+    """What the protected work raises is what its caller gets."""
+
+    async def fail() -> None:
+        raise LookupError
+
+    for protected in (to_the_end, in_private_task):
+        with pytest.raises(LookupError):
+            await protected(fail())

@@ -1,0 +1,471 @@
+"""`Database`: from a URL, factories or something to bind to; hosts that change; loops and processes."""
+
+import asyncio
+import gc
+import os
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy import orm as sa_orm
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext import asyncio as sa_async
+
+import db
+from db.database import given_default, is_default
+from tests.db.conftest import INSERT, Count, insert
+from tests.proxy import Proxy
+from tests.servers import Observer
+from tests.waiting import eventually
+
+
+async def test_default_database_from_the_environment(
+    database: db.Database, database_url: str, monkeypatch: pytest.MonkeyPatch, rows: Count
+) -> None:
+    """Without another the default database is the one that DATABASE_URL names, without a driver too."""
+    db.set_default_database(None)
+    monkeypatch.setenv("DATABASE_URL", make_url(database_url).set(drivername="postgresql").render_as_string(False))
+    assert given_default() is None
+    await db.isolated(insert, "a")
+    assert await rows() == 1
+    assert given_default() is db.default_database()
+    await db.default_database().dispose()
+
+
+async def test_no_default_database() -> None:
+    """Where there is none, the error names DATABASE_URL and shows an example."""
+    with pytest.raises(db.DatabaseURLError, match=r"set DATABASE_URL, e\.g\. postgresql\+asyncpg://user"):
+        async with db.scope():
+            await db.session()
+
+
+async def test_database_given_as_the_default(database: db.Database) -> None:
+    """`Database(url, default=True)` takes the default one's place, and `set_default_database` too."""
+    other = db.Database(database.url)
+    assert db.default_database() is database
+    db.set_default_database(other)
+    assert db.default_database() is other
+    third = db.Database(database.url, default=True)
+    assert db.default_database() is third
+
+
+async def test_sync_driver_on_the_default_url_is_its_twin(database: db.Database, sync_database_url: str) -> None:
+    """A database with the default one's URL and another driver counts as the default one; another database does not."""
+    assert database.sync is database.sync
+    assert is_default(database)
+    assert is_default(database.sync)
+    assert is_default(db.Database(sync_database_url))
+    assert not is_default(db.Database(make_url(sync_database_url).set(database="other")))
+    assert database.sync.sync is database.sync
+    assert database.is_async
+    assert not database.sync.is_async
+
+
+async def test_limits_are_set_on_the_connection(database_url: str, sync_database_url: str) -> None:
+    """The time limits reach the server, through both drivers, in one round trip to connect and none later."""
+    limits = {"statement_timeout": 7, "idle_in_transaction_timeout": 9}
+    database = db.Database(database_url, **limits)  # type: ignore[arg-type]
+    async with db.scope():
+        session = await db.session(database)
+        assert await session.scalar(text("SHOW statement_timeout")) == "7s"
+        assert await session.scalar(text("SHOW idle_in_transaction_session_timeout")) == "9s"
+        sync_session = await db.session(database.sync)
+        assert await asyncio.to_thread(sync_session.scalar, text("SHOW statement_timeout")) == "7s"
+        assert await asyncio.to_thread(sync_session.scalar, text("SHOW idle_in_transaction_session_timeout")) == "9s"
+    await database.dispose()
+
+
+async def test_no_statement_of_its_own(database_url: str) -> None:
+    """A scope's transaction is BEGIN, its statements, COMMIT: nothing else is sent; a warm one asks once whether it lives."""
+    async with Proxy(database_url) as proxy:
+        database = db.Database(proxy.url)
+        sent = []
+        for _ in range(2):
+            proxy.statements.clear()
+            async with db.scope():
+                await (await db.session(database)).execute(text("SELECT 7"))
+            sent.append(list(proxy.statements))
+        assert sent[0][-3:] == ["BEGIN;", "SELECT 7", "COMMIT;"]
+        assert sent[1] == ["", "BEGIN;", "SELECT 7", "COMMIT;"]
+        await database.dispose()
+
+
+async def test_no_ping_if_not_wanted(database_url: str) -> None:
+    """With `pre_ping=False` a warm scope asks nothing before its BEGIN."""
+    async with Proxy(database_url) as proxy:
+        database = db.Database(proxy.url, pre_ping=False)
+        for _ in range(2):
+            proxy.statements.clear()
+            async with db.scope():
+                await (await db.session(database)).execute(text("SELECT 7"))
+        assert proxy.statements == ["BEGIN;", "SELECT 7", "COMMIT;"]
+        await database.dispose()
+
+
+async def test_engine_factory(database: db.Database, database_url: str, rows: Count) -> None:
+    """A factory makes the engine for a host, on first use and for each new host; it is guarded like any other."""
+    asked: list[str | None] = []
+
+    def make_engine(host: str | None) -> sa_async.AsyncEngine:
+        asked.append(host)
+        return sa_async.create_async_engine(database_url)
+
+    made = db.Database(engine=make_engine, host="one", default=True)
+    assert asked == []
+    await db.isolated(insert, "a")
+    assert made.is_async
+    assert not made.is_sqlite
+    await db.isolated(insert, "b")
+    assert asked == ["one"]
+    await made.change_host("two")
+    await db.isolated(insert, "c")
+    assert asked == ["one", "two"]
+    with pytest.raises(db.RawTransactionError):
+        async with db.scope():
+            await (await db.session()).execute(text("COMMIT"))
+    assert await rows() == 3
+    with pytest.raises(db.DatabaseURLError, match="no URL"):
+        _ = made.sync
+    await made.dispose()
+
+
+class AuditedSync(sa_orm.Session):
+    """A user's own class for the sync session inside."""
+
+    audited = True
+
+
+class Audited(sa_async.AsyncSession):
+    """A user's own session class, on SQLAlchemy's."""
+
+    sync_session_class = AuditedSync
+    commits = 0
+
+    async def commit(self) -> None:
+        type(self).commits += 1
+        await super().commit()
+
+    async def count_notes(self) -> int:
+        return int(await self.scalar(text("SELECT count(*) FROM note")) or 0)
+
+
+async def test_session_factory_with_a_class_of_the_users(database: db.Database, rows: Count) -> None:
+    """A session class of the user's own, on SQLAlchemy's, keeps its methods and overrides, and is owned and guarded."""
+
+    def make_sessions(engine: Any) -> sa_async.async_sessionmaker[Audited]:
+        return sa_async.async_sessionmaker(engine, class_=Audited, expire_on_commit=False)
+
+    own = db.Database(database.url, sessions=make_sessions, default=True)
+    async with db.scope():
+        session: Any = await db.session()
+        assert isinstance(session, Audited)
+        assert isinstance(session, db.AsyncSession)
+        assert session.sync_session.audited
+        await insert("a")
+        assert await session.count_notes() == 1
+    assert Audited.commits == 1
+    assert await rows() == 1
+    with pytest.raises(db.ScopeEndedError):
+        await session.count_notes()
+    await own.dispose()
+
+
+async def test_session_factory_with_ours(database: db.Database) -> None:
+    """A subclass of `db.AsyncSession` is used as it is."""
+
+    class Ours(db.AsyncSession):
+        pass
+
+    own = db.Database(database.url, sessions=lambda engine: sa_async.async_sessionmaker(engine, class_=Ours))
+    async with db.scope():
+        assert type(await db.session(own)) is Ours
+    await own.dispose()
+
+
+async def test_sync_session_factory(database: db.Database, sync_database_url: str, rows: Count) -> None:
+    """The same for a synchronous one."""
+
+    class Own(sa_orm.Session):
+        pass
+
+    own: db.Database[db.Session] = db.Database(
+        sync_database_url, sessions=lambda engine: sa_orm.sessionmaker(engine, class_=Own)
+    )
+    async with db.scope():
+        session = await db.session(own)
+        assert isinstance(session, Own)
+        await asyncio.to_thread(session.execute, INSERT, {"words": "a"})
+    assert await rows() == 1
+    await own.dispose()
+
+
+async def test_bound_to_an_engine(database: db.Database, database_url: str, rows: Count, postgres: Observer) -> None:
+    """Sessions of a database that is bound to an engine use it, guarded; it is never disposed here."""
+    engine = sa_async.create_async_engine(database_url)
+    bound = db.Database(bind=engine, default=True)
+    await db.isolated(insert, "a")
+    with pytest.raises(db.RawTransactionError):
+        async with db.scope():
+            await (await db.session()).execute(text("COMMIT"))
+    await bound.dispose()
+    assert await postgres.backends("idle") == 1
+    await db.isolated(insert, "b")
+    assert await rows() == 2
+    await engine.dispose()
+
+
+async def test_bound_to_a_connection(database: db.Database, database_url: str, rows: Count) -> None:
+    """Sessions of a database that is bound to a connection join its transaction: they commit and roll back in it."""
+    engine = sa_async.create_async_engine(database_url)
+    async with engine.connect() as connection:
+        outer = await connection.begin()
+        db.Database(bind=connection, default=True)
+        await db.isolated(insert, "a")
+        with pytest.raises(ZeroDivisionError):
+            async with db.scope():
+                await insert("b")
+                raise ZeroDivisionError
+        assert await connection.scalar(text("SELECT string_agg(words, '') FROM note")) == "a"
+        await outer.rollback()
+    assert await rows() == 0
+    await engine.dispose()
+
+
+async def test_exactly_one_source() -> None:
+    """A database comes from one of URL, factory or bind."""
+    with pytest.raises(db.DatabaseURLError, match="one of url, engine"):
+        db.Database()
+    with pytest.raises(db.DatabaseURLError, match="one of url, engine"):
+        db.Database("postgresql://host/name", engine=lambda _: sa_async.create_async_engine("sqlite+aiosqlite://"))
+
+
+async def test_before_session_sets_arguments(database: db.Database, database_url: str, rows: Count) -> None:
+    """The hook may set the session's arguments, another engine to bind to among them; that one is guarded, too."""
+    other = sa_async.create_async_engine(database_url, connect_args={"server_settings": {"application_name": "other"}})
+    seen: list[db.Database[Any]] = []
+
+    async def choose(database: db.Database[Any], arguments: dict[str, Any]) -> None:
+        seen.append(database)
+        arguments["bind"] = other
+        arguments["info"] = {"chosen": True}
+
+    hooked = db.Database(database.url, before_session=choose, default=True)
+    async with db.scope():
+        session = await db.session()
+        assert session.info == {"chosen": True}
+        assert await session.scalar(text("SHOW application_name")) == "other"
+        await insert("a")
+    with pytest.raises(db.RawTransactionError):
+        async with db.scope():
+            await (await db.session()).execute(text("COMMIT"))
+    assert seen == [hooked, hooked]
+    assert await rows() == 1
+    await hooked.dispose()
+    await other.dispose()
+
+
+@asynccontextmanager
+async def two_hosts(url: str) -> AsyncIterator[tuple[Proxy, Proxy]]:
+    """The same server under two addresses."""
+    async with AsyncExitStack() as stack:
+        one, two = Proxy(url), Proxy(url)
+        yield await stack.enter_async_context(one), await stack.enter_async_context(two)
+
+
+def host_and_port(proxy: Proxy) -> str:
+    url = make_url(proxy.url)
+    return f"{url.host}:{url.port}"
+
+
+async def test_change_of_host_with_sessions_in_flight(
+    database: db.Database, database_url: str, rows: Count, postgres: Observer
+) -> None:
+    """New sessions go to the new host at once; those in flight end, and commit, where they began, and only then is the
+    old host's last connection closed."""
+    async with two_hosts(database_url) as (one, two):
+        moving = db.Database(one.url, default=True)
+        in_flight, go_on = asyncio.Event(), asyncio.Event()
+
+        async def long_work() -> None:
+            async with db.scope():
+                await insert("before")
+                in_flight.set()
+                await go_on.wait()
+                await insert("after")
+
+        work = asyncio.create_task(long_work())
+        await in_flight.wait()
+        await moving.change_host(host_and_port(two))
+        await db.isolated(insert, "new")
+        assert (one.count("INSERT"), two.count("INSERT")) == (1, 1)
+        assert await postgres.backends() == 2
+        go_on.set()
+        await work
+        assert (one.count("INSERT"), two.count("INSERT")) == (2, 1)
+        assert one.count("COMMIT") == two.count("COMMIT") == 1
+        await eventually(postgres.backends, equals=1)
+        assert await rows() == 3
+        await moving.dispose()
+
+
+async def test_host_chosen_for_each_session(database: db.Database, database_url: str, rows: Count) -> None:
+    """The hook may change the host for the session that is about to be opened, and back."""
+    async with two_hosts(database_url) as (one, two):
+        hosts = [host_and_port(one), host_and_port(two), None]
+
+        async def choose(database: db.Database[Any], _arguments: dict[str, Any]) -> None:
+            await database.change_host(hosts.pop(0))
+
+        moving = db.Database(one.url, before_session=choose, default=True)
+        for words in ("a", "b", "c"):
+            await db.isolated(insert, words)
+        assert (one.count("INSERT"), two.count("INSERT")) == (2, 1)
+        assert await rows() == 3
+        await moving.dispose()
+
+
+async def test_host_of_the_twin_changes_as_well(database: db.Database, database_url: str, rows: Count) -> None:
+    """The synchronous twin follows, whether it was used before or not."""
+    async with two_hosts(database_url) as (one, two):
+        for used_before in (True, False):
+            moving = db.Database(one.url)
+
+            async def write(words: str, database: db.Database[db.Session]) -> None:
+                session = await db.session(database)
+                await asyncio.to_thread(session.execute, INSERT, {"words": words})
+
+            if used_before:
+                await db.isolated(write, "a", moving.sync)
+            await moving.change_host(host_and_port(two))
+            await db.isolated(write, f"b {used_before}", moving.sync)
+            await moving.dispose()
+        assert (one.count("INSERT"), two.count("INSERT")) == (1, 2)
+
+
+async def test_change_to_a_wrong_host(database: db.Database) -> None:
+    """A port that is no number is refused, and the database stays where it is."""
+    with pytest.raises(db.DatabaseURLError, match="db-2:5432"):
+        await database.change_host("db-2:fivethousand")
+    await db.isolated(insert, "a")
+
+
+async def test_leaving_a_dead_host(database: db.Database, database_url: str) -> None:
+    """A host that has stopped answering does not keep `change_host` waiting."""
+    async with two_hosts(database_url) as (one, two):
+        moving = db.Database(one.url, default=True)
+        await db.isolated(insert, "a")
+        one.blackhole()
+        async with asyncio.timeout(3):
+            await moving.change_host(host_and_port(two))
+        await db.isolated(insert, "b")
+        await moving.dispose()
+
+
+async def test_dispose(database: db.Database, postgres: Observer, rows: Count) -> None:
+    """H: after `dispose` there are 0 backends, those of the twin included; the next use opens the database again."""
+    sync_database = database.sync
+    for _ in range(2):
+        async with db.scope():
+            await (await db.session()).execute(text("SELECT 1"))
+            await asyncio.to_thread((await db.session(sync_database)).execute, text("SELECT 1"))
+        assert await postgres.backends() == 2
+        await database.dispose()
+        await eventually(postgres.backends, equals=0)
+    await database.dispose()
+
+
+async def test_dispose_with_a_session_in_flight(database: db.Database, postgres: Observer, rows: Count) -> None:
+    """A session in flight ends well after `dispose`, and then its connection is closed."""
+    async with db.scope():
+        await insert("a")
+        await database.dispose()
+        assert await postgres.backends() == 1
+        await insert("b")
+    await eventually(postgres.backends, equals=0)
+    assert await rows() == 2
+
+
+async def test_check(database: db.Database, database_url: str) -> None:
+    """`check` says what stands in the way: an unreachable server, a refusal by the server, or nothing."""
+    await database.check()
+    await database.sync.check()
+    async with Proxy(database_url) as proxy:
+        proxy.refuse()
+        for driver in ("asyncpg", "psycopg"):
+            away: db.Database[Any] = db.Database(make_url(proxy.url).set(drivername=f"postgresql+{driver}"))
+            with pytest.raises(db.DatabaseUnreachableError, match="is it running, and is DATABASE_URL right"):
+                await away.check()
+    for driver in ("asyncpg", "psycopg"):
+        unknown: db.Database[Any] = db.Database(
+            make_url(database_url).set(drivername=f"postgresql+{driver}", database="nobodys")
+        )
+        with pytest.raises(DBAPIError, match="nobodys"):
+            await unknown.check()
+
+
+def test_second_loop(database_url: str) -> None:
+    """H: an engine that a second event loop meets is a named error there; disposed on the first, it opens on the second."""
+    database = db.Database(database_url, default=True)
+
+    async def use() -> None:
+        async with db.scope():
+            await (await db.session()).execute(text("SELECT 1"))
+
+    async def use_and_dispose() -> None:
+        await use()
+        await database.dispose()
+
+    asyncio.run(use_and_dispose())
+    with asyncio.Runner() as first:
+        first.run(use())
+        with asyncio.Runner() as second:
+            for act in (use, database.check, database.dispose):
+                with pytest.raises(db.WrongLoopError, match=r"await database\.dispose\(\)"):
+                    second.run(act())
+        first.run(use_and_dispose())
+    asyncio.run(use_and_dispose())
+
+
+async def test_forked_child_builds_its_own(database: db.Database, rows: Count, postgres: Observer) -> None:
+    """H: a forked child opens an engine of its own, and leaves the parent's connections alone, garbage and all."""
+    await db.isolated(insert, "parent before")
+    await asyncio.to_thread(run_in_child, lambda: asyncio.run(_child()))
+    await db.isolated(insert, "parent after")
+    assert await rows() == 3
+    assert await postgres.backends() == 1
+
+
+async def test_child_forked_from_a_running_loop(database: db.Database, rows: Count, postgres: Observer) -> None:
+    """H: the same for a child that is forked in the middle of the loop, while a session is in flight."""
+    async with db.scope():
+        await insert("parent before")
+        run_in_child(lambda: asyncio.run(_child()))
+        await insert("parent after")
+    assert await rows() == 3
+    assert await postgres.backends() == 1
+
+
+async def _child() -> None:
+    gc.collect()
+    async with db.scope():
+        await insert("child")
+    gc.collect()
+    await db.default_database().dispose()
+
+
+def run_in_child(work: Callable[[], None]) -> None:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            asyncio._set_running_loop(None)  # type: ignore[attr-defined]
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

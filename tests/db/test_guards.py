@@ -1,0 +1,398 @@
+"""What SQLAlchemy and the drivers let pass silently: aborted transactions, and transactions ended as text."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import String, TypeDecorator, bindparam, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+import db
+from db.guards import _ENDS_TRANSACTION, _ROLLS_BACK_TO_SAVEPOINT
+from db.transient import Transient, transient
+from tests.db.conftest import INSERT, Count, insert
+from tests.db.models import Note
+from tests.servers import Observer
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("database")
+
+FAILS = text("SELECT 1/0")
+
+
+async def test_swallowed_error_refuses_the_commit(rows: Count, postgres: Observer) -> None:
+    """A1: insert, a swallowed error, leave: the commit is refused, its cause is named, 0 rows; the connection is whole."""
+    with pytest.raises(db.PoisonedTransactionError, match="begin_nested") as refused:
+        async with db.scope():
+            await insert("a")
+            session = await db.session()
+            with contextlib.suppress(DBAPIError):
+                await session.execute(FAILS)
+    assert "division by zero" in str(refused.value.__cause__)
+    assert await rows() == 0
+    assert await postgres.idle_in_transaction() == 0
+    async with db.scope():
+        await insert("b")
+    assert await rows() == 1
+    assert await postgres.backends() == 1
+
+
+async def test_error_in_a_savepoint_is_forgiven(rows: Count) -> None:
+    """A1: the same inside `begin_nested`: the savepoint is rolled back, the rest is saved."""
+    async with db.scope():
+        await insert("a")
+        session = await db.session()
+        with contextlib.suppress(DBAPIError):
+            async with session.begin_nested():
+                await insert("b")
+                await session.execute(FAILS)
+    assert await rows() == 1
+
+
+async def test_error_swallowed_inside_a_savepoint(rows: Count) -> None:
+    """A1: an error swallowed inside the savepoint's block, whose end cannot be released then, is an error."""
+    with pytest.raises(DBAPIError, match="current transaction is aborted"):
+        async with db.scope():
+            await insert("a")
+            session = await db.session()
+            async with session.begin_nested():
+                with contextlib.suppress(DBAPIError):
+                    await session.execute(FAILS)
+    assert await rows() == 0
+
+
+async def test_swallowed_failure_of_a_flush(rows: Count) -> None:
+    """A1: a flush whose error was swallowed has rolled the transaction back: leaving the scope is the same named error."""
+    await db.isolated(insert, "a")
+    with pytest.raises(db.PoisonedTransactionError):
+        async with db.scope():
+            await insert("b")
+            session = await db.session()
+            session.add(Note(words="a"))
+            with contextlib.suppress(IntegrityError):
+                await session.flush()
+    assert await rows() == 1
+
+
+@pytest.mark.parametrize("end", ["commit", "session.commit", "begin", "atomic"])
+async def test_early_commit_is_refused_as_well(end: str, rows: Count) -> None:
+    """A1: an early commit after a swallowed error is refused; the transaction is over, and the session can go on."""
+
+    async def swallow() -> None:
+        session = await db.session()
+        await insert("a")
+        with contextlib.suppress(DBAPIError):
+            await session.execute(FAILS)
+
+    async with db.scope():
+        session = await db.session()
+        with pytest.raises(db.PoisonedTransactionError):
+            match end:
+                case "commit":
+                    await swallow()
+                    await db.commit()
+                case "session.commit":
+                    await swallow()
+                    await session.commit()
+                case "begin":
+                    async with session.begin():
+                        await swallow()
+                case "atomic":
+                    async with db.atomic():
+                        await swallow()
+        assert await rows() == 0
+        await insert("b")
+    assert await rows() == 1
+
+
+async def test_rolled_back_and_gone_on(rows: Count) -> None:
+    """A1: an early rollback after the error makes the session whole again."""
+    async with db.scope():
+        await insert("a")
+        with contextlib.suppress(DBAPIError):
+            await (await db.session()).execute(FAILS)
+        await db.rollback()
+        await insert("b")
+    assert await rows() == 1
+
+
+async def test_savepoint_as_text(rows: Count) -> None:
+    """SAVEPOINT, RELEASE and ROLLBACK TO may be sent as text, and an error between them is forgiven as well."""
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        await session.execute(text("SAVEPOINT mine"))
+        with contextlib.suppress(DBAPIError):
+            await session.execute(FAILS)
+        await session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+        await session.execute(text("RELEASE SAVEPOINT mine"))
+        await insert("b")
+    assert await rows() == 2
+
+
+async def test_error_of_the_driver_poisons_nothing(rows: Count) -> None:
+    """A value that asyncpg cannot encode never reached the server: the transaction is whole, and commits."""
+    async with db.scope():
+        await insert("a")
+        with pytest.raises(DBAPIError, match="expected str, got int"):
+            await insert(7)  # type: ignore[arg-type]
+        await insert("b")
+    assert await rows() == 2
+
+
+class Unreadable(TypeDecorator[str]):
+    """A type of a user's own that fails to convert a parameter."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str:
+        raise FileNotFoundError("no such key")
+
+
+async def test_error_of_a_users_type_is_its_own(rows: Count) -> None:
+    """What a type decorator raises, an `OSError` even, is no lost connection, and the transaction is whole."""
+    async with db.scope():
+        await insert("a")
+        statement = INSERT.bindparams(bindparam("words", type_=Unreadable()))
+        with pytest.raises(Exception, match="no such key") as raised:
+            await (await db.session()).execute(statement, {"words": "b"})
+        assert transient(raised.value) is None
+    assert await rows() == 1
+
+
+async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: Count) -> None:
+    """A swallowed conflict is worth another try, unlike a swallowed mistake."""
+    async with db.independent() as holder:
+        await holder.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
+        with pytest.raises(db.PoisonedTransactionError) as refused:
+            async with db.scope():
+                session = await db.session()
+                await session.execute(text("SET LOCAL lock_timeout = '20ms'"))
+                with contextlib.suppress(DBAPIError):
+                    await insert("a")
+    assert transient(refused.value) is Transient.CONFLICT
+    with pytest.raises(db.PoisonedTransactionError) as refused:
+        async with db.scope():
+            with contextlib.suppress(DBAPIError):
+                await (await db.session()).execute(FAILS)
+    assert transient(refused.value) is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["COMMIT", "commit", " ROLLBACK", "-- over\nCOMMIT", "/* a */ rollback work", "BEGIN", "START TRANSACTION", "END", "ABORT"],
+)
+async def test_ending_as_text(command: str, rows: Count) -> None:
+    """A5: COMMIT, ROLLBACK or BEGIN as text is a named error, and 0 rows, so a retry can never make 2."""
+    with pytest.raises(db.RawTransactionError, match="as text"):
+        async with db.scope():
+            await insert("a")
+            await (await db.session()).execute(text(command))
+    assert await rows() == 0
+
+
+async def test_ending_on_the_connection(rows: Count) -> None:
+    """A5: the same through the session's connection and the driver's SQL."""
+    for send in (
+        lambda connection: connection.execute(text("COMMIT")),
+        lambda connection: connection.exec_driver_sql("COMMIT"),
+    ):
+        with pytest.raises(db.RawTransactionError):
+            async with db.scope():
+                await insert("a")
+                connection = await (await db.session()).connection()
+                await send(connection)
+    assert await rows() == 0
+
+
+HARMLESS = [
+    "SELECT begin_date, end_date FROM (SELECT 1 AS begin_date, 2 AS end_date) AS dates",
+    "SELECT 'COMMIT; ROLLBACK'",
+    "DO $$ BEGIN PERFORM 1; END $$",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END; $$",
+    "SELECT CASE WHEN true THEN 1 END",
+    "SAVEPOINT commit_point",
+    "RELEASE commit_point",
+    "-- COMMIT\nSELECT 1",
+    "/* BEGIN */ SELECT 1",
+    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    "WITH ended AS (SELECT 1) SELECT * FROM ended",
+]
+
+
+async def test_harmless_statements(rows: Count) -> None:
+    """Statements that only look like one of these are sent."""
+    async with db.scope():
+        session = await db.session()
+        for statement in sorted(HARMLESS, key=lambda each: not each.startswith("SET")):
+            await session.execute(text(statement))
+        await insert("a")
+    assert await rows() == 1
+
+
+@pytest.mark.parametrize("statement", ["end_of_day()", "begin_work", "commits", "rollback to a", "ROLLBACK WORK TO a"])
+def test_what_does_not_end_a_transaction(statement: str) -> None:
+    """Words that begin alike, and the rollback to a savepoint, are not taken for the end of a transaction."""
+    assert not _ENDS_TRANSACTION.match(statement)
+
+
+@pytest.mark.parametrize("statement", ["ROLLBACK TO a", " rollback  transaction to savepoint a", "/**/ROLLBACK WORK TO a"])
+def test_what_rolls_back_to_a_savepoint(statement: str) -> None:
+    """All of PostgreSQL's spellings are known."""
+    assert _ROLLS_BACK_TO_SAVEPOINT.match(statement)
+
+
+async def test_isolation_level_can_be_set(rows: Count) -> None:
+    """The isolation level can be set as text and through SQLAlchemy, as the first thing in a transaction."""
+    async with db.scope():
+        session = await db.session()
+        await session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        assert await session.scalar(text("SHOW transaction_isolation")) == "serializable"
+        await insert("a")
+    async with db.scope():
+        session = await db.session()
+        await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        assert await session.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        await insert("b")
+    async with db.scope():
+        assert await (await db.session()).scalar(text("SHOW transaction_isolation")) == "read committed"
+    assert await rows() == 2
+
+
+async def test_autocommit_is_not_poisoned(rows: Count) -> None:
+    """On an AUTOCOMMIT connection an error ends only its own statement."""
+    async with db.scope():
+        session = await db.session()
+        await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        await insert("a")
+        with contextlib.suppress(DBAPIError):
+            await session.execute(FAILS)
+        await insert("b")
+    assert await rows() == 2
+
+
+async def test_many_rows_in_one_call(rows: Count) -> None:
+    """executemany is one operation: it writes all rows, or an error and a refused commit."""
+    async with db.scope():
+        session = await db.session()
+        await session.execute(INSERT, [{"words": str(number)} for number in range(1000)])
+        session.add_all(Note(words=f"object {number}") for number in range(100))
+    assert await rows() == 1100
+    with pytest.raises(db.PoisonedTransactionError):
+        async with db.scope():
+            with contextlib.suppress(IntegrityError):
+                await (await db.session()).execute(INSERT, [{"words": "new"}, {"words": "1"}])
+    assert await rows() == 1100
+
+
+async def test_error_while_streaming(rows: Count) -> None:
+    """An error that arrives while a result is fetched aborts the transaction like any other."""
+    with pytest.raises(db.PoisonedTransactionError):
+        async with db.scope():
+            await insert("a")
+            session = await db.session()
+            result = await session.stream(text("SELECT 10 / (3000 - n) FROM generate_series(1, 4000) AS n"))
+            # SQLAlchemy passes on asyncpg's own exception here.
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                async for _ in result:
+                    pass
+    assert await rows() == 0
+
+
+async def test_conflict_while_streaming(rows: Count) -> None:
+    """A conflict that arrives while a result is fetched is worth another try, though it arrives as the driver's own."""
+    async with db.independent() as holder:
+        await holder.execute(text("SELECT pg_advisory_xact_lock(7)"))
+        with pytest.raises(asyncpg.LockNotAvailableError) as lost:
+            async with db.scope():
+                session = await db.session()
+                await session.execute(text("SET LOCAL lock_timeout = '20ms'"))
+                slow_start = text("SELECT CASE n WHEN 3000 THEN pg_advisory_xact_lock(7)::text END FROM generate_series(1, 4000) AS n")
+                async for _ in await session.stream(slow_start):
+                    pass
+    assert transient(lost.value) is Transient.CONFLICT
+
+
+async def test_deferred_constraint(rows: Count) -> None:
+    """A4: a foreign key that is checked at COMMIT is the caller's error, final, and rolls all back."""
+    with pytest.raises(IntegrityError) as refused:
+        async with db.scope():
+            await insert("a")
+            await (await db.session()).execute(text("INSERT INTO reply VALUES (404)"))
+    assert transient(refused.value) is None
+    assert await rows() == 0
+
+
+async def test_early_commit_that_fails_is_rolled_back(rows: Count) -> None:
+    """A4: an early COMMIT that the server refuses is over: the error comes out, and the session goes on anew."""
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        await session.execute(text("INSERT INTO reply VALUES (404)"))
+        with pytest.raises(IntegrityError):
+            await db.commit()
+        await insert("b")
+    assert await rows() == 1
+
+
+async def test_write_skew(postgres: Observer, rows: Count) -> None:
+    """A4: of two transactions that read what the other writes, at SERIALIZABLE, one fails at its end: worth another try."""
+
+    async def both_read_then_write(words: str, read: asyncio.Barrier) -> None:
+        async with db.scope():
+            session = await db.session()
+            await session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+            await session.scalar(text("SELECT count(*) FROM note"))
+            await read.wait()
+            await insert(words)
+
+    read = asyncio.Barrier(2)
+    results = await asyncio.gather(
+        both_read_then_write("a", read), both_read_then_write("b", read), return_exceptions=True
+    )
+    errors = [result for result in results if isinstance(result, BaseException)]
+    assert [transient(error) for error in errors] == [Transient.CONFLICT]
+    assert await rows() == 1
+    assert await postgres.idle_in_transaction() == 0
+
+
+@pytest.mark.parametrize("terminated", ["idle in transaction", "active"])
+async def test_terminated_connection(terminated: str, rows: Count, postgres: Observer) -> None:
+    """A7: a connection killed while idle in its transaction, or in a statement: worth another try, which gives 1 row."""
+
+    async def work() -> None:
+        async with db.scope():
+            await insert("a")
+            session = await db.session()
+            if terminated == "active":
+                sleeping = asyncio.ensure_future(session.execute(text("SELECT pg_sleep(30)")))
+                await eventually(lambda: postgres.backends("active"), equals=1)
+                await postgres.terminate_backends()
+                await sleeping
+            else:
+                await postgres.terminate_backends()
+                await eventually(postgres.backends, equals=0)
+
+    with pytest.raises((DBAPIError, db.DbError)) as lost:
+        await work()
+    assert transient(lost.value) is Transient.LOST
+    assert await rows() == 0
+    await db.isolated(insert, "a")
+    assert await rows() == 1
+
+
+async def test_reading_survives_in_the_same_scope(postgres: Observer) -> None:
+    """After a swallowed lost connection the scope cannot end well; after an early rollback it can."""
+    async with db.scope():
+        await insert("a")
+        await postgres.terminate_backends()
+        await eventually(postgres.backends, equals=0)
+        with contextlib.suppress(DBAPIError, db.DbError):
+            await insert("b")
+        with pytest.raises(db.PoisonedTransactionError):
+            await db.commit()
+        await insert("c")
+    assert await postgres.fetchval("SELECT string_agg(words, '') FROM note") == "c"

@@ -1,0 +1,422 @@
+"""One user of a session at a time, on the right thread, and nobody after the end."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+import db
+from tests.db.conftest import INSERT, Count, insert
+from tests.db.models import Comment, Note
+from tests.servers import Observer
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("database")
+
+SLEEP = text("SELECT pg_sleep(0.05)")
+Operation = Callable[[db.AsyncSession], Awaitable[Any]]
+
+
+async def add_and_flush(session: db.AsyncSession) -> None:
+    session.add(Note(words="a"))
+    await session.flush()
+
+
+async def stream_all(session: db.AsyncSession) -> None:
+    async for _ in await session.stream(SLEEP):
+        pass
+
+
+async def run_sync(session: db.AsyncSession) -> None:
+    await session.run_sync(lambda inner: inner.execute(SLEEP))
+
+
+async def begin_nested(session: db.AsyncSession) -> None:
+    async with session.begin_nested():
+        await session.execute(SLEEP)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "execute": lambda session: session.execute(SLEEP),
+    "scalar": lambda session: session.scalar(SLEEP),
+    "scalars": lambda session: session.scalars(SLEEP),
+    "get": lambda session: session.get(Note, 1),
+    "flush": add_and_flush,
+    "stream": stream_all,
+    "stream_scalars": lambda session: session.stream_scalars(SLEEP),
+    "run_sync": run_sync,
+    "connection": lambda session: session.connection(),
+    "merge": lambda session: session.merge(Note(id=1, words="a")),
+    "begin_nested": begin_nested,
+}
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+async def test_gather_on_one_session(operation: Operation, warm: bool, postgres: Observer) -> None:
+    """C1: three coroutines at once on one session: one works, the others get the named error, cold or warm."""
+    with pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            session = await db.session()
+            if warm:
+                await session.execute(SLEEP)
+            results = await asyncio.gather(*(operation(session) for _ in range(3)), return_exceptions=True)
+            if operation is OPERATIONS["connection"] and warm:
+                # Nothing is in flight when a connection is there already.
+                assert not any(isinstance(result, BaseException) for result in results)
+            else:
+                errors = [result for result in results if isinstance(result, BaseException)]
+                assert [type(error) for error in errors] == [db.ConcurrentUseError] * 2, errors
+                assert "db.isolated(fn, *args)" in str(errors[0])
+            assert await session.scalar(text("SELECT 1")) == 1
+            raise ZeroDivisionError
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_mixed_operations_at_once() -> None:
+    """C1: different operations collide like alike ones, also with an early end and with `begin`."""
+    async with db.scope():
+        session = await db.session()
+        sleeping = asyncio.create_task(session.scalar(text("SELECT 7 FROM pg_sleep(0.3)")))
+        await asyncio.sleep(0)
+        others: list[Callable[[], Awaitable[Any]]] = [
+            lambda: session.get(Note, 1),
+            session.commit,
+            session.rollback,
+            session.close,
+            session.begin_nested().start,
+            db.commit,
+            db.rollback,
+            db.close,
+        ]
+        for other in others:
+            with pytest.raises(db.ConcurrentUseError):
+                await other()
+        assert await sleeping == 7
+
+
+async def test_fetching_a_stream_while_another_statement_runs() -> None:
+    """C1: a coroutine that fetches from a stream while another's statement is in flight gets the named error."""
+    async with db.scope():
+        session = await db.session()
+        rows = await session.stream(text("SELECT generate_series(1, 5000)"), execution_options={"max_row_buffer": 10})
+        assert (await rows.fetchone()) is not None
+        sleeping = asyncio.create_task(session.scalar(text("SELECT 7 FROM pg_sleep(0.3)")))
+        await asyncio.sleep(0.05)
+        with pytest.raises(db.ConcurrentUseError):
+            await rows.fetchall()
+        assert await sleeping == 7
+
+
+async def test_lazy_loads_at_once(postgres: Observer) -> None:
+    """C1: `awaitable_attrs` of two objects of one session collide as well, instead of now and then."""
+    await postgres.execute("INSERT INTO note (words) VALUES ('a'), ('b')")
+    await postgres.execute("INSERT INTO comment (note_id) VALUES (1), (2)")
+    async with db.scope():
+        session = await db.session()
+        one, two = (await session.scalars(select(Note).order_by(Note.id))).all()
+        results = await asyncio.gather(
+            one.awaitable_attrs.comments, two.awaitable_attrs.comments, return_exceptions=True
+        )
+        assert [type(result) for result in results].count(db.ConcurrentUseError) == 1, results
+        assert len(await two.awaitable_attrs.comments) == 1
+
+
+async def test_one_after_the_other_is_fine(rows: Count) -> None:
+    """Child tasks that take turns, and operations within operations, are no concurrent use."""
+    async with db.scope():
+        for number in range(3):
+            await asyncio.create_task(insert(str(number)))
+        session = await db.session()
+        session.add(Note(words="with autoflush"))
+        assert len((await session.scalars(select(Note))).all()) == 4
+    assert await rows() == 4
+
+
+async def test_sibling_in_flight_when_the_scope_ends_well(rows: Count, postgres: Observer) -> None:
+    """A scope that is left while a child's statement is in flight cannot be committed: named error, nothing saved."""
+    with pytest.raises(db.ConcurrentUseError):
+        async with db.scope():
+            await insert("a")
+            child = asyncio.create_task((await db.session()).execute(text("SELECT pg_sleep(30)")))
+            await eventually(lambda: postgres.backends("active"), equals=1)
+    with pytest.raises(db.ScopeEndedError):
+        await child
+    assert await rows() == 0
+    await eventually(lambda: postgres.backends("active"), equals=0)
+    assert await postgres.idle_in_transaction() == 0
+
+
+@pytest.mark.parametrize("block", ["scope", "begin", "begin_nested", "atomic"])
+async def test_sibling_in_flight_when_a_child_fails(block: str, rows: Count, postgres: Observer) -> None:
+    """C2: gather(insert, raise, late insert): the first error comes out, 0 rows, nothing left in a transaction, and
+    no child hangs."""
+    late: list[asyncio.Task[Any]] = []
+
+    async def children() -> None:
+        session = await db.session()
+
+        async def fail() -> None:
+            await eventually(lambda: postgres.backends("active"), equals=1)
+            raise ValueError("the first error")
+
+        async def insert_late() -> None:
+            await asyncio.sleep(0.5)
+            await insert("late")
+
+        await insert("a")
+        late.append(asyncio.create_task(session.execute(text("SELECT pg_sleep(30)"))))
+        late.append(asyncio.create_task(insert_late()))
+        await asyncio.gather(*late, fail())
+
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="the first error"):
+        async with db.scope():
+            session = await db.session()
+            match block:
+                case "scope":
+                    await children()
+                case "begin":
+                    async with session.begin():
+                        await children()
+                case "begin_nested":
+                    async with session.begin_nested():
+                        await children()
+                case "atomic":
+                    async with db.atomic():
+                        await children()
+    assert time.monotonic() - started < 3
+    await eventually(lambda: postgres.backends("active"), equals=0)
+    await eventually(postgres.idle_in_transaction, equals=0)
+    errors = await asyncio.gather(*late, return_exceptions=True)
+    assert all(isinstance(error, db.ScopeError) for error in errors), errors
+    assert await rows() == 0
+
+
+async def test_sibling_stopped_in_a_savepoint_loses_the_transaction(rows: Count, postgres: Observer) -> None:
+    """If the error of a savepoint with a sibling in flight is swallowed, the scope does not pass for a success."""
+    with pytest.raises((db.PoisonedTransactionError, db.ConcurrentUseError)):
+        async with db.scope():
+            session = await db.session()
+            await insert("a")
+            sibling = asyncio.create_task(session.execute(text("SELECT pg_sleep(30)")))
+            await eventually(lambda: postgres.backends("active"), equals=1)
+            with contextlib.suppress(ZeroDivisionError):
+                async with _savepoint_without_a_statement(session):
+                    raise ZeroDivisionError
+    with pytest.raises(db.ScopeError):
+        await sibling
+    assert await rows() == 0
+
+
+def _savepoint_without_a_statement(session: db.AsyncSession) -> Any:
+    return session.begin_nested()
+
+
+async def test_evicted_and_cancelled_by_somebody_else(postgres: Observer) -> None:
+    """A child whose statement the scope's end stops, and that is cancelled at the same time, ends as cancelled."""
+    with contextlib.suppress(ZeroDivisionError):
+        async with db.scope():
+            session = await db.session()
+            child = asyncio.create_task(session.execute(text("SELECT pg_sleep(30)")))
+            await eventually(lambda: postgres.backends("active"), equals=1)
+            asyncio.get_running_loop().call_soon(child.cancel)
+            raise ZeroDivisionError
+    with pytest.raises((asyncio.CancelledError, db.ScopeEndedError)):
+        await child
+
+
+async def test_evicted_child_is_not_left_cancelled(postgres: Observer) -> None:
+    """A child whose statement the scope's end stops gets a named error, and can go on with other things."""
+    gone_on: list[int] = []
+
+    async def child() -> None:
+        session = await db.session()
+        with pytest.raises(db.ScopeEndedError, match=r"db\.isolated"):
+            await session.execute(text("SELECT pg_sleep(30)"))
+        task = asyncio.current_task()
+        assert task is not None
+        gone_on.append(task.cancelling())
+        await asyncio.sleep(0)
+
+    with contextlib.suppress(ZeroDivisionError):
+        async with db.scope():
+            await insert("a")
+            task = asyncio.create_task(child())
+            await eventually(lambda: postgres.backends("active"), equals=1)
+            raise ZeroDivisionError
+    await task
+    assert gone_on == [0]
+
+
+async def test_commit_of_an_orphan_is_waited_for(postgres: Observer, rows: Count) -> None:
+    """A scope that fails while a child's COMMIT is in the server waits for it, and the child is told the truth."""
+    from tests.db.conftest import committing, slow_commits
+
+    await slow_commits(postgres, 0.3)
+    with contextlib.suppress(ZeroDivisionError):
+        async with db.scope():
+            await insert("a")
+            child = asyncio.create_task(db.commit())
+            await eventually(lambda: committing(postgres))
+            raise ZeroDivisionError
+    await child
+    assert await rows() == 1
+
+
+async def test_orphan_adds_an_object(rows: Count, postgres: Observer) -> None:
+    """C3: an orphan's `add` after the end raises at once, and writes nothing; nothing is checked out."""
+    go_on = asyncio.Event()
+
+    async def orphan() -> None:
+        session = await db.session()
+        await go_on.wait()
+        session.add(Note(words="orphan"))
+
+    async with db.scope():
+        await insert("a")
+        child = asyncio.create_task(orphan())
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(db.ScopeEndedError):
+        await child
+    assert await rows() == 1
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_closing_after_the_end_does_nothing() -> None:
+    """Closing a session whose scope has ended is no error: `async with session` may outlive a scope."""
+    async with db.scope():
+        session = await db.session()
+        await session.execute(SLEEP)
+    await session.close()
+    async with session:
+        pass
+
+
+async def test_lazy_load_after_the_end(postgres: Observer) -> None:
+    """An object that outlives its scope loads nothing through it."""
+    await postgres.execute("INSERT INTO note (words) VALUES ('a')")
+    async with db.scope():
+        note = (await (await db.session()).scalars(select(Note))).one()
+    with pytest.raises(Exception, match="not bound to a Session"):
+        await note.awaitable_attrs.comments
+    assert note.words == "a"
+
+
+async def test_pool_exhausted_names_the_cause(database: db.Database) -> None:
+    """C4: nested scopes that need more connections than the pool has get a named error that says why, and then go on."""
+    small = db.Database(database.url, pool_size=1, pool_timeout=0.1, default=True)
+    async with db.scope():
+        await insert("outer")
+        with pytest.raises(db.PoolExhaustedError, match=r"nested scopes and isolated\(\) each hold a connection"):
+            await db.isolated(insert, "inner")
+        await insert("outer again")
+    await db.isolated(insert, "inner")
+    await small.dispose()
+
+
+async def test_pool_exhausted_by_a_flush_at_the_end(database: db.Database, rows: Count) -> None:
+    """C4: the same where the first statement is the flush of what was only added."""
+    small = db.Database(database.url, pool_size=1, pool_timeout=0.1, default=True)
+    async with db.scope():
+        await insert("outer")
+        with pytest.raises(db.PoolExhaustedError):
+            async with db.scope():
+                (await db.session()).add(Note(words="inner"))
+    assert await rows() == 1
+    await small.dispose()
+
+
+async def test_worker_thread(rows: Count, postgres: Observer) -> None:
+    """C6: an `AsyncSession` in a worker thread, to which the scope was copied, is a named error; it works on after."""
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        attempts: list[Callable[[], Any]] = [
+            lambda: asyncio.run(session.execute(SLEEP)),  # type: ignore[arg-type]
+            lambda: session.sync_session.execute(SLEEP),
+            lambda: session.add(Note(words="thread")),
+            lambda: asyncio.run(session.commit()),
+        ]
+        for attempt in attempts:
+            with pytest.raises(db.WrongThreadError, match="event loop's thread"):
+                await asyncio.to_thread(attempt)
+        await session.execute(INSERT, {"words": "b"})
+    assert await rows() == 2
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_original_error_comes_out(rows: Count) -> None:
+    """C7: after a failed flush and a rollback it is the first error that the caller gets, not what a log made of it."""
+    from sqlalchemy.exc import IntegrityError
+
+    await db.isolated(insert, "a")
+    with pytest.raises(IntegrityError, match="note_words_key"):
+        async with db.scope():
+            session = await db.session()
+            note = Note(words="a")
+            session.add(note)
+            await session.flush()
+    assert await rows() == 1
+
+
+async def test_commit_within_run_sync_is_refused(rows: Count) -> None:
+    """SQLAlchemy's own objects cannot commit past the scope: its callbacks would be skipped; the scope can go on."""
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        with pytest.raises(db.RawTransactionError, match="run_sync"):
+            await session.run_sync(lambda inner: inner.commit())
+        transaction = session.sync_session.get_transaction()
+        assert transaction is not None
+        with pytest.raises(db.RawTransactionError):
+            await session.run_sync(lambda _: transaction.commit())
+        assert await rows() == 0
+    assert await rows() == 1
+
+
+async def test_stopped_session_raises_what_it_is_told() -> None:
+    """`use.stop(error)` lets the next statement raise that error."""
+    with pytest.raises(TimeoutError, match="too late"):
+        async with db.scope():
+            session = await db.session()
+            session.use.stop(TimeoutError("too late"))
+            await session.execute(SLEEP)
+
+
+async def test_objects_are_not_added_during_a_flush(postgres: Observer, rows: Count) -> None:
+    """An object that another coroutine adds while a flush is in flight would be missed: named error."""
+    await slow_inserts(postgres)
+    async with db.scope():
+        session = await db.session()
+        session.add(Note(words="a"))
+        flushing = asyncio.create_task(session.flush())
+        await eventually(lambda: postgres.backends("active"), equals=1)
+        with pytest.raises(db.ConcurrentUseError):
+            session.add(Note(words="b"))
+        await flushing
+        session.add(Note(words="c"))
+    assert await rows() == 2
+
+
+async def slow_inserts(postgres: Observer) -> None:
+    await postgres.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$"
+    )
+    await postgres.execute("CREATE TRIGGER slow BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION wait()")
+
+
+async def test_object_graph() -> None:
+    """An object graph is written in one flush, and read back through the same session."""
+    async with db.scope():
+        session = await db.session()
+        session.add(Note(words="a", comments=[Comment(), Comment()]))
+        await session.flush()
+        note = (await session.scalars(select(Note))).one()
+        assert len(await note.awaitable_attrs.comments) == 2

@@ -1,0 +1,139 @@
+"""A default database and a default queue on real servers, and an executor to run tasks with, without any worker."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import pytest
+import redis
+from hypothesis import settings
+
+import db
+import worker
+from db.database import Database
+from tests.servers import Observer
+from worker.engine.calling import Caller, Hook
+from worker.engine.delivery import Delivery
+from worker.engine.executor import Executor
+from worker.engine.outcome import Outcome
+from worker.message import Message, encode
+from worker.queue import now_ms
+
+# Examples wait for nothing; a slow machine is no reason to fail.
+settings.register_profile("tandem", deadline=None)
+settings.load_profile("tandem")
+
+NOTES = """
+    CREATE TABLE note (id serial PRIMARY KEY, words text UNIQUE);
+    CREATE TABLE reply (note_id int REFERENCES note DEFERRABLE INITIALLY DEFERRED);
+"""
+
+
+class Count(Protocol):
+    """Counts the committed rows of `note`."""
+
+    async def __call__(self) -> int: ...
+
+
+class Execute(Protocol):
+    """Runs one job of a task, given its arguments, as a worker would; the job's tries so far; what became of it."""
+
+    async def __call__(self, task: worker.Task[..., Any], /, *args: Any, tries: int = 0, **kwargs: Any) -> Outcome: ...
+
+
+@pytest.fixture(autouse=True)
+def _no_default_left() -> Any:
+    """A default database and a default queue are for one test."""
+    yield
+    db.set_default_database(None)
+    worker.set_default_queue(None)
+
+
+@pytest.fixture
+async def queue(redis_url: str) -> AsyncIterator[worker.Queue]:
+    """The default queue, empty."""
+    queue = worker.Queue(redis_url, default=True)
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+def observer(redis_url: str) -> Any:
+    """Looks at Redis from outside."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def database(database_url: str, postgres: Observer) -> AsyncIterator[Database[db.AsyncSession]]:
+    """The default database, as a worker opens it, with the tables `note` and `reply`."""
+    await postgres.execute(NOTES)
+    database = Database(database_url, default=True, pre_ping=False)
+    yield database
+    await database.dispose()
+    assert await postgres.backends("active") == 0
+
+
+@pytest.fixture
+def rows(postgres: Observer) -> Count:
+    """Counts the rows of `note` through a connection of its own."""
+
+    async def count() -> int:
+        return int(await postgres.fetchval("SELECT count(*) FROM note"))
+
+    return count
+
+
+class Bench:
+    """An executor of its own for a test."""
+
+    def __init__(self, **hooks: Hook) -> None:
+        self.caller = Caller(threads=4, arq_context={"redis": "arq's"}, **hooks)
+        self.resources: dict[str, Any] = {"http": "a client"}
+        self.timeout = 20.0
+        self.max_tries = 3
+
+    def deliver(self, task: worker.Task[..., Any], *args: Any, tries: int = 0, **kwargs: Any) -> Delivery:
+        """A job of `task` from the wire, due for its next attempt."""
+        payload = encode(task.name, task.signature.validate(args, kwargs), now_ms())
+        return Delivery(Message.decode("job-1", payload), "arq:queue", tries=tries, score=now_ms())
+
+    def start(self, task: worker.Task[..., Any], delivery: Delivery) -> "asyncio.Task[Outcome]":
+        """Run a delivery in an asyncio task of its own, as the engine does."""
+        executor = Executor(
+            {task.name: task}, self.caller, timeout=self.timeout, max_tries=self.max_tries, resources=self.resources
+        )
+        return asyncio.create_task(executor.execute(delivery))
+
+    async def run(self, task: worker.Task[..., Any], /, *args: Any, tries: int = 0, **kwargs: Any) -> Outcome:
+        """`deliver` and `start`, and wait for the outcome."""
+        return await self.start(task, self.deliver(task, *args, tries=tries, **kwargs))
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench(database: Database[db.AsyncSession]) -> Any:
+    """Makes executors on the default database; arguments: arq's hooks."""
+    made: list[Bench] = []
+
+    def make(**hooks: Hook) -> Bench:
+        made.append(Bench(**hooks))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.caller.close()
+
+
+@pytest.fixture
+def bench(make_bench: MakeBench) -> Bench:
+    """An executor on the default database."""
+    return make_bench()
+
+
+@pytest.fixture
+def execute(bench: Bench) -> Execute:
+    """Runs one job on the default database."""
+    return bench.run

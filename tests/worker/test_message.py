@@ -1,0 +1,145 @@
+"""The wire: jobs and results as JSON, and what is refused."""
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+from arq.jobs import deserialize_job, deserialize_result, serialize_job, serialize_result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import JobFailed, PayloadError
+from worker.message import Message, deserialize, deserialize_trusting, dump, encode, serialize
+
+TEXT = st.text(st.characters(codec="utf-8"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+class TestMessage:
+    @given(
+        st.text(st.characters(codec="utf-8"), min_size=1), st.dictionaries(st.text("abc"), JSON), st.integers(0, 2**45)
+    )
+    def test_a_job_comes_back_as_it_was_written(self, task: str, kwargs: dict[str, Any], enqueued_at: int) -> None:
+        """Name, arguments and enqueue time survive the wire, whatever JSON can say."""
+        message = Message.decode("id", encode(task, dump(kwargs), enqueued_at))
+        assert message == Message("id", task, (), kwargs, enqueued_at)
+
+    def test_arq_reads_our_jobs_and_we_read_arqs(self) -> None:
+        """With our codec, stock arq and we write the same job."""
+        ours = deserialize_job(encode("census", b'{"path":"/a"}', 1_700_000_000_000), deserializer=deserialize)
+        theirs = serialize_job("census", (1,), {"path": "/a"}, None, 1_700_000_000_000, serializer=serialize)
+        assert (ours.function, ours.kwargs) == ("census", {"path": "/a"})
+        assert Message.decode("id", theirs) == Message("id", "census", (1,), {"path": "/a"}, 1_700_000_000_000)
+
+    @pytest.mark.parametrize(
+        ("raw", "reason"),
+        [
+            (b"", "not JSON"),
+            (b"\xff\xfe", "not JSON"),
+            (b"[" * 300 + b"]" * 300, "recursion limit"),
+            (b"[1]", "list where an object is wanted"),
+            (b"{}", "it wants f"),
+            (b'{"f":["x"],"a":[],"k":{},"et":1}', "it wants f"),
+            (b'{"f":"x","a":{},"k":{},"et":1}', "it wants f"),
+            (b'{"f":"x","a":[],"k":[],"et":1}', "it wants f"),
+            (b'{"f":"x","a":[],"k":{}}', "et, its enqueue time"),
+            (b'{"f":"x","a":[],"k":{},"et":true}', "et, its enqueue time"),
+            (b'{"f":"x","a":[],"k":{},"et":1e300}', "et, its enqueue time"),
+            (b'{"f":"x","a":[],"k":{},"et":999999999999999999}', "et, its enqueue time"),
+            (b'{"f":"x","a":[],"k":{},"et":-1}', "et, its enqueue time"),
+            (b'{"f":"x","a":[],"k":{},"et":1,"t":"1"}', "t, the try to begin with"),
+        ],
+    )
+    def test_what_is_no_job_is_refused_and_told_why(self, raw: bytes, reason: str) -> None:
+        """Garbage in the queue becomes a `PayloadError` that says what is wrong with it, for us and for arq."""
+        with pytest.raises(PayloadError, match=reason):
+            Message.decode("id", raw)
+        with pytest.raises(PayloadError, match=reason):
+            deserialize(raw)
+
+
+class TestPickle:
+    def test_is_not_loaded(self) -> None:
+        """A pickle is refused with advice, and what it would have run is not run."""
+        loaded.clear()
+        with pytest.raises(PayloadError, match="WORKER_ACCEPT_PICKLE"):
+            Message.decode("id", pickle.dumps(Bomb()))
+        with pytest.raises(PayloadError, match="WORKER_ACCEPT_PICKLE"):
+            deserialize(pickle.dumps(Bomb()))
+        assert loaded == []
+
+    def test_is_loaded_where_it_is_accepted(self) -> None:
+        """A queue that moves from arq can accept its pickled jobs."""
+        raw = serialize_job("census", (1,), {"path": "/a"}, None, 5)
+        assert Message.decode("id", raw, accept_pickle=True) == Message("id", "census", (1,), {"path": "/a"}, 5)
+        assert deserialize_trusting(raw)["f"] == "census"
+
+    def test_a_broken_one_is_refused(self) -> None:
+        """Where pickles are accepted, one that cannot be loaded or is no job is a `PayloadError` all the same."""
+        for raw in (b"\x80garbage", pickle.dumps([1]), pickle.dumps({"f": "x", "a": (), "k": {1: 2}, "et": 1})):
+            with pytest.raises(PayloadError):
+                Message.decode("id", raw, accept_pickle=True)
+
+
+class TestResult:
+    def test_arq_reads_an_error_of_ours_as_an_exception(self) -> None:
+        """A stock client gets the exception that ended the job, built in or not."""
+        for error in (ValueError("no"), JobFailed("app.Oops", "no", "Traceback ...")):
+            raw = serialize_result("f", (), {}, 1, 2, False, error, 3, 4, "ref", "q", "id", serializer=serialize)
+            assert raw is not None
+            result = deserialize_result(raw, deserializer=deserialize).result
+            assert (type(result), result.args) == (type(error), error.args)
+
+    def test_arqs_word_for_an_unserialisable_result_stays_a_text(self) -> None:
+        """What arq writes where a result could not be serialised is passed on."""
+        raw = json.dumps({"f": "x", "a": [], "k": {}, "et": 1, "s": False, "r": "unable to serialize result"}).encode()
+        assert deserialize(raw)["r"] == "unable to serialize result"
+
+
+class TestDump:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            pytest.param(lambda: 0, id="a function"),
+            pytest.param(object(), id="an object"),
+            pytest.param("\ud800", id="a lone surrogate"),
+            pytest.param({"\udcff": 1}, id="a lone surrogate as a key"),
+            pytest.param((number for number in range(3)), id="a generator"),
+            pytest.param(map(str, range(3)), id="an iterator"),
+            pytest.param(10**5000, id="a number that no parser reads"),
+        ],
+    )
+    def test_refuses_what_json_cannot_say_or_nobody_could_read(self, value: Any) -> None:
+        """What would not come back is a `TypeError` that names its type."""
+        with pytest.raises(TypeError, match=f"JSON cannot say this {type(value).__name__}"):
+            dump(value)
+
+    @pytest.mark.parametrize("depth", [199, 240, 100_000])
+    def test_refuses_what_is_nested_too_deep(self, depth: int) -> None:
+        """Whatever can be written can be read back as part of a result."""
+        value: list[Any] = []
+        for _ in range(depth):
+            value = [value]
+        with pytest.raises(TypeError, match="JSON cannot say this list"):
+            dump(value)
+
+    @given(JSON)
+    def test_what_it_writes_can_be_read_as_part_of_a_result(self, value: Any) -> None:
+        """A value that was written is in the result that arq's client reads."""
+        raw = b'{"f":"x","a":[],"k":{},"et":1,"s":true,"r":%b}' % dump(value)
+        assert deserialize(raw)["r"] == value
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return loaded.append, (1,)
+
+
+loaded: list[int] = []
