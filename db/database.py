@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from db import guards, postgres, sqlite
 from db.engines import OpenEngine
-from db.errors import DatabaseURLError
+from db.errors import DatabaseURLError, WrongLoopError
 from db.guarded import AsyncSession, Session, guarded
 from db.url import host_of, parse_url, same_database, sync_twin, with_host
 
@@ -187,16 +187,20 @@ class Database(Generic[S]):
             await self._twin.change_host(host)
         if host == self.host:
             return
-        self.host = host
-        retired, self._open = self._open, None
-        if retired is not None:
-            await retired.retire()
+        before, self.host = self.host, host
+        try:
+            await self._retire()
+        except WrongLoopError:
+            self.host = before
+            raise
 
     async def dispose(self) -> None:
-        """Close all connections, those of sessions in flight when they end. The next use opens the engine again."""
-        retired, self._open = self._open, None
-        if retired is not None:
-            await retired.retire()
+        """Close all connections, those of sessions in flight when they end. The next use opens the engine again.
+
+        Raises:
+            WrongLoopError: the engine belongs to another event loop, which is still there.
+        """
+        await self._retire()
         if self._twin is not None:
             await self._twin.dispose()
 
@@ -234,16 +238,27 @@ class Database(Generic[S]):
     def bound_to(self, connection: AsyncConnection | Connection) -> Iterator[None]:
         """Inside, new sessions join the transaction of `connection` through savepoints. For `db.testing`."""
         before = self._bind, self._open
-        self._bind, self._open = connection, None
+        # Opened here and not on first use, which may be on another loop than the connection's.
+        self._bind, self._open = connection, self._bound(connection)
         try:
             yield
         finally:
             self._bind, self._open = before
 
-    def _opened(self) -> OpenEngine:
+    async def _retire(self) -> None:
+        self._forget_inherited()
+        if self._open is not None:
+            self._open.check_retirable(self.name)
+            retired, self._open = self._open, None
+            await retired.retire()
+
+    def _forget_inherited(self) -> None:
         if self._open is not None and not self._open.of_this_process:
             self._open.forget()
             self._open = None
+
+    def _opened(self) -> OpenEngine:
+        self._forget_inherited()
         if self._open is None:
             self._open = self._bound(self._bind) if self._bind is not None else self._new_engine()
         return self._open

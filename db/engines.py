@@ -57,6 +57,11 @@ class OpenEngine:
                 "before it ends (asyncio.run makes a new loop each time), or use one Database a loop"
             )
 
+    def check_retirable(self, name: str) -> None:
+        """Raise :class:`WrongLoopError` if another loop is still there that could close the connections."""
+        if not self._loop.is_closed():
+            self.check_loop(name)
+
     def lease(self) -> None:
         self._leases += 1
 
@@ -73,17 +78,22 @@ class OpenEngine:
 
     def forget(self) -> None:
         """Drop the pool and leave the connections alone: they belong to the process this one was forked from."""
-        sync_engine = self.engine.sync_engine if isinstance(self.engine, AsyncEngine) else self.engine
-        _inherited.append(sync_engine.pool)
-        sync_engine.dispose(close=False)
+        _inherited.append(self._sync_engine.pool)
+        self._sync_engine.dispose(close=False)
+
+    @property
+    def _sync_engine(self) -> Engine:
+        return self.engine.sync_engine if isinstance(self.engine, AsyncEngine) else self.engine
 
     async def _dispose(self) -> None:
         if not self._owned:
             return
-        if isinstance(self.engine, AsyncEngine):
-            await self.engine.dispose()
-        else:
+        if not isinstance(self.engine, AsyncEngine):
             await asyncio.to_thread(self.engine.dispose)
+        elif self._loop.is_closed():
+            self.engine.sync_engine.dispose(close=False)  # nobody can say goodbye any more
+        else:
+            await self.engine.dispose()
         if self._closing:
             await asyncio.wait(self._closing)
 

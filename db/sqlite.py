@@ -21,7 +21,7 @@ def refuse_memory(url: URL) -> None:
         DatabaseURLError: `url` names no file.
     """
     named = url.database or ":memory:"
-    if named in (":memory:", "file::memory:") or "memory" in (url.query.get("mode"), url.query.get("vfs")):
+    if named in (":memory:", "file::memory:") or url.query.get("mode") == "memory" or url.query.get("vfs") == "memdb":
         raise DatabaseURLError(
             "an in-memory SQLite database has one connection, so all sessions would share one transaction: "
             "use a file, e.g. sqlite+aiosqlite:///./app.db"

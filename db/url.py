@@ -44,7 +44,7 @@ def sync_twin(url: URL) -> URL | None:
 
 def same_database(one: URL | None, other: URL | None) -> bool:
     """Whether two URLs name the same database, whatever their drivers."""
-    return one is not None and other is not None and sync_twin(one) == sync_twin(other)
+    return one is not None and other is not None and _place(one) == _place(other)
 
 
 def host_of(url: URL) -> str | None:
@@ -61,11 +61,18 @@ def with_host(url: URL, host: str) -> URL:
     """
     elsewhere = url.difference_update_query(["host", "port"])
     if host.startswith("/"):
-        return elsewhere.set(host=None, port=None).update_query_dict({"host": host, "port": str(url.port or 5432)})
+        # A host of its own would take precedence.
+        unnamed = URL.create(url.drivername, url.username, url.password, database=url.database, query=elsewhere.query)
+        return unnamed.update_query_dict({"host": host, "port": str(url.port or 5432)})
     name, _, port = host.rpartition(":") if host.count(":") == 1 or "]:" in host else (host, "", "")
     if port and not port.isdecimal():
         raise DatabaseURLError(f"not a host: {host!r}: write e.g. db-2 or db-2:5432")
     return elsewhere.set(host=name.strip("[]"), port=int(port) if port else url.port)
+
+
+def _place(url: URL) -> tuple[object, ...]:
+    port = str(url.port or url.query.get("port") or 5432)
+    return url.get_backend_name(), host_of(url), port, url.database, url.username
 
 
 def _with_driver_words(url: URL) -> URL:

@@ -14,9 +14,10 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from redis.exceptions import RedisError
 from rich.console import Console
@@ -29,10 +30,11 @@ from examples.report import print_census, print_check, print_failed
 from examples.worker_process import WorkerDiedError, WorkerProcess
 from tasks.census import scan_folder
 from tasks.models import Scan, create_tables
-from worker import Job, Queue, default_queue
+from worker import Job, Queue
 from worker.config import Config
-from worker.embedded import EmbeddedServerError, Urls, servers
+from worker.embedded import EmbeddedServerError, Urls
 from worker.errors import ConfigError
+from worker.local_servers import local_servers, message
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _PAUSE = 0.2  # seconds between two looks at how far the jobs are
@@ -43,20 +45,31 @@ console = Console(highlight=False, soft_wrap=True, force_terminal=None if sys.st
 
 
 class DemoError(Exception):
-    """The demo cannot go on; one line says why."""
+    """The demo cannot begin, or go on; one line says why."""
+
+    def __init__(self, why: str, exit_code: int) -> None:
+        super().__init__(why)
+        self.exit_code = exit_code
 
 
 def main() -> int:
     """Run the demo. Its exit code: 0, 1 if the check does not hold or the work broke off, 2 if it could not begin."""
+    # A shell lets what it starts in the background ignore Ctrl-C; here it always means: stop, and clean up.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = _folder()
     try:
         config = Config.load()
-        with servers(config.database_url, config.redis_url) as urls:
+        console.print(message(config) or "DATABASE_URL and REDIS_URL are set: this run uses those servers.")
+        with local_servers(config) as urls:
             return asyncio.run(_demo(folder, urls))
     except (ConfigError, EmbeddedServerError) as error:
         return _explain(str(error), 2)
-    except (DemoError, WorkerDiedError) as error:
+    except DemoError as error:
+        return _explain(str(error), error.exit_code)
+    except WorkerDiedError as error:
         return _explain(str(error), 1)
+    except (db.DbError, SQLAlchemyError, RedisError) as error:
+        return _explain(f"The work broke off: {_first_line(error)}", 1)
     except KeyboardInterrupt:
         return _explain("Interrupted: the worker, and the servers that were started, are stopped.", _INTERRUPTED)
     except asyncio.CancelledError:
@@ -95,7 +108,7 @@ async def _scan(folder: Path) -> int:
     try:
         await job.result(timeout=_PATIENCE)
     except Exception as error:  # whatever ended the job is raised here
-        raise DemoError(f"scan_folder failed: {type(error).__name__}: {error}") from error
+        raise DemoError(f"scan_folder failed: {type(error).__name__}: {error}", 1) from error
     return scan.id
 
 
@@ -104,8 +117,7 @@ async def _jobs_of(scan_id: int) -> dict[str, Job[int]]:
     async with db.scope():
         session = await db.session()
         scan = await session.get_one(Scan, scan_id)
-    queue = default_queue()
-    return {path: Job(job_id, queue_name=queue.name) for path, job_id in (scan.jobs or {}).items()}
+    return {path: Job(job_id) for path, job_id in (scan.jobs or {}).items()}
 
 
 async def _progress(outcomes: Outcomes) -> AsyncIterator[Counts]:
@@ -119,7 +131,9 @@ async def _progress(outcomes: Outcomes) -> AsyncIterator[Counts]:
         if latest != known:
             known, last_news = latest, time.monotonic()
         elif time.monotonic() - last_news > _PATIENCE:
-            raise DemoError(f"no job has ended for {_PATIENCE:.0f} s; {known.ended:,} of {known.total:,} had before")
+            raise DemoError(
+                f"No job has ended for {_PATIENCE:.0f} s; {known.ended:,} of {known.total:,} had before.", 1
+            )
         yield known
         await asyncio.sleep(_PAUSE)
 
@@ -130,17 +144,21 @@ async def _connected(urls: Urls) -> AsyncIterator[Queue]:
     database = db.Database(urls.database, default=True)
     queue = Queue(urls.redis, name=f"tandem:demo:{secrets.token_hex(4)}", default=True)
     try:
-        await create_tables()
-        await queue.ping()
+        await _answering("DATABASE_URL", create_tables())
+        await _answering("REDIS_URL", queue.ping())
         yield queue
-        await queue.redis.delete(queue.name)
-    except (db.DbError, SQLAlchemyError) as error:
-        raise DemoError(f"DATABASE_URL: {_first_line(error)}") from error
-    except RedisError as error:
-        raise DemoError(f"REDIS_URL: {_first_line(error)}") from error
     finally:
+        with suppress(RedisError):
+            await queue.redis.delete(queue.name)
         await queue.close()
         await database.dispose()
+
+
+async def _answering(variable: str, question: Coroutine[Any, Any, None]) -> None:
+    try:
+        await question
+    except (db.DbError, SQLAlchemyError, RedisError, OSError) as error:
+        raise DemoError(f"{variable}: {_first_line(error)}", 2) from error
 
 
 def _folder() -> Path:

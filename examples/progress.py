@@ -49,7 +49,7 @@ async def _show_lines(progress: AsyncIterable[Counts], console: Console, started
         if time.monotonic() >= next_line or counts.ended == counts.total:
             next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             rate = _rate(counts, started)
-            console.print(f"{counts.ended} of {counts.total} jobs done, {counts.failed} failed, {rate:.0f}/s")
+            console.print(f"{counts.ended:,} of {counts.total:,} jobs done, {counts.failed:,} failed, {rate:.0f}/s")
 
 
 def _rate(counts: Counts, started: float) -> float:

@@ -78,11 +78,13 @@ class WorkerProcess:
             await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
-            raise WorkerDiedError(f"the worker ended with exit code {dying.result()}: {self._last_words()}")
+            raise WorkerDiedError(
+                f"The worker ended with exit code {dying.result()}. Its last words: {self._last_words()}"
+            )
         finally:
             working.cancel()
             dying.cancel()
-            await asyncio.wait({working, dying})
+            await asyncio.gather(working, dying, return_exceptions=True)
 
     @property
     def _running(self) -> Process:
@@ -106,4 +108,4 @@ class WorkerProcess:
     def _last_words(self, lines: int = 5) -> str:
         self._log.seek(0)
         log = self._log.read().decode(errors="replace").strip().splitlines()
-        return " | ".join(log[-lines:]) or "it said nothing"
+        return " | ".join(log[-lines:]) or "none"

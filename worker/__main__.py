@@ -1,3 +1,8 @@
-from worker.cli import main
+import sys
+
+try:
+    from worker.cli import main
+except KeyboardInterrupt:  # so soon that most of the work was importing
+    sys.exit(130)
 
 main()

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
+from worker.stop_signals import held_back
+
 logger = logging.getLogger("worker")
 
 _STARTED = b"\n"
@@ -28,7 +30,8 @@ class Child:
     """``python -m worker ...``, started by us.
 
     1. It has a process group of its own: a Ctrl-C in the terminal is for us, who pass it on.
-    2. `started` tells that it works now, `ended` how it ended.
+    2. Signals that come before it can handle them wait until it can (`leave_on_signal`).
+    3. `started` tells that it works now, `ended` how it ended.
     """
 
     def __init__(self, process: Process, line: socket.socket) -> None:
@@ -47,10 +50,10 @@ class Child:
         """Start it; `stdout` and `stderr` as in `subprocess.Popen` (default: ours)."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
+        with theirs, held_back():
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "worker", *arguments),
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=stdout,
                 stderr=stderr,
                 env=environment,
@@ -80,7 +83,7 @@ class Child:
             return False
 
     async def ended(self) -> int:
-        """Wait for its end; the exit code, as a shell would show it: 128 and the number of the signal that killed it."""
+        """Wait for its end; the exit code, as a shell shows it: 128 and the number of the signal, if one killed it."""
         code = await self._process.wait()
         self._line.close()
         return 128 - code if code < 0 else code

@@ -1,49 +1,81 @@
 """The command line: `python -m worker`.
 
-A command returns, or says in a line what is wrong: exit code 2 for a setting, 1 for anything else.
+A command returns its exit code: 0, 1, or 2 for a mistake of the user's. Whatever is wrong is said in a line.
 """
 
+import asyncio
+import os
 import sys
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from pydantic_core import to_json
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from rich.console import Console
 from rich.text import Text
 
+from worker.child import Parent
 from worker.config import Config
-from worker.context import Resource
+from worker.embedded import EmbeddedServerError
 from worker.errors import ConfigError, RegistryError
-from worker.imports import shown
-from worker.registry import Registry, load
-from worker.schedule import Schedule
-from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
-from worker.task import Task
+from worker.fleet import WorkerRecord, fleet
+from worker.local_servers import as_shell, find, local_servers, message
+from worker.process import work
+from worker.queue import Queue
+from worker.registry import load
+from worker.runtime import StartupError
+from worker.stop_signals import leave_on_signal
+from worker.supervisor import supervise
+from worker.task_list import describe_problems, describe_tasks
+from worker.worker_table import describe_workers
 
 __all__ = ["main"]
 
+_PROGRAM = "python -m worker"
+_FAILED, _MISTAKE = 1, 2
+
 app = typer.Typer(
-    help="Tandem: background jobs with a session lifecycle. `arq worker.Settings` runs them.",
+    help="Tandem: background jobs with a session lifecycle. `arq worker.Settings` runs them, and so does `run`.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(highlight=False, soft_wrap=True, stderr=True)
 
+Queues = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="The queues, the most urgent first. Default: WORKER_QUEUES, or WORKER_QUEUE."),
+]
+
 
 def main() -> None:
     """Run the command that the process was started with."""
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
     try:
-        app(prog_name="python -m worker")
-    except ConfigError as error:
-        _err.print(Text(str(error), style="red"))
-        sys.exit(2)
+        return app(prog_name=_PROGRAM, standalone_mode=False) or 0
+    except typer.TyperException as mistake:
+        return _explain(" ".join(mistake.format_message().split()), _MISTAKE)
+    except RegistryError as error:
+        _print_all(describe_problems(Config.load().registry, error), _err)
+        return _MISTAKE
+    except (ConfigError, EmbeddedServerError) as error:
+        return _explain(str(error), _MISTAKE)
+    except StartupError as error:
+        return _explain(str(error), _FAILED)
 
 
-@app.callback()
-def _commands() -> None:
-    """Makes typer ask for a command, also while there is only one."""
+@app.callback(invoke_without_command=True)
+def _commands(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        context.get_help()  # prints it
+        raise typer.Exit(_MISTAKE)
 
 
 @app.command()
@@ -52,63 +84,151 @@ def check(
         str | None,
         typer.Option(metavar="MODULE", help="The module that lists the tasks. Default: WORKER_REGISTRY."),
     ] = None,
-) -> None:
+) -> int:
     """Import every task and show it, or show everything that is wrong."""
     config = Config.load() if registry is None else Config.load(registry=registry)
-    for typo in Config.likely_typos():
-        _err.print(Text(typo, style="yellow"))
+    _warn_of_typos()
     try:
         loaded = load(config.registry)
     except RegistryError as error:
-        _show_problems(config.registry, error)
-        raise typer.Exit(1) from None
-    _show_registry(loaded, config)
+        _print_all(describe_problems(config.registry, error), _err)
+        return _FAILED
+    _print_all(describe_tasks(loaded, config), _out)
+    return 0
 
 
-def _show_problems(registry: str, error: RegistryError) -> None:
-    _err.print(Text(f"{registry}: {_count(len(error.problems), 'problem')}", style="bold red"))
-    for problem in error.problems:
-        _err.print(Text(f"- {problem}"))
+class Under(StrEnum):
+    """What has started this process as its child."""
+
+    SUPERVISOR = "supervisor"
+    WATCH = "watch"
 
 
-def _show_registry(registry: Registry, config: Config) -> None:
-    _out.print(Text(f"{registry.module} ({shown(registry.file)}): {_count(len(registry.tasks), 'task')}"))
-    for task in registry.tasks.values():
-        _show_task(task, config)
+@app.command()
+def run(
+    processes: Annotated[int, typer.Option(metavar="N", min=1, help="How many worker processes.")] = 1,
+    queues: Queues = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Jobs that a process runs at once. Default: WORKER_CONCURRENCY."),
+    ] = None,
+    burst: Annotated[bool, typer.Option("--burst", help="End once all queues are empty and nothing runs.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Drain and start anew whenever a Python file in DIR changes.")
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", exists=True, file_okay=False, help="What --watch watches. Default: here."),
+    ] = None,
+    under: Annotated[Under | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """Run workers, without arq's command.
+
+    SIGTERM or Ctrl-C lets running jobs finish for WORKER_GRACE seconds; a second one interrupts them.
+
+    Where DATABASE_URL or REDIS_URL is not set, a server is started for as long as this runs.
+
+    The exit code is 0 after an orderly end, 1 after a failure, 2 after a mistake in a setting or a task.
+    With --burst it is 0 only if the queues were empty.
+    """
+    _check_watch(watch=watch, folder=folder)
+    leave_on_signal(until_empty=burst)
+    parent = None if under is None else Parent()
+    _set_for_children(WORKER_QUEUES=queues, WORKER_CONCURRENCY=concurrency)
+    config = Config.load()
+    if parent is None:
+        _warn_of_typos()
+    else:
+        parent.follow(config.grace)
+    with local_servers(config) as urls:
+        if (note := message(config)) is not None:
+            _err.print(Text(note))
+        _set_for_children(DATABASE_URL=urls.database, REDIS_URL=urls.redis)
+        config = Config.load()
+        if watch:
+            return _watch(folder or Path(), processes, burst=burst)
+        if processes > 1:
+            return supervise(config, processes, until_empty=burst)
+        return work(
+            config,
+            until_empty=burst,
+            log_as=config.id if under is Under.SUPERVISOR else None,
+            started=None if parent is None else parent.tell_started,
+        )
 
 
-def _show_task(task: Task[Any, Any], config: Config) -> None:
-    _out.print()
-    _out.print(Text.assemble((task.name, "bold cyan"), f"  {shown(task.file)}:{task.line}"))
-    for label, value in _properties(task, config).items():
-        _out.print(Text.assemble((f"  {label:<9}", "dim"), value))
+@app.command()
+def health(
+    queues: Queues = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> int:
+    """Show the workers that can really work. The exit code is 0 only if there is one."""
+    config = Config.load() if queues is None else Config.load(queues=queues)
+    try:
+        workers = asyncio.run(_workers(config.require_redis_url(), config.queue_names))
+    except (AuthenticationError, ResponseError) as error:
+        return _explain(f"REDIS_URL: the server refuses: {error}", _FAILED)
+    except (RedisError, OSError) as error:
+        return _explain(f"REDIS_URL: no answer ({error}); is the server up?", _FAILED)
+    if json:
+        typer.echo(to_json({"workers": {worker_id: record.model_dump() for worker_id, record in workers.items()}}))
+    elif workers:
+        _out.print(describe_workers(workers))
+    return 0 if workers else _explain(f"no worker of {', '.join(config.queue_names)} can work now", _FAILED)
 
 
-def _properties(task: Task[Any, Any], config: Config) -> dict[str, str]:
-    shown_as = {"payload": task.signature_text, "queue": task.options.queue or config.queue}
-    if task.injected:
-        shown_as["injected"] = ", ".join(f"{name}: {_describe(what)}" for name, what in task.injected.items())
-    if task.schedule is not None:
-        shown_as["schedule"] = _when(task.schedule)
-    return shown_as
+@app.command()
+def env() -> int:
+    """Print the URLs of the servers that a `run` or a demo in this folder has started.
+
+    For the shell: eval $(python -m worker env)
+    """
+    urls = find()
+    if urls is None:
+        return _explain(
+            "no servers of this project run: 'python -m worker run' starts some where a URL is not set", _FAILED
+        )
+    typer.echo(as_shell(urls))
+    return 0
 
 
-def _describe(injected: Injected) -> str:
-    match injected:
-        case InjectedSession(database, sync):
-            kind = "Session" if sync else "AsyncSession"
-            return kind if database is None else f"{kind} of {database.name}"
-        case InjectedContext():
-            return "JobContext"
-        case InjectedArqContext():
-            return "arq's context"
-        case Resource(name):
-            return f"resource {name}"
+async def _workers(url: str, names: Sequence[str]) -> dict[str, WorkerRecord]:
+    queue = Queue(url)
+    try:
+        return await fleet(queue, names)
+    finally:
+        await queue.close()
 
 
-def _when(schedule: Schedule) -> str:
-    return f"{schedule.describe()}, next at {schedule.next_after(datetime.now(UTC)):%Y-%m-%d %H:%M:%S} UTC"
+def _check_watch(*, watch: bool, folder: Path | None) -> None:
+    if folder is not None and not watch:
+        raise ConfigError(f"a folder is only for --watch. Example: {_PROGRAM} run --watch {folder}")
+    if watch and find_spec("watchfiles") is None:
+        raise ConfigError("--watch needs the package watchfiles: pip install 'tandem[watch]'")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _watch(folder: Path, processes: int, *, burst: bool) -> int:
+    from worker.watch import watch  # noqa: PLC0415 - watchfiles need not be installed
+
+    until_empty = ["--burst"] if burst else []
+    return watch(folder, ["run", f"--under={Under.WATCH}", f"--processes={processes}", *until_empty])
+
+
+def _set_for_children(**settings: object) -> None:
+    """Options become settings, for this process and those that it starts."""
+    os.environ.update({name: str(value) for name, value in settings.items() if value is not None})
+
+
+def _warn_of_typos() -> None:
+    for typo in Config.likely_typos():
+        _err.print(Text(typo, style="yellow"))
+
+
+def _print_all(lines: Iterable[Text], console: Console) -> None:
+    for line in lines:
+        console.print(line)
+
+
+def _explain(why: str, exit_code: int) -> int:
+    _err.print(Text(why, style="red"))
+    return exit_code

@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url as parse_redis_url
 
 from db.database import parse_url as parse_database_url
-from worker.connection import SENTINEL, SentinelAddress
+from worker.connection import CLUSTER, SENTINEL, SentinelAddress, cluster_address
 from worker.errors import ConfigError
 
 __all__ = ["Config", "SecretUrl"]
@@ -70,6 +70,9 @@ def _is_redis_url(url: SecretUrl) -> SecretUrl:
     # Only the shape is told: redis-py's own errors quote what may be a piece of the password.
     if url.startswith(SENTINEL):
         SentinelAddress.parse(url)
+        return url
+    if url.startswith(CLUSTER):
+        cluster_address(url)
         return url
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError(f"not a Redis URL: it begins with redis://, rediss:// or unix://, e.g. {_REDIS_EXAMPLE}")

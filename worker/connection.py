@@ -1,36 +1,67 @@
 """Connections to Redis, from one URL.
 
 ``redis://``, ``rediss://`` (TLS) and ``unix://`` as redis-py reads them, with its options after the ``?``;
-``redis+sentinel://:password@host-1:26379,host-2:26379/service/0`` asks Sentinels for the primary of `service`, each
-time that it connects.
+``redis+sentinel://user:password@host-1:26379,host-2:26379/service/0`` asks Sentinels for the primary of `service`, each
+time that it connects; ``redis+cluster://user:password@host-1:6379,host-2:6379`` finds the nodes of a Redis Cluster.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import hiredis
 import redis
 import redis.asyncio
+import redis.asyncio.cluster
 import redis.asyncio.sentinel
+import redis.cluster
 import redis.sentinel
 
 SENTINEL = "redis+sentinel://"
+CLUSTER = "redis+cluster://"
 
-_TIMEOUT = 5.0  # seconds that a reply may take: a black-holed server must not hold a worker for longer
-_SENTINEL_PORT = 26379
+TIMEOUT = 5.0
+"""Seconds that a reply may take: a black-holed server must not hold a worker for longer."""
+
+_SENTINEL_PORT, _REDIS_PORT = 26379, 6379
+
+AsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
+SyncClient = redis.Redis | redis.cluster.RedisCluster
+
+R = TypeVar("R", bound=redis.asyncio.Redis)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Several hosts, and whom to be there."""
+
+    hosts: tuple[tuple[str, int], ...]
+    username: str | None
+    password: str | None
+
+    @classmethod
+    def parse(cls, netloc: str, port: int) -> "Address":
+        user_info, _, hosts = netloc.rpartition("@")
+        username, _, password = user_info.partition(":")
+        return cls(
+            hosts=tuple(_host(host, port) for host in hosts.split(",") if host),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+        )
+
+    @property
+    def login(self) -> dict[str, Any]:
+        return {"username": self.username, "password": self.password}
 
 
 @dataclass(frozen=True, slots=True)
 class SentinelAddress:
-    """Where to ask for the primary, and as whom."""
+    """Where to ask for the primary, and as whom to talk to that."""
 
-    hosts: tuple[tuple[str, int], ...]
+    sentinels: Address
     service: str
     database: int
-    username: str | None
-    password: str | None
 
     @classmethod
     def parse(cls, url: str) -> "SentinelAddress":
@@ -39,43 +70,91 @@ class SentinelAddress:
             ValueError: no host or no service.
         """
         parts = urlsplit(url)
-        user_info, _, hosts = parts.netloc.rpartition("@")
-        username, _, password = user_info.partition(":")
+        sentinels = Address.parse(parts.netloc, _SENTINEL_PORT)
         service, _, database = parts.path.strip("/").partition("/")
-        if not hosts or not service:
+        if not sentinels.hosts or not service:
             raise ValueError(f"write {SENTINEL}host-1:26379,host-2:26379/service")
-        return cls(
-            hosts=tuple(_host(host) for host in hosts.split(",")),
-            service=service,
-            database=int(database or 0),
-            username=unquote(username) or None,
-            password=unquote(password) or None,
+        return cls(sentinels, service, int(database or 0))
+
+
+def cluster_address(url: str) -> Address:
+    """Where to ask for the nodes.
+
+    Raises:
+        ValueError: no host, or a database, of which a cluster has only one.
+    """
+    parts = urlsplit(url)
+    address = Address.parse(parts.netloc, _REDIS_PORT)
+    if not address.hosts or parts.path.strip("/"):
+        raise ValueError(f"write {CLUSTER}host-1:6379,host-2:6379")
+    return address
+
+
+def connect(url: str) -> AsyncClient:
+    """A client with connections of its own; none is opened yet."""
+    if url.startswith(CLUSTER):
+        address = cluster_address(url)
+        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
+        cluster: redis.asyncio.cluster.RedisCluster = redis.asyncio.cluster.RedisCluster(
+            startup_nodes=nodes, **address.login, **_limits(url)
         )
+        return cluster
+    return connect_as(redis.asyncio.Redis, url)
 
 
-def connect(url: str, **options: Any) -> redis.asyncio.Redis:
-    """A client with a pool of its own; no connection is opened yet."""
-    options = _limits(url) | options
+def connect_as(kind: type[R], url: str) -> R:
+    """`connect`, to one server or through Sentinels, as a client of another class."""
+    limits = _limits(url)
     if url.startswith(SENTINEL):
         address = SentinelAddress.parse(url)
-        sentinel = redis.asyncio.sentinel.Sentinel(list(address.hosts), **options)
-        primary: redis.asyncio.Redis = sentinel.master_for(address.service, **_login(address), **options)
+        sentinel = redis.asyncio.sentinel.Sentinel(list(address.sentinels.hosts), **limits)
+        primary: R = sentinel.master_for(
+            address.service, redis_class=kind, db=address.database, **address.sentinels.login, **limits
+        )
         return primary
-    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options)
-    pool = client.connection_pool
+    client: R = kind.from_url(url, **limits)
+    pool: Any = client.connection_pool
     pool.connection_class = _packing_in_c(pool.connection_class)
     return client
 
 
-def connect_sync(url: str, **options: Any) -> redis.Redis:
-    """`connect`, for a thread."""
-    options = _limits(url) | options
+def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
+    """A client whose connection hears what is published; of a cluster to any node, another one at each `turn`."""
+    if not url.startswith(CLUSTER):
+        return connect_as(redis.asyncio.Redis, url)
+    address = cluster_address(url)
+    host, port = address.hosts[turn % len(address.hosts)]
+    return redis.asyncio.Redis(host=host, port=port, **address.login, **_limits(url))
+
+
+def connect_sync(url: str, *, longest_wait: float = TIMEOUT) -> SyncClient:
+    """`connect`, for a thread; `longest_wait` is in seconds, as `TIMEOUT`."""
+    limits = _limits(url, longest_wait)
+    if url.startswith(CLUSTER):
+        address = cluster_address(url)
+        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
+        cluster: redis.cluster.RedisCluster = redis.cluster.RedisCluster(startup_nodes=nodes, **address.login, **limits)
+        return cluster
     if url.startswith(SENTINEL):
-        address = SentinelAddress.parse(url)
-        sentinel = redis.sentinel.Sentinel(list(address.hosts), **options)
-        primary: redis.Redis = sentinel.master_for(address.service, **_login(address), **options)
+        sentinels = SentinelAddress.parse(url)
+        sentinel = redis.sentinel.Sentinel(list(sentinels.sentinels.hosts), **limits)
+        primary: redis.Redis = sentinel.master_for(
+            sentinels.service, db=sentinels.database, **sentinels.sentinels.login, **limits
+        )
         return primary
-    return redis.Redis.from_url(url, **options)
+    return redis.Redis.from_url(url, **limits)
+
+
+async def drop_connections(client: AsyncClient) -> None:
+    """Close the idle ones: a server that answers READONLY is not the primary any more. A cluster's client knows."""
+    if isinstance(client, redis.asyncio.Redis):
+        await client.connection_pool.disconnect(inuse_connections=False)
+
+
+def drop_connections_sync(client: SyncClient) -> None:
+    """`drop_connections`, for a thread."""
+    if isinstance(client, redis.Redis):
+        client.connection_pool.disconnect(inuse_connections=False)
 
 
 class _PackingInC:
@@ -90,16 +169,12 @@ def _packing_in_c(connection_class: type[Any]) -> type[Any]:
     return type(connection_class.__name__, (_PackingInC, connection_class), {})
 
 
-def _limits(url: str) -> dict[str, Any]:
+def _limits(url: str, timeout: float = TIMEOUT) -> dict[str, Any]:
     if url.startswith("unix:"):
-        return {"socket_timeout": _TIMEOUT}
-    return {"socket_timeout": _TIMEOUT, "socket_connect_timeout": _TIMEOUT, "socket_keepalive": True}
+        return {"socket_timeout": timeout}
+    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "socket_keepalive": True}
 
 
-def _login(address: SentinelAddress) -> dict[str, Any]:
-    return {"db": address.database, "username": address.username, "password": address.password}
-
-
-def _host(text: str) -> tuple[str, int]:
-    name, _, port = text.partition(":")
-    return name, int(port or _SENTINEL_PORT)
+def _host(text: str, port: int) -> tuple[str, int]:
+    name, _, given = text.partition(":")
+    return name, int(given or port)

@@ -5,11 +5,11 @@ On a terminal the workers print through their supervisor, so that the line stays
 
 import asyncio
 import logging
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import ClassVar, Protocol
+from contextlib import contextmanager, suppress
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -25,16 +25,22 @@ _CHUNK = 65536  # bytes
 class Display(Protocol):
     """A place for the line."""
 
-    interval: ClassVar[float]
-    """Seconds between two lines."""
-    output: ClassVar[int | None]
-    """What the workers print to, as for `subprocess.Popen`."""
+    @property
+    def interval(self) -> float:
+        """Seconds between two lines."""
+
+    @property
+    def output(self) -> int | None:
+        """The descriptor that the workers print to; None: to ours."""
 
     def show(self, line: str) -> None:
         """This is how far they are."""
 
-    async def copy(self, stream: asyncio.StreamReader) -> None:
-        """Print what a worker prints, until it ends."""
+    def open(self) -> None:
+        """Begin to print what they print, in the loop that runs now."""
+
+    def close(self) -> None:
+        """Print the rest of it."""
 
 
 class InLog:
@@ -51,28 +57,43 @@ class InLog:
             logger.info(line)
         self._last = line
 
-    async def copy(self, stream: asyncio.StreamReader) -> None:
-        raise NotImplementedError("they were given no pipes")
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class OnTerminal:
-    """The last line, again and again."""
+    """The last line, again and again; the workers share one pipe, which holds lines together."""
 
     interval = 0.5
-    output = subprocess.PIPE
 
     def __init__(self, live: Live) -> None:
         self._live = live
+        self._pipe, self.output = os.pipe()
+        self._rest = b""
 
     def show(self, line: str) -> None:
         self._live.update(Text(line, style="bold", no_wrap=True, overflow="ellipsis"), refresh=True)
 
-    async def copy(self, stream: asyncio.StreamReader) -> None:
-        rest = b""
-        while chunk := await stream.read(_CHUNK):
-            lines, newline, rest = (rest + chunk).rpartition(b"\n")
-            self._print(lines + newline)
-        self._print(rest)
+    def open(self) -> None:
+        os.set_blocking(self._pipe, False)
+        asyncio.get_running_loop().add_reader(self._pipe, self._copy)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pipe)
+        os.close(self.output)
+        with suppress(BlockingIOError):  # a process that a task has left behind keeps the pipe open
+            while self._copy():
+                pass
+        self._print(self._rest)
+        os.close(self._pipe)
+
+    def _copy(self) -> bool:
+        """Print the whole lines of what there is; False at the end."""
+        chunk = os.read(self._pipe, _CHUNK)
+        lines, newline, self._rest = (self._rest + chunk).rpartition(b"\n")
+        self._print(lines + newline)
+        return bool(chunk)
 
     def _print(self, output: bytes) -> None:
         if output:

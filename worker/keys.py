@@ -42,6 +42,16 @@ class Keys:
         return f"{self.prefix}ended:{job_id}"
 
     @property
+    def in_one_slot(self) -> bool:
+        """Whether a Redis Cluster keeps them all in one place."""
+        return _TAGGED.fullmatch(self.queue) is not None
+
+    @property
+    def slots(self) -> str:
+        """The last slot of each scheduled task: a hash."""
+        return f"{self.prefix}slots"
+
+    @property
     def wake(self) -> str:
         """The channel that says that something was queued."""
         return f"{self.prefix}wake:{self.queue}"
@@ -49,6 +59,11 @@ class Keys:
     def health(self, worker_id: str) -> str:
         """One worker's record of itself."""
         return f"{self.queue}:health-check:{worker_id}"
+
+    @staticmethod
+    def is_health(key: str) -> bool:
+        """Whether a key is some worker's record of itself."""
+        return ":health-check:" in key
 
     @property
     def healthy(self) -> str:

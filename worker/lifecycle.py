@@ -8,15 +8,16 @@
 
 import asyncio
 import logging
+import os
 import signal
 from typing import Any
 
 from worker.engine.engine import Engine
+from worker.engine.heartbeat import STUCK
 from worker.runtime import Runtime
+from worker.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger("worker")
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Lifecycle:
@@ -79,11 +80,13 @@ class Lifecycle:
             watching.append(asyncio.create_task(self._stop_when_empty(engine)))
         try:
             await self._stopping.wait()
-            await engine.drain()
+            all_ended = await engine.drain()
         finally:
             for task in watching:
                 task.cancel()
             await self._runtime.close()
+        if not all_ended:
+            os._exit(STUCK)  # a thread would keep the interpreter from ending for as long as it pleases
 
     async def _stop_when_failed(self, engine: Engine) -> None:
         error = await engine.failed()

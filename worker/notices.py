@@ -1,31 +1,43 @@
 """Pushed notices: one subscribing connection, shared by all who wait for something in this loop.
 
-A notice says only that it is worth looking again; it may be lost with its connection, so whoever waits also looks by
-itself now and then.
+1. A notice says only that it is worth looking again; it may be lost with its connection, so whoever waits also looks by
+   itself now and then.
+2. One task reads, and opens the connection again when it is lost; a connection that says nothing is asked whether it
+   lives.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+logger = logging.getLogger("worker")
+
 _RECONNECT = 0.5  # seconds
-_SILENCE = 5.0  # seconds without a notice, after which the connection is asked whether it lives
+_SILENCE = 5.0  # seconds without a notice, after which the connection is asked whether it lives, and to answer
 
 
 class Notices:
-    """Wakes those who wait for a channel."""
+    """Wakes those who wait for a channel.
 
-    def __init__(self, connect: Callable[[], Redis]) -> None:
+    Args:
+        connect: makes the client whose connection subscribes; its argument counts the calls, from 0.
+    """
+
+    def __init__(self, connect: Callable[[int], Redis]) -> None:
         self._connect = connect
+        self._turn = 0
         self._redis: Redis | None = None
         self._pubsub: PubSub | None = None
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._talking = asyncio.Lock()  # one command at a time: two that both find it closed would open it twice
 
     @contextlib.asynccontextmanager
     async def on(self, channel: str, event: asyncio.Event) -> AsyncIterator[None]:
@@ -41,8 +53,7 @@ class Notices:
             waiting.discard(event)
             if not waiting:
                 del self._waiting[channel]
-                with contextlib.suppress(RedisError, OSError):
-                    await self._unsubscribe(channel)
+                await self._unsubscribe(channel)
 
     async def close(self) -> None:
         if self._reader is not None:
@@ -54,51 +65,68 @@ class Notices:
 
     async def _subscribe(self, channel: str) -> None:
         with contextlib.suppress(RedisError, OSError):  # the reader subscribes again once it is connected
-            await self._open().subscribe(channel)
+            async with self._talking:
+                await self._open().subscribe(channel)
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="notices")
 
     async def _unsubscribe(self, channel: str) -> None:
-        if self._pubsub is not None:
-            await self._pubsub.unsubscribe(channel)
+        with contextlib.suppress(RedisError, OSError):
+            async with self._talking:
+                # Somebody else may have come to wait for it meanwhile.
+                if self._pubsub is not None and channel not in self._waiting:
+                    await self._pubsub.unsubscribe(channel)
 
     async def _read(self) -> None:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError):
+            except Exception as error:  # noqa: BLE001 - whatever it is: without notices all goes on, only later
+                logger.debug("the connection for notices is lost: %s: %s", type(error).__name__, error)
                 # Something may have been missed: let everybody look, then listen again.
                 self._wake_all()
                 await self._drop_connection()
                 await asyncio.sleep(_RECONNECT)
 
     async def _listen(self) -> None:
-        pubsub = self._open()
-        if self._waiting:
-            await pubsub.subscribe(*self._waiting)
+        async with self._talking:
+            pubsub = self._open()
+            # Nobody may wait right now, but a connection that subscribes to nothing cannot be read from.
+            await pubsub.subscribe(*(self._waiting or ["nobody"]))
+        asked = False
         while True:
             message: dict[str, Any] | None = await pubsub.get_message(timeout=_SILENCE)
-            if message is None:
-                await pubsub.ping()
-            elif message["type"] == "message":
-                for event in self._waiting.get(message["channel"].decode(), ()):
-                    event.set()
+            if message is not None:
+                asked = False
+                if message["type"] == "message":
+                    self._wake(message["channel"].decode(errors="replace"))
+            elif asked:
+                raise RedisConnectionError(f"no answer for {_SILENCE:g} s")
+            else:
+                async with self._talking:
+                    await pubsub.ping()
+                asked = True
 
     def _open(self) -> PubSub:
         if self._pubsub is None:
-            self._redis = self._connect()
-            self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+            self._redis = self._connect(self._turn)
+            self._turn += 1
+            self._pubsub = self._redis.pubsub()
         return self._pubsub
 
     async def _drop_connection(self) -> None:
-        pubsub, redis, self._pubsub, self._redis = self._pubsub, self._redis, None, None
-        with contextlib.suppress(RedisError, OSError):
-            if pubsub is not None:
-                await pubsub.aclose()
-            if redis is not None:
-                await redis.aclose()
+        async with self._talking:
+            pubsub, redis, self._pubsub, self._redis = self._pubsub, self._redis, None, None
+            with contextlib.suppress(RedisError, OSError):
+                if pubsub is not None:
+                    await pubsub.aclose()
+                if redis is not None:
+                    await redis.aclose()
+
+    def _wake(self, channel: str) -> None:
+        for event in self._waiting.get(channel, ()):
+            event.set()
 
     def _wake_all(self) -> None:
-        for events in self._waiting.values():
-            for event in events:
-                event.set()
+        for channel in self._waiting:
+            self._wake(channel)

@@ -2,24 +2,22 @@
 
 import asyncio
 import logging
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import FrameType
-from typing import NoReturn
+from typing import Any
 
 from arq.connections import ArqRedis
 
 from worker.config import Config
-from worker.connection import connect
+from worker.connection import CLUSTER, connect_as
 from worker.event_loop import new_event_loop
-from worker.lifecycle import STOP_SIGNALS, Lifecycle
+from worker.lifecycle import Lifecycle
 from worker.logs import log_without_arq
 from worker.message import deserialize, deserialize_trusting, serialize
 from worker.registry import Registry, load
 from worker.runtime import Runtime
 from worker.settings import await_redis
+from worker.stop_signals import exit_code_after
 
 logger = logging.getLogger("worker")
 
@@ -39,9 +37,7 @@ def work(
         ConfigError: a URL is not set.
         RegistryError: the registry cannot be loaded.
         StartupError: a server does not answer.
-        SystemExit: a signal came before the event loop was there to hear it.
     """
-    leave_on_signal(until_empty=until_empty)
     _, redis_url = config.require_urls()
     registry = load(config.registry)
     log_without_arq(log_as)
@@ -50,21 +46,11 @@ def work(
         return runner.run(_work(config, registry, started=started, until_empty=until_empty))
 
 
-def leave_on_signal(*, until_empty: bool) -> None:
-    """Until an event loop takes the signals over, they end the process without a traceback; `with` blocks are left."""
-
-    def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        sys.exit(_exit_code(signal.Signals(number), until_empty=until_empty))
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, leave)
-
-
 async def _work(config: Config, registry: Registry, *, started: Callable[[], None] | None, until_empty: bool) -> int:
     lifecycle = Lifecycle(Runtime(config, registry))
-    async with _arq_client(config) as redis:
+    async with _arq_context(config) as context:
         try:
-            await lifecycle.begin({"redis": redis}, until_empty=until_empty)
+            await lifecycle.begin(context, until_empty=until_empty)
         except asyncio.CancelledError:
             if lifecycle.stopped_by is None:
                 raise
@@ -73,24 +59,21 @@ async def _work(config: Config, registry: Registry, *, started: Callable[[], Non
             if started is not None:
                 started()
             await lifecycle.ended()
-    return lifecycle.exit_code or _exit_code(lifecycle.stopped_by, until_empty=until_empty)
-
-
-def _exit_code(stopped_by: signal.Signals | None, *, until_empty: bool) -> int:
-    """A worker that stops because it is told to has done what it should; one that should empty the queues has not."""
-    return 128 + stopped_by if until_empty and stopped_by is not None else 0
+    return lifecycle.exit_code or exit_code_after(lifecycle.stopped_by, until_empty=until_empty)
 
 
 @asynccontextmanager
-async def _arq_client(config: Config) -> AsyncIterator[ArqRedis]:
-    """What tasks find as ``ctx["redis"]``, as under arq."""
-    client = connect(config.require_redis_url())
+async def _arq_context(config: Config) -> AsyncIterator[dict[Any, Any]]:
+    """What tasks find in ``ctx`` under arq: its client as ``redis``. arq has none for a cluster."""
+    url = config.require_redis_url()
+    if url.startswith(CLUSTER):
+        yield {}
+        return
+    client = connect_as(ArqRedis, url)
+    client.job_serializer = serialize
+    client.job_deserializer = deserialize_trusting if config.accept_pickle else deserialize
+    client.default_queue_name = config.queue_names[0]
     try:
-        yield ArqRedis(
-            client.connection_pool,
-            job_serializer=serialize,
-            job_deserializer=deserialize_trusting if config.accept_pickle else deserialize,
-            default_queue_name=config.queue_names[0],
-        )
+        yield {"redis": client}
     finally:
         await client.aclose(close_connection_pool=True)

@@ -6,18 +6,19 @@
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from worker.config import Config
-from worker.connection import connect
+from worker.connection import CLUSTER, AsyncClient, connect, connect_to_subscribe, drop_connections
 from worker.errors import WorkerError
 from worker.keys import Keys
 from worker.notices import Notices
@@ -26,6 +27,8 @@ from worker.scripts import Script
 EXPIRES = 24 * 60 * 60 * 1000
 """Milliseconds that a job may wait past its due time, unless it says otherwise: arq's default."""
 
+_NO_TIME = 15  # digits of milliseconds, which no datetime can say
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _CHUNK = 1000  # jobs a round trip: more would block Redis for longer than a few milliseconds
 _CHUNK_BYTES = 8 * 1024 * 1024  # of payload a round trip: Redis ends a connection that sends a gigabyte at once
 
@@ -109,7 +112,8 @@ class Settlement(NamedTuple):
     token: str
     action: str
     """``end``, ``again``, ``back`` or ``later``: see ``scripts/finish.lua``."""
-    result: bytes = b""
+    value: bytes = b""
+    """The result, empty for none; for all but ``end`` the payload, in case that Redis has lost it."""
     keep: int = 0
     """Milliseconds to keep the result."""
     delay: int = 0
@@ -131,7 +135,8 @@ class Queue:
     """The queues of one Redis.
 
     Args:
-        url: ``redis://``, ``rediss://`` (TLS), ``unix://`` or ``redis+sentinel://``: see :mod:`worker.connection`.
+        url: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+sentinel://`` or ``redis+cluster://``: see
+            :mod:`worker.connection`.
         name: the queue that jobs go to unless their task says otherwise (default: ``arq:queue``, as in arq).
         max_payload: bytes that the arguments of one job may have (default: 1 MiB).
         default: this is the default queue from now on, in place of the one that ``REDIS_URL`` names.
@@ -143,7 +148,7 @@ class Queue:
         self.name = name
         self.max_payload = max_payload
         self.url = url
-        self._redis: Redis | None = None
+        self._redis: AsyncClient | None = None
         self._notices: Notices | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         if default:
@@ -163,15 +168,8 @@ class Queue:
 
     async def trace(self, queue: str, job_id: str) -> Trace:
         """What Redis knows of the job, in one round trip."""
-        keys = Keys.of(queue)
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.get(keys.job(job_id))
-            pipe.get(keys.result(job_id))
-            pipe.exists(keys.in_progress(job_id))
-            pipe.zscore(queue, job_id)
-            pipe.time()
-            payload, result, in_progress, due, (seconds, microseconds) = await pipe.execute()
-        return Trace(payload, result, bool(in_progress), due, seconds * 1000 + microseconds / 1000)
+        payload, result, in_progress, due, now = await self._run("trace", queue, [Keys.of(queue).prefix, job_id])
+        return Trace(payload, result, bool(in_progress), None if due is None else float(due), float(now))
 
     async def abort(self, queue: str, job_id: str) -> bool:
         """Ask for a job to be aborted; False where there is none of this id."""
@@ -188,8 +186,9 @@ class Queue:
         return Claims(claims, None if next_score is None else max(float(next_score) - now, 0.0) / 1000)
 
     async def finish(self, queue: str, settlements: Sequence[Settlement]) -> list[bool]:
-        """Record what became of held jobs; tells of each whether this worker still held it."""
-        arguments: list[Any] = [Keys.of(queue).prefix]
+        """Record what became of held jobs; tells of each whether it was still this worker's."""
+        keys = Keys.of(queue)
+        arguments: list[Any] = [keys.prefix, keys.wake]
         for settlement in settlements:
             arguments += settlement
         return [bool(reply) for reply in await self._run("finish", queue, arguments)]
@@ -202,10 +201,12 @@ class Queue:
             arguments += slot
         return [bool(reply) for reply in await self._run("slots", queue, arguments)]
 
-    async def last_slots(self, queue: str) -> dict[str, int]:
-        """The last slot of each scheduled task that was queued, in milliseconds since the epoch."""
-        last: dict[bytes, bytes] = await self.redis.hgetall(f"{Keys.of(queue).prefix}slots")  # type: ignore[misc]
-        return {task.decode(): int(moment) for task, moment in last.items()}
+    async def last_slots(self, queue: str) -> dict[str, datetime]:
+        """The last slot of each scheduled task that was queued."""
+        last: dict[bytes, bytes] = await self.redis.hgetall(Keys.of(queue).slots)  # type: ignore[misc]
+        # Whatever else may be there is no time.
+        moments = {task: moment for task, moment in last.items() if moment.isdigit() and len(moment) < _NO_TIME}
+        return {task.decode(errors="replace"): _from_ms(moment) for task, moment in moments.items()}
 
     async def depth(self, queue: str) -> int:
         """How many jobs wait or run."""
@@ -265,10 +266,10 @@ class Queue:
         """Ask Redis for an answer; raises what stands in the way."""
         await self.redis.ping()
 
-    async def reconnect(self) -> None:
-        """Drop all idle connections: a server that answers READONLY is not the primary any more."""
-        if self._redis is not None:
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
+    async def now(self, queue: str) -> datetime:
+        """The clock of the server that holds `queue`, in UTC."""
+        microseconds = await self._run("clock", queue, [])
+        return _EPOCH + timedelta(microseconds=microseconds)
 
     async def close(self) -> None:
         """Close the connections. The next use opens them again."""
@@ -279,7 +280,7 @@ class Queue:
             await redis.aclose()
 
     @property
-    def redis(self) -> Redis:
+    def redis(self) -> AsyncClient:
         """The client, of the loop that runs now."""
         self._enter_loop()
         if self._redis is None:
@@ -290,7 +291,7 @@ class Queue:
     def _listening(self) -> Notices:
         self._enter_loop()
         if self._notices is None:
-            self._notices = Notices(lambda: connect(self.url))
+            self._notices = Notices(functools.partial(connect_to_subscribe, self.url))
         return self._notices
 
     def _enter_loop(self) -> None:
@@ -313,7 +314,14 @@ class Queue:
         return await self._run("enqueue", queue, arguments)
 
     async def _run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
-        return await Script.named(script).run(self.redis, queue, arguments)
+        if self.url.startswith(CLUSTER) and not Keys.of(queue).in_one_slot:
+            raise WorkerError(f"a Redis Cluster serves hash-tagged queues only: call it {{{queue}}} instead of {queue}")
+        client = self.redis
+        try:
+            return await Script.named(script).run(client, queue, arguments)
+        except ReadOnlyError:
+            await drop_connections(client)  # the server is not the primary any more: the next try asks who is
+            raise
 
 
 def _chunks(positions: Sequence[int], entries: Sequence[Entry]) -> Iterator[list[int]]:
@@ -335,6 +343,10 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def _from_ms(milliseconds: bytes) -> datetime:
+    return _EPOCH + timedelta(milliseconds=int(milliseconds))
+
+
 def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
@@ -352,6 +364,11 @@ def default_queue() -> Queue:
         config = Config.load()
         set_default_queue(Queue(config.require_redis_url(), name=config.queue, max_payload=config.max_payload))
     assert _default is not None  # noqa: S101 - just set
+    return _default
+
+
+def given_default_queue() -> Queue | None:
+    """The default queue, if one was given or used already."""
     return _default
 
 

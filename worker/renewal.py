@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from worker.connection import connect_sync
+from redis.exceptions import ReadOnlyError
+
+from worker.connection import connect_sync, drop_connections_sync
 from worker.keys import Keys
-from worker.queue import EXPIRES
 from worker.scripts import Script
 
 
@@ -28,10 +29,15 @@ class Grip(Enum):
 
 
 class Renewal:
-    """Renews leases, takes lost ones again, and hears of aborts."""
+    """Renews leases, takes lost ones again, and hears of aborts.
+
+    Args:
+        lease: milliseconds that a lease holds.
+    """
 
     def __init__(self, url: str, queue: str, lease: int) -> None:
-        self._redis = connect_sync(url)
+        # A reply that takes longer than this is not worth waiting for: a new connection may still save the leases.
+        self._redis = connect_sync(url, longest_wait=lease / 3000)
         self._queue = queue
         self._prefix = Keys.of(queue).prefix
         self._lease = lease
@@ -41,7 +47,7 @@ class Renewal:
         arguments: list[Any] = [self._prefix, self._lease]
         for job in jobs:
             arguments += (job.raw_id, job.token)
-        replies = Script.named("renew").run_sync(self._redis, self._queue, arguments)
+        replies = self._run("renew", arguments)
         return [
             (Grip(state), None if abort_at is None else float(abort_at))
             for state, abort_at in zip(replies[::2], replies[1::2], strict=True)
@@ -49,10 +55,17 @@ class Renewal:
 
     def retake(self, jobs: Sequence[Held]) -> list[bool]:
         """Take leases that nobody holds; tells of each whether it is ours again."""
-        arguments: list[Any] = [self._prefix, self._lease, EXPIRES]
+        arguments: list[Any] = [self._prefix, self._lease]
         for job in jobs:
             arguments += (job.raw_id, job.token, job.score, job.payload or b"")
-        return [bool(reply) for reply in Script.named("retake").run_sync(self._redis, self._queue, arguments)]
+        return [bool(reply) for reply in self._run("retake", arguments)]
 
     def close(self) -> None:
         self._redis.close()
+
+    def _run(self, script: str, arguments: Sequence[Any]) -> Any:
+        try:
+            return Script.named(script).run_sync(self._redis, self._queue, arguments)
+        except ReadOnlyError:
+            drop_connections_sync(self._redis)
+            raise

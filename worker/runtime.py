@@ -15,11 +15,12 @@ from db.database import given_default
 from db.transient import Transient, transient
 from worker.config import Config
 from worker.context import Resource
-from worker.engine.calling import AfterJob, Caller, Hook
+from worker.engine.attempts import AttemptCaller
+from worker.engine.calling import AfterJob, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.errors import WorkerError
-from worker.queue import Queue, set_default_queue
+from worker.queue import Queue, given_default_queue, set_default_queue
 from worker.registry import Registry
 from worker.signature import InjectedSession
 from worker.task import Task
@@ -41,12 +42,16 @@ class Runtime:
         config: Config,
         registry: Registry,
         *,
+        on_startup: Hook | None = None,
+        on_shutdown: Hook | None = None,
         on_job_start: Hook | None = None,
         on_job_end: Hook | None = None,
         after_job_end: Hook | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
+        self._on_startup = on_startup
+        self._on_shutdown = on_shutdown
         self._hooks = {"on_job_start": on_job_start, "on_job_end": on_job_end}
         self._after_job_end = after_job_end
         self._open = AsyncExitStack()
@@ -56,7 +61,7 @@ class Runtime:
 
         Raises:
             StartupError: the database does not answer within ``WORKER_CONNECT_WAIT``, or its pool has fewer connections
-                than jobs surely need, or a task asks for a resource that nobody provides.
+                than jobs surely need, or a task asks for a session or a resource that nobody provides.
         """
         try:
             return await self._opened(arq_context)
@@ -65,14 +70,13 @@ class Runtime:
             raise
 
     async def _opened(self, arq_context: dict[Any, Any]) -> Engine:
-        database = self._database()
-        self._open.push_async_callback(database.dispose)
+        database = self._open_database()
         self._check_pool(database)
-        await answering("DATABASE_URL", database.check, self._config.connect_wait)
-        queue = Queue(self._redis_url, name=self._config.queue, max_payload=self._config.max_payload, default=True)
-        self._open.push_async_callback(queue.close)
+        await self._check_sessions(database)
+        queue = self._open_queue()
         resources = await self._resources()
-        caller = Caller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
+        await self._run_hooks(arq_context)
+        caller = AttemptCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
             self._registry.tasks,
@@ -93,48 +97,82 @@ class Runtime:
     async def close(self) -> None:
         """Leave the resources, then close all connections."""
         await self._open.aclose()
-        set_default_queue(None)
 
     @property
     def longest_timeout(self) -> float:
         """Seconds that the longest of the tasks may take."""
         return max((timeout_of(task, self._config) for task in self._registry.tasks.values()), default=0.0)
 
-    @property
-    def _redis_url(self) -> str:
-        return self._config.require_redis_url()
-
-    def _database(self) -> db.Database[Any]:
+    def _open_database(self) -> db.Database[Any]:
         """The default database: the project's own if it made one, else one with the limits that fit its tasks."""
-        chosen = given_default()
-        if chosen is not None:
-            return chosen
-        url, _ = self._config.require_urls()
-        return db.Database(
-            url,
-            default=True,
-            pool_size=self._config.pool_size,
-            pre_ping=False,  # a job that meets a stale connection runs again at no cost: cheaper than asking each time
-            statement_timeout=self.longest_timeout,
-            idle_in_transaction_timeout=self.longest_timeout + 30.0,
-        )
+        database = given_default()
+        if database is None:
+            url, _ = self._config.require_urls()
+            database = db.Database(
+                url,
+                default=True,
+                pool_size=self._config.pool_size,
+                pre_ping=False,  # a job that meets a stale connection runs again, which is cheaper than asking each time
+                statement_timeout=self.longest_timeout,
+                idle_in_transaction_timeout=self.longest_timeout + 30.0,
+            )
+            self._open.callback(db.set_default_database, None)
+        self._open.push_async_callback(database.dispose)
+        return database
+
+    def _open_queue(self) -> Queue:
+        """The queue to work on, which is the default one too unless the project made its own."""
+        theirs = given_default_queue()
+        queue = Queue(self._config.require_redis_url(), name=self._config.queue, max_payload=self._config.max_payload)
+        self._open.push_async_callback(queue.close)
+        if theirs is None:
+            set_default_queue(queue)
+            self._open.callback(set_default_queue, None)
+        else:
+            self._open.push_async_callback(theirs.close)
+        return queue
+
+    async def _run_hooks(self, arq_context: dict[Any, Any]) -> None:
+        if self._on_startup is not None:
+            await self._on_startup(arq_context)
+        if self._on_shutdown is not None:
+            self._open.push_async_callback(self._on_shutdown, arq_context)
 
     def _check_pool(self, database: db.Database[Any]) -> None:
         """A pool smaller than the number of jobs makes them wait for each other; where all need it, it is a mistake."""
         wanted = self._config.concurrency
-        if database.pool_size >= wanted:
+        if database.url is None or database.pool_size >= wanted:  # of a factory's engine nobody knows the size
             return
         shortage = (
-            f"{wanted} jobs run at once (WORKER_CONCURRENCY) on {database.pool_size} connections (WORKER_POOL_SIZE): "
-            f"set WORKER_POOL_SIZE={wanted + 3} or more, or lower WORKER_CONCURRENCY"
+            f"{wanted} jobs run at once (WORKER_CONCURRENCY) on {database.pool_size} connections (WORKER_POOL_SIZE, or "
+            f"the project's own Database(pool_size=...)): make it {wanted + 3} or more, or lower WORKER_CONCURRENCY"
         )
         if all(_takes_session(task) for task in self._registry.tasks.values()):
             raise StartupError(shortage)
         logger.warning(shortage)
 
+    async def _check_sessions(self, database: db.Database[Any]) -> None:
+        """Ask the database for an answer, through each of the drivers that tasks need."""
+        await answering("DATABASE_URL", database.check, self._config.connect_wait)
+        askers = {
+            asked.sync: f"{task.name}: parameter {name}"
+            for task in self._registry.tasks.values()
+            for name, asked in task.injected.items()
+            if isinstance(asked, InjectedSession) and asked.database is None
+        }
+        if False in askers and not database.is_async:
+            raise StartupError(
+                f"{askers[False]} is an AsyncSession, and DATABASE_URL names a synchronous driver: "
+                "write postgresql+asyncpg:// or sqlite+aiosqlite://"
+            )
+        if True in askers and database.is_async:
+            await answering("DATABASE_URL", database.sync.check, self._config.connect_wait)
+
     async def _resources(self) -> Mapping[str, Any]:
         lifespan = self._registry.lifespan
-        resources = {} if lifespan is None else await self._open.enter_async_context(lifespan()) or {}
+        resources = {} if lifespan is None else await self._open.enter_async_context(lifespan())
+        if not isinstance(resources, Mapping):
+            raise StartupError(f"LIFESPAN yields {resources!r}: let it yield a dict of resources by name")
         for task in self._registry.tasks.values():
             for name, asked in task.injected.items():
                 if isinstance(asked, Resource) and asked.name not in resources:
@@ -152,19 +190,36 @@ async def answering(variable: str, ask: Callable[[], Awaitable[None]], wait: flo
         StartupError: it did not, or it answered that it never will (a wrong password, an unknown database).
     """
     deadline = time.monotonic() + wait
+    told = ""
     while True:
         try:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0.1)):
                 await ask()
                 return
         except Exception as error:  # noqa: BLE001 - told apart below
+            reason = _first_line(error)
+            if isinstance(error, ImportError):
+                raise StartupError(f"{variable}: its driver is not installed: {reason}") from None
             if transient(error) is not Transient.LOST and not isinstance(error, OSError | TimeoutError):
-                raise StartupError(f"{variable}: the server refuses: {_first_line(error)}") from None
+                raise StartupError(f"{variable}: the server refuses: {reason}") from None
             if time.monotonic() + _LOOK_AGAIN > deadline:
-                reason = _first_line(error)
                 raise StartupError(f"{variable}: no answer within {wait:g} s ({reason}); is the server up?") from None
-            logger.info("waiting for %s: %s", variable, _first_line(error))
+            if reason != told:
+                logger.info("waiting for %s: %s", variable, reason)
+                told = reason
         await asyncio.sleep(_LOOK_AGAIN)
+
+
+def require_urls(config: Config) -> str:
+    """The URL of Redis, once the registry is loaded: a project may have made its own default database by then.
+
+    Raises:
+        ConfigError: it is not set, or the database's is not and nobody has made one.
+    """
+    if given_default() is not None:
+        return config.require_redis_url()
+    _, redis_url = config.require_urls()
+    return redis_url
 
 
 def timeout_of(task: Task[..., Any], config: Config) -> float:

@@ -4,26 +4,28 @@
 turns every problem into one line on standard error.
 """
 
+import inspect
 import logging
 import sys
 import time
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
 
 import redis
 from arq.connections import RedisSettings
-from arq.worker import func
+from arq.worker import Worker, func
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from worker.arq_command import prepare
 from worker.config import Config
-from worker.connection import connect_sync
+from worker.connection import CLUSTER, SENTINEL, TIMEOUT, SentinelAddress, connect_as, connect_sync
 from worker.engine.calling import Hook
 from worker.errors import ConfigError, RegistryError
-from worker.host import Host
+from worker.host import ArqClient, Host
 from worker.keys import Keys
 from worker.message import deserialize, deserialize_trusting, serialize
 from worker.registry import Registry, load
-from worker.runtime import Runtime, StartupError
+from worker.runtime import Runtime, StartupError, require_urls
 
 logger = logging.getLogger("worker")
 
@@ -34,19 +36,24 @@ def build(
     config: Config | None = None,
     registry: Registry | None = None,
     *,
+    on_startup: Hook | None = None,
+    on_shutdown: Hook | None = None,
     on_job_start: Hook | None = None,
     on_job_end: Hook | None = None,
     after_job_end: Hook | None = None,
-    **more: Any,
-) -> type:
+    ctx: dict[Any, Any] | None = None,
+) -> "type[BaseSettings]":
     """A Settings class for ``arq module.Settings``.
 
     Args:
         config: default: the environment's.
         registry: default: the one that ``WORKER_REGISTRY`` names.
-        on_job_start, on_job_end: arq's hooks; they get ``ctx`` with the job's session; one that raises fails its job.
-        after_job_end: arq's; what it raises is logged.
-        more: other settings of arq's `Worker`.
+        on_startup: called with ``ctx`` before the first job, with the database and the resources open.
+        on_shutdown: called after the last job, before they close.
+        on_job_start, on_job_end: get ``ctx`` with the job's session, in the job's transaction; one that raises fails
+            its job.
+        after_job_end: called once the job has ended; what it raises is logged.
+        ctx: what tasks find in their ``ctx`` besides.
 
     Raises:
         ConfigError: a setting is missing or wrong, or this is ``arq --watch``.
@@ -54,12 +61,71 @@ def build(
     """
     prepare()
     config = config or Config.load()
-    _, redis_url = config.require_urls()
-    registry = registry or load(config.registry)
-    host = Host(
-        Runtime(config, registry, on_job_start=on_job_start, on_job_end=on_job_end, after_job_end=after_job_end)
-    )
+    given = {
+        "on_startup": on_startup,
+        "on_shutdown": on_shutdown,
+        "on_job_start": on_job_start,
+        "on_job_end": on_job_end,
+        "after_job_end": after_job_end,
+        "ctx": ctx,
+    }
+    base = {"_config": config, "_registry": registry or load(config.registry)}
+    return type("Settings", (BaseSettings,), base | {name: value for name, value in given.items() if value is not None})
 
+
+class BaseSettings:
+    """What all settings classes of ours have in common.
+
+    A subclass may have arq's hooks and its ``ctx``; what it does not have it inherits. arq reads a class by its own
+    ``__dict__`` alone, so each one is given everything.
+    """
+
+    _config: ClassVar[Config]
+    _registry: ClassVar[Registry]
+    _given: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """
+        Raises:
+            ConfigError: it sets something that arq would act on, and that is not arq's here.
+        """
+        own: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            if base is cls or not issubclass(base, BaseSettings):  # other ones have theirs in `_given`
+                own |= {name: value for name, value in vars(base).items() if name in _ARQ_SETTINGS}
+        for name in own.keys() - _HOOKS - {"ctx"}:
+            raise ConfigError(
+                f"{name} in {cls.__qualname__}: {_INSTEAD.get(name, 'it has no effect here: leave it out')}"
+            )
+        cls._given = {**cls._given, **own}
+        for name, value in _settings(cls._config, cls._registry, cls._given).items():
+            setattr(cls, name, value)
+
+
+_ARQ_SETTINGS = frozenset(inspect.signature(Worker).parameters)
+_HOOKS = frozenset({"on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end"})
+_INSTEAD = {
+    "functions": "list them in the registry's TASKS",
+    "cron_jobs": "list them in the registry's TASKS",
+    "redis_settings": "set REDIS_URL",
+    "redis_pool": "set REDIS_URL",
+    "queue_name": "set WORKER_QUEUE, or build(Config.load(queue=...))",
+    "max_jobs": "set WORKER_CONCURRENCY, or build(Config.load(concurrency=...))",
+    "job_timeout": "set WORKER_JOB_TIMEOUT, or build(Config.load(job_timeout=...))",
+    "max_tries": "set WORKER_MAX_TRIES, or build(Config.load(max_tries=...))",
+    "keep_result": "set WORKER_KEEP_RESULT, or build(Config.load(keep_result=...))",
+    "job_completion_wait": "set WORKER_GRACE, or build(Config.load(grace=...))",
+    "health_check_key": "set WORKER_ID, which is part of it",
+    "timezone": "give it to @cron",
+    "job_deserializer": "set WORKER_ACCEPT_PICKLE=true to take pickled jobs",
+}
+
+
+def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What arq is told."""
+    hooks = {name: _function(hook) for name, hook in given.items() if name in _HOOKS}
+    host = Host(Runtime(config, registry, **hooks))
+    redis_url = require_urls(config)
     never: Any = _never_called  # arq's protocol wants *args
 
     async def startup(ctx: dict[Any, Any]) -> None:
@@ -71,30 +137,27 @@ def build(
     async def shutdown(ctx: dict[Any, Any]) -> None:
         await host.shutdown(ctx)
 
-    settings = {
+    return {
         "functions": [func(never, name=name) for name in registry.tasks],
-        "redis_settings": redis_settings(redis_url),
+        "redis_settings": redis_settings(redis_url),  # for --check; the worker itself gets a client that is ours
+        "redis_pool": _arq_client(config, redis_url),
         "queue_name": config.queue_names[0],
         "on_startup": startup,
         "on_shutdown": shutdown,
+        "on_job_start": None,
+        "on_job_end": None,
+        "after_job_end": None,
+        "ctx": given.get("ctx"),
         "max_jobs": 0,  # arq claims nothing: the engine does
         "health_check_interval": _NEVER,  # and writes no health record
         "health_check_key": Keys.of(config.queue_names[0]).health(config.id),
-        "job_serializer": serialize,
-        "job_deserializer": deserialize_trusting if config.accept_pickle else deserialize,
-        **more,
     }
-    return type("Settings", (_Settings,), settings)
 
 
-class _Settings:
-    """arq reads a settings class by its own ``__dict__`` alone, so a subclass gets a copy of what it inherits."""
-
-    def __init_subclass__(cls) -> None:
-        for base in cls.__mro__[1:-1]:
-            for name, value in vars(base).items():
-                if not name.startswith("_") and name not in vars(cls):
-                    setattr(cls, name, value)
+def _function(hook: Any) -> Hook:
+    """A hook as a function, also where it is a static method of a settings class."""
+    function: Hook = getattr(hook, "__func__", hook)
+    return function
 
 
 _resolved: type | None = None
@@ -104,7 +167,8 @@ def resolve() -> type:
     """The Settings of this process, for ``worker.Settings``.
 
     Raises:
-        SystemExit: with code 2, after one line for each problem on standard error.
+        SystemExit: after one line for each problem on standard error; with code 2 for a wrong setting or registry, and
+            1 where Redis does not answer.
     """
     global _resolved  # noqa: PLW0603 - the one Settings of the process
     if _resolved is None:
@@ -112,16 +176,33 @@ def resolve() -> type:
             config = Config.load()
             for line in config.likely_typos():
                 logger.warning(line)
-            _, redis_url = config.require_urls()
-            _resolved = build(config, load(config.registry))
-            await_redis(redis_url, config.connect_wait)
-        except (ConfigError, RegistryError, StartupError) as error:
+            resolved = build(config, load(config.registry))
+            await_redis(require_urls(config), config.connect_wait)
+        except (ConfigError, RegistryError) as error:
             _end(str(error), code=2)
+        except StartupError as error:
+            _end(str(error), code=1)
+        _resolved = resolved
     return _resolved
 
 
 def redis_settings(url: str) -> RedisSettings:
-    """arq's settings for `url`. Its own `from_dsn` keeps passwords encoded, and drops the options behind the ``?``."""
+    """arq's settings for `url`. Its own `from_dsn` keeps passwords encoded, and drops the options behind the ``?``.
+
+    Raises:
+        ConfigError: it is a Redis Cluster, where arq's keys would lie on several nodes.
+    """
+    if url.startswith(CLUSTER):
+        raise ConfigError("REDIS_URL: arq cannot serve a Redis Cluster: use 'python -m worker run' instead")
+    if url.startswith(SENTINEL):
+        address = SentinelAddress.parse(url)
+        return RedisSettings(
+            host=list(address.sentinels.hosts),
+            sentinel=True,
+            sentinel_master=address.service,
+            database=address.database,
+            **address.sentinels.login,
+        )
     options: dict[str, Any] = dict(parse_url(url))
     connection = options.pop("connection_class", None)
     tls = connection is not None and issubclass(connection, SSLConnection)
@@ -148,7 +229,7 @@ def await_redis(url: str, wait: float) -> None:
     Raises:
         StartupError: it does not answer, or refuses to.
     """
-    client = connect_sync(url, socket_connect_timeout=max(min(wait, 5.0), 0.1))
+    client = connect_sync(url, longest_wait=max(min(wait, TIMEOUT), 0.1))
     deadline = time.monotonic() + wait
     try:
         while True:
@@ -164,6 +245,15 @@ def await_redis(url: str, wait: float) -> None:
             time.sleep(0.2)
     finally:
         client.close()
+
+
+def _arq_client(config: Config, url: str) -> ArqClient:
+    """What arq calls its pool, and tasks find as ``ctx["redis"]``."""
+    client = connect_as(ArqClient, url)
+    client.job_serializer = serialize
+    client.job_deserializer = deserialize_trusting if config.accept_pickle else deserialize
+    client.default_queue_name = config.queue_names[0]
+    return client
 
 
 def _end(message: str, *, code: int) -> NoReturn:

@@ -10,42 +10,28 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 
 from worker.child import Child
 from worker.config import Config
 from worker.display import Display, display
-from worker.lifecycle import STOP_SIGNALS
 from worker.progress import Progress
+from worker.stop_signals import STOP_SIGNALS, exit_code_after
 
 logger = logging.getLogger("worker")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
 _LONG_LIFE = 60.0  # seconds
-_MISTAKE = 2  # the exit code for what will be no better next time
-_TOLD_TO_STOP = {128 + number for number in STOP_SIGNALS}  # the exit codes of who could not handle the signal yet
-
-
-class Restarts:
-    """How long to wait before a worker is started again."""
-
-    def __init__(self) -> None:
-        self._pause = _FIRST_PAUSE
-
-    def pause_after(self, life: float) -> float:
-        """Seconds to wait, after one that lived for `life` seconds."""
-        if life >= _LONG_LIFE:
-            self._pause = _FIRST_PAUSE
-        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
-        return pause
+_MISTAKE = 2  # the exit code that says that the next start will go no better
 
 
 def supervise(config: Config, processes: int, *, until_empty: bool = False) -> int:
-    """Run that many workers until told to stop; the exit code.
+    """Run that many workers, as the environment has it, until told to stop; the exit code.
 
     Args:
-        until_empty: each ends by itself once the queues are empty.
+        until_empty: they end by themselves once all queues are empty and nothing runs.
     """
     worker_ids = [f"{config.id}-{number}" for number in range(1, processes + 1)]
     with display() as shown:
@@ -55,53 +41,112 @@ def supervise(config: Config, processes: int, *, until_empty: bool = False) -> i
 async def _supervise(config: Config, worker_ids: Sequence[str], shown: Display, *, until_empty: bool) -> int:
     progress = Progress(config.require_redis_url(), config.queue_names, worker_ids, shown)
     showing = asyncio.create_task(progress.run())
+    shown.open()
     try:
-        return await Supervisor(worker_ids, progress, shown, until_empty=until_empty).run()
+        return await Supervisor(worker_ids, progress, shown.output, until_empty=until_empty).run()
     finally:
         showing.cancel()
         await progress.close()
+        shown.close()
+
+
+class Backoff:
+    """How long to wait before a worker is started again."""
+
+    def __init__(self) -> None:
+        self._pause = _FIRST_PAUSE
+
+    def after(self, life: float) -> float:
+        """Seconds to wait, after a life of `life` seconds."""
+        if life >= _LONG_LIFE:
+            self._pause = _FIRST_PAUSE
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        return pause
 
 
 class Supervisor:
-    """Keeps the workers of these ids running."""
+    """Keeps the workers of these ids running.
 
-    def __init__(self, worker_ids: Sequence[str], progress: Progress, shown: Display, *, until_empty: bool) -> None:
+    Args:
+        output: the descriptor that they print to; None: to ours.
+    """
+
+    def __init__(self, worker_ids: Sequence[str], progress: Progress, output: int | None, *, until_empty: bool) -> None:
         self._ids = worker_ids
         self._progress = progress
-        self._display = shown
+        self._output = output
         self._until_empty = until_empty
         self._children: dict[str, Child] = {}
         self._first_works = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._signal = signal.SIGTERM
+        self._stopped_by: signal.Signals | None = None
 
     async def run(self) -> int:
         """Until all have ended; the exit code."""
         for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._pass_on, number)
         first, *others = self._ids
-        return max(await asyncio.gather(self._keep(first), *(self._keep_after_first(one) for one in others)))
+        return max(await asyncio.gather(self._keep(first), *map(self._keep_after_first, others)))
 
     def _pass_on(self, number: signal.Signals) -> None:
-        logger.info("passing %s on to %d workers", number.name, len(self._children))
-        self._signal = number
+        logger.info("passing %s on to the workers", number.name)
+        self._stopped_by = number
         self._stopping.set()
         for child in self._children.values():
             child.send(number)
 
     async def _keep_after_first(self, worker_id: str) -> int:
-        await _either(self._first_works, self._stopping)
+        await _first_of(self._first_works, self._stopping)
         return await self._keep(worker_id)
 
     async def _keep(self, worker_id: str) -> int:
-        """Run a worker, again and again; its last exit code, once there is no need any more."""
-        restarts = Restarts()
+        """Run a worker again and again; its exit code, once there is no need to any more."""
+        backoff = Backoff()
         while not self._stopping.is_set():
-            started_at = time.monotonic()
+            begin = time.monotonic()
             code = await self._live(worker_id)
-            if self._is_last(code):
+            if self._is_final(code):
                 return code
-            pause = restarts.pause_after(time.monotonic() - started_at)
-            logger.warning("%s ended with exit code %d: starting it again in %g s", worker_id, code, pause)
-            await _either(self._stopping, timeout=pause)
-        return self._code_of_interrupted()
+            pause = backoff.after(time.monotonic() - begin)
+            logger.warning("%s ended with exit code %d; it is started again in %g s", worker_id, code, pause)
+            await _first_of(self._stopping, within=pause)
+        return exit_code_after(self._stopped_by, until_empty=self._until_empty)
+
+    async def _live(self, worker_id: str) -> int:
+        """Run a worker once; its exit code."""
+        child = self._children[worker_id] = await self._start(worker_id)
+        if self._stopped_by is not None:  # the signal came while it was being started
+            child.send(self._stopped_by)
+        noting = asyncio.create_task(self._note_start(child))
+        code = await child.ended()
+        noting.cancel()
+        del self._children[worker_id]
+        await self._progress.died(worker_id)
+        return code
+
+    async def _start(self, worker_id: str) -> Child:
+        until_empty = ["--burst"] if self._until_empty else []
+        return await Child.start(
+            ["run", "--under=supervisor", *until_empty],
+            {**os.environ, "WORKER_ID": worker_id, "PYTHONUNBUFFERED": "1"},
+            stdout=self._output if sys.stdout.isatty() else None,
+            stderr=self._output,
+        )
+
+    async def _note_start(self, child: Child) -> None:
+        if await child.started():
+            self._first_works.set()
+
+    def _is_final(self, code: int) -> bool:
+        """Whether a worker that has ended so need not run again."""
+        if code == _MISTAKE and not self._first_works.is_set():
+            self._stopping.set()
+        return self._stopping.is_set() or (self._until_empty and code in (0, 1))
+
+
+async def _first_of(*events: asyncio.Event, within: float | None = None) -> None:
+    """Wait until one of the events is set, at most `within` seconds."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()

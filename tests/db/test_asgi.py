@@ -151,6 +151,7 @@ async def test_no_response_is_no_commit(database: db.Database, caplog: pytest.Lo
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
         await write()
+        await send({"type": "http.response.early_hint", "links": []})
 
     await Client().ask(SessionMiddleware(app))
     assert await count() == 0

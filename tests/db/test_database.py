@@ -145,7 +145,7 @@ class Audited(sa_async.AsyncSession):
     commits = 0
 
     async def commit(self) -> None:
-        type(self).commits += 1
+        Audited.commits += 1
         await super().commit()
 
     async def count_notes(self) -> int:
@@ -422,11 +422,33 @@ def test_second_loop(database_url: str) -> None:
     with asyncio.Runner() as first:
         first.run(use())
         with asyncio.Runner() as second:
-            for act in (use, database.check, database.dispose):
+            for act in (use, database.check, database.dispose, lambda: database.change_host("elsewhere")):
                 with pytest.raises(db.WrongLoopError, match=r"await database\.dispose\(\)"):
                     second.run(act())
         first.run(use_and_dispose())
     asyncio.run(use_and_dispose())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_loop_that_is_gone(database_url: str) -> None:
+    """A database whose loop was closed first can still be disposed of, on another loop, and used there."""
+    database = db.Database(database_url)
+
+    async def use() -> None:
+        async with db.scope():
+            await (await db.session(database)).execute(text("SELECT 1"))
+
+    asyncio.run(use())
+
+    async def dispose_and_use() -> None:
+        with pytest.raises(db.WrongLoopError):
+            await use()
+        await database.dispose()
+        await use()
+        await database.dispose()
+
+    asyncio.run(dispose_and_use())
+    gc.collect()
 
 
 async def test_forked_child_builds_its_own(database: db.Database, rows: Count, postgres: Observer) -> None:

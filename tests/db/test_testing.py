@@ -248,6 +248,25 @@ async def test_concurrent_scopes_inside_a_transaction(on_postgres: db.Database) 
         assert await notes() == ["one", "one begun", "outer", "two", "two begun"]
 
 
+async def test_scope_that_ends_before_what_it_started(on_postgres: db.Database) -> None:
+    """A scope commits while isolated work that it started goes on, and both are kept."""
+    begun = asyncio.Event()
+
+    async def write_on() -> None:
+        await write("begun")
+        begun.set()
+        await asyncio.sleep(0.05)
+        await write("ended")
+
+    async with savepoints():
+        async with db.scope():
+            await write("outer")
+            inner = asyncio.create_task(db.isolated(write_on))
+            await begun.wait()
+        await inner
+        assert await notes() == ["begun", "ended", "outer"]
+
+
 async def test_deadlock_is_named(database: db.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction that waits for one which sits open ends with an error that says what to do."""
     monkeypatch.setattr(db.savepoints, "_WAIT_LIMIT", 0.05)
@@ -344,6 +363,13 @@ async def test_own_session_class(on_postgres: db.Database) -> None:
     async with savepoints(database), db.scope():
         assert isinstance(await db.session(database), Ours)
     await database.dispose()
+
+
+async def test_another_loop_is_refused(database: db.Database) -> None:
+    """Code under test that runs on another event loop is told so, rather than given this one's connection."""
+    async with savepoints():
+        with pytest.raises(db.WrongLoopError):
+            await asyncio.to_thread(lambda: asyncio.run(db.isolated(write, "one")))
 
 
 async def test_afterwards_commits_are_real(on_postgres: db.Database, postgres: Observer) -> None:

@@ -10,6 +10,9 @@ from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, R
 from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
 
 import db
 from db.asgi import SessionMiddleware, get_session
@@ -68,6 +71,22 @@ async def test_failed_commit_is_a_500(app: FastAPI, postgres: Observer) -> None:
         assert response.status_code == 500
         await nobody_in_transaction(postgres)
     assert await postgres.fetchval("SELECT count(*) FROM reply") == 0
+
+
+async def test_starlette(database: db.Database, postgres: Observer) -> None:
+    """The same in Starlette alone: a row for a 200, and a 500 where the COMMIT is refused."""
+
+    async def create(request: Request) -> Response:
+        await write(request.path_params["words"])
+        if request.path_params["words"] == "bad":
+            await (await db.session()).execute(FAIL_AT_COMMIT)
+        return Response("saved")
+
+    app = Starlette(routes=[Route("/notes/{words}", create)], middleware=[Middleware(SessionMiddleware)])
+    async with serving(app) as client:
+        assert (await client.get("/notes/good")).status_code == 200
+        assert (await client.get("/notes/bad")).status_code == 500
+    assert await count(postgres) == 1
 
 
 async def test_swallowed_error_is_a_500(app: FastAPI, postgres: Observer) -> None:
@@ -268,11 +287,11 @@ async def test_callbacks_run_before_the_client_hears(app: FastAPI, postgres: Obs
     """Callbacks around the commit run before the response starts, in a request that used no session too."""
     events: list[str] = []
 
-    async def before(session: db.AsyncSession) -> None:
-        await session.execute(WRITE, {"words": "before_commit"})
-
     @app.post("/{status}")
     async def create(status: int) -> Response:
+        async def before(session: db.AsyncSession) -> None:
+            await session.execute(WRITE, {"words": f"before_commit of {status}"})
+
         db.before_commit(before)
         db.on_commit(lambda: events.append(f"on_commit of {status}"))
 
@@ -386,7 +405,7 @@ async def test_mounted_app_joins(app: FastAPI, postgres: Observer, status: int, 
 
 
 async def test_lifespan_passes_through(database: db.Database, postgres: Observer) -> None:
-    """Startup and shutdown of the app run, and open scopes of their own."""
+    """Startup and shutdown of the app run, in scopes of their own; one that disposes leaves no backend."""
     seen: list[bool] = []
 
     @contextlib.asynccontextmanager
@@ -395,11 +414,13 @@ async def test_lifespan_passes_through(database: db.Database, postgres: Observer
         await db.isolated(write, "startup")
         yield
         await db.isolated(write, "shutdown")
+        await database.dispose()
 
     async with serving(SessionMiddleware(FastAPI(lifespan=lifespan))):
         assert await count(postgres) == 1
     assert await count(postgres) == 2
     assert seen == [False]
+    await eventually(postgres.backends, equals=0)
 
 
 def cancelling_on_disconnect(app: Any) -> Any:

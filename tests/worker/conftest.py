@@ -84,6 +84,22 @@ def rows(postgres: Observer) -> Count:
     return count
 
 
+class RoundTrips:
+    """Counts the requests that others have made to Redis since then."""
+
+    def __init__(self, observer: redis.Redis) -> None:
+        self._observer = observer
+        self._before = self._count()
+
+    def __call__(self) -> int:
+        return self._count() - self._before
+
+    def _count(self) -> int:
+        # What a script does inside of Redis counts as commands too, so only what is sent is counted.
+        stats: Any = self._observer.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval", "exec", "ping"))
+
+
 class Bench:
     """An executor of its own for a test."""
 

@@ -18,7 +18,7 @@ from sqlalchemy import text
 import db
 import worker
 from db.database import Database
-from tests.worker.conftest import Count
+from tests.worker.conftest import Count, RoundTrips
 from worker import cron, task
 from worker.errors import ConfigError, PayloadNotJSONError, PayloadTooLargeError, TaskDefinitionError
 
@@ -33,23 +33,6 @@ async def add(session: db.AsyncSession, words: str, times: int = 1) -> int:
 
 @task(queue="mail", transactional=False)
 async def send(to: str) -> None: ...
-
-
-class RoundTrips:
-    """Counts the commands that Redis has run for others."""
-
-    def __init__(self, observer: redis.Redis) -> None:
-        self._observer = observer
-        self._before = self._count()
-
-    def __call__(self) -> int:
-        return self._count() - self._before
-
-    def _count(self) -> int:
-        stats: Any = self._observer.info("commandstats")
-        calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
-        # What a script does inside of Redis counts as commands too.
-        return sum(calls.get(name, 0) for name in ("evalsha", "eval", "exec", "get", "ping", "hello", "client"))
 
 
 def queued(observer: redis.Redis, queue: str = "arq:queue") -> list[str]:
@@ -228,6 +211,8 @@ class TestOutsideAScope:
         await queue.close()
         assert (trips(), observer.dbsize()) == (0, 0)
 
+
+class TestDefaultQueue:
     async def test_without_a_queue_names_the_setting(self) -> None:
         """With neither a default queue nor REDIS_URL the error says what to set."""
         with pytest.raises(ConfigError, match="REDIS_URL is not set"):

@@ -55,6 +55,8 @@ class Claimer:
 
     async def run(self) -> None:
         """Claim until stopped."""
+        if self._stopped:  # one that failed is run again, and by then there may be nothing to do
+            return
         async with contextlib.AsyncExitStack() as listening:
             for name in self._queues:
                 await listening.enter_async_context(self._queue.woken(name, self._look))

@@ -16,5 +16,5 @@ class Delivery:
     """Earlier attempts that failed."""
     score: int = 0
     """When it was due, in milliseconds since the epoch."""
-    stop: Kind = Kind.INTERRUPTED
-    """What becomes of the job if it is cancelled; whoever cancels it says so here first."""
+    stop: Kind | None = None
+    """What becomes of the job now that it is cancelled; whoever cancels it says so here first."""

@@ -9,20 +9,21 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from worker.config import Config
+from worker.engine.attempts import held_here
 from worker.engine.calling import AfterJob
 from worker.engine.claimer import Claimer
 from worker.engine.executor import Executor
 from worker.engine.finisher import Finisher
 from worker.engine.health import Health, Vitals
 from worker.engine.heartbeat import Heartbeat
-from worker.engine.held import HeldJob, HeldJobs
+from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.reception import Reception
 from worker.engine.report import Counts, JobLog, settlement
@@ -35,6 +36,7 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 _SETTLING = 10.0  # seconds that the last outcomes have to reach Redis; after that, leases bring their jobs back
+_UNWINDING = 10.0  # seconds that interrupted jobs have to roll back; after that, likewise
 
 
 class Engine:
@@ -79,11 +81,13 @@ class Engine:
             lambda name: Renewal(queue.url, name, round(config.lease * 1000)),
             self._names,
             lease=config.lease,
-            silence=self._longest_timeout + config.grace,
+            silence=config.lease + config.grace,
         )
-        self._scheduler = Scheduler(queue, tasks, self._names[0])
+        self._scheduler = Scheduler(queue, tasks, config.queue if config.queue in self._names else self._names[0])
         self._health = Health(queue, self._names, config.id, vitals=self._vitals, ask_database=ask_database)
         self._loops: list[asyncio.Task[None]] = []
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._hurry = asyncio.Event()
 
     def start(self) -> None:
@@ -112,20 +116,31 @@ class Engine:
         """Wait no longer for running jobs."""
         self._hurry.set()
 
-    async def drain(self) -> None:
-        """Stop claiming, let running jobs finish for the grace time, interrupt the rest, and write every outcome."""
+    async def drain(self) -> bool:
+        """Stop claiming, let running jobs finish for the grace time, interrupt the rest, and write every outcome.
+
+        Returns:
+            Whether all jobs have ended. One that ignores its interruption has not: it is left to the end of its lease,
+            and the process should not wait for it either.
+        """
         logger.info("draining: %d jobs are running; they have %g s", self._held.running, self._config.grace)
-        self._claimer.stop()
-        await self._loop_ended("claimer")
+        self._stopping = True
+        await self._stop_claiming()
         await self._jobs_ended(self._config.grace)
         for job in self._held:
             job.cancel(Kind.INTERRUPTED)
-        await self._all_jobs_ended()
-        with contextlib.suppress(TimeoutError):
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=_UNWINDING)
+        for job in self._held:
+            if job.phase is Phase.RUNNING:
+                logger.error("%s does not end: it is left to the worker that takes it after its lease", job.job_id)
+        # Redis may be away, and need not come back for our sake.
+        with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_SETTLING):
                 await self._finisher.flushed()
                 await self._health.forget()
         await self._stop()
+        return not self._jobs
 
     async def _stop(self) -> None:
         for loop in self._loops:
@@ -136,25 +151,29 @@ class Engine:
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)
 
     def _start(self, claim: Claim, queue: str, token: str) -> None:
-        job = HeldJob(claim, queue, token, started_at=now_ms())
+        job = HeldJob(claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance)
         self._held.add(job)
         job.task = asyncio.create_task(self._run(job))
+        self._jobs.add(job.task)
+        job.task.add_done_callback(self._jobs.discard)
 
     async def _run(self, job: HeldJob) -> None:
         """One held job, from its claim to its report."""
-        outcome = await self._outcome(job)
-        self._log.ended(job, outcome)
-        self._counts.add(outcome.kind)
-        self._finisher.report(job, outcome)
-        if self._after_job is not None and job.delivery is not None:
-            await self._after_job.tell(job.delivery)
-        self._claimer.give_back()
+        try:
+            outcome = await self._outcome(job)
+            self._log.ended(job, outcome)
+            self._counts.add(outcome.kind)
+            self._finisher.report(job, outcome)
+            if self._after_job is not None and job.delivery is not None:
+                await self._after_job.tell(job.delivery)
+        finally:
+            self._claimer.give_back()
 
     async def _outcome(self, job: HeldJob) -> Outcome:
         try:
             return self._reception.receive(job) or await self._execute(job)
         except asyncio.CancelledError as error:  # before the executor had begun
-            return Outcome(Kind.INTERRUPTED if job.delivery is None else job.delivery.stop, error=error)
+            return Outcome((job.delivery and job.delivery.stop) or Kind.INTERRUPTED, error=error)
         except Exception as error:
             logger.exception("the engine stumbled over %s; the job fails, the worker goes on", job.job_id)
             return Outcome.failed(error)
@@ -162,7 +181,8 @@ class Engine:
     async def _execute(self, job: HeldJob) -> Outcome:
         assert job.delivery is not None  # noqa: S101 - reception filled it in
         task = self._tasks[job.delivery.message.task]
-        job.renew_until = time.monotonic() + self._timeout(task) + self._config.grace
+        job.allowance = self._allowance(task)
+        held_here.set(job)
         self._log.started(job)
         return await self._executor.execute(job.delivery)
 
@@ -173,24 +193,23 @@ class Engine:
 
     async def _jobs_ended(self, grace: float) -> None:
         """Wait for running jobs, at most `grace` seconds, or until told to hurry."""
-        ended = asyncio.create_task(self._all_jobs_ended())
         hurried = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait({ended, hurried}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in (ended, hurried):
-            waiting.cancel()
-        await asyncio.gather(ended, hurried, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while self._jobs and not hurried.done():
+                    await asyncio.wait({*self._jobs, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
 
-    async def _all_jobs_ended(self) -> None:
-        running = {job.task for job in self._held if job.task is not None and not job.task.done()}
-        if running:
-            await asyncio.wait(running)
-
-    async def _loop_ended(self, name: str) -> None:
-        loops = [loop for loop in self._loops if loop.get_name() == name]
-        await asyncio.wait(loops, timeout=_SETTLING)
+    async def _stop_claiming(self) -> None:
+        """A claim on its way is waited for: what it brings is ours."""
+        self._claimer.stop()
+        claiming = [loop for loop in self._loops if loop.get_name() == "claimer"]
+        await asyncio.wait(claiming, timeout=_SETTLING)
+        for loop in claiming:
+            loop.cancel()
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        await supervise(name, run, trouble=self._health.redis_trouble, reconnect=self._queue.reconnect)
+        await supervise(name, run, trouble=self._health.trouble)
 
     async def _queues_are_empty(self) -> bool:
         try:
@@ -205,6 +224,7 @@ class Engine:
             failed=self._counts.failed,
             retried=self._counts.retried,
             loop_lag=self._heartbeat.lag,
+            is_claiming=not self._stopping and self._claimer.free_slots > 0,
             last_claim=self._claimer.last_answer,
             last_beat=self._heartbeat.last_beat,
         )
@@ -212,6 +232,10 @@ class Engine:
     def _timeout(self, task: Task[..., Any]) -> float:
         return self._config.job_timeout if task.options.timeout is None else task.options.timeout
 
-    @property
-    def _longest_timeout(self) -> float:
-        return max((self._timeout(task) for task in self._tasks.values()), default=0.0)
+    def _allowance(self, task: Task[..., Any]) -> float:
+        """Seconds for which the lease of an attempt is kept: its body may have to be cancelled, and roll back."""
+        return self._timeout(task) + self._config.grace
+
+    @cached_property
+    def _longest_allowance(self) -> float:
+        return max(map(self._allowance, self._tasks.values()), default=self._config.grace)

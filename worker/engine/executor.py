@@ -16,7 +16,7 @@ from db.scope import Scope, scope
 from worker.context import JobContext, enter_job, from_milliseconds
 from worker.engine.calling import Caller
 from worker.engine.delivery import Delivery
-from worker.engine.outcome import Outcome, Rerun, count_as_try, judge
+from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
 from worker.engine.patience import Patience
 from worker.errors import UnknownTaskError
 from worker.message import dump
@@ -94,7 +94,7 @@ class Executor:
             try:
                 await patience.pause(outcome.why)
             except asyncio.CancelledError as error:
-                return Outcome(run.delivery.stop, error=error)
+                return Outcome(run.delivery.stop or Kind.INTERRUPTED, error=error)
 
     async def _attempt(self, run: _Run) -> Outcome | Rerun:
         """Open a scope, call the task, serialise its result; leaving the scope commits."""
@@ -103,8 +103,9 @@ class Executor:
                 value = await self._call(run, work)
                 result = dump(value)
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; the worker lives
-            if _told_to_stop():
-                return Outcome(run.delivery.stop, error=error)
+            stopped = run.delivery.stop or _interrupted(error)
+            if stopped is not None:
+                return Outcome(stopped, error=error)
             return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
         return Outcome.completed(result)
 
@@ -145,7 +146,11 @@ class Executor:
         return _Run(delivery, task, payload, context, timeout, max_tries)
 
 
-def _told_to_stop() -> bool:
-    """Whether somebody has cancelled this asyncio task. A `CancelledError` that the body made up is its own error."""
+def _interrupted(error: BaseException) -> Kind | None:
+    """What a cancellation makes of a job of which nobody has said so. One that the body made up is its own error.
+
+    The count of cancellations alone proves nothing: on Python 3.11 a `TaskGroup` whose child failed leaves it raised.
+    """
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return Kind.INTERRUPTED if cancelled else None

@@ -5,8 +5,11 @@ An outcome stays here, and its lease stays held, until Redis has taken it.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
-from itertools import groupby
+from itertools import islice
+
+from redis.exceptions import RedisError
 
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
@@ -17,6 +20,7 @@ logger = logging.getLogger("worker")
 Encode = Callable[[HeldJob, Outcome], Settlement]
 
 _BATCH = 500  # outcomes a round trip
+_BATCH_BYTES = 8 * 1024 * 1024  # likewise, of results
 
 
 class Finisher:
@@ -30,7 +34,7 @@ class Finisher:
         self._queue = queue
         self._held = held
         self._encode = encode
-        self._waiting: list[tuple[HeldJob, Settlement]] = []
+        self._waiting: dict[str, deque[tuple[HeldJob, Settlement]]] = {}
         self._something = asyncio.Event()
         self._nothing = asyncio.Event()
         self._nothing.set()
@@ -41,7 +45,7 @@ class Finisher:
             self._held.remove(job)
             return
         job.phase = Phase.FINISHING
-        self._waiting.append((job, self._encode(job, outcome)))
+        self._waiting.setdefault(job.queue, deque()).append((job, self._encode(job, outcome)))
         self._nothing.clear()
         self._something.set()
 
@@ -49,8 +53,8 @@ class Finisher:
         """Write outcomes as they come. A write that fails is repeated by the next run."""
         while True:
             await self._something.wait()
-            while self._waiting:
-                await self._write(self._waiting[:_BATCH])
+            while any(self._waiting.values()):
+                await self._write_all()
             self._something.clear()
             self._nothing.set()
 
@@ -58,17 +62,36 @@ class Finisher:
         """Wait until Redis has taken every outcome."""
         await self._nothing.wait()
 
-    async def _write(self, batch: list[tuple[HeldJob, Settlement]]) -> None:
-        batch.sort(key=_queue_of)
-        for queue, group in groupby(batch, key=_queue_of):
-            jobs, settlements = zip(*group, strict=True)
-            for job, ours in zip(jobs, await self._queue.finish(queue, settlements), strict=True):
-                self._held.remove(job)
-                if not ours:
-                    logger.warning("%s ended here, but another worker holds it by now", job.job_id)
-            written = set(map(id, jobs))
-            self._waiting = [waiting for waiting in self._waiting if id(waiting[0]) not in written]
+    async def _write_all(self) -> None:
+        """One round trip a queue. One that fails keeps its outcomes, and does not keep those of the others waiting."""
+        failed: RedisError | OSError | None = None
+        for queue, waiting in list(self._waiting.items()):
+            try:
+                await self._write(queue, waiting)
+            except (RedisError, OSError) as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _write(self, queue: str, waiting: deque[tuple[HeldJob, Settlement]]) -> None:
+        batch = _first(waiting)
+        if not batch:
+            return
+        replies = await self._queue.finish(queue, [settlement for _, settlement in batch])
+        for (job, _), ours in zip(batch, replies, strict=True):
+            waiting.popleft()
+            self._held.remove(job)
+            if not ours:
+                logger.warning("%s ended here too late: another worker has taken it over", job.job_id)
 
 
-def _queue_of(waiting: tuple[HeldJob, Settlement]) -> str:
-    return waiting[0].queue
+def _first(waiting: deque[tuple[HeldJob, Settlement]]) -> list[tuple[HeldJob, Settlement]]:
+    """As many as one round trip may carry."""
+    batch: list[tuple[HeldJob, Settlement]] = []
+    size = 0
+    for entry in islice(waiting, _BATCH):
+        size += len(entry[1].value)
+        if batch and size > _BATCH_BYTES:
+            break
+        batch.append(entry)
+    return batch

@@ -5,6 +5,7 @@ answers; so ``arq --check`` and ``python -m worker health`` believe no worker th
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from worker.queue import Queue
+
+logger = logging.getLogger("worker")
 
 _INTERVAL = 1.0  # seconds between two records
 _LIFETIME = 4000  # milliseconds that a record is believed
@@ -30,6 +33,8 @@ class Vitals:
     retried: int
     loop_lag: float
     """Seconds."""
+    is_claiming: bool
+    """Whether it has a slot to fill, and is not told to stop."""
     last_claim: float
     """When Redis last answered, by the monotonic clock."""
     last_beat: float
@@ -59,11 +64,12 @@ class Health:
         self._worker_id = worker_id
         self._vitals = vitals
         self._ask_database = ask_database
-        self._redis_trouble: str | None = None
+        self._last_trouble = -_FRESH
 
-    def redis_trouble(self, what: str | None) -> None:
-        """Take note of what Redis has refused."""
-        self._redis_trouble = what
+    def trouble(self, what: str) -> None:
+        """Take note that a loop of the engine has failed; it is tried again every two seconds at least."""
+        logger.debug("unwell: %s", what)
+        self._last_trouble = time.monotonic()
 
     async def run(self) -> None:
         """Write the record every second, as long as it is true."""
@@ -83,13 +89,9 @@ class Health:
 
     async def _is_well(self) -> bool:
         vitals, now = self._vitals(), time.monotonic()
-        if now - vitals.last_claim < _FRESH:
-            self._redis_trouble = None
-        busy = vitals.running > 0
-        claims = busy or now - vitals.last_claim < _FRESH
         return (
-            self._redis_trouble is None
-            and claims
+            now - self._last_trouble > _FRESH
+            and (not vitals.is_claiming or now - vitals.last_claim < _FRESH)
             and now - vitals.last_beat < _FRESH
             and await self._database_answers()
         )

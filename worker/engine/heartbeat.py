@@ -1,12 +1,15 @@
 """``Heartbeat``: a thread with its own connection that keeps the leases of running jobs, and hears of aborts.
 
 1. It renews every lease a few times before its end, so a blocked event loop loses nothing.
-2. Where Redis knows no owner of a job (a failover, a flush), it takes the lease again; where it knows another one, the
-   job is cancelled and rolls back.
-3. It lets go of a job at its timeout and grace; an event loop that is silent for that long ends the process.
+2. A lease that ended or was lost (a failover, a flush) is taken again; a job that another worker has taken, or ended
+   meanwhile, is cancelled and rolls back.
+3. It lets go of a job that runs for longer than an attempt may take; an event loop that is silent for that long ends
+   the process.
 """
 
 import asyncio
+import contextlib
+import faulthandler
 import logging
 import os
 import threading
@@ -21,8 +24,11 @@ from worker.renewal import Grip, Renewal
 
 logger = logging.getLogger("worker")
 
+STUCK = 70
+"""The exit code of a process that something keeps from going on (EX_SOFTWARE, sysexits.h)."""
+
 _LONGEST_INTERVAL = 0.5  # seconds: an abort is heard within a second
-_STUCK = 70  # the exit code of a process whose event loop is stuck (EX_SOFTWARE, sysexits.h)
+_SAY_AGAIN = 30.0  # seconds between two warnings of the same trouble
 
 
 class Heartbeat:
@@ -32,7 +38,7 @@ class Heartbeat:
         connect: opens the line to one queue's Redis.
         queues: their names.
         lease: seconds that a claim holds without a renewal.
-        silence: seconds that the event loop may be silent while it holds no job.
+        silence: seconds that the event loop may be silent, if no job that runs may take longer.
     """
 
     def __init__(
@@ -41,22 +47,24 @@ class Heartbeat:
         self._held = held
         self._connect = connect
         self._queues = queues
+        self._lines: dict[str, Renewal] = {}
         self._interval = min(lease / 4, _LONGEST_INTERVAL)
-        self._silence = silence
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_seen = time.monotonic()
-        self._failing = False
-        self.lag = 0.0
-        """Seconds that the event loop took to answer the last beat."""
+        self._loop = _WatchedLoop(self._interval, silence)
+        self._said = -_SAY_AGAIN
         self.last_beat = 0.0
-        """When Redis last confirmed the leases, by the monotonic clock."""
+        """When Redis last confirmed all leases, by the monotonic clock."""
+
+    @property
+    def lag(self) -> float:
+        """Seconds that the event loop took to answer the last beat."""
+        return self._loop.lag
 
     def start(self) -> None:
         """Begin, for the event loop that runs now."""
-        self._loop = asyncio.get_running_loop()
-        self._loop_seen = self.last_beat = time.monotonic()
+        self._loop.enter()
+        self.last_beat = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -65,62 +73,101 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        lines = {queue: self._connect(queue) for queue in self._queues}
         while not self._stop.wait(self._interval):
-            self._watch_loop()
-            try:
-                for queue, line in lines.items():
-                    self._beat(queue, line)
-            except (RedisError, OSError) as error:
-                self._say_once(error)
-            except Exception:
-                logger.exception("the heartbeat stumbled; it goes on")
-            else:
-                self.last_beat, self._failing = time.monotonic(), False
-        for line in lines.values():
+            if self._loop.is_stuck(self._held.longest_allowance):
+                _end_process(self._loop.silent_for)
+            # Each for itself: what is wrong with one queue must not cost the leases of another.
+            kept = [self._beats(queue) for queue in self._queues]
+            if all(kept):
+                self.last_beat = time.monotonic()
+        for line in self._lines.values():
             line.close()
 
-    def _beat(self, queue: str, line: Renewal) -> None:
+    def _beats(self, queue: str) -> bool:
+        """Whether the leases of one queue are kept."""
+        try:
+            self._beat(queue)
+        except (RedisError, OSError) as error:
+            now = time.monotonic()
+            if now - self._said >= _SAY_AGAIN:
+                logger.warning("leases of %s cannot be renewed: %s: %s", queue, type(error).__name__, error)
+                self._said = now
+            return False
+        except Exception:
+            logger.exception("the heartbeat stumbled; it goes on")
+            return False
+        return True
+
+    def _beat(self, queue: str) -> None:
         jobs = self._held.to_renew(queue)
         if not jobs:
             return
+        if queue not in self._lines:
+            self._lines[queue] = self._connect(queue)
+        line = self._lines[queue]
         lost: list[HeldJob] = []
         for job, (grip, abort_at) in zip(jobs, line.renew([job.for_renewal for job in jobs]), strict=True):
             if grip is Grip.ANOTHERS:
-                self._on_loop(job.cancel, Kind.ABANDONED)
+                self._loop.call(job.cancel, Kind.ABANDONED)
             elif grip is Grip.NOBODYS:
                 lost.append(job)
             if job.asked_to_abort(abort_at):
-                self._on_loop(job.cancel, Kind.ABORTED)
+                self._loop.call(job.cancel, Kind.ABORTED)
         # One whose outcome is on its way is left alone: Redis may have forgotten it because it has just been finished.
         lost = [job for job in lost if job.phase is Phase.RUNNING]
         if lost:
-            taken = line.retake([job.for_renewal for job in lost])
-            logger.warning("Redis had lost %d leases of running jobs; %d are taken again", len(lost), sum(taken))
+            self._retake(lost, line)
 
-    def _watch_loop(self) -> None:
-        asked_at = time.monotonic()
+    def _retake(self, lost: list[HeldJob], line: Renewal) -> None:
+        taken = line.retake([job.for_renewal for job in lost])
+        logger.warning("%d leases of running jobs had ended or were lost; %d are taken again", len(lost), sum(taken))
+        for job, ours in zip(lost, taken, strict=True):
+            if not ours:
+                self._loop.call(job.cancel, Kind.ABANDONED)
 
-        def answer() -> None:
-            self._loop_seen = time.monotonic()
-            self.lag = self._loop_seen - asked_at
 
-        self._on_loop(answer)
-        limit = max(self._loop_seen + self._silence, self._held.latest_renewal())
-        if asked_at > limit:
-            logger.critical(
-                "the event loop has not answered for %.0f s: ending the process", asked_at - self._loop_seen
-            )
-            os._exit(_STUCK)
+class _WatchedLoop:
+    """The event loop, as the heartbeat's thread sees it."""
 
-    def _on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
-        assert self._loop is not None  # noqa: S101 - start() came first
-        try:
+    def __init__(self, interval: float, silence: float) -> None:
+        self._most_at_once = 2 * interval
+        self._silence = silence
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked_at = self._seen_at = 0.0
+        self._answered = True
+        self.silent_for = 0.0
+        """Seconds without an answer, of those that this thread was awake: a process that was frozen is not stuck."""
+        self.lag = 0.0
+
+    def enter(self) -> None:
+        """It is the loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        self._asked_at = time.monotonic()
+
+    def is_stuck(self, allowance: float) -> bool:
+        """Whether it has not answered for longer than `allowance` seconds, and than anything else may take."""
+        now = time.monotonic()
+        if self._answered:
+            self.silent_for = 0.0
+            self._answered, self._asked_at = False, now
+            self.call(self._answer)
+        else:
+            self.silent_for += min(now - self._seen_at, self._most_at_once)
+        self._seen_at = now
+        return self.silent_for > max(allowance, self._silence)
+
+    def call(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call it on the loop, soon."""
+        assert self._loop is not None  # noqa: S101 - enter() came first
+        with contextlib.suppress(RuntimeError):  # it has closed: the process is ending
             self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop has closed: the process is ending
-            self._stop.set()
 
-    def _say_once(self, error: Exception) -> None:
-        if not self._failing:
-            logger.warning("leases cannot be renewed: %s: %s", type(error).__name__, error)
-        self._failing = True
+    def _answer(self) -> None:
+        self._answered = True
+        self.lag = time.monotonic() - self._asked_at
+
+
+def _end_process(silent_for: float) -> None:
+    logger.critical("the event loop has not answered for %.0f s: ending the process; this is where it is:", silent_for)
+    faulthandler.dump_traceback()
+    os._exit(STUCK)

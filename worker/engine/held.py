@@ -1,4 +1,8 @@
-"""The jobs that this worker holds: run by the event loop, and kept by the heartbeat's thread."""
+"""The jobs that this worker holds: run by the event loop, and kept by the heartbeat's thread.
+
+A lease is kept for as long as one attempt may take, from its start; longer only while the outcome is on its way. A body
+that never ends must not keep it for ever.
+"""
 
 import asyncio
 import time
@@ -29,12 +33,13 @@ class HeldJob:
     token: str
     started_at: int
     """Milliseconds since the epoch."""
+    allowance: float
+    """Seconds that an attempt may take, with all that is granted to it past its timeout."""
     delivery: Delivery | None = None
     """None: its payload could not be read."""
     task: "asyncio.Task[None] | None" = None
-    renew_until: float = float("inf")
-    """When the heartbeat lets go of it, by the monotonic clock: a body that never ends must not keep it for ever."""
     phase: Phase = Phase.RUNNING
+    _begun: float = field(default_factory=time.monotonic, init=False)
     _cancelled: bool = field(default=False, init=False)
 
     @property
@@ -45,6 +50,14 @@ class HeldJob:
     @property
     def for_renewal(self) -> Held:
         return Held(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
+
+    def attempt_begins(self) -> None:
+        """Its body is called, for the first time or, for the database's sake, again."""
+        self._begun = time.monotonic()
+
+    @property
+    def is_to_renew(self) -> bool:
+        return self.phase is Phase.FINISHING or time.monotonic() < self._begun + self.allowance
 
     def asked_to_abort(self, abort_at: float | None) -> bool:
         """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""
@@ -83,9 +96,9 @@ class HeldJobs:
         self._jobs.pop(job, None)
 
     def to_renew(self, queue: str) -> list[HeldJob]:
-        now = time.monotonic()
-        return [job for job in self if job.queue == queue and now < job.renew_until]
+        return [job for job in self if job.queue == queue and job.is_to_renew]
 
-    def latest_renewal(self) -> float:
-        """How long, by the monotonic clock, some job may still be renewed; 0 where none is held."""
-        return max((job.renew_until for job in self), default=0.0)
+    @property
+    def longest_allowance(self) -> float:
+        """Seconds that an attempt of one that runs may take; 0 where none runs."""
+        return max((job.allowance for job in self if job.phase is Phase.RUNNING), default=0.0)

@@ -87,7 +87,7 @@ def backoff(tries: int) -> float:
 
     Jitter keeps jobs that failed together from coming back together.
     """
-    return min(2.0**tries, _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)  # noqa: S311 - not a secret
+    return min(2.0 ** min(tries, 10), _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)  # noqa: S311 - not a secret
 
 
 def _again(error: BaseException, tries: int, max_tries: int, delay: float) -> Outcome:

@@ -50,7 +50,7 @@ class Patience:
         if why in (Transient.CONFLICT, Transient.STALE_PLAN):
             longest = 0.01 * 2**self._conflicts
         else:
-            longest = min(0.05 * 2**self._pauses, _LONGEST_PAUSE)
+            longest = min(0.05 * 2 ** min(self._pauses, 10), _LONGEST_PAUSE)  # an outage may last for thousands of them
             self._pauses += 1
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
 

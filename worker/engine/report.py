@@ -1,7 +1,7 @@
 """What the engine says of a job: to Redis, as a settlement; to people, as a log line; to the counters."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic_core import to_json
@@ -9,7 +9,7 @@ from pydantic_core import to_json
 from worker.engine.held import HeldJob
 from worker.engine.outcome import Kind, Outcome
 from worker.failure import error_data
-from worker.message import serialize
+from worker.message import Message, serialize
 from worker.queue import Settlement, now_ms
 
 logger = logging.getLogger("worker")
@@ -18,6 +18,8 @@ LogJobs = Literal["all", "failed", "off"]
 
 _ACTIONS = {Kind.RETRIED: "again", Kind.INTERRUPTED: "back", Kind.POSTPONED: "later"}
 _FAILED = frozenset({Kind.FAILED, Kind.ABORTED, Kind.EXPIRED})
+_LONGEST = 100 * 365 * 86400.0  # seconds; Redis counts milliseconds, in 64 bits
+_LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
 _LONGEST_TEXT = 80  # characters of arguments or result in a log line, as in arq
 
 
@@ -41,16 +43,31 @@ class Counts:
 def settlement(job: HeldJob, outcome: Outcome, *, keep_result: float) -> Settlement:
     """What Redis is told; `keep_result` is in seconds."""
     action = _ACTIONS.get(outcome.kind, "end")
-    keep = round(keep_result * 1000)
-    result = _result(job, outcome) if action == "end" and keep > 0 else b""
-    return Settlement(job.claim.raw_id, job.token, action, result, keep, round(outcome.delay * 1000))
+    keep = _milliseconds(keep_result)
+    value = job.claim.payload or b""
+    if action == "end":
+        value = _result(job, outcome) if keep > 0 else b""
+    return Settlement(job.claim.raw_id, job.token, action, value, keep, _milliseconds(outcome.delay))
 
 
 def _result(job: HeldJob, outcome: Outcome) -> bytes:
-    """The result as arq writes it (``jobs.py``: `serialize_result`), in JSON."""
+    """The result as arq writes it (``jobs.py``: `serialize_result`), in JSON.
+
+    Without the arguments where JSON cannot say them (a pickle held them), or where they are what makes it too large.
+    """
+    message = job.delivery.message if job.delivery is not None else None
+    try:
+        result = _encoded(job, outcome, message)
+        if len(result) <= _LARGEST_RESULT:
+            return result
+    except ValueError as error:
+        logger.warning("the arguments of %s are not kept with its result: %s", job.job_id, error)
+    return _encoded(job, outcome, message and replace(message, args=(), kwargs={}))
+
+
+def _encoded(job: HeldJob, outcome: Outcome, message: Message | None) -> bytes:
     success = outcome.error is None
     value = outcome.result if outcome.error is None else serialize(error_data(outcome.error))
-    message = job.delivery.message if job.delivery is not None else None
     head = {
         "t": job.claim.tries + 1,
         "f": message.task if message else "<unknown>",
@@ -64,6 +81,10 @@ def _result(job: HeldJob, outcome: Outcome) -> bytes:
         "id": job.job_id,
     }
     return to_json(head)[:-1] + b',"r":' + value + b"}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(min(seconds, _LONGEST) * 1000)
 
 
 class JobLog:

@@ -1,19 +1,20 @@
 """``Scheduler``: cron slots -> queue, once per slot, whichever worker comes first.
 
 1. Slots are computed in UTC, and compared with Redis' clock: workers' own clocks may differ.
-2. While it runs, every slot that passes is queued, however late it looks.
-3. What passed while no worker ran follows the task's misfire policy; the last slot of each task is kept in Redis.
+2. While it runs, every slot that passes is queued, also if it looks a little late.
+3. What passed while no worker ran, or could look, follows the task's misfire policy; the last slot of each task is kept
+   in Redis.
 """
 
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 from worker.message import encode
-from worker.queue import Entry, Queue, Slot
+from worker.queue import Entry, Queue, Slot, to_ms
 from worker.schedule import Schedule
 from worker.task import Task
 
@@ -23,6 +24,7 @@ _Passed = tuple[Task[..., Any], datetime, bool]
 """A slot of a task, and whether it is to run: otherwise it is only taken note of."""
 
 _LONGEST_SLEEP = 10.0  # seconds; then Redis' clock is asked again
+_ABSENCE = timedelta(minutes=1)  # without a look, which counts as not running: after an hour without Redis, say
 _MOST_SLOTS = 1000
 
 
@@ -39,50 +41,49 @@ class Scheduler:
         self._tasks = [task for task in tasks.values() if task.schedule is not None]
         self._default_queue = default_queue
         self._seen: datetime | None = None
+        # Each with its id, so that a second try adds no second job.
+        self._at_startup = {uuid4().hex: task for task in self._tasks if task.run_at_startup}
 
     async def run(self) -> None:
         """Queue slots as they pass."""
-        if not self._tasks:
-            return
-        if self._seen is None:
-            await self._catch_up()
-            await self._run_at_startup()
-        while True:
-            now = await self._now()
-            await self._queue_slots(self._passed(now))
+        while self._tasks:
+            now = await self._queue.now(self._default_queue)
+            if self._seen is None or now - self._seen > _ABSENCE:
+                await self._queue_slots(await self._missed(now))
+            else:
+                await self._queue_slots(self._passed(self._seen, now))
             self._seen = now
+            await self._run_at_startup(now)
             await asyncio.sleep(self._until_next(now))
 
-    async def _catch_up(self) -> None:
+    async def _missed(self, now: datetime) -> list[_Passed]:
         """What passed while no worker ran, by each task's misfire policy."""
-        now = await self._now()
         missed: list[_Passed] = []
         for task in self._tasks:
             last = (await self._queue.last_slots(self._queue_of(task))).get(task.name)
             # The first worker ever begins to count here.
-            missed += [(task, now, False)] if last is None else _missed(task, _moment(last), now)
-        await self._queue_slots(missed)
-        self._seen = now
+            missed += [(task, now, False)] if last is None else _missed(task, last, now)
+        return missed
 
-    async def _run_at_startup(self) -> None:
-        entries = [
-            Entry(uuid4().hex, encode(task.name, b"{}", _milliseconds(await self._now())), self._queue_of(task))
-            for task in self._tasks
-            if task.run_at_startup
-        ]
-        if entries:
-            await self._queue.enqueue(entries)
-
-    def _passed(self, now: datetime) -> Iterable[_Passed]:
-        assert self._seen is not None  # noqa: S101 - run() set it
+    def _passed(self, seen: datetime, now: datetime) -> Iterable[_Passed]:
         for task in self._tasks:
-            for moment in _schedule(task).slots_between(self._seen, now, limit=_MOST_SLOTS):
+            for moment in _schedule(task).slots_between(seen, now, limit=_MOST_SLOTS):
                 yield task, moment, True
+
+    async def _run_at_startup(self, now: datetime) -> None:
+        if self._at_startup:
+            await self._queue.enqueue(
+                [
+                    Entry(job_id, encode(task.name, b"{}", to_ms(now)), self._queue_of(task))
+                    for job_id, task in self._at_startup.items()
+                ]
+            )
+            self._at_startup.clear()
 
     async def _queue_slots(self, slots: Iterable[_Passed]) -> None:
         by_queue: dict[str, list[Slot]] = {}
         for task, moment, runs in slots:
-            at = _milliseconds(moment)
+            at = to_ms(moment)
             payload = encode(task.name, b"{}", at) if runs else b""
             by_queue.setdefault(self._queue_of(task), []).append(Slot(task.name, at, f"cron:{task.name}:{at}", payload))
         for name, found in by_queue.items():
@@ -94,10 +95,6 @@ class Scheduler:
 
     def _queue_of(self, task: Task[..., Any]) -> str:
         return task.options.queue or self._default_queue
-
-    async def _now(self) -> datetime:
-        seconds, microseconds = await self._queue.redis.time()
-        return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
 
 def _missed(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
@@ -118,10 +115,3 @@ def _schedule(task: Task[..., Any]) -> Schedule:
     assert task.schedule is not None  # noqa: S101 - the constructor chose those that have one
     return task.schedule
 
-
-def _milliseconds(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
-
-
-def _moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

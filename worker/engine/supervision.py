@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import RedisError
 
 logger = logging.getLogger("worker")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds
 _RECOVERED = 30.0  # seconds without a failure, after which earlier ones are forgotten
+_SAY_AGAIN = 30.0  # seconds between two warnings of the same trouble
 _TOO_OFTEN = 10
 
 
@@ -18,43 +19,44 @@ class EngineError(Exception):
     """A loop of the engine keeps failing; the process should end and be started anew."""
 
 
-async def supervise(
-    name: str,
-    run: Callable[[], Awaitable[None]],
-    *,
-    trouble: Callable[[str | None], None],
-    reconnect: Callable[[], Awaitable[None]],
-) -> None:
+async def supervise(name: str, run: Callable[[], Awaitable[None]], *, trouble: Callable[[str], None]) -> None:
     """Run `run` until it returns.
 
     Args:
-        trouble: told of each failure that Redis explains, so that the worker counts as unwell meanwhile.
-        reconnect: drops the connections to a server that is not the primary any more.
+        trouble: told of each failure, so that the worker counts as unwell meanwhile.
 
     Raises:
         EngineError: it failed too often, and not for Redis' sake, which is waited for without end.
     """
-    pause, failures, since = _FIRST_PAUSE, 0, time.monotonic()
+    pause, failures, since, said = _FIRST_PAUSE, 0, time.monotonic(), -_SAY_AGAIN
     while True:
         try:
             await run()
-        except (RedisError, OSError) as error:
-            trouble(f"{type(error).__name__}: {error}")
-            if isinstance(error, ReadOnlyError):
-                await reconnect()
-            if pause == _FIRST_PAUSE:
-                logger.warning("%s: Redis: %s: %s; trying again", name, type(error).__name__, error)
-        except Exception as error:
-            failures += 1
-            if failures >= _TOO_OFTEN:
-                raise EngineError(
-                    f"{name} failed {failures} times, last with {type(error).__name__}: {error}"
-                ) from error
-            logger.exception("%s failed; it is started again", name)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_asked_to_end():
+                raise
+            trouble(f"{name}: {type(error).__name__}: {error}")
+            now = time.monotonic()
+            if now - since > _RECOVERED:
+                pause, failures = _FIRST_PAUSE, 0
+            since = now
+            if isinstance(error, RedisError | OSError):
+                if now - said >= _SAY_AGAIN:
+                    logger.warning("%s waits for Redis: %s: %s", name, type(error).__name__, error)
+                    said = now
+            else:
+                failures += 1
+                if failures >= _TOO_OFTEN:
+                    why = f"{name} failed {failures} times, last with {type(error).__name__}: {error}"
+                    raise EngineError(why) from error
+                logger.exception("%s failed; it is started again", name)
         else:
             return
-        if time.monotonic() - since > _RECOVERED:
-            pause, failures = _FIRST_PAUSE, 0
-        since = time.monotonic()
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _is_asked_to_end() -> bool:
+    """Whether this asyncio task was cancelled; otherwise a `CancelledError` is one that the loop's own code made up."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

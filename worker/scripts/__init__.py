@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
-import redis
-import redis.asyncio
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+
+
+class Client(Protocol):
+    """What runs a script: a client for one server, or for a cluster."""
+
+    def execute_command(self, *args: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +29,32 @@ class Script:
         text = (resources.files("worker.scripts") / f"{name}.lua").read_text()
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
-    async def run(self, client: redis.asyncio.Redis, key: str, arguments: Sequence[Any]) -> Any:
-        """Run it on one key; the text is sent only to a server that does not know it yet."""
-        try:
-            return await client.execute_command("EVALSHA", self.sha, 1, key, *arguments)
-        except NoScriptError:
-            return await client.execute_command("EVAL", self.text, 1, key, *arguments)
+    async def run(self, client: Client, key: str, arguments: Sequence[Any]) -> Any:
+        """Run it on one key; the text is sent only to a server that does not know it yet.
 
-    def run_sync(self, client: redis.Redis, key: str, arguments: Sequence[Any]) -> Any:
+        Raises:
+            ReadOnlyError: the server is not the primary any more.
+            RedisError, OSError: as redis-py does.
+        """
+        try:
+            try:
+                return await client.execute_command("EVALSHA", self.sha, 1, key, *arguments)
+            except NoScriptError:
+                return await client.execute_command("EVAL", self.text, 1, key, *arguments)
+        except ResponseError as error:
+            raise _told_apart(error) from None
+
+    def run_sync(self, client: Client, key: str, arguments: Sequence[Any]) -> Any:
         """`run`, for the heartbeat's thread."""
         try:
-            return client.execute_command("EVALSHA", self.sha, 1, key, *arguments)
-        except NoScriptError:
-            return client.execute_command("EVAL", self.text, 1, key, *arguments)
+            try:
+                return client.execute_command("EVALSHA", self.sha, 1, key, *arguments)
+            except NoScriptError:
+                return client.execute_command("EVAL", self.text, 1, key, *arguments)
+        except ResponseError as error:
+            raise _told_apart(error) from None
+
+
+def _told_apart(error: ResponseError) -> ResponseError:
+    """The error as redis-py raises it for a plain command: Redis 6 wraps what a script's own commands meet in text."""
+    return ReadOnlyError(str(error)) if "-READONLY" in str(error) else error

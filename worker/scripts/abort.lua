@@ -1,5 +1,5 @@
--- Ask for a job to be aborted: one that waits is made due at once, so that a worker ends it; one that runs is cancelled by the
--- worker that runs it.
+-- Ask for a job to be aborted: one that waits is made due at once, so that a worker ends it; one that runs is cancelled
+-- by the worker that runs it.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers     ARGV[3]  id
@@ -7,8 +7,11 @@
 local queue, prefix, id = KEYS[1], ARGV[1], ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- Workers take an abort that is older than the job for one of an earlier job of this id, which a stock client's may be.
+-- This one is not, and must not pass for it where the producer's clock, which dates the job, is ahead.
+local AHEAD = 12 * 60 * 60 * 1000
 if not redis.call('ZSCORE', queue, id) then return 0 end
-redis.call('ZADD', prefix .. 'abort', now, id)
+redis.call('ZADD', prefix .. 'abort', now + AHEAD, id)
 if redis.call('EXISTS', prefix .. 'in-progress:' .. id) == 0 then
     redis.call('ZADD', queue, now, id)
     redis.call('PUBLISH', ARGV[2], '1')

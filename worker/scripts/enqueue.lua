@@ -8,21 +8,26 @@
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local added = {}
+local LONGEST = 100 * 365 * 86400 * 1000  -- ms; SET takes no expiry without end
+
+local added, any = {}, false
 for i = 3, #ARGV, 5 do
     local id, payload, delay, due, patience = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-    local job = prefix .. 'job:' .. id
-    if redis.call('EXISTS', job, prefix .. 'result:' .. id) > 0 then
+    local job, holder = prefix .. 'job:' .. id, prefix .. 'in-progress:' .. id
+    local taken = redis.call('EXISTS', job, prefix .. 'result:' .. id, holder)
+    if taken == 1 and redis.pcall('GET', holder) == 'ended' then taken = 0 end  -- a tombstone: see finish.lua
+    if taken > 0 then
         added[#added + 1] = 0
     else
         local score = due ~= '' and tonumber(due) or now + tonumber(delay)
         local wait = math.max(score - now, 0) + tonumber(patience)
-        redis.call('SET', job, payload, 'PX', string.format('%.0f', wait))
+        redis.call('SET', job, payload, 'PX', string.format('%.0f', math.max(math.min(wait, LONGEST), 1)))
         redis.call('ZADD', queue, string.format('%.0f', score), id)
         -- An abort that came before the job was meant for an earlier one of this id.
-        redis.call('ZREM', prefix .. 'abort', id)
+        redis.pcall('ZREM', prefix .. 'abort', id)
         added[#added + 1] = 1
+        any = true
     end
 end
-redis.call('PUBLISH', ARGV[2], '1')
+if any then redis.call('PUBLISH', ARGV[2], '1') end
 return added

@@ -3,17 +3,26 @@
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  lease in ms
 -- then for each job: id, token
--- Returns for each job: 1 renewed, 0 nobody holds it, -1 another worker holds it; and when it was asked to abort (or false).
+-- Returns for each job: 1 renewed, 0 nobody holds it, -1 another worker holds it; and when it was asked to abort (or
+-- false).
 local queue, prefix, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local FORGET = 7 * 24 * 60 * 60 * 1000
+
+local function text(reply)
+    return type(reply) == 'string' and reply or false
+end
+
+-- A stock client leaves a mark behind for each id that it asks to abort and nobody knows.
 local aborts = redis.call('EXISTS', prefix .. 'abort') == 1
+if aborts then redis.pcall('ZREMRANGEBYSCORE', prefix .. 'abort', '-inf', now - FORGET) end
 
 local replies = {}
 for i = 3, #ARGV, 2 do
     local id, token = ARGV[i], ARGV[i + 1]
     local holder = prefix .. 'in-progress:' .. id
-    local owner = redis.call('GET', holder)
+    local owner = text(redis.pcall('GET', holder))
     local state = 0
     if owner then
         state = -1
@@ -24,6 +33,6 @@ for i = 3, #ARGV, 2 do
         end
     end
     replies[#replies + 1] = state
-    replies[#replies + 1] = aborts and redis.call('ZSCORE', prefix .. 'abort', id) or false
+    replies[#replies + 1] = aborts and text(redis.pcall('ZSCORE', prefix .. 'abort', id))
 end
 return replies

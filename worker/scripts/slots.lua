@@ -5,19 +5,20 @@
 -- then for each slot, oldest first: task, slot in ms since the epoch, id, payload ('' to take note of the slot only)
 -- Returns for each slot 1, or 0 where this or a later one of its task was queued before.
 local queue, prefix, patience = KEYS[1], ARGV[1], ARGV[3]
-local replies = {}
+local replies, any = {}, false
 for i = 4, #ARGV, 4 do
     local task, slot, id, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
     local last = redis.call('HGET', prefix .. 'slots', task)
-    local due = not last or tonumber(last) < tonumber(slot)
+    local due = not last or (tonumber(last) or 0) < tonumber(slot)
     if due then
         redis.call('HSET', prefix .. 'slots', task, slot)
         if payload ~= '' then
             redis.call('SET', prefix .. 'job:' .. id, payload, 'PX', patience)
             redis.call('ZADD', queue, slot, id)
+            any = true
         end
     end
     replies[#replies + 1] = due and 1 or 0
 end
-redis.call('PUBLISH', ARGV[2], '1')
+if any then redis.call('PUBLISH', ARGV[2], '1') end
 return replies

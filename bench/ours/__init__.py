@@ -1,0 +1,1 @@
+"""Tandem's own program: real tasks, a real registry, and ``arq worker.Settings``."""

@@ -1,0 +1,9 @@
+"""What the measured worker runs."""
+
+TASKS = (
+    "bench.ours.tasks.noop",
+    "bench.ours.tasks.insert",
+    "bench.ours.tasks.wait",
+    "bench.ours.tasks.hold",
+    "bench.ours.tasks.ping",
+)

@@ -1,0 +1,66 @@
+"""Stock arq, with the settings of streaQ's published benchmark: ``max_jobs=32``, all else as it comes."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvloop
+from arq.connections import RedisSettings, create_pool
+from arq.worker import Worker
+
+from bench import yardstick
+from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows, at_once
+
+
+async def noop(_ctx: dict[Any, Any], _number: int) -> None:
+    yardstick.begin()
+
+
+async def insert(ctx: dict[Any, Any], number: int) -> None:
+    yardstick.begin()
+    await ctx["rows"].add(number)
+
+
+async def wait(_ctx: dict[Any, Any], _number: int) -> None:
+    await yardstick.wait()
+
+
+async def hold(_ctx: dict[Any, Any], _number: int) -> None:
+    await yardstick.hold()
+
+
+async def ping(_ctx: dict[Any, Any], sent_at: float) -> None:
+    yardstick.answer(sent_at)
+
+
+async def _serve() -> None:
+    functions: list[Any] = [noop, insert, wait, hold, ping]  # arq's type wants the first to be called ctx
+    worker = Worker(
+        functions=functions,
+        redis_settings=RedisSettings.from_dsn(yardstick.redis_url()),
+        max_jobs=CONCURRENCY,
+        keep_result=KEEP_RESULTS,
+        ctx={"rows": Rows()},
+    )
+    await worker.async_run()
+
+
+@asynccontextmanager
+async def producing() -> AsyncIterator[Producer]:
+    pool = await create_pool(RedisSettings.from_dsn(yardstick.redis_url()))
+
+    async def one(task: str, argument: float) -> None:
+        await pool.enqueue_job(task, argument)
+
+    async def many(task: str, arguments: Sequence[int]) -> None:
+        await at_once(pool.enqueue_job(task, argument) for argument in arguments)
+
+    async def completed() -> int:
+        return sum(result.success for result in await pool.all_job_results())
+
+    yield Producer(one, many, completed)
+    await pool.aclose()
+
+
+if __name__ == "__main__":
+    yardstick.main(lambda: uvloop.run(_serve()), producing)

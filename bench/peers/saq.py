@@ -1,0 +1,70 @@
+"""SAQ on Redis, with the settings of streaQ's published benchmark: ``concurrency=32, dequeue_timeout=1``."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvloop
+from saq import Queue, Worker  # type: ignore[import-not-found]  # it has an environment of its own
+from saq.job import Status  # type: ignore[import-not-found]
+
+from bench import yardstick
+from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows, at_once
+
+
+async def noop(_ctx: dict[str, Any], *, number: int) -> None:  # noqa: ARG001 - what is measured is that it gets it
+    yardstick.begin()
+
+
+async def insert(ctx: dict[str, Any], *, number: int) -> None:
+    yardstick.begin()
+    await ctx["rows"].add(number)
+
+
+async def wait(_ctx: dict[str, Any], *, number: int) -> None:  # noqa: ARG001 - likewise
+    await yardstick.wait()
+
+
+async def hold(_ctx: dict[str, Any], *, number: int) -> None:  # noqa: ARG001 - likewise
+    await yardstick.hold()
+
+
+async def ping(_ctx: dict[str, Any], *, number: float) -> None:
+    yardstick.answer(number)
+
+
+async def _serve() -> None:
+    async def startup(ctx: dict[str, Any]) -> None:
+        ctx["rows"] = Rows()
+
+    queue = Queue.from_url(yardstick.redis_url())
+    functions = [noop, insert, wait, hold, ping]
+    worker = Worker(queue, functions, concurrency=CONCURRENCY, dequeue_timeout=1, startup=startup)
+    await queue.connect()
+    # A worker looks for lost jobs when it starts, and takes some that it has just begun for such. It does not look
+    # again within a minute.
+    await queue.sweep()
+    await worker.start()
+
+
+@asynccontextmanager
+async def producing() -> AsyncIterator[Producer]:
+    queue = Queue.from_url(yardstick.redis_url())
+    await queue.connect()
+
+    async def one(task: str, argument: float) -> None:
+        # A job whose worker died is run again only if it has a second try.
+        await queue.enqueue(task, number=argument, ttl=KEEP_RESULTS, retries=2)
+
+    async def many(task: str, arguments: Sequence[int]) -> None:
+        await at_once(one(task, argument) for argument in arguments)
+
+    async def completed() -> int:
+        return len([job async for job in queue.iter_jobs(statuses=[Status.COMPLETE], batch_size=1000)])
+
+    yield Producer(one, many, completed)
+    await queue.disconnect()
+
+
+if __name__ == "__main__":
+    yardstick.main(lambda: uvloop.run(_serve()), producing)

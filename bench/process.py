@@ -1,0 +1,118 @@
+"""``Process``: one program of a contender, for the length of a ``with`` block, and what it tells."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from bench.environments import PROJECT
+from worker.embedded.watchdog import Watchdog
+
+PATIENCE = 60.0
+"""Seconds without any progress after which a contender is given up."""
+
+
+class ContenderError(Exception):
+    """A contender did not do what it was asked to; one line says what it did."""
+
+
+class Process:
+    """A program in the background.
+
+    1. Leaving the block kills it, and what it has started: there is nothing in it worth saving.
+    2. If this process is killed, a watchdog kills it.
+    3. What it tells (see `bench.yardstick`) is kept until it is asked for, in its order.
+    """
+
+    def __init__(self, command: Sequence[str], settings: Mapping[str, str]) -> None:
+        self._command = list(command)
+        self._settings = dict(settings)
+        self._told: SimpleQueue[tuple[str, float] | None] = SimpleQueue()
+
+    def __enter__(self) -> Self:
+        self._errors = tempfile.TemporaryFile()
+        self._watchdog = Watchdog(signal.SIGKILL)
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
+            self._command,
+            cwd=PROJECT,
+            env=os.environ | self._settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,  # a Ctrl-C in the terminal is for us, and we kill it
+        )
+        self._watchdog.end(self._process.pid)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._listener.join()
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        self._process.stdout.close()
+        self._watchdog.dismiss()
+        self._errors.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it and its children as a crash would."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def told(self, what: str, timeout: float = PATIENCE) -> float:
+        """Wait for the next `what`; its value.
+
+        Raises:
+            ContenderError: it ended, or did not say it within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                said = self._told.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except Empty:
+                raise ContenderError(f"it did not say {what!r} within {timeout:g} s; {self.last_words()}") from None
+            if said is None:
+                raise ContenderError(f"it ended with exit code {self._process.wait()}; {self.last_words()}")
+            if said[0] == what:
+                return said[1]
+
+    def heard(self, what: str) -> float | None:
+        """The next `what` that it has said already; None if it has not."""
+        with suppress(Empty):
+            while said := self._told.get_nowait():
+                if said[0] == what:
+                    return said[1]
+        return None
+
+    def check(self) -> None:
+        """Raise `ContenderError` if it has ended."""
+        if self._process.poll() is not None:
+            raise ContenderError(f"it ended with exit code {self._process.returncode}; {self.last_words()}")
+
+    def last_words(self, lines: int = 3) -> str:
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        return "its last words: " + (" | ".join(said[-lines:]) or "none")
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        for line in self._process.stdout:
+            what, _, value = line.strip().partition(" ")
+            with suppress(ValueError):  # something that a library prints
+                self._told.put((what, float(value)))
+        self._told.put(None)

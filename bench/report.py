@@ -1,0 +1,77 @@
+"""The results as Markdown."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from bench.contenders import Contender
+from bench.section import Section
+from bench.stage import Stage
+
+_HOW = (
+    "Made by `make bench`. All sides run in one go on one machine, each contender in its own process and environment, "
+    "{rounds}. They take turns, another one begins each round, and the servers are emptied in between. Figures are "
+    "medians; a ratio is the median of the ratios within the rounds. Logging is at the level of warnings for all, a "
+    "line only for jobs that fail. After each measurement the jobs that ended well are counted, by the library's own "
+    "account; one that did not complete them all is not listed but named."
+)
+
+
+def markdown(stage: Stage, machine: Mapping[str, str], sections: Sequence[Section], plot: str | None) -> str:
+    """The whole page."""
+    rounds = "once" if stage.sizes.rounds == 1 else f"{stage.sizes.rounds} times"
+    parts = [
+        "# Measurements",
+        _HOW.format(rounds=rounds),
+        "\n".join(f"- {what}: {fact}" for what, fact in machine.items()),
+        *([f"![Tandem beside the others]({plot})"] if plot else []),
+        "## What is promised",
+        verdicts(sections),
+        *(part for section in sections for part in _section(section)),
+        "## Who took part",
+        _contenders(stage),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdicts(sections: Iterable[Section]) -> str:
+    """Each bar with what was measured, as a table."""
+    rows = [
+        (
+            finding.bar.what,
+            finding.bar.shown(finding.bar.must),
+            finding.bar.shown(finding.bar.aim),
+            finding.measured + (f"; {finding.note}" if finding.note else ""),
+            finding.verdict,
+        )
+        for section in sections
+        for finding in section.findings
+    ]
+    return table(("", "must reach", "aim", "measured", ""), rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers, or short."""
+    ruler = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(_row(cells) for cells in (header, ruler, *rows))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"## {section.title}"
+    yield section.method
+    yield table(section.header, section.rows)
+    if section.failures:
+        yield "\n".join(f"- Not measured: {failure}" for failure in section.failures)
+
+
+def _contenders(stage: Stage) -> str:
+    present = [(f"{one.title} {one.version}", one.library.settings, _store(one)) for one in stage.contenders]
+    absent = [(title, f"ABSENT: {why}", "") for title, why in stage.absent.items()]
+    header, rows = ("", "settings", "store"), [*present, *absent]
+    return "\n".join(_row(cells) for cells in (header, ("---", "---", "---"), *rows))
+
+
+def _store(contender: Contender) -> str:
+    return contender.redis.title if contender.on_redis else contender.postgres.title

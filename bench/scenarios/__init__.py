@@ -1,0 +1,19 @@
+"""The scenarios, by name, in the order in which they run."""
+
+from collections.abc import Callable, Mapping
+
+from bench.scenarios import backlog, enqueue, footprint, insert, latency, memory, noop, processes, recovery
+from bench.section import Section
+from bench.stage import Stage
+
+SCENARIOS: Mapping[str, Callable[[Stage], Section]] = {
+    "noop": noop.run,
+    "insert": insert.run,
+    "enqueue": enqueue.run,
+    "latency": latency.run,
+    "processes": processes.run,
+    "footprint": footprint.run,
+    "backlog": backlog.run,
+    "memory": memory.run,
+    "recovery": recovery.run,
+}

@@ -1,0 +1,75 @@
+"""Queueing: many at once, one after another, and the round trips of one."""
+
+from functools import partial
+
+from sqlalchemy import make_url
+
+from bench import bars
+from bench.bars import Finding
+from bench.contenders import TANDEM, Contender
+from bench.figures import Figures
+from bench.progress import Step
+from bench.section import Chart, Section
+from bench.sizes import Sizes
+from bench.stage import Stage
+from bench.tables import medians
+from bench.turns import TurnCounter
+
+_Queued = tuple[float, float, float]  # seconds for the batch, seconds for one, round trips for one
+
+
+def run(stage: Stage) -> Section:
+    sizes = stage.sizes
+    entrants = {one.key: partial(_measure, one, sizes) for one in stage.contenders}
+    results = stage.alternate("enqueueing", entrants, _shown)
+    batch = {key: Figures.of(value[0] for value in values) for key, values in results.values.items()}
+    single = {key: Figures.of(value[1] for value in values) for key, values in results.values.items()}
+    trips = {key: Figures.of(value[2] for value in values) for key, values in results.values.items()}
+    return Section(
+        title="Enqueueing",
+        method=f"{sizes.batch:,} jobs, in the fastest way that the library offers: a batch (Tandem, streaQ, oban-py) "
+        f"or 32 calls at once, as in streaQ's benchmark. Then {sizes.one_by_one:,} jobs, each awaited before the next. "
+        "The clock runs inside the program, once it is connected. Round trips are those that a relay in front of the "
+        f"server sees, of {sizes.trips} jobs one after another, less what connecting takes.",
+        header=("", f"{sizes.batch:,} jobs", "range", "one job", "round trips for one"),
+        rows=[
+            (
+                stage.title(key),
+                f"{batch[key].median:.2f} s",
+                f"{batch[key].low:.2f} to {batch[key].high:.2f}",
+                f"{single[key].median * 1000:.2f} ms",
+                f"{trips[key].median:.2f}",
+            )
+            for key in results.values
+        ],
+        findings=[
+            Finding(bars.ENQUEUE_BATCH, batch.get(TANDEM.key)),
+            Finding(bars.ENQUEUE_TRIPS, trips.get(TANDEM.key)),
+        ],
+        chart=Chart(f"Enqueue {sizes.batch:,} jobs (less is better)", "s", medians(stage, batch)),
+        failures=stage.failures(results),
+    )
+
+
+def _measure(contender: Contender, sizes: Sizes, _step: Step) -> _Queued:
+    batch = contender.enqueue("noop", sizes.batch)
+    one_by_one = contender.enqueue("noop", sizes.one_by_one, one_by_one=True)
+    return batch, one_by_one / sizes.one_by_one, _round_trips(contender, sizes.trips)
+
+
+def _round_trips(contender: Contender, count: int) -> float:
+    server = contender.redis if contender.on_redis else contender.postgres
+    with TurnCounter(server.port) as relay:
+        through_relay = {
+            "REDIS_URL": f"redis://127.0.0.1:{relay.port}/0",
+            "DATABASE_URL": make_url(contender.postgres.url).set(port=relay.port).render_as_string(hide_password=False),
+        }
+        contender.enqueue("noop", 1, one_by_one=True, **through_relay)
+        of_one = relay.take()
+        contender.enqueue("noop", 1 + count, one_by_one=True, **through_relay)
+        return (relay.take() - of_one) / count
+
+
+def _shown(queued: _Queued) -> str:
+    batch, one, trips = queued
+    return f"{batch:.2f} s for the batch, {one * 1000:.2f} ms and {trips:.2f} round trips for one"

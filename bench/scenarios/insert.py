@@ -1,0 +1,62 @@
+"""Jobs that add a row: what a queue costs beside work on a database."""
+
+import sys
+from functools import partial
+
+from bench import bars
+from bench.contenders import OBAN, Contender
+from bench.process import PATIENCE, ContenderError, Process
+from bench.progress import Step
+from bench.rundown import run_down
+from bench.section import Chart, Section
+from bench.servers import PostgresServer
+from bench.sizes import Sizes
+from bench.stage import Measure, Stage
+from bench.tables import against, medians, speed_rows
+
+_BARE = "a bare loop, no queue"
+
+
+def run(stage: Stage) -> Section:
+    sizes = stage.sizes
+    entrants: dict[str, Measure[float]] = {one.key: partial(_measure, one, sizes) for one in stage.contenders}
+    entrants[_BARE] = partial(_measure_bare_loop, stage.servers.postgres, sizes)
+    results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
+    speeds = stage.figures(results)
+    return Section(
+        title="Jobs that add a row",
+        method=f"{sizes.inserts:,} jobs, each of which adds one row through the SQLAlchemy ORM and commits: BEGIN, "
+        "INSERT, COMMIT. Every contender has a pool of 32 connections (asyncpg). The bare loop does the same with 32 sessions "
+        "at once and nothing around them. The time begins when the first "
+        f"{sizes.first_inserts} rows are there, for which the connections are opened. The rows are counted afterwards.",
+        header=("", "jobs/s", "range", "Tandem against it"),
+        rows=speed_rows(stage, speeds),
+        findings=[
+            against(bars.INSERT_AGAINST_BARE, speeds, _BARE),
+            against(bars.INSERT_AGAINST_OBAN, speeds, OBAN.key),
+        ],
+        chart=Chart("Jobs that add a row", "jobs/s", medians(stage, speeds)),
+        failures=stage.failures(results),
+    )
+
+
+def _measure(contender: Contender, sizes: Sizes, step: Step) -> float:
+    count = sizes.inserts + sizes.first_inserts
+    contender.enqueue("insert", count)
+    speed = run_down(contender, step, count, warm_up=sizes.first_inserts, completed=count)
+    _check_rows(contender.postgres, count)
+    return speed
+
+
+def _measure_bare_loop(postgres: PostgresServer, sizes: Sizes, _step: Step) -> float:
+    command = [sys.executable, "-m", "bench.bare_loop", str(sizes.first_inserts), str(sizes.inserts)]
+    with Process(command, {"DATABASE_URL": postgres.url}) as loop:
+        took = loop.told("took", timeout=PATIENCE + sizes.inserts / 100)
+    _check_rows(postgres, sizes.first_inserts + sizes.inserts)
+    return sizes.inserts / took
+
+
+def _check_rows(postgres: PostgresServer, count: int) -> None:
+    rows = postgres.number("SELECT count(DISTINCT number) FROM bench_rows")
+    if rows != count:
+        raise ContenderError(f"{rows} of {count} rows are there")

@@ -1,0 +1,53 @@
+"""No-op jobs: what a queue itself costs."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from bench import bars
+from bench.bars import Finding
+from bench.contenders import ARQ, OBAN, SAQ, STREAQ, TANDEM, TASKIQ, Contender
+from bench.figures import Figures, highest
+from bench.progress import Step
+from bench.rundown import run_down
+from bench.section import Chart, Section
+from bench.stage import Stage
+from bench.tables import against, medians, speed_rows
+
+_REDIS_PEERS = (SAQ, STREAQ, TASKIQ)
+
+
+def run(stage: Stage) -> Section:
+    count = stage.sizes.noop
+    entrants = {one.key: partial(_measure, one, count) for one in stage.contenders}
+    results = stage.alternate("no-op jobs", entrants, "{:,.0f} jobs/s".format)
+    speeds = stage.figures(results)
+    return Section(
+        title="No-op jobs",
+        method=f"{count:,} jobs with one integer argument are queued, then one worker is started. The time is that "
+        "from the first line of its first job to the moment when the queue's own store says that the last has ended, "
+        "with its result kept; the library then lists all of them as completed.",
+        header=("", "jobs/s", "range", "Tandem against it"),
+        rows=speed_rows(stage, speeds),
+        findings=[
+            against(bars.NOOP_AGAINST_ARQ, speeds, ARQ.key),
+            Finding(bars.NOOP_SPEED, speeds.get(TANDEM.key)),
+            _against_fastest(stage, speeds),
+            against(bars.NOOP_AGAINST_OBAN, speeds, OBAN.key),
+        ],
+        chart=Chart("No-op jobs", "jobs/s", medians(stage, speeds)),
+        failures=stage.failures(results),
+    )
+
+
+def _against_fastest(stage: Stage, speeds: Mapping[str, Figures]) -> Finding:
+    fastest = highest(speeds, (peer.key for peer in _REDIS_PEERS))
+    missing = [peer.title for peer in _REDIS_PEERS if peer.key not in speeds]
+    note = f"against {stage.title(fastest)}" if fastest else ""
+    if missing:
+        note = ", ".join(filter(None, [note, f"without {' and '.join(missing)}"]))
+    return against(bars.NOOP_AGAINST_REDIS_PEERS, speeds, fastest, note)
+
+
+def _measure(contender: Contender, count: int, step: Step) -> float:
+    contender.enqueue("noop", count)
+    return run_down(contender, step, count, completed=count)

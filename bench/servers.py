@@ -1,0 +1,145 @@
+"""The servers that everything runs on: embedded ones, on TCP, as servers elsewhere are reached."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from bench.environments import valkey_server
+from bench.yardstick import Table
+from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+
+_CONNECTIONS = 300  # to PostgreSQL: two workers with a pool of 32 each, and what was killed a moment ago
+
+
+_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'alembic%'"
+
+
+class _OtherRedis(EmbeddedRedis):
+    """An embedded server that runs another program than that of the wheel."""
+
+    def __init__(self, program: Path) -> None:
+        super().__init__(tcp=True)
+        self._program = program
+
+    def _command(self) -> list[str]:
+        return [str(self._program), *super()._command()[1:]]
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A Redis, or what speaks like one."""
+
+    address: str
+    """Without a database's number."""
+
+    def url(self, database: int = 0) -> str:
+        return f"{self.address}/{database}"
+
+    @cached_property
+    def client(self) -> Any:
+        """redis-py's, whose types allow for an answer that is yet to be awaited."""
+        return redis.Redis.from_url(self.url())
+
+    @cached_property
+    def title(self) -> str:
+        """Redis 6.2.14"""
+        info = self.client.info("server")
+        return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+
+    @cached_property
+    def has_functions(self) -> bool:
+        """Whether it is Redis 7 or newer in what it can do."""
+        return int(self.client.info("server")["redis_version"].split(".")[0]) >= 7
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.address).port or 6379
+
+    def memory(self) -> int:
+        """Bytes in use."""
+        return int(self.client.info("memory")["used_memory"])
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A PostgreSQL."""
+
+    url: str
+    """A SQLAlchemy URL, for asyncpg."""
+
+    @cached_property
+    def engine(self) -> Engine:
+        return create_engine(make_url(self.url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+
+    @cached_property
+    def title(self) -> str:
+        return f"PostgreSQL {self.number('SELECT current_setting($$server_version_num$$)::int / 10000')}"
+
+    @property
+    def port(self) -> int:
+        return make_url(self.url).port or 5432
+
+    def number(self, query: str) -> int:
+        """The one number that `query` gives."""
+        with self.engine.connect() as connection:
+            return int(connection.scalar(text(query)) or 0)
+
+    def empty(self) -> None:
+        """Remove all rows of all tables, but leave it migrated."""
+        with self.engine.connect() as connection:
+            tables = connection.scalars(text(_TABLES)).all()
+            connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What runs."""
+
+    redis: RedisServer
+    postgres: PostgresServer
+    functional_redis: RedisServer | None
+    """A Redis that has functions, for who needs them; often `redis` itself."""
+
+    def empty(self) -> None:
+        """Begin anew."""
+        for server in {self.redis, self.functional_redis}:
+            if server is not None:
+                server.client.flushall()
+        self.postgres.empty()
+
+
+@contextmanager
+def started(redis_program: Path | None) -> Iterator[Servers]:
+    """Start the servers; `redis_program` takes the place of the embedded Redis.
+
+    Raises:
+        EmbeddedServerError: one cannot be started.
+    """
+    with ExitStack() as running:
+        embedded = _OtherRedis(redis_program) if redis_program else EmbeddedRedis(tcp=True)
+        main = _redis(running, embedded)
+        postgres = running.enter_context(EmbeddedPostgres(tcp=True, options={"max_connections": _CONNECTIONS}))
+        servers = Servers(main, PostgresServer(postgres.url), _functional(running, main))
+        running.callback(servers.postgres.engine.dispose)
+        Table.metadata.create_all(servers.postgres.engine)
+        yield servers
+
+
+def _functional(running: ExitStack, main: RedisServer) -> RedisServer | None:
+    if main.has_functions:
+        return main
+    valkey = valkey_server()
+    return _redis(running, _OtherRedis(valkey)) if valkey else None
+
+
+def _redis(running: ExitStack, server: EmbeddedRedis) -> RedisServer:
+    redis_server = RedisServer(running.enter_context(server).url.rpartition("/")[0])
+    running.callback(redis_server.client.close)
+    return redis_server

@@ -1,0 +1,70 @@
+"""How much is measured."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of jobs, unless it says otherwise."""
+
+    rounds: int
+    noop: int
+    first_inserts: int
+    """Before the time begins."""
+    inserts: int
+    batch: int
+    one_by_one: int
+    trips: int
+    pings: int
+    """A round."""
+    pause: float
+    """Seconds between two pings, on average."""
+    backlog: int
+    """Queued."""
+    elsewhere: int
+    """Running on another worker."""
+    beside_backlog: int
+    """Timed, with the others in the way."""
+    memory: int
+    waiting: int
+    footprint: int
+    patience: float
+    """Seconds that peers get to run a job again."""
+
+
+FULL = Sizes(
+    rounds=3,
+    noop=20_000,  # as in streaQ's benchmark
+    first_inserts=600,
+    inserts=6_000,
+    batch=20_000,
+    one_by_one=2_000,
+    trips=100,
+    pings=50,
+    pause=0.3,
+    backlog=1_000_000,
+    elsewhere=1_000,
+    beside_backlog=50_000,
+    memory=1_000_000,
+    waiting=16_000,
+    footprint=20_000,
+    patience=330.0,  # arq takes 310
+)
+QUICK = Sizes(
+    rounds=1,
+    noop=64,
+    first_inserts=64,
+    inserts=256,
+    batch=64,
+    one_by_one=16,
+    trips=4,
+    pings=3,
+    pause=0.05,
+    backlog=500,
+    elsewhere=20,
+    beside_backlog=200,
+    memory=1_000,
+    waiting=200,
+    footprint=64,
+    patience=2.0,
+)

@@ -1,0 +1,103 @@
+"""The census as a web application: ``uvicorn examples.web:app``, beside ``arq worker.Settings``.
+
+For a machine of your own: whoever reaches it can have any folder indexed.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Path as InPath
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import db
+from db.asgi import SessionMiddleware, get_session
+from tasks.census import scan_folder
+from tasks.models import Module, Scan, create_tables
+from worker import Job, JobStatus, default_queue
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    await create_tables()
+    yield
+    await default_queue().close()
+    await db.default_database().dispose()
+
+
+app = FastAPI(title="Census of Python source", lifespan=lifespan)
+app.add_middleware(SessionMiddleware)
+
+
+def _readable_folder(path: Path) -> Path:
+    if not path.is_absolute() or not os.access(path, os.R_OK | os.X_OK) or not path.is_dir():
+        raise ValueError("not the absolute path of a folder that can be read")
+    return path
+
+
+RequestSession = Annotated[AsyncSession, Depends(get_session)]
+ScanId = Annotated[int, InPath(ge=1, le=2**31 - 1)]
+
+
+class ScanRequest(BaseModel):
+    folder: Annotated[Path, AfterValidator(_readable_folder)]
+
+
+class ScanProgress(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: int
+    folder: str
+    files: int | None = None
+    """Python files in the folder; null until they are counted."""
+    indexed: int = 0
+    """Files that are indexed so far."""
+    failed: int | None = None
+    """Files that could not be indexed; null until the scan is done."""
+    done: bool = False
+    """Whether all of its jobs have ended. Where one has failed, this is known for as long as results are kept."""
+
+
+@app.post("/scans", status_code=202)
+async def start_scan(request: ScanRequest, session: RequestSession) -> ScanProgress:
+    """Write the scan down and have it done: both, or neither if this request's transaction does not commit."""
+    scan = Scan(folder=str(request.folder))
+    session.add(scan)
+    await session.flush()
+    await scan_folder.enqueue(request.folder, scan.id)
+    return ScanProgress(id=scan.id, folder=scan.folder)
+
+
+@app.get("/scans/{scan_id}")
+async def show_scan(scan_id: ScanId, session: RequestSession) -> ScanProgress:
+    """How far the scan is."""
+    scan = await session.get(Scan, scan_id)
+    if scan is None:
+        raise HTTPException(404, f"There is no scan {scan_id}.")
+    progress = ScanProgress(id=scan.id, folder=scan.folder)
+    if scan.jobs is not None:
+        progress.files = len(scan.jobs)
+        progress.done = await _has_ended(scan.jobs, await _indexed(session, scan_id))
+    # Counted after `done` is known: a job commits before it ends, so none of those that ended is missing here.
+    count = select(func.count()).select_from(Module).where(Module.scan_id == scan_id)
+    progress.indexed = await session.scalar(count) or 0
+    if progress.files is not None and progress.done:
+        progress.failed = progress.files - progress.indexed
+    return progress
+
+
+async def _indexed(session: AsyncSession, scan_id: int) -> set[str]:
+    return set(await session.scalars(select(Module.path).where(Module.scan_id == scan_id)))
+
+
+async def _has_ended(jobs: dict[str, str], indexed: set[str]) -> bool:
+    """Whether all jobs have ended. Only those whose file is not indexed have to be asked, until one says no."""
+    for path, job_id in jobs.items():
+        if path not in indexed and await Job(job_id).status() is not JobStatus.complete:
+            return False
+    return True

@@ -1,0 +1,356 @@
+"""`atomic`, `isolated`, `independent`, and ending early."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+from sqlalchemy import text
+
+import db
+from db.sessions import Current
+from tests.db.conftest import INSERT, Count, insert
+from tests.db.models import Note
+from tests.servers import Observer
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("database")
+
+MODES: tuple[Current, ...] = get_args(Current)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_atomic_outside_of_a_scope(mode: Current, rows: Count) -> None:
+    """Outside a scope, in every mode, the block is a scope of its own: committed at its end, rolled back on an error."""
+    async with db.atomic(mode) as session:
+        assert await db.session() is session
+        await insert("a")
+    assert await rows() == 1
+    with pytest.raises(ZeroDivisionError):
+        async with db.atomic(mode):
+            await insert("b")
+            raise ZeroDivisionError
+    assert await rows() == 1
+    assert not db.in_scope()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_atomic_where_no_transaction_is_open(mode: Current, rows: Count) -> None:
+    """In a scope without an open transaction the block, in every mode, is a transaction that ends with it."""
+    async with db.scope():
+        async with db.atomic(mode) as session:
+            assert await db.session() is session
+            await insert("a")
+        assert await rows() == 1
+        with pytest.raises(ZeroDivisionError):
+            async with db.atomic(mode):
+                await insert("b")
+                raise ZeroDivisionError
+        await insert("c")
+    assert await rows() == 2
+
+
+OUTCOMES: dict[str, dict[str, str]] = {
+    # What is saved: when all goes well after the block, when the block fails, when the scope fails after the block.
+    "commit": {"well": "before block after", "block fails": "before after", "scope fails": "before block"},
+    "rollback": {"well": "block after", "block fails": "after", "scope fails": "block"},
+    "append": {"well": "before block after", "block fails": "before block after", "scope fails": ""},
+    "savepoint": {"well": "before block after", "block fails": "before after", "scope fails": ""},
+}
+
+
+@pytest.mark.parametrize("outcome", ["well", "block fails", "scope fails"])
+@pytest.mark.parametrize("mode", OUTCOMES)
+async def test_atomic_where_a_transaction_is_open(mode: Current, outcome: str, postgres: Observer) -> None:
+    """What each mode makes of the transaction that is open, and of the block, told by what is saved in the end."""
+    try:
+        async with db.scope():
+            await insert("before")
+            try:
+                async with db.atomic(mode):
+                    await insert("block")
+                    if outcome == "block fails":
+                        raise LookupError
+            except LookupError:
+                pass
+            await insert("after")
+            if outcome == "scope fails":
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    saved = [row["words"] for row in await postgres.fetch("SELECT words FROM note ORDER BY id")]
+    assert " ".join(saved) == OUTCOMES[mode][outcome]
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_atomic_refuses_an_open_transaction(rows: Count) -> None:
+    """`atomic("raise")` finds the open transaction, says what can be done, and leaves it as it is."""
+    async with db.scope():
+        await insert("a")
+        with pytest.raises(db.TransactionOpenError, match=r"db\.commit\(\) or db\.rollback\(\)"):
+            async with db.atomic("raise"):
+                await insert("never")
+    assert await rows() == 1
+
+
+async def test_atomic_counts_what_was_only_added(rows: Count) -> None:
+    """What was added and not yet sent is an open transaction, too."""
+    async with db.scope():
+        (await db.session()).add(Note(words="a"))
+        with pytest.raises(db.TransactionOpenError):
+            async with db.atomic("raise"):
+                pass
+        async with db.atomic("rollback"):
+            await insert("b")
+    assert await rows() == 1
+
+
+async def test_atomic_of_another_database(database: db.Database, rows: Count) -> None:
+    """`atomic` works on the database that it is given, and leaves the others alone."""
+    other = db.Database(database.url)
+    async with db.scope():
+        await insert("default")
+        async with db.atomic(database=other) as session:
+            await session.execute(INSERT, {"words": "other"})
+        assert await rows() == 1
+    assert await rows() == 2
+    await other.dispose()
+
+
+@pytest.mark.parametrize("mode", OUTCOMES)
+async def test_atomic_of_a_sync_session(mode: Current, sync_database: db.Database[db.Session], postgres: Observer) -> None:
+    """Every mode works on a synchronous session as well."""
+    async with db.scope():
+        session = await db.session(sync_database)
+        await asyncio.to_thread(session.execute, INSERT, {"words": "before"})
+        async with db.atomic(mode, database=sync_database) as same:
+            assert same is session
+            await asyncio.to_thread(session.execute, INSERT, {"words": "block"})
+        with pytest.raises(LookupError):
+            async with db.atomic(mode if mode == "savepoint" else "commit", database=sync_database):
+                await asyncio.to_thread(session.execute, INSERT, {"words": "failed"})
+                raise LookupError
+    saved = [row["words"] for row in await postgres.fetch("SELECT words FROM note ORDER BY id")]
+    assert " ".join(saved) == OUTCOMES[mode]["well"].removesuffix(" after")
+
+
+async def test_isolated_has_its_own_connection(rows: Count, postgres: Observer) -> None:
+    """`isolated` runs in a scope of its own, is committed whatever becomes of the caller, and returns what `fn` did."""
+
+    async def write(words: str, *, twice: bool) -> str:
+        await insert(words)
+        return words * (1 + twice)
+
+    with pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            await insert("outer")
+            assert await db.isolated(write, "inner", twice=True) == "innerinner"
+            assert await rows() == 1
+            raise ZeroDivisionError
+    assert await rows() == 1
+
+
+async def test_isolated_rolls_back_its_own(rows: Count) -> None:
+    """An isolated function that raises rolls back its own work, and the caller can go on."""
+
+    async def fail() -> None:
+        await insert("inner")
+        raise ZeroDivisionError
+
+    async with db.scope():
+        await insert("outer")
+        with pytest.raises(ZeroDivisionError):
+            await db.isolated(fail)
+    assert await rows() == 1
+
+
+async def test_isolated_queries_run_at_once() -> None:
+    """Isolated queries run concurrently: three that take 0.3 seconds each take less than two of them."""
+
+    async def slow(number: int) -> int:
+        await (await db.session()).execute(text("SELECT pg_sleep(0.3)"))
+        return number
+
+    started = time.monotonic()
+    async with db.scope():
+        assert await asyncio.gather(*(db.isolated(slow, number) for number in range(3))) == [0, 1, 2]
+    assert time.monotonic() - started < 0.6
+
+
+async def test_independent_commits_by_itself(rows: Count, postgres: Observer) -> None:
+    """`independent` gives a session outside of any scope: what was committed stays, the rest is rolled back."""
+    async with db.independent() as session:
+        assert not db.in_scope()
+        await session.execute(INSERT, {"words": "a"})
+        await session.commit()
+        await session.execute(INSERT, {"words": "b"})
+    assert await rows() == 1
+    assert await postgres.idle_in_transaction() == 0
+    with pytest.raises(db.ScopeEndedError):
+        await session.execute(INSERT, {"words": "c"})
+
+
+async def test_independent_in_a_scope(rows: Count) -> None:
+    """Inside a scope it is another session, which the scope's end does not touch, nor the other way round."""
+    async with db.independent() as session:
+        async with db.scope():
+            assert await db.session() is not session
+            await insert("scope")
+        await session.execute(INSERT, {"words": "independent"})
+        await session.commit()
+    assert await rows() == 2
+    with pytest.raises(ZeroDivisionError):
+        async with db.independent() as session:
+            await session.execute(INSERT, {"words": "c"})
+            raise ZeroDivisionError
+    assert await rows() == 2
+
+
+async def test_releasing_the_connection_in_a_long_job(database: db.Database, rows: Count, postgres: Observer) -> None:
+    """After `await session.close()` the connection is free for others; the same session takes a new one when next used."""
+    small = db.Database(database.url, pool_size=1, pool_timeout=0.2, default=True)
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        await session.commit()
+        await insert("lost")
+        await session.close()
+        assert await postgres.idle_in_transaction() == 0
+        await db.isolated(insert, "meanwhile")
+        assert await db.session() is session
+        await insert("b")
+    assert await rows() == 3
+    await small.dispose()
+
+
+@pytest.mark.parametrize("end", ["session", "db", "reset", "async with"])
+async def test_closing_early(end: str, rows: Count, postgres: Observer) -> None:
+    """Every way of closing early rolls back what was not committed, and the scope goes on with the same session."""
+    async with db.scope():
+        session = await db.session()
+        await insert("lost")
+        match end:
+            case "session":
+                await session.close()
+            case "db":
+                await db.close()
+            case "reset":
+                await session.reset()
+            case "async with":
+                async with session:
+                    pass
+        assert await postgres.idle_in_transaction() == 0
+        await insert("b")
+    assert await rows() == 1
+
+
+@pytest.mark.parametrize("end", ["session", "db"])
+async def test_committing_and_rolling_back_early(end: str, rows: Count) -> None:
+    """Early commits and rollbacks stand, whatever becomes of the scope."""
+    with pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            session = await db.session()
+            target: Any = session if end == "session" else db
+            await insert("a")
+            await target.commit()
+            assert await rows() == 1
+            await insert("b")
+            await target.rollback()
+            await insert("c")
+            raise ZeroDivisionError
+    assert await rows() == 1
+
+
+async def test_whether_something_was_committed_early() -> None:
+    """`has_committed` tells whether a scope has committed early, and goes on telling after its end."""
+    async with db.scope() as here:
+        await insert("a")
+        assert not here.has_committed
+        await db.rollback()
+        assert not here.has_committed
+        await insert("a")
+        await db.commit()
+        assert here.has_committed
+    assert here.has_committed
+
+
+async def test_begin_block_in_a_scope(rows: Count) -> None:
+    """SQLAlchemy's own `session.begin()` block works inside a scope: committed at its end, rolled back on an error."""
+    async with db.scope():
+        session = await db.session()
+        async with session.begin() as transaction:
+            await insert("a")
+            assert transaction.is_active
+        assert await rows() == 1
+        with pytest.raises(ZeroDivisionError):
+            async with session.begin():
+                await insert("b")
+                raise ZeroDivisionError
+        async with session.begin():
+            await insert("c")
+            await session.rollback()
+        transaction = await session.begin()
+        await insert("d")
+        await transaction.commit()
+        transaction = await session.begin()
+        await insert("e")
+        await transaction.rollback()
+        savepoint = await session.begin_nested()
+        await insert("f")
+        await savepoint.rollback()
+        savepoint = await session.begin_nested()
+        await insert("g")
+        await savepoint.commit()
+    assert await rows() == 3
+
+
+async def test_session_without_a_scope_or_owner(database: db.Database, rows: Count, postgres: Observer) -> None:
+    """A `db.AsyncSession` that somebody made by hand commits, rolls back and closes as SQLAlchemy's does."""
+    from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+    engine = create_async_engine(str(database.url.render_as_string(False)) if database.url else "")
+    make = async_sessionmaker(engine, class_=db.AsyncSession)
+    async with make() as session:
+        await session.execute(INSERT, {"words": "a"})
+        await session.commit()
+        await session.execute(INSERT, {"words": "b"})
+        await session.rollback()
+        async with session.begin():
+            await session.execute(INSERT, {"words": "c"})
+        with pytest.raises(ZeroDivisionError):
+            async with session.begin():
+                await session.execute(INSERT, {"words": "d"})
+                raise ZeroDivisionError
+        await session.execute(INSERT, {"words": "e"})
+        await session.invalidate()
+    async with make.begin() as session:
+        await session.execute(INSERT, {"words": "f"})
+    assert await rows() == 3
+    await engine.dispose()
+
+
+async def test_throwing_a_connection_away(rows: Count, postgres: Observer) -> None:
+    """`session.invalidate()` rolls back with the connection; the session goes on with a new one."""
+    told: list[str] = []
+    async with db.scope():
+        session = await db.session()
+        await insert("a")
+        db.on_commit(lambda: told.append("a"))
+        first = await session.scalar(text("SELECT pg_backend_pid()"))
+        await session.invalidate()
+        assert await session.scalar(text("SELECT pg_backend_pid()")) != first
+        await insert("b")
+    assert await rows() == 1
+    assert told == []
+    await eventually(postgres.backends, equals=1)
+
+
+def test_all_is_documented() -> None:
+    """Every public name of `db` has a docstring of its own."""
+    without: list[str] = []
+    for name in db.__all__:
+        thing: Callable[..., object] = getattr(db, name)
+        if not (thing.__doc__ or "").strip() or thing.__doc__ == getattr(thing.__class__, "__doc__", None):
+            without.append(name)
+    assert without == []

@@ -1,0 +1,530 @@
+"""Synchronous sessions: psycopg, used through `asyncio.to_thread`; commit, rollback and close off the event loop."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import event, make_url, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+import db
+from db.transient import Transient, transient
+from tests.db.conftest import INSERT, Count, committing, slow_commits
+from tests.db.models import Note
+from tests.proxy import Proxy
+from tests.servers import Observer
+from tests.waiting import eventually
+
+SLEEP = text("SELECT pg_sleep(30)")
+SyncDatabase = db.Database[db.Session]
+
+
+def write(session: db.Session, words: str = "a") -> None:
+    """A plain function: what runs in the thread."""
+    session.execute(INSERT, {"words": words})
+
+
+async def test_committed_by_the_scope(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+    """A scope gives a `Session`, the same at every call; it is committed at the end, and leaves no transaction."""
+    async with db.scope():
+        session = await db.session(sync_database)
+        assert isinstance(session, db.Session)
+        assert await db.session(sync_database) is session
+        await asyncio.to_thread(write, session)
+        assert await rows() == 0
+    assert await rows() == 1
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_rolled_back_by_the_scope(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+    """An exception, in the thread or out of it, rolls back."""
+
+    def fail(session: db.Session) -> None:
+        write(session)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            await asyncio.to_thread(fail, await db.session(sync_database))
+    assert await rows() == 0
+    assert await postgres.idle_in_transaction() == 0
+
+
+async def test_ending_blocks_no_event_loop(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
+    """COMMIT, ROLLBACK and close run in worker threads: the loop turns while a COMMIT takes its time."""
+    await slow_commits(postgres, 0.3)
+    longest = 0.0
+    threads: set[int] = set()
+
+    async def watch_the_loop() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    watching = asyncio.create_task(watch_the_loop())
+    async with db.scope():
+        session = await db.session(sync_database)
+        event.listen(session, "after_commit", lambda _: threads.add(threading.get_ident()))
+        await asyncio.to_thread(write, session)
+    watching.cancel()
+    assert longest < 0.2
+    assert threads
+    assert threading.get_ident() not in threads
+    assert await rows() == 1
+
+
+async def test_commit_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+    """`Session.commit()` in the thread commits early, with the callbacks around it, which run on the event loop."""
+    told: list[tuple[str, int]] = []
+    loop_thread = threading.get_ident()
+
+    async def before(session: db.Session) -> None:
+        told.append(("before", threading.get_ident()))
+        await asyncio.to_thread(write, session, "audit")
+
+    async def on() -> None:
+        told.append(("on", threading.get_ident()))
+
+    def work(session: db.Session) -> None:
+        write(session)
+        session.commit()
+        told.append(("committed", threading.get_ident()))
+        write(session, "later")
+        session.rollback()
+
+    async with db.scope() as here:
+        session = await db.session(sync_database)
+        db.before_commit(before, sync_database)
+        db.on_commit(on, sync_database)
+        await asyncio.to_thread(work, session)
+        assert [what for what, _ in told] == ["before", "on", "committed"]
+        assert [thread == loop_thread for _, thread in told] == [True, True, False]
+        assert here.has_committed
+    assert await rows() == 2
+
+
+async def test_commit_on_the_loop_is_refused(sync_database: SyncDatabase, rows: Count) -> None:
+    """`session.commit()` on the event loop's own thread would block it: a named error, and the scope can go on."""
+    async with db.scope():
+        session = await db.session(sync_database)
+        await asyncio.to_thread(write, session)
+        with pytest.raises(db.WrongThreadError, match=r"asyncio\.to_thread\(session\.commit\)"):
+            session.commit()
+        await db.commit(sync_database)
+        assert await rows() == 1
+
+
+async def test_commit_that_fails_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+    """An early COMMIT that the server refuses is the thread's error; it is rolled back, and the session goes on."""
+
+    def work(session: db.Session) -> None:
+        write(session)
+        session.execute(text("INSERT INTO reply VALUES (404)"))
+        with pytest.raises(IntegrityError):
+            session.commit()
+        write(session, "b")
+
+    async with db.scope():
+        await asyncio.to_thread(work, await db.session(sync_database))
+    assert await rows() == 1
+
+
+async def test_refusal_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+    """A before-commit callback that refuses is the error of `Session.commit()` in the thread."""
+
+    async def refuse(_session: db.Session) -> None:
+        raise ValueError("over budget")
+
+    def work(session: db.Session) -> None:
+        write(session)
+        session.commit()
+
+    with pytest.raises(ValueError, match="over budget"):
+        async with db.scope():
+            session = await db.session(sync_database)
+            db.before_commit(refuse, sync_database)
+            await asyncio.to_thread(work, session)
+    assert await rows() == 0
+
+
+async def test_blocks_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+    """`with session.begin():` and `begin_nested()` work in the thread; the former commits through the scope."""
+    told: list[str] = []
+
+    def work(session: db.Session) -> None:
+        with session.begin():
+            write(session, "a")
+        assert told == ["a"]
+        with pytest.raises(ZeroDivisionError), session.begin():
+            write(session, "b")
+            raise ZeroDivisionError
+        with session.begin():
+            write(session, "c")
+            session.rollback()
+        block = session.begin()
+        write(session, "d")
+        block.commit()
+        block = session.begin()
+        write(session, "e")
+        block.rollback()
+        with session.begin_nested():
+            write(session, "f")
+        with contextlib.suppress(DBAPIError), session.begin_nested():
+            write(session, "g")
+            session.execute(text("SELECT 1/0"))
+        savepoint = session.begin_nested()
+        write(session, "h")
+        savepoint.rollback()
+        savepoint = session.begin_nested()
+        write(session, "i")
+        savepoint.commit()
+
+    async with db.scope():
+        session = await db.session(sync_database)
+        db.on_commit(lambda: told.append("a"), sync_database)
+        await asyncio.to_thread(work, session)
+    assert await rows() == 4
+
+
+async def test_savepoint_callbacks(sync_database: SyncDatabase) -> None:
+    """D17 in a thread: callbacks made in a savepoint go with its rollback."""
+    told: list[str] = []
+
+    def work(session: db.Session) -> None:
+        write(session)
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            db.on_commit(lambda: told.append("inside"), sync_database)
+            raise ZeroDivisionError
+        db.on_commit(lambda: told.append("after"), sync_database)
+
+    async with db.scope():
+        await asyncio.to_thread(work, await db.session(sync_database))
+    assert told == ["after"]
+
+
+async def test_poisoned(sync_database: SyncDatabase, rows: Count) -> None:
+    """A1 for psycopg: a swallowed error refuses the commit; in a savepoint it is forgiven; the driver's own is harmless."""
+
+    def swallow(session: db.Session) -> None:
+        write(session)
+        with contextlib.suppress(DBAPIError):
+            session.execute(text("SELECT 1/0"))
+
+    def in_savepoint(session: db.Session) -> None:
+        write(session, "b")
+        with contextlib.suppress(DBAPIError), session.begin_nested():
+            session.execute(text("SELECT 1/0"))
+
+    def of_driver(session: db.Session) -> None:
+        write(session, "c")
+        with pytest.raises(DBAPIError, match="cannot adapt"):
+            session.execute(INSERT, {"words": object()})
+
+    def lost_savepoint(session: db.Session) -> None:
+        with session.begin_nested():
+            session.add(Note(words="b"))
+            with contextlib.suppress(IntegrityError):
+                session.flush()
+
+    for work, error in ((swallow, db.PoisonedTransactionError), (in_savepoint, None), (of_driver, None), (lost_savepoint, db.PoisonedTransactionError)):
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            async with db.scope():
+                await asyncio.to_thread(work, await db.session(sync_database))
+    assert await rows() == 2
+
+
+async def test_swallowed_failure_of_a_flush(sync_database: SyncDatabase, rows: Count) -> None:
+    """A1 for psycopg: a flush that failed and was swallowed refuses the commit, in the thread as well."""
+
+    def work(session: db.Session) -> None:
+        session.add_all([Note(words="a"), Note(words="a")])
+        with contextlib.suppress(IntegrityError):
+            session.flush()
+
+    def work_and_commit(session: db.Session) -> None:
+        work(session)
+        session.commit()
+
+    for each in (work, work_and_commit):
+        with pytest.raises(db.PoisonedTransactionError):
+            async with db.scope():
+                await asyncio.to_thread(each, await db.session(sync_database))
+    assert await rows() == 0
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", "INSERT INTO note (words) VALUES ('b'); COMMIT", "SELECT 1; ROLLBACK"])
+async def test_ending_as_text(statement: str, sync_database: SyncDatabase, rows: Count) -> None:
+    """A5 for psycopg, which sends several statements in one: the end of the transaction among them is found out."""
+
+    def work(session: db.Session) -> None:
+        write(session)
+        session.execute(text(statement))
+
+    with pytest.raises(db.RawTransactionError):
+        async with db.scope():
+            await asyncio.to_thread(work, await db.session(sync_database))
+    assert await rows() == (2 if "; COMMIT" in statement else 0)
+
+
+async def test_several_statements_in_one(sync_database: SyncDatabase, rows: Count) -> None:
+    """Several statements in one are fine as long as they leave the transaction alone."""
+
+    def work(session: db.Session) -> None:
+        session.execute(text("INSERT INTO note (words) VALUES ('a'); INSERT INTO note (words) VALUES ('b;c')"))
+        session.execute(text("SELECT ';'"))
+
+    async with db.scope():
+        await asyncio.to_thread(work, await db.session(sync_database))
+    assert await rows() == 2
+
+
+async def test_two_threads_at_once(sync_database: SyncDatabase, postgres: Observer) -> None:
+    """Two threads on one session collide by name, and so does an early end meanwhile."""
+    async with db.scope():
+        session = await db.session(sync_database)
+        sleeping = asyncio.create_task(asyncio.to_thread(session.execute, text("SELECT pg_sleep(0.5)")))
+        await eventually(lambda: postgres.backends("active"), equals=1)
+        attempts: list[Callable[[], Any]] = [
+            lambda: session.execute(text("SELECT 1")),
+            lambda: session.scalar(text("SELECT 1")),
+            lambda: session.scalars(text("SELECT 1")),
+            lambda: session.connection(),
+            lambda: session.get(Note, 1),
+            lambda: session.add(Note(words="a")),
+            lambda: session.rollback(),
+            lambda: session.close(),
+        ]
+        for attempt in attempts:
+            with pytest.raises(db.ConcurrentUseError):
+                await asyncio.to_thread(attempt)
+        for end in (db.commit, db.rollback, db.close):
+            with pytest.raises(db.ConcurrentUseError):
+                await end(sync_database)
+        await sleeping
+
+
+async def test_thread_that_outlives_the_scope(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+    """C3 for threads: a thread that was given up goes on, its next statement raises, and nothing of it is saved."""
+    go_on = threading.Event()
+    seen: list[BaseException] = []
+
+    def work(session: db.Session) -> None:
+        write(session)
+        go_on.wait()
+        for use in (
+            lambda: write(session, "b"),
+            lambda: session.add(Note(words="c")),
+            session.commit,
+            session.rollback,
+        ):
+            try:
+                use()
+            except BaseException as error:
+                seen.append(error)
+        session.close()
+
+    with pytest.raises(TimeoutError):
+        async with db.scope():
+            thread = asyncio.to_thread(work, await db.session(sync_database))
+            running = asyncio.ensure_future(thread)
+            await eventually(postgres.idle_in_transaction, equals=1)
+            await asyncio.wait_for(asyncio.shield(running), 0.05)
+    assert await postgres.idle_in_transaction() == 0
+    go_on.set()
+    await running
+    assert [type(error) for error in seen] == [db.ScopeEndedError] * 4
+    assert await rows() == 0
+
+
+async def test_statement_in_flight_in_a_thread(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+    """A scope that fails while a thread's statement is in flight stops it on the server, then rolls back: at once."""
+    with pytest.raises(TimeoutError):
+        async with db.scope():
+            session = await db.session(sync_database)
+            await asyncio.to_thread(write, session)
+            running = asyncio.ensure_future(asyncio.to_thread(session.execute, SLEEP))
+            await eventually(lambda: postgres.backends("active"), equals=1)
+            started = time.monotonic()
+            await asyncio.wait_for(asyncio.shield(running), 0.05)
+    assert time.monotonic() - started < 2
+    with pytest.raises(db.ScopeEndedError):
+        await running
+    assert await postgres.backends("active") == 0
+    assert await postgres.idle_in_transaction() == 0
+    assert await rows() == 0
+
+
+async def test_black_holed_statement_in_a_thread(database_url: str, database: db.Database) -> None:
+    """B6 for psycopg, which has no time limit: a server that does not answer any more keeps a scope, whose caller's time
+    is up, no longer than twice the connect timeout."""
+    async with Proxy(database_url) as proxy:
+        away = db.Database(proxy.url, connect_timeout=1).sync
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with db.scope():
+                session = await db.session(away)
+                await asyncio.to_thread(session.execute, text("SELECT 1"))
+                proxy.blackhole()
+                started = time.monotonic()
+                running = asyncio.ensure_future(asyncio.to_thread(session.execute, text("SELECT 2")))
+                await asyncio.wait_for(asyncio.shield(running), 0.1)
+        assert time.monotonic() - started < 2.1
+        with pytest.raises(db.ScopeEndedError):
+            await running
+        await away.dispose()
+
+
+async def test_black_holed_rollback_in_a_thread(
+    database_url: str, database: db.Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """B6 for psycopg: a ROLLBACK that is not answered is given up, and the original error comes out."""
+    async with Proxy(database_url) as proxy:
+        away = db.Database(proxy.url, connect_timeout=1).sync
+        with pytest.raises(ZeroDivisionError):
+            async with db.scope():
+                session = await db.session(away)
+                await asyncio.to_thread(session.execute, text("SELECT 1"))
+                proxy.blackhole()
+                started = time.monotonic()
+                raise ZeroDivisionError
+        assert time.monotonic() - started < 3
+        assert "its connection is thrown away" in caplog.text
+        await away.dispose()
+
+
+async def test_cancelled_during_the_commit(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
+    """A3 for psycopg: a cancellation during the COMMIT waits for it, and success is reported."""
+    await slow_commits(postgres, 0.3)
+
+    async def work() -> str:
+        async with db.scope():
+            await asyncio.to_thread(write, await db.session(sync_database))
+        return "saved"
+
+    task = asyncio.create_task(work())
+    await eventually(lambda: committing(postgres))
+    task.cancel()
+    assert await task == "saved"
+    assert await rows() == 1
+
+
+async def test_lost_connection(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
+    """A7 for psycopg: a connection that was killed in its transaction is worth another try."""
+
+    async def work(*, terminate: bool) -> None:
+        async with db.scope():
+            session = await db.session(sync_database)
+            await asyncio.to_thread(write, session)
+            if terminate:
+                await postgres.terminate_backends()
+                await eventually(postgres.backends, equals=0)
+
+    with pytest.raises(DBAPIError) as lost:
+        await work(terminate=True)
+    assert transient(lost.value) is Transient.LOST
+    await work(terminate=False)
+    assert await rows() == 1
+
+
+async def test_pool_exhausted(database: db.Database, sync_database_url: str) -> None:
+    """C4 for psycopg: the same named error."""
+    small: SyncDatabase = db.Database(sync_database_url, pool_size=1, pool_timeout=0.1)
+
+    async def use() -> None:
+        await asyncio.to_thread((await db.session(small)).execute, text("SELECT 1"))
+
+    async with db.scope():
+        await use()
+        with pytest.raises(db.PoolExhaustedError):
+            await db.isolated(use)
+    await small.dispose()
+
+
+async def test_both_kinds_in_one_scope(sync_database: SyncDatabase, rows: Count) -> None:
+    """A scope may use both kinds of session at once: two transactions, which end together."""
+    async with db.scope():
+        await (await db.session()).execute(INSERT, {"words": "async"})
+        await asyncio.to_thread(write, await db.session(sync_database), "sync")
+        assert await rows() == 0
+    assert await rows() == 2
+
+
+async def test_isolated_and_independent(sync_database: SyncDatabase, rows: Count) -> None:
+    """`isolated` and `independent` work with a synchronous database as well."""
+
+    async def work() -> None:
+        await asyncio.to_thread(write, await db.session(sync_database), "isolated")
+
+    await db.isolated(work)
+    async with db.independent(sync_database) as session:
+        await asyncio.to_thread(write, session, "independent")
+        await asyncio.to_thread(session.commit)
+        await asyncio.to_thread(write, session, "lost")
+    assert await rows() == 2
+
+
+async def test_objects_can_be_read_after_the_end(sync_database: SyncDatabase) -> None:
+    """Objects do not expire at the commit: what was loaded can be read after the scope."""
+    async with db.scope():
+        session = await db.session(sync_database)
+        session.add(Note(words="a"))
+        note = (await asyncio.to_thread(session.scalars, select(Note))).one()
+    assert note.words == "a"
+
+
+async def test_stopping_a_thread(sync_database: SyncDatabase, rows: Count) -> None:
+    """`use.stop(error)` is how the code in a thread is reached: its next statement raises that error."""
+    ready, go_on = threading.Event(), threading.Event()
+
+    def work(session: db.Session) -> None:
+        write(session)
+        ready.set()
+        go_on.wait()
+        write(session, "b")
+
+    with pytest.raises(TimeoutError, match="too late"):
+        async with db.scope():
+            session = await db.session(sync_database)
+            running = asyncio.ensure_future(asyncio.to_thread(work, session))
+            await asyncio.to_thread(ready.wait)
+            session.use.stop(TimeoutError("too late"))
+            go_on.set()
+            await running
+    assert await rows() == 0
+
+
+async def test_limits_of_the_network(database: db.Database, database_url: str) -> None:
+    """psycopg's socket has time limits of its own, for a peer that does not even acknowledge any more."""
+    async with Proxy(database_url) as proxy:
+        limited = db.Database(proxy.url, connect_timeout=2, statement_timeout=5).sync
+        async with db.scope():
+            session = await db.session(limited)
+            connection = await asyncio.to_thread(session.connection)
+            fileno = connection.connection.driver_connection.fileno()  # type: ignore[union-attr]
+            with socket.socket(fileno=os.dup(fileno)) as network:
+                assert network.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+                assert network.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 2
+        await limited.dispose()
+
+
+async def test_url_of_a_sync_driver_as_the_default(
+    database: db.Database, sync_database_url: str, monkeypatch: pytest.MonkeyPatch, rows: Count
+) -> None:
+    """A project that has only synchronous code may name a synchronous driver in DATABASE_URL."""
+    db.set_default_database(None)
+    monkeypatch.setenv("DATABASE_URL", sync_database_url)
+    async with db.scope():
+        session: Any = await db.session()
+        assert isinstance(session, db.Session)
+        await asyncio.to_thread(write, session)
+    assert await rows() == 1
+    assert make_url(sync_database_url).drivername == "postgresql+psycopg"
+    await db.default_database().dispose()

@@ -1,0 +1,116 @@
+"""URLs: what people write, and what each driver needs."""
+
+import pytest
+from sqlalchemy import make_url
+
+import db
+from db.url import host_of, parse_url, same_database, sync_twin, with_host
+
+
+@pytest.mark.parametrize(
+    ("written", "driver"),
+    [
+        ("postgresql://host/name", "postgresql+asyncpg"),
+        ("postgres://host/name", "postgresql+asyncpg"),
+        ("postgresql+psycopg://host/name", "postgresql+psycopg"),
+        ("sqlite:///app.db", "sqlite+aiosqlite"),
+        ("sqlite+pysqlite:///app.db", "sqlite+pysqlite"),
+    ],
+)
+def test_driver_is_named(written: str, driver: str) -> None:
+    """A URL without a driver means asyncpg or aiosqlite; one with a driver means that."""
+    assert parse_url(written).drivername == driver
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "nonsense", "postgresql", "http://host/name", "postgresql+nodriver://host/name", "postgresql://host:port/name"],
+)
+def test_no_database_url(wrong: str) -> None:
+    """What is no database URL is refused in one line with an example, and without what might be a password."""
+    with pytest.raises(db.DatabaseURLError, match=r"write e\.g\. postgresql\+asyncpg://user:password@host/name") as refused:
+        parse_url(wrong)
+    assert "\n" not in str(refused.value)
+
+
+def test_password_is_not_shown() -> None:
+    """Not even in the error about a URL that cannot be parsed."""
+    with pytest.raises(db.DatabaseURLError) as refused:
+        parse_url("postgresql://app:hunter2@host:port/name")
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_driver_that_is_not_installed() -> None:
+    """A driver that cannot be imported is named."""
+    with pytest.raises(db.DatabaseURLError, match="mysql.* cannot be imported"):
+        parse_url("mysql+mysqldb://host/name")
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite+aiosqlite://",
+        "sqlite+pysqlite:///:memory:",
+        "sqlite:///file::memory:?cache=shared&uri=true",
+        "sqlite:///file:shared?mode=memory&cache=shared&uri=true",
+        "sqlite:///file:/shared?vfs=memdb&uri=true",
+    ],
+)
+def test_memory_is_refused(memory: str) -> None:
+    """G: a SQLite database in memory, which all sessions would share in one transaction, is refused in all spellings."""
+    with pytest.raises(db.DatabaseURLError, match=r"use a file, e\.g\. sqlite\+aiosqlite:///\./app\.db"):
+        db.Database(memory)
+
+
+def test_sqlite_file_with_a_mode() -> None:
+    """A SQLite file that is opened read-write by a URI is not in memory."""
+    parse_url("sqlite:///file:app.db?mode=rw&uri=true")
+
+
+def test_libpqs_words_for_asyncpg() -> None:
+    """`sslmode`, which providers print, is what asyncpg calls `ssl`, and the twin gets its own word."""
+    url = parse_url("postgresql://host/name?sslmode=require&application_name=app")
+    assert dict(url.query) == {"ssl": "require", "application_name": "app"}
+    twin = sync_twin(url)
+    assert twin is not None
+    assert dict(twin.query) == {"sslmode": "require", "application_name": "app"}
+    assert same_database(url, twin)
+    assert parse_url("postgresql+psycopg://host/name?sslmode=require").query["sslmode"] == "require"
+
+
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [
+        ("db-2", ("db-2", 5433)),
+        ("db-2:6000", ("db-2", 6000)),
+        ("[::1]:6000", ("::1", 6000)),
+        ("[::1]", ("::1", 5433)),
+        ("::1", ("::1", 5433)),
+    ],
+)
+def test_another_host(host: str, where: tuple[str, int]) -> None:
+    """A host takes the URL's port unless it has its own; IPv6 addresses are hosts, too."""
+    url = with_host(make_url("postgresql+asyncpg://app@db-1:5433/name"), host)
+    assert (url.host, url.port) == where
+    assert (url.username, url.database) == ("app", "name")
+
+
+def test_sockets_and_back() -> None:
+    """A host may be a folder of sockets, in libpq's way, and be exchanged for a name."""
+    sockets = with_host(make_url("postgresql+asyncpg://app@db-1/name"), "/run/postgresql")
+    assert (sockets.host, dict(sockets.query)) == (None, {"host": "/run/postgresql", "port": "5432"})
+    assert host_of(sockets) == "/run/postgresql"
+    named = with_host(sockets, "db-2")
+    assert (named.host, dict(named.query)) == ("db-2", {})
+    assert host_of(named) == "db-2"
+
+
+def test_no_twin_for_others() -> None:
+    """Where no synchronous driver is known there is no twin, and nothing is the same database."""
+    assert sync_twin(make_url("mysql+aiomysql://host/name")) is None
+    assert not same_database(make_url("postgresql://a/x"), make_url("postgresql://b/x"))
+    assert not same_database(None, None)
+    assert not same_database(make_url("mysql+aiomysql://host/name"), make_url("oracle://host/name"))

@@ -1,0 +1,178 @@
+"""The example application over real HTTP, beside a real worker process."""
+
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+import db
+from examples.web import app
+from examples.worker_process import WorkerProcess
+from tests.servers import Observer
+from tests.waiting import eventually
+from tests.web import serving
+from worker import Queue, set_default_queue
+
+
+@pytest.fixture
+async def client(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Speaks to the application, which finds its servers by the environment."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    async with serving(app) as client:
+        yield client
+    db.set_default_database(None)
+    set_default_queue(None)
+
+
+@pytest.fixture
+async def queue(redis_url: str) -> AsyncIterator[Queue]:
+    """The queue, seen from outside the application."""
+    queue = Queue(redis_url)
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files that parse and one that does not."""
+    (tmp_path / "a.py").write_text("class A: ...\n")
+    (tmp_path / "b.py").write_text("def b(): ...\n")
+    (tmp_path / "broken.py").write_text("def broken(:\n")
+    return tmp_path
+
+
+async def start(client: httpx.AsyncClient, folder: Path) -> dict[str, Any]:
+    response = await client.post("/scans", json={"folder": str(folder)})
+    assert response.status_code == 202, response.text
+    scan: dict[str, Any] = response.json()
+    return scan
+
+
+async def progress(client: httpx.AsyncClient, scan_id: int) -> dict[str, Any]:
+    response = await client.get(f"/scans/{scan_id}")
+    assert response.status_code == 200, response.text
+    scan: dict[str, Any] = response.json()
+    return scan
+
+
+async def test_scan_is_done_by_the_worker(
+    client: httpx.AsyncClient, folder: Path, database_url: str, redis_url: str
+) -> None:
+    """A scan asked for over HTTP goes through the queue and a worker, and its progress never claims what is not so."""
+    scan = await start(client, folder)
+    assert scan == {"id": 1, "folder": str(folder), "files": None, "indexed": 0, "failed": None, "done": False}
+    assert await progress(client, 1) == scan
+    seen = []
+
+    async def done() -> bool:
+        seen.append(await progress(client, 1))
+        return bool(seen[-1]["done"])
+
+    async with WorkerProcess({"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
+        await eventually(done, timeout=30)
+    assert seen[-1] == {"id": 1, "folder": str(folder), "files": 3, "indexed": 2, "failed": 1, "done": True}
+    for earlier in seen[:-1]:
+        assert earlier["files"] in (None, 3)
+        assert earlier["indexed"] <= 2
+        assert earlier["failed"] is None
+
+
+async def test_empty_folder_is_done_at_once(
+    client: httpx.AsyncClient, tmp_path: Path, database_url: str, redis_url: str
+) -> None:
+    """A folder without Python files makes a scan of no jobs, which has ended."""
+    scan = await start(client, tmp_path)
+
+    async def done() -> bool:
+        return bool((await progress(client, scan["id"]))["done"])
+
+    async with WorkerProcess({"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
+        await eventually(done, timeout=30)
+    assert await progress(client, scan["id"]) == {**scan, "files": 0, "indexed": 0, "failed": 0, "done": True}
+
+
+async def test_scans_are_told_apart(client: httpx.AsyncClient, folder: Path, database_url: str, redis_url: str) -> None:
+    """Two scans of one folder each count their own rows."""
+    scans = [await start(client, folder) for _ in range(2)]
+
+    async def all_done() -> bool:
+        return all([(await progress(client, scan["id"]))["done"] for scan in scans])
+
+    async with WorkerProcess({"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
+        await eventually(all_done, timeout=30)
+    assert [(await progress(client, scan["id"]))["indexed"] for scan in scans] == [2, 2]
+
+
+async def test_scan_whose_commit_fails_enqueues_nothing(
+    client: httpx.AsyncClient, folder: Path, postgres: Observer, queue: Queue
+) -> None:
+    """A request that is a 500 because its COMMIT was refused leaves neither a row nor a job."""
+    await postgres.execute("CREATE TABLE permitted (folder text PRIMARY KEY)")
+    await postgres.execute(
+        "ALTER TABLE scans ADD FOREIGN KEY (folder) REFERENCES permitted DEFERRABLE INITIALLY DEFERRED"
+    )
+    response = await client.post("/scans", json={"folder": str(folder)})
+    assert response.status_code == 500
+    assert await queue.depth(queue.name) == 0
+    assert await postgres.fetchval("SELECT count(*) FROM scans") == 0
+    await postgres.execute("INSERT INTO permitted VALUES ($1)", str(folder))
+    await start(client, folder)
+    assert await queue.depth(queue.name) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({}, id="no folder"),
+        pytest.param({"folder": "/no/such/folder"}, id="missing folder"),
+        pytest.param({"folder": __file__}, id="file"),
+        pytest.param({"folder": "tests"}, id="relative path"),
+        pytest.param({"folder": "/tmp\0"}, id="null byte"),
+    ],
+)
+async def test_wrong_folder_is_a_422(
+    client: httpx.AsyncClient, body: dict[str, str], postgres: Observer, queue: Queue
+) -> None:
+    """What is not a folder is refused before anything is written."""
+    response = await client.post("/scans", json=body)
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", "folder"]
+    assert await postgres.fetchval("SELECT count(*) FROM scans") == 0
+    assert await queue.depth(queue.name) == 0
+
+
+async def test_unknown_scan_is_a_404(client: httpx.AsyncClient) -> None:
+    """A scan that was never asked for is not found."""
+    response = await client.get("/scans/1")
+    assert (response.status_code, response.json()) == (404, {"detail": "There is no scan 1."})
+
+
+@pytest.mark.parametrize("scan_id", ["0", "-1", str(2**31), "one"])
+async def test_impossible_scan_id_is_a_422(client: httpx.AsyncClient, scan_id: str) -> None:
+    """What cannot be an id is refused, and not asked of the database."""
+    assert (await client.get(f"/scans/{scan_id}")).status_code == 422
+
+
+async def test_application_closes_what_it_opened(
+    database_url: str, redis_url: str, folder: Path, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its shutdown no connection to either server is left, and it can be started again."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    with closing(redis.Redis.from_url(redis_url)) as observer:
+        before = len(observer.client_list())
+        for _ in range(2):
+            async with serving(app) as client:
+                await start(client, folder)
+                assert len(observer.client_list()) > before
+            await eventually(postgres.backends, equals=0)
+            await eventually(lambda: len(observer.client_list()), equals=before)
+    db.set_default_database(None)
+    set_default_queue(None)

@@ -1,0 +1,294 @@
+"""``python -m examples.demo`` as its user runs it: what it says, how it ends, and that nothing of it stays."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+
+import psutil
+import pytest
+import redis
+
+from tests.servers import Observer
+
+PROJECT = Path(__file__).parent.parent.parent
+_TIMEOUT = 60.0  # seconds, for a machine that is busy
+
+
+class Demo:
+    """One run of the demo; sees all processes that it starts."""
+
+    def __init__(self, *arguments: str, settings: Mapping[str, str], stdout: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "examples.demo", *arguments],
+            cwd=PROJECT,
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started: set[psutil.Process] = set()
+
+    def wait(self) -> tuple[int, str, str]:
+        """Its exit code, output and errors, once it has ended."""
+        output, errors = self.process.communicate(timeout=_TIMEOUT)
+        return self.process.returncode, output or "", errors
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the running demo brings about, and take note of the processes it starts."""
+        deadline = time.monotonic() + _TIMEOUT
+        while not condition():
+            assert self.process.poll() is None, self.wait()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        self.started |= set(psutil.Process(self.process.pid).children(recursive=True))
+
+    def worker(self) -> psutil.Process | None:
+        """The worker that it has started."""
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children():
+                if "worker.Settings" in child.cmdline():
+                    return child
+        return None
+
+    def alive(self) -> list[psutil.Process]:
+        """Those of the processes seen that still run, once they had the time to end."""
+        _, alive = psutil.wait_procs(self.started, timeout=15)
+        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@contextmanager
+def demo(
+    *arguments: str, settings: Mapping[str, str] = MappingProxyType({}), stdout: int = subprocess.PIPE
+) -> Iterator[Demo]:
+    """A run of the demo that is ended with the block, whatever the test finds."""
+    running = Demo(*arguments, settings=settings, stdout=stdout)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.wait()
+
+
+def run(*arguments: str, settings: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run the demo to its end: exit code, output, errors."""
+    with demo(*arguments, settings=settings) as running:
+        return running.wait()
+
+
+@pytest.fixture
+def urls(database_url: str, redis_url: str) -> Mapping[str, str]:
+    """Settings that name servers of the test's."""
+    return {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three files that parse and two that do not."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "classes.py").write_text("class A:\n    def method(self): ...\n\nclass B: ...\n")
+    (tmp_path / "functions.py").write_text("def f(): ...\nasync def g(): ...\n" + "\n" * 1000)
+    (tmp_path / "broken.py").write_text("class Before: ...\ndef broken(:\n")
+    (tmp_path / "[not] UTF-8.py").write_bytes(b"name = 'f\xfcr'\n")
+    return tmp_path
+
+
+@pytest.fixture
+def large_folder(tmp_path: Path) -> Path:
+    """Enough work for many seconds."""
+    source = "".join(f"def f{number}(): ...\n" for number in range(60))
+    for number in range(2000):
+        (tmp_path / f"m{number}.py").write_text(source)
+    return tmp_path
+
+
+def test_small_folder_on_servers_from_wheels(folder: Path) -> None:
+    """With nothing given it starts everything itself, tells right numbers, and leaves no process behind."""
+    with demo(str(folder)) as running:
+        running.until(lambda: running.worker() is not None)
+        code, output, errors = running.wait()
+        assert not running.alive()
+    assert (code, errors) == (0, "")
+    lines = output.splitlines()
+    assert lines[0].startswith("DATABASE_URL and REDIS_URL are not set: ")
+    rows = [line.strip("│ ").split("│") for line in lines if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["files", "3"],
+        ["classes", "2"],
+        ["functions", "3"],
+        ["lines", "1,006"],
+        ["largest modules", "lines"],
+        ["functions.py", "1,002"],
+        ["package/classes.py", "4"],
+        ["package/__init__.py", "0"],
+    ]
+    assert "5 of 5 jobs done, 2 failed" in output
+    failed = lines.index("2 files failed:")
+    assert lines[failed + 1].startswith(
+        "  [not] UTF-8.py  SyntaxError: (unicode error) 'utf-8' codec can't decode byte"
+    )
+    assert lines[failed + 2] == "  broken.py  SyntaxError: invalid syntax (broken.py, line 2)"
+    assert lines[failed + 3 :] == [
+        "Check: jobs that succeeded: 3, rows in the database: 3, the very ones that the jobs returned: holds",
+        "Check: jobs that failed: 2, rows that they left: 0: holds",
+    ]
+
+
+async def test_second_run_counts_its_own(folder: Path, urls: Mapping[str, str], postgres: Observer) -> None:
+    """On servers that are given, what an earlier run has left there does not count, and no queue of it stays."""
+    first, second = run(str(folder), settings=urls), run(str(folder), settings=urls)
+    assert first[0] == second[0] == 0
+    for _, output, _ in (first, second):
+        assert output.startswith("DATABASE_URL and REDIS_URL are set: this run uses those servers.")
+        assert "jobs that succeeded: 3, rows in the database: 3, the very ones" in output
+    assert await postgres.fetchval("SELECT count(*) FROM modules") == 6
+    assert queues_of_demos(urls) == []
+
+
+def test_folder_without_python(tmp_path: Path, urls: Mapping[str, str]) -> None:
+    """Nothing to do is no failure."""
+    code, output, errors = run(str(tmp_path), settings=urls)
+    assert (code, errors) == (0, "")
+    assert "jobs that succeeded: 0, rows in the database: 0" in output
+
+
+async def test_check_that_does_not_hold(folder: Path, urls: Mapping[str, str], postgres: Observer) -> None:
+    """A row that no job stands for is found out: exit code 1."""
+    assert run(str(folder), settings=urls)[0] == 0
+    await postgres.execute(
+        "CREATE RULE twice AS ON INSERT TO definitions DO ALSO "
+        "UPDATE modules SET id = id + 1000 WHERE id = NEW.module_id AND path LIKE '%classes.py'"
+    )
+    await postgres.execute("ALTER TABLE definitions DROP CONSTRAINT definitions_module_id_fkey")
+    code, output, _ = run(str(folder), settings=urls)
+    assert code == 1
+    assert (
+        "jobs that succeeded: 3, rows in the database: 3, not the ones that the jobs returned: DOES NOT HOLD" in output
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+def test_interrupted_in_the_middle(large_folder: Path, number: signal.Signals, code: int, word: str) -> None:
+    """Ctrl-C, and a polite kill, stop the worker and the servers: one line, no process left."""
+    with demo(str(large_folder)) as running:
+        wait_for_first_jobs(running)
+        running.process.send_signal(number)
+        ended, _, errors = running.wait()
+        assert not running.alive()
+    assert (ended, errors) == (code, f"{word}: the worker, and the servers that were started, are stopped.\n")
+
+
+def test_interrupted_on_given_servers(large_folder: Path, urls: Mapping[str, str]) -> None:
+    """Jobs that were not run are taken out of a Redis that stays, as nobody would ever run them."""
+    with demo(str(large_folder), settings=urls) as running:
+        wait_for_first_jobs(running)
+        assert len(queues_of_demos(urls)) == 1
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait()[0] == 130
+        assert not running.alive()
+    assert queues_of_demos(urls) == []
+
+
+def test_killed_in_the_middle(large_folder: Path, urls: Mapping[str, str]) -> None:
+    """If the demo is killed, what it has started ends by itself."""
+    with demo(str(large_folder), settings=urls) as running:
+        wait_for_first_jobs(running)
+        running.process.kill()
+        running.wait()
+        assert len(running.started) > 1
+        assert not running.alive()
+
+
+def test_worker_that_dies_ends_the_demo(large_folder: Path, urls: Mapping[str, str]) -> None:
+    """Without its worker the demo would wait in vain: it says so in a line, exit code 1."""
+    with demo(str(large_folder), settings=urls) as running:
+        wait_for_first_jobs(running)
+        worker = running.worker()
+        assert worker is not None
+        worker.kill()
+        code, _, errors = running.wait()
+        assert not running.alive()
+    assert code == 1
+    assert errors.startswith("The worker ended with exit code -9. Its last words: ")
+    assert errors.count("\n") == 1
+
+
+def test_bar_on_a_terminal(folder: Path, urls: Mapping[str, str]) -> None:
+    """On a terminal the lines are a bar."""
+    ours, theirs = pty.openpty()
+    with demo(str(folder), stdout=theirs, settings={**urls, "TERM": "xterm", "COLUMNS": "100"}) as running:
+        os.close(theirs)
+        output = b""
+        with suppress(OSError):  # Linux' way to say that the other end is closed
+            while some := os.read(ours, 10_000):
+                output += some
+        code, _, errors = running.wait()
+    os.close(ours)
+    assert (code, errors) == (0, "")
+    assert "━".encode() in output
+    assert b"5/5" in output
+    assert b"jobs done" not in output
+
+
+def test_no_colours_without_a_terminal(folder: Path, urls: Mapping[str, str]) -> None:
+    """A log stays plain, also where FORCE_COLOR asks for more, as in many CI systems."""
+    code, output, _ = run(str(folder), settings={**urls, "FORCE_COLOR": "1"})
+    assert code == 0
+    assert "\x1b" not in output
+    assert "5 of 5 jobs done" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (["/no/such/folder"], {}, "/no/such/folder is not a folder that can be read. Example: make demo SOURCE=~/code"),
+        ([__file__], {}, f"{__file__} is not a folder that can be read. Example: make demo SOURCE=~/code"),
+        (["."], {"REDIS_URL": "nonsense"}, "REDIS_URL: "),
+        (["."], {"DATABASE_URL": "nonsense"}, "DATABASE_URL: "),
+        (["."], {"DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/d"}, "DATABASE_URL: "),
+        (["."], {"REDIS_URL": "redis://:secret@127.0.0.1:1"}, "REDIS_URL: "),
+    ],
+    ids=["no folder", "file", "wrong Redis URL", "wrong database URL", "no database there", "no Redis there"],
+)
+def test_what_cannot_begin(
+    urls: Mapping[str, str], arguments: list[str], settings: Mapping[str, str], message: str
+) -> None:
+    """A mistake of the user's is one line that names it, exit code 2."""
+    code, _, errors = run(*arguments, settings={**urls, **settings})
+    assert code == 2
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1
+    assert "secret" not in errors
+
+
+def test_help() -> None:
+    """`--help` tells what may be given."""
+    code, output, _ = run("--help", settings={})
+    assert code == 0
+    for word in ("folder", "REDIS_URL", "DATABASE_URL"):
+        assert word in output
+
+
+def queues_of_demos(urls: Mapping[str, str]) -> list[bytes]:
+    with closing(redis.Redis.from_url(urls["REDIS_URL"])) as client:
+        return list(client.scan_iter("tandem:demo:*"))
+
+
+def wait_for_first_jobs(running: Demo) -> None:
+    """Wait until the demo has shown that jobs were done."""
+    assert running.process.stdout is not None
+    for line in running.process.stdout:
+        if "jobs done" in line and not line.startswith("0 of"):
+            break
+    running.until(lambda: running.worker() is not None)

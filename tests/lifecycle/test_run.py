@@ -1,0 +1,150 @@
+"""``python -m worker run`` with one process: a real one, on real servers."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Command
+from tests.lifecycle.errands import ask_arq, double, pass_on, wait_for, who_runs
+from tests.waiting import eventually
+from worker import Job, Queue
+
+ERRANDS = {"WORKER_REGISTRY": "tests.lifecycle.errands"}
+
+
+@pytest.fixture
+async def queue(redis_url: str) -> AsyncIterator[Queue]:
+    """The default queue, empty."""
+    queue = Queue(redis_url, default=True)
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
+    """The settings of a worker that runs errands."""
+    return {**ERRANDS, "REDIS_URL": redis_url, "DATABASE_URL": sqlite_url}
+
+
+async def test_jobs_run_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
+    """Without arq, jobs run as under it, on uvloop; `ctx["redis"]` is arq's client, and SIGTERM ends it with 0."""
+    with Command("worker", "run", folder=tmp_path, environment=settings) as run:
+        results = asyncio.gather(
+            (await double.enqueue(21)).result(timeout=20),
+            (await who_runs.enqueue()).result(timeout=20),
+            (await ask_arq.enqueue(4)).result(timeout=20),
+            Job[int]("by-arq").result(timeout=20),
+        )
+        assert await results == [42, "uvloop", None, 8]
+        run.send(signal.SIGTERM)
+        assert await run.ends() == 0
+        assert "Traceback" not in run.output
+
+
+async def test_arq_runs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
+    """`arq worker.Settings` runs its jobs on uvloop too, and SIGTERM ends it with 0."""
+    with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as arq:
+        assert await (await who_runs.enqueue()).result(timeout=20) == "uvloop"
+        arq.send(signal.SIGTERM)
+        assert await arq.ends() == 0
+        assert "Traceback" not in arq.output
+
+
+@pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=" ".join)
+async def test_signals(command: tuple[str, ...], settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+    """The first signal waits for running jobs; the second puts them back to where they were, and the exit code is 0."""
+    finishes = await wait_for.enqueue(str(tmp_path / "finishes"))
+    hangs = await wait_for.using(job_id="hangs").enqueue(str(tmp_path / "hangs"))
+    with Command(*command, folder=tmp_path, environment=settings) as worker:
+        await eventually((tmp_path / "finishes.begun").exists, timeout=20)
+        await eventually((tmp_path / "hangs.begun").exists)
+        worker.send(signal.SIGINT)
+        await worker.says("draining: 2 jobs")
+        (tmp_path / "finishes").touch()
+        assert await finishes.result(timeout=5) == "waited"
+        worker.send(signal.SIGTERM)
+        assert await worker.ends() == 0
+        assert "Traceback" not in worker.output
+    assert await queue.depth("arq:queue") == 1
+    assert await hangs.status() == "queued"
+
+
+@pytest.mark.parametrize("burst", [(), ("--burst",)], ids=["run", "burst"])
+async def test_signal_while_starting(burst: tuple[str, ...], settings: dict[str, str], tmp_path: Path) -> None:
+    """A signal that comes while the worker waits for its database ends it at once, without a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host, port = silent.getsockname()
+        environment = settings | {"DATABASE_URL": f"postgresql://nobody@{host}:{port}/none"}
+        with Command("worker", "run", *burst, folder=tmp_path, environment=environment) as run:
+            silent.settimeout(20)
+            connection, _ = await asyncio.to_thread(silent.accept)
+            with connection:
+                run.send(signal.SIGTERM)
+                assert await run.ends() == (128 + signal.SIGTERM if burst else 0)
+                assert run.output.splitlines()[-1].endswith("stopping on SIGTERM")
+
+
+async def test_failed_engine(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+    """A loop of the engine that keeps failing ends the process with 1: without arq, under it, and in a burst."""
+    await queue.redis.hset("arq:slots", "once_in_a_leap_year", "not a moment")  # type: ignore[misc]
+    await double.using(delay=3600).enqueue(1)  # so that a burst does not end before
+    with (
+        Command("worker", "run", folder=tmp_path, environment=settings) as run,
+        Command("worker", "run", "--burst", folder=tmp_path, environment=settings) as burst,
+        Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as arq,
+    ):
+        for command in (run, burst, arq):
+            assert await command.ends() == 1
+            assert "scheduler failed 10 times" in command.output
+
+
+async def test_burst_on_several_queues(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+    """--burst ends with 0 once all queues are empty, whichever job still puts something into whichever of them."""
+    await pass_on.using(queue="low").enqueue(20, "low", "high")
+    late = await double.using(queue="high", delay=1).enqueue(2)
+    arguments = ("--burst", "--queues", "high,low", "--concurrency", "3")
+    with Command("worker", "run", *arguments, folder=tmp_path, environment=settings) as run:
+        assert await run.ends() == 0
+        assert "stopped: 22 jobs done" in run.output
+    assert await queue.depths(["high", "low"]) == {"high": 0, "low": 0}
+    assert await late.result(timeout=1) == 4
+
+
+async def test_interrupted_burst(settings: dict[str, str], tmp_path: Path) -> None:
+    """A burst that a signal ends before the queues are empty does not end with 0."""
+    await double.using(delay=3600).enqueue(2)
+    with Command("worker", "run", "--burst", folder=tmp_path, environment=settings) as run:
+        await run.says("works on")
+        run.send(signal.SIGINT)
+        assert await run.ends() == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("setting", "line", "code"),
+    [
+        ({"REDIS_URL": "redis://127.0.0.1:1/0", "WORKER_CONNECT_WAIT": "0.1"}, "REDIS_URL: no answer within 0.1 s", 1),
+        ({"DATABASE_URL": "mysql://localhost/app"}, "DATABASE_URL: ", 2),
+        ({"WORKER_CONCURRENCY": "many"}, "WORKER_CONCURRENCY='many' is not a whole number", 2),
+        ({"WORKER_REGISTRY": "nowhere.registry"}, "nowhere.registry: 1 problem", 2),
+    ],
+)
+async def test_cannot_start(
+    setting: dict[str, str], line: str, code: int, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """What keeps a worker from starting is said without a traceback, and ends it with 1, or 2 for a mistake."""
+    with Command("worker", "run", folder=tmp_path, environment=settings | setting) as run:
+        assert await run.ends() == code
+        assert line in run.output
+        assert "Traceback" not in run.output
+
+
+async def test_arq_watch(settings: dict[str, str], tmp_path: Path) -> None:
+    """`arq --watch`, which would run the old code again, ends with one line that names what does not."""
+    with Command("arq", "worker.Settings", "--watch", str(tmp_path), folder=tmp_path, environment=settings) as arq:
+        assert await arq.ends() == 2
+        (line,) = arq.output.splitlines()
+        assert f"python -m worker run --watch {tmp_path}" in line

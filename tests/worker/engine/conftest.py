@@ -1,0 +1,124 @@
+"""A real engine on a real Redis, in the test's own process: no database, no arq."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import worker
+from worker import Queue
+from worker.config import Config
+from worker.engine.attempts import AttemptCaller
+from worker.engine.calling import AfterJob, Hook
+from worker.engine.engine import Engine
+from worker.engine.executor import Executor
+
+
+async def _answers() -> None:
+    """A database that is always well."""
+
+
+class Worker:
+    """One engine, and the queue that it has of its own.
+
+    Args:
+        url: Redis'.
+        tasks: what it knows.
+        settings: of `Config`; by default short leases and no log.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *tasks: worker.Task[..., Any],
+        ask_database: Callable[[], Awaitable[None]] = _answers,
+        after_job_end: Hook | None = None,
+        on_job_start: Hook | None = None,
+        **settings: Any,
+    ) -> None:
+        defaults = {"lease": 1.0, "grace": 5.0, "log_jobs": "off", "id": "w", "concurrency": 10}
+        self.config = Config.load(redis_url=url, **(defaults | settings))
+        self.queue = Queue(url, name=self.config.queue)
+        self._drained: asyncio.Task[bool] | None = None
+        self._caller = AttemptCaller(threads=4, on_job_start=on_job_start)
+        by_name = {task.name: task for task in tasks}
+        self.engine = Engine(
+            self.config,
+            by_name,
+            self.queue,
+            Executor(by_name, self._caller, timeout=self.config.job_timeout, max_tries=self.config.max_tries),
+            ask_database=ask_database,
+            after_job=None if after_job_end is None else AfterJob(after_job_end, {}),
+        )
+
+    async def idle(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - how long the test waits
+        """Wait until nothing waits and nothing runs."""
+        async with asyncio.timeout(timeout):
+            await self.engine.idle()
+
+    async def drain(self) -> bool:
+        """Drain the engine, once; whether all jobs have ended."""
+        if self._drained is None:
+            self._drained = asyncio.create_task(self.engine.drain())
+        return await asyncio.shield(self._drained)
+
+    async def stop(self) -> None:
+        """Drain, and close what it had open."""
+        try:
+            await self.drain()
+        finally:
+            await self.queue.close()
+            self._caller.close()
+
+
+StartWorker = Callable[..., contextlib.AbstractAsyncContextManager[Worker]]
+"""Runs a `Worker` of these tasks for the length of a block, on the run's Redis unless `url` says otherwise."""
+
+
+@pytest.fixture
+def start(redis_url: str) -> StartWorker:
+    """See `StartWorker`."""
+
+    @contextlib.asynccontextmanager
+    async def started(*tasks: worker.Task[..., Any], url: str = redis_url, **settings: Any) -> AsyncIterator[Worker]:
+        one = Worker(url, *tasks, **settings)
+        one.engine.start()
+        try:
+            yield one
+        finally:
+            await one.stop()
+
+    return started
+
+
+class Seen:
+    """Looks at what workers leave in Redis.
+
+    Args:
+        observer: a client that decodes.
+    """
+
+    def __init__(self, observer: Any) -> None:
+        self._observer = observer
+
+    def result(self, job_id: str) -> dict[str, Any]:
+        """A kept result, as it is on the wire; empty where there is none."""
+        raw = self._observer.get(f"arq:result:{job_id}")
+        return json.loads(raw) if raw else {}
+
+    def well(self, worker_id: str = "w") -> bool:
+        """Whether a worker says that it can work."""
+        return bool(self._observer.exists(f"arq:queue:health-check:{worker_id}"))
+
+    def left(self) -> set[str]:
+        """All keys but results and what workers say of themselves."""
+        return {key for key in self._observer.keys() if ":result:" not in key and ":health-check" not in key}
+
+
+@pytest.fixture
+def seen(observer: Any) -> Seen:
+    """Looks at the run's Redis."""
+    return Seen(observer)

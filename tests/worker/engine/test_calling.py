@@ -1,0 +1,286 @@
+"""Calling a task: what it is given, in which thread it runs, and the hooks around it."""
+
+import asyncio
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import pytest
+from pydantic_core import from_json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import db
+import worker
+from db.database import Database
+from tests.servers import Observer
+from tests.worker.conftest import Bench, Count, Execute, MakeBench
+from worker import JobContext, Resource, current_job, injected, task
+from worker.engine.outcome import Kind
+from worker.errors import WorkerError
+
+INSERT = text("INSERT INTO note (words) VALUES (:words)")
+
+
+class TestInjection:
+    async def test_a_session_is_the_scopes(self, execute: Execute, rows: Count) -> None:
+        """The injected session is the one that `db.session()` gives below, whatever class the annotation names."""
+
+        @task
+        async def add(session: AsyncSession, again: db.AsyncSession = injected) -> bool:
+            await session.execute(INSERT, {"words": "a"})
+            return session is again is await db.session()
+
+        assert (await execute(add)).result == b"true"
+        assert await rows() == 1
+
+    async def test_a_session_of_another_database(self, execute: Execute, postgres: Observer, database_url: str) -> None:
+        """`Annotated[AsyncSession, replica]` is that database's, committed with the rest."""
+        other = Database(database_url, name="other")
+
+        async def fn(session: AsyncSession, there: Any) -> list[int]:
+            asking = text("SELECT pg_backend_pid()")
+            await there.execute(INSERT, {"words": "there"})
+            return [(await each.execute(asking)).scalar_one() for each in (session, there)]
+
+        fn.__annotations__["there"] = Annotated[AsyncSession, other]
+        here, there = from_json((await execute(task(fn))).result)
+        assert here != there
+        assert await postgres.fetchval("SELECT words FROM note") == "there"
+        await other.dispose()
+
+    async def test_the_jobs_context(self, bench: Bench) -> None:
+        """A `JobContext` by annotation is the one that `current_job()` gives below, also in child tasks."""
+        seen: list[JobContext] = []
+
+        @task
+        async def look(job: JobContext) -> None:
+            seen.extend([job, current_job(), await asyncio.create_task(ask())])
+
+        async def ask() -> JobContext:
+            return current_job()
+
+        delivery = bench.deliver(look, tries=2)
+        await bench.start(look, delivery)
+        job = seen[0]
+        assert seen == [job] * 3
+        assert (job.job_id, job.task, job.queue, job.attempt) == ("job-1", look.name, "arq:queue", 3)
+        assert abs(job.enqueued_at - datetime.now(UTC)).total_seconds() < 60
+        assert job.score == delivery.score
+
+    async def test_no_job_runs_elsewhere(self, execute: Execute) -> None:
+        """`current_job()` outside of a job says so, and a job leaves nothing behind."""
+
+        @task
+        async def nothing() -> None: ...
+
+        await execute(nothing)
+        with pytest.raises(WorkerError, match="no job runs here"):
+            current_job()
+
+    async def test_resources(self, execute: Execute) -> None:
+        """`Annotated[..., Resource(name)]` is what the registry's lifespan yielded under that name."""
+
+        @task
+        async def use(client: Annotated[str, Resource("http")], number: int) -> str:
+            return f"{client} {number} {current_job().resources['http']}"
+
+        assert (await execute(use, 7)).result == b'"a client 7 a client"'
+
+    async def test_arqs_context(self, execute: Execute, rows: Count) -> None:
+        """An arq function finds in `ctx` what arq gives it, the resources, and its session."""
+
+        @task
+        async def old(ctx: dict[Any, Any], number: int) -> list[Any]:
+            await ctx["session"].execute(INSERT, {"words": "a"})
+            kept = ("redis", "http", "job_id", "job_try")
+            return [number, type(ctx["enqueue_time"]).__name__, ctx["score"] > 0, *(ctx[key] for key in kept)]
+
+        outcome = await execute(old, number=7, tries=1)
+        assert from_json(outcome.result) == [7, "datetime", True, "arq's", "a client", "job-1", 2]
+        assert await rows() == 1
+
+    async def test_a_job_that_asks_for_no_session_opens_none(self, execute: Execute, postgres: Observer) -> None:
+        """A task without a session costs the database nothing, and neither does one that does not use it."""
+
+        @task
+        async def idle(session: AsyncSession) -> None: ...
+
+        assert (await execute(idle)).kind is Kind.COMPLETED
+        assert await postgres.backends() == 0
+
+
+class TestThreads:
+    async def test_a_plain_function_runs_in_a_thread(self, execute: Execute, rows: Count) -> None:
+        """It has a `Session` of its own, its job's context, and the loop goes on meanwhile."""
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        @task
+        def add(session: db.Session, words: str) -> list[Any]:
+            session.execute(INSERT, {"words": words})
+            time.sleep(0.3)
+            return [threading.current_thread() is threading.main_thread(), current_job().job_id]
+
+        ticking = asyncio.create_task(tick())
+        outcome = await execute(add, "a")
+        ticking.cancel()
+        assert from_json(outcome.result) == [False, "job-1"]
+        assert await rows() == 1
+        assert ticks > 10
+
+    @pytest.mark.parametrize("error", [ValueError("no"), StopIteration(7), SystemExit(1), KeyboardInterrupt()])
+    async def test_what_it_raises_fails_the_job(self, execute: Execute, rows: Count, error: BaseException) -> None:
+        """Any exception rolls back; `StopIteration`, which no future takes, comes as the `RuntimeError` that
+        coroutines make of it."""
+
+        @task(timeout=5)
+        def fail(session: db.Session) -> None:
+            session.execute(INSERT, {"words": "a"})
+            raise error
+
+        outcome = await execute(fail)
+        assert outcome.kind is Kind.FAILED
+        assert error in (outcome.error, outcome.error and outcome.error.__cause__)
+        assert await rows() == 0
+
+    async def test_a_swallowed_error_fails_the_job(self, execute: Execute, rows: Count) -> None:
+        """A1 holds for psycopg too."""
+
+        @task
+        def swallow(session: db.Session) -> None:
+            session.execute(INSERT, {"words": "a"})
+            try:
+                session.execute(text("SELECT 1/0"))
+            except Exception:  # noqa: BLE001 - what it is about
+                return
+
+        assert isinstance((await execute(swallow)).error, db.PoisonedTransactionError)
+        assert await rows() == 0
+
+    async def test_a_lost_connection_runs_it_again(self, execute: Execute, postgres: Observer, rows: Count) -> None:
+        """A7 holds for psycopg too."""
+        loop = asyncio.get_running_loop()
+        attempts: list[int] = []
+
+        @task(max_tries=1)
+        def add(session: db.Session) -> None:
+            session.execute(INSERT, {"words": "a"})
+            attempts.append(1)
+            if len(attempts) == 1:
+                asyncio.run_coroutine_threadsafe(postgres.terminate_backends(), loop).result()
+            session.execute(INSERT, {"words": "b"})
+
+        assert (await execute(add)).kind is Kind.COMPLETED
+        assert len(attempts) == 2
+        assert await rows() == 2
+
+    async def test_as_many_run_at_once_as_there_are_threads(self, bench: Bench) -> None:
+        """Four threads, four functions at once."""
+        together = threading.Barrier(4, timeout=5)
+
+        @task
+        def meet() -> int:
+            return together.wait()
+
+        outcomes = await asyncio.gather(*(bench.run(meet) for _ in range(4)))
+        assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1", b"2", b"3"]
+
+    async def test_arqs_context_in_a_thread(self, execute: Execute) -> None:
+        """A plain function may ask for `ctx` too; the session in it belongs to the loop, and says so."""
+
+        @task
+        def old(ctx: dict[Any, Any]) -> str:
+            return str(ctx["job_id"])
+
+        assert (await execute(old)).result == b'"job-1"'
+
+
+@task
+async def add_one(session: db.AsyncSession) -> str:
+    await session.execute(INSERT, {"words": "body"})
+    return "done"
+
+
+class TestHooks:
+    async def test_run_in_the_jobs_scope(self, make_bench: MakeBench, rows: Count) -> None:
+        """What `on_job_start` and `on_job_end` write is committed with the job, in one transaction."""
+
+        async def start(ctx: dict[Any, Any]) -> None:
+            await ctx["session"].execute(INSERT, {"words": f"start {ctx['job_id']} {ctx['job_try']}"})
+
+        async def end(ctx: dict[Any, Any]) -> None:
+            await ctx["session"].execute(INSERT, {"words": "end"})
+
+        outcome = await make_bench(on_job_start=start, on_job_end=end).run(add_one)
+        assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
+        assert await rows() == 3
+
+    @pytest.mark.parametrize("which", ["on_job_start", "on_job_end"])
+    async def test_one_that_raises_fails_its_job(self, make_bench: MakeBench, rows: Count, which: str) -> None:
+        """The job and all hooks are rolled back; the worker goes on."""
+
+        async def broken(ctx: dict[Any, Any]) -> None:
+            raise LookupError(which)
+
+        bench = make_bench(**{which: broken})
+        for _ in range(2):
+            outcome = await bench.run(add_one)
+            assert (outcome.kind, repr(outcome.error)) == (Kind.FAILED, f"LookupError('{which}')")
+        assert await rows() == 0
+
+    async def test_one_that_raises_at_the_end_does_not_hide_why_the_job_failed(
+        self, make_bench: MakeBench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The job's own error is its outcome, and the hook's is logged."""
+
+        async def broken(ctx: dict[Any, Any]) -> None:
+            raise LookupError
+
+        @task
+        async def fail() -> None:
+            raise ValueError("the job's own")
+
+        outcome = await make_bench(on_job_end=broken).run(fail)
+        assert repr(outcome.error) == 'ValueError("the job\'s own")'
+        assert "on_job_end failed" in caplog.text
+
+    async def test_the_end_is_told_of_failures_too(self, make_bench: MakeBench) -> None:
+        """`on_job_end` is called once for each attempt that began, however it ended."""
+        told: list[str] = []
+
+        async def end(ctx: dict[Any, Any]) -> None:
+            told.append(ctx["job_id"])
+
+        @task(timeout=0.05)
+        async def fail(how: int) -> None:
+            if how == 0:
+                raise worker.Retry
+            await asyncio.sleep(how)
+
+        bench = make_bench(on_job_end=end)
+        for how in (0, 5):
+            await bench.run(fail, how)
+        assert told == ["job-1", "job-1"]
+
+    async def test_a_hook_is_not_called_for_wrong_arguments(self, make_bench: MakeBench) -> None:
+        """A job that could not begin has no start."""
+        told: list[str] = []
+
+        async def start(ctx: dict[Any, Any]) -> None:
+            told.append(ctx["job_id"])
+
+        @task
+        async def count(number: int) -> None: ...
+
+        bench = make_bench(on_job_start=start)
+        delivery = bench.deliver(count, 1)
+        delivery.message = type(delivery.message)("1", count.name, ("x",))
+        assert (await bench.start(count, delivery)).kind is Kind.FAILED
+        assert told == []

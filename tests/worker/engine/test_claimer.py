@@ -1,0 +1,155 @@
+"""The claimer: several queues, wakeups, and what it does while Redis is away."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartRedis
+from tests.waiting import eventually
+from tests.worker.engine.conftest import Seen, StartWorker
+from worker import JobContext, Queue, task
+from worker.engine import claimer
+from worker.engine.claimer import Claimer
+from worker.queue import Claim, Entry
+
+ran: list[str] = []
+
+
+@task
+async def note(job: JobContext) -> None:
+    ran.append(job.queue)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran() -> None:
+    ran.clear()
+
+
+class TestSeveralQueues:
+    async def test_priority_without_starving(self, start: StartWorker, queue: Queue) -> None:
+        """The first queue goes first, and the last one still gets its turn while the others are full."""
+        for name in ("high", "arq:queue", "low"):
+            await note.using(queue=name).enqueue_many({} for _ in range(200))
+        async with start(note, queues="high,arq:queue,low", concurrency=1) as worker:
+            await worker.idle()
+        begin = ran[:200]
+        assert 150 < begin.count("high") < 200
+        assert 1 <= begin.count("low")
+        assert sorted(ran) == sorted(["high"] * 200 + ["arq:queue"] * 200 + ["low"] * 200)
+
+    async def test_each_wakes(self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A job in any of its queues wakes an idle worker."""
+        monkeypatch.setattr(claimer, "_POLL", 60.0)
+        async with start(note, queues="high,low,{tagged}"):
+            for name in ("low", "{tagged}", "high"):
+                await (await note.using(queue=name).enqueue()).result(timeout=5)
+        assert ran == ["low", "{tagged}", "high"]
+
+    async def test_one_that_is_broken(self, start: StartWorker, queue: Queue, observer: Any) -> None:
+        """A queue whose key is something else does not lose the outcomes of the others."""
+        started = asyncio.Event()
+
+        @task
+        async def slow() -> str:
+            started.set()
+            await asyncio.sleep(0.2)
+            return "done"
+
+        async with start(slow, queues="first,second"):
+            job = await slow.using(queue="second").enqueue()
+            await started.wait()
+            observer.set("first", "not a queue")
+            assert await job.result(timeout=5) == "done"
+            observer.delete("first")
+
+
+class TestWakeups:
+    async def test_notice_during_a_claim(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is queued while a claim is on its way is not left to the poll."""
+        monkeypatch.setattr(claimer, "_POLL", 60.0)
+        claimed: list[Claim] = []
+        ours = Claimer(queue, ["arq:queue"], slots=5, lease=5, start=lambda claim, *_: claimed.append(claim))
+        claim, meanwhile = queue.claim, asyncio.Event()
+
+        async def slow_claim(*arguments: Any) -> Any:
+            claims = await claim(*arguments)
+            if not meanwhile.is_set():
+                await queue.enqueue([Entry("late", b"{}", "arq:queue")])
+                await asyncio.sleep(0.1)  # the notice arrives before the claim's reply
+                meanwhile.set()
+            return claims
+
+        monkeypatch.setattr(queue, "claim", slow_claim)
+        running = asyncio.create_task(ours.run())
+        await eventually(lambda: [claim.raw_id for claim in claimed] == [b"late"], timeout=2)
+        ours.stop()
+        await asyncio.wait_for(running, 2)
+
+    async def test_what_falls_due(self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A deferred job that was there before the worker starts when it is due, not at the next poll."""
+        monkeypatch.setattr(claimer, "_POLL", 60.0)
+        jobs = await note.using(delay=0.3).enqueue_many([{}, {}])
+        async with start(note):
+            for job in jobs:
+                await job.result(timeout=3)
+
+    async def test_claims_that_arrive_after_the_stop(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a claim on its way brings after `stop` is still handed over; nothing more is asked for."""
+        await queue.enqueue([Entry(name, b"{}", "arq:queue") for name in "ab"])
+        claimed: list[Claim] = []
+        ours = Claimer(queue, ["arq:queue"], slots=1, lease=5, start=lambda claim, *_: claimed.append(claim))
+        claim = queue.claim
+
+        async def slow_claim(*arguments: Any) -> Any:
+            claims = await claim(*arguments)
+            ours.stop()
+            return claims
+
+        monkeypatch.setattr(queue, "claim", slow_claim)
+        await asyncio.wait_for(ours.run(), 2)
+        assert len(claimed) == 1
+        ours.give_back()
+        await asyncio.wait_for(ours.run(), 2)  # a supervisor that runs it again
+        assert len(claimed) == 1
+
+
+async def test_running_elsewhere(start: StartWorker, queue: Queue, observer: Any, seen: Seen) -> None:
+    """A thousand due jobs that others run, a stock worker's too, do not keep the next one from starting at once."""
+    with observer.pipeline() as pipe:
+        for number in range(1000):
+            pipe.set(f"arq:in-progress:r{number}", "1" if number % 2 else "x" * 28 + ":1", px=60_000)
+            pipe.zadd("arq:queue", {f"r{number}": number + 1})
+        pipe.execute()
+    async with start(note):
+        job = await note.enqueue()
+        await job.result(timeout=1)
+    assert observer.zcard("arq:queue") == 1000
+
+
+async def test_redis_is_killed(own_redis: StartRedis, start: StartWorker) -> None:
+    """A job that runs while Redis dies and comes back, empty, ends once, with its result; the worker lives."""
+    server = own_redis()
+    began, go_on = asyncio.Event(), asyncio.Event()
+    runs: list[int] = []
+
+    @task
+    async def survive() -> str:
+        runs.append(1)
+        began.set()
+        await go_on.wait()
+        return "done"
+
+    queue = Queue(server.url, default=True)
+    async with start(survive, url=server.url) as worker:
+        job = await survive.enqueue()
+        await began.wait()
+        server.kill()
+        go_on.set()
+        await asyncio.sleep(0.3)
+        server.restart()
+        assert await job.result(timeout=10) == "done"
+        assert await (await survive.enqueue()).result(timeout=10) == "done"
+        await worker.idle()
+    assert len(runs) == 2
+    await queue.close()

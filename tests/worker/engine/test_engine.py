@@ -1,0 +1,435 @@
+"""The engine: jobs run, end, are aborted, expire and are interrupted, in one process on a real Redis."""
+
+import asyncio
+import pickle
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from arq.jobs import Job as StockJob
+
+from tests.waiting import eventually
+from tests.worker.engine.conftest import Seen, StartWorker
+from worker import Job, JobContext, JobFailed, Queue, Retry, deserialize, serialize, task
+from worker.engine import claimer
+from worker.queue import Entry
+
+
+class Body:
+    """What a task is seen to do."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self.ended: list[str] = []
+        self.running = 0
+        self.most = 0
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, job_id: str) -> None:
+        """Run until told to go on."""
+        self.began.append(job_id)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.go_on.wait()
+        finally:
+            self.running -= 1
+        self.ended.append(job_id)
+
+
+@pytest.fixture
+def body() -> Body:
+    return Body()
+
+
+@pytest.fixture
+def wait(body: Body) -> Any:
+    """A task that runs until told to go on."""
+
+    @task(name="wait")
+    async def wait(job: JobContext) -> str:
+        await body(job.job_id)
+        return "waited"
+
+    return wait
+
+
+@task
+async def double(number: int) -> int:
+    return 2 * number
+
+
+class Unsayable:
+    """What JSON cannot say, and a pickle can."""
+
+
+@pytest.fixture
+async def stock(redis_url: str) -> Any:
+    """A stock arq client, with our codec."""
+    client = ArqRedis.from_url(redis_url)
+    client.job_serializer, client.job_deserializer = serialize, deserialize
+    client.default_queue_name = "arq:queue"
+    yield client
+    await client.aclose()
+
+
+class TestRuns:
+    async def test_many(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+        """Every job's result is there, and no key is left but results and the health record."""
+        jobs = await double.enqueue_many({"number": number} for number in range(1000))
+        async with start(double) as worker:
+            await worker.idle()
+            assert [await job.result() for job in jobs[::100]] == [2 * number for number in range(0, 1000, 100)]
+            assert len(await queue.redis.keys("arq:result:*")) == 1000  # type: ignore[misc, unused-ignore]
+            assert seen.left() == set()
+
+    async def test_concurrency(self, start: StartWorker, queue: Queue, wait: Any, body: Body) -> None:
+        """As many jobs run at once as there are slots, never more; a slot is filled again as soon as it is free."""
+        await wait.enqueue_many({} for _ in range(12))
+        async with start(wait, concurrency=4) as worker:
+            await eventually(lambda: body.running == 4)
+            body.go_on.set()
+            await worker.idle()
+        assert (body.most, len(body.ended)) == (4, 12)
+
+    async def test_pushed(
+        self, start: StartWorker, queue: Queue, body: Body, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An idle worker is woken by the enqueue, and whoever waits for the result by its end: nothing is polled."""
+        monkeypatch.setattr(claimer, "_POLL", 60.0)
+        monkeypatch.setattr("worker.job._LOOK_AGAIN", 60.0)
+        async with start(double):
+            for number in range(5):
+                assert await (await double.enqueue(number)).result(timeout=5) == 2 * number
+            deferred = await double.using(delay=0.2).enqueue(9)
+            assert await deferred.result(timeout=5) == 18
+
+    async def test_stock_producer(self, start: StartWorker, stock: ArqRedis, wait: Any) -> None:
+        """A job from a stock arq client is found without a push, and its result read by it."""
+        async with start(double):
+            await asyncio.sleep(0)
+            job = await stock.enqueue_job("double", number=4)
+            assert job is not None
+            assert await job.result(timeout=5, poll_delay=0.05) == 8
+
+    async def test_producer_clock(
+        self, start: StartWorker, queue: Queue, body: Body, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A producer whose clock is a minute ahead waits no longer than others, and can abort what it enqueued."""
+        now = time.time_ns
+        async with start(double, grace=0):
+            with monkeypatch.context() as ahead:
+                ahead.setattr("worker.queue.time.time_ns", lambda: now() + 60 * 10**9)
+                quick = await double.enqueue(1)
+                slow = await double.using(delay=30).enqueue(2)
+            assert await quick.result(timeout=1) == 2
+            assert await slow.abort(timeout=1)
+
+    async def test_retry_at_once(self, start: StartWorker, queue: Queue) -> None:
+        """A job that asks to run again at once does, without waiting for a poll."""
+        tries: list[int] = []
+
+        @task(max_tries=20)
+        async def insist(job: JobContext) -> None:
+            tries.append(job.attempt)
+            if job.attempt < 20:
+                raise Retry
+
+        async with start(insist):
+            began = time.monotonic()
+            await (await insist.enqueue()).result(timeout=10)
+            assert time.monotonic() - began < 20 * claimer._POLL / 2
+        assert tries == list(range(1, 21))
+
+    async def test_thread(self, start: StartWorker, queue: Queue) -> None:
+        """A plain function runs in a thread."""
+
+        @task
+        def plain() -> bool:
+            return threading.current_thread() is threading.main_thread()
+
+        async with start(plain):
+            assert await (await plain.enqueue()).result(timeout=5) is False
+
+
+class TestFailures:
+    async def test_hooks(self, start: StartWorker, queue: Queue) -> None:
+        """A hook that raises fails its job at most, also with a cancellation of its own making; the worker goes on."""
+        calls: list[str] = []
+
+        async def fail(ctx: dict[Any, Any]) -> None:
+            calls.append(ctx["job_id"])
+            raise asyncio.CancelledError if len(calls) % 2 else ValueError
+
+        async with start(double, after_job_end=fail, concurrency=1):
+            for number in range(4):
+                assert await (await double.enqueue(number)).result(timeout=5) == 2 * number
+        assert len(calls) == 4
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
+    async def test_base_exceptions(self, start: StartWorker, queue: Queue, error: type[BaseException]) -> None:
+        """Whatever a body raises, its job fails and the worker lives."""
+
+        @task
+        async def burst() -> None:
+            raise error
+
+        async with start(burst, double):
+            job = await burst.enqueue()
+            with pytest.raises((JobFailed, asyncio.CancelledError, GeneratorExit)):
+                await job.result(timeout=5)
+            assert await (await double.enqueue(3)).result(timeout=5) == 6
+
+    async def test_errors_that_cannot_be_said(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+        """An error that raises when it is looked at ends its job as failed."""
+
+        class Unspeakable(Exception):  # noqa: N818 - a test
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        @task
+        async def fail() -> None:
+            raise Unspeakable
+
+        async with start(fail, log_jobs="off") as worker:
+            job = await fail.enqueue()
+            await worker.idle()
+        assert seen.result(job.job_id)["s"] is False
+
+    async def test_huge_results(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+        """A result that is too large fails its job, and one that is large costs no other job its place."""
+
+        @task
+        async def make(mebibytes: int) -> str:
+            return "x" * (mebibytes * 1024 * 1024)
+
+        async with start(make) as worker:
+            jobs = await make.enqueue_many({"mebibytes": size} for size in (1, 9, 9, 33, 1))
+            await worker.idle(timeout=30)
+        assert [seen.result(job.job_id)["s"] for job in jobs] == [True, True, True, False, True]
+        assert "too many for a result" in seen.result(jobs[3].job_id)["r"]["message"]
+
+    async def test_arguments_that_json_cannot_say(
+        self, start: StartWorker, queue: Queue, observer: Any, seen: Seen
+    ) -> None:
+        """A pickle's arguments, where those are accepted, may be anything: the job's end is recorded without them."""
+        job = {"t": None, "f": "double", "a": (), "k": {"number": Unsayable()}, "et": 1}
+        observer.set("arq:job:p", pickle.dumps(job))
+        observer.zadd("arq:queue", {"p": 1})
+        async with start(double, accept_pickle=True) as worker:
+            await worker.idle()
+        assert (seen.result("p")["s"], seen.result("p")["k"], seen.left()) == (False, {}, set())
+
+    async def test_slots_come_back(self, start: StartWorker, queue: Queue) -> None:
+        """Whatever becomes of jobs, their slots are free again."""
+
+        @task
+        async def fail(how: int) -> None:
+            if how == 0:
+                raise ValueError
+            if how == 1:
+                raise asyncio.CancelledError
+            raise SystemExit
+
+        await queue.enqueue([Entry(f"bad{n}", b"\xff", "arq:queue") for n in range(10)])
+        async with start(fail, double, concurrency=2, unknown_for=0) as worker:
+            await fail.enqueue_many({"how": n % 3} for n in range(30))
+            await worker.idle()
+            assert worker.engine._claimer.free_slots == 2
+            assert await (await double.enqueue(3)).result(timeout=5) == 6
+
+
+Abort = Callable[[Job[Any]], Awaitable[bool]]
+
+
+@pytest.fixture(params=["ours", "stock"])
+def abort(request: pytest.FixtureRequest, stock: ArqRedis) -> Abort:
+    """Aborts a job, through our client and through a stock one."""
+
+    async def ours(job: Job[Any]) -> bool:
+        return await job.abort(timeout=5)
+
+    async def stocks(job: Job[Any]) -> bool:
+        return await StockJob(job.job_id, stock, _deserializer=deserialize).abort(timeout=5, poll_delay=0.02)
+
+    return ours if request.param == "ours" else stocks
+
+
+class TestAbort:
+    async def test_running(
+        self, start: StartWorker, queue: Queue, abort: Abort, wait: Any, body: Body, seen: Seen
+    ) -> None:
+        """A running job is cancelled within a second, once, and does not run again."""
+        async with start(wait) as worker:
+            job = await wait.enqueue()
+            await eventually(lambda: body.began)
+            asked = time.monotonic()
+            assert await abort(job)
+            assert time.monotonic() - asked < 1.2
+            await worker.idle()
+        assert (len(body.began), body.ended, seen.left()) == (1, [], set())
+
+    async def test_deferred(self, start: StartWorker, queue: Queue, abort: Abort, seen: Seen) -> None:
+        """A job that is not due yet ends at once, and does not run."""
+        async with start(double):
+            job = await double.using(delay=3600).enqueue(1)
+            assert await abort(job)
+        assert seen.result(job.job_id)["r"]["type"] == "asyncio.exceptions.CancelledError"
+        assert seen.left() == set()
+
+    async def test_queued(
+        self, start: StartWorker, queue: Queue, abort: Abort, wait: Any, body: Body, seen: Seen
+    ) -> None:
+        """A job that waits for a slot ends without running, once there is one."""
+        async with start(wait, concurrency=1):
+            first = await wait.enqueue()
+            await eventually(lambda: body.began)
+            second = await wait.enqueue()
+            aborting = asyncio.create_task(abort(second))
+            await eventually(lambda: seen.left() >= {"arq:abort"})
+            body.go_on.set()
+            assert await aborting
+            assert await first.result(timeout=5) == "waited"
+        assert body.began == [first.job_id]
+
+    async def test_unknown(
+        self, start: StartWorker, queue: Queue, stock: ArqRedis, observer: Any, seen: Seen
+    ) -> None:
+        """An abort of a job that does not exist means no later job of that id: ours or stock's, of either producer."""
+        assert not await Job[int]("x").abort(timeout=1)
+        for job_id in ("x", "y"):
+            observer.zadd("arq:abort", {job_id: int(time.time() * 1000)})  # what a stock client leaves
+        await asyncio.sleep(0.002)  # its clock's next millisecond
+        async with start(double):
+            assert await (await double.using(job_id="x").enqueue(1)).result(timeout=5) == 2
+            theirs = await stock.enqueue_job("double", number=1, _job_id="y")
+            assert theirs is not None
+            assert await theirs.result(timeout=5, poll_delay=0.05) == 2
+        assert seen.left() == set()
+
+    async def test_that_comes_too_late(self, start: StartWorker, queue: Queue) -> None:
+        """An abort of a job that has ended is False, and leaves the result as it is."""
+        async with start(double):
+            job = await double.enqueue(1)
+            assert await job.result(timeout=5) == 2
+            assert not await job.abort(timeout=1)
+            assert await job.result(timeout=1) == 2
+
+
+class TestExpiry:
+    async def test_of_one_that_waited(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+        """A job that waited for longer than it may fails without running."""
+        job = await double.using(expires=0.05).enqueue(1)
+        await eventually(lambda: "arq:job:" not in str(seen.left()))
+        async with start(double):
+            with pytest.raises(JobFailed, match="job expired"):
+                await job.result(timeout=5)
+        assert seen.left() == set()
+
+    async def test_of_one_that_runs(
+        self, start: StartWorker, queue: Queue, wait: Any, body: Body, observer: Any
+    ) -> None:
+        """A job that began in time does not expire, however long it runs, nor when it is interrupted."""
+        job = await wait.using(expires=0.2).enqueue()
+        async with start(wait, grace=0):
+            await eventually(lambda: body.began)
+            await asyncio.sleep(0.3)
+            assert not (await wait.using(job_id=job.job_id).enqueue()).is_new
+        assert observer.exists(f"arq:job:{job.job_id}")
+        body.go_on.set()
+        async with start(wait):
+            assert await job.result(timeout=5) == "waited"
+
+
+class TestDrain:
+    async def test_grace(self, start: StartWorker, queue: Queue, wait: Any, body: Body, seen: Seen) -> None:
+        """Running jobs may finish within the grace time; nothing new is claimed."""
+        async with start(wait, concurrency=1) as worker:
+            first = await wait.enqueue()
+            await eventually(lambda: body.began)
+            second = await wait.enqueue()
+            draining = asyncio.create_task(worker.drain())
+            await asyncio.sleep(0.2)
+            assert not draining.done()
+            body.go_on.set()
+            assert await draining
+        assert await first.result(timeout=1) == "waited"
+        assert await second.status() == "queued"
+        assert seen.left() == {"arq:queue", f"arq:job:{second.job_id}"}
+
+    async def test_after_the_grace(self, start: StartWorker, queue: Queue, wait: Any, body: Body, seen: Seen) -> None:
+        """What runs longer is cancelled, and back in its place at no cost: six times, and it completes."""
+        job = await wait.enqueue()
+        before = await queue.redis.zscore("arq:queue", job.job_id)
+        for times in range(6):
+            async with start(wait, grace=0, max_tries=3):
+                await eventually(lambda expected=times + 1: len(body.began) == expected)
+            assert seen.left() == {"arq:queue", f"arq:job:{job.job_id}"}
+            assert await queue.redis.zscore("arq:queue", job.job_id) == before
+        body.go_on.set()
+        async with start(wait, max_tries=3):
+            assert await job.result(timeout=5) == "waited"
+        assert (await job.info()).tries == 1  # type: ignore[union-attr]
+
+    async def test_hurry(self, start: StartWorker, queue: Queue, wait: Any, body: Body) -> None:
+        """Told to hurry, it interrupts what runs at once."""
+        async with start(wait, grace=60) as worker:
+            await wait.enqueue()
+            await eventually(lambda: body.began)
+            draining = asyncio.create_task(worker.drain())
+            await asyncio.sleep(0.05)
+            worker.engine.hurry()
+            assert await asyncio.wait_for(draining, 2)
+
+    async def test_one_that_does_not_end(
+        self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A job that ignores its interruption is left: the drain ends, and its lease is let go."""
+        monkeypatch.setattr("worker.engine.engine._UNWINDING", 0.2)
+        release = threading.Event()
+
+        @task
+        def stay() -> None:
+            release.wait(10)
+
+        async with start(stay, grace=0.1) as worker:
+            job = await stay.enqueue()
+            await eventually(lambda: f"arq:in-progress:{job.job_id}" in seen.left())
+            assert not await worker.drain()
+            release.set()
+        assert f"arq:in-progress:{job.job_id}" in seen.left()
+        await eventually(lambda: f"arq:in-progress:{job.job_id}" not in seen.left())
+
+    async def test_hooks_end_too(self, start: StartWorker, queue: Queue) -> None:
+        """after_job_end of the last jobs has run when the drain ends."""
+        ended: list[str] = []
+
+        async def slow(ctx: dict[Any, Any]) -> None:
+            await asyncio.sleep(0.2)
+            ended.append(ctx["job_id"])
+
+        async with start(double, after_job_end=slow) as worker:
+            job = await double.enqueue(1)
+            await job.result(timeout=5)
+            assert await worker.drain()
+            assert ended == [job.job_id]
+
+
+class TestLoops:
+    async def test_one_that_keeps_failing(self, start: StartWorker, queue: Queue) -> None:
+        """A loop that fails for no fault of Redis' is started again, and ends the engine if it keeps failing."""
+
+        async def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        async with start(double) as worker:
+            assert await (await double.enqueue(1)).result(timeout=5) == 2
+            failed = asyncio.create_task(worker.engine.failed())
+            worker.queue.claim = broken  # type: ignore[assignment, method-assign]
+            with pytest.MonkeyPatch.context() as hasty:
+                hasty.setattr("worker.engine.supervision._LONGEST_PAUSE", 0.05)
+                error = await asyncio.wait_for(failed, 10)
+            assert "claimer failed 10 times, last with ZeroDivisionError" in str(error)

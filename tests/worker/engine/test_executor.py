@@ -1,0 +1,985 @@
+"""The executor: one job from claim to outcome, on a real PostgreSQL, whatever goes wrong.
+
+Each fault is made to happen, and the rows are counted afterwards. A backend that is left idle in a transaction fails
+the test (see `database_url`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import anyio
+import arq
+import asyncpg
+import pytest
+from pydantic import BaseModel, field_validator
+from pydantic_core import from_json
+from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+import db
+import worker
+from db.database import Database, default_database
+from tests.conftest import StartPostgres
+from tests.servers import Observer
+from tests.waiting import eventually
+from tests.worker.conftest import NOTES, Bench, Count, Execute
+from worker import Retry, task
+from worker.engine import patience
+from worker.engine.delivery import Delivery
+from worker.engine.outcome import Kind
+from worker.errors import TriesExhaustedError, UnknownTaskError
+from worker.message import Message
+
+INSERT = text("INSERT INTO note (words) VALUES (:words)")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "note"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    words: Mapped[str]
+
+
+async def insert(session: db.AsyncSession, words: str = "a") -> None:
+    await session.execute(INSERT, {"words": words})
+
+
+@pytest.fixture
+async def slow_commit(database: Database[db.AsyncSession], postgres: Observer) -> None:
+    """Each COMMIT of a new note takes half a second."""
+    await postgres.execute(
+        """
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION slow();
+        """
+    )
+
+
+def committing(postgres: Observer) -> Callable[[], Awaitable[bool]]:
+    """Whether somebody is in the middle of a COMMIT."""
+
+    async def is_committing() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ILIKE 'commit%'"
+        return bool(await postgres.fetchval(query))
+
+    return is_committing
+
+
+class TestOutcome:
+    async def test_a_job_that_returns_is_committed_with_its_result(self, execute: Execute, rows: Count) -> None:
+        """The row is there, and the result is the value as JSON."""
+
+        @task
+        async def add(session: db.AsyncSession, words: str) -> dict[str, Any]:
+            await insert(session, words)
+            return {"words": words, "raw": b"\xff"}
+
+        outcome = await execute(add, "a")
+        assert (outcome.kind, outcome.error) == (Kind.COMPLETED, None)
+        assert from_json(outcome.result) == {"words": "a", "raw": "_w=="}
+        assert await rows() == 1
+
+    async def test_a_job_that_raises_leaves_nothing(self, execute: Execute, rows: Count) -> None:
+        """Whatever it had written is rolled back, and the error is the outcome's."""
+
+        @task
+        async def fail(session: db.AsyncSession) -> None:
+            await insert(session)
+            raise ValueError("no")
+
+        outcome = await execute(fail)
+        assert outcome.kind is Kind.FAILED
+        assert repr(outcome.error) == "ValueError('no')"
+        assert await rows() == 0
+
+    async def test_an_unknown_task_fails(self, bench: Bench) -> None:
+        """A job of a task that this worker does not have ends with an error that names it."""
+
+        @task
+        async def known() -> None: ...
+
+        delivery = bench.deliver(known)
+        delivery.message = type(delivery.message)("1", "gone")
+        outcome = await bench.start(known, delivery)
+        assert outcome.kind is Kind.FAILED
+        assert isinstance(outcome.error, UnknownTaskError)
+        assert "'gone'" in str(outcome.error)
+
+    @pytest.mark.parametrize(
+        ("args", "kwargs"), [((), {}), (("x",), {}), ((1, 2), {}), ((1,), {"number": 2}), ((1,), {"other": 1})]
+    )
+    async def test_wrong_arguments_fail_before_a_session_is_opened(
+        self, bench: Bench, postgres: Observer, args: Any, kwargs: Any
+    ) -> None:
+        """What a stock producer enqueued wrongly fails the job, and the database never hears of it."""
+
+        @task
+        async def count(session: db.AsyncSession, number: int) -> None:
+            await insert(session)
+
+        delivery = bench.deliver(count, 1)
+        delivery.message = type(delivery.message)("1", count.name, args, kwargs, delivery.message.enqueued_at)
+        outcome = await bench.start(count, delivery)
+        assert outcome.kind is Kind.FAILED
+        assert isinstance(outcome.error, ValueError | TypeError)
+        assert await postgres.backends() == 0
+
+    async def test_a_validator_may_raise_anything(self, bench: Bench) -> None:
+        """An argument's own validator that breaks fails the job and not the worker."""
+
+        class Broken(BaseModel):
+            number: int
+
+            @field_validator("number")
+            @classmethod
+            def check(cls, number: int) -> int:
+                raise KeyError(number)
+
+        async def fn(broken: Any) -> None: ...
+
+        fn.__annotations__["broken"] = Broken
+        broken = task(fn)
+        delivery = Delivery(Message("1", broken.name, ({"number": 1},), {}, 1), "arq:queue")
+        outcome = await bench.start(broken, delivery)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, KeyError)
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            pytest.param(lambda: lambda: 0, id="a function"),
+            pytest.param(lambda: Note(words="x"), id="an ORM object"),
+            pytest.param(lambda: (number for number in range(3)), id="a generator"),
+            pytest.param(lambda: "\udcff", id="a lone surrogate"),
+            pytest.param(lambda: ValueError("x"), id="an exception"),
+        ],
+    )
+    async def test_a_result_that_json_cannot_say_fails_the_job(
+        self, execute: Execute, rows: Count, result: Callable[[], Any]
+    ) -> None:
+        """A6: it is serialised before the COMMIT, so nothing is left of the job."""
+
+        @task
+        async def strange(session: db.AsyncSession) -> Any:
+            await insert(session)
+            return result()
+
+        outcome = await execute(strange)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TypeError)
+        assert "JSON cannot say this" in str(outcome.error)
+        assert await rows() == 0
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            SystemExit(3),
+            KeyboardInterrupt(),
+            GeneratorExit(),
+            BaseException("bare"),
+            asyncio.CancelledError("made up"),
+            ExceptionGroup("group", [ValueError(1), OSError(2)]),
+            StopAsyncIteration(),
+            TimeoutError("the task's own"),
+            ConnectionResetError("of some API"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    async def test_a_task_may_raise_anything(self, execute: Execute, rows: Count, error: BaseException) -> None:
+        """What would end a process ends the job; nothing is taken for a cancellation or a lost database."""
+
+        @task
+        async def fail(session: db.AsyncSession) -> None:
+            await insert(session)
+            raise error
+
+        outcome = await execute(fail)
+        assert (outcome.kind, outcome.error) == (Kind.FAILED, error)
+        assert await rows() == 0
+
+    async def test_a_cancel_scope_of_the_tasks_own_is_no_cancellation(self, execute: Execute, rows: Count) -> None:
+        """A task that gave up waiting, by asyncio or anyio, and then failed has failed, and was not interrupted."""
+
+        @task
+        async def give_up(session: db.AsyncSession) -> None:
+            await insert(session)
+            with anyio.move_on_after(0.01):
+                await asyncio.sleep(5)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await asyncio.sleep(5)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.sleep(5), 0.01)
+            with contextlib.suppress(ExceptionGroup):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(asyncio.sleep(5))
+                    group.create_task(raise_value_error())
+            raise LookupError("after all that")
+
+        outcome = await execute(give_up)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, LookupError)
+        assert await rows() == 0
+
+    async def test_the_error_recorded_is_the_first_one(self, execute: Execute, rows: Count) -> None:
+        """C7: an exception that touches ORM state when it is printed does not hide itself behind another."""
+
+        class AboutError(Exception):
+            def __init__(self, note: Note) -> None:
+                self.note = note
+                super().__init__(note)
+
+            def __str__(self) -> str:
+                return f"about {self.note.words}"
+
+        @task
+        async def fail(session: db.AsyncSession) -> None:
+            note = Note(words="x")
+            session.add(note)
+            await session.flush()
+            session.expire(note)
+            raise AboutError(note)
+
+        outcome = await execute(fail)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, AboutError)
+        assert await rows() == 0
+
+
+async def raise_value_error() -> None:
+    raise ValueError
+
+
+class TestPoisonedTransaction:
+    async def test_a_swallowed_error_fails_the_job(self, execute: Execute, rows: Count) -> None:
+        """A1: PostgreSQL would answer COMMIT with ROLLBACK and nobody would say so."""
+
+        @task
+        async def swallow(session: db.AsyncSession) -> str:
+            await insert(session)
+            with contextlib.suppress(Exception):
+                await session.execute(text("SELECT 1/0"))
+            return "done"
+
+        outcome = await execute(swallow)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, db.PoisonedTransactionError)
+        assert await rows() == 0
+
+    async def test_in_a_savepoint_it_may_be_swallowed(self, execute: Execute, rows: Count) -> None:
+        """A1: inside `begin_nested` only the savepoint is lost."""
+
+        @task
+        async def swallow(session: db.AsyncSession) -> str:
+            await insert(session)
+            with contextlib.suppress(Exception):
+                async with session.begin_nested():
+                    await session.execute(text("SELECT 1/0"))
+            return "done"
+
+        outcome = await execute(swallow)
+        assert outcome.kind is Kind.COMPLETED
+        assert await rows() == 1
+
+
+class Attempts:
+    """Counts how often a body has begun, and lets it do something else each time."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self) -> int:
+        self.made += 1
+        return self.made
+
+
+class TestConflicts:
+    async def test_a_write_skew_pair_completes_in_one_and_two_attempts(self, bench: Bench, rows: Count) -> None:
+        """A4: of two serializable transactions that exclude each other, one runs again and sees the other."""
+        both = asyncio.Barrier(2)
+        attempts: dict[str, int] = {}
+
+        @task
+        async def claim(session: db.AsyncSession, words: str) -> int:
+            attempts[words] = attempts.get(words, 0) + 1
+            await session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+            seen = (await session.execute(text("SELECT count(*) FROM note"))).scalar_one()
+            if attempts[words] == 1:
+                await both.wait()
+            await insert(session, words)
+            return int(seen)
+
+        outcomes = await asyncio.gather(bench.run(claim, "a"), bench.run(claim, "b"))
+        assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED] * 2
+        assert sorted(attempts.values()) == [1, 2]
+        assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1"]
+        assert await rows() == 2
+
+    async def test_a_deferred_constraint_fails_at_once(self, execute: Execute, rows: Count) -> None:
+        """A4: an integrity error at COMMIT is final: one attempt, no row."""
+        attempts = Attempts()
+
+        @task
+        async def dangle(session: db.AsyncSession) -> None:
+            attempts()
+            await insert(session)
+            await session.execute(text("INSERT INTO reply VALUES (999)"))
+
+        outcome = await execute(dangle)
+        assert outcome.kind is Kind.FAILED
+        assert "ForeignKeyViolation" in repr(outcome.error)
+        assert attempts.made == 1
+        assert await rows() == 0
+
+    async def test_a_deadlock_is_run_again(self, bench: Bench, postgres: Observer) -> None:
+        """40P01: of two jobs that lock two rows in turn, the one that PostgreSQL chose runs again."""
+        await postgres.execute("INSERT INTO note (words) VALUES ('a'), ('b')")
+        both = asyncio.Barrier(2)
+        attempts: dict[str, int] = {}
+
+        @task
+        async def lock(session: db.AsyncSession, first: str, second: str) -> None:
+            attempts[first] = attempts.get(first, 0) + 1
+            update = text("UPDATE note SET id = id + 10 WHERE words = :words")
+            await session.execute(update, {"words": first})
+            if attempts[first] == 1:
+                await both.wait()
+            await session.execute(update, {"words": second})
+
+        outcomes = await asyncio.gather(bench.run(lock, "a", "b"), bench.run(lock, "b", "a"))
+        assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED] * 2
+        assert sorted(attempts.values()) == [1, 2]
+        assert await postgres.fetchval("SELECT max(id) FROM note") == 22
+
+    async def test_a_lock_that_is_not_free_is_tried_again(
+        self, execute: Execute, postgres: Observer, database_url: str
+    ) -> None:
+        """55P03: a job that would not wait for a lock runs again until it is free."""
+        await postgres.execute("INSERT INTO note (words) VALUES ('a')")
+        attempts = Attempts()
+        async with holding_a_lock(database_url) as release:
+
+            @task
+            async def take(session: db.AsyncSession) -> None:
+                if attempts() == 3:
+                    await release()
+                await session.execute(text("SELECT * FROM note FOR UPDATE NOWAIT"))
+
+            outcome = await execute(take)
+        assert (outcome.kind, attempts.made) == (Kind.COMPLETED, 3)
+
+    async def test_a_conflict_that_goes_on_counts_as_one_try(
+        self, execute: Execute, postgres: Observer, database_url: str
+    ) -> None:
+        """After five reruns the job is put back with a backoff; when its tries are used up, it fails."""
+        await postgres.execute("INSERT INTO note (words) VALUES ('a')")
+        attempts = Attempts()
+
+        @task(max_tries=2)
+        async def take(session: db.AsyncSession) -> None:
+            attempts()
+            await session.execute(text("SELECT * FROM note FOR UPDATE NOWAIT"))
+
+        async with holding_a_lock(database_url):
+            outcome = await execute(take)
+            assert (outcome.kind, attempts.made) == (Kind.RETRIED, 6)
+            assert 0.75 <= outcome.delay <= 1.25
+            outcome = await execute(take, tries=1)
+            assert (outcome.kind, attempts.made) == (Kind.FAILED, 12)
+            assert "could not obtain lock" in str(outcome.error)
+
+    async def test_retry_on_does_not_make_a_conflict_cost_a_try(
+        self, execute: Execute, postgres: Observer, database_url: str
+    ) -> None:
+        """``retry_on=(Exception,)`` leaves the database's transient errors free."""
+        await postgres.execute("INSERT INTO note (words) VALUES ('a')")
+        attempts = Attempts()
+        async with holding_a_lock(database_url) as release:
+
+            @task(retry_on=(Exception,))
+            async def take(session: db.AsyncSession) -> None:
+                if attempts() == 2:
+                    await release()
+                await session.execute(text("SELECT * FROM note FOR UPDATE NOWAIT"))
+
+            outcome = await execute(take)
+        assert (outcome.kind, attempts.made) == (Kind.COMPLETED, 2)
+
+
+@contextlib.asynccontextmanager
+async def holding_a_lock(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """All rows of `note` are locked until the block ends, or what it is given is called."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("SELECT * FROM note FOR UPDATE")
+    released = False
+
+    async def release() -> None:
+        nonlocal released
+        if not released:
+            released = True
+            await transaction.rollback()
+
+    try:
+        yield release
+    finally:
+        await release()
+        await connection.close()
+
+
+class TestEarlyCommit:
+    async def test_is_allowed_and_logged_once_a_task(
+        self, execute: Execute, rows: Count, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A5: what was committed early stays, also if the job fails after it; the log says so once."""
+        number = Attempts()
+
+        @task
+        async def early(session: db.AsyncSession) -> None:
+            await insert(session, f"early {number()}")
+            await session.commit()
+            await insert(session, "late")
+            raise ValueError
+
+        for _ in range(3):
+            assert (await execute(early)).kind is Kind.FAILED
+        assert await rows() == 3
+        assert [record.levelname for record in caplog.records if "commits before it returns" in record.message]
+
+    async def test_a_raw_commit_is_refused(self, execute: Execute, rows: Count) -> None:
+        """A5: COMMIT sent as text is an error, so a job that raises after it leaves nothing, however often it runs."""
+
+        @task(retry_on=(ValueError,))
+        async def raw(session: db.AsyncSession) -> None:
+            await insert(session)
+            await session.execute(text("COMMIT"))
+            raise ValueError
+
+        for tries in range(2):
+            outcome = await execute(raw, tries=tries)
+            assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, db.RawTransactionError)
+        assert await rows() == 0
+
+
+class TestLostConnections:
+    async def test_a_backend_killed_in_a_transaction_costs_nothing(
+        self, execute: Execute, postgres: Observer, rows: Count
+    ) -> None:
+        """A7: the job runs again at once and leaves one row."""
+        attempts = Attempts()
+
+        @task(max_tries=1)
+        async def add(session: db.AsyncSession) -> None:
+            await insert(session)
+            if attempts() == 1:
+                await postgres.terminate_backends()
+            await insert(session, "b")
+
+        outcome = await execute(add)
+        assert (outcome.kind, attempts.made) == (Kind.COMPLETED, 2)
+        assert await rows() == 2
+
+    async def test_stale_connections_fail_nothing(self, bench: Bench, postgres: Observer, rows: Count) -> None:
+        """After a restart of the server the pool's connections are dead, and no job fails."""
+
+        @task(max_tries=1)
+        async def add(session: db.AsyncSession, words: str) -> None:
+            await insert(session, words)
+            await session.execute(text("SELECT pg_sleep(0.05)"))
+
+        warm = await asyncio.gather(*(bench.run(add, f"warm {number}") for number in range(5)))
+        assert await postgres.terminate_backends() == 5
+        cold = await asyncio.gather(*(bench.run(add, f"cold {number}") for number in range(10)))
+        assert {outcome.kind for outcome in (*warm, *cold)} == {Kind.COMPLETED}
+        assert await rows() == 15
+
+    async def test_a_server_that_is_down_for_seconds_costs_nothing(self, own_postgres: StartPostgres) -> None:
+        """Jobs in flight and jobs that begin meanwhile complete when the server is back, without a try."""
+        server = own_postgres()
+        begun = asyncio.Event()
+
+        @task(max_tries=1)
+        async def add(session: db.AsyncSession, words: str) -> None:
+            await insert(session, words)
+            begun.set()
+            await session.execute(text("SELECT pg_sleep(0.3)"))
+
+        async with working_on(server.url) as bench:
+            jobs = [bench.start(add, bench.deliver(add, f"before {number}")) for number in range(5)]
+            await begun.wait()
+            await asyncio.to_thread(server.kill)
+            jobs += [bench.start(add, bench.deliver(add, f"during {number}")) for number in range(5)]
+            await asyncio.sleep(2)
+            await asyncio.to_thread(server.restart)
+            outcomes = await asyncio.gather(*jobs)
+            assert [outcome.error for outcome in outcomes] == [None] * 10
+            assert await notes() == 10
+
+    async def test_a_server_without_free_connections_costs_nothing(self, own_postgres: StartPostgres) -> None:
+        """53300: the job waits until somebody else has gone."""
+        server = own_postgres(max_connections=8)
+
+        @task(max_tries=1)
+        async def add(session: db.AsyncSession) -> None:
+            await insert(session)
+
+        async with working_on(server.url) as bench, contextlib.AsyncExitStack() as hogs:
+            await default_database().dispose()
+            with contextlib.suppress(asyncpg.TooManyConnectionsError):
+                while True:
+                    hog = await asyncpg.connect(server.url.replace("+asyncpg", ""))
+                    hogs.push_async_callback(hog.close)
+            job = bench.start(add, bench.deliver(add))
+            await asyncio.sleep(1)
+            assert not job.done()
+            await hogs.aclose()
+            assert (await job).kind is Kind.COMPLETED
+            assert await notes() == 1
+
+    async def test_a_job_that_loses_its_connection_every_time_uses_up_its_tries(
+        self, execute: Execute, rows: Count, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A statement that kills its own backend does not run for ever: the losses count as a try in the end."""
+        monkeypatch.setattr(patience, "_LONGEST_PAUSE", 0.01)
+        attempts = Attempts()
+
+        @task(max_tries=2)
+        async def suicidal(session: db.AsyncSession) -> None:
+            attempts()
+            await insert(session)
+            await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+        outcome = await execute(suicidal)
+        assert (outcome.kind, attempts.made) == (Kind.RETRIED, 11)
+        assert (await execute(suicidal, tries=1)).kind is Kind.FAILED
+        assert await rows() == 0
+
+
+@contextlib.asynccontextmanager
+async def working_on(url: str) -> AsyncIterator[Bench]:
+    """An executor on a server of the test's own, as the default database, with the table `note`."""
+    database = Database(url, default=True, pre_ping=False)
+    bench = Bench()
+    try:
+        async with db.scope():
+            await (await db.session()).execute(text(NOTES.split(";")[0]))
+        yield bench
+    finally:
+        bench.caller.close()
+        await database.dispose()
+
+
+async def notes() -> int:
+    """How many rows `note` has in the default database."""
+    async with db.scope():
+        return int((await (await db.session()).execute(text("SELECT count(*) FROM note"))).scalar_one())
+
+
+class TestReadOnly:
+    async def test_a_demoted_server_is_waited_for(self, execute: Execute, postgres: Observer, rows: Count) -> None:
+        """25006: the job runs again on new connections until the server takes writes, at no cost."""
+        attempts = Attempts()
+        name = await postgres.fetchval("SELECT current_database()")
+        await postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+
+        @task(max_tries=1)
+        async def add(session: db.AsyncSession) -> None:
+            if attempts() == 3:
+                await postgres.execute("SET default_transaction_read_only = off")
+                await postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+            await insert(session)
+
+        outcome = await execute(add)
+        assert outcome.kind is Kind.COMPLETED
+        assert attempts.made in (3, 4)
+        assert await rows() == 1
+
+    async def test_not_for_ever(self, execute: Execute, rows: Count, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A task that writes where it may only read fails, once a failover would be over."""
+        monkeypatch.setattr(patience, "_READ_ONLY_PATIENCE", 0.3)
+
+        @task(max_tries=1)
+        async def add(session: db.AsyncSession) -> None:
+            await session.execute(text("SET TRANSACTION READ ONLY"))
+            await insert(session)
+
+        outcome = await execute(add)
+        assert outcome.kind is Kind.FAILED
+        assert "read-only" in str(outcome.error)
+        assert await rows() == 0
+
+
+class TestRetry:
+    @pytest.mark.parametrize(
+        ("asked", "delay"),
+        [
+            (Retry(), 0.0),
+            (Retry(defer=30), 30.0),
+            (arq.Retry(), 0.0),
+            (arq.Retry(defer=1.5), 1.5),
+            (type("Later", (arq.Retry,), {})(defer=7), 7.0),
+        ],
+        ids=repr,
+    )
+    async def test_runs_the_job_again_when_asked(
+        self, execute: Execute, rows: Count, asked: Exception, delay: float
+    ) -> None:
+        """`Retry`, ours or arq's, rolls back and puts the job back with its delay."""
+
+        @task
+        async def again(session: db.AsyncSession) -> None:
+            await insert(session)
+            raise asked
+
+        outcome = await execute(again)
+        assert (outcome.kind, outcome.delay) == (Kind.RETRIED, delay)
+        assert await rows() == 0
+
+    async def test_ends_with_the_last_try(self, execute: Execute) -> None:
+        """A task that asks for one attempt more than it may have fails, and the error says how to give it more."""
+
+        @task(max_tries=4)
+        async def again() -> None:
+            raise Retry(defer=1)
+
+        assert [(await execute(again, tries=tries)).kind for tries in range(3)] == [Kind.RETRIED] * 3
+        outcome = await execute(again, tries=3)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TriesExhaustedError)
+        assert "gave up after 4 tries" in str(outcome.error)
+        assert "max_tries" in str(outcome.error)
+
+    async def test_on_the_exceptions_that_the_task_names(self, execute: Execute, rows: Count) -> None:
+        """`retry_on` puts the job back with a growing backoff, and raises the error itself in the end."""
+
+        @task(retry_on=(LookupError,), max_tries=3)
+        async def flaky(session: db.AsyncSession) -> None:
+            await insert(session)
+            raise KeyError("k")
+
+        first, second, third = [await execute(flaky, tries=tries) for tries in range(3)]
+        assert (first.kind, second.kind, third.kind) == (Kind.RETRIED, Kind.RETRIED, Kind.FAILED)
+        assert 0.75 <= first.delay <= 1.25
+        assert 1.5 <= second.delay <= 2.5
+        assert repr(third.error) == "KeyError('k')"
+        assert await rows() == 0
+
+    async def test_others_are_final(self, execute: Execute) -> None:
+        """An exception that is not in `retry_on` fails the job at its first attempt."""
+
+        @task(retry_on=(LookupError,))
+        async def fail() -> None:
+            raise ValueError
+
+        assert (await execute(fail)).kind is Kind.FAILED
+
+    async def test_a_group_is_retried_if_all_its_members_are(self, execute: Execute) -> None:
+        """What a `TaskGroup` raises is told by what is in it."""
+
+        @task(retry_on=(LookupError,))
+        async def fail(final: bool) -> None:
+            others: list[Exception] = [ValueError()] if final else []
+            raise ExceptionGroup("g", [KeyError(), ExceptionGroup("h", [IndexError()]), *others])
+
+        assert (await execute(fail, False)).kind is Kind.RETRIED
+        assert (await execute(fail, True)).kind is Kind.FAILED
+
+    async def test_the_default_number_of_tries_is_the_workers(self, execute: Execute) -> None:
+        """A task that does not say has as many tries as the executor was made with (here 3)."""
+
+        @task
+        async def again() -> int:
+            raise Retry
+
+        assert (await execute(again, tries=1)).kind is Kind.RETRIED
+        assert (await execute(again, tries=2)).kind is Kind.FAILED
+
+    async def test_the_job_knows_which_attempt_it_is(self, execute: Execute) -> None:
+        """`JobContext.attempt` counts from 1, and reruns of the database's are the same attempt."""
+
+        @task
+        async def which(job: worker.JobContext) -> int:
+            return job.attempt
+
+        assert (await execute(which, tries=0)).result == b"1"
+        assert (await execute(which, tries=2)).result == b"3"
+
+
+class TestTimeout:
+    async def test_of_a_coroutine(self, execute: Execute, rows: Count, postgres: Observer) -> None:
+        """A body that takes too long is cancelled on the server too and rolled back; the error names the limit."""
+
+        @task(timeout=0.2)
+        async def slow(session: db.AsyncSession) -> None:
+            await insert(session)
+            await session.execute(text("SELECT pg_sleep(30)"))
+
+        started = time.monotonic()
+        outcome = await execute(slow)
+        assert time.monotonic() - started < 3
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert "slow took longer than its timeout, 0.2 s" in str(outcome.error)
+        assert await rows() == 0
+        await eventually(lambda: postgres.backends("active"), equals=0)
+
+    @pytest.mark.usefixtures("slow_commit")
+    async def test_is_around_the_body_alone(self, execute: Execute, rows: Count) -> None:
+        """A COMMIT that takes longer than the timeout is waited for, and reported as what it is."""
+
+        @task(timeout=0.3)
+        async def add(session: db.AsyncSession) -> str:
+            await insert(session)
+            return "done"
+
+        outcome = await execute(add)
+        assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
+        assert await rows() == 1
+
+    async def test_is_the_workers_where_the_task_does_not_say(self, bench: Bench) -> None:
+        """A task without a timeout of its own has the executor's."""
+        bench.timeout = 0.1
+
+        @task
+        async def slow() -> None:
+            await asyncio.sleep(30)
+
+        assert "its timeout, 0.1 s" in str((await bench.run(slow)).error)
+
+    async def test_can_be_retried(self, execute: Execute) -> None:
+        """It is final, as any other exception, unless the task names it in `retry_on`."""
+
+        @task(timeout=0.05, retry_on=(TimeoutError,))
+        async def slow() -> None:
+            await asyncio.sleep(30)
+
+        assert (await execute(slow)).kind is Kind.RETRIED
+
+    async def test_shows_where_the_body_was(self, execute: Execute) -> None:
+        """The traceback of a timeout leads to the line that took so long."""
+
+        @task(timeout=0.05)
+        async def slow() -> None:
+            await the_slow_part()
+
+        error = (await execute(slow)).error
+        assert error is not None
+        assert error.__cause__ is not None
+        names = []
+        trace = error.__cause__.__traceback__
+        while trace is not None:
+            names.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        assert "the_slow_part" in names
+
+    async def test_of_a_thread_waits_for_it(self, execute: Execute, rows: Count) -> None:
+        """A thread cannot be cancelled: its slot stays taken until it returns, its next statement raises, and its
+        scope ends rolled back."""
+        seen: list[str] = []
+
+        @task(timeout=0.2)
+        def slow(session: db.Session) -> str:
+            session.execute(INSERT, {"words": "a"})
+            time.sleep(0.8)
+            try:
+                session.execute(INSERT, {"words": "b"})
+            except TimeoutError as error:
+                seen.append(str(error))
+            return "done"
+
+        started = time.monotonic()
+        outcome = await execute(slow)
+        assert time.monotonic() - started >= 0.8
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert seen == [f"{slow.name} was told to stop"]
+        assert await rows() == 0
+
+    async def test_of_a_thread_leaves_no_early_commit_behind(self, execute: Execute, rows: Count) -> None:
+        """After its deadline a thread cannot commit either."""
+
+        @task(timeout=0.1)
+        def slow(session: db.Session) -> None:
+            session.execute(INSERT, {"words": "a"})
+            time.sleep(0.4)
+            session.commit()
+
+        assert (await execute(slow)).kind is Kind.FAILED
+        assert await rows() == 0
+
+
+async def the_slow_part() -> None:
+    await asyncio.sleep(30)
+
+
+class TestStop:
+    @pytest.mark.parametrize("kind", [Kind.INTERRUPTED, Kind.ABORTED, Kind.ABANDONED])
+    async def test_a_cancelled_job_becomes_what_whoever_cancelled_it_said(
+        self, bench: Bench, postgres: Observer, rows: Count, kind: Kind
+    ) -> None:
+        """The body ends once, its statement is stopped on the server, nothing of it is left, and no lock."""
+
+        @task
+        async def slow(session: db.AsyncSession) -> None:
+            await insert(session, "unique")
+            await session.execute(text("SELECT pg_sleep(30)"))
+
+        delivery = bench.deliver(slow)
+        job = bench.start(slow, delivery)
+        await eventually(lambda: postgres.backends("active"), equals=1)
+        delivery.stop = kind
+        job.cancel()
+        outcome = await job
+        assert outcome.kind is kind
+        assert await rows() == 0
+        await eventually(lambda: postgres.backends("active"), equals=0)
+        async with asyncio.timeout(1):
+            await postgres.execute("INSERT INTO note (words) VALUES ('unique')")
+
+    @pytest.mark.usefixtures("slow_commit")
+    async def test_a_job_cancelled_in_its_commit_has_completed(
+        self, bench: Bench, postgres: Observer, rows: Count
+    ) -> None:
+        """A3: a COMMIT once sent is waited for, and the truth is told."""
+
+        @task
+        async def add(session: db.AsyncSession) -> str:
+            await insert(session)
+            return "done"
+
+        job = bench.start(add, bench.deliver(add))
+        await eventually(committing(postgres))
+        job.cancel()
+        outcome = await job
+        assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
+        assert await rows() == 1
+
+    @pytest.mark.usefixtures("slow_commit")
+    async def test_a_job_whose_commit_fails_while_it_is_cancelled_has_stopped(
+        self, bench: Bench, postgres: Observer, rows: Count
+    ) -> None:
+        """A3: success is reported if and only if the row exists."""
+
+        @task
+        async def dangle(session: db.AsyncSession) -> None:
+            await insert(session)
+            await session.execute(text("INSERT INTO reply VALUES (999)"))
+
+        delivery = bench.deliver(dangle)
+        job = bench.start(dangle, delivery)
+        await eventually(committing(postgres))
+        delivery.stop = Kind.INTERRUPTED
+        job.cancel()
+        assert (await job).kind is Kind.INTERRUPTED
+        assert await rows() == 0
+
+    async def test_an_error_while_it_stops_is_no_failure(self, bench: Bench, rows: Count) -> None:
+        """A body that answers the cancellation with an exception of its own was interrupted, and runs again."""
+        begun = asyncio.Event()
+
+        @task
+        async def stubborn(session: db.AsyncSession) -> None:
+            await insert(session)
+            begun.set()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                raise RuntimeError("stopped") from None
+
+        delivery = bench.deliver(stubborn)
+        job = bench.start(stubborn, delivery)
+        await begun.wait()
+        delivery.stop = Kind.INTERRUPTED
+        job.cancel()
+        assert (await job).kind is Kind.INTERRUPTED
+        assert await rows() == 0
+
+    async def test_a_body_that_finishes_all_the_same_has_completed(self, bench: Bench, rows: Count) -> None:
+        """What a body saves when it is told to stop is committed, and told."""
+        begun = asyncio.Event()
+
+        @task
+        async def thorough(session: db.AsyncSession) -> str:
+            await insert(session)
+            begun.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            return "saved"
+
+        job = bench.start(thorough, bench.deliver(thorough))
+        await begun.wait()
+        job.cancel()
+        assert (await job).kind is Kind.COMPLETED
+        assert await rows() == 1
+
+    async def test_a_job_that_waits_for_its_database_stops_at_once(self, bench: Bench) -> None:
+        """Between two attempts there is nothing to end."""
+        Database("postgresql+asyncpg://nobody@127.0.0.1:1/none", default=True)
+
+        @task
+        async def ask(session: db.AsyncSession) -> None:
+            await insert(session)
+
+        job = bench.start(ask, bench.deliver(ask))
+        await asyncio.sleep(0.5)
+        assert not job.done()
+        job.cancel()
+        async with asyncio.timeout(1):
+            assert (await job).kind is Kind.INTERRUPTED
+
+    async def test_a_thread_that_is_told_to_stop_is_waited_for(self, bench: Bench, rows: Count) -> None:
+        """A shutdown stops the thread at its next statement, and rolls back."""
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        @task
+        def busy(session: db.Session) -> None:
+            loop.call_soon_threadsafe(begun.set)
+            for number in range(1000):
+                session.execute(INSERT, {"words": str(number)})
+                time.sleep(0.01)
+
+        job = bench.start(busy, bench.deliver(busy))
+        await begun.wait()
+        job.cancel()
+        async with asyncio.timeout(3):
+            assert (await job).kind is Kind.INTERRUPTED
+        assert await rows() == 0
+
+
+class TestManyFaultsAtOnce:
+    async def test_nothing_stays_behind(
+        self, bench: Bench, postgres: Observer, rows: Count, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Ten jobs that are cancelled, time out, fail, lose their connection, or end well, all at once: the rows are
+        those of the jobs that completed, and no backend is in a transaction."""
+        caplog.set_level(logging.ERROR)
+        killed = asyncio.Event()
+
+        @task(timeout=2.0)
+        async def work(session: db.AsyncSession, number: int) -> None:
+            await insert(session, f"first {number}")
+            match number % 5:
+                case 0:
+                    await session.execute(text("SELECT pg_sleep(30)"))
+                case 1:
+                    await asyncio.sleep(30)
+                case 2:
+                    await session.execute(text("SELECT 1/0"))
+                case 3 if not killed.is_set():
+                    await session.execute(text("SELECT pg_sleep(0.8)"))
+            await insert(session, f"second {number}")
+
+        deliveries = [bench.deliver(work, number) for number in range(10)]
+        jobs = [bench.start(work, delivery) for delivery in deliveries]
+        await asyncio.sleep(0.5)
+        for number in (0, 1):
+            jobs[number].cancel()
+        killed.set()
+        await postgres.terminate_backends()
+        outcomes = await asyncio.gather(*jobs)
+        completed = [outcome.kind for outcome in outcomes].count(Kind.COMPLETED)
+        assert completed == 4
+        assert await rows() == 2 * completed
+        await eventually(postgres.idle_in_transaction, equals=0)

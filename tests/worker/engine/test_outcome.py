@@ -1,0 +1,112 @@
+"""What an exception means for its job, decided as one value."""
+
+from typing import Any
+
+import arq.worker
+import pytest
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from db import DatabaseUnreachableError
+from db.transient import Transient
+from worker import Retry, Task, task
+from worker.engine.outcome import Kind, Outcome, Rerun, backoff, count_as_try, judge
+
+
+class Answer(Exception):  # noqa: N818 - a driver's exception
+    """What a driver raises for a server's answer."""
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__("of the server")
+        self.sqlstate = sqlstate
+
+
+def answered(sqlstate: str) -> DBAPIError:
+    return DBAPIError("SELECT", {}, Answer(sqlstate))
+
+
+def verdict(error: BaseException, *, tries: int = 0, max_tries: int = 3, **options: Any) -> Outcome | Rerun:
+    @task(**options)
+    async def some() -> None: ...
+
+    any_task: Task[..., Any] = some
+    return judge(error, any_task, tries=tries, max_tries=max_tries)
+
+
+class TestJudge:
+    @pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03"])
+    def test_conflicts_are_run_again(self, sqlstate: str) -> None:
+        """Serialisation failures, deadlocks and locks that are not free ask for another run of the same attempt."""
+        error = answered(sqlstate)
+        assert verdict(error) == Rerun(Transient.CONFLICT, error)
+
+    @pytest.mark.parametrize(
+        "error", [answered("53300"), answered("57P01"), answered("08006"), DatabaseUnreachableError("down")]
+    )
+    def test_lost_connections_are_run_again(self, error: Exception) -> None:
+        """So do a server that is away, has no connection left, or has cut this one."""
+        assert verdict(error) == Rerun(Transient.LOST, error)
+
+    @pytest.mark.parametrize("sqlstate", ["23505", "23503", "22012", "42P01", "57014", "25P02"])
+    def test_other_errors_of_the_database_are_final(self, sqlstate: str) -> None:
+        """Integrity errors, mistakes in SQL, a statement that took too long: running again would not help."""
+        error = IntegrityError("INSERT", {}, Answer(sqlstate))
+        assert verdict(error) == Outcome.failed(error)
+
+    def test_transient_comes_before_retry_on(self) -> None:
+        """A task that retries on everything does not pay for the database's troubles."""
+        assert isinstance(verdict(answered("40001"), retry_on=(Exception,)), Rerun)
+
+    @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError(), OSError("of an API")])
+    def test_trouble_with_others_is_final(self, error: Exception) -> None:
+        """The network errors of a task's own are not taken for the database's."""
+        assert verdict(error) == Outcome.failed(error)
+
+    def test_a_group_of_conflicts_is_one(self) -> None:
+        """What a `TaskGroup` raises is as transient as its members."""
+        error = ExceptionGroup("g", [answered("40001"), answered("40P01")])
+        assert verdict(error) == Rerun(Transient.CONFLICT, error)
+        mixed = ExceptionGroup("g", [answered("40001"), ValueError()])
+        assert verdict(mixed) == Outcome.failed(mixed)
+
+    def test_retry_counts_as_a_try(self) -> None:
+        """`Retry` in the last try is a failure, whose cause is the `Retry`."""
+        asked = Retry(defer=5)
+        assert verdict(asked, tries=1, max_tries=3) == Outcome(Kind.RETRIED, error=_any(), delay=5.0)
+        last = verdict(asked, tries=2, max_tries=3)
+        assert isinstance(last, Outcome)
+        assert last.kind is Kind.FAILED
+        assert last.error is not None
+        assert last.error.__cause__ is asked
+
+    def test_arqs_retry_is_told_by_its_class(self) -> None:
+        """arq's `Retry` and its subclasses are requests; other classes of that name are errors."""
+        assert verdict(arq.worker.Retry(defer=2)) == Outcome(Kind.RETRIED, error=_any(), delay=2.0)
+        other = type("Retry", (Exception,), {"__module__": "celery"})()
+        assert verdict(other) == Outcome.failed(other)
+
+    def test_a_rerun_that_goes_on_counts_as_a_try(self) -> None:
+        """The outcome of trouble that did not go away is a retry with backoff, or a failure."""
+        rerun = Rerun(Transient.CONFLICT, answered("40001"))
+        assert count_as_try(rerun, tries=0, max_tries=2).kind is Kind.RETRIED
+        assert count_as_try(rerun, tries=1, max_tries=2) == Outcome.failed(rerun.error)
+
+
+class TestBackoff:
+    @pytest.mark.parametrize(("tries", "seconds"), [(0, 1), (1, 2), (5, 32), (9, 300), (1000, 300), (10_000, 300)])
+    def test_doubles_up_to_five_minutes_with_jitter(self, tries: int, seconds: float) -> None:
+        """1, 2, 4, ... seconds, a quarter more or less, whatever the number of tries."""
+        delays = {backoff(tries) for _ in range(50)}
+        assert len(delays) > 40
+        assert all(0.75 * seconds <= delay <= 1.25 * seconds for delay in delays)
+
+
+class _Any:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def _any() -> Any:
+    return _Any()

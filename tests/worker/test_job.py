@@ -1,0 +1,231 @@
+"""``Job``: where a job is, and what came of it, as Redis tells."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+from arq.connections import ArqRedis, create_pool
+from arq.jobs import Job as ArqJob
+from arq.jobs import JobStatus as ArqJobStatus
+from arq.jobs import serialize_result
+from pydantic import BaseModel
+
+import worker
+from worker import Job, JobFailed, JobStatus, deserialize, serialize, task
+from worker.errors import ResultNotFoundError
+from worker.settings import redis_settings
+
+
+class Receipt(BaseModel):
+    number: int
+    at: datetime
+
+
+RECEIPT = Receipt(number=7, at=datetime(2026, 1, 2, tzinfo=UTC))
+
+
+@task
+async def send(number: int) -> Receipt:
+    raise NotImplementedError("what a worker does is played by WorkerSide")
+
+
+@pytest.fixture
+def worker_side(observer: redis.Redis) -> "WorkerSide":
+    return WorkerSide(observer)
+
+
+class WorkerSide:
+    """Does to a job in Redis what a worker does."""
+
+    def __init__(self, observer: redis.Redis) -> None:
+        self._redis = observer
+
+    def begin(self, job: Job[Any]) -> None:
+        self._redis.set(f"arq:in-progress:{job.job_id}", "token:1", px=60_000)
+
+    def end(self, job: Job[Any], result: Any, *, success: bool = True, keep: bool = True) -> None:
+        raw = serialize_result(
+            *("send", (), {"number": 7}, 2, 1_000, success, result, 2_000, 3_500, "ref", "arq:queue", job.job_id),
+            serializer=serialize,
+        )
+        with self._redis.pipeline() as pipe:
+            pipe.delete(f"arq:in-progress:{job.job_id}", f"arq:job:{job.job_id}")
+            pipe.zrem(job.queue_name, job.job_id)
+            if keep:
+                pipe.set(f"arq:result:{job.job_id}", raw or b"", px=60_000)
+            pipe.execute()
+
+
+@pytest.mark.usefixtures("queue")
+class TestStatus:
+    async def test_in_each_state(self, worker_side: WorkerSide) -> None:
+        """Deferred, queued, in progress, complete, not found: as arq spells them, and as arq's own client sees them."""
+        later = await send.using(delay=60).enqueue(7)
+        assert await later.status() is JobStatus.deferred
+        job = await send.enqueue(7)
+        assert await job.status() is JobStatus.queued
+        worker_side.begin(job)
+        assert await job.status() is JobStatus.in_progress
+        worker_side.end(job, RECEIPT)
+        assert await job.status() is JobStatus.complete
+        assert await Job("nobody").status() is JobStatus.not_found
+        assert [status.value for status in JobStatus] == [status.value for status in ArqJobStatus]
+
+    async def test_by_hand(self) -> None:
+        """A handle made of an id and a queue's name is as good as the one that `enqueue` gave."""
+        there = await send.using(queue="mail").enqueue(7)
+        assert await Job(there.job_id, queue_name="mail").status() is JobStatus.queued
+        assert await Job(there.job_id).status() is JobStatus.not_found
+
+    async def test_the_queue_is_the_default_queues(self, redis_url: str) -> None:
+        """Without a name it is the queue that the default queue puts jobs into."""
+        queue = worker.Queue(redis_url, name="mail", default=True)
+        job = await send.enqueue(7)
+        assert Job("x").queue_name == job.queue_name == "mail"
+        assert await Job(job.job_id).status() is JobStatus.queued
+        await queue.close()
+
+
+@pytest.mark.usefixtures("queue")
+class TestInfo:
+    async def test_of_a_waiting_job(self) -> None:
+        """What was asked for, and when."""
+        job = await send.using(delay=5).enqueue(7)
+        info = await job.info()
+        assert info is not None
+        assert (info.job_id, info.task, info.kwargs) == (job.job_id, "send", {"number": 7})
+        assert (info.status, info.success, info.result) == (JobStatus.deferred, None, None)
+        assert abs(info.enqueued_at - datetime.now(UTC)) < timedelta(seconds=60)
+
+    async def test_of_a_finished_job(self, worker_side: WorkerSide) -> None:
+        """And what came of it, as the type that the task promises."""
+        job = await send.enqueue(7)
+        worker_side.end(job, RECEIPT)
+        info = await job.info()
+        assert info is not None
+        assert (info.status, info.success, info.result, info.tries) == (JobStatus.complete, True, RECEIPT, 2)
+        assert info.started_at is not None
+        assert info.finished_at == info.started_at + timedelta(seconds=1.5)
+
+    async def test_of_a_failed_job(self, worker_side: WorkerSide) -> None:
+        """The error is told, and not raised."""
+        job = await send.enqueue(7)
+        worker_side.end(job, KeyError("k"), success=False)
+        info = await job.info()
+        assert info is not None
+        assert (info.success, repr(info.result)) == (False, "KeyError('k')")
+
+    async def test_of_no_job(self) -> None:
+        """Redis does not know it."""
+        assert await Job("nobody").info() is None
+
+
+@pytest.mark.usefixtures("queue")
+class TestResult:
+    async def test_is_the_type_that_the_task_promises(self, worker_side: WorkerSide) -> None:
+        """The handle that `enqueue` gave restores it; one made by hand has no type to go by."""
+        job = await send.enqueue(7)
+        worker_side.end(job, RECEIPT)
+        assert await job.result() == RECEIPT
+        assert await Job(job.job_id).result() == {"number": 7, "at": "2026-01-02T00:00:00Z"}
+
+    async def test_is_waited_for(self, worker_side: WorkerSide) -> None:
+        """Whoever asks before the job has ended gets the result then."""
+        job = await send.enqueue(7)
+        asked = asyncio.create_task(job.result(timeout=5))
+        worker_side.begin(job)
+        await asyncio.sleep(0.1)
+        assert not asked.done()
+        worker_side.end(job, RECEIPT)
+        assert await asked == RECEIPT
+
+    @pytest.mark.parametrize("error", [ValueError("no", 3), asyncio.CancelledError(), FileNotFoundError(2, "no", "/a")])
+    async def test_built_in_exceptions_are_raised_as_themselves(
+        self, worker_side: WorkerSide, error: BaseException
+    ) -> None:
+        """As if the task had been called."""
+        job = await send.enqueue(7)
+        worker_side.end(job, error, success=False)
+        with pytest.raises(type(error)) as caught:
+            await job.result()
+        assert str(caught.value) == str(error)
+
+    async def test_others_are_raised_as_job_failed(self, worker_side: WorkerSide) -> None:
+        """Their class need not exist here."""
+        job = await send.enqueue(7)
+        worker_side.end(job, redis.ResponseError("of the task's"), success=False)
+        with pytest.raises(JobFailed, match="of the task's") as caught:
+            await job.result()
+        assert caught.value.type == "redis.exceptions.ResponseError"
+
+    async def test_that_arq_could_not_write_is_a_failure(self, worker_side: WorkerSide) -> None:
+        """A text in the place of an error, as stock arq writes it, is told."""
+        job = await send.enqueue(7)
+        worker_side.end(job, "unable to serialize result", success=False)
+        with pytest.raises(JobFailed, match="unable to serialize"):
+            await job.result()
+
+    async def test_that_does_not_come_in_time(self) -> None:
+        """`timeout` is in seconds, and the error names the job."""
+        job = await send.enqueue(7)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match=rf"job {job.job_id} did not end within 0.2 s"):
+            await job.result(timeout=0.2)
+        assert 0.2 <= time.monotonic() - started < 1
+
+    async def test_of_no_job_or_not_kept(self, worker_side: WorkerSide) -> None:
+        """Nobody waits for what will not come."""
+        job = await send.enqueue(7)
+        asked = asyncio.create_task(job.result())
+        await asyncio.sleep(0.05)
+        worker_side.end(job, None, keep=False)
+        with pytest.raises(ResultNotFoundError, match="its result was not kept"):
+            await asked
+        with pytest.raises(ResultNotFoundError, match="job nobody is not in Redis"):
+            await Job("nobody").result()
+
+
+@pytest.fixture
+async def arq_client(redis_url: str) -> Any:
+    """A stock client with our codec."""
+    client = await create_pool(redis_settings(redis_url), job_serializer=serialize, job_deserializer=deserialize)
+    yield client
+    await client.aclose()
+
+
+@pytest.mark.usefixtures("queue")
+class TestStockClient:
+    async def test_sees_our_jobs(self, arq_client: ArqRedis, worker_side: WorkerSide) -> None:
+        """Status, info and result of a job that we enqueued."""
+        job = await send.enqueue(7)
+        theirs = ArqJob(job.job_id, arq_client, _deserializer=deserialize)
+        assert await theirs.status() is ArqJobStatus.queued
+        info = await theirs.info()
+        assert info is not None
+        assert (info.function, info.kwargs) == ("send", {"number": 7})
+        assert [queued.job_id for queued in await arq_client.queued_jobs()] == [job.job_id]
+        worker_side.end(job, RECEIPT)
+        assert await theirs.result() == {"number": 7, "at": "2026-01-02T00:00:00Z"}
+        assert await theirs.status() is ArqJobStatus.complete
+
+    async def test_enqueues_for_us(self, arq_client: ArqRedis) -> None:
+        """`enqueue_job`, with positional and named arguments, is a job like ours; an id is taken for both."""
+        theirs = await arq_client.enqueue_job("send", 7, at=RECEIPT.at, _job_id="r7")
+        assert theirs is not None
+        info = await Job("r7").info()
+        assert info is not None
+        assert (info.task, info.args, info.kwargs) == ("send", (7,), {"at": "2026-01-02T00:00:00Z"})
+        assert not (await send.using(job_id="r7").enqueue(8)).is_new
+        await send.using(job_id="r8").enqueue(8)
+        assert await arq_client.enqueue_job("send", 7, _job_id="r8") is None
+
+    async def test_gets_our_errors(self, arq_client: ArqRedis, worker_side: WorkerSide) -> None:
+        """A built-in exception as itself, another one as `JobFailed`."""
+        for error, kind in ((KeyError("k"), KeyError), (redis.ResponseError("x"), JobFailed)):
+            job = await send.enqueue(7)
+            worker_side.end(job, error, success=False)
+            with pytest.raises(kind):
+                await ArqJob(job.job_id, arq_client, _deserializer=deserialize).result()

@@ -1,0 +1,117 @@
+"""``Queue.enqueue`` and ``trace``: what is in Redis afterwards."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+
+import worker
+from tests.conftest import StartRedis
+from tests.worker.conftest import RoundTrips
+from worker.errors import WorkerError
+from worker.queue import Entry, Queue
+
+
+def entries(*ids: str, queue: str = "q", **more: Any) -> list[Entry]:
+    return [Entry(job_id, b"{}", queue, **more) for job_id in ids]
+
+
+class TestEnqueue:
+    async def test_leaves_a_job_and_its_place(self, queue: Queue, observer: redis.Redis) -> None:
+        """arq's keys: the payload under its id, which expires, and the id in the queue by when it is due."""
+        assert await queue.enqueue([Entry("a", b"payload", "q", delay=5000, expires=1000)]) == [True]
+        clock: Any = observer.time()
+        assert observer.get("arq:job:a") == "payload"
+        assert observer.pttl("arq:job:a") == pytest.approx(6000, abs=1000)
+        assert observer.zscore("q", "a") == pytest.approx(clock[0] * 1000 + 5000, abs=2000)
+        assert sorted(map(str, observer.scan_iter())) == ["arq:job:a", "q"]
+
+    async def test_tells_of_each_whether_its_id_was_free(self, queue: Queue, observer: redis.Redis) -> None:
+        """In the order of the entries, over several queues and thousands, and with an id that is there twice."""
+        await queue.enqueue(entries("taken"))
+        many = [Entry(str(number % 2500), b"{}", f"q{number % 2}") for number in range(2600)]
+        added = await queue.enqueue([*entries("new"), *entries("taken"), *many])
+        assert added[:2] == [True, False]
+        assert added[2:2502] == [True] * 2500
+        assert added[2502:] == [False] * 100
+        assert (observer.zcard("q0"), observer.zcard("q1")) == (1250, 1250)
+
+    async def test_forgets_an_abort_that_was_meant_for_an_earlier_job(
+        self, queue: Queue, observer: redis.Redis
+    ) -> None:
+        """B8: an id that was aborted when there was no such job is enqueued as any other."""
+        observer.zadd("arq:abort", {"a": 1})
+        await queue.enqueue(entries("a"))
+        assert observer.zscore("arq:abort", "a") is None
+
+    async def test_survives_a_redis_that_has_forgotten_the_script(self, queue: Queue, observer: redis.Redis) -> None:
+        """After SCRIPT FLUSH, or on a new server, the text is sent again."""
+        await queue.enqueue(entries("a"))
+        observer.script_flush()
+        assert await queue.enqueue(entries("b")) == [True]
+
+    async def test_after_a_restart_of_redis(self, own_redis: StartRedis) -> None:
+        """The next call opens a new connection; nobody has to do anything."""
+        server = own_redis()
+        queue = Queue(server.url)
+        await queue.enqueue(entries("a"))
+        await asyncio.to_thread(server.restart)
+        assert await queue.enqueue(entries("b")) == [True]
+        await queue.close()
+
+
+class TestLoops:
+    def test_a_queue_follows_to_the_next_loop(self, redis_url: str) -> None:
+        """A script may call `asyncio.run` again and again with one queue, closed or not."""
+        queue = Queue(redis_url)
+
+        async def once(job_id: str, *, close: bool) -> list[bool]:
+            added = await queue.enqueue(entries(job_id))
+            if close:
+                await queue.close()
+            return added
+
+        assert asyncio.run(once("a", close=True)) == [True]
+        assert asyncio.run(once("b", close=True)) == [True]
+
+    def test_a_queue_in_use_belongs_to_its_loop(self, redis_url: str) -> None:
+        """A second loop beside the first gets an error that says what to do."""
+        queue = Queue(redis_url)
+
+        async def first() -> None:
+            await queue.ping()
+            with pytest.raises(WorkerError, match="belongs to another event loop"):
+                await asyncio.to_thread(asyncio.run, queue.ping())
+            await queue.close()
+
+        asyncio.run(first())
+
+    async def test_there_is_one_default(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`set_default_queue(None)` goes back to what REDIS_URL names."""
+        ours = Queue(redis_url, default=True)
+        assert worker.default_queue() is ours
+        worker.set_default_queue(None)
+        monkeypatch.setenv("REDIS_URL", redis_url)
+        monkeypatch.setenv("WORKER_MAX_PAYLOAD", "2KiB")
+        theirs = worker.default_queue()
+        assert theirs is worker.default_queue() is not ours
+        assert (theirs.name, theirs.max_payload) == ("arq:queue", 2048)
+
+
+class TestTrace:
+    async def test_of_nothing(self, queue: Queue) -> None:
+        """An id that nobody used."""
+        trace = await queue.trace("q", "nobody")
+        assert (trace.payload, trace.result, trace.in_progress, trace.due) == (None, None, False, None)
+
+    async def test_is_one_round_trip_at_one_moment(self, queue: Queue, observer: redis.Redis) -> None:
+        """All that is known is asked for at once, together with Redis' clock."""
+        await queue.enqueue(entries("a", delay=60_000))
+        await queue.trace("q", "nobody")  # so that Redis knows the script
+        trips = RoundTrips(observer)
+        trace = await queue.trace("q", "a")
+        assert trips() == 1
+        assert trace.payload == b"{}"
+        assert trace.due is not None
+        assert trace.due - trace.now == pytest.approx(60_000, abs=1000)

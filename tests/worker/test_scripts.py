@@ -1,0 +1,464 @@
+"""The Lua scripts: what each verb does to a job's keys, whoever else has been at them."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+
+from worker import Queue
+from worker.queue import Claim, Entry, Settlement, Slot
+from worker.renewal import Grip, Held, Renewal
+
+QUEUE = "arq:queue"
+OURS, THEIRS = "o" * 28, "t" * 28
+"""Tokens of two workers."""
+LEASE = 10_000  # ms
+
+Redis = "redis.Redis[str]"
+
+
+def entry(job_id: str = "a", payload: bytes = b"{}", **options: Any) -> Entry:
+    return Entry(job_id, payload, QUEUE, **options)
+
+
+async def claim(queue: Queue, token: str = OURS, *, lease: int = LEASE, wanted: int = 100) -> list[Claim]:
+    return (await queue.claim(QUEUE, token, lease, wanted)).jobs
+
+
+async def claim_one(queue: Queue, token: str = OURS, **options: Any) -> Claim:
+    (job,) = await claim(queue, token, **options)
+    return job
+
+
+async def finish(
+    queue: Queue, action: str, token: str = OURS, job_id: str = "a", value: bytes = b"1", keep: int = 60_000, delay: int = 0
+) -> bool:
+    (ours,) = await queue.finish(QUEUE, [Settlement(job_id.encode(), token, action, value, keep, delay)])
+    return ours
+
+
+def held(job: Claim, token: str = OURS) -> Held:
+    return Held(job.raw_id, token, job.score, job.payload)
+
+
+@pytest.fixture
+def line(redis_url: str) -> Any:
+    """A heartbeat's line."""
+    line = Renewal(redis_url, QUEUE, LEASE)
+    yield line
+    line.close()
+
+
+def let_lease_end(observer: Any, job_id: str = "a") -> None:
+    """As if nobody had renewed it."""
+    observer.delete(f"arq:in-progress:{job_id}")
+    observer.zadd(QUEUE, {job_id: 1})
+
+
+class TestEnqueue:
+    async def test_keys(self, queue: Queue, observer: Any) -> None:
+        """A job is two keys, arq's own: its payload for a day past its due time, and its id by due time."""
+        assert await queue.enqueue([entry("a"), entry("b", delay=5_000)]) == [True, True]
+        now = float(observer.time()[0])
+        assert sorted(observer.keys()) == ["arq:job:a", "arq:job:b", QUEUE]
+        assert observer.zscore(QUEUE, "b") - observer.zscore(QUEUE, "a") == 5_000
+        assert observer.zscore(QUEUE, "a") / 1000 == pytest.approx(now, abs=2)
+        assert observer.pttl("arq:job:b") - observer.pttl("arq:job:a") == pytest.approx(5_000, abs=50)
+        assert observer.ttl("arq:job:a") == pytest.approx(86_400, abs=2)
+
+    async def test_taken_ids(self, queue: Queue, observer: Any) -> None:
+        """An id is taken while its job waits, while it runs, and while its result is kept; then it is free."""
+        assert await queue.enqueue([entry(), entry()]) == [True, False]
+        job = await claim_one(queue)
+        observer.delete("arq:job:a")  # as if it had expired
+        assert await queue.enqueue([entry()]) == [False]
+        await finish(queue, "end")
+        assert await queue.enqueue([entry()]) == [False]
+        observer.delete("arq:result:a")
+        assert await queue.enqueue([entry()]) == [True]
+        assert job.tries == 0
+
+    async def test_old_abort(self, queue: Queue, observer: Any) -> None:
+        """An abort that came before the job is not meant for it."""
+        observer.zadd("arq:abort", {"a": 1})
+        await queue.enqueue([entry()])
+        assert not observer.exists("arq:abort")
+
+    @pytest.mark.parametrize(("delay", "expires"), [(0, 0), (10**18, 10**18), (0, 10**300)])
+    async def test_extremes(self, queue: Queue, observer: Any, delay: int, expires: int) -> None:
+        """No wait is too short or too long for Redis."""
+        assert await queue.enqueue([entry("x", delay=delay, expires=expires)]) == [True]
+        assert observer.zscore(QUEUE, "x") > 0
+
+    async def test_due_before_the_epoch(self, queue: Queue) -> None:
+        """A job that was due long ago is due."""
+        await queue.enqueue([entry(due=-5)])
+        assert (await claim_one(queue)).raw_id == b"a"
+
+
+class TestClaim:
+    async def test_keys(self, queue: Queue, observer: Any) -> None:
+        """A claim says who holds the job and when it was due, puts its score at the lease's end, and keeps its payload."""
+        await queue.enqueue([entry(payload=b"[1]")])
+        due = observer.zscore(QUEUE, "a")
+        job = await claim_one(queue)
+        assert job == Claim(b"a", b"[1]", f"{due:.0f}".encode(), 0, 0, None)
+        assert observer.get("arq:in-progress:a") == f"{OURS}:{due:.0f}"
+        assert 0 < observer.pttl("arq:in-progress:a") <= LEASE
+        assert observer.zscore(QUEUE, "a") >= due + LEASE
+        assert observer.ttl("arq:job:a") == -1
+        assert observer.hgetall("arq:started") == {"a": f"1:{OURS}"}
+
+    async def test_oldest_first_and_no_more_than_wanted(self, queue: Queue) -> None:
+        """The job that has been due longest is taken first; none before it is due."""
+        await queue.enqueue([entry("c", due=30), entry("a", due=10), entry("b", due=20), entry("later", delay=60_000)])
+        assert [job.raw_id for job in await claim(queue, wanted=2)] == [b"a", b"b"]
+        claims = await queue.claim(QUEUE, OURS, 100_000, 2)
+        assert [job.raw_id for job in claims.jobs] == [b"c"]
+        assert claims.next_due == pytest.approx(10, abs=1)  # when the first lease ends
+        assert await claim(queue) == []
+
+    async def test_each_once(self, queue: Queue) -> None:
+        """Twenty claims at once of a hundred jobs: each job is taken once."""
+        await queue.enqueue([entry(str(number)) for number in range(100)])
+        batches = await asyncio.gather(*(claim(queue, f"{number:028}", wanted=7) for number in range(20)))
+        assert sorted(job.raw_id for batch in batches for job in batch) == sorted(b"%d" % n for n in range(100))
+
+    async def test_running_elsewhere(self, queue: Queue, observer: Any) -> None:
+        """What others run is passed over, a stock worker's jobs too, and not looked at again while they run."""
+        running = {f"r{number}": number for number in range(1000)}
+        observer.zadd(QUEUE, running)
+        with observer.pipeline() as pipe:
+            for job_id in running:
+                pipe.set(f"arq:in-progress:{job_id}", "1", px=310_000)
+            pipe.execute()
+        await queue.enqueue([entry()])
+        first, second = await queue.claim(QUEUE, OURS, LEASE, 10), await queue.claim(QUEUE, OURS, LEASE, 10)
+        assert [job.raw_id for job in first.jobs + second.jobs] == [b"a"]
+        assert observer.zcount(QUEUE, "-inf", observer.time()[0] * 1000 + 300_000) == 1
+
+    async def test_lowered_score(self, queue: Queue, observer: Any) -> None:
+        """A running job that other software makes due is not taken a second time."""
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        observer.zadd(QUEUE, {"a": 1})
+        assert await claim(queue, THEIRS) == []
+        assert observer.zscore(QUEUE, "a") > 1
+
+    async def test_crashes_are_counted(self, queue: Queue, observer: Any) -> None:
+        """A claim that nobody finished counts as a crash; being finished forgets them."""
+        await queue.enqueue([entry()])
+        for crashes in range(3):
+            assert (await claim_one(queue)).crashes == crashes
+            let_lease_end(observer)
+        assert (await claim_one(queue)).crashes == 3
+        await finish(queue, "again")
+        assert (await claim_one(queue)).crashes == 0
+
+    @pytest.mark.parametrize("key", ["arq:job:a", "arq:retry:a", "arq:abort", "arq:started", "arq:in-progress:a"])
+    @pytest.mark.parametrize("garbage", ["list", "text"])
+    async def test_garbage(self, queue: Queue, observer: Any, key: str, garbage: str) -> None:
+        """Whatever other software has left in a job's keys stops neither a claim nor the job's end."""
+        await queue.enqueue([entry(), entry("b")])
+        observer.delete(key)
+        if garbage == "list":
+            observer.rpush(key, "x")
+        else:
+            observer.set(key, "-1e999 x")
+        taken = {job.raw_id: job for job in await claim(queue)}
+        assert b"b" in taken
+        if key != "arq:in-progress:a":
+            assert (taken[b"a"].tries, taken[b"a"].crashes) == (0, 0)
+            assert await finish(queue, "again")
+            (job,) = await claim(queue)
+            assert job.tries == 1
+            assert await finish(queue, "end")
+            assert observer.get("arq:result:a") == "1"
+        else:
+            assert 0 < observer.pttl(key) <= LEASE  # a lease without end would hold it for ever
+
+    @pytest.mark.parametrize("score", ["-inf", "1e300", "inf", "-1e300", "0.5"])
+    async def test_any_score(self, queue: Queue, observer: Any, score: str) -> None:
+        """Any score that Redis can hold is one."""
+        observer.execute_command("ZADD", QUEUE, score, "x")
+        assert len(await claim(queue)) == (float(score) < 1)
+        assert await claim(queue) == []
+
+
+class TestFinish:
+    async def test_end(self, queue: Queue, observer: Any) -> None:
+        """The end leaves the result, for as long as it is kept, and nothing else."""
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        assert await finish(queue, "end", value=b"[2]", keep=5_000)
+        assert observer.keys() == ["arq:result:a"]
+        assert observer.get("arq:result:a") == "[2]"
+        assert 0 < observer.pttl("arq:result:a") <= 5_000
+
+    @pytest.mark.parametrize(("value", "keep"), [(b"", 5_000), (b"1", 0)])
+    async def test_nothing_kept(self, queue: Queue, observer: Any, value: bytes, keep: int) -> None:
+        """Without a result to keep nothing is left."""
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        await finish(queue, "end", value=value, keep=keep)
+        assert observer.keys() == []
+
+    async def test_again(self, queue: Queue, observer: Any) -> None:
+        """A failed try is counted, and followed by another after the delay."""
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        await finish(queue, "again", delay=5_000)
+        assert observer.get("arq:retry:a") == "1"
+        assert observer.zscore(QUEUE, "a") / 1000 == pytest.approx(observer.time()[0] + 5, abs=2)
+        assert not observer.exists("arq:in-progress:a", "arq:started")
+        observer.zadd(QUEUE, {"a": 1})
+        assert (await claim_one(queue)).tries == 1
+
+    async def test_back(self, queue: Queue, observer: Any) -> None:
+        """An interrupted job goes back to its place in the queue, at no cost."""
+        await queue.enqueue([entry(due=12_345)])
+        await claim_one(queue)
+        await finish(queue, "back")
+        assert observer.zscore(QUEUE, "a") == 12_345
+        assert sorted(observer.keys()) == ["arq:job:a", QUEUE]
+
+    async def test_later(self, queue: Queue, observer: Any) -> None:
+        """A postponed job is due again after the delay, at no cost."""
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        await finish(queue, "later", delay=5_000)
+        assert observer.zscore(QUEUE, "a") / 1000 == pytest.approx(observer.time()[0] + 5, abs=2)
+        assert sorted(observer.keys()) == ["arq:job:a", QUEUE]
+
+    @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
+    async def test_of_a_zombie(self, queue: Queue, observer: Any, action: str) -> None:
+        """Whoever finishes a job that another worker holds by now changes nothing."""
+        await queue.enqueue([entry()])
+        await claim_one(queue, OURS)
+        let_lease_end(observer)
+        await claim_one(queue, THEIRS)
+        before = {key: observer.dump(key) for key in observer.keys()}
+        assert not await finish(queue, action, OURS)
+        assert {key: observer.dump(key) for key in observer.keys()} == before
+
+    @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
+    async def test_after_a_successor_ended_it(self, queue: Queue, observer: Any, action: str) -> None:
+        """A zombie's word comes too late for a job that its successor has ended: the successor's result stands."""
+        await queue.enqueue([entry()])
+        await claim_one(queue, OURS)
+        let_lease_end(observer)
+        await claim_one(queue, THEIRS)
+        await finish(queue, "end", THEIRS, value=b"theirs")
+        await finish(queue, action, OURS, value=b"ours")
+        assert observer.get("arq:result:a") == "theirs"
+        assert not observer.exists("arq:job:a", QUEUE)
+
+    @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
+    async def test_does_not_touch_a_later_job_of_the_id(self, queue: Queue, observer: Any, action: str) -> None:
+        """A zombie's word is not taken for a later job of the same id, which waits."""
+        await queue.enqueue([entry()])
+        await claim_one(queue, OURS)
+        let_lease_end(observer)
+        await claim_one(queue, THEIRS)
+        await finish(queue, "end", THEIRS, keep=0)
+        await queue.enqueue([entry(payload=b"new")])
+        assert not await finish(queue, action, OURS)
+        assert (await claim_one(queue, THEIRS)).payload == b"new"
+
+    async def test_after_its_lease(self, queue: Queue, observer: Any) -> None:
+        """A job whose lease has ended, and that nobody has taken since, is still the worker's to finish."""
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        let_lease_end(observer)
+        assert await finish(queue, "end")
+        assert observer.get("arq:result:a") == "1"
+        assert not observer.exists("arq:job:a", QUEUE, "arq:started")
+
+    async def test_a_second_time(self, queue: Queue, observer: Any) -> None:
+        """Told again, as after a reply that was lost, Redis counts nothing twice."""
+        await queue.enqueue([entry(), entry("b")])
+        await claim(queue)
+        assert await finish(queue, "again")
+        assert not await finish(queue, "again")
+        assert observer.get("arq:retry:a") == "1"
+        assert await finish(queue, "end", job_id="b", value=b"1")
+        assert await finish(queue, "end", job_id="b", value=b"1")
+        assert await queue.enqueue([entry("b")]) == [False]
+
+    @pytest.mark.parametrize(("action", "keys"), [("end", {"arq:result:a"}), ("again", {"arq:job:a", "arq:retry:a"})])
+    async def test_after_a_flush(self, queue: Queue, observer: Any, action: str, keys: set[str]) -> None:
+        """Redis lost everything: a result is recorded all the same, and a job that is to run again comes back whole."""
+        await queue.enqueue([entry(payload=b"[1]")])
+        job = await claim_one(queue)
+        observer.flushdb()
+        assert await finish(queue, action, value=job.payload or b"")
+        assert keys <= set(observer.keys())
+        if action == "again":
+            assert (await claim_one(queue)).payload == b"[1]"
+
+    async def test_tombstone(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """A heartbeat that is on its way to take a lost lease does not bring back the job that has ended meanwhile."""
+        await queue.enqueue([entry()])
+        job = await claim_one(queue)
+        observer.flushdb()
+        await finish(queue, "end", keep=0)
+        assert line.retake([held(job)]) == [False]
+        assert not observer.exists(QUEUE, "arq:job:a")
+        assert await queue.enqueue([entry(payload=b"new")]) == [True]  # the id is free, tombstone or not
+        assert line.retake([held(job)]) == [False]
+        assert (await claim_one(queue, THEIRS)).payload == b"new"
+
+
+class TestRenew:
+    async def test_ours(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """A renewal holds the lease, and keeps the job's score at its end."""
+        await queue.enqueue([entry()])
+        job = await claim_one(queue, lease=1_000)
+        observer.zadd(QUEUE, {"a": 1})
+        assert line.renew([held(job)]) == [(Grip.OURS, None)]
+        assert observer.pttl("arq:in-progress:a") > 1_000
+        assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
+
+    async def test_others(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """A renewal says who holds what is not ours any more, and touches nothing of it."""
+        await queue.enqueue([entry("a"), entry("b")])
+        jobs = [held(job) for job in await claim(queue)]
+        observer.set("arq:in-progress:a", THEIRS + ":1", px=5_000)
+        observer.delete("arq:in-progress:b")
+        assert line.renew(jobs) == [(Grip.ANOTHERS, None), (Grip.NOBODYS, None)]
+        assert observer.pttl("arq:in-progress:a") <= 5_000
+        assert not observer.exists("arq:in-progress:b")
+
+    async def test_aborts(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """A renewal hears of aborts; marks that nobody can mean any more go."""
+        await queue.enqueue([entry("a"), entry("b")])
+        jobs = {job.raw_id: held(job) for job in await claim(queue)}
+        observer.zadd("arq:abort", {"long ago": 1})
+        assert await queue.abort(QUEUE, "a")
+        (_, aborted), (_, not_aborted) = line.renew([jobs[b"a"], jobs[b"b"]])
+        assert aborted is not None
+        assert not_aborted is None
+        assert observer.zrange("arq:abort", 0, -1) == ["a"]
+
+    async def test_garbage(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """What other software has made of one lease does not cost the others."""
+        await queue.enqueue([entry("a"), entry("b")])
+        jobs = [held(job) for job in await claim(queue)]
+        observer.delete("arq:in-progress:a")
+        observer.rpush("arq:in-progress:a", "x")
+        observer.set("arq:abort", "x")
+        assert line.renew(jobs) == [(Grip.NOBODYS, None), (Grip.OURS, None)]
+
+
+class TestRetake:
+    async def test_after_a_flush(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """Redis lost everything: a running job is taken again, with all its keys."""
+        await queue.enqueue([entry(payload=b"[1]")])
+        job = await claim_one(queue)
+        observer.flushdb()
+        assert line.retake([held(job)]) == [True]
+        assert observer.get("arq:job:a") == "[1]"
+        assert observer.get("arq:in-progress:a") == f"{OURS}:{job.score.decode()}"
+        assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
+        assert await finish(queue, "end")
+        assert observer.keys() == ["arq:result:a"]
+
+    async def test_after_its_lease(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """A lease that ended while nobody was there to take the job is taken again."""
+        await queue.enqueue([entry()])
+        job = await claim_one(queue)
+        let_lease_end(observer)
+        assert line.retake([held(job)]) == [True]
+        assert await claim(queue, THEIRS) == []
+
+    async def test_of_a_successor(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """What another worker holds is not taken from it."""
+        await queue.enqueue([entry()])
+        job = await claim_one(queue, OURS)
+        let_lease_end(observer)
+        await claim_one(queue, THEIRS)
+        assert line.retake([held(job)]) == [False]
+        assert observer.get("arq:in-progress:a").startswith(THEIRS)
+
+    @pytest.mark.parametrize("action", ["end", "again", "back"])
+    async def test_after_a_successor(self, queue: Queue, observer: Any, line: Renewal, action: str) -> None:
+        """What another worker has ended or put back since is not taken again."""
+        await queue.enqueue([entry()])
+        job = await claim_one(queue, OURS)
+        let_lease_end(observer)
+        await claim_one(queue, THEIRS)
+        await finish(queue, action, THEIRS)
+        before = set(observer.keys())
+        assert line.retake([held(job)]) == [False]
+        assert set(observer.keys()) == before
+
+    async def test_of_a_later_job_of_the_id(self, queue: Queue, observer: Any, line: Renewal) -> None:
+        """A later job of the same id is not taken for the one that was lost."""
+        await queue.enqueue([entry()])
+        job = await claim_one(queue, OURS)
+        observer.flushdb()
+        await queue.enqueue([entry(payload=b"new")])
+        assert line.retake([held(job)]) == [False]
+        assert (await claim_one(queue, THEIRS)).payload == b"new"
+
+
+class TestAbort:
+    async def test_of_none(self, queue: Queue, observer: Any) -> None:
+        """An abort of a job that does not exist leaves nothing behind."""
+        assert not await queue.abort(QUEUE, "a")
+        assert observer.keys() == []
+
+    async def test_of_one_that_waits(self, queue: Queue) -> None:
+        """A deferred job is made due at once, so that a worker ends it."""
+        await queue.enqueue([entry(delay=60_000)])
+        assert await queue.abort(QUEUE, "a")
+        assert (await claim_one(queue)).abort_at is not None
+
+    async def test_of_one_that_runs(self, queue: Queue) -> None:
+        """A running job stays where it is."""
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        assert await queue.abort(QUEUE, "a")
+        assert await claim(queue, THEIRS) == []
+
+
+class TestSlots:
+    async def test_once(self, queue: Queue, observer: Any) -> None:
+        """A slot is queued once, and none before it after that."""
+        slots = [Slot("tick", moment, f"cron:tick:{moment}", b"{}") for moment in (1, 2, 3)]
+        assert await queue.add_slots(QUEUE, slots[1:2]) == [True]
+        assert await queue.add_slots(QUEUE, slots) == [False, False, True]
+        assert observer.zrange(QUEUE, 0, -1) == ["cron:tick:2", "cron:tick:3"]
+        assert {task: moment.timestamp() for task, moment in (await queue.last_slots(QUEUE)).items()} == {"tick": 0.003}
+
+    async def test_noted_only(self, queue: Queue, observer: Any) -> None:
+        """A slot without payload is only taken note of."""
+        assert await queue.add_slots(QUEUE, [Slot("tick", 5, "x", b"")]) == [True]
+        assert observer.keys() == ["arq:slots"]
+
+    @pytest.mark.parametrize("garbage", ["x", "9" * 40, "-1", "1e5"])
+    async def test_garbage(self, queue: Queue, observer: Any, garbage: str) -> None:
+        """What is no time counts as none."""
+        observer.hset("arq:slots", "tick", garbage)
+        assert await queue.last_slots(QUEUE) == {}
+
+
+async def test_script_flush(queue: Queue, observer: Any) -> None:
+    """A server that has forgotten the scripts is sent their text again."""
+    await queue.enqueue([entry()])
+    observer.script_flush()
+    await claim_one(queue)
+    observer.script_flush()
+    assert await finish(queue, "end")
+
+
+async def test_tagged_queue(queue: Queue, observer: Any) -> None:
+    """All keys of a hash-tagged queue lie under its tag."""
+    await queue.enqueue([Entry("a", b"{}", "{mail}")])
+    (job,) = (await queue.claim("{mail}", OURS, LEASE, 1)).jobs
+    assert observer.keys() == [key for key in observer.keys() if key.startswith("{mail}")]
+    await queue.finish("{mail}", [Settlement(job.raw_id, OURS, "end", b"1", 60_000, 0)])
+    assert observer.keys() == ["{mail}:result:a"]
+
+

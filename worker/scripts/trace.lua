@@ -1,0 +1,19 @@
+-- What Redis knows of one job, in one go.
+--
+-- KEYS[1]  the queue
+-- ARGV[1]  prefix of all other keys     ARGV[2]  id
+-- Returns the payload (or false), the result (or false), 1 if it is in progress, when it is due (or false), the time.
+local prefix, id = ARGV[1], ARGV[2]
+local time = redis.call('TIME')
+
+local function text(reply)
+    return type(reply) == 'string' and reply or false
+end
+
+return {
+    text(redis.pcall('GET', prefix .. 'job:' .. id)),
+    text(redis.pcall('GET', prefix .. 'result:' .. id)),
+    redis.call('EXISTS', prefix .. 'in-progress:' .. id),
+    redis.call('ZSCORE', KEYS[1], id),
+    time[1] * 1000 + math.floor(time[2] / 1000),
+}

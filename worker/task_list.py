@@ -1,0 +1,63 @@
+"""What ``python -m worker check`` prints: the tasks of a registry, or what is wrong with it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.text import Text
+
+from worker.config import Config
+from worker.context import Resource
+from worker.errors import RegistryError
+from worker.imports import shown
+from worker.registry import Registry
+from worker.schedule import Schedule
+from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
+from worker.task import Task
+
+
+def describe_problems(registry: str, error: RegistryError) -> Iterator[Text]:
+    """A line for each problem."""
+    yield Text(f"{registry}: {_count(len(error.problems), 'problem')}", style="bold red")
+    for problem in error.problems:
+        yield Text(f"- {problem}")
+
+
+def describe_tasks(registry: Registry, config: Config) -> Iterator[Text]:
+    """A paragraph for each task."""
+    yield Text(f"{registry.module} ({shown(registry.file)}): {_count(len(registry.tasks), 'task')}")
+    for task in registry.tasks.values():
+        yield Text()
+        yield Text.assemble((task.name, "bold cyan"), f"  {shown(task.file)}:{task.line}")
+        for label, value in _properties(task, config).items():
+            yield Text.assemble((f"  {label:<9}", "dim"), value)
+
+
+def _properties(task: Task[Any, Any], config: Config) -> dict[str, str]:
+    shown_as = {"payload": task.signature_text, "queue": task.options.queue or config.queue}
+    if task.injected:
+        shown_as["injected"] = ", ".join(f"{name}: {_describe(what)}" for name, what in task.injected.items())
+    if task.schedule is not None:
+        shown_as["schedule"] = _when(task.schedule)
+    return shown_as
+
+
+def _describe(injected: Injected) -> str:
+    match injected:
+        case InjectedSession(database, sync):
+            kind = "Session" if sync else "AsyncSession"
+            return kind if database is None else f"{kind} of {database.name}"
+        case InjectedContext():
+            return "JobContext"
+        case InjectedArqContext():
+            return "arq's context"
+        case Resource(name):
+            return f"resource {name}"
+
+
+def _when(schedule: Schedule) -> str:
+    return f"{schedule.describe()}, next at {schedule.next_after(datetime.now(UTC)):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
