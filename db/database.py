@@ -6,7 +6,6 @@
 4. The default database is the one that ``DATABASE_URL`` names, unless `Database(url, default=True)` took its place.
 """
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from db import guards, postgres, sqlite
 from db.engines import OpenEngine
 from db.errors import DatabaseURLError, WrongLoopError
 from db.guarded import AsyncSession, Session, guarded
+from db.threads import in_thread
 from db.url import host_of, parse_url, same_database, sync_twin, with_host
 
 __all__ = [
@@ -105,6 +105,9 @@ class Database(Generic[S]):
         self.name = name or (self.url.database if self.url is not None else None) or "database"
         self.pool_size = pool_size
         self.connect_timeout = connect_timeout
+        # The client's own limit comes after the server's, so that a server that can still answer says what
+        # happened; it is there for the one that cannot.
+        self.command_timeout = statement_timeout + connect_timeout
         self._make_engine = engine or self._engine_from_url
         self._bind = bind
         self._sessions = sessions
@@ -143,6 +146,10 @@ class Database(Generic[S]):
         if self.url is not None:
             return self.url.get_backend_name() == "sqlite"
         return self._opened().engine.dialect.name == "sqlite"
+
+    def is_same_as(self, other: "Database[Any]") -> bool:
+        """Whether it is the same database, perhaps through another driver."""
+        return self is other or same_database(self.url, other.url)
 
     @property
     def sync(self) -> "Database[Session]":
@@ -346,7 +353,7 @@ def set_default_database(database: "Database[Any] | None") -> None:
 
 def is_default(database: "Database[Any]") -> bool:
     """Whether `database` is the default one, perhaps through another driver."""
-    return _default is not None and (database is _default or same_database(database.url, _default.url))
+    return _default is not None and database.is_same_as(_default)
 
 
 def _watch(source: AsyncEngine | AsyncConnection | Engine | Connection) -> None:
@@ -359,4 +366,4 @@ async def _check_in_thread(engine: Engine) -> None:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
 
-    await asyncio.to_thread(ask)
+    await in_thread(ask)

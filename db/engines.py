@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
 from db.errors import WrongLoopError
+from db.threads import in_thread
 
 _CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
 
@@ -89,7 +90,7 @@ class OpenEngine:
         if not self._owned:
             return
         if not isinstance(self.engine, AsyncEngine):
-            await asyncio.to_thread(self.engine.dispose)
+            await in_thread(self.engine.dispose)
         elif self._loop.is_closed():
             self.engine.sync_engine.dispose(close=False)  # nobody can say goodbye any more
         else:

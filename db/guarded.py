@@ -4,7 +4,6 @@
 2. ``commit()``, ``rollback()`` and ``close()`` go through the owner (a scope), which runs the callbacks around them.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -18,6 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from db.callbacks import Callbacks, follow
 from db.cancellation import to_the_end
 from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
+from db.threads import in_thread
 from db.use import LoopUse, ThreadUse, Use
 
 _Maker: TypeAlias = "sa_async.async_sessionmaker[Any] | sa_orm.sessionmaker[Any]"
@@ -374,7 +374,7 @@ async def flush(session: AsyncSession | Session) -> None:
     if isinstance(session, AsyncSession):
         await session.flush()
     else:
-        await asyncio.to_thread(session.flush)
+        await in_thread(session.flush)
 
 
 async def send_commit(session: AsyncSession | Session) -> None:
@@ -387,7 +387,7 @@ async def send_commit(session: AsyncSession | Session) -> None:
         with session.use.ending(), _poison_named():
             await super(AsyncSession, session).commit()
     else:
-        await _in_thread(session, commit_here)
+        await _off_loop(session, commit_here)
 
 
 async def send_rollback(session: AsyncSession | Session) -> None:
@@ -396,7 +396,7 @@ async def send_rollback(session: AsyncSession | Session) -> None:
         with session.use.ending():
             await super(AsyncSession, session).rollback()
     else:
-        await _in_thread(session, rollback_here)
+        await _off_loop(session, rollback_here)
 
 
 async def send_close(session: AsyncSession | Session) -> None:
@@ -405,7 +405,7 @@ async def send_close(session: AsyncSession | Session) -> None:
         with session.use.ending():
             await super(AsyncSession, session).close()
     else:
-        await _in_thread(session, _close_here)
+        await _off_loop(session, _close_here)
 
 
 async def discard(session: AsyncSession | Session) -> None:
@@ -414,7 +414,7 @@ async def discard(session: AsyncSession | Session) -> None:
         with session.use.ending():
             await super(AsyncSession, session).invalidate()
     else:
-        await _in_thread(session, _discard_here)
+        await _off_loop(session, _discard_here)
 
 
 def commit_here(session: Session) -> None:
@@ -439,9 +439,9 @@ def _discard_here(session: Session) -> None:
         super(Session, session).invalidate()
 
 
-async def _in_thread(session: Session, act: Callable[[Session], None]) -> None:
+async def _off_loop(session: Session, act: Callable[[Session], None]) -> None:
     if session.in_transaction():
-        await asyncio.to_thread(act, session)
+        await in_thread(act, session)
     else:
         act(session)
 

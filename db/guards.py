@@ -59,6 +59,8 @@ def roll_back_if_poisoned(connection: Connection, savepoint: str) -> None:
 
 def _handle_error(context: ExceptionContext) -> BaseException | None:
     error = context.original_exception
+    if context.is_pre_ping:  # a connection that is found dead is replaced, and nobody need know
+        return None
     if context.dialect.name == "postgresql" and _came_from_driver(context):
         if sqlstate(error) == _READ_ONLY:
             context.is_disconnect = True
@@ -93,9 +95,13 @@ def _aborted_by_server(connection: Connection, error: BaseException) -> bool:
     """
     if _autocommits(connection):
         return False
-    driver_error = getattr(error, "driver_exception", error)
-    report = getattr(driver_error, "diag", driver_error)
-    return getattr(report, "severity", None) is not None
+    # SQLAlchemy's own error for asyncpg has asyncpg's as its cause.
+    report: BaseException | None = error
+    while report is not None:
+        if getattr(getattr(report, "diag", report), "severity", None) is not None:
+            return True
+        report = report.__cause__
+    return False
 
 
 def _autocommits(connection: Connection) -> bool:

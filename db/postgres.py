@@ -13,7 +13,10 @@ from db.errors import DatabaseUnreachableError
 # asyncpg's words, for which it has no class or code of their own.
 _BUSY = "another operation is in progress"
 # The server's words for "not now", in the one place where psycopg passes no code on.
-_NOT_NOW = ("too many clients", "remaining connection slots", "starting up", "shutting down", "recovery mode")
+_NOT_NOW = (
+    "too many clients", "remaining connection slots", "starting up", "shutting down", "recovery mode",
+    "not yet accepting connections", "not accepting connections",
+)  # fmt: skip
 
 
 def asyncpg_arguments(
@@ -59,15 +62,18 @@ def psycopg_arguments(
 
 
 def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
-    """Let the pool ask an asyncpg connection whether it lives by an empty statement, for `timeout` seconds at most.
+    """Let the pool ask an asyncpg connection whether it lives by one plain statement, for `timeout` seconds at most.
 
     SQLAlchemy asks by a transaction around a prepared statement: three round trips or more, and no limit of its own.
     """
 
+    import asyncpg  # noqa: PLC0415 - a SQLite-only app has no asyncpg loaded
+
     def ping(dbapi_connection: Any) -> bool:
         try:
-            dbapi_connection.run_async(lambda connection: connection.execute("", timeout=timeout))
-        except Exception:  # noqa: BLE001 - whatever is wrong with it, another connection is opened
+            # Not an empty one, for which asyncpg 0.32 has no answer.
+            dbapi_connection.run_async(lambda connection: connection.execute("SELECT 1", timeout=timeout))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             return False
         return True
 

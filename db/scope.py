@@ -84,9 +84,6 @@ class Scope:
                 unit = self._units.get(database) or await self._open_unit(database)
         return unit
 
-    def known_unit(self, database: Database[Any]) -> Unit | None:
-        return self._units.get(database)
-
     def before_commit(self, callback: BeforeCommit, database: Database[Any]) -> None:
         """See :func:`db.before_commit`."""
         self._callbacks_of(database).add_before_commit(callback, self._savepoint(database))
@@ -221,7 +218,7 @@ class Scope:
 
     async def _open_unit(self, database: Database[Any]) -> Unit:
         self._refuse_after_end()
-        refuse_nested_writer(database, self.parent)
+        refuse_nested_writer(database, self)
         session, lease = await database.open_session()
         try:
             self._refuse_after_end()
@@ -291,8 +288,7 @@ def refuse_nested_writer(database: Database[Any], enclosing: Scope | None) -> No
     if not database.is_sqlite:
         return
     while enclosing is not None:
-        unit = enclosing.known_unit(database)
-        if unit is not None and unit.session.in_transaction():
+        if any(unit.database.is_same_as(database) and unit.session.in_transaction() for unit in enclosing.units):
             raise NestedWriterError
         enclosing = enclosing.parent
 

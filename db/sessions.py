@@ -1,6 +1,5 @@
 """Ways to get a session, and to end its transaction early."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -10,6 +9,7 @@ from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
 from db.guarded import AsyncSession, Session, sync_part
 from db.scope import Unit, current_scope, open_scope, refuse_nested_writer, scope
+from db.threads import in_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -180,10 +180,10 @@ async def _savepoint(session: AsyncSession | Session) -> AsyncIterator[None]:
         async with session.begin_nested():
             yield
         return
-    savepoint = await asyncio.to_thread(session.begin_nested)
+    savepoint = await in_thread(session.begin_nested)
     try:
         yield
     except BaseException:
-        await asyncio.to_thread(savepoint.rollback)
+        await in_thread(savepoint.rollback)
         raise
-    await asyncio.to_thread(savepoint.commit)
+    await in_thread(savepoint.commit)

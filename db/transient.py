@@ -58,7 +58,7 @@ def _of_database(error: BaseException) -> Transient | None:
         return Transient.READ_ONLY
     if code in _CONFLICTS:
         return Transient.CONFLICT
-    if getattr(error, "connection_invalidated", False) or (code is not None and (code in _LOST or code.startswith("08"))):
+    if getattr(error, "connection_invalidated", False) or (code or "") in _LOST or (code or "").startswith("08"):
         return Transient.LOST
     if _names(error, "InvalidCachedStatementError"):
         return Transient.STALE_PLAN

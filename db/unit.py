@@ -91,7 +91,7 @@ class Unit:
         if not self.session.in_transaction():
             return False
         try:
-            await send_commit(self.session)
+            await self._answered(send_commit(self.session))
         except BaseException:
             await self._rollback()
             raise
@@ -129,6 +129,17 @@ class Unit:
             if self._lease is not None:
                 await self._lease.give_back()
 
+    async def _answered(self, sent: Coroutine[Any, Any, None]) -> None:
+        """Wait for a COMMIT's answer as long as the database may take: asyncpg has that limit, others get it here."""
+        if isinstance(self.session, AsyncSession):
+            await sent
+            return
+        answer = asyncio.ensure_future(sent)
+        await asyncio.wait({answer}, timeout=self.database.command_timeout)
+        if not answer.done():
+            await self.session.use.break_off(self._patience)
+        await answer
+
     async def _commit(self) -> None:
         await self.send_commit()
         await self._announce()
@@ -158,7 +169,7 @@ class Unit:
 
     async def _discard(self) -> None:
         # A thread that is still waiting for the ROLLBACK's answer must let go first.
-        await self.session.use.evict(rolled_back_meanwhile(), self._patience)
+        await self.session.use.break_off(self._patience)
         try:
             await discard(self.session)
         except Exception:

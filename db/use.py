@@ -10,13 +10,14 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import sqlalchemy.exc
 
 from db.errors import ConcurrentUseError, PoolExhaustedError, ScopeEndedError, WrongThreadError
 from db.interrupt import break_off, interrupt
+from db.threads import in_thread
 
 T = TypeVar("T")
 
@@ -89,12 +90,21 @@ class Use(ABC):
         if not self._is_busy or self._is_mine:
             return True
         if self.is_ending:
+            # It has a limit of its own.
             return await self._wait_until_free(None)
         self._eviction = reason
         try:
             return await self._evict(patience)
         finally:
             self._eviction = None
+
+    async def break_off(self, patience: float = PATIENCE) -> bool:
+        """Cut the connection under whoever is using it, if anybody is, because the server does not answer.
+
+        Returns:
+            Whether the session is free.
+        """
+        return await self._break_off(patience) if self._is_busy else True
 
     @property
     @abstractmethod
@@ -108,6 +118,8 @@ class Use(ABC):
     def _leave(self) -> None: ...
     @abstractmethod
     async def _evict(self, patience: float) -> bool: ...
+    @abstractmethod
+    async def _break_off(self, patience: float) -> bool: ...
     @abstractmethod
     async def _wait_until_free(self, patience: float | None) -> bool: ...
 
@@ -178,6 +190,10 @@ class LoopUse(Use):
         self._user.cancel()
         return await self._wait_until_free(patience)
 
+    async def _break_off(self, patience: float) -> bool:
+        # A cancelled statement ends at once, whatever the server does.
+        return await self._evict(patience)
+
     async def _wait_until_free(self, patience: float | None) -> bool:
         self._free = asyncio.Event()
         try:
@@ -207,6 +223,7 @@ class ThreadUse(Use):
         """Those of the transaction that is open."""
         self._lock = threading.Lock()
         self._user: int | None = None
+        self._tell_free: Callable[[], Any] | None = None
 
     @property
     def _is_busy(self) -> bool:
@@ -224,23 +241,30 @@ class ThreadUse(Use):
     def _leave(self) -> None:
         self._user = None
         self._lock.release()
+        if self._tell_free is not None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                self._tell_free()
 
     async def _evict(self, patience: float) -> bool:
-        await asyncio.to_thread(self._reach, lambda connection: interrupt(connection, patience / 2))
-        if await self._wait_until_free(patience / 2):
-            return True
-        await asyncio.to_thread(self._reach, break_off)
+        await self._reach(lambda connection: interrupt(connection, patience / 2))
+        return await self._wait_until_free(patience / 2) or await self._break_off(patience)
+
+    async def _break_off(self, patience: float) -> bool:
+        await self._reach(break_off)
         return await self._wait_until_free(patience)
 
-    def _reach(self, act: Callable[[Any], None]) -> None:
+    async def _reach(self, act: Callable[[Any], None]) -> None:
         for connection in [*self.driver_connections]:
-            act(connection)
+            await in_thread(act, connection)
 
     async def _wait_until_free(self, patience: float | None) -> bool:
-        return await asyncio.to_thread(self._wait, -1 if patience is None else patience)
-
-    def _wait(self, patience: float) -> bool:
-        free = self._lock.acquire(timeout=patience)
-        if free:
-            self._lock.release()
-        return free
+        loop, free = asyncio.get_running_loop(), asyncio.Event()
+        self._tell_free = lambda: loop.call_soon_threadsafe(free.set)
+        try:
+            async with asyncio.timeout(patience):
+                while self._lock.locked():
+                    await free.wait()
+                    free.clear()
+        except TimeoutError:
+            return False
+        return True

@@ -10,13 +10,13 @@ from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import hiredis
 import redis
 import redis.asyncio
 import redis.asyncio.cluster
 import redis.asyncio.sentinel
 import redis.cluster
 import redis.sentinel
+from redis.connection import HiredisRespSerializer
 
 SENTINEL = "redis+sentinel://"
 CLUSTER = "redis+cluster://"
@@ -127,8 +127,8 @@ def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
     return redis.asyncio.Redis(host=host, port=port, **address.login, **_limits(url))
 
 
-def connect_sync(url: str, *, longest_wait: float = TIMEOUT) -> SyncClient:
-    """`connect`, for a thread; `longest_wait` is in seconds, as `TIMEOUT`."""
+def connect_sync(url: str, *, longest_wait: float | None = None) -> SyncClient:
+    """`connect`, for a thread; `longest_wait`, in seconds, instead of `TIMEOUT`."""
     limits = _limits(url, longest_wait)
     if url.startswith(CLUSTER):
         address = cluster_address(url)
@@ -158,10 +158,12 @@ def drop_connections_sync(client: SyncClient) -> None:
 
 
 class _PackingInC:
-    """Packs commands by hiredis; redis-py 5 does it in Python where the connection is asyncio's."""
+    """Packs commands by hiredis, as redis-py 5 does only where the connection is not asyncio's."""
+
+    _serializer = HiredisRespSerializer()
 
     def pack_command(self, *arguments: Any) -> list[bytes]:
-        return [hiredis.pack_command(arguments)]
+        return self._serializer.pack(*arguments)
 
 
 @cache
@@ -169,7 +171,8 @@ def _packing_in_c(connection_class: type[Any]) -> type[Any]:
     return type(connection_class.__name__, (_PackingInC, connection_class), {})
 
 
-def _limits(url: str, timeout: float = TIMEOUT) -> dict[str, Any]:
+def _limits(url: str, timeout: float | None = None) -> dict[str, Any]:
+    timeout = timeout or TIMEOUT
     if url.startswith("unix:"):
         return {"socket_timeout": timeout}
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "socket_keepalive": True}

@@ -9,7 +9,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from redis.asyncio import Redis
@@ -37,6 +37,7 @@ class Notices:
         self._pubsub: PubSub | None = None
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._tidying: set[asyncio.Task[None]] = set()
         self._talking = asyncio.Lock()  # one command at a time: two that both find it closed would open it twice
 
     @contextlib.asynccontextmanager
@@ -53,15 +54,22 @@ class Notices:
             waiting.discard(event)
             if not waiting:
                 del self._waiting[channel]
-                await self._unsubscribe(channel)
+                self._later(self._unsubscribe(channel))
 
     async def close(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-            self._reader = None
+        """Wake nobody any more, and close the connection."""
+        ending = [*self._tidying, *([] if self._reader is None else [self._reader])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        self._reader = None
         await self._drop_connection()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it soon: whoever has stopped waiting must not wait for a Redis that does not answer."""
+        task = asyncio.create_task(work)
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
 
     async def _subscribe(self, channel: str) -> None:
         with contextlib.suppress(RedisError, OSError):  # the reader subscribes again once it is connected

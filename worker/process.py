@@ -15,7 +15,7 @@ from worker.lifecycle import Lifecycle
 from worker.logs import log_without_arq
 from worker.message import deserialize, deserialize_trusting, serialize
 from worker.registry import Registry, load
-from worker.runtime import Runtime
+from worker.runtime import Runtime, require_urls
 from worker.settings import await_redis
 from worker.stop_signals import exit_code_after
 
@@ -38,8 +38,8 @@ def work(
         RegistryError: the registry cannot be loaded.
         StartupError: a server does not answer.
     """
-    _, redis_url = config.require_urls()
     registry = load(config.registry)
+    redis_url = require_urls(config)
     log_without_arq(log_as)
     await_redis(redis_url, config.connect_wait)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:

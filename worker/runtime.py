@@ -112,7 +112,7 @@ class Runtime:
                 url,
                 default=True,
                 pool_size=self._config.pool_size,
-                pre_ping=False,  # a job that meets a stale connection runs again, which is cheaper than asking each time
+                pre_ping=False,  # a job that meets a stale connection runs again: cheaper than asking each time
                 statement_timeout=self.longest_timeout,
                 idle_in_transaction_timeout=self.longest_timeout + 30.0,
             )
@@ -166,7 +166,11 @@ class Runtime:
                 "write postgresql+asyncpg:// or sqlite+aiosqlite://"
             )
         if True in askers and database.is_async:
-            await answering("DATABASE_URL", database.sync.check, self._config.connect_wait)
+
+            async def ask_twin() -> None:
+                await database.sync.check()
+
+            await answering("DATABASE_URL", ask_twin, self._config.connect_wait)
 
     async def _resources(self) -> Mapping[str, Any]:
         lifespan = self._registry.lifespan
@@ -198,8 +202,8 @@ async def answering(variable: str, ask: Callable[[], Awaitable[None]], wait: flo
                 return
         except Exception as error:  # noqa: BLE001 - told apart below
             reason = _first_line(error)
-            if isinstance(error, ImportError):
-                raise StartupError(f"{variable}: its driver is not installed: {reason}") from None
+            if isinstance(error, db.DatabaseURLError):
+                raise StartupError(f"{variable}: {reason}") from None
             if transient(error) is not Transient.LOST and not isinstance(error, OSError | TimeoutError):
                 raise StartupError(f"{variable}: the server refuses: {reason}") from None
             if time.monotonic() + _LOOK_AGAIN > deadline:

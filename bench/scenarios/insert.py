@@ -26,9 +26,9 @@ def run(stage: Stage) -> Section:
     return Section(
         title="Jobs that add a row",
         method=f"{sizes.inserts:,} jobs, each of which adds one row through the SQLAlchemy ORM and commits: BEGIN, "
-        "INSERT, COMMIT. Every contender has a pool of 32 connections (asyncpg). The bare loop does the same with 32 sessions "
-        "at once and nothing around them. The time begins when the first "
-        f"{sizes.first_inserts} rows are there, for which the connections are opened. The rows are counted afterwards.",
+        "INSERT, COMMIT. Every contender has a pool of 32 connections (asyncpg). The bare loop does the same with 32 "
+        f"sessions at once and nothing around them. The time begins once {sizes.first_inserts} more rows are there, "
+        "for which the connections were opened. The rows are counted afterwards.",
         header=("", "jobs/s", "range", "Tandem against it"),
         rows=speed_rows(stage, speeds),
         findings=[

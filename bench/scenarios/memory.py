@@ -52,8 +52,8 @@ def run(stage: Stage) -> Section:
     change = Figures.of(growth.largest_change for growth in growths) if growths else None
     return Section(
         title="Worker memory",
-        method=f"Resident memory of one worker over {count:,} no-op jobs, looked at several times a second. What counts is the "
-        "largest change after the first tenth.",
+        method=f"Resident memory of one worker over {count:,} no-op jobs, looked at several times a second. What "
+        "counts is the largest change after the first tenth.",
         header=("jobs done", "resident"),
         rows=_rows(growths),
         findings=[Finding(bars.MEMORY, change, "; ".join(results.failures.values()))],

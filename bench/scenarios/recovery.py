@@ -26,8 +26,9 @@ def run(stage: Stage) -> Section:
     away, failures = _peers(stage)
     return Section(
         title="After kill -9",
-        method="A worker that runs a job is killed while another one is idle; the time is that until the job begins "
-        f"there. All peers at once, one time, as they come, for at most {stage.sizes.patience:.0f} s.",
+        method="A worker is killed some seconds after it has begun a job, while another one is idle; the time is that "
+        "from the kill until the job begins there. All peers at once, one time, with the limits that they come with, "
+        f"for at most {stage.sizes.patience:.0f} s.",
         header=("", "running again after", "range"),
         rows=[
             *((key, f"{one.median:.2f} s", f"{one.low:.2f} to {one.high:.2f}") for key, one in figures.items()),

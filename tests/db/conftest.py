@@ -1,6 +1,5 @@
 """A default database with one table, on PostgreSQL and on SQLite, and ways to count its rows from outside."""
 
-import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -92,7 +91,8 @@ async def insert(words: str) -> None:
 async def slow_commits(postgres: Observer, seconds: float) -> None:
     """Let every COMMIT that has inserted a note take this long, in the server."""
     await postgres.execute(
-        f"CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"
+        "CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"
     )
     await postgres.execute(
         "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED "
@@ -104,12 +104,3 @@ async def committing(postgres: Observer) -> bool:
     """Whether a COMMIT is in the server."""
     found = await postgres.fetch("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ~ '^COMMIT'")
     return len(found) > 0
-
-
-async def outcome(task: "asyncio.Future[Any]") -> BaseException | None:
-    """How a task ended: None for success."""
-    try:
-        await task
-    except BaseException as error:
-        return error
-    return None

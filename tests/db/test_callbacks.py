@@ -91,7 +91,7 @@ async def test_without_any_session(told: list[str]) -> None:
 
 
 async def test_scope_is_over_for_on_commit(told: list[str]) -> None:
-    """In an on-commit callback the scope has ended: its session would commit nothing, and says so; a new scope works."""
+    """In an on-commit callback the scope has ended, and its session says so; a new scope works."""
 
     async def late() -> None:
         with pytest.raises(db.ScopeEndedError):
@@ -243,7 +243,7 @@ async def test_savepoint_that_is_rolled_back_takes_its_callbacks(told: list[str]
 
 
 async def test_released_savepoint_passes_its_callbacks_on(told: list[str]) -> None:
-    """Callbacks made in a savepoint that was released run with the transaction's commit, in the order of their making."""
+    """Callbacks made in a savepoint that was released run with the commit, in the order of their making."""
     async with db.scope():
         session = await db.session()
         db.on_commit(tell(told, "1"))
@@ -353,7 +353,7 @@ async def test_early_end_takes_the_callbacks(told: list[str], end: str, rows: Co
 
 
 async def test_early_rollback_takes_callbacks_without_a_session(told: list[str]) -> None:
-    """Callbacks made before any session was used vanish with an early rollback as well, and an early commit runs them."""
+    """Callbacks made before any session was used vanish with an early rollback; an early commit runs them."""
     async with db.scope():
         db.on_commit(tell(told, "a"))
         await db.rollback()

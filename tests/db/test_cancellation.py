@@ -1,9 +1,10 @@
-"""Cancellation: a COMMIT that was sent is waited for and reported truly; everything else ends at once and leaves nothing."""
+"""Cancellation: a COMMIT that was sent is waited for and reported truly; all else ends at once and leaves nothing."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 import pytest
@@ -114,10 +115,9 @@ async def timed_out(unit: Unit, postgres: Observer) -> str:
 
 async def moved_on(unit: Unit, postgres: Observer) -> str:
     """anyio, which cancels at every turn of the loop."""
-    result = "moved on"
     with anyio.move_on_after(0.15):
-        result = await unit()
-    return result
+        return await unit()
+    return "moved on"
 
 
 async def shielded(unit: Unit, postgres: Observer) -> str:
@@ -165,7 +165,7 @@ async def test_commit_is_reported_truly(
 async def test_failed_commit_is_reported_truly(
     unit: Unit, database: db.Database, postgres: Observer, rows: Count
 ) -> None:
-    """A3, the other way round: a COMMIT that the server refuses is an error for a caller that was cancelled meanwhile."""
+    """A3, the other way round: a COMMIT that is refused is an error for a caller that was cancelled meanwhile."""
     await postgres.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ "
         "BEGIN PERFORM pg_sleep(0.3); RAISE EXCEPTION 'refused'; END $$"
@@ -195,9 +195,7 @@ async def test_cancelled_before_the_commit(unit: Unit, slow: None, postgres: Obs
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_cancelled_while_pending_objects_are_sent(
-    database: db.Database, postgres: Observer, rows: Count
-) -> None:
+async def test_cancelled_while_pending_objects_are_sent(database: db.Database, postgres: Observer, rows: Count) -> None:
     """A scope that is ending and waits for a lock with what was only added has sent no COMMIT: it can be cancelled."""
 
     async def work() -> None:
@@ -255,7 +253,7 @@ async def test_absorbed_cancellation_comes_after_an_error_as_well(database: db.D
 
 
 async def test_no_stray_cancellation_after_a_timeout(slow: None, rows: Count) -> None:
-    """An `asyncio.timeout` whose time was up in the COMMIT leaves no cancellation behind for what comes after its block."""
+    """An `asyncio.timeout` whose time was up in the COMMIT leaves no cancellation for what comes after it."""
     async with asyncio.timeout(0.1) as limit:
         await leaving_a_scope()
     assert limit.expired()
@@ -319,7 +317,7 @@ async def test_cancelled_before_it_began(database: db.Database, rows: Count, pos
     assert await rows() == 2
 
 
-async def in_a_task(work: Callable[[], Awaitable[None]], postgres: Observer) -> None:
+async def in_a_task(work: Callable[[], Coroutine[Any, Any, None]], postgres: Observer) -> None:
     """Cancel three times, at once and during the clean-up."""
     task = asyncio.ensure_future(work())
     await eventually(lambda: postgres.backends("active"), equals=1)
@@ -330,7 +328,7 @@ async def in_a_task(work: Callable[[], Awaitable[None]], postgres: Observer) -> 
         await task
 
 
-async def under_anyio(work: Callable[[], Awaitable[None]], postgres: Observer) -> None:
+async def under_anyio(work: Callable[[], Coroutine[Any, Any, None]], postgres: Observer) -> None:
     """Cancel at every turn of the loop."""
     async with anyio.create_task_group() as group:
         group.start_soon(work)
@@ -341,7 +339,7 @@ async def under_anyio(work: Callable[[], Awaitable[None]], postgres: Observer) -
 @pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize("cancel", [in_a_task, under_anyio])
 async def test_cancelled_statement_ends_on_the_server(
-    cancel: Callable[[Callable[[], Awaitable[None]], Observer], Awaitable[None]],
+    cancel: Callable[[Callable[[], Coroutine[Any, Any, None]], Observer], Awaitable[None]],
     private: bool,
     database: db.Database,
     postgres: Observer,

@@ -79,7 +79,7 @@ async def test_limits_are_set_on_the_connection(database_url: str, sync_database
 
 
 async def test_no_statement_of_its_own(database_url: str) -> None:
-    """A scope's transaction is BEGIN, its statements, COMMIT: nothing else is sent; a warm one asks once whether it lives."""
+    """A scope sends BEGIN, its statements, COMMIT; one on a pooled connection asks it once whether it lives."""
     async with Proxy(database_url) as proxy:
         database = db.Database(proxy.url)
         sent = []
@@ -89,7 +89,8 @@ async def test_no_statement_of_its_own(database_url: str) -> None:
                 await (await db.session(database)).execute(text("SELECT 7"))
             sent.append(list(proxy.statements))
         assert sent[0][-3:] == ["BEGIN;", "SELECT 7", "COMMIT;"]
-        assert sent[1] == ["", "BEGIN;", "SELECT 7", "COMMIT;"]
+        assert sent[1] == ["SELECT 1", "BEGIN;", "SELECT 7", "COMMIT;"]
+        assert proxy.connections == 1
         await database.dispose()
 
 
@@ -102,6 +103,7 @@ async def test_no_ping_if_not_wanted(database_url: str) -> None:
             async with db.scope():
                 await (await db.session(database)).execute(text("SELECT 7"))
         assert proxy.statements == ["BEGIN;", "SELECT 7", "COMMIT;"]
+        assert proxy.connections == 1
         await database.dispose()
 
 
@@ -161,8 +163,7 @@ async def test_session_factory_with_a_class_of_the_users(database: db.Database, 
     own = db.Database(database.url, sessions=make_sessions, default=True)
     async with db.scope():
         session: Any = await db.session()
-        assert isinstance(session, Audited)
-        assert isinstance(session, db.AsyncSession)
+        assert {Audited, db.AsyncSession} <= set(type(session).__mro__)
         assert session.sync_session.audited
         await insert("a")
         assert await session.count_notes() == 1
@@ -407,7 +408,7 @@ async def test_check(database: db.Database, database_url: str) -> None:
 
 
 def test_second_loop(database_url: str) -> None:
-    """H: an engine that a second event loop meets is a named error there; disposed on the first, it opens on the second."""
+    """H: an engine met by a second event loop is a named error; disposed on the first, it opens on the second."""
     database = db.Database(database_url, default=True)
 
     async def use() -> None:
@@ -483,10 +484,10 @@ def run_in_child(work: Callable[[], None]) -> None:
     if child == 0:
         status = 1
         try:
-            asyncio._set_running_loop(None)  # type: ignore[attr-defined]
+            asyncio._set_running_loop(None)
             work()
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the child must not go on as a second test run
             traceback.print_exc()
         finally:
             os._exit(status)

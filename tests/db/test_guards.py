@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import String, TypeDecorator, bindparam, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 import db
 from db.guards import _ENDS_TRANSACTION, _ROLLS_BACK_TO_SAVEPOINT
@@ -23,7 +25,7 @@ FAILS = text("SELECT 1/0")
 
 
 async def test_swallowed_error_refuses_the_commit(rows: Count, postgres: Observer) -> None:
-    """A1: insert, a swallowed error, leave: the commit is refused, its cause is named, 0 rows; the connection is whole."""
+    """A1: insert, a swallowed error, leave: the commit is refused with its cause, 0 rows; the connection is whole."""
     with pytest.raises(db.PoisonedTransactionError, match="begin_nested") as refused:
         async with db.scope():
             await insert("a")
@@ -64,7 +66,7 @@ async def test_error_swallowed_inside_a_savepoint(rows: Count) -> None:
 
 
 async def test_swallowed_failure_of_a_flush(rows: Count) -> None:
-    """A1: a flush whose error was swallowed has rolled the transaction back: leaving the scope is the same named error."""
+    """A1: a flush whose error was swallowed has rolled the transaction back: the same named error."""
     await db.isolated(insert, "a")
     with pytest.raises(db.PoisonedTransactionError):
         async with db.scope():
@@ -148,7 +150,7 @@ class Unreadable(TypeDecorator[str]):
     impl = String
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Any) -> str:
+    def process_bind_param(self, value: Any, dialect: Any) -> str:  # noqa: ARG002 - SQLAlchemy's signature
         raise FileNotFoundError("no such key")
 
 
@@ -183,7 +185,17 @@ async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: 
 
 @pytest.mark.parametrize(
     "command",
-    ["COMMIT", "commit", " ROLLBACK", "-- over\nCOMMIT", "/* a */ rollback work", "BEGIN", "START TRANSACTION", "END", "ABORT"],
+    [
+        "COMMIT",
+        "commit",
+        " ROLLBACK",
+        "-- over\nCOMMIT",
+        "/* a */ rollback work",
+        "BEGIN",
+        "START TRANSACTION",
+        "END",
+        "ABORT",
+    ],
 )
 async def test_ending_as_text(command: str, rows: Count) -> None:
     """A5: COMMIT, ROLLBACK or BEGIN as text is a named error, and 0 rows, so a retry can never make 2."""
@@ -196,10 +208,11 @@ async def test_ending_as_text(command: str, rows: Count) -> None:
 
 async def test_ending_on_the_connection(rows: Count) -> None:
     """A5: the same through the session's connection and the driver's SQL."""
-    for send in (
+    sends: list[Callable[[AsyncConnection], Awaitable[Any]]] = [
         lambda connection: connection.execute(text("COMMIT")),
         lambda connection: connection.exec_driver_sql("COMMIT"),
-    ):
+    ]
+    for send in sends:
         with pytest.raises(db.RawTransactionError):
             async with db.scope():
                 await insert("a")
@@ -239,7 +252,9 @@ def test_what_does_not_end_a_transaction(statement: str) -> None:
     assert not _ENDS_TRANSACTION.match(statement)
 
 
-@pytest.mark.parametrize("statement", ["ROLLBACK TO a", " rollback  transaction to savepoint a", "/**/ROLLBACK WORK TO a"])
+@pytest.mark.parametrize(
+    "statement", ["ROLLBACK TO a", " rollback  transaction to savepoint a", "/**/ROLLBACK WORK TO a"]
+)
 def test_what_rolls_back_to_a_savepoint(statement: str) -> None:
     """All of PostgreSQL's spellings are known."""
     assert _ROLLS_BACK_TO_SAVEPOINT.match(statement)
@@ -310,7 +325,9 @@ async def test_conflict_while_streaming(rows: Count) -> None:
             async with db.scope():
                 session = await db.session()
                 await session.execute(text("SET LOCAL lock_timeout = '20ms'"))
-                slow_start = text("SELECT CASE n WHEN 3000 THEN pg_advisory_xact_lock(7)::text END FROM generate_series(1, 4000) AS n")
+                slow_start = text(
+                    "SELECT CASE n WHEN 3000 THEN pg_advisory_xact_lock(7)::text END FROM generate_series(1, 4000) AS n"
+                )
                 async for _ in await session.stream(slow_start):
                     pass
     assert transient(lost.value) is Transient.CONFLICT
@@ -339,7 +356,7 @@ async def test_early_commit_that_fails_is_rolled_back(rows: Count) -> None:
 
 
 async def test_write_skew(postgres: Observer, rows: Count) -> None:
-    """A4: of two transactions that read what the other writes, at SERIALIZABLE, one fails at its end: worth another try."""
+    """A4: of two SERIALIZABLE transactions that each read what the other writes, one is worth another try."""
 
     async def both_read_then_write(words: str, read: asyncio.Barrier) -> None:
         async with db.scope():
@@ -361,7 +378,7 @@ async def test_write_skew(postgres: Observer, rows: Count) -> None:
 
 @pytest.mark.parametrize("terminated", ["idle in transaction", "active"])
 async def test_terminated_connection(terminated: str, rows: Count, postgres: Observer) -> None:
-    """A7: a connection killed while idle in its transaction, or in a statement: worth another try, which gives 1 row."""
+    """A7: a connection killed while idle in its transaction, or in a statement: another try gives 1 row."""
 
     async def work() -> None:
         async with db.scope():

@@ -4,7 +4,8 @@ import asyncio
 import contextvars
 import gc
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -48,7 +49,7 @@ async def test_same_session_everywhere_below() -> None:
         first = await db.session()
         assert await below() is first
         assert await asyncio.create_task(below()) is first
-        assert await asyncio.gather(below(), below()) == [first, first]
+        assert set(await asyncio.gather(below(), below())) == {first}
 
 
 async def test_first_sessions_at_once_are_one(database: db.Database) -> None:
@@ -80,16 +81,17 @@ async def test_outside_of_a_scope() -> None:
     for act in (db.commit, db.rollback, db.close):
         with pytest.raises(db.NoScopeError):
             await act()
-    for register in (db.on_commit, db.before_commit):
-        with pytest.raises(db.NoScopeError):
-            register(print)  # type: ignore[operator]
+    with pytest.raises(db.NoScopeError):
+        db.on_commit(lambda: None)
+    with pytest.raises(db.NoScopeError):
+        db.before_commit(lambda _: asyncio.sleep(0))
     async with db.scope():
         assert db.in_scope()
     assert not db.in_scope()
 
 
 async def test_scope_in_a_scope_is_its_own(rows: Count, postgres: Observer) -> None:
-    """A scope inside another has sessions and connections of its own, and ends on its own; then the outer one goes on."""
+    """A scope inside another has sessions and connections of its own; then the outer one goes on."""
     async with db.scope():
         outer = await db.session()
         await insert("outer")
@@ -238,7 +240,7 @@ async def test_ended_scope_keeps_no_sessions(database: db.Database) -> None:
 
 
 async def test_session_asked_for_while_the_scope_ends(database: db.Database, postgres: Observer) -> None:
-    """A child task whose session is still being opened when the scope ends gets an error, and no engine stays leased."""
+    """A child whose session is still being opened when the scope ends gets an error; no engine stays leased."""
     entered, go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(_database: db.Database, _arguments: dict[str, object]) -> None:
@@ -279,7 +281,7 @@ async def test_scope_of_another_loop() -> None:
     """A scope that is carried to another event loop is a named error there."""
 
     def elsewhere() -> None:
-        asyncio.run(db.session())  # type: ignore[arg-type]
+        asyncio.run(db.session())
 
     async with db.scope():
         with pytest.raises(db.WrongLoopError, match="another event loop"):
@@ -302,28 +304,24 @@ async def test_orphan_of_an_ended_scope(rows: Count, postgres: Observer) -> None
     """C3: a child task that outlives its scope can neither ask for a session, nor use one, nor add to it: 0 rows."""
     go_on = asyncio.Event()
 
-    async def orphan(use: str) -> None:
+    uses: list[Callable[[db.AsyncSession], Any]] = [
+        lambda _: db.session(),
+        lambda session: session.execute(INSERT, {"words": "orphan"}),
+        lambda session: session.connection(),
+        lambda session: session.begin().start(),
+        lambda session: session.run_sync(lambda inner: inner.execute(text("SELECT 1"))),
+        lambda session: session.commit(),
+        lambda session: session.rollback(),
+        lambda session: session.stream(text("SELECT 1")),
+        lambda _: db.commit(),
+        lambda _: db.on_commit(lambda: None),
+    ]
+
+    async def orphan(use: Callable[[db.AsyncSession], Any]) -> None:
         mine = await db.session()
         await go_on.wait()
-        match use:
-            case "ask":
-                await db.session()
-            case "execute":
-                await mine.execute(INSERT, {"words": "orphan"})
-            case "connection":
-                await mine.connection()
-            case "begin":
-                await mine.begin().__aenter__()
-            case "run_sync":
-                await mine.run_sync(lambda inner: inner.execute(text("SELECT 1")))
-            case "commit":
-                await mine.commit()
-            case "stream":
-                await mine.stream(text("SELECT 1"))
-            case "isolated":
-                db.on_commit(lambda: None)
+        await use(mine)
 
-    uses = ["ask", "execute", "connection", "begin", "run_sync", "commit", "stream", "isolated"]
     async with db.scope():
         children = [asyncio.create_task(orphan(use)) for use in uses]
         await asyncio.sleep(0)

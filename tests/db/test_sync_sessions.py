@@ -211,7 +211,7 @@ async def test_savepoint_callbacks(sync_database: SyncDatabase) -> None:
 
 
 async def test_poisoned(sync_database: SyncDatabase, rows: Count) -> None:
-    """A1 for psycopg: a swallowed error refuses the commit; in a savepoint it is forgiven; the driver's own is harmless."""
+    """A1 for psycopg: a swallowed error refuses the commit, in a savepoint it is forgiven, the driver's is harmless."""
 
     def swallow(session: db.Session) -> None:
         write(session)
@@ -234,8 +234,15 @@ async def test_poisoned(sync_database: SyncDatabase, rows: Count) -> None:
             with contextlib.suppress(IntegrityError):
                 session.flush()
 
-    for work, error in ((swallow, db.PoisonedTransactionError), (in_savepoint, None), (of_driver, None), (lost_savepoint, db.PoisonedTransactionError)):
-        with pytest.raises(error) if error else contextlib.nullcontext():
+    refused = pytest.raises(db.PoisonedTransactionError)
+    cases: list[tuple[Callable[[db.Session], None], Any]] = [
+        (swallow, refused),
+        (in_savepoint, contextlib.nullcontext()),
+        (of_driver, contextlib.nullcontext()),
+        (lost_savepoint, pytest.raises(db.PoisonedTransactionError)),
+    ]
+    for work, expected in cases:
+        with expected:
             async with db.scope():
                 await asyncio.to_thread(work, await db.session(sync_database))
     assert await rows() == 2
@@ -296,11 +303,11 @@ async def test_two_threads_at_once(sync_database: SyncDatabase, postgres: Observ
             lambda: session.execute(text("SELECT 1")),
             lambda: session.scalar(text("SELECT 1")),
             lambda: session.scalars(text("SELECT 1")),
-            lambda: session.connection(),
+            session.connection,
             lambda: session.get(Note, 1),
             lambda: session.add(Note(words="a")),
-            lambda: session.rollback(),
-            lambda: session.close(),
+            session.rollback,
+            session.close,
         ]
         for attempt in attempts:
             with pytest.raises(db.ConcurrentUseError):
@@ -319,15 +326,16 @@ async def test_thread_that_outlives_the_scope(sync_database: SyncDatabase, rows:
     def work(session: db.Session) -> None:
         write(session)
         go_on.wait()
-        for use in (
+        uses: list[Callable[[], None]] = [
             lambda: write(session, "b"),
             lambda: session.add(Note(words="c")),
             session.commit,
             session.rollback,
-        ):
+        ]
+        for use in uses:
             try:
                 use()
-            except BaseException as error:
+            except db.DbError as error:
                 seen.append(error)
         session.close()
 
@@ -363,8 +371,8 @@ async def test_statement_in_flight_in_a_thread(sync_database: SyncDatabase, rows
 
 
 async def test_black_holed_statement_in_a_thread(database_url: str, database: db.Database) -> None:
-    """B6 for psycopg, which has no time limit: a server that does not answer any more keeps a scope, whose caller's time
-    is up, no longer than twice the connect timeout."""
+    """B6 for psycopg, which has no time limit: a server that has stopped answering keeps a scope whose caller's time
+    is up no longer than twice the connect timeout."""
     async with Proxy(database_url) as proxy:
         away = db.Database(proxy.url, connect_timeout=1).sync
         started = time.monotonic()
@@ -528,3 +536,45 @@ async def test_url_of_a_sync_driver_as_the_default(
     assert await rows() == 1
     assert make_url(sync_database_url).drivername == "postgresql+psycopg"
     await db.default_database().dispose()
+
+
+async def test_black_holed_commit_in_a_thread(database_url: str, database: db.Database, rows: Count) -> None:
+    """B6 for psycopg: a COMMIT that is not answered is given up after the limits, and reported as a lost connection."""
+    async with Proxy(database_url) as proxy:
+        away = db.Database(proxy.url, connect_timeout=1, statement_timeout=1).sync
+        with pytest.raises(DBAPIError) as lost:
+            async with db.scope():
+                await asyncio.to_thread(write, await db.session(away))
+                proxy.blackhole()
+                started = time.monotonic()
+        assert 2 <= time.monotonic() - started < 4
+        assert transient(lost.value) is Transient.LOST
+        await away.dispose()
+    assert await rows() == 0
+
+
+async def test_ending_while_all_threads_are_busy(sync_database: SyncDatabase, postgres: Observer) -> None:
+    """Scopes end although every thread of `asyncio.to_thread` is in a statement: they have threads of their own."""
+    wide: SyncDatabase = db.Database(sync_database.url, pool_size=40)
+    running: list[asyncio.Future[Any]] = []
+
+    async def work() -> None:
+        async with db.scope():
+            session = await db.session(wide)
+            running.append(asyncio.ensure_future(asyncio.to_thread(session.execute, SLEEP)))
+            await asyncio.shield(running[-1])
+
+    workers = (os.cpu_count() or 1) + 4
+    tasks = [asyncio.create_task(work()) for _ in range(min(32, workers))]
+    await eventually(lambda: postgres.backends("active"), equals=len(tasks))
+    started = time.monotonic()
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert time.monotonic() - started < 3
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    assert all(
+        isinstance(error, db.ScopeEndedError) for error in await asyncio.gather(*running, return_exceptions=True)
+    )
+    assert await postgres.backends("active") == 0
+    await wide.dispose()

@@ -24,11 +24,20 @@ def test_driver_is_named(written: str, driver: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "nonsense", "postgresql", "http://host/name", "postgresql+nodriver://host/name", "postgresql://host:port/name"],
+    [
+        "",
+        "nonsense",
+        "postgresql",
+        "http://host/name",
+        "postgresql+nodriver://host/name",
+        "postgresql://host:port/name",
+    ],
 )
 def test_no_database_url(wrong: str) -> None:
     """What is no database URL is refused in one line with an example, and without what might be a password."""
-    with pytest.raises(db.DatabaseURLError, match=r"write e\.g\. postgresql\+asyncpg://user:password@host/name") as refused:
+    with pytest.raises(
+        db.DatabaseURLError, match=r"write e\.g\. postgresql\+asyncpg://user:password@host/name"
+    ) as refused:
         parse_url(wrong)
     assert "\n" not in str(refused.value)
 
@@ -43,7 +52,7 @@ def test_password_is_not_shown() -> None:
 
 def test_driver_that_is_not_installed() -> None:
     """A driver that cannot be imported is named."""
-    with pytest.raises(db.DatabaseURLError, match="mysql.* cannot be imported"):
+    with pytest.raises(db.DatabaseURLError, match=r"mysql.* cannot be imported"):
         parse_url("mysql+mysqldb://host/name")
 
 
@@ -60,7 +69,7 @@ def test_driver_that_is_not_installed() -> None:
     ],
 )
 def test_memory_is_refused(memory: str) -> None:
-    """G: a SQLite database in memory, which all sessions would share in one transaction, is refused in all spellings."""
+    """G: a SQLite database in memory, which all sessions would share, is refused in all spellings."""
     with pytest.raises(db.DatabaseURLError, match=r"use a file, e\.g\. sqlite\+aiosqlite:///\./app\.db"):
         db.Database(memory)
 

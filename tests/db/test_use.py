@@ -309,7 +309,7 @@ async def test_lazy_load_after_the_end(postgres: Observer) -> None:
 
 
 async def test_pool_exhausted_names_the_cause(database: db.Database) -> None:
-    """C4: nested scopes that need more connections than the pool has get a named error that says why, and then go on."""
+    """C4: nested scopes that need more connections than the pool has get a named error that says why."""
     small = db.Database(database.url, pool_size=1, pool_timeout=0.1, default=True)
     async with db.scope():
         await insert("outer")
@@ -338,7 +338,7 @@ async def test_worker_thread(rows: Count, postgres: Observer) -> None:
         session = await db.session()
         await insert("a")
         attempts: list[Callable[[], Any]] = [
-            lambda: asyncio.run(session.execute(SLEEP)),  # type: ignore[arg-type]
+            lambda: asyncio.run(session.execute(SLEEP)),
             lambda: session.sync_session.execute(SLEEP),
             lambda: session.add(Note(words="thread")),
             lambda: asyncio.run(session.commit()),
@@ -406,8 +406,7 @@ async def test_objects_are_not_added_during_a_flush(postgres: Observer, rows: Co
 
 async def slow_inserts(postgres: Observer) -> None:
     await postgres.execute(
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$"
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$"
     )
     await postgres.execute("CREATE TRIGGER slow BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION wait()")
 

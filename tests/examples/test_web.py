@@ -62,6 +62,12 @@ async def progress(client: httpx.AsyncClient, scan_id: int) -> dict[str, Any]:
     return scan
 
 
+def connections(observer: redis.Redis) -> int:
+    """How many clients Redis has."""
+    clients: Any = observer.client_list()
+    return len(clients)
+
+
 async def test_scan_is_done_by_the_worker(
     client: httpx.AsyncClient, folder: Path, database_url: str, redis_url: str
 ) -> None:
@@ -167,12 +173,12 @@ async def test_application_closes_what_it_opened(
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
     with closing(redis.Redis.from_url(redis_url)) as observer:
-        before = len(observer.client_list())
+        before = connections(observer)
         for _ in range(2):
             async with serving(app) as client:
                 await start(client, folder)
-                assert len(observer.client_list()) > before
+                assert connections(observer) > before
             await eventually(postgres.backends, equals=0)
-            await eventually(lambda: len(observer.client_list()), equals=before)
+            await eventually(lambda: connections(observer), equals=before)
     db.set_default_database(None)
     set_default_queue(None)

@@ -28,6 +28,7 @@ STUCK = 70
 """The exit code of a process that something keeps from going on (EX_SOFTWARE, sysexits.h)."""
 
 _LONGEST_INTERVAL = 0.5  # seconds: an abort is heard within a second
+_STOPPING = 1.0  # seconds
 _SAY_AGAIN = 30.0  # seconds between two warnings of the same trouble
 
 
@@ -68,9 +69,9 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the thread."""
+        """End, and wait for the thread, unless Redis keeps it from answering: it is a daemon."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_STOPPING)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

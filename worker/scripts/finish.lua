@@ -40,13 +40,13 @@ for i = 3, #ARGV, 6 do
             redis.call('DEL', job, prefix .. 'retry:' .. id)
             redis.call('ZREM', queue, id)
             redis.pcall('ZREM', prefix .. 'abort', id)
+            local key = prefix .. 'result:' .. id
             if keep > 0 and value ~= '' then
-                local key = prefix .. 'result:' .. id
                 -- Where the job is forgotten because another worker has ended it, its word came first.
                 if unknown then redis.call('SET', key, value, 'PX', keep, 'NX')
                 else redis.call('SET', key, value, 'PX', keep) end
             end
-            if not held then
+            if not held and redis.call('EXISTS', key) == 0 then
                 -- A heartbeat may be on its way to take the lost lease again: it must not bring the job back.
                 redis.call('SET', holder, 'ended', 'PX', TOMBSTONE)
             end

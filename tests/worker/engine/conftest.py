@@ -79,8 +79,8 @@ StartWorker = Callable[..., contextlib.AbstractAsyncContextManager[Worker]]
 
 
 @pytest.fixture
-def start(redis_url: str) -> StartWorker:
-    """See `StartWorker`."""
+def start(redis_url: str, queue: Queue) -> StartWorker:
+    """See `StartWorker`. The default queue is on the run's Redis, too."""
 
     @contextlib.asynccontextmanager
     async def started(*tasks: worker.Task[..., Any], url: str = redis_url, **settings: Any) -> AsyncIterator[Worker]:
@@ -115,7 +115,7 @@ class Seen:
 
     def left(self) -> set[str]:
         """All keys but results and what workers say of themselves."""
-        return {key for key in self._observer.keys() if ":result:" not in key and ":health-check" not in key}
+        return {key for key in self._observer.keys("*") if ":result:" not in key and ":health-check" not in key}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import StartRedis
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker
-from worker import JobContext, Queue, task
+from worker import Job, JobContext, Queue, task
 from worker.engine import claimer
 from worker.engine.claimer import Claimer
 from worker.queue import Claim, Entry
@@ -27,7 +27,7 @@ def _nothing_ran() -> None:
 
 
 class TestSeveralQueues:
-    async def test_priority_without_starving(self, start: StartWorker, queue: Queue) -> None:
+    async def test_priority_without_starving(self, start: StartWorker) -> None:
         """The first queue goes first, and the last one still gets its turn while the others are full."""
         for name in ("high", "arq:queue", "low"):
             await note.using(queue=name).enqueue_many({} for _ in range(200))
@@ -35,10 +35,10 @@ class TestSeveralQueues:
             await worker.idle()
         begin = ran[:200]
         assert 150 < begin.count("high") < 200
-        assert 1 <= begin.count("low")
+        assert begin.count("low") >= 1
         assert sorted(ran) == sorted(["high"] * 200 + ["arq:queue"] * 200 + ["low"] * 200)
 
-    async def test_each_wakes(self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_each_wakes(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
         """A job in any of its queues wakes an idle worker."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         async with start(note, queues="high,low,{tagged}"):
@@ -46,7 +46,7 @@ class TestSeveralQueues:
                 await (await note.using(queue=name).enqueue()).result(timeout=5)
         assert ran == ["low", "{tagged}", "high"]
 
-    async def test_one_that_is_broken(self, start: StartWorker, queue: Queue, observer: Any) -> None:
+    async def test_one_that_is_broken(self, start: StartWorker, observer: Any) -> None:
         """A queue whose key is something else does not lose the outcomes of the others."""
         started = asyncio.Event()
 
@@ -86,7 +86,7 @@ class TestWakeups:
         ours.stop()
         await asyncio.wait_for(running, 2)
 
-    async def test_what_falls_due(self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_what_falls_due(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
         """A deferred job that was there before the worker starts when it is due, not at the next poll."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         jobs = await note.using(delay=0.3).enqueue_many([{}, {}])
@@ -127,6 +127,10 @@ async def test_running_elsewhere(start: StartWorker, queue: Queue, observer: Any
     assert observer.zcard("arq:queue") == 1000
 
 
+async def recorded(queue: Queue, job: Job[Any]) -> bool:
+    return (await queue.trace("arq:queue", job.job_id)).result is not None
+
+
 async def test_redis_is_killed(own_redis: StartRedis, start: StartWorker) -> None:
     """A job that runs while Redis dies and comes back, empty, ends once, with its result; the worker lives."""
     server = own_redis()
@@ -148,7 +152,8 @@ async def test_redis_is_killed(own_redis: StartRedis, start: StartWorker) -> Non
         go_on.set()
         await asyncio.sleep(0.3)
         server.restart()
-        assert await job.result(timeout=10) == "done"
+        await eventually(lambda: recorded(queue, job), timeout=10)
+        assert await job.result() == "done"
         assert await (await survive.enqueue()).result(timeout=10) == "done"
         await worker.idle()
     assert len(runs) == 2

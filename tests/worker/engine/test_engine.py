@@ -4,7 +4,7 @@ import asyncio
 import pickle
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -83,10 +83,10 @@ class TestRuns:
         async with start(double) as worker:
             await worker.idle()
             assert [await job.result() for job in jobs[::100]] == [2 * number for number in range(0, 1000, 100)]
-            assert len(await queue.redis.keys("arq:result:*")) == 1000  # type: ignore[misc, unused-ignore]
+            assert len(await queue.redis.keys("arq:result:*")) == 1000
             assert seen.left() == set()
 
-    async def test_concurrency(self, start: StartWorker, queue: Queue, wait: Any, body: Body) -> None:
+    async def test_concurrency(self, start: StartWorker, wait: Any, body: Body) -> None:
         """As many jobs run at once as there are slots, never more; a slot is filled again as soon as it is free."""
         await wait.enqueue_many({} for _ in range(12))
         async with start(wait, concurrency=4) as worker:
@@ -95,9 +95,7 @@ class TestRuns:
             await worker.idle()
         assert (body.most, len(body.ended)) == (4, 12)
 
-    async def test_pushed(
-        self, start: StartWorker, queue: Queue, body: Body, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_pushed(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
         """An idle worker is woken by the enqueue, and whoever waits for the result by its end: nothing is polled."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         monkeypatch.setattr("worker.job._LOOK_AGAIN", 60.0)
@@ -107,7 +105,7 @@ class TestRuns:
             deferred = await double.using(delay=0.2).enqueue(9)
             assert await deferred.result(timeout=5) == 18
 
-    async def test_stock_producer(self, start: StartWorker, stock: ArqRedis, wait: Any) -> None:
+    async def test_stock_producer(self, start: StartWorker, stock: ArqRedis) -> None:
         """A job from a stock arq client is found without a push, and its result read by it."""
         async with start(double):
             await asyncio.sleep(0)
@@ -115,9 +113,7 @@ class TestRuns:
             assert job is not None
             assert await job.result(timeout=5, poll_delay=0.05) == 8
 
-    async def test_producer_clock(
-        self, start: StartWorker, queue: Queue, body: Body, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_producer_clock(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
         """A producer whose clock is a minute ahead waits no longer than others, and can abort what it enqueued."""
         now = time.time_ns
         async with start(double, grace=0):
@@ -128,7 +124,7 @@ class TestRuns:
             assert await quick.result(timeout=1) == 2
             assert await slow.abort(timeout=1)
 
-    async def test_retry_at_once(self, start: StartWorker, queue: Queue) -> None:
+    async def test_retry_at_once(self, start: StartWorker) -> None:
         """A job that asks to run again at once does, without waiting for a poll."""
         tries: list[int] = []
 
@@ -144,7 +140,7 @@ class TestRuns:
             assert time.monotonic() - began < 20 * claimer._POLL / 2
         assert tries == list(range(1, 21))
 
-    async def test_thread(self, start: StartWorker, queue: Queue) -> None:
+    async def test_thread(self, start: StartWorker) -> None:
         """A plain function runs in a thread."""
 
         @task
@@ -156,7 +152,7 @@ class TestRuns:
 
 
 class TestFailures:
-    async def test_hooks(self, start: StartWorker, queue: Queue) -> None:
+    async def test_hooks(self, start: StartWorker) -> None:
         """A hook that raises fails its job at most, also with a cancellation of its own making; the worker goes on."""
         calls: list[str] = []
 
@@ -170,7 +166,7 @@ class TestFailures:
         assert len(calls) == 4
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
-    async def test_base_exceptions(self, start: StartWorker, queue: Queue, error: type[BaseException]) -> None:
+    async def test_base_exceptions(self, start: StartWorker, error: type[BaseException]) -> None:
         """Whatever a body raises, its job fails and the worker lives."""
 
         @task
@@ -183,7 +179,7 @@ class TestFailures:
                 await job.result(timeout=5)
             assert await (await double.enqueue(3)).result(timeout=5) == 6
 
-    async def test_errors_that_cannot_be_said(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+    async def test_errors_that_cannot_be_said(self, start: StartWorker, seen: Seen) -> None:
         """An error that raises when it is looked at ends its job as failed."""
 
         class Unspeakable(Exception):  # noqa: N818 - a test
@@ -199,7 +195,7 @@ class TestFailures:
             await worker.idle()
         assert seen.result(job.job_id)["s"] is False
 
-    async def test_huge_results(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+    async def test_huge_results(self, start: StartWorker, seen: Seen) -> None:
         """A result that is too large fails its job, and one that is large costs no other job its place."""
 
         @task
@@ -212,9 +208,7 @@ class TestFailures:
         assert [seen.result(job.job_id)["s"] for job in jobs] == [True, True, True, False, True]
         assert "too many for a result" in seen.result(jobs[3].job_id)["r"]["message"]
 
-    async def test_arguments_that_json_cannot_say(
-        self, start: StartWorker, queue: Queue, observer: Any, seen: Seen
-    ) -> None:
+    async def test_arguments_that_json_cannot_say(self, start: StartWorker, observer: Any, seen: Seen) -> None:
         """A pickle's arguments, where those are accepted, may be anything: the job's end is recorded without them."""
         job = {"t": None, "f": "double", "a": (), "k": {"number": Unsayable()}, "et": 1}
         observer.set("arq:job:p", pickle.dumps(job))
@@ -242,7 +236,7 @@ class TestFailures:
             assert await (await double.enqueue(3)).result(timeout=5) == 6
 
 
-Abort = Callable[[Job[Any]], Awaitable[bool]]
+Abort = Callable[[Job[Any]], Coroutine[Any, Any, bool]]
 
 
 @pytest.fixture(params=["ours", "stock"])
@@ -259,9 +253,7 @@ def abort(request: pytest.FixtureRequest, stock: ArqRedis) -> Abort:
 
 
 class TestAbort:
-    async def test_running(
-        self, start: StartWorker, queue: Queue, abort: Abort, wait: Any, body: Body, seen: Seen
-    ) -> None:
+    async def test_running(self, start: StartWorker, abort: Abort, wait: Any, body: Body, seen: Seen) -> None:
         """A running job is cancelled within a second, once, and does not run again."""
         async with start(wait) as worker:
             job = await wait.enqueue()
@@ -272,7 +264,7 @@ class TestAbort:
             await worker.idle()
         assert (len(body.began), body.ended, seen.left()) == (1, [], set())
 
-    async def test_deferred(self, start: StartWorker, queue: Queue, abort: Abort, seen: Seen) -> None:
+    async def test_deferred(self, start: StartWorker, abort: Abort, seen: Seen) -> None:
         """A job that is not due yet ends at once, and does not run."""
         async with start(double):
             job = await double.using(delay=3600).enqueue(1)
@@ -280,9 +272,7 @@ class TestAbort:
         assert seen.result(job.job_id)["r"]["type"] == "asyncio.exceptions.CancelledError"
         assert seen.left() == set()
 
-    async def test_queued(
-        self, start: StartWorker, queue: Queue, abort: Abort, wait: Any, body: Body, seen: Seen
-    ) -> None:
+    async def test_queued(self, start: StartWorker, abort: Abort, wait: Any, body: Body, seen: Seen) -> None:
         """A job that waits for a slot ends without running, once there is one."""
         async with start(wait, concurrency=1):
             first = await wait.enqueue()
@@ -295,9 +285,7 @@ class TestAbort:
             assert await first.result(timeout=5) == "waited"
         assert body.began == [first.job_id]
 
-    async def test_unknown(
-        self, start: StartWorker, queue: Queue, stock: ArqRedis, observer: Any, seen: Seen
-    ) -> None:
+    async def test_unknown(self, start: StartWorker, stock: ArqRedis, observer: Any, seen: Seen) -> None:
         """An abort of a job that does not exist means no later job of that id: ours or stock's, of either producer."""
         assert not await Job[int]("x").abort(timeout=1)
         for job_id in ("x", "y"):
@@ -310,7 +298,7 @@ class TestAbort:
             assert await theirs.result(timeout=5, poll_delay=0.05) == 2
         assert seen.left() == set()
 
-    async def test_that_comes_too_late(self, start: StartWorker, queue: Queue) -> None:
+    async def test_that_comes_too_late(self, start: StartWorker) -> None:
         """An abort of a job that has ended is False, and leaves the result as it is."""
         async with start(double):
             job = await double.enqueue(1)
@@ -320,7 +308,7 @@ class TestAbort:
 
 
 class TestExpiry:
-    async def test_of_one_that_waited(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+    async def test_of_one_that_waited(self, start: StartWorker, seen: Seen) -> None:
         """A job that waited for longer than it may fails without running."""
         job = await double.using(expires=0.05).enqueue(1)
         await eventually(lambda: "arq:job:" not in str(seen.left()))
@@ -329,9 +317,7 @@ class TestExpiry:
                 await job.result(timeout=5)
         assert seen.left() == set()
 
-    async def test_of_one_that_runs(
-        self, start: StartWorker, queue: Queue, wait: Any, body: Body, observer: Any
-    ) -> None:
+    async def test_of_one_that_runs(self, start: StartWorker, wait: Any, body: Body, observer: Any) -> None:
         """A job that began in time does not expire, however long it runs, nor when it is interrupted."""
         job = await wait.using(expires=0.2).enqueue()
         async with start(wait, grace=0):
@@ -345,7 +331,7 @@ class TestExpiry:
 
 
 class TestDrain:
-    async def test_grace(self, start: StartWorker, queue: Queue, wait: Any, body: Body, seen: Seen) -> None:
+    async def test_grace(self, start: StartWorker, wait: Any, body: Body, seen: Seen) -> None:
         """Running jobs may finish within the grace time; nothing new is claimed."""
         async with start(wait, concurrency=1) as worker:
             first = await wait.enqueue()
@@ -366,15 +352,15 @@ class TestDrain:
         before = await queue.redis.zscore("arq:queue", job.job_id)
         for times in range(6):
             async with start(wait, grace=0, max_tries=3):
-                await eventually(lambda expected=times + 1: len(body.began) == expected)
+                await eventually(lambda: len(body.began), equals=times + 1)
             assert seen.left() == {"arq:queue", f"arq:job:{job.job_id}"}
             assert await queue.redis.zscore("arq:queue", job.job_id) == before
         body.go_on.set()
         async with start(wait, max_tries=3):
             assert await job.result(timeout=5) == "waited"
-        assert (await job.info()).tries == 1  # type: ignore[union-attr]
+        assert (await job.info()).tries == 1
 
-    async def test_hurry(self, start: StartWorker, queue: Queue, wait: Any, body: Body) -> None:
+    async def test_hurry(self, start: StartWorker, wait: Any, body: Body) -> None:
         """Told to hurry, it interrupts what runs at once."""
         async with start(wait, grace=60) as worker:
             await wait.enqueue()
@@ -384,9 +370,7 @@ class TestDrain:
             worker.engine.hurry()
             assert await asyncio.wait_for(draining, 2)
 
-    async def test_one_that_does_not_end(
-        self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_one_that_does_not_end(self, start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         """A job that ignores its interruption is left: the drain ends, and its lease is let go."""
         monkeypatch.setattr("worker.engine.engine._UNWINDING", 0.2)
         release = threading.Event()
@@ -403,7 +387,7 @@ class TestDrain:
         assert f"arq:in-progress:{job.job_id}" in seen.left()
         await eventually(lambda: f"arq:in-progress:{job.job_id}" not in seen.left())
 
-    async def test_hooks_end_too(self, start: StartWorker, queue: Queue) -> None:
+    async def test_hooks_end_too(self, start: StartWorker) -> None:
         """after_job_end of the last jobs has run when the drain ends."""
         ended: list[str] = []
 
@@ -419,7 +403,7 @@ class TestDrain:
 
 
 class TestLoops:
-    async def test_one_that_keeps_failing(self, start: StartWorker, queue: Queue) -> None:
+    async def test_one_that_keeps_failing(self, start: StartWorker) -> None:
         """A loop that fails for no fault of Redis' is started again, and ends the engine if it keeps failing."""
 
         async def broken(*_: object) -> None:

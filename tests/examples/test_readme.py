@@ -1,0 +1,123 @@
+"""What README.md promises: its example runs, its table of settings is the code's, its links lead somewhere."""
+
+import asyncio
+import os
+import re
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic_core import PydanticUndefined
+
+from tests.servers import Observer
+from tests.waiting import eventually
+from worker.config import Config
+
+PROJECT = Path(__file__).parent.parent.parent
+README = (PROJECT / "README.md").read_text()
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SETTINGS = re.compile(r"<!-- settings: .* -->\n(.*)<!-- end of settings -->", re.DOTALL)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with README's example in it: each of its code blocks begins with the name of its file."""
+    for language, block in _BLOCK.findall(README):
+        if language == "python":
+            first, _, code = block.partition("\n")
+            file = tmp_path / first.removeprefix("# ")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(code)
+    for name in re.findall("an empty `(.*?)`", README):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@asynccontextmanager
+async def running(*command: str, folder: Path, **settings: str) -> AsyncIterator[Process]:
+    """One of README's commands, started in `folder`, and stopped with the block."""
+    program = Path(sys.executable).with_name(command[0])
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), **settings}
+    process = await asyncio.create_subprocess_exec(program, *command[1:], cwd=folder, env=environment)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def test_example_runs(project: Path, database_url: str, redis_url: str, postgres: Observer) -> None:
+    """README's task, registry line, application and commands, word for word: an order that is made is shipped."""
+    commands = [line.split()[1:] for line in README.splitlines() if line.startswith("$ ")]
+    assert ["arq", "worker.Settings"] in commands
+    assert ["uvicorn", "app:app"] in commands
+    await postgres.execute("CREATE TABLE orders (id int PRIMARY KEY, state text)")
+    socket = str(project / "s")
+    settings = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    transport = httpx.AsyncHTTPTransport(uds=socket)
+    async with (
+        running("arq", "worker.Settings", folder=project, **settings),
+        running("uvicorn", "app:app", "--uds", socket, folder=project, **settings),
+        httpx.AsyncClient(transport=transport, base_url="http://shop") as client,
+    ):
+        await eventually(Path(socket).exists, timeout=30)
+        assert (await client.post("/orders/7")).status_code == 200
+        await eventually(
+            lambda: postgres.fetchval("SELECT state FROM orders WHERE id = 7"), timeout=30, equals="shipped"
+        )
+        assert (await client.post("/orders/7")).status_code == 500
+
+
+def test_example_is_as_short_as_it_says() -> None:
+    """The example is for reading: no more than 25 lines of code."""
+    blocks = [block for language, block in _BLOCK.findall(README) if language == "python"]
+    assert sum(bool(line.strip()) for block in blocks for line in block.splitlines()) <= 25
+
+
+def test_settings_are_those_of_the_code() -> None:
+    """The table of settings says what `Config` says, word for word."""
+    found = _SETTINGS.search(README)
+    assert found is not None
+    assert found[1] == settings_table()
+
+
+def test_links_lead_somewhere() -> None:
+    """Every file that README links to is there."""
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (PROJECT / link).is_file()] == []
+
+
+def test_make_knows_its_commands() -> None:
+    """Every `make` command that README shows is a target of the Makefile."""
+    targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(r"make ([a-z]+)", "\n".join(line for line in README.splitlines() if line.startswith("$ ")))
+    assert shown
+    assert set(shown) <= set(targets)
+
+
+def settings_table() -> str:
+    """The settings as a table: variable, default, and the text under the field."""
+    rows = ["| Variable | Default | |", "|---|---|---|"]
+    for name, field in Config.model_fields.items():
+        rows.append(f"| `{Config.variable(name)}` | {_shown(field.default)} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: object) -> str:
+    match default:
+        case None:
+            return ""
+        case _ if default is PydanticUndefined:  # made by a factory, which the text tells of
+            return ""
+        case bool():
+            return f"`{str(default).lower()}`"
+        case float():
+            return f"`{default:g}`"
+        case _:
+            return f"`{default}`"

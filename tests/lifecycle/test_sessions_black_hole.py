@@ -1,0 +1,193 @@
+"""B6: a database that stops answering, and does not say so, at every moment of a scope."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import text
+
+import db
+from db.transient import Transient, transient
+from tests.proxy import Proxy
+from tests.servers import Observer
+from tests.waiting import eventually
+
+# Seconds: the limits of the database under test, and so what a statement may take in all.
+CONNECT, STATEMENT = 0.5, 0.5
+TIMEOUT = CONNECT + STATEMENT
+
+INSERT = text("INSERT INTO note (words) VALUES ('a')")
+
+
+@pytest.fixture
+async def proxy(database_url: str, postgres: Observer) -> AsyncIterator[Proxy]:
+    await postgres.execute("CREATE TABLE note (id serial PRIMARY KEY, words text)")
+    async with Proxy(database_url) as proxy:
+        yield proxy
+        await proxy.resume()
+
+
+@pytest.fixture
+async def database(proxy: Proxy) -> AsyncIterator[db.Database]:
+    """The default database, with one connection: a slot that is not free shows."""
+    database = db.Database(
+        proxy.url, default=True, pool_size=1, pool_timeout=1, connect_timeout=CONNECT, statement_timeout=STATEMENT
+    )
+    yield database
+    db.set_default_database(None)
+    await database.dispose()
+
+
+async def insert() -> None:
+    await (await db.session()).execute(INSERT)
+
+
+async def works_again(proxy: Proxy, postgres: Observer) -> None:
+    """The pool's one slot is free, and no backend is left in a transaction."""
+    await proxy.resume()
+    await db.isolated(insert)
+    await eventually(postgres.idle_in_transaction, equals=0)
+
+
+async def test_in_a_statement(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """A statement that is not answered fails after the limits as a lost connection, and the slot is free."""
+    started = 0.0
+    with pytest.raises(db.DatabaseUnreachableError, match="no answer from PostgreSQL") as lost:
+        async with db.scope():
+            await insert()
+            proxy.blackhole()
+            started = time.monotonic()
+            await insert()
+    assert TIMEOUT <= time.monotonic() - started < 2 * TIMEOUT
+    assert transient(lost.value) is Transient.LOST
+    await works_again(proxy, postgres)
+
+
+async def test_in_the_rollback(
+    database: db.Database, proxy: Proxy, postgres: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A ROLLBACK that is not answered is given up with its connection, and the error that caused it comes out."""
+    started = 0.0
+    with caplog.at_level(logging.WARNING, "db"), pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            await insert()
+            proxy.blackhole()
+            started = time.monotonic()
+            raise ZeroDivisionError
+    assert time.monotonic() - started < 2 * TIMEOUT
+    assert "its connection is thrown away" in caplog.text
+    await works_again(proxy, postgres)
+    assert await postgres.fetchval("SELECT count(*) FROM note") == 1
+
+
+async def test_in_the_commit(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """A COMMIT that is not answered fails after the limits as a lost connection: whether it committed is not known."""
+    started = 0.0
+    with pytest.raises(db.DatabaseUnreachableError) as lost:
+        async with db.scope():
+            await insert()
+            proxy.blackhole()
+            started = time.monotonic()
+    assert TIMEOUT <= time.monotonic() - started < 2 * TIMEOUT
+    assert transient(lost.value) is Transient.LOST
+    await works_again(proxy, postgres)
+
+
+async def test_in_the_commit_and_cancelled(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """Nor does a cancellation make that wait longer, or hide the error."""
+
+    async def work() -> None:
+        async with db.scope():
+            await insert()
+            proxy.blackhole()
+
+    task = asyncio.create_task(work())
+    await eventually(lambda: proxy.count("^INSERT"), equals=1)
+    started = time.monotonic()
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises((db.DatabaseUnreachableError, asyncio.CancelledError)):
+        await task
+    assert time.monotonic() - started < 2 * TIMEOUT
+    await works_again(proxy, postgres)
+
+
+async def test_cancelled_in_a_statement(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """A statement that is not answered can be cancelled at once, and the slot is free."""
+
+    async def work() -> None:
+        async with db.scope():
+            await insert()
+            proxy.blackhole()
+            await insert()
+
+    task = asyncio.create_task(work())
+    await eventually(lambda: proxy.count("^INSERT"), equals=1)
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - started < TIMEOUT / 2
+    await works_again(proxy, postgres)
+
+
+async def test_in_the_ping(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """A pooled connection that is not answered is given up after the connect timeout, and so is its successor."""
+    await db.isolated(insert)
+    proxy.blackhole()
+    started = time.monotonic()
+    with pytest.raises(db.DatabaseUnreachableError) as lost:
+        await db.isolated(insert)
+    assert time.monotonic() - started < 2 * CONNECT + 0.5
+    assert transient(lost.value) is Transient.LOST
+    await works_again(proxy, postgres)
+
+
+async def test_in_the_ping_of_one_connection(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """If only the pooled connection is dead, as behind a forgetful firewall, the scope works after a wait."""
+    await db.isolated(insert)
+    proxy.blackhole()
+    asyncio.get_running_loop().call_later(CONNECT * 1.2, lambda: asyncio.ensure_future(proxy.resume()))
+    await db.isolated(insert)
+    assert await postgres.fetchval("SELECT count(*) FROM note") == 2
+
+
+async def test_while_connecting(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """A connection that is accepted and then not answered fails after the connect timeout."""
+    proxy.blackhole()
+    started = time.monotonic()
+    with pytest.raises(db.DatabaseUnreachableError) as lost:
+        await db.isolated(insert)
+    assert time.monotonic() - started < 2 * CONNECT
+    assert transient(lost.value) is Transient.LOST
+    await works_again(proxy, postgres)
+
+
+async def test_with_a_sibling_in_flight(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+    """A scope that fails while a child waits for the dead database ends at once, and the child gets a named error."""
+    started = 0.0
+    with pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            await insert()
+            proxy.blackhole()
+            child = asyncio.create_task(insert())
+            await asyncio.sleep(0.05)
+            started = time.monotonic()
+            raise ZeroDivisionError
+    assert time.monotonic() - started < TIMEOUT
+    with pytest.raises(db.ScopeEndedError):
+        await child
+    await works_again(proxy, postgres)
+
+
+async def test_dispose(database: db.Database, proxy: Proxy) -> None:
+    """`dispose` does not wait for goodbyes that are not answered."""
+    await db.isolated(insert)
+    proxy.blackhole()
+    started = time.monotonic()
+    await database.dispose()
+    assert time.monotonic() - started < 3

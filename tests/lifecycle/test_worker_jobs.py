@@ -1,0 +1,233 @@
+"""Jobs in a real worker, ``arq worker.Settings``: what comes back, and what is left in the database."""
+
+import asyncio
+import json
+import pickle
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis, create_pool
+
+import db
+import worker
+from tests.commands import Command
+from tests.lifecycle import chores
+from tests.servers import Observer
+from tests.waiting import eventually
+from worker import Job, JobFailed, JobStatus, deserialize, serialize
+from worker.settings import redis_settings
+
+SOON = 20.0  # seconds that a worker may need to start, and to run a job
+
+
+@pytest.fixture
+async def arq(
+    worker_settings: dict[str, str], notes: None, default_queue: worker.Queue, tmp_path: Path
+) -> AsyncIterator[Command]:
+    """A worker that does the chores."""
+    settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.chores"}
+    with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as command:
+        yield command
+
+
+@pytest.fixture
+async def words(postgres: Observer) -> Any:
+    """The words of all rows of `note`, sorted."""
+
+    async def ask() -> list[str]:
+        return [row["words"] for row in await postgres.fetch("SELECT words FROM note ORDER BY words")]
+
+    return ask
+
+
+@pytest.fixture
+async def arq_client(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """A stock client with our codec."""
+    client = await create_pool(redis_settings(redis_url), job_serializer=serialize, job_deserializer=deserialize)
+    yield client
+    await client.aclose()
+
+
+@pytest.mark.usefixtures("arq")
+class TestResults:
+    async def test_come_back_as_what_the_tasks_promise(self, words: Any, arq_client: ArqRedis) -> None:
+        """Coroutines and plain functions, with sessions, resources, retries; each leaves the rows that it committed."""
+        receipt = await chores.add.enqueue("abc")
+        threaded = await chores.in_a_thread.enqueue("from a thread")
+        third = await chores.again.enqueue()
+        greeting = await chores.greet.enqueue(name="World")
+        await arq_client.enqueue_job("arq_function", 21, _job_id="old")
+        assert await receipt.result(SOON) == chores.Receipt(number=3, at=datetime(2026, 1, 2, tzinfo=UTC))
+        assert await threaded.result(SOON) == "from a thread"
+        assert await third.result(SOON) == 3
+        assert await greeting.result(SOON) == "Hello, World"
+        assert await Job("old").result(SOON) == [42, 1, "Hello"]
+        info = await third.info()
+        assert info is not None
+        assert (info.tries, info.success, info.result) == (3, True, 3)
+        expected = ["abc", "arq 21", "attempt 3", "from a thread", "from arq 21"]
+        assert await eventually(words, timeout=SOON, equals=expected)
+
+    async def test_errors_come_back_and_leave_nothing(self, words: Any, postgres: Observer) -> None:
+        """Each way to fail is told as it is, the worker goes on, and the database has no trace of it."""
+        for how, kind, reason in (
+            ("built-in", KeyError, "built-in"),
+            ("its own", JobFailed, "tests.lifecycle.chores.OutOfStockError: its own"),
+            ("cancelled", asyncio.CancelledError, "cancelled"),
+            ("exit", JobFailed, "SystemExit: 3"),
+            ("swallow", JobFailed, "PoisonedTransactionError"),
+            ("result", TypeError, "JSON cannot say this builtin_function_or_method"),
+            ("deferred", JobFailed, "ForeignKeyViolation"),
+        ):
+            job = await chores.fail.enqueue(how)
+            with pytest.raises(kind) as caught:
+                await job.result(SOON)
+            assert reason in str(caught.value)
+            info = await job.info()
+            assert info is not None
+            assert (info.success, info.tries, await job.status()) == (False, 1, JobStatus.complete)
+        with pytest.raises(TimeoutError, match=r"slow took longer than its timeout, 0\.3 s"):
+            await (await chores.slow.enqueue()).result(SOON)
+        assert await (await chores.greet.enqueue("after all that")).result(SOON) == "Hello, after all that"
+        assert await words() == []
+        await eventually(lambda: postgres.backends("active"), equals=0)
+        assert await postgres.idle_in_transaction() == 0
+
+    async def test_a_job_enqueued_by_a_job_goes_with_its_transaction(self, words: Any) -> None:
+        """It runs if the job commits, and does not exist if the job fails."""
+        with pytest.raises(ValueError):  # noqa: PT011 - the task's own, which has no text
+            await (await chores.hand_on.enqueue("lost", commit=False)).result(SOON)
+        await (await chores.hand_on.enqueue("kept", commit=True)).result(SOON)
+        assert await eventually(words, timeout=SOON, equals=["handed on kept", "kept"])
+
+    async def test_a_job_of_a_scope_runs_after_its_commit(
+        self, words: Any, database_url: str, default_queue: worker.Queue
+    ) -> None:
+        """The web app's side: a job enqueued in a transaction starts once that has committed, or never."""
+        database = db.Database(database_url, default=True)
+        try:
+            async with db.scope():
+                await (await db.session()).execute(chores.INSERT, {"words": "row"})
+                kept = await chores.add.enqueue("kept")
+                assert await default_queue.depth("arq:queue") == 0
+            await kept.result(SOON)
+            with pytest.raises(ZeroDivisionError):
+                async with db.scope():
+                    await chores.add.enqueue("lost")
+                    raise ZeroDivisionError
+        finally:
+            await database.dispose()
+            db.set_default_database(None)
+        await (await chores.add.enqueue("later")).result(SOON)
+        assert await words() == ["kept", "later", "row"]
+
+
+@pytest.mark.usefixtures("arq")
+class TestStockClient:
+    async def test_enqueues_and_reads(self, arq_client: ArqRedis, words: Any) -> None:
+        """`enqueue_job` with positional and named arguments, then `result`, `info` and `status`."""
+        job = await arq_client.enqueue_job("add", "abc")
+        assert job is not None
+        assert await job.result(timeout=SOON, poll_delay=0.05) == {"number": 3, "at": "2026-01-02T00:00:00Z"}
+        info = await job.result_info()
+        assert info is not None
+        assert (info.success, info.function, list(info.args), info.queue_name) == (True, "add", ["abc"], "arq:queue")
+        assert (await job.status()).value == "complete"
+        failing = await arq_client.enqueue_job("fail", how="built-in")
+        assert failing is not None
+        with pytest.raises(KeyError, match="built-in"):
+            await failing.result(timeout=SOON, poll_delay=0.05)
+        assert await words() == ["abc"]
+
+    async def test_wrong_arguments_fail_the_job(self, arq_client: ArqRedis, words: Any) -> None:
+        """What our own `enqueue` would have refused fails in the worker, before a session is opened."""
+        for job in (
+            await arq_client.enqueue_job("add"),
+            await arq_client.enqueue_job("add", 1, 2),
+            await arq_client.enqueue_job("add", "a", more=1),
+            await arq_client.enqueue_job("add", {"a": 1}),
+        ):
+            assert job is not None
+            with pytest.raises((JobFailed, TypeError), match=r"words|more"):
+                await job.result(timeout=SOON, poll_delay=0.05)
+        assert await words() == []
+
+
+class TestBadInput:
+    async def test_garbage_in_the_queue_fails_alone(
+        self, arq: Command, default_queue: worker.Queue, words: Any
+    ) -> None:
+        """D11: what cannot be read becomes a failed job with a readable error, and the worker goes on."""
+        redis = default_queue.redis
+        et = 1_700_000_000_000
+        for job_id, raw, reason in (
+            ("not-json", b"\xff\xfe", "not JSON"),
+            ("empty", b"", "not JSON"),
+            ("no-object", b"[1,2]", "list where an object is wanted"),
+            ("no-job", b"{}", "it wants f"),
+            ("no-name", json.dumps({"f": ["x"], "a": [], "k": {}, "et": et}).encode(), "it wants f"),
+            ("no-time", json.dumps({"f": "add", "a": ["x"], "k": {}, "et": 10**30}).encode(), "et, its enqueue time"),
+            ("pickle", pickle.dumps({"f": "add", "a": ("x",), "k": {}, "et": et, "t": None}), "WORKER_ACCEPT_PICKLE"),
+        ):
+            await redis.set(f"arq:job:{job_id}", raw, px=60_000)
+            await redis.zadd("arq:queue", {job_id: 1})
+            with pytest.raises(JobFailed) as caught:
+                await Job(job_id).result(SOON)
+            assert caught.value.type == "worker.errors.PayloadError"
+            assert reason in caught.value.message
+        await (await chores.add.enqueue("after all that")).result(SOON)
+        assert await words() == ["after all that"]
+        assert "the engine stumbled" not in arq.output
+
+    @pytest.mark.usefixtures("notes")
+    async def test_a_pickle_is_taken_where_it_is_accepted(
+        self, worker_settings: dict[str, str], redis_url: str, words: Any, tmp_path: Path
+    ) -> None:
+        """A fleet moves over from arq with its queue."""
+        client = await create_pool(redis_settings(redis_url))
+        await client.enqueue_job("add", words="pickled")
+        await client.aclose()
+        settings = worker_settings | {
+            "WORKER_REGISTRY": "tests.lifecycle.chores",
+            "WORKER_ACCEPT_PICKLE": "true",
+        }
+        with Command("arq", "worker.Settings", "--burst", folder=tmp_path, environment=settings) as command:
+            assert await command.ends() == 0
+        assert await words() == ["pickled"]
+
+    @pytest.mark.usefixtures("arq")
+    async def test_an_unknown_task_fails_with_its_name(
+        self, worker_settings: dict[str, str], tmp_path: Path, arq_client: ArqRedis
+    ) -> None:
+        """Once a deploy would have brought it (WORKER_UNKNOWN_FOR), a job that nobody knows fails."""
+        job = await arq_client.enqueue_job("nobody_knows", _queue_name="strange")
+        assert job is not None
+        settings = worker_settings | {
+            "WORKER_REGISTRY": "tests.lifecycle.chores",
+            "WORKER_QUEUE": "strange",
+            "WORKER_UNKNOWN_FOR": "0.5",
+        }
+        with (
+            Command("arq", "worker.Settings", folder=tmp_path, environment=settings),
+            pytest.raises(JobFailed, match="nobody_knows") as caught,
+        ):
+            await Job(job.job_id, queue_name="strange").result(SOON)
+        assert caught.value.type == "worker.errors.UnknownTaskError"
+
+
+class TestSchedule:
+    @pytest.mark.usefixtures("notes")
+    async def test_scheduled_tasks_run_by_themselves(
+        self, worker_settings: dict[str, str], words: Any, tmp_path: Path
+    ) -> None:
+        """`@cron` and arq's own `cron()` in TASKS."""
+        settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.chores_by_the_clock"}
+
+        async def kinds() -> set[str]:
+            return {each.rpartition(" ")[0] for each in await words()}
+
+        with Command("arq", "worker.Settings", folder=tmp_path, environment=settings):
+            await eventually(kinds, timeout=SOON, equals={"tick", "arq cron"})

@@ -1,0 +1,315 @@
+"""``arq worker.Settings`` as a process: how it starts, what it says when it cannot, and how it ends."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+import worker
+from tests.commands import REPOSITORY, bare_environment
+from tests.conftest import StartRedis
+from tests.lifecycle.conftest import Project
+from tests.servers import Observer
+from tests.waiting import eventually
+from worker import Job, task
+
+
+@task(name="send")
+async def send(to: str) -> str:
+    raise NotImplementedError("the project's own runs")
+
+
+@pytest.mark.usefixtures("default_queue")
+class TestStart:
+    async def test_burst_runs_what_is_there_and_ends(self, project: Project) -> None:
+        """Exit code 0, and the result is there."""
+        job = await send.enqueue("a")
+        with project.arq("worker.Settings", "--burst") as arq:
+            assert await arq.ends() == 0
+            assert "Traceback" not in arq.output
+        assert await job.result(timeout=1) == "sent to a"
+
+    async def test_check_tells_whether_a_worker_lives(self, project: Project) -> None:
+        """`--check` ends with 1 without a worker, with 0 beside one, and with 1 again once that has gone."""
+
+        async def checked() -> int:
+            with project.arq("worker.Settings", "--check") as check:
+                return await check.ends()
+
+        assert await checked() == 1
+        with project.arq() as arq:
+            await arq.says("Starting worker")
+            await eventually(checked, timeout=20, equals=0)
+            arq.send(signal.SIGTERM)
+            assert await arq.ends() == 0
+        assert await checked() == 1
+
+    async def test_beside_another_project_that_is_installed(self, project: Project) -> None:
+        """The tasks are those of the working directory, also where another `tasks` is installed."""
+        other = Project(project.folder / "other", project.settings)
+        other.write("tasks/mail.py", MAIL.format("the other"))
+        job = await send.enqueue("a")
+        path = os.pathsep.join([str(project.folder), str(REPOSITORY)])
+        with other.arq("worker.Settings", "--burst", PYTHONPATH=path) as arq:
+            assert await arq.ends() == 0
+        assert await job.result(timeout=1) == "the other"
+
+    async def test_of_an_installed_project(self, project: Project, tmp_path: Path) -> None:
+        """A project that is installed runs from any folder, by the command `arq` too."""
+        installed, anywhere = tmp_path / "site-packages", tmp_path / "anywhere"
+        anywhere.mkdir()
+        shutil.copytree(project.folder / "tasks", installed / "tasks")
+        for package in ("db", "worker"):
+            shutil.copytree(REPOSITORY / package, installed / package, ignore=shutil.ignore_patterns("__pycache__"))
+        job = await send.enqueue("a")
+        environment = bare_environment(**project.settings) | {"PYTHONPATH": str(installed)}
+        command = [str(Path(sys.executable).parent / "arq"), "worker.Settings", "--burst"]
+        done = await asyncio.to_thread(
+            subprocess.run, command, cwd=anywhere, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert await job.result(timeout=1) == "sent to a"
+
+    async def test_of_a_projects_own_settings_class(self, project: Project, default_queue: worker.Queue) -> None:
+        """A subclass of `worker.Settings` and one made by `build` run the tasks and their own hooks."""
+        project.write(
+            "settings.py",
+            """
+            import worker
+            from worker.config import Config
+            from worker.settings import build
+
+            async def note(ctx, event):
+                await ctx["redis"].rpush("events", event)
+
+            class Mine(worker.Settings):
+                ctx = {"mine": "ctx"}
+
+                async def on_startup(ctx):
+                    await note(ctx, f"startup {ctx['mine']}")
+
+                async def on_shutdown(ctx):
+                    await note(ctx, "shutdown")
+
+                async def on_job_start(ctx):
+                    await note(ctx, f"job start {ctx['job_id']}")
+
+                async def on_job_end(ctx):
+                    await note(ctx, f"job end {ctx['session'] is not None}")
+
+                async def after_job_end(ctx):
+                    await note(ctx, "after job end")
+                    raise ValueError("nobody minds")
+
+            Slow = build(Config.load(queue="slow"))
+            """,
+        )
+        quick = await send.using(job_id="q").enqueue("a")
+        slow = await send.using(queue="slow").enqueue("b")
+        with project.arq("settings.Mine", "--burst") as arq:
+            assert await arq.ends() == 0
+            assert "nobody minds" in arq.output
+        assert await quick.result(timeout=1) == "sent to a"
+        events = await default_queue.redis.lrange("events", 0, -1)  # type: ignore[misc]  # redis-py's types are sync's too
+        assert events == [b"startup ctx", b"job start q", b"job end True", b"after job end", b"shutdown"]
+        assert await slow.status() is worker.JobStatus.queued
+        with project.arq("settings.Slow", "--burst") as arq:
+            assert await arq.ends() == 0
+        assert await slow.result(timeout=1) == "sent to b"
+
+    async def test_on_a_redis_with_a_strange_password(self, project: Project, own_redis: StartRedis) -> None:
+        """A password with reserved characters, written as a URL wants it, opens Redis for the worker and for arq."""
+        server = own_redis(requirepass="p@ss/w:r#d?")
+        address = server.url.partition("//")[2].rpartition("@")[2]
+        url = f"redis://:p%40ss%2Fw%3Ar%23d%3F@{address}"
+        queue = worker.Queue(url, default=True)
+        job = await send.enqueue("a")
+        with project.arq("worker.Settings", "--burst", REDIS_URL=url) as arq:
+            assert await arq.ends() == 0
+        assert await job.result(timeout=1) == "sent to a"
+        await queue.close()
+        worker.set_default_queue(None)
+
+
+MAIL = textwrap.dedent(
+    """
+    from worker import task
+
+    @task
+    async def send(to: str) -> str:
+        return {!r}
+    """
+)
+
+
+class TestCannotStart:
+    @pytest.mark.parametrize(
+        ("settings", "lines"),
+        [
+            ({"DATABASE_URL": ""}, ["DATABASE_URL is not set. Example: DATABASE_URL=postgresql+asyncpg://"]),
+            ({"REDIS_URL": ""}, ["REDIS_URL is not set. Example: REDIS_URL=redis://"]),
+            ({"DATABASE_URL": "", "REDIS_URL": ""}, ["DATABASE_URL is not set", "REDIS_URL is not set"]),
+            ({"DATABASE_URL": "postgres//app:secret@x"}, ["DATABASE_URL: "]),
+            ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL: not a Redis URL"]),
+            ({"WORKER_CONCURRENCY": "many"}, ["WORKER_CONCURRENCY='many' is not a whole number, 1 or more. Example:"]),
+            (
+                {"WORKER_GRACE": "-1", "WORKER_MAX_TRIES": "0"},
+                ["WORKER_MAX_TRIES='0' is not a whole number", "WORKER_GRACE='-1' is not a number of seconds"],
+            ),
+            ({"WORKER_REGISTRY": "nowhere.registry"}, ["there is no module nowhere"]),
+        ],
+        ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+    )
+    async def test_a_wrong_setting_is_a_line_each(
+        self, project: Project, settings: dict[str, str], lines: list[str]
+    ) -> None:
+        """The variable and an example, exit code 2, and no traceback."""
+        with project.arq(**settings) as arq:
+            assert await arq.ends() == 2
+            said = arq.output.strip().splitlines()
+        assert len(said) == len(lines)
+        for line, expected in zip(said, lines, strict=True):
+            assert expected in line
+        assert "secret" not in "\n".join(said)
+
+    async def test_a_broken_task_is_told_with_its_place(self, project: Project) -> None:
+        """All that is wrong with the tasks, a line each, exit code 2."""
+        project.write("tasks/mail.py", "import nothing_of_the_kind\n")
+        project.write("tasks/registry.py", 'TASKS = ("tasks.mail.send", "tasks.other.go")\n')
+        with project.arq() as arq:
+            assert await arq.ends() == 2
+            assert "tasks/mail.py:1" in arq.output
+            assert "tasks.other" in arq.output
+            assert "Traceback" not in arq.output
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            ({"REDIS_URL": "redis://:secret@127.0.0.1:1/0"}, "REDIS_URL: no answer within 0.5 s ("),
+            ({"DATABASE_URL": "postgresql://app:secret@127.0.0.1:1/app"}, "DATABASE_URL: no answer within 0.5 s ("),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    async def test_a_server_that_is_away_is_waited_for_and_told(
+        self, project: Project, settings: dict[str, str], expected: str
+    ) -> None:
+        """After WORKER_CONNECT_WAIT, and not before: a line that names the variable, exit code 1, no traceback."""
+        started = time.monotonic()
+        with project.arq(**settings, WORKER_CONNECT_WAIT="0.5") as arq:
+            assert await arq.ends() == 1
+            assert time.monotonic() - started >= 0.5
+            assert arq.output.strip().splitlines()[-1].startswith(expected)
+            assert "Traceback" not in arq.output
+            assert "secret" not in arq.output
+
+    async def test_a_wrong_name_or_password_is_told_at_once(
+        self, project: Project, database_url: str, own_redis: StartRedis
+    ) -> None:
+        """What waiting would not change is not waited for."""
+        nowhere = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
+        locked = own_redis(requirepass="right")
+        wrong = f"redis://:wrong@{locked.url.rpartition('@')[2].removeprefix('redis://')}"
+        for settings, expected in (
+            ({"DATABASE_URL": nowhere}, 'DATABASE_URL: the server refuses: database "nowhere" does not exist'),
+            ({"REDIS_URL": wrong}, "REDIS_URL: the server refuses: "),
+        ):
+            with project.arq(**settings, WORKER_CONNECT_WAIT="60") as arq:
+                assert await arq.ends() == 1
+                assert arq.output.strip().splitlines()[-1].startswith(expected)
+                assert "Traceback" not in arq.output
+
+    async def test_a_pool_that_is_too_small_is_told(self, project: Project) -> None:
+        """Where every task needs a connection, fewer of them than jobs at once are a mistake."""
+        project.write(
+            "tasks/mail.py",
+            """
+            import db
+            from worker import task
+
+            @task
+            async def send(session: db.AsyncSession, to: str) -> None: ...
+            """,
+        )
+        with project.arq(WORKER_CONCURRENCY="8", WORKER_POOL_SIZE="4") as arq:
+            assert await arq.ends() == 1
+            assert "8 jobs run at once (WORKER_CONCURRENCY) on 4 connections (WORKER_POOL_SIZE" in arq.output
+            assert "Traceback" not in arq.output
+
+    async def test_a_typo_in_a_setting_is_a_warning(self, project: Project) -> None:
+        """A variable that looks like a setting and is none does not stop the start."""
+        with project.arq("worker.Settings", "--burst", WORKER_CONCURENCY="3") as arq:
+            assert await arq.ends() == 0
+            assert "WORKER_CONCURENCY is not a setting: did you mean WORKER_CONCURRENCY?" in arq.output
+
+
+@pytest.mark.usefixtures("default_queue")
+class TestEnd:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    async def test_a_signal_drains_and_closes(
+        self, project: Project, postgres: Observer, number: signal.Signals
+    ) -> None:
+        """A running job finishes, one that waits stays in the queue, all connections are closed, exit code 0."""
+        project.write(
+            "tasks/mail.py",
+            """
+            import asyncio, db
+            from sqlalchemy import text
+            from worker import task
+
+            @task
+            async def send(session: db.AsyncSession, to: str) -> str:
+                await session.execute(text("SELECT 1"))
+                await asyncio.sleep(1)
+                return f"sent to {to}"
+            """,
+        )
+        running = await send.enqueue("a")
+        waiting = await send.using(delay=600).enqueue("b")
+        with project.arq() as arq:
+            await eventually(running.status, timeout=20, equals=worker.JobStatus.in_progress)
+            await eventually(postgres.backends, timeout=5)
+            arq.send(number)
+            assert await arq.ends() == 0
+            assert "Traceback" not in arq.output
+        assert await running.result(timeout=1) == "sent to a"
+        assert await waiting.status() is worker.JobStatus.deferred
+        await eventually(postgres.backends, equals=0)
+        assert await postgres.idle_in_transaction() == 0
+
+    async def test_jobs_that_take_too_long_are_put_back(self, project: Project, postgres: Observer) -> None:
+        """After the grace time a running job is rolled back and runs again in the next worker, without a try."""
+        await postgres.execute("CREATE TABLE sent (attempt int)")
+        project.write(
+            "tasks/mail.py",
+            """
+            import asyncio, db, os
+            from sqlalchemy import text
+            from worker import JobContext, task
+
+            @task(max_tries=1)
+            async def send(session: db.AsyncSession, job: JobContext, to: str) -> str:
+                await session.execute(text("INSERT INTO sent VALUES (:attempt)"), {"attempt": job.attempt})
+                await asyncio.sleep(float(os.environ["WAIT"]))
+                return f"attempt {job.attempt}"
+            """,
+        )
+        job = await send.enqueue("a")
+        with project.arq(WORKER_GRACE="0.2", WAIT="60") as arq:
+            await eventually(job.status, timeout=20, equals=worker.JobStatus.in_progress)
+            await eventually(postgres.idle_in_transaction, timeout=5, equals=1)
+            arq.send(signal.SIGTERM)
+            assert await arq.ends() == 0
+        assert await job.status() is worker.JobStatus.queued
+        assert await postgres.fetchval("SELECT count(*) FROM sent") == 0
+        with project.arq("worker.Settings", "--burst", WAIT="0") as arq:
+            assert await arq.ends() == 0
+        assert await Job[str](job.job_id).result(timeout=1) == "attempt 1"
+        assert await postgres.fetchval("SELECT count(*) FROM sent") == 1

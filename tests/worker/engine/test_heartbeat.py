@@ -1,0 +1,275 @@
+"""The heartbeat: leases that hold, leases that are lost, and jobs that are let go."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from db.errors import DatabaseUnreachableError
+from tests.conftest import StartRedis
+from tests.proxy import Proxy
+from tests.waiting import eventually
+from tests.worker.engine.conftest import Seen, StartWorker, Worker
+from worker import JobContext, Queue, task
+from worker.engine.heartbeat import _WatchedLoop
+from worker.engine.held import HeldJob, HeldJobs
+from worker.queue import Claim
+
+BUSY: dict[str, Any] = {"lease": 1.0, "grace": 0.2}
+
+
+class Attempts:
+    """Counts how often bodies began, and how they ended."""
+
+    def __init__(self) -> None:
+        self.began = 0
+        self.ended: list[str] = []
+        self.go_on = asyncio.Event()
+
+    async def __call__(self) -> str:
+        self.began += 1
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.ended.append("cancelled")
+            raise
+        self.ended.append("done")
+        return "done"
+
+
+@pytest.fixture
+def attempts() -> Attempts:
+    return Attempts()
+
+
+@pytest.fixture
+def wait(attempts: Attempts) -> Any:
+    @task(name="wait")
+    async def wait() -> str:
+        return await attempts()
+
+    return wait
+
+
+async def running(attempts: Attempts, times: int = 1) -> None:
+    await eventually(lambda: attempts.began == times)
+
+
+class TestKeepsLeases:
+    async def test_of_a_blocked_loop(self, start: StartWorker, redis_url: str) -> None:
+        """A task that blocks the event loop for three leases runs once, though another worker waits for it."""
+        began: list[str] = []
+        other = threading.Thread(target=lambda: asyncio.run(_work_for(redis_url, block, 3.0)))
+
+        @task
+        async def block(job: JobContext) -> None:
+            began.append(job.job_id)
+            other.start()
+            time.sleep(3.2)  # noqa: ASYNC251 - the mistake under test
+
+        async with start(block, lease=1.0) as worker:
+            job = await block.enqueue()
+            await job.result(timeout=10)
+            assert worker.engine._heartbeat.lag > 1
+        other.join()
+        assert began == [job.job_id]
+
+    async def test_of_long_jobs(self, start: StartWorker, wait: Any, attempts: Attempts) -> None:
+        """A job that runs for several leases keeps its own."""
+        async with start(wait, lease=1.0), start(wait, id="v", lease=1.0):
+            job = await wait.enqueue()
+            await running(attempts)
+            await asyncio.sleep(2.2)
+            attempts.go_on.set()
+            assert await job.result(timeout=5) == "done"
+        assert attempts.began == 1
+
+    async def test_after_a_flush(
+        self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
+    ) -> None:
+        """Redis loses everything: what runs is taken again with all its keys, and ends as if nothing had been."""
+        async with start(wait) as worker:
+            job = await wait.enqueue()
+            await running(attempts)
+            observer.flushdb()
+            await eventually(lambda: seen.left() >= {"arq:queue", f"arq:job:{job.job_id}"})
+            attempts.go_on.set()
+            assert await job.result(timeout=5) == "done"
+            await worker.idle()
+        assert (attempts.began, seen.left()) == (1, set())
+
+    async def test_after_losing_leases_only(
+        self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
+    ) -> None:
+        """Leases alone are lost while their jobs run: they are taken again, and nobody else gets the jobs."""
+        async with start(wait), start(wait, id="v"):
+            jobs = await wait.enqueue_many({} for _ in range(5))
+            await running(attempts, 5)
+            lost = [f"arq:in-progress:{job.job_id}" for job in jobs]
+            observer.delete(*lost)
+            await eventually(lambda: observer.exists(*lost) == 5)
+            attempts.go_on.set()
+            assert [await job.result(timeout=5) for job in jobs] == ["done"] * 5
+        assert (attempts.began, seen.left()) == (5, set())
+
+    async def test_of_other_queues(self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts) -> None:
+        """A queue that other software has broken does not cost the leases of another."""
+        async with start(wait, queues="first,second", grace=0), start(wait, id="v", queues="second"):
+            jobs = [await wait.using(queue=name).enqueue() for name in ("first", "second")]
+            await running(attempts, 2)
+            observer.set("first", "not a queue")
+            await asyncio.sleep(1.5)
+            attempts.go_on.set()
+            assert await jobs[1].result(timeout=5) == "done"
+            observer.delete("first")
+        assert attempts.began == 2
+
+
+class TestLosesLeases:
+    async def test_to_a_successor(
+        self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
+    ) -> None:
+        """A job that another worker holds by now is cancelled here; the successor's keys stay as they are."""
+        async with start(wait) as worker:
+            job = await wait.enqueue()
+            await running(attempts)
+            successor = "s" * 28
+            observer.set(f"arq:in-progress:{job.job_id}", f"{successor}:1", px=60_000)
+            observer.hset("arq:started", job.job_id, f"2:{successor}")
+            await eventually(lambda: attempts.ended == ["cancelled"])
+            await eventually(lambda: worker.engine._held.running == 0)
+            assert observer.get(f"arq:in-progress:{job.job_id}") == f"{successor}:1"
+            assert seen.left() >= {"arq:queue", f"arq:job:{job.job_id}"}
+
+    async def test_while_it_was_away(self, own_redis: StartRedis, wait: Any, attempts: Attempts) -> None:
+        """A worker cut off from Redis for longer than its lease hears of its successor when it comes back: the job ends
+        once."""
+        server = own_redis()
+        queue = Queue(server.url, default=True)
+        async with Proxy(server.url) as proxy:
+            zombie = Worker(proxy.url, wait, **BUSY)
+            successor = Worker(server.url, wait, id="v", lease=1.0)
+            zombie.engine.start()
+            try:
+                job = await wait.enqueue()
+                await running(attempts)
+                proxy.blackhole()
+                successor.engine.start()
+                await running(attempts, 2)
+                await proxy.drop()
+                await proxy.resume()
+                await eventually(lambda: attempts.ended == ["cancelled"], timeout=10)
+                attempts.go_on.set()
+                assert await job.result(timeout=5) == "done"
+                info = await job.info()
+                assert info is not None
+                assert attempts.ended == ["cancelled", "done"]
+            finally:
+                await successor.stop()
+                await zombie.stop()
+                await queue.close()
+
+    async def test_of_one_ended_elsewhere(
+        self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
+    ) -> None:
+        """A job whose successor has ended it already is cancelled here too, and stays ended."""
+        async with start(wait) as worker:
+            job = await wait.enqueue()
+            await running(attempts)
+            with observer.pipeline() as pipe:  # all that a successor's end leaves
+                pipe.delete(f"arq:in-progress:{job.job_id}", f"arq:job:{job.job_id}", "arq:started")
+                pipe.zrem("arq:queue", job.job_id)
+                pipe.set(f"arq:result:{job.job_id}", "theirs")
+                pipe.execute()
+            await eventually(lambda: attempts.ended == ["cancelled"])
+            await worker.idle()
+        assert observer.get(f"arq:result:{job.job_id}") == "theirs"
+        assert seen.left() == set()
+
+
+class TestLetsGo:
+    async def test_of_a_body_that_never_ends(self, start: StartWorker, seen: Seen) -> None:
+        """The lease of a body that goes on past its timeout and grace is let go, so another worker gets the job."""
+        release, runs = threading.Event(), []
+
+        @task(timeout=0.3)
+        def stay() -> str:
+            runs.append(threading.get_ident())
+            if len(runs) == 1:
+                release.wait(20)
+            return "done"
+
+        async with start(stay, **BUSY), start(stay, id="v", **BUSY):
+            job = await stay.enqueue()
+            assert await job.result(timeout=10) == "done"
+            release.set()
+        assert len(runs) == 2
+        assert seen.left() == set()
+
+    async def test_not_of_one_that_waits_for_its_database(
+        self, start: StartWorker, attempts: Attempts, seen: Seen
+    ) -> None:
+        """A job that runs again and again while the database is away keeps its lease, however long that takes."""
+        until = time.monotonic() + 3
+
+        @task(timeout=0.2)
+        async def need() -> str:
+            attempts.began += 1
+            if time.monotonic() < until:
+                raise DatabaseUnreachableError("database", "away")
+            return "done"
+
+        async with start(need, **BUSY) as worker:
+            job = await need.enqueue()
+            assert await job.result(timeout=10) == "done"
+            assert worker.engine._counts.done == 1
+        assert seen.left() == set()
+        assert seen.result(job.job_id)["t"] == 1
+
+    def test_allowance_counts_from_each_attempt(self) -> None:
+        """A lease is kept for one attempt from its start, and without end while the outcome is on its way."""
+        job = HeldJob(Claim(b"a", b"{}", b"1", 0, 0, None), "arq:queue", "t", started_at=0, allowance=0.2)
+        held = HeldJobs()
+        held.add(job)
+        assert held.to_renew("arq:queue") == [job]
+        time.sleep(0.25)
+        assert held.to_renew("arq:queue") == []
+        job.attempt_begins()
+        assert held.to_renew("arq:queue") == [job]
+
+
+class TestWatchesTheLoop:
+    async def test_one_that_was_frozen(self) -> None:
+        """A process that was frozen as a whole, for however long, is not taken for one whose loop is stuck."""
+        loop = _WatchedLoop(interval=0.01, silence=0.5)
+        loop.enter()
+        assert not loop.is_stuck(0)
+        loop._seen_at -= 3600
+        assert not loop.is_stuck(0)
+
+    async def test_one_that_is_stuck(self) -> None:
+        """A loop that does not answer while the thread keeps asking is stuck, once longer than any job may take."""
+        loop = _WatchedLoop(interval=0.05, silence=0.2)
+        loop.enter()
+
+        def ask() -> list[tuple[bool, bool]]:
+            answers = []
+            for _ in range(8):
+                answers.append((loop.is_stuck(0), loop.is_stuck(60)))
+                time.sleep(0.05)
+            return answers
+
+        answers = ask()  # this blocks the loop
+        assert answers[0] == (False, False)
+        assert answers[-1] == (True, False)
+        await asyncio.sleep(0)
+        assert not loop.is_stuck(0)
+
+
+async def _work_for(url: str, one: Any, seconds: float) -> None:
+    other = Worker(url, one, id="other", lease=1.0)
+    other.engine.start()
+    await asyncio.sleep(seconds)
+    await other.stop()

@@ -1,0 +1,172 @@
+"""The reception: whatever is in the queue, the worker lives, and each job that cannot run ends failed."""
+
+import json
+import os
+import pickle
+import random
+from typing import Any
+
+import pytest
+import redis
+
+from tests.waiting import eventually
+from tests.worker.engine.conftest import Seen, StartWorker
+from worker import JobFailed, Queue, task
+from worker.message import encode
+from worker.queue import Entry
+
+GOOD = encode("double", b'{"number":21}', 1)
+
+
+@task
+async def double(number: int) -> int:
+    return 2 * number
+
+
+class Bomb:
+    """A pickle that runs code where it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return (os.abort, ())
+
+
+def truncated(random_: random.Random) -> bytes:
+    return GOOD[: random_.randrange(len(GOOD))]
+
+
+def garbled(random_: random.Random) -> bytes:
+    at = random_.randrange(len(GOOD))
+    return GOOD[:at] + random_.randbytes(3) + GOOD[at + 3 :]
+
+
+def shapeless(random_: random.Random) -> bytes:
+    shapes: list[Any] = [
+        [],
+        {},
+        None,
+        7,
+        "x",
+        {"f": "double"},
+        {"f": 1, "a": [], "k": {}, "et": 1},
+        {"f": "double", "a": {}, "k": [], "et": 1},
+        {"f": "double", "a": [], "k": {}, "et": "now"},
+        {"f": "double", "a": [], "k": {}, "et": 10**30},
+        {"f": "double", "a": [1, 2, 3], "k": {"number": 4}, "et": 1},
+        {"f": "double", "a": ["x"], "k": {}, "et": 1},
+        {"f": "nobody", "a": [], "k": {}, "et": 1},
+    ]
+    return json.dumps(random_.choice(shapes)).encode()
+
+
+def too_deep(_: random.Random) -> bytes:
+    return GOOD.replace(b"21", b"[" * 5000 + b"]" * 5000)
+
+
+def too_long_a_number(_: random.Random) -> bytes:
+    return GOOD.replace(b"21", b"9" * 5000)
+
+
+def pickled(random_: random.Random) -> bytes:
+    return pickle.dumps(random_.choice([Bomb(), {"f": "double", "a": (1,), "k": {}, "et": 1}]))
+
+
+BAD = (truncated, garbled, shapeless, too_deep, too_long_a_number, pickled, lambda random_: random_.randbytes(40))
+
+
+class TestGarbage:
+    async def test_a_thousand(self, start: StartWorker, redis_url: str) -> None:
+        """A thousand payloads that are no jobs, under ids that are no text: each fails, the good ones between run."""
+        random_ = random.Random(3)
+        bad = {random_.randbytes(random_.randrange(1, 30)): random_.choice(BAD)(random_) for _ in range(1000)}
+        bad.update({b"": b"", b"a:b": b"", b" ": b"", b"\0\r\n": b""})
+        bad = {job_id: raw for job_id, raw in bad.items() if b'"number":21' not in raw or b"double" not in raw}
+        good = [b"good-%d" % number for number in range(100)]
+        with redis.Redis.from_url(redis_url) as client:
+            with client.pipeline() as pipe:
+                for job_id, raw in [*bad.items(), *((job_id, GOOD) for job_id in good)]:
+                    pipe.set(b"arq:job:" + job_id, raw)
+                    pipe.zadd("arq:queue", {job_id: random_.randrange(1000)})
+                pipe.execute()
+            async with start(double, unknown_for=0) as worker:
+                await worker.idle(timeout=20)
+                assert worker.engine._counts.failed == len(bad)
+                outcomes = {
+                    job_id: json.loads(client.get(b"arq:result:" + job_id) or b"{}") for job_id in [*bad, *good]
+                }
+                assert [job_id for job_id in bad if outcomes[job_id]["s"]] == []
+                assert [outcomes[job_id]["r"] for job_id in good] == [42] * 100
+            assert {key for key in client.keys("*") if not key.startswith(b"arq:result:")} == set()
+
+    async def test_huge(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+        """A payload of a hundred megabytes that somebody has put there by hand ends its job, and nothing else."""
+        huge = GOOD.replace(b"21", b'"%b"' % (b"x" * 100 * 1024 * 1024))
+        await queue.redis.set("arq:job:huge", huge)
+        await queue.redis.zadd("arq:queue", {"huge": 1})
+        async with start(double, lease=5) as worker:
+            job = await double.enqueue(1)
+            await worker.idle(timeout=30)
+            assert await job.result(timeout=1) == 2
+        result = seen.result("huge")
+        assert (result["s"], result["k"], result["r"]["type"]) == (
+            False,
+            {},
+            "pydantic_core._pydantic_core.ValidationError",
+        )
+        assert seen.left() == set()
+
+    async def test_pickle(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+        """A pickle is not loaded, and the error says what to do."""
+        await queue.enqueue([Entry("bomb", pickle.dumps(Bomb()), "arq:queue")])
+        async with start(double) as worker:
+            await worker.idle()
+        assert "WORKER_ACCEPT_PICKLE" in seen.result("bomb")["r"]["message"]
+
+    async def test_no_payload(self, start: StartWorker, observer: Any, seen: Seen) -> None:
+        """An id without a payload, or with something else in its place, ends as expired."""
+        observer.zadd("arq:queue", {"none": 1, "list": 1})
+        observer.rpush("arq:job:list", "x")
+        async with start(double) as worker:
+            await worker.idle()
+        assert {seen.result(job_id)["r"]["type"] for job_id in ("none", "list")} == {"worker.errors.JobExpiredError"}
+        assert seen.left() == set()
+
+
+class TestUnknownTask:
+    async def test_is_put_back(self, start: StartWorker, seen: Seen) -> None:
+        """A job of an unknown task waits for a worker that knows it, at no cost."""
+        job = await double.enqueue(3)
+        async with start() as old:
+            await eventually(lambda: old.engine._reception._strangers)
+            await eventually(lambda: "arq:started" not in seen.left())
+            assert await job.status() == "deferred"
+            async with start(double, id="new"):
+                assert await job.result(timeout=5) == 6
+        assert seen.result(job.job_id)["t"] == 1
+
+    async def test_fails_in_the_end(self, start: StartWorker, seen: Seen) -> None:
+        """After the time that a deploy may take it fails, and says what to do."""
+        job = await double.enqueue(3)
+        async with start(unknown_for=0.5):
+            with pytest.raises(
+                JobFailed, match=r"no task 'double' in this worker's registry for 0\.5 s: list it in TASKS"
+            ):
+                await job.result(timeout=5)
+        assert seen.left() == set()
+
+
+class TestPoison:
+    async def test_crashes(self, start: StartWorker, observer: Any, seen: Seen) -> None:
+        """A job whose worker died as often as may be fails without running again."""
+        job = await double.enqueue(3)
+        observer.hset("arq:started", job.job_id, "3:" + "x" * 28)
+        async with start(double, max_crashes=3):
+            with pytest.raises(JobFailed, match="its worker died 3 times while it ran; WORKER_MAX_CRASHES"):
+                await job.result(timeout=5)
+        assert seen.left() == set()
+
+    async def test_not_yet(self, start: StartWorker, observer: Any) -> None:
+        """One crash less, and it runs."""
+        job = await double.enqueue(3)
+        observer.hset("arq:started", job.job_id, "2:" + "x" * 28)
+        async with start(double, max_crashes=3):
+            assert await job.result(timeout=5) == 6

@@ -1,0 +1,195 @@
+"""The scheduler: each slot is queued once, whichever worker comes first, and what was missed by the misfire policy."""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tests.waiting import eventually
+from tests.worker.engine.conftest import StartWorker
+from worker import Queue, cron, current_job, task
+from worker.engine import scheduler
+from worker.engine.scheduler import Scheduler
+from worker.queue import Settlement
+from worker.schedule import Misfire
+from worker.task import Task
+
+BERLIN = ZoneInfo("Europe/Berlin")
+SPRING_FORWARD, FALL_BACK = datetime(2024, 3, 31, tzinfo=BERLIN), datetime(2024, 10, 27, tzinfo=BERLIN)
+QUEUE = "arq:queue"
+
+
+def hourly(misfire: Misfire = "skip", *, run_at_startup: bool = False) -> Task[Any, Any]:
+    @cron("0 * * * *", timezone="Europe/Berlin", misfire=misfire, run_at_startup=run_at_startup)
+    async def tick() -> None: ...
+
+    return tick
+
+
+@contextlib.asynccontextmanager
+async def scheduling(queue: Queue, *tasks: Task[Any, Any]) -> AsyncIterator[Scheduler]:
+    """A scheduler that runs for the length of a block."""
+    one = Scheduler(queue, {task.name: task for task in tasks}, QUEUE)
+    running = asyncio.create_task(one.run())
+    try:
+        yield one
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+class Day(Queue):
+    """A queue whose server's clock is our own: a step further at each look, by as much as those of the others."""
+
+    def __init__(self, url: str, begin: datetime, barrier: asyncio.Barrier, offset: timedelta) -> None:
+        super().__init__(url)
+        self._moments: Iterator[datetime] = (begin + offset + number * timedelta(seconds=50) for number in range(10**6))
+        self._barrier = barrier
+
+    async def now(self, queue: str) -> datetime:  # noqa: ARG002 - there is one clock
+        await self._barrier.wait()
+        self.last = next(self._moments)
+        return self.last
+
+
+async def run_what_is_due(queue: Queue, ran: Counter[str]) -> None:
+    """Take and end all jobs, so that an id that came a second time would run a second time."""
+    token = f"{random.getrandbits(112):028x}"
+    jobs = (await queue.claim(QUEUE, token, 60_000, 100)).jobs
+    ran.update(job.raw_id.decode() for job in jobs)
+    if jobs:
+        await queue.finish(QUEUE, [Settlement(job.raw_id, token, "end") for job in jobs])
+
+
+@pytest.mark.parametrize("day", [SPRING_FORWARD, FALL_BACK], ids=["spring", "autumn"])
+async def test_five_workers(redis_url: str, queue: Queue, day: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five workers whose clocks are up to 90 s apart: one run for each hour of UTC, when the clock is set, too."""
+    monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
+    begin, end = day.astimezone(UTC), (day + timedelta(days=1)).astimezone(UTC)
+    barrier = asyncio.Barrier(5)
+    clocks = [Day(redis_url, begin - timedelta(minutes=10), barrier, timedelta(seconds=s)) for s in (0, 90, 45, 13, 77)]
+    ran: Counter[str] = Counter()
+    async with contextlib.AsyncExitStack() as running:
+        for clock in clocks:
+            await running.enter_async_context(scheduling(clock, hourly()))
+        while not all(hasattr(clock, "last") and clock.last > end for clock in clocks):
+            await run_what_is_due(queue, ran)
+            await asyncio.sleep(0.005)
+    await run_what_is_due(queue, ran)
+    for clock in clocks:
+        await clock.close()
+    hours = [begin + timedelta(hours=n) for n in range(round((end - begin) / timedelta(hours=1)) + 1)]
+    assert len(hours) in (24, 26)
+    assert ran == {f"cron:hourly.<locals>.tick:{hour.timestamp() * 1000:.0f}": 1 for hour in hours}
+
+
+@pytest.mark.parametrize(("misfire", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
+async def test_misfire(queue: Queue, observer: Any, misfire: Misfire, runs: int) -> None:
+    """Down over three slots, a worker makes up for none, the last, or each of them, by the task's word; once."""
+    tick = hourly(misfire)
+    now = datetime.fromtimestamp(observer.time()[0], UTC)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    observer.hset("arq:slots", tick.name, round((hour - timedelta(hours=2, minutes=30)).timestamp() * 1000))
+    async with scheduling(queue, tick) as first, scheduling(queue, tick) as second:
+        await eventually(lambda: first._seen and second._seen)
+    missed = [f"cron:{tick.name}:{(hour - timedelta(hours=n)).timestamp() * 1000:.0f}" for n in (2, 1, 0)]
+    assert observer.zrange(QUEUE, 0, -1) == missed[3 - runs :]
+
+
+async def test_first_worker_ever(queue: Queue, observer: Any) -> None:
+    """Where no worker ever ran, nothing was missed; counting begins."""
+    tick = hourly("all")
+    async with scheduling(queue, tick) as one:
+        await eventually(lambda: one._seen)
+    assert observer.zcard(QUEUE) == 0
+    assert observer.hexists("arq:slots", tick.name)
+
+
+async def test_three_workers_in_real_time(start: StartWorker, queue: Queue) -> None:
+    """Three workers, a task that runs every second: no slot is left out, and none runs twice."""
+    ran: list[int] = []
+
+    @cron("* * * * * *")
+    async def beat() -> None:
+        ran.append(current_job().score // 1000)
+
+    async with start(beat, id="a"), start(beat, id="b"), start(beat, id="c"):
+        await eventually(lambda: len(ran) >= 3, timeout=6)
+    assert ran == list(range(ran[0], ran[0] + len(ran)))
+
+
+async def test_redis_away(queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passed while Redis could not be asked for long is missed; run_at_startup is not forgotten."""
+    tick = hourly(run_at_startup=True)
+    monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.01)
+    enqueue, failures = queue.enqueue, [RedisConnectionError("away")] * 2
+
+    async def fail_twice(entries: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await enqueue(entries)
+
+    monkeypatch.setattr(queue, "enqueue", fail_twice)
+    one = Scheduler(queue, {tick.name: tick}, QUEUE)
+    for _ in range(2):
+        with pytest.raises(RedisConnectionError):
+            await one.run()
+    running = asyncio.create_task(one.run())
+    await eventually(lambda: observer.zcard(QUEUE) == 1)
+    assert one._seen is not None
+    one._seen -= timedelta(hours=5)
+    before = one._seen
+    await eventually(lambda: one._seen and one._seen > before + timedelta(hours=1))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert observer.zcard(QUEUE) == 1
+
+
+async def test_late_looks(queue: Queue, observer: Any) -> None:
+    """A slot that passed a few seconds ago, as while the loop was blocked, is queued whatever the policy."""
+
+    @cron("* * * * * *")
+    async def beat() -> None: ...
+
+    one = Scheduler(queue, {beat.name: beat}, QUEUE)
+    one._seen = await queue.now(QUEUE) - timedelta(seconds=4)
+    running = asyncio.create_task(one.run())
+    await eventually(lambda: observer.zcard(QUEUE) >= 4)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lands_in"),
+    [
+        ({"queues": "high,arq:queue"}, "arq:queue"),
+        ({"queues": "high,low"}, "high"),
+        ({"queue": "mail"}, "mail"),
+    ],
+)
+async def test_default_queue(start: StartWorker, queue: Queue, settings: dict[str, str], lands_in: str) -> None:
+    """A task that names no queue is queued where others are by default, if this worker serves that."""
+    queues: list[str] = []
+
+    @cron("0 0 1 1 *", run_at_startup=True)
+    async def begin() -> None:
+        queues.append(current_job().queue)
+
+    async with start(begin, **settings):
+        await eventually(lambda: queues == [lands_in])
+
+
+async def test_nothing_scheduled(queue: Queue) -> None:
+    """Without scheduled tasks there is nothing to do."""
+
+    @task
+    async def plain() -> None: ...
+
+    await asyncio.wait_for(Scheduler(queue, {plain.name: plain}, QUEUE).run(), 1)

@@ -1,0 +1,88 @@
+"""Supervision: a loop that fails is started again; one that keeps failing ends the engine."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from worker.engine import supervision
+from worker.engine.supervision import EngineError, supervise
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(supervision, "_LONGEST_PAUSE", 0.002)
+
+
+class Loop:
+    """Fails some times, and then returns."""
+
+    def __init__(self, error: Callable[[], BaseException], times: int) -> None:
+        self._error = error
+        self._times = times
+        self.runs = 0
+        self.trouble: list[str] = []
+
+    async def run(self) -> None:
+        self.runs += 1
+        if self.runs <= self._times:
+            raise self._error()
+
+    async def supervised(self) -> None:
+        await supervise("loop", self.run, trouble=self.trouble.append)
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError, ResponseError, ConnectionRefusedError, OSError])
+async def test_redis(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
+    """Redis is waited for without end, and said to be away once, not at each try."""
+    loop = Loop(lambda: error("away"), 50)
+    await loop.supervised()
+    assert loop.runs == 51
+    assert loop.trouble == [f"loop: {error.__name__}: away"] * 50
+    assert caplog.messages == [f"loop waits for Redis: {error.__name__}: away"]
+
+
+async def test_nine_failures(caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that fails a few times is started again, and each failure is told with its traceback."""
+    loop = Loop(ZeroDivisionError, 9)
+    await loop.supervised()
+    assert loop.runs == 10
+    assert [record.exc_info is not None for record in caplog.records] == [True] * 9
+
+
+async def test_ten_failures() -> None:
+    """A loop that keeps failing ends the engine, with its reason."""
+    with pytest.raises(EngineError, match="loop failed 10 times, last with ZeroDivisionError: why") as info:
+        await Loop(lambda: ZeroDivisionError("why"), 100).supervised()
+    assert isinstance(info.value.__cause__, ZeroDivisionError)
+
+
+async def test_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures with a long time between them are forgotten."""
+    monkeypatch.setattr(supervision, "_RECOVERED", 0.0)
+    loop = Loop(ZeroDivisionError, 50)
+    await loop.supervised()
+    assert loop.runs == 51
+
+
+async def test_cancelled_by_its_own_code() -> None:
+    """A cancellation that nobody asked for is a failure of the loop, not its end."""
+    loop = Loop(asyncio.CancelledError, 3)
+    await loop.supervised()
+    assert loop.runs == 4
+
+
+async def test_cancelled() -> None:
+    """A cancellation ends it."""
+
+    async def run() -> None:
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(supervise("loop", run, trouble=print))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

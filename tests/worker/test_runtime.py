@@ -1,0 +1,240 @@
+"""What a worker opens: in which order, what it refuses to start with, and that it closes what it has opened."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import pytest
+import redis
+from sqlalchemy import make_url
+
+import db
+import worker
+from db.database import given_default
+from tests.conftest import StartPostgres
+from tests.servers import Observer
+from tests.waiting import eventually
+from worker import Resource, Task, task
+from worker.config import Config
+from worker.queue import given_default_queue
+from worker.registry import Lifespan, Registry
+from worker.runtime import Runtime, StartupError
+
+
+@task
+async def plain() -> None: ...
+
+
+@task
+async def with_session(session: db.AsyncSession) -> None: ...
+
+
+@task
+async def with_resource(http: Annotated[str, Resource("http")]) -> None: ...
+
+
+@task
+def in_thread(session: db.Session) -> None: ...
+
+
+def registry(*tasks: Task[..., Any], lifespan: Lifespan | None = None) -> Registry:
+    return Registry("tasks.registry", "tasks/registry.py", MappingProxyType({one.name: one for one in tasks}), lifespan)
+
+
+@pytest.fixture
+def config(redis_url: str, database_url: str) -> Config:
+    return Config.load(database_url=database_url, redis_url=redis_url, concurrency=4, connect_wait=0.3)
+
+
+def changed(config: Config, **update: Any) -> Config:
+    return Config.load(**(config.model_dump() | update))
+
+
+async def refused(config: Config, tasks: Registry) -> str:
+    """Why a worker does not start; and nothing stays open."""
+    with pytest.raises(StartupError) as caught:
+        await Runtime(config, tasks).open({})
+    assert given_default_queue() is None
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestOpen:
+    async def test_opens_the_database_with_the_limits_that_fit_its_tasks(self, config: Config) -> None:
+        """The longest timeout is the statements' limit, and an idle transaction may last 30 s longer."""
+        slow: Task[..., Any] = task(timeout=1000, name="slow")(plain.fn)
+        runtime = Runtime(changed(config, job_timeout=50), registry(plain, slow))
+        await runtime.open({})
+        async with db.scope():
+            session = await db.session()
+            connection = await session.connection()
+            for setting, value in (
+                ("statement_timeout", "1000s"),
+                ("idle_in_transaction_session_timeout", "1030s"),
+            ):
+                shown = (await connection.exec_driver_sql(f"SHOW {setting}")).scalar_one()
+                assert seconds(shown) == float(value[:-1])
+        assert db.default_database().pool_size == 7
+        await runtime.close()
+
+    async def test_everything_is_closed_again(self, config: Config, postgres: Observer, observer: redis.Redis) -> None:
+        """After `close` there is no backend, no connection to Redis, and no default of ours."""
+        before = len(clients(observer))
+        runtime = Runtime(config, registry(with_session))
+        await runtime.open({})
+        await worker.default_queue().ping()
+        assert await postgres.backends() >= 1
+        await runtime.close()
+        await eventually(postgres.backends, equals=0)
+        await eventually(lambda: len(clients(observer)), equals=before)
+        assert (given_default(), given_default_queue()) == (None, None)
+
+    async def test_a_projects_own_database_and_queue_stay_the_defaults(
+        self, config: Config, database_url: str, redis_url: str
+    ) -> None:
+        """What the project has made the default is used, whatever the URLs say."""
+        theirs = db.Database(database_url, default=True, pool_size=20)
+        queue = worker.Queue(redis_url, name="theirs", default=True)
+        runtime = Runtime(changed(config, database_url="postgresql://nobody@127.0.0.1:1/none"), registry(with_session))
+        await runtime.open({})
+        assert db.default_database() is theirs
+        assert worker.default_queue() is queue
+        await runtime.close()
+        assert given_default() is theirs
+
+
+class TestHooks:
+    async def test_order(self, config: Config) -> None:
+        """Resources, then `on_startup`; `on_shutdown`, then the resources; with the database open all the time."""
+        events: list[str] = []
+
+        async def note(event: str) -> None:
+            async with db.scope():
+                await (await db.session()).connection()
+            events.append(event)
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[dict[str, str]]:
+            await note("resources open")
+            yield {"http": "client"}
+            await note("resources close")
+
+        async def startup(ctx: dict[Any, Any]) -> None:
+            await note(f"startup {ctx}")
+
+        async def shutdown(ctx: dict[Any, Any]) -> None:
+            await note(f"shutdown {ctx}")
+
+        runtime = Runtime(config, registry(with_resource, lifespan=lifespan), on_startup=startup, on_shutdown=shutdown)
+        await runtime.open({"a": 1})
+        await runtime.close()
+        assert events == ["resources open", "startup {'a': 1}", "shutdown {'a': 1}", "resources close"]
+
+    async def test_one_that_fails_closes_what_was_opened(self, config: Config, postgres: Observer) -> None:
+        """An exception of the project's own passes on as it is, and nothing stays open."""
+        closed: list[str] = []
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[dict[str, str]]:
+            yield {}
+            closed.append("resources")
+
+        async def startup(ctx: dict[Any, Any]) -> None:
+            raise LookupError("the project's")
+
+        runtime = Runtime(config, registry(plain, lifespan=lifespan), on_startup=startup)
+        with pytest.raises(LookupError, match="the project's"):
+            await runtime.open({})
+        assert closed == ["resources"]
+        assert (given_default(), given_default_queue()) == (None, None)
+        await eventually(postgres.backends, equals=0)
+
+
+class TestRefused:
+    async def test_a_resource_that_nobody_yields(self, config: Config, postgres: Observer) -> None:
+        """Each task's resources are looked for before the first job, and the ones that are there are named."""
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[dict[str, str]]:
+            yield {"smtp": "client"}
+
+        message = "with_resource: parameter http asks for the resource 'http', which LIFESPAN does not yield"
+        assert await refused(config, registry(with_resource)) == f"{message} (it yields: nothing)"
+        assert await refused(config, registry(with_resource, lifespan=lifespan)) == f"{message} (it yields: smtp)"
+        await eventually(postgres.backends, equals=0)
+
+    @pytest.mark.parametrize("resources", [None, "client", ["http"]])
+    async def test_a_lifespan_that_yields_no_mapping(self, config: Config, resources: Any) -> None:
+        """`yield client` is a mistake that is told."""
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[Any]:
+            yield resources
+
+        assert "let it yield a dict of resources by name" in await refused(config, registry(plain, lifespan=lifespan))
+
+    async def test_a_pool_that_is_smaller_than_the_number_of_jobs(
+        self, config: Config, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """C4: an error where every task needs a session, and a warning where some do."""
+        small = changed(config, concurrency=4, pool_size=3)
+        message = await refused(small, registry(with_session))
+        assert "4 jobs run at once (WORKER_CONCURRENCY) on 3 connections (WORKER_POOL_SIZE" in message
+        assert "make it 7 or more" in message
+        runtime = Runtime(small, registry(with_session, plain))
+        await runtime.open({})
+        await runtime.close()
+        assert message in caplog.text
+
+    async def test_a_database_that_does_not_answer(self, config: Config) -> None:
+        """After WORKER_CONNECT_WAIT it says for how long, why, and what to look at; the password is not told."""
+        down = changed(config, database_url="postgresql://app:secret@127.0.0.1:1/app")
+        message = await refused(down, registry(plain))
+        assert message.startswith("DATABASE_URL: no answer within 0.3 s (")
+        assert "is the server up?" in message
+        assert "secret" not in message
+
+    async def test_an_unknown_database(self, config: Config, database_url: str) -> None:
+        """What waiting would not change is told at once."""
+        unknown = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
+        message = await refused(changed(config, database_url=unknown, connect_wait=30), registry(plain))
+        assert message == 'DATABASE_URL: the server refuses: database "nowhere" does not exist'
+
+    async def test_an_asynchronous_task_on_a_synchronous_driver(self, config: Config, sync_database_url: str) -> None:
+        """A task that wants an AsyncSession cannot get one from psycopg."""
+        message = await refused(changed(config, database_url=sync_database_url), registry(with_session))
+        assert "with_session: parameter session is an AsyncSession, and DATABASE_URL names a synchronous" in message
+
+    async def test_a_missing_driver(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A plain function's session needs psycopg, and says so before the first job."""
+        monkeypatch.setitem(sys.modules, "psycopg", None)
+        message = await refused(config, registry(in_thread))
+        assert message.startswith("DATABASE_URL: the driver postgresql+psycopg cannot be imported")
+
+
+async def test_a_server_that_comes_up_in_time_is_waited_for(own_postgres: StartPostgres, config: Config) -> None:
+    """A worker that starts together with its database starts."""
+    server = own_postgres()
+    await asyncio.to_thread(server.kill)
+    runtime = Runtime(changed(config, database_url=server.url, connect_wait=20), registry(with_session))
+    opening = asyncio.create_task(runtime.open({}))
+    await asyncio.sleep(0.5)
+    assert not opening.done()
+    await asyncio.to_thread(server.restart)
+    await opening
+    await runtime.close()
+
+
+def clients(observer: redis.Redis) -> list[Any]:
+    found: Any = observer.client_list()
+    return list(found)
+
+
+def seconds(shown: str) -> float:
+    """A PostgreSQL duration as it is shown, in seconds."""
+    units: dict[str, float] = {"ms": 0.001, "s": 1, "min": 60, "h": 3600}
+    number = shown.rstrip("hmins")
+    return float(number) * units[shown[len(number) :]]
