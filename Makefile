@@ -64,3 +64,11 @@ $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	echo "$(PYTHON) cannot make environments: install its venv module, for example apt install python3-venv"; \
 	exit 1; }
 endef
+
+# Measured side by side; see `.venv/bin/python -m bench --help`. Wants a quiet machine.
+.PHONY: bench bench-peers
+bench: $(INSTALLED)
+	@$(RUN) bench $(ARGS)
+
+bench-peers: $(INSTALLED)
+	@$(RUN) bench.environments

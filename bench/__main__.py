@@ -40,7 +40,8 @@ def main() -> int:
     asked = _arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it is to end as in order as after a Ctrl-C
     try:
-        with servers.started(asked.redis_server) as running:
+        functions = any(library.needs_functions for library in PEERS if library.key in asked.against)
+        with servers.started(asked.redis_server, functions=functions) as running:
             return _measure(_stage(asked, running), asked.only or list(SCENARIOS), _output(asked))
     except EmbeddedServerError as error:
         console.print(str(error), style="red", markup=False)
@@ -57,10 +58,10 @@ def _measure(stage: Stage, names: Sequence[str], output: Path | None) -> int:
     for title, why in stage.absent.items():
         stage.progress.say(f"{title} is ABSENT: {why}")
     sections: list[Section] = []
-    for name in names:
+    for number, name in enumerate(names, 1):
         sections.append(SCENARIOS[name](stage))
         if output is not None:
-            _write(output, stage, facts, sections)
+            _write(output, stage, facts, sections, to_come=names[number:])
     console.print(f"\n{report.verdicts(sections)}", markup=False)
     if output is not None:
         console.print(f"\nWritten: {output / 'results.md'}", markup=False)
@@ -84,12 +85,16 @@ def _stage(asked: argparse.Namespace, running: Servers) -> Stage:
     return Stage(sizes, running, tandem, tuple(present), absent, Progress(console))
 
 
-def _write(folder: Path, stage: Stage, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
+def _write(
+    folder: Path, stage: Stage, facts: Mapping[str, str], sections: Sequence[Section], to_come: Sequence[str]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     charts = [section.chart for section in sections if section.chart is not None and section.chart.values]
-    (folder / "results.md").write_text(report.markdown(stage, facts, sections, "results.svg" if charts else None))
+    picture = folder / "results.svg"
     if charts:
-        (folder / "results.svg").write_text(plot.svg(charts))
+        picture.write_text(plot.svg(charts))
+    page = report.markdown(stage, facts, sections, plot=picture.name if charts else None, to_come=to_come)
+    (folder / "results.md").write_text(page)
 
 
 def _arguments() -> argparse.Namespace:

@@ -27,7 +27,7 @@ def _percent(value: float) -> str:
 
 
 def _trips(value: float) -> str:
-    return f"{value:.2f}"
+    return f"{value:.1f}"
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,8 @@ SAQ = Library(
     "SAQ",
     "saq",
     "bench.peers.saq",
-    "`concurrency=32, dequeue_timeout=1`, as in streaQ's benchmark; uvloop, hiredis; no validation",
+    "`concurrency=32, dequeue_timeout=1`, as in streaQ's benchmark; two tries, as it may take jobs for lost when "
+    "it starts; uvloop, hiredis; no validation",
     environments.SAQ,
     unended=_in_saqs_queue,
 )

@@ -65,19 +65,19 @@ def valkey_server() -> Path | None:
 
 
 def main() -> int:
-    """Make all environments; the number of those that could not be made."""
+    """Make all environments; 1 if one of them could not be made."""
     _FOLDER.mkdir(exist_ok=True)
     (_FOLDER / ".gitignore").write_text("*\n")
-    missing = 0
+    missing = []
     for environment in ALL:
         _say(f"{environment.peer}: installing {', '.join(environment.packages)} into {environment.folder.name}")
         try:
             environment.install()
         except NotInstalledError as error:
-            missing += 1
+            missing.append(environment.peer)
             shutil.rmtree(environment.folder, ignore_errors=True)
             _say(f"{environment.peer}: NOT installed, the results will say so: {error}")
-    return missing
+    return 1 if missing else 0
 
 
 def _python_for(oldest: tuple[int, int]) -> str:

@@ -14,9 +14,9 @@ _GIBIBYTE = 1024**3
 def facts(servers: Servers) -> Mapping[str, str]:
     """Facts about the machine and its servers, by what they are about."""
     stores = [servers.redis.title, servers.postgres.title]
-    if servers.functional_redis not in (None, servers.redis):
-        assert servers.functional_redis is not None  # noqa: S101 - just asked
-        stores.insert(1, f"{servers.functional_redis.title} (for who needs functions)")
+    other = servers.functional_redis
+    if other is not None and other is not servers.redis:
+        stores.insert(1, f"{other.title} (for who needs functions)")
     return {
         "Cores": str(_cores()),
         "Memory": f"{psutil.virtual_memory().total / _GIBIBYTE:.0f} GiB",

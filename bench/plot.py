@@ -21,7 +21,7 @@ def svg(charts: Sequence[Chart]) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}" viewBox="0 0 {_WIDTH} {top}" '
-            f'font-family="system-ui, sans-serif" font-size="13" role="img">',
+            f'font-family="Helvetica, Arial, DejaVu Sans, sans-serif" font-size="13" role="img">',
             f"<title>{escape(', '.join(chart.title for chart in charts))}</title>",
             f'<rect width="{_WIDTH}" height="{top}" fill="#ffffff"/>',
             *parts,
@@ -35,11 +35,12 @@ def _chart(chart: Chart, top: int) -> Iterable[str]:
     yield _text(_MARGIN, top + 18, chart.title, f'font-weight="600" font-size="15" fill="{_INK}"')
     largest = max((value for _, value in chart.values), default=0.0) or 1.0
     for number, (label, value) in enumerate(chart.values):
+        is_ours = label == chart.ours
         y = top + _TITLE - 6 + number * _STEP
         length = max(1.0, value / largest * (_WIDTH - _LABELS - _NUMBERS))
         baseline = y + _BAR - 4
-        yield _text(_LABELS - 8, baseline, label, f'text-anchor="end" fill="{_INK if number == 0 else _PALE}"')
-        colour = _OURS if number == 0 else _THEIRS
+        yield _text(_LABELS - 8, baseline, label, f'text-anchor="end" fill="{_INK if is_ours else _PALE}"')
+        colour = _OURS if is_ours else _THEIRS
         yield f'<rect x="{_LABELS}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2" fill="{colour}"/>'
         yield _text(_LABELS + length + 8, baseline, f"{_number(value)} {chart.unit}", f'fill="{_INK}"')
 

@@ -15,11 +15,19 @@ _HOW = (
 )
 
 
-def markdown(stage: Stage, machine: Mapping[str, str], sections: Sequence[Section], plot: str | None) -> str:
-    """The whole page."""
+def markdown(
+    stage: Stage, machine: Mapping[str, str], sections: Sequence[Section], *, plot: str | None, to_come: Sequence[str]
+) -> str:
+    """The whole page.
+
+    Args:
+        plot: the picture's file.
+        to_come: the scenarios that are still to be measured.
+    """
     rounds = "once" if stage.sizes.rounds == 1 else f"{stage.sizes.rounds} times"
     parts = [
         "# Measurements",
+        *([f"**Unfinished**: {', '.join(to_come)} are still to come."] if to_come else []),
         _HOW.format(rounds=rounds),
         "\n".join(f"- {what}: {fact}" for what, fact in machine.items()),
         *([f"![Tandem beside the others]({plot})"] if plot else []),

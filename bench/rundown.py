@@ -86,6 +86,8 @@ class _Track:
         last_progress = start
         while True:
             now = self.look()
+            for worker in self.workers:
+                worker.check()
             self.watch(self.workers[0], now.unended)
             if now.unended <= left:
                 return now
@@ -93,8 +95,6 @@ class _Track:
                 last_progress = now
             elif now.at - last_progress.at > PATIENCE:
                 raise ContenderError(f"{now.unended} jobs have not ended, and nothing went on for {PATIENCE:g} s")
-            for worker in self.workers:
-                worker.check()
             speed = now.speed_since(start)
             self.step.now(f"{now.unended - left:,} jobs left, {speed:,.0f}/s")
             expected = (now.unended - left) / speed if speed > 0 else 0.0

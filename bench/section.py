@@ -13,7 +13,9 @@ class Chart:
     title: str
     unit: str
     values: Sequence[tuple[str, float]]
-    """Who, and how much; ours first."""
+    """Who, and how much."""
+    ours: str
+    """Who of them is to stand out."""
 
 
 @dataclass(frozen=True)

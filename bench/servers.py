@@ -116,8 +116,12 @@ class Servers:
 
 
 @contextmanager
-def started(redis_program: Path | None) -> Iterator[Servers]:
-    """Start the servers; `redis_program` takes the place of the embedded Redis.
+def started(redis_program: Path | None = None, *, functions: bool = True) -> Iterator[Servers]:
+    """Start the servers.
+
+    Args:
+        redis_program: takes the place of the embedded Redis.
+        functions: whether somebody needs a Redis that has them.
 
     Raises:
         EmbeddedServerError: one cannot be started.
@@ -126,7 +130,7 @@ def started(redis_program: Path | None) -> Iterator[Servers]:
         embedded = _OtherRedis(redis_program) if redis_program else EmbeddedRedis(tcp=True)
         main = _redis(running, embedded)
         postgres = running.enter_context(EmbeddedPostgres(tcp=True, options={"max_connections": _CONNECTIONS}))
-        servers = Servers(main, PostgresServer(postgres.url), _functional(running, main))
+        servers = Servers(main, PostgresServer(postgres.url), _functional(running, main) if functions else None)
         running.callback(servers.postgres.engine.dispose)
         Table.metadata.create_all(servers.postgres.engine)
         yield servers

@@ -24,6 +24,11 @@ class Results(Generic[T]):
     failures: dict[str, str] = field(default_factory=dict)
 
 
+def figures(results: Results[float]) -> dict[str, Figures]:
+    """Each entrant's values as one quantity."""
+    return {key: Figures.of(values) for key, values in results.values.items()}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One run."""
@@ -73,9 +78,6 @@ class Stage:
                     self.progress.say(f"{title}: {shown(value)}")
             order.append(order.pop(0))
         return results
-
-    def figures(self, results: Results[float]) -> dict[str, Figures]:
-        return {key: Figures.of(values) for key, values in results.values.items()}
 
     def failures(self, results: Results[T]) -> list[str]:
         """Whoever was not measured, and why, a line each."""

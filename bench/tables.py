@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from bench.bars import Bar, Finding
 from bench.contenders import TANDEM
 from bench.figures import Figures
+from bench.section import Chart
 from bench.stage import Stage
 
 
@@ -22,10 +23,10 @@ def speed_rows(stage: Stage, speeds: Mapping[str, Figures]) -> list[Sequence[str
     ]
 
 
-def medians(stage: Stage, figures: Mapping[str, Figures]) -> list[tuple[str, float]]:
-    """For a chart: who, and the median, ours first."""
-    ordered = sorted(figures, key=lambda key: key != TANDEM.key)
-    return [(stage.title(key), figures[key].median) for key in ordered]
+def chart(stage: Stage, title: str, unit: str, figures: Mapping[str, Figures]) -> Chart:
+    """The medians as a picture."""
+    values = [(stage.title(key), figure.median) for key, figure in figures.items()]
+    return Chart(title, unit, values, ours=stage.title(TANDEM.key))
 
 
 def against(bar: Bar, figures: Mapping[str, Figures], key: str | None, note: str = "") -> Finding:

@@ -78,11 +78,21 @@ def main() -> int:
 
 async def _demo(folder: Path, urls: Urls) -> int:
     _treat_terminate_as_cancel()
-    async with _connected(urls) as queue:
-        settings = {"DATABASE_URL": urls.database, "REDIS_URL": urls.redis, "WORKER_QUEUE": queue.name}
-        async with WorkerProcess(settings | {"WORKER_REGISTRY": "tasks.registry"}) as worker:
-            console.print(f"arq worker.Settings runs (process {worker.pid}).")
-            return await worker.while_it_runs(_census(folder))
+    async with _connected(urls) as queue, WorkerProcess(_settings(urls, queue)) as worker:
+        console.print(f"arq worker.Settings runs (process {worker.pid}).")
+        return await worker.while_it_runs(_census(folder))
+
+
+def _settings(urls: Urls, queue: Queue) -> dict[str, str]:
+    """What the worker must be told, whatever settings the user has for other workers; an empty one is unset."""
+    return {
+        "DATABASE_URL": urls.database,
+        "REDIS_URL": urls.redis,
+        "WORKER_REGISTRY": "tasks.registry",
+        "WORKER_QUEUE": queue.name,
+        "WORKER_QUEUES": "",
+        "WORKER_KEEP_RESULT": "",
+    }
 
 
 async def _census(folder: Path) -> int:

@@ -32,9 +32,7 @@ class Command:
         terminal: it runs on a terminal of its own.
     """
 
-    def __init__(
-        self, *arguments: str, folder: Path, environment: Mapping[str, str], terminal: bool = False
-    ) -> None:
+    def __init__(self, *arguments: str, folder: Path, environment: Mapping[str, str], terminal: bool = False) -> None:
         self._command = [sys.executable, "-m", *arguments]
         self._folder = folder
         self._environment = bare_environment(**environment)
@@ -92,7 +90,7 @@ class Command:
         return self._text.decode(errors="replace")
 
     def descendants(self) -> list[psutil.Process]:
-        """The processes that it has started, and theirs, without the servers' watchdogs and those in sessions of their own."""
+        """The processes that it has started, and theirs."""
         try:
             found = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -128,10 +126,20 @@ class Command:
 
     async def ends(self) -> int:
         """Wait until it has ended; its exit code."""
-        await eventually(lambda: self._process.poll() is not None, timeout=_PATIENCE)
+
+        def has_ended() -> bool:
+            _ = self.output  # a terminal that nobody reads from holds up whoever writes to it
+            return self._process.poll() is not None
+
+        await eventually(has_ended, timeout=_PATIENCE)
         return self._process.returncode
 
     @property
     def _process(self) -> "subprocess.Popen[bytes]":
         assert self._started is not None, "use it in a `with` block"
         return self._started
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended, buried or not."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

@@ -173,7 +173,7 @@ def health(
     if json:
         typer.echo(to_json({"workers": {worker_id: record.model_dump() for worker_id, record in workers.items()}}))
     elif workers:
-        _out.print(describe_workers(workers))
+        _wide_out().print(describe_workers(workers))
     return 0 if workers else _explain(f"no worker of {', '.join(config.queue_names)} can work now", _FAILED)
 
 
@@ -227,6 +227,11 @@ def _warn_of_typos() -> None:
 def _print_all(lines: Iterable[Text], console: Console) -> None:
     for line in lines:
         console.print(line)
+
+
+def _wide_out() -> Console:
+    """A table fits the terminal; in a file, or for ``grep``, a row is a line however long."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def _explain(why: str, exit_code: int) -> int:

@@ -145,6 +145,20 @@ def connect_sync(url: str, *, longest_wait: float | None = None) -> SyncClient:
     return redis.Redis.from_url(url, **limits)
 
 
+async def close(client: AsyncClient) -> None:
+    """Close all connections, those to the Sentinels too, which redis-py leaves open."""
+    await client.aclose()
+    for sentinel in _sentinels(client):
+        await sentinel.aclose()
+
+
+def close_sync(client: SyncClient) -> None:
+    """`close`, for a thread."""
+    client.close()
+    for sentinel in _sentinels(client):
+        sentinel.close()
+
+
 async def drop_connections(client: AsyncClient) -> None:
     """Close the idle ones: a server that answers READONLY is not the primary any more. A cluster's client knows."""
     if isinstance(client, redis.asyncio.Redis):
@@ -157,13 +171,19 @@ def drop_connections_sync(client: SyncClient) -> None:
         client.connection_pool.disconnect(inuse_connections=False)
 
 
+def _sentinels(client: AsyncClient | SyncClient) -> list[Any]:
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return [] if manager is None else list(manager.sentinels)
+
+
 class _PackingInC:
     """Packs commands by hiredis, as redis-py 5 does only where the connection is not asyncio's."""
 
     _serializer = HiredisRespSerializer()
 
     def pack_command(self, *arguments: Any) -> list[bytes]:
-        return self._serializer.pack(*arguments)
+        packed: list[bytes] = self._serializer.pack(*arguments)
+        return packed
 
 
 @cache

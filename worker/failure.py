@@ -51,10 +51,15 @@ def error_from(data: Any) -> BaseException:
     return error
 
 
+def message_of(error: BaseException) -> str:
+    """What an exception says, of bounded length, also where its ``__str__`` raises: it may touch an ended session."""
+    return _shortened(_printable(lambda: str(error)), _LONGEST_MESSAGE)
+
+
 def _described(error: BaseException, depth: int = 0) -> dict[str, Any]:
     """Its type and message, and what it takes to build it again."""
     kind = type(error)
-    message = _shortened(_printable(lambda: str(error)), _LONGEST_MESSAGE)
+    message = message_of(error)
     if kind.__module__ != "builtins":
         if kind is asyncio.CancelledError:
             return {"type": _CANCELLED, "message": message, "args": _arguments(error)}
@@ -121,7 +126,7 @@ def _is_short(rebuilt: dict[str, Any]) -> bool:
 
 
 def _printable(text: Callable[[], str]) -> str:
-    """What `text()` returns, as UTF-8 can write it; an exception's own `__str__` may be broken, or touch a session."""
+    """What `text()` returns, as UTF-8 can write it."""
     try:
         return _encodable(text())
     except Exception as error:  # noqa: BLE001 - it may raise anything

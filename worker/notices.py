@@ -17,6 +17,9 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from worker.connection import close
+from worker.ending import end
+
 logger = logging.getLogger("worker")
 
 _RECONNECT = 0.5  # seconds
@@ -58,10 +61,7 @@ class Notices:
 
     async def close(self) -> None:
         """Wake nobody any more, and close the connection."""
-        ending = [*self._tidying, *([] if self._reader is None else [self._reader])]
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await end([*self._tidying, *([] if self._reader is None else [self._reader])])
         self._reader = None
         await self._drop_connection()
 
@@ -129,7 +129,7 @@ class Notices:
                 if pubsub is not None:
                     await pubsub.aclose()
                 if redis is not None:
-                    await redis.aclose()
+                    await close(redis)
 
     def _wake(self, channel: str) -> None:
         for event in self._waiting.get(channel, ()):

@@ -30,6 +30,7 @@ class Tally:
 
     def died(self, worker_id: str) -> None:
         """One of its lives is over."""
+        self._well = {one: record for one, record in self._well.items() if one != worker_id}
         record = self._latest.pop(worker_id, None)
         if record is not None:
             self._earlier += _counts(record)
@@ -64,7 +65,15 @@ class Progress:
         """Show a line every now and then."""
         while True:
             await asyncio.sleep(self._display.interval)
-            self._display.show(await self._line())
+            self._display.show(await self.line())
+
+    async def line(self) -> str:
+        """How far they are now."""
+        try:
+            self._tally.take(await fleet(self._queue, self._names))
+            return self._tally.line(sum((await self._queue.depths(self._names)).values()))
+        except (RedisError, OSError) as error:
+            return f"Redis does not answer: {error}"
 
     async def died(self, worker_id: str) -> None:
         """A worker has ended: its record is not to be believed any more."""
@@ -75,13 +84,6 @@ class Progress:
 
     async def close(self) -> None:
         await self._queue.close()
-
-    async def _line(self) -> str:
-        try:
-            self._tally.take(await fleet(self._queue, self._names))
-            return self._tally.line(sum((await self._queue.depths(self._names)).values()))
-        except (RedisError, OSError) as error:
-            return f"Redis does not answer: {error}"
 
 
 def _counts(record: WorkerRecord) -> Counter[str]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ReadOnlyError
 
 from worker.config import Config
-from worker.connection import CLUSTER, AsyncClient, connect, connect_to_subscribe, drop_connections
+from worker.connection import CLUSTER, AsyncClient, close, connect, connect_to_subscribe, drop_connections
 from worker.errors import WorkerError
 from worker.keys import Keys
 from worker.notices import Notices
@@ -277,7 +277,7 @@ class Queue:
         if notices is not None:
             await notices.close()
         if redis is not None:
-            await redis.aclose()
+            await close(redis)
 
     @property
     def redis(self) -> AsyncClient:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ReadOnlyError
 
-from worker.connection import connect_sync, drop_connections_sync
+from worker.connection import close_sync, connect_sync, drop_connections_sync
 from worker.keys import Keys
 from worker.scripts import Script
 
@@ -61,7 +61,7 @@ class Renewal:
         return [bool(reply) for reply in self._run("retake", arguments)]
 
     def close(self) -> None:
-        self._redis.close()
+        close_sync(self._redis)
 
     def _run(self, script: str, arguments: Sequence[Any]) -> Any:
         try:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from worker.child import Child
 from worker.config import Config
 from worker.display import Display, display
+from worker.ending import end
 from worker.progress import Progress
 from worker.stop_signals import STOP_SIGNALS, exit_code_after
 
@@ -45,7 +46,7 @@ async def _supervise(config: Config, worker_ids: Sequence[str], shown: Display, 
     try:
         return await Supervisor(worker_ids, progress, shown.output, until_empty=until_empty).run()
     finally:
-        showing.cancel()
+        await end({showing})
         await progress.close()
         shown.close()
 

@@ -7,6 +7,7 @@
 """
 
 import inspect
+import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ from worker.queue import EXPIRES, Entry, Queue, default_queue, now_ms, to_ms
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
 
+logger = logging.getLogger("worker")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_NAMED = 20  # jobs named in a log line
 _LONGEST = 100 * 365 * 86400.0  # seconds; Redis counts milliseconds, in 64 bits
 
 
@@ -246,11 +250,15 @@ class Request(Generic[P, R]):
 
 async def _publish(entries: list[Entry]) -> None:
     """Send what a scope has committed; whoever opened the scope is told of no error of Redis', as it has committed."""
-    await default_queue().enqueue(entries)
+    try:
+        await default_queue().enqueue(entries)
+    except Exception:
+        ids = ", ".join(entry.job_id for entry in entries[:_NAMED])
+        logger.exception("Redis did not take %d jobs of a committed transaction, which are lost: %s", len(entries), ids)
 
 
-# What is injected is not asked of the caller: a leading session or context goes from the signature that `enqueue` shows
-# to type checkers. Other injected parameters take the default `worker.injected`.
+# What is injected is not asked of the caller: a leading session, a leading context, or both go from the signature that
+# `enqueue` shows to type checkers. Other injected parameters take the default `worker.injected`.
 class _Decorator:
     """What `task(...)` returns."""
 
@@ -259,11 +267,19 @@ class _Decorator:
         self._options = options
 
     @overload
+    def __call__(self, fn: Callable[Concatenate[AsyncSession, JobContext, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[JobContext, AsyncSession, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
     def __call__(self, fn: Callable[Concatenate[AsyncSession, P], Awaitable[R]], /) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Session, JobContext, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[JobContext, Session, P], R], /) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[Concatenate[Session, P], R], /) -> Task[P, R]: ...
     @overload
@@ -279,11 +295,19 @@ class _Decorator:
 
 
 @overload
+def task(fn: Callable[Concatenate[AsyncSession, JobContext, P], Awaitable[R]], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[JobContext, AsyncSession, P], Awaitable[R]], /) -> Task[P, R]: ...
+@overload
 def task(fn: Callable[Concatenate[AsyncSession, P], Awaitable[R]], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[Concatenate[JobContext, P], Awaitable[R]], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[Session, JobContext, P], R], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[JobContext, Session, P], R], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[Concatenate[Session, P], R], /) -> Task[P, R]: ...
 @overload

@@ -1,4 +1,5 @@
 """The tasks that Tandem is measured with."""
+# ruff: noqa: ARG001 - a job gets its argument, whether it has a use for it or not
 
 from bench import yardstick
 from bench.yardstick import Row
@@ -7,7 +8,7 @@ from worker import task
 
 
 @task
-async def noop(number: int) -> None:  # noqa: ARG001 - it is validated and passed
+async def noop(number: int) -> None:
     yardstick.begin()
 
 
@@ -18,12 +19,12 @@ async def insert(session: AsyncSession, number: int) -> None:
 
 
 @task
-async def wait(number: int) -> None:  # noqa: ARG001 - likewise
+async def wait(number: int) -> None:
     await yardstick.wait()
 
 
 @task(timeout=3600)
-async def hold(number: int) -> None:  # noqa: ARG001 - likewise
+async def hold(number: int) -> None:
     await yardstick.hold()
 
 

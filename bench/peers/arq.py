@@ -1,4 +1,5 @@
 """Stock arq, with the settings of streaQ's published benchmark: ``max_jobs=32``, all else as it comes."""
+# ruff: noqa: ARG001 - a job gets its argument, whether it has a use for it or not
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from bench import yardstick
 from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows, at_once
 
 
-async def noop(_ctx: dict[Any, Any], _number: int) -> None:
+async def noop(_ctx: dict[Any, Any], number: int) -> None:
     yardstick.begin()
 
 
@@ -21,16 +22,16 @@ async def insert(ctx: dict[Any, Any], number: int) -> None:
     await ctx["rows"].add(number)
 
 
-async def wait(_ctx: dict[Any, Any], _number: int) -> None:
+async def wait(_ctx: dict[Any, Any], number: int) -> None:
     await yardstick.wait()
 
 
-async def hold(_ctx: dict[Any, Any], _number: int) -> None:
+async def hold(_ctx: dict[Any, Any], number: int) -> None:
     await yardstick.hold()
 
 
-async def ping(_ctx: dict[Any, Any], sent_at: float) -> None:
-    yardstick.answer(sent_at)
+async def ping(_ctx: dict[Any, Any], number: float) -> None:
+    yardstick.answer(number)
 
 
 async def _serve() -> None:
@@ -50,10 +51,10 @@ async def producing() -> AsyncIterator[Producer]:
     pool = await create_pool(RedisSettings.from_dsn(yardstick.redis_url()))
 
     async def one(task: str, argument: float) -> None:
-        await pool.enqueue_job(task, argument)
+        await pool.enqueue_job(task, number=argument)
 
     async def many(task: str, arguments: Sequence[int]) -> None:
-        await at_once(pool.enqueue_job(task, argument) for argument in arguments)
+        await at_once(pool.enqueue_job(task, number=argument) for argument in arguments)
 
     async def completed() -> int:
         return sum(result.success for result in await pool.all_job_results())

@@ -3,6 +3,7 @@
 Its published benchmark has a queue of 20 jobs at once and a pool of 2 to 10 connections for its own use; here it is 32
 jobs, as for all, and a pool of up to 32.
 """
+# ruff: noqa: ARG001 - a job gets its argument, whether it has a use for it or not
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -27,7 +28,7 @@ class _Tasks:
     """The tasks of this process."""
 
     def __init__(self, rows: Rows | None) -> None:
-        async def noop(number: int) -> None:  # noqa: ARG001 - it gets it by its name
+        async def noop(number: int) -> None:
             yardstick.begin()
 
         async def insert(number: int) -> None:
@@ -35,10 +36,10 @@ class _Tasks:
             assert rows is not None  # noqa: S101 - a worker has them
             await rows.add(number)
 
-        async def wait(number: int) -> None:  # noqa: ARG001 - likewise
+        async def wait(number: int) -> None:
             await yardstick.wait()
 
-        async def hold(number: int) -> None:  # noqa: ARG001 - likewise
+        async def hold(number: int) -> None:
             await yardstick.hold()
 
         async def ping(number: float) -> None:

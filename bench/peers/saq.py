@@ -1,4 +1,5 @@
 """SAQ on Redis, with the settings of streaQ's published benchmark: ``concurrency=32, dequeue_timeout=1``."""
+# ruff: noqa: ARG001 - a job gets its argument, whether it has a use for it or not
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from bench import yardstick
 from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows, at_once
 
 
-async def noop(_ctx: dict[str, Any], *, number: int) -> None:  # noqa: ARG001 - what is measured is that it gets it
+async def noop(_ctx: dict[str, Any], *, number: int) -> None:
     yardstick.begin()
 
 
@@ -21,11 +22,11 @@ async def insert(ctx: dict[str, Any], *, number: int) -> None:
     await ctx["rows"].add(number)
 
 
-async def wait(_ctx: dict[str, Any], *, number: int) -> None:  # noqa: ARG001 - likewise
+async def wait(_ctx: dict[str, Any], *, number: int) -> None:
     await yardstick.wait()
 
 
-async def hold(_ctx: dict[str, Any], *, number: int) -> None:  # noqa: ARG001 - likewise
+async def hold(_ctx: dict[str, Any], *, number: int) -> None:
     await yardstick.hold()
 
 

@@ -3,6 +3,7 @@
 They are ``--max-async-tasks 32 --max-prefetch 32``, and a Redis result backend; results are kept for an hour here, not
 for a second. Parameters are validated, as taskiq does unless told otherwise.
 """
+# ruff: noqa: ARG001 - a job gets its argument, whether it has a use for it or not
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +25,7 @@ class _Tasks:
     """The tasks of one broker."""
 
     def __init__(self, rows: Rows | None) -> None:
-        async def noop(number: int) -> None:  # noqa: ARG001 - it is validated by its name
+        async def noop(number: int) -> None:
             yardstick.begin()
 
         async def insert(number: int) -> None:
@@ -32,10 +33,10 @@ class _Tasks:
             assert rows is not None  # noqa: S101 - a worker has them
             await rows.add(number)
 
-        async def wait(number: int) -> None:  # noqa: ARG001 - likewise
+        async def wait(number: int) -> None:
             await yardstick.wait()
 
-        async def hold(number: int) -> None:  # noqa: ARG001 - likewise
+        async def hold(number: int) -> None:
             await yardstick.hold()
 
         async def ping(number: float) -> None:

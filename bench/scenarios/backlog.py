@@ -10,7 +10,7 @@ from bench.progress import Step
 from bench.rundown import run_down
 from bench.section import Section
 from bench.sizes import Sizes
-from bench.stage import Stage
+from bench.stage import Stage, figures
 
 _EMPTY = "nothing else in the queue"
 _A_DAY = "86400"  # seconds
@@ -25,7 +25,7 @@ def run(stage: Stage) -> Section:
         running: partial(_with_others_running, stage.tandem, sizes),
     }
     results = stage.alternate("backlog", entrants, "{:,.0f} jobs/s".format)
-    speeds = stage.figures(results)
+    speeds = figures(results)
     return Section(
         title="Backlog",
         method=f"The time that Tandem takes for {sizes.beside_backlog:,} no-op jobs: alone, as the first of many that "

@@ -9,10 +9,10 @@ from bench.bars import Finding
 from bench.contenders import TANDEM, Contender
 from bench.figures import Figures
 from bench.progress import Step
-from bench.section import Chart, Section
+from bench.section import Section
 from bench.sizes import Sizes
 from bench.stage import Stage
-from bench.tables import medians
+from bench.tables import chart
 from bench.turns import TurnCounter
 
 _Queued = tuple[float, float, float]  # seconds for the batch, seconds for one, round trips for one
@@ -38,7 +38,7 @@ def run(stage: Stage) -> Section:
                 f"{batch[key].median:.2f} s",
                 f"{batch[key].low:.2f} to {batch[key].high:.2f}",
                 f"{single[key].median * 1000:.2f} ms",
-                f"{trips[key].median:.2f}",
+                f"{trips[key].median:.1f}",
             )
             for key in results.values
         ],
@@ -46,7 +46,7 @@ def run(stage: Stage) -> Section:
             Finding(bars.ENQUEUE_BATCH, batch.get(TANDEM.key)),
             Finding(bars.ENQUEUE_TRIPS, trips.get(TANDEM.key)),
         ],
-        chart=Chart(f"Enqueue {sizes.batch:,} jobs (less is better)", "s", medians(stage, batch)),
+        chart=chart(stage, f"Enqueue {sizes.batch:,} jobs (less is better)", "s", batch),
         failures=stage.failures(results),
     )
 
@@ -67,9 +67,10 @@ def _round_trips(contender: Contender, count: int) -> float:
         contender.enqueue("noop", 1, one_by_one=True, **through_relay)
         of_one = relay.take()
         contender.enqueue("noop", 1 + count, one_by_one=True, **through_relay)
-        return (relay.take() - of_one) / count
+        # To a tenth: connecting takes one more or one less now and then, as what is sent together may arrive apart.
+        return round((relay.take() - of_one) / count, 1)
 
 
 def _shown(queued: _Queued) -> str:
     batch, one, trips = queued
-    return f"{batch:.2f} s for the batch, {one * 1000:.2f} ms and {trips:.2f} round trips for one"
+    return f"{batch:.2f} s for the batch, {one * 1000:.2f} ms and {trips:.1f} round trips for one"

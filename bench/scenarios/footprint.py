@@ -6,7 +6,7 @@ from bench import bars
 from bench.contenders import ARQ, Contender
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Stage
+from bench.stage import Stage, figures
 from bench.tables import against
 
 
@@ -14,7 +14,7 @@ def run(stage: Stage) -> Section:
     count = stage.sizes.footprint
     entrants = {one.key: partial(_measure, one, count) for one in stage.contenders if one.on_redis}
     results = stage.alternate("memory of a queued job", entrants, "{:,.0f} bytes".format)
-    sizes = stage.figures(results)
+    sizes = figures(results)
     return Section(
         title="Redis memory of a queued job",
         method=f"`used_memory` of `INFO` before and after {count:,} jobs with the same argument, an integer, are "

@@ -8,11 +8,11 @@ from bench.contenders import OBAN, Contender
 from bench.process import PATIENCE, ContenderError, Process
 from bench.progress import Step
 from bench.rundown import run_down
-from bench.section import Chart, Section
+from bench.section import Section
 from bench.servers import PostgresServer
 from bench.sizes import Sizes
-from bench.stage import Measure, Stage
-from bench.tables import against, medians, speed_rows
+from bench.stage import Measure, Stage, figures
+from bench.tables import against, chart, speed_rows
 
 _BARE = "a bare loop, no queue"
 
@@ -22,7 +22,7 @@ def run(stage: Stage) -> Section:
     entrants: dict[str, Measure[float]] = {one.key: partial(_measure, one, sizes) for one in stage.contenders}
     entrants[_BARE] = partial(_measure_bare_loop, stage.servers.postgres, sizes)
     results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
-    speeds = stage.figures(results)
+    speeds = figures(results)
     return Section(
         title="Jobs that add a row",
         method=f"{sizes.inserts:,} jobs, each of which adds one row through the SQLAlchemy ORM and commits: BEGIN, "
@@ -35,7 +35,7 @@ def run(stage: Stage) -> Section:
             against(bars.INSERT_AGAINST_BARE, speeds, _BARE),
             against(bars.INSERT_AGAINST_OBAN, speeds, OBAN.key),
         ],
-        chart=Chart("Jobs that add a row", "jobs/s", medians(stage, speeds)),
+        chart=chart(stage, "Jobs that add a row", "jobs/s", speeds),
         failures=stage.failures(results),
     )
 

@@ -8,9 +8,10 @@ from bench.bars import Finding
 from bench.contenders import TANDEM, Contender
 from bench.figures import Figures, percentile
 from bench.progress import Step
-from bench.section import Chart, Section
+from bench.section import Section
 from bench.sizes import Sizes
 from bench.stage import Stage
+from bench.tables import chart
 
 _WARM_UP = 3  # jobs that do not count: connections and caches are made for them
 
@@ -32,11 +33,7 @@ def run(stage: Stage) -> Section:
             for key, waits in pooled.items()
         ],
         findings=[Finding(bars.LATENCY, p50.get(TANDEM.key))],
-        chart=Chart(
-            "Idle enqueue-to-start, p50 (less is better)",
-            "ms",
-            [(stage.title(key), percentile(waits, 0.5) * 1000) for key, waits in pooled.items()],
-        ),
+        chart=chart(stage, "Idle enqueue-to-start, p50 (less is better)", "ms", p50),
         failures=stage.failures(results),
     )
 

@@ -9,9 +9,9 @@ from bench.contenders import ARQ, OBAN, SAQ, STREAQ, TANDEM, TASKIQ, Contender
 from bench.figures import Figures, highest
 from bench.progress import Step
 from bench.rundown import run_down
-from bench.section import Chart, Section
-from bench.stage import Stage
-from bench.tables import against, medians, speed_rows
+from bench.section import Section
+from bench.stage import Stage, figures
+from bench.tables import against, chart, speed_rows
 
 _REDIS_PEERS = (SAQ, STREAQ, TASKIQ)
 
@@ -20,7 +20,7 @@ def run(stage: Stage) -> Section:
     count = stage.sizes.noop
     entrants = {one.key: partial(_measure, one, count) for one in stage.contenders}
     results = stage.alternate("no-op jobs", entrants, "{:,.0f} jobs/s".format)
-    speeds = stage.figures(results)
+    speeds = figures(results)
     return Section(
         title="No-op jobs",
         method=f"{count:,} jobs with one integer argument are queued, then one worker is started. The time is that "
@@ -34,7 +34,7 @@ def run(stage: Stage) -> Section:
             _against_fastest(stage, speeds),
             against(bars.NOOP_AGAINST_OBAN, speeds, OBAN.key),
         ],
-        chart=Chart("No-op jobs", "jobs/s", medians(stage, speeds)),
+        chart=chart(stage, "No-op jobs", "jobs/s", speeds),
         failures=stage.failures(results),
     )
 

@@ -8,7 +8,7 @@ from bench.contenders import Contender
 from bench.progress import Step
 from bench.rundown import run_down
 from bench.section import Section
-from bench.stage import Stage
+from bench.stage import Stage, figures
 from bench.yardstick import CONCURRENCY, PAUSE_OF_A_WAITING_JOB
 
 _ONE, _TWO = "one process", "two processes"
@@ -21,7 +21,7 @@ def run(stage: Stage) -> Section:
         _TWO: partial(_measure, stage.tandem, count, 2),
     }
     results = stage.alternate("two processes", entrants, "{:,.0f} jobs/s".format)
-    speeds = stage.figures(results)
+    speeds = figures(results)
     ratio = speeds[_TWO].over(speeds[_ONE]) if len(speeds) == len(entrants) else None
     most = CONCURRENCY / PAUSE_OF_A_WAITING_JOB
     return Section(

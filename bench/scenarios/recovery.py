@@ -11,7 +11,7 @@ from bench.contenders import Contender
 from bench.process import ContenderError
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Stage
+from bench.stage import Stage, figures
 
 _LEASES = {"Tandem, lease 10 s": (10.0, bars.RECOVERY_10), "Tandem, lease 2 s": (2.0, bars.RECOVERY_2)}
 _A_DAY = "86400"  # seconds
@@ -22,7 +22,7 @@ _LOOK_AGAIN = 0.1  # seconds
 def run(stage: Stage) -> Section:
     entrants = {name: partial(_measure, stage.tandem, lease) for name, (lease, _) in _LEASES.items()}
     results = stage.alternate("recovery", entrants, "{:.2f} s".format)
-    figures = stage.figures(results)
+    ours = figures(results)
     away, failures = _peers(stage)
     return Section(
         title="After kill -9",
@@ -31,12 +31,10 @@ def run(stage: Stage) -> Section:
         f"for at most {stage.sizes.patience:.0f} s.",
         header=("", "running again after", "range"),
         rows=[
-            *((key, f"{one.median:.2f} s", f"{one.low:.2f} to {one.high:.2f}") for key, one in figures.items()),
+            *((key, f"{one.median:.2f} s", f"{one.low:.2f} to {one.high:.2f}") for key, one in ours.items()),
             *((stage.title(key), shown, "") for key, shown in away.items()),
         ],
-        findings=[
-            Finding(bar, figures.get(name), results.failures.get(name, "")) for name, (_, bar) in _LEASES.items()
-        ],
+        findings=[Finding(bar, ours.get(name), results.failures.get(name, "")) for name, (_, bar) in _LEASES.items()],
         failures=[*stage.failures(results), *failures],
     )
 

@@ -10,6 +10,7 @@ from sqlalchemy import make_url, text
 
 import db
 from tests.servers import Observer
+from tests.waiting import eventually
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
 
@@ -41,7 +42,7 @@ async def database(database_url: str, table: None, postgres: Observer) -> AsyncI
     database = db.Database(database_url, default=True)
     yield database
     await database.dispose()
-    assert await postgres.backends("active") == 0
+    await eventually(lambda: postgres.backends("active"), equals=0)
 
 
 @pytest.fixture

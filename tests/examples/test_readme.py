@@ -51,6 +51,13 @@ async def running(*command: str, folder: Path, **settings: str) -> AsyncIterator
         await process.wait()
 
 
+async def answers(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/docs")).is_success
+    except httpx.ConnectError:
+        return False
+
+
 async def test_example_runs(project: Path, database_url: str, redis_url: str, postgres: Observer) -> None:
     """README's task, registry line, application and commands, word for word: an order that is made is shipped."""
     commands = [line.split()[1:] for line in README.splitlines() if line.startswith("$ ")]
@@ -65,7 +72,7 @@ async def test_example_runs(project: Path, database_url: str, redis_url: str, po
         running("uvicorn", "app:app", "--uds", socket, folder=project, **settings),
         httpx.AsyncClient(transport=transport, base_url="http://shop") as client,
     ):
-        await eventually(Path(socket).exists, timeout=30)
+        await eventually(lambda: answers(client), timeout=30)
         assert (await client.post("/orders/7")).status_code == 200
         await eventually(
             lambda: postgres.fetchval("SELECT state FROM orders WHERE id = 7"), timeout=30, equals="shipped"

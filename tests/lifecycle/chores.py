@@ -27,6 +27,13 @@ class OutOfStockError(Exception):
     """One that only this module has."""
 
 
+class UnprintableError(Exception):
+    """As one that touches an expired ORM object."""
+
+    def __str__(self) -> str:
+        raise LookupError
+
+
 @task
 async def add(session: db.AsyncSession, words: str) -> Receipt:
     await session.execute(INSERT, {"words": words})
@@ -47,6 +54,8 @@ async def fail(session: db.AsyncSession, how: str) -> Any:
             raise asyncio.CancelledError(how)
         case "exit":
             raise SystemExit(3)
+        case "unprintable":
+            raise UnprintableError
         case "swallow":
             with contextlib.suppress(Exception):
                 await session.execute(text("SELECT 1/0"))

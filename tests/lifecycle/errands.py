@@ -7,7 +7,8 @@ from typing import Any
 from worker import cron, task
 
 TASKS = tuple(
-    f"tests.lifecycle.errands.{name}" for name in ("double", "wait_for", "who_runs", "pass_on", "ask_arq", "once_in_a_leap_year")
+    f"tests.lifecycle.errands.{name}"
+    for name in ("double", "wait_for", "who_runs", "pass_on", "ask_arq", "once_in_a_leap_year")
 )
 
 
@@ -19,11 +20,16 @@ async def double(number: int) -> int:
 @task
 async def wait_for(file: str) -> str:
     """Say in `file`.begun that it begins, a line each time, and wait until there is `file`."""
-    with Path(f"{file}.begun").open("a") as begun:
-        begun.write("begun\n")
-    while not Path(file).exists():  # noqa: ASYNC110 - whoever makes it is another process
+    _note(Path(f"{file}.begun"))
+    there = Path(file).exists
+    while not there():  # noqa: ASYNC110 - whoever makes it is another process
         await asyncio.sleep(0.01)
     return "waited"
+
+
+def _note(file: Path) -> None:
+    with file.open("a") as begun:
+        begun.write("begun\n")
 
 
 @task

@@ -58,7 +58,7 @@ class TestResults:
         receipt = await chores.add.enqueue("abc")
         threaded = await chores.in_a_thread.enqueue("from a thread")
         third = await chores.again.enqueue()
-        greeting = await chores.greet.enqueue(name="World")
+        greeting = await chores.greet.using(job_id="a:b c/ü🚀\n*?").enqueue(name="World")
         await arq_client.enqueue_job("arq_function", 21, _job_id="old")
         assert await receipt.result(SOON) == chores.Receipt(number=3, at=datetime(2026, 1, 2, tzinfo=UTC))
         assert await threaded.result(SOON) == "from a thread"
@@ -71,13 +71,14 @@ class TestResults:
         expected = ["abc", "arq 21", "attempt 3", "from a thread", "from arq 21"]
         assert await eventually(words, timeout=SOON, equals=expected)
 
-    async def test_errors_come_back_and_leave_nothing(self, words: Any, postgres: Observer) -> None:
+    async def test_errors_come_back_and_leave_nothing(self, arq: Command, words: Any, postgres: Observer) -> None:
         """Each way to fail is told as it is, the worker goes on, and the database has no trace of it."""
         for how, kind, reason in (
             ("built-in", KeyError, "built-in"),
             ("its own", JobFailed, "tests.lifecycle.chores.OutOfStockError: its own"),
             ("cancelled", asyncio.CancelledError, "cancelled"),
             ("exit", JobFailed, "SystemExit: 3"),
+            ("unprintable", JobFailed, "UnprintableError: <cannot be printed: LookupError>"),
             ("swallow", JobFailed, "PoisonedTransactionError"),
             ("result", TypeError, "JSON cannot say this builtin_function_or_method"),
             ("deferred", JobFailed, "ForeignKeyViolation"),
@@ -92,6 +93,7 @@ class TestResults:
         with pytest.raises(TimeoutError, match=r"slow took longer than its timeout, 0\.3 s"):
             await (await chores.slow.enqueue()).result(SOON)
         assert await (await chores.greet.enqueue("after all that")).result(SOON) == "Hello, after all that"
+        assert "Logging error" not in arq.output
         assert await words() == []
         await eventually(lambda: postgres.backends("active"), equals=0)
         assert await postgres.idle_in_transaction() == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 import pytest
@@ -107,7 +108,7 @@ class Bench:
         self.caller = Caller(threads=4, arq_context={"redis": "arq's"}, **hooks)
         self.resources: dict[str, Any] = {"http": "a client"}
         self.timeout = 20.0
-        self.max_tries = 3
+        self._tasks: dict[str, worker.Task[..., Any]] = {}
 
     def deliver(self, task: worker.Task[..., Any], *args: Any, tries: int = 0, **kwargs: Any) -> Delivery:
         """A job of `task` from the wire, due for its next attempt."""
@@ -116,10 +117,12 @@ class Bench:
 
     def start(self, task: worker.Task[..., Any], delivery: Delivery) -> "asyncio.Task[Outcome]":
         """Run a delivery in an asyncio task of its own, as the engine does."""
-        executor = Executor(
-            {task.name: task}, self.caller, timeout=self.timeout, max_tries=self.max_tries, resources=self.resources
-        )
-        return asyncio.create_task(executor.execute(delivery))
+        self._tasks[task.name] = task
+        return asyncio.create_task(self._executor.execute(delivery))
+
+    @cached_property
+    def _executor(self) -> Executor:
+        return Executor(self._tasks, self.caller, timeout=self.timeout, max_tries=3, resources=self.resources)
 
     async def run(self, task: worker.Task[..., Any], /, *args: Any, tries: int = 0, **kwargs: Any) -> Outcome:
         """`deliver` and `start`, and wait for the outcome."""

@@ -1,11 +1,12 @@
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.commands import bare_environment
+from worker import Queue
 
 MAIL = """\
 from typing import Annotated
@@ -39,7 +40,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-m", "worker", *arguments],
         cwd=cwd,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        env=bare_environment(**environment),
         capture_output=True,
         text=True,
         timeout=60,
@@ -122,7 +123,7 @@ class TestHelp:
         done = run("--help", cwd=tmp_path)
         assert done.returncode == 0
         assert "python -m worker [OPTIONS] COMMAND" in done.stdout
-        assert "check" in done.stdout
+        assert all(command in done.stdout for command in ("check", "run", "health", "env"))
 
     def test_no_command(self, tmp_path: Path) -> None:
         """Without a command the help is shown, as a mistake."""
@@ -130,9 +131,71 @@ class TestHelp:
         assert done.returncode == 2
         assert "check" in done.stdout + done.stderr
 
-    def test_unknown_command(self, tmp_path: Path) -> None:
-        """An unknown command is named, without a traceback."""
-        done = run("chekc", cwd=tmp_path)
-        assert done.returncode == 2
-        assert "chekc" in done.stderr
-        assert "Traceback" not in done.stderr
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["chekc"], "chekc"),
+            (["run", "--proceses", "2"], "--proceses"),
+            (["run", "--processes", "0"], "--processes"),
+            (["run", "--watch", "nowhere"], "nowhere"),
+        ],
+    )
+    def test_mistakes(self, tmp_path: Path, arguments: list[str], named: str) -> None:
+        """A mistake in the command line is one line on stderr that names it, and the exit code is 2."""
+        done = run(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert named in line
+
+
+RECORD = {
+    "queued": {"high": 12, "low": 3},
+    "running": 4,
+    "done": 1234,
+    "failed": 5,
+    "retried": 6,
+    "loop_lag": 0.0021,
+    "last_heartbeat": 0.41,
+    "redis": "ok",
+    "database": "ok",
+}
+
+
+class TestHealth:
+    async def test_workers(self, tmp_path: Path, redis_url: str) -> None:
+        """`health` shows who serves one of the queues, and ends with 0; what is no record is passed over."""
+        queue = Queue(redis_url)
+        await queue.record_health("low", "host-1", json.dumps(RECORD).encode(), 60_000)
+        await queue.record_health("high", "host-2", json.dumps(RECORD | {"done": 7}).encode(), 60_000)
+        await queue.record_health("high", "host-3", b"something else", 60_000)
+        await queue.close()
+        done = run("health", "--queues", "high,low", cwd=tmp_path, REDIS_URL=redis_url)
+        assert (done.returncode, done.stderr) == (0, "")
+        head, first, second = done.stdout.splitlines()
+        assert head.split("  ")[0] == "worker"
+        assert " ".join(first.split()) == "host-1 high: 12, low: 3 4 1,234 5 6 2.1 ms 0.4 s ago ok ok"
+        assert second.split()[0] == "host-2"
+
+        done = run("health", "--json", cwd=tmp_path, REDIS_URL=redis_url, WORKER_QUEUE="low")
+        assert json.loads(done.stdout) == {"workers": {"host-1": RECORD}}
+
+    def test_no_worker(self, tmp_path: Path, redis_url: str) -> None:
+        """Without a worker it ends with one line and 1."""
+        done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "no worker of arq:queue can work now\n"
+
+    @pytest.mark.parametrize(
+        ("url", "code", "line"),
+        [
+            ({"REDIS_URL": "redis://127.0.0.1:1/0"}, 1, "REDIS_URL: no answer ("),
+            ({}, 2, "REDIS_URL is not set. Example: REDIS_URL="),
+        ],
+        ids=["unreachable", "unset"],
+    )
+    def test_no_redis(self, tmp_path: Path, url: dict[str, str], code: int, line: str) -> None:
+        """Without Redis it ends with one line that says so."""
+        done = run("health", cwd=tmp_path, **url)
+        assert (done.returncode, done.stdout) == (code, "")
+        (said,) = done.stderr.splitlines()
+        assert said.startswith(line)

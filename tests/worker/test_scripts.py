@@ -4,7 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from redis import Redis
 
+from tests.redis_programs import PROGRAMS, running
 from worker import Queue
 from worker.queue import Claim, Entry, Settlement, Slot
 from worker.renewal import Grip, Held, Renewal
@@ -14,7 +16,26 @@ OURS, THEIRS = "o" * 28, "t" * 28
 """Tokens of two workers."""
 LEASE = 10_000  # ms
 
-Redis = "redis.Redis[str]"
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def program(request: pytest.FixtureRequest) -> Any:
+    """The URL of a server; None for the run's own."""
+    if request.param == "wheel":
+        yield None
+        return
+    with running(request.param) as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_url(program: str | None, redis_url: str) -> Any:
+    """An empty Redis, of each program that there is."""
+    if program is None:
+        yield redis_url
+        return
+    with Redis.from_url(program) as client:
+        client.flushdb()
+        yield program
 
 
 def entry(job_id: str = "a", payload: bytes = b"{}", **options: Any) -> Entry:

@@ -345,6 +345,7 @@ class TestInsideAScope:
             await note("a")
             single = await add.enqueue("a")
             many = await add.enqueue_many([{"words": "b"}, {"words": "c"}])
+            assert single.is_new  # as nobody can know before the COMMIT
             assert trips() == 0
             assert await rows() == 0
         assert trips() == 1
@@ -447,9 +448,9 @@ class TestInsideAScope:
         worker.Queue("redis://127.0.0.1:1/0", default=True)
         async with db.scope():
             await note("a")
-            await add.enqueue("a")
+            job = await add.enqueue("a")
         assert await rows() == 1
-        assert "on_commit callback failed" in caplog.text
+        assert f"Redis did not take 1 jobs of a committed transaction, which are lost: {job.job_id}" in caplog.text
 
 
 async def refuse(session: object) -> None:

@@ -56,6 +56,26 @@ async def with_context(job: JobContext, a: int) -> int:
 
 
 @task
+async def with_session_and_context(session: db.AsyncSession, job: JobContext, a: int) -> int:
+    return a
+
+
+@task(timeout=1)
+async def with_context_and_session(job: JobContext, session: db.AsyncSession, a: int) -> int:
+    return a
+
+
+@task
+def in_a_thread_with_session_and_context(session: db.Session, job: JobContext, a: int) -> bytes:
+    return b""
+
+
+@task(timeout=1)
+def in_a_thread_with_context_and_session(job: JobContext, session: db.Session, a: int) -> bytes:
+    return b""
+
+
+@task
 async def with_more(
     session: db.AsyncSession,
     a: int,
@@ -99,6 +119,10 @@ async def right() -> None:
     assert_type(await with_replica.enqueue(1), Job[int])
     assert_type(await with_session_and_options.using(job_id="x").enqueue(1), Job[int])
     assert_type(await with_context.enqueue(1), Job[int])
+    assert_type(await with_session_and_context.enqueue(1), Job[int])
+    assert_type(await with_context_and_session.enqueue(1), Job[int])
+    assert_type(await in_a_thread_with_session_and_context.enqueue(1), Job[bytes])
+    assert_type(await in_a_thread_with_context_and_session.enqueue(1), Job[bytes])
     assert_type(await with_more.enqueue(1), Job[int])
     assert_type(await in_a_thread.enqueue(1), Job[bytes])
     assert_type(await in_a_thread_with_sqlalchemys_session.enqueue(1), Job[bytes])
@@ -125,6 +149,8 @@ async def wrong(session: db.AsyncSession) -> None:
     await with_session_and_options.enqueue("x")  # type: ignore[arg-type]
     await with_replica.enqueue("x")  # type: ignore[arg-type]
     await with_context.enqueue("x")  # type: ignore[arg-type]
+    await with_session_and_context.enqueue("x")  # type: ignore[arg-type]
+    await with_context_and_session.enqueue("x")  # type: ignore[arg-type]
     await in_a_thread.enqueue("x")  # type: ignore[arg-type]
     await in_a_thread_with_context.enqueue("x")  # type: ignore[arg-type]
     number: int = await (await plain.enqueue(1)).result()  # type: ignore[assignment]

@@ -3,6 +3,8 @@
 1. It asks for as many jobs as there are free slots, in one round trip a queue, the first queue first.
 2. Now and then a lower queue comes first, so that a busy one does not starve it.
 3. With nothing due it sleeps until something is queued, falls due, or the fallback poll: stock producers wake nobody.
+4. While Redis is away leases end although nobody has died. So when it is back, heartbeats come first: jobs that still run
+   somewhere, here above all, are not claimed from under their workers.
 """
 
 import asyncio
@@ -12,9 +14,13 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
+from redis.exceptions import ResponseError
+
 from worker.queue import Claim, Queue
 
 _POLL = 0.5  # seconds, as arq polls
+_WAIT = 0.1  # seconds between two looks at whether the heartbeat is back
+_TRUCE = 1.0  # seconds: a few heartbeats
 _TURN = 8  # every so many claims another queue comes first
 
 Start = Callable[[Claim, str, str], None]
@@ -28,14 +34,25 @@ class Claimer:
         slots: how many jobs may run at once.
         lease: seconds that a claim holds without a renewal.
         start: gets each claimed job, with its queue and token; `give_back` says when it is over.
+        keeps_leases: whether the leases of what it runs are known to hold.
     """
 
-    def __init__(self, queue: Queue, queues: Sequence[str], *, slots: int, lease: float, start: Start) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        queues: Sequence[str],
+        *,
+        slots: int,
+        lease: float,
+        start: Start,
+        keeps_leases: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._queue = queue
         self._queues = tuple(queues)
         self._lease = round(lease * 1000)
         self._start = start
-        self._stopped = False
+        self._keeps_leases = keeps_leases
+        self._stopped = self._begun = False
         self._look = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
         self._rounds = itertools.count()
@@ -57,6 +74,10 @@ class Claimer:
         """Claim until stopped."""
         if self._stopped:  # one that failed is run again, and by then there may be nothing to do
             return
+        if self._begun:
+            await self._queue.ping()
+            await asyncio.sleep(_TRUCE)
+        self._begun = True
         async with contextlib.AsyncExitStack() as listening:
             for name in self._queues:
                 await listening.enter_async_context(self._queue.woken(name, self._look))
@@ -68,10 +89,17 @@ class Claimer:
 
     async def _claim(self) -> float:
         """Fill the free slots; seconds until it is worth claiming again."""
+        if not self._keeps_leases():
+            return _WAIT
         pause = _POLL
+        refused: ResponseError | None = None
         for name in self._in_turn():
             token = next(self._tokens)
-            claims = await self._queue.claim(name, token, self._lease, self.free_slots)
+            try:
+                claims = await self._queue.claim(name, token, self._lease, self.free_slots)
+            except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
+                refused = error
+                continue
             self.last_answer = time.monotonic()
             for claim in claims.jobs:
                 self.free_slots -= 1
@@ -80,6 +108,8 @@ class Claimer:
                 return 0.0
             if claims.next_due is not None:
                 pause = min(pause, claims.next_due)
+        if refused is not None:
+            raise refused
         return pause
 
     def _in_turn(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from worker.config import Config
+from worker.ending import end
 from worker.engine.attempts import held_here
 from worker.engine.calling import AfterJob
 from worker.engine.claimer import Claimer
@@ -74,7 +75,14 @@ class Engine:
             unknown_for=config.unknown_for,
             accept_pickle=config.accept_pickle,
         )
-        self._claimer = Claimer(queue, self._names, slots=config.concurrency, lease=config.lease, start=self._start)
+        self._claimer = Claimer(
+            queue,
+            self._names,
+            slots=config.concurrency,
+            lease=config.lease,
+            start=self._start,
+            keeps_leases=lambda: not self._held or self._heartbeat.is_fresh,
+        )
         self._finisher = Finisher(queue, self._held, self._settlement)
         self._heartbeat = Heartbeat(
             self._held,
@@ -143,9 +151,7 @@ class Engine:
         return not self._jobs
 
     async def _stop(self) -> None:
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await end(self._loops)
         await asyncio.to_thread(self._heartbeat.stop)
         counts = self._counts
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)

@@ -49,6 +49,7 @@ class Heartbeat:
         self._connect = connect
         self._queues = queues
         self._lines: dict[str, Renewal] = {}
+        self._lease = lease
         self._interval = min(lease / 4, _LONGEST_INTERVAL)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -56,6 +57,11 @@ class Heartbeat:
         self._said = -_SAY_AGAIN
         self.last_beat = 0.0
         """When Redis last confirmed all leases, by the monotonic clock."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no lease can have ended since the last beat."""
+        return time.monotonic() - self.last_beat < self._lease
 
     @property
     def lag(self) -> float:

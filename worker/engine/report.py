@@ -8,7 +8,7 @@ from pydantic_core import to_json
 
 from worker.engine.held import HeldJob
 from worker.engine.outcome import Kind, Outcome
-from worker.failure import error_data
+from worker.failure import error_data, message_of
 from worker.message import Message, serialize
 from worker.queue import Settlement, now_ms
 
@@ -125,9 +125,8 @@ class JobLog:
                 logger.info("%6.2fs ⊘ %s:%s aborted", took, job.job_id, name)
             case Kind.FAILED | Kind.EXPIRED:
                 error = outcome.error
-                logger.error(
-                    "%6.2fs ! %s:%s failed, %s: %s", took, job.job_id, name, type(error).__name__, error, exc_info=error
-                )
+                kind, message = type(error).__name__, "" if error is None else message_of(error)
+                logger.error("%6.2fs ! %s:%s failed, %s: %s", took, job.job_id, name, kind, message, exc_info=error)
 
 
 def _arguments(args: tuple[object, ...], kwargs: object) -> str:

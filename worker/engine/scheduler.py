@@ -114,4 +114,3 @@ def _missed(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed
 def _schedule(task: Task[..., Any]) -> Schedule:
     assert task.schedule is not None  # noqa: S101 - the constructor chose those that have one
     return task.schedule
-

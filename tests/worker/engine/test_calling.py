@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import pytest
+import redis
 from pydantic_core import from_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -191,6 +192,22 @@ class TestThreads:
 
         outcomes = await asyncio.gather(*(bench.run(meet) for _ in range(4)))
         assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1", b"2", b"3"]
+
+    @pytest.mark.usefixtures("queue")
+    async def test_what_it_enqueues_goes_with_its_transaction(self, execute: Execute, observer: redis.Redis) -> None:
+        """`asyncio.run(other.enqueue(...))` in a thread is published if the job commits, and not if it fails."""
+
+        @task
+        def hand_on(session: db.Session, fails: bool) -> str:
+            job = asyncio.run(add_one.enqueue())
+            if fails:
+                raise ValueError
+            return job.job_id
+
+        assert (await execute(hand_on, True)).kind is Kind.FAILED
+        assert observer.dbsize() == 0
+        outcome = await execute(hand_on, False)
+        assert observer.zrange("arq:queue", 0, -1) == [from_json(outcome.result)]
 
     async def test_arqs_context_in_a_thread(self, execute: Execute) -> None:
         """A plain function may ask for `ctx` too; the session in it belongs to the loop, and says so."""

@@ -47,7 +47,7 @@ class TestSeveralQueues:
         assert ran == ["low", "{tagged}", "high"]
 
     async def test_one_that_is_broken(self, start: StartWorker, observer: Any) -> None:
-        """A queue whose key is something else does not lose the outcomes of the others."""
+        """A queue whose key is something else neither loses the outcomes of the others, nor keeps their jobs waiting."""
         started = asyncio.Event()
 
         @task
@@ -61,6 +61,7 @@ class TestSeveralQueues:
             await started.wait()
             observer.set("first", "not a queue")
             assert await job.result(timeout=5) == "done"
+            assert await (await slow.using(queue="second").enqueue()).result(timeout=5) == "done"
             observer.delete("first")
 
 

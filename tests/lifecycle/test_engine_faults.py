@@ -1,0 +1,270 @@
+"""Workers that are killed, frozen, stuck and told to stop, as real processes: what is left in Redis, and what ran."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.commands import Command
+from tests.conftest import StartPostgres, StartRedis
+from tests.lifecycle.crew import Crew, fork_server
+from tests.lifecycle.perils import die, hold, insert, nap, spin, stay
+from tests.servers import Observer
+from tests.waiting import eventually
+from worker import JobFailed, Queue
+
+__all__ = ["fork_server"]  # a fixture
+
+EFFECTS = """
+    CREATE TABLE effect (job_id text);
+    CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION linger();
+"""
+
+
+@pytest.fixture
+async def queue(redis_url: str) -> AsyncIterator[Queue]:
+    """The default queue, empty."""
+    queue = Queue(redis_url, default=True)
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+def observer(redis_url: str) -> Any:
+    """Looks at Redis from outside."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def environment(redis_url: str, sqlite_url: str, tmp_path: Path) -> dict[str, str]:
+    """The settings of a worker with a short lease."""
+    return {
+        "REDIS_URL": redis_url,
+        "DATABASE_URL": sqlite_url,
+        "WORKER_REGISTRY": "tests.lifecycle.perils",
+        "WORKER_LEASE": "1",
+        "WORKER_GRACE": "5",
+        "WORKER_MAX_CRASHES": "100",
+        "DIARY": str(tmp_path / "diary"),
+    }
+
+
+@pytest.fixture
+def crew(fork_server: ForkServerContext, environment: dict[str, str], queue: Queue) -> Crew:
+    """Starts workers on this test's servers."""
+    return Crew(fork_server, environment, Path(environment["DIARY"]))
+
+
+def left(observer: Any) -> set[str]:
+    """All keys but results, the slots that have passed, and what workers say of themselves."""
+    kept = ("arq:result:", "arq:slots", "arq:queue:health-check")
+    return {key for key in observer.keys("*") if not key.startswith(kept)}
+
+
+class TestKilled:
+    @pytest.mark.parametrize("workers", [1, 3])
+    async def test_at_random_moments(self, crew: Crew, observer: Any, workers: int) -> None:
+        """kill -9 at twenty random moments: every job's outcome is there, the queue is empty, and no other key is left."""
+        moments = random.Random(workers)
+        jobs = [job for _ in range(20) for job in await nap.enqueue_many({"seconds": 0.05} for _ in range(20))]
+        running = [crew.worker(WORKER_ID=f"w{number}").__enter__() for number in range(workers)]
+        try:
+            for number in range(20):
+                await asyncio.sleep(moments.uniform(0.05, 0.4))
+                running[number % workers].kill()
+                jobs += await nap.enqueue_many({"seconds": 0.05} for _ in range(10))
+                running[number % workers] = crew.worker(WORKER_ID=f"w{number}").__enter__()
+            results = [await job.result(timeout=30) for job in jobs]
+            assert results == [job.job_id for job in jobs]
+            await eventually(lambda: left(observer), equals=set())
+        finally:
+            for one in running:
+                one.__exit__(None, None, None)
+        ends = Counter(line for line in crew.diary if line.startswith("end "))
+        assert set(ends) == {f"end {job.job_id}" for job in jobs}
+
+    @pytest.mark.parametrize("lease", [1, 10])
+    async def test_runs_again(self, crew: Crew, environment: dict[str, str], tmp_path: Path, lease: int) -> None:
+        """A job whose worker is killed runs again within its lease and two seconds, elsewhere, and ends once."""
+        environment["WORKER_LEASE"] = str(lease)
+        with crew.worker() as first:
+            job = await hold.enqueue(str(tmp_path / "go on"))
+            await crew.has_begun(job.job_id)
+            with crew.worker(WORKER_ID="second") as second:
+                await second.says("works on")
+                first.kill()
+                killed = time.monotonic()
+                await crew.has_begun(job.job_id, times=2)
+                assert time.monotonic() - killed < lease + 2
+                (tmp_path / "go on").touch()
+                assert await job.result(timeout=5) == "held"
+                info = await job.info()
+                assert info is not None
+                assert info.tries == 1  # a crash is no try
+
+    async def test_poison(self, crew: Crew, observer: Any) -> None:
+        """A job that kills its workers fails after WORKER_MAX_CRASHES of them, and the jobs beside it run."""
+        job = await die.enqueue()
+        good = await nap.using(delay=0.1).enqueue(0)
+        for _ in range(2):
+            with crew.worker(WORKER_MAX_CRASHES="2") as worker:
+                assert await worker.ends() == 9
+        with crew.worker(WORKER_MAX_CRASHES="2"):
+            with pytest.raises(JobFailed, match="its worker died 2 times while it ran"):
+                await job.result(timeout=10)
+            assert await good.result(timeout=10) == good.job_id
+        assert crew.diary.count(f"begin {job.job_id}") == 2
+        assert left(observer) == set()
+
+
+class TestStuck:
+    async def test_loop(self, crew: Crew, observer: Any) -> None:
+        """A loop that is stuck for longer than any job may take ends its process, which says where; the job comes back."""
+        with crew.worker(WORKER_GRACE="0.2") as worker:
+            job = await spin.enqueue()
+            other = await nap.using(delay=0.2).enqueue(0)  # claimed by nobody, as the loop is stuck
+            assert await worker.ends() == 70
+            assert "the event loop has not answered" in worker.output
+            assert "perils.py" in worker.output
+        await eventually(lambda: not observer.exists(f"arq:in-progress:{job.job_id}"))
+        assert await job.status() == "queued"
+        with crew.worker(WORKER_MAX_CRASHES="1"):
+            assert await other.result(timeout=10) == other.job_id
+
+    async def test_thread_at_shutdown(self, crew: Crew) -> None:
+        """A thread that nothing can stop does not keep the process from ending; its job comes back."""
+        with crew.worker(WORKER_GRACE="0.1") as worker:
+            job = await stay.enqueue()
+            await crew.has_begun(job.job_id)
+            worker.send(signal.SIGTERM)
+            assert await worker.ends(timeout=15) == 70
+            assert "does not end" in worker.output
+        assert "lifespan ends" in crew.diary
+
+    async def test_frozen(self, crew: Crew, observer: Any, tmp_path: Path) -> None:
+        """A worker that was frozen past its lease changes nothing of its successor's when it wakes up."""
+        with crew.worker() as frozen:
+            job = await hold.enqueue(str(tmp_path / "go on"))
+            await crew.has_begun(job.job_id)
+            frozen.send(signal.SIGSTOP)
+            with crew.worker(WORKER_ID="successor"):
+                await crew.has_begun(job.job_id, times=2)
+                holder = observer.get(f"arq:in-progress:{job.job_id}")
+                frozen.send(signal.SIGCONT)
+                await frozen.says("left to the worker that holds it now")
+                assert observer.get(f"arq:in-progress:{job.job_id}") == holder
+                (tmp_path / "go on").touch()
+                assert await job.result(timeout=5) == "held"
+            assert frozen.alive
+        assert left(observer) == set()
+
+
+class TestToldToStop:
+    @pytest.mark.parametrize("times", [1, 2])
+    async def test_in_a_commit(
+        self, crew: Crew, database_url: str, postgres: Observer, observer: Any, times: int
+    ) -> None:
+        """Told to stop in the middle of a COMMIT, once or twice, it waits for it and reports the truth: one effect."""
+        await postgres.execute(EFFECTS)
+        with crew.worker(DATABASE_URL=database_url, WORKER_GRACE="0.1") as worker:
+            job = await insert.enqueue()
+            await eventually(lambda: committing(postgres), timeout=20)
+            for _ in range(times):
+                worker.send(signal.SIGTERM)
+                await asyncio.sleep(0.05)
+            assert await worker.ends() == 0
+        with crew.worker(DATABASE_URL=database_url):
+            await job.result(timeout=10)
+        assert await postgres.fetchval("SELECT count(*) FROM effect") == 1
+        assert crew.diary.count(f"begin {job.job_id}") == 1
+        assert left(observer) == set()
+        assert await postgres.backends() == 0
+
+    async def test_six_times(self, crew: Crew, tmp_path: Path) -> None:
+        """A job that six deploys interrupt, with three tries, completes, at its first try."""
+        job = await hold.enqueue(str(tmp_path / "go on"))
+        for times in range(1, 7):
+            with crew.worker(WORKER_GRACE="0", WORKER_MAX_TRIES="3") as worker:
+                await crew.has_begun(job.job_id, times=times)
+                worker.send(signal.SIGTERM)
+                assert await worker.ends() == 0
+        (tmp_path / "go on").touch()
+        with crew.worker(WORKER_MAX_TRIES="3"):
+            assert await job.result(timeout=10) == "held"
+        info = await job.info()
+        assert info is not None
+        assert info.tries == 1
+
+    @pytest.mark.parametrize("command", [("arq", "worker.Settings"), ("worker", "run")], ids=" ".join)
+    async def test_in_the_lifespan(
+        self, environment: dict[str, str], tmp_path: Path, observer: Any, command: tuple[str, ...]
+    ) -> None:
+        """Told to stop while its resources are being made, it takes them back, and ends with 0 and without a traceback."""
+        diary = Path(environment["DIARY"])
+        with Command(*command, folder=tmp_path, environment=environment | {"SLOW_START": "60"}) as worker:
+            await eventually(lambda: diary.exists() and "lifespan begins" in diary.read_text(), timeout=20)
+            worker.send(signal.SIGTERM)
+            assert await worker.ends() == 0
+            assert "Traceback" not in worker.output
+        assert diary.read_text().splitlines() == ["lifespan begins", "lifespan ends"]
+        assert left(observer) == set()
+
+    @pytest.mark.parametrize("how", ["kill", "freeze"])
+    async def test_without_redis(
+        self, environment: dict[str, str], tmp_path: Path, own_redis: StartRedis, how: str
+    ) -> None:
+        """Told to stop while Redis is dead, or says nothing, `arq worker.Settings` closes all, and ends with 0 and without
+        a traceback."""
+        server = own_redis()
+        environment["REDIS_URL"] = server.url
+        with Command("arq", "worker.Settings", folder=tmp_path, environment=environment) as arq:
+            with redis.Redis.from_url(server.url) as client:
+                await eventually(lambda: client.keys("*:health-check:*"), timeout=20)
+            process = server.pid
+            if how == "kill":
+                server.kill()
+            else:
+                os.kill(process, signal.SIGSTOP)
+            arq.send(signal.SIGTERM)
+            assert await arq.ends() == 0
+            assert "Traceback" not in arq.output
+            if how == "freeze":
+                os.kill(process, signal.SIGCONT)
+        assert "lifespan ends" in Path(environment["DIARY"]).read_text()
+
+
+async def committing(postgres: Observer) -> bool:
+    """Whether a backend is in the middle of a COMMIT."""
+    return bool(
+        await postgres.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~* '^commit'")
+    )
+
+
+async def test_check(environment: dict[str, str], tmp_path: Path, own_postgres: StartPostgres) -> None:
+    """`arq --check` is 0 for a worker that works, and 1 five seconds after its database has stopped."""
+    database = own_postgres()
+    environment["DATABASE_URL"] = database.url
+    with Command("arq", "worker.Settings", folder=tmp_path, environment=environment) as arq:
+        with redis.Redis.from_url(environment["REDIS_URL"]) as client:
+            await eventually(lambda: client.keys("*:health-check:*"), timeout=20)
+            with Command("arq", "--check", "worker.Settings", folder=tmp_path, environment=environment) as check:
+                assert await check.ends() == 0
+            database.kill()
+            await eventually(lambda: not client.keys("*:health-check:*"), timeout=5)
+            with Command("arq", "--check", "worker.Settings", folder=tmp_path, environment=environment) as check:
+                assert await check.ends() == 1
+        database.restart()
+        arq.send(signal.SIGTERM)
+        assert await arq.ends() == 0

@@ -1,0 +1,63 @@
+"""``python -m worker run`` where no URL is set: its own servers, and how other processes reach them."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.commands import Command, bare_environment
+from tests.waiting import eventually
+
+ERRANDS = {"WORKER_REGISTRY": "tests.lifecycle.errands"}
+
+
+def env(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """`python -m worker env`."""
+    return subprocess.run(
+        [sys.executable, "-m", "worker", "env"],
+        cwd=folder,
+        env=bare_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def test_other_processes_reach_them(tmp_path: Path) -> None:
+    """It says that it has started servers, which `eval $(python -m worker env)` reaches from its folder."""
+    with Command("worker", "run", folder=tmp_path, environment=ERRANDS) as run:
+        await run.says("works on")
+        assert run.output.startswith("DATABASE_URL and REDIS_URL are not set: this run has a PostgreSQL and a Redis")
+        assert "eval $(python -m worker env)" in run.output
+        script = f"eval $({sys.executable} -m worker env) && {sys.executable} -m worker health"
+
+        def is_well() -> bool:
+            shell = ["sh", "-c", script]
+            done = subprocess.run(shell, cwd=tmp_path, env=bare_environment(), capture_output=True, check=False)
+            return done.returncode == 0
+
+        await eventually(is_well, timeout=20)
+        assert (tmp_path / ".tandem").stat().st_mode & 0o077 == 0
+        run.send(signal.SIGTERM)
+        assert await run.ends() == 0
+    assert not [*(tmp_path / ".tandem").glob("*.json")]
+    done = env(tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+async def test_only_what_is_missing_is_started(tmp_path: Path, sqlite_url: str) -> None:
+    """A URL that is set is used, and is not written down; a note whose owner was killed is not believed."""
+    environment = ERRANDS | {"DATABASE_URL": sqlite_url}
+    with Command("worker", "run", folder=tmp_path, environment=environment) as run:
+        await run.says("works on")
+        assert run.output.startswith("REDIS_URL is not set: this run has a Redis of its own")
+        done = env(tmp_path)
+        assert done.returncode == 0
+        assert done.stdout.startswith("export REDIS_URL='unix://")
+        assert "DATABASE_URL" not in done.stdout
+        run.send(signal.SIGKILL)
+        await run.ends()
+    assert [*(tmp_path / ".tandem").glob("*.json")]
+    await eventually(lambda: env(tmp_path).returncode == 1, timeout=20)

@@ -1,0 +1,131 @@
+"""``python -m worker run --processes``: a supervisor and its workers, real ones."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Command, gone
+from tests.lifecycle.errands import double, wait_for
+from tests.waiting import eventually
+from worker import Queue
+
+TWO = ("worker", "run", "--processes", "2")
+
+
+@pytest.fixture
+async def queue(redis_url: str) -> AsyncIterator[Queue]:
+    """The default queue, empty."""
+    queue = Queue(redis_url, default=True)
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
+    """The settings of workers that run errands."""
+    return {
+        "REDIS_URL": redis_url,
+        "DATABASE_URL": sqlite_url,
+        "WORKER_REGISTRY": "tests.lifecycle.errands",
+        "WORKER_ID": "test",
+        "WORKER_LEASE": "1",
+    }
+
+
+async def healthy(queue: Queue) -> list[str]:
+    """The ids of the workers that are well."""
+    return [*await queue.health_records(queue.name)]
+
+
+async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+    """A killed worker is started again under its name, its job runs again, and one signal ends them all, with 0."""
+    begun = tmp_path / "file.begun"
+    job = await wait_for.enqueue(str(tmp_path / "file"))
+    with Command(*TWO, folder=tmp_path, environment=settings) as run:
+        await run.says("works on", times=2)  # the first has the job by then
+        await eventually(begun.exists)
+        killed, kept = run.workers()
+        killed.kill()
+        await run.says("test-1 ended with exit code 137; it is started again in 0.5 s")
+        await run.says("works on", times=3)
+        assert kept in run.workers()
+        await eventually(begun.read_text, equals=2 * "begun\n")
+        (tmp_path / "file").touch()
+        assert await job.result(timeout=5) == "waited"
+        await eventually(lambda: healthy(queue), equals=["test-1", "test-2"])
+        run.send(signal.SIGTERM)
+        assert await run.ends() == 0
+        assert run.output.count("stopping on SIGTERM") == 2
+    assert await healthy(queue) == []
+
+
+async def test_workers_drain_and_hurry_together(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+    """The first signal reaches each worker once, and so does the second; a job that hangs is put back."""
+    jobs = [str(tmp_path / name) for name in ("a", "b")]
+    with Command(*TWO, "--concurrency", "1", folder=tmp_path, environment=settings) as run:
+        await run.says("works on", times=2)
+        for file in jobs:
+            await wait_for.enqueue(file)
+            await eventually(Path(f"{file}.begun").exists)
+        run.send(signal.SIGINT)
+        await run.says("stopping on SIGINT", times=2)
+        assert "interrupting" not in run.output
+        run.send(signal.SIGINT)
+        assert await run.ends() == 0
+        assert run.output.count("SIGINT: interrupting what still runs") == 2
+        assert "Traceback" not in run.output
+    assert await queue.depth("arq:queue") == 2
+
+
+async def test_workers_do_not_outlive_a_killed_supervisor(settings: dict[str, str], tmp_path: Path) -> None:
+    """After kill -9 of the supervisor its workers drain and end: an idle one at once."""
+    with Command(*TWO, folder=tmp_path, environment=settings) as run:
+        await run.says("works on", times=2)
+        workers = run.workers()
+        run.send(signal.SIGKILL)
+        await eventually(lambda: all(map(gone, workers)), timeout=10)
+        assert run.output.count("the process that started this one is gone") == 2
+        assert run.output.count("stopped: 0 jobs done") == 2
+
+
+async def test_burst(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+    """--burst ends with 0 once none of them has anything left to do."""
+    first = await wait_for.enqueue(str(tmp_path / "file"))
+    await double.enqueue_many([{"number": number} for number in range(100)])
+    with Command(*TWO, "--burst", folder=tmp_path, environment=settings) as run:
+        await run.says("works on", times=2)
+        (tmp_path / "file").touch()
+        assert await run.ends() == 0
+    assert await first.result(timeout=1) == "waited"
+    assert await queue.depth("arq:queue") == 0
+
+
+async def test_a_mistake_is_said_once(settings: dict[str, str], tmp_path: Path) -> None:
+    """What is wrong with all workers is said once, and ends them with 2."""
+    settings["WORKER_REGISTRY"] = "nowhere.registry"
+    with Command(*TWO, folder=tmp_path, environment=settings) as run:
+        assert await run.ends() == 2
+        assert run.output.count("there is no module nowhere") == 1
+
+
+async def test_a_signal_before_a_worker_can_hear_it(settings: dict[str, str], tmp_path: Path) -> None:
+    """A signal that reaches workers which are still starting ends them without a traceback, and with 0."""
+    with Command(*TWO, folder=tmp_path, environment=settings) as run:
+        await eventually(run.workers, timeout=20)
+        run.send(signal.SIGINT)
+        assert await run.ends() == 0
+        assert "Traceback" not in run.output
+
+
+async def test_line_on_a_terminal(settings: dict[str, str], tmp_path: Path) -> None:
+    """On a terminal a last line counts the jobs, below what the workers say."""
+    with Command(*TWO, folder=tmp_path, environment=settings, terminal=True) as run:
+        jobs = await double.enqueue_many([{"number": number} for number in range(3)])
+        await asyncio.gather(*(job.result(timeout=20) for job in jobs))
+        await run.says("2 of 2 workers · 3 done · 0 failed · 0 retried · 0 running · 0 queued")
+        run.send(signal.SIGINT)
+        assert await run.ends() == 0
+        assert run.output.count("stopped: ") == 2

@@ -1,0 +1,126 @@
+"""``python -m worker run --watch``: a worker that follows the code, as its author changes it."""
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Command, gone
+from tests.lifecycle.errands import wait_for
+from tests.waiting import eventually
+from worker import Job, Queue
+from worker.message import encode
+from worker.queue import Entry, now_ms
+
+ANSWER = """\
+from worker import task
+
+
+@task
+async def answer() -> int:
+    return {value}
+"""
+REGISTRY = 'TASKS = ("tasks.answer.answer", "tests.lifecycle.errands.wait_for")\n'
+
+
+@pytest.fixture
+async def queue(redis_url: str) -> AsyncIterator[Queue]:
+    """The default queue, empty."""
+    queue = Queue(redis_url, default=True)
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
+    return {"REDIS_URL": redis_url, "DATABASE_URL": sqlite_url}
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A project's only task, which answers 1."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/__init__.py").touch()
+    (tmp_path / "tasks/registry.py").write_text(REGISTRY)
+    file = tmp_path / "tasks/answer.py"
+    file.write_text(ANSWER.format(value=1))
+    return file
+
+
+def change(code: Path, source: str) -> None:
+    """As an editor does."""
+    code.write_text(source)
+
+
+async def answer(queue: Queue) -> int:
+    """What the task answers now."""
+    job_id = f"answer-{now_ms()}"
+    await queue.enqueue([Entry(job_id, encode("answer", b"{}", now_ms()), queue.name)])
+    return await Job[int](job_id).result(timeout=20)
+
+
+async def test_new_code_runs(settings: dict[str, str], code: Path, tmp_path: Path, queue: Queue) -> None:
+    """A change lets running jobs finish and then starts the new code; a mistake in it is said, and waited for."""
+    with Command("worker", "run", "--watch", "tasks", folder=tmp_path, environment=settings) as run:
+        assert await answer(queue) == 1
+
+        running = await wait_for.enqueue(str(tmp_path / "file"))
+        await eventually((tmp_path / "file.begun").exists)
+        change(code, ANSWER.format(value=2))
+        await run.says("draining: 1 jobs")
+        (tmp_path / "file").touch()
+        assert await running.result(timeout=5) == "waited"
+        assert (tmp_path / "file.begun").read_text() == "begun\n"
+        assert await answer(queue) == 2
+
+        change(code, "this is not Python")
+        await run.says("ended with exit code 2: waiting for a change in tasks")
+        change(code, ANSWER.format(value=3))
+        assert await answer(queue) == 3
+
+        run.send(signal.SIGINT)
+        assert await run.ends() == 0
+        assert run.output.count("Traceback") == 0
+
+
+async def test_several_processes(settings: dict[str, str], code: Path, tmp_path: Path) -> None:
+    """With --processes there is a supervisor in between, and none outlives a kill -9 of what watches."""
+    arguments = ("worker", "run", "--watch", "--processes", "2")
+    with Command(*arguments, folder=tmp_path, environment=settings) as run:
+        await run.says("works on", times=2)
+        left = run.workers()
+        assert len(left) == 3
+        run.send(signal.SIGKILL)
+        await eventually(lambda: all(map(gone, left)), timeout=10)
+
+
+WITHOUT_WATCHFILES = """\
+import sys
+
+sys.modules["watchfiles"] = None
+sys.argv = ["worker", "run", "--watch"]
+
+from worker.cli import main
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (WITHOUT_WATCHFILES, "--watch needs the package watchfiles: pip install 'tandem[watch]'"),
+        (
+            WITHOUT_WATCHFILES.replace('"--watch"', '"."'),
+            "a folder is only for --watch. Example: python -m worker run --watch .",
+        ),
+    ],
+    ids=["no watchfiles", "no --watch"],
+)
+async def test_mistakes(source: str, line: str, settings: dict[str, str], tmp_path: Path) -> None:
+    """Without the package, or with a folder and no --watch, it ends with one line and 2."""
+    (tmp_path / "start.py").write_text(source)
+    with Command("start", folder=tmp_path, environment=settings) as run:
+        assert await run.ends() == 2
+        assert run.output == f"{line}\n"

@@ -1,0 +1,168 @@
+"""The measurements run, count what they measure, and leave nothing behind. How fast anything is, is not asked here."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import psutil
+import pytest
+import redis
+
+from bench.bars import Bar, Finding
+from bench.contenders import ARQ, Contender, Library, enter
+from bench.environments import Environment
+from bench.figures import Figures, percentile
+from bench.process import ContenderError, Process
+from bench.servers import PostgresServer, RedisServer, Servers
+from bench.turns import TurnCounter
+from tests.conftest import StartRedis
+from tests.waiting import eventually
+
+_BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
+
+
+def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
+    """Tandem and stock arq are measured side by side, and what came of it is written down with the bars."""
+    run = subprocess.run(
+        [*_BENCH, "--only", "noop,enqueue", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    page = (tmp_path / "results.md").read_text()
+    assert (
+        "| no-op jobs, one process, concurrency 32, results kept, validation on: against arq | 30.0 x | 60.0 x |"
+        in page
+    )
+    assert "| one enqueue: round trips | 1.0 |  | 1.0 | reached |" in page
+    assert "Unfinished" not in page
+    picture = ElementTree.parse(tmp_path / "results.svg").getroot()
+    assert any((text.text or "").startswith("Tandem ") for text in picture.iter("{http://www.w3.org/2000/svg}text"))
+
+
+async def test_an_interrupted_run_leaves_no_process_behind() -> None:
+    """After Ctrl-C nothing lives on: no server, no worker, no program of a contender."""
+    command = [*_BENCH, "--only", "latency"]
+    run = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        this = psutil.Process(run.pid)
+        await eventually(lambda: any(map(_is_worker, this.children(recursive=True))), timeout=60)
+        started = this.children(recursive=True)
+        run.send_signal(signal.SIGINT)
+        said, _ = await asyncio.wait_for(run.communicate(), 30)
+    finally:
+        if run.returncode is None:
+            run.kill()
+            await run.wait()
+    assert run.returncode == 128 + signal.SIGINT, said
+    assert b"everything that was started is stopped" in said
+    await eventually(lambda: not any(map(_lives, started)))
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "worker.Settings" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_wrong_words_on_the_command_line_are_explained() -> None:
+    """A scenario that there is not is named, with those that there are."""
+    run = subprocess.run([*_BENCH, "--only", "nope"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "'nope' is not one of noop, insert, enqueue" in run.stderr
+
+
+def test_a_peer_that_is_not_installed_is_absent_for_a_reason(contender: Contender) -> None:
+    """Nobody is left out silently."""
+    servers = Servers(contender.redis, contender.postgres, None)
+    missing = Library("none", "None", "none", "none", "", environment=Environment("never-made", ()))
+    assert enter(missing, servers) == "it is not installed: `make bench-peers`"
+
+
+def test_a_peer_that_needs_another_server_is_absent_for_a_reason(contender: Contender) -> None:
+    """A store that cannot serve a peer is named."""
+    servers = Servers(contender.redis, contender.postgres, None)
+    demanding = Library("arq", "arq", "arq", "bench.peers.arq", "", needs_functions=True)
+    reason = enter(demanding, servers)
+    assert isinstance(reason, str)
+    assert reason.startswith(f"it needs functions in Redis, which {contender.redis.title} has not")
+
+
+@pytest.fixture
+def contender(own_redis: StartRedis, database_url: str) -> Contender:
+    """Stock arq, on an empty Redis."""
+    server = RedisServer(own_redis().url.rpartition("/")[0])
+    return Contender(ARQ, ARQ.version or "", server, PostgresServer(database_url))
+
+
+def test_a_contender_that_lost_a_job_has_failed(contender: Contender) -> None:
+    """What counts is the library's own list of jobs that ended well, not that its queue is empty."""
+    contender.enqueue("noop", 2)
+    with contender.worker() as worker:
+        worker.told("began")
+        with pytest.raises(ContenderError, match="of 3 jobs have completed"):
+            contender.check_completed(3)
+
+
+def test_a_program_that_ends_says_why() -> None:
+    """The last words of a program that ended are in the error of who waits for it."""
+    program = [sys.executable, "-c", "import sys; sys.exit('out of ink')"]
+    with Process(program, {}) as process, pytest.raises(ContenderError, match=r"exit code 1.*out of ink"):
+        process.told("began")
+
+
+def test_round_trips_are_counted_and_not_commands(own_redis: StartRedis) -> None:
+    """A pipeline of many commands is one round trip."""
+    port = own_redis().port
+    assert port is not None
+    with TurnCounter(port) as relay, redis.Redis(port=relay.port) as client:
+        client.ping()
+        relay.take()
+        for _ in range(5):
+            client.ping()
+        assert relay.take() == 5
+        with client.pipeline() as pipe:
+            for number in range(10):
+                pipe.set(str(number), number)
+            pipe.execute()
+        assert relay.take() == 1
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A round in which the machine was slow for both sides does not change the ratio."""
+    assert Figures.of([10.0, 30.0, 100.0]).over(Figures.of([1.0, 3.0, 10.0])).values == (10.0, 10.0, 10.0)
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    """The median and the largest of a few."""
+    assert [percentile([3.0, 1.0, 2.0], share) for share in (0.0, 0.5, 0.99, 1.0)] == [1.0, 2.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(2.0, "aim reached"), (1.5, "reached"), (0.9, "MISSED"), (None, "?")])
+def test_a_verdict_says_which_bar_was_reached(value: float | None, verdict: str) -> None:
+    """The aim, what must be, neither, or nothing was measured."""
+    bar = Bar("speed", must=1, aim=2)
+    assert Finding(bar, None if value is None else Figures.of([value])).verdict == verdict
+
+
+def test_less_is_better_where_it_is() -> None:
+    """A time that is shorter than its bar has reached it."""
+    bar = Bar("time", must=2, aim=1, more_is_better=False)
+    assert [Finding(bar, Figures.of([value])).verdict for value in (0.5, 1.5, 2.5)] == [
+        "aim reached",
+        "reached",
+        "MISSED",
+    ]

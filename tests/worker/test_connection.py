@@ -1,0 +1,285 @@
+"""Connections: TLS, Sentinel with a real failover, a real cluster, and a user with few permissions."""
+
+import asyncio
+import contextlib
+import re
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from tests.conftest import StartRedis
+from tests.redis_programs import PROGRAMS, running
+from tests.tls import CERTIFICATE, in_tls
+from tests.waiting import eventually
+from tests.worker.engine.conftest import Worker
+from worker import Queue, WorkerError, task
+from worker.connection import SentinelAddress, cluster_address, connect, connect_sync
+from worker.embedded import EmbeddedRedis
+from worker.embedded.port import free_port
+from worker.embedded.redis import server_program
+from worker.queue import Entry
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@task
+async def double(number: int) -> int:
+    return 2 * number
+
+
+@contextlib.asynccontextmanager
+async def working(url: str, *tasks: Any, **settings: Any) -> AsyncIterator[Worker]:
+    """A worker, and the default queue, at this URL."""
+    queue = Queue(url, default=True, name=settings.get("queue", "arq:queue"))
+    worker = Worker(url, *(tasks or (double,)), **settings)
+    worker.engine.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop()
+        await queue.close()
+
+
+class TestUrls:
+    def test_sentinel(self) -> None:
+        """Several hosts, a service, a database, and a login whose characters may be encoded."""
+        address = SentinelAddress.parse("redis+sentinel://us%40er:p%2Fw@one,two:7000/main/3")
+        assert address.sentinels.hosts == (("one", 26379), ("two", 7000))
+        assert (address.service, address.database) == ("main", 3)
+        assert address.sentinels.login == {"username": "us@er", "password": "p/w"}
+
+    def test_cluster(self) -> None:
+        """Several hosts, and a login."""
+        address = cluster_address("redis+cluster://:secret@one,two:7000")
+        assert address.hosts == (("one", 6379), ("two", 7000))
+        assert address.login == {"username": None, "password": "secret"}
+
+    @pytest.mark.parametrize("url", ["redis+sentinel://host", "redis+sentinel:///service", "redis+sentinel://h/s/x"])
+    def test_no_sentinel(self, url: str) -> None:
+        """What does not name both hosts and service is refused."""
+        with pytest.raises(ValueError, match=r"write|invalid"):
+            SentinelAddress.parse(url)
+
+    @pytest.mark.parametrize("url", ["redis+cluster://", "redis+cluster://host/0"])
+    def test_no_cluster(self, url: str) -> None:
+        """A cluster has hosts, and no databases."""
+        with pytest.raises(ValueError, match="write redis"):
+            cluster_address(url)
+
+
+class TestCommands:
+    async def test_of_two_words(self, redis_url: str) -> None:
+        """Commands that redis-py writes in two words reach the server as it knows them."""
+        client = connect(redis_url)
+        assert await client.config_get("maxmemory") == {"maxmemory": "0"}
+        await client.aclose()
+
+    async def test_of_what_is_no_text(self, redis_url: str) -> None:
+        """What Redis cannot hold is refused as redis-py does."""
+        client = connect(redis_url)
+        with pytest.raises(redis.DataError):
+            await client.set("a", None)  # type: ignore[arg-type]
+        await client.aclose()
+
+
+class TestTls:
+    async def test_works(self, redis_url: str) -> None:
+        """Through TLS, with a certificate that is trusted, jobs run."""
+        async with in_tls(redis_url) as url, working(f"{url}?ssl_ca_certs={CERTIFICATE}") as worker:
+            assert await (await double.enqueue(4)).result(timeout=5) == 8
+            assert worker.queue.url.startswith("rediss://")
+
+    async def test_untrusted(self, redis_url: str) -> None:
+        """A certificate that nobody trusts is refused."""
+        async with in_tls(redis_url) as url:
+            client = connect(url)
+            with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
+                await client.ping()
+            await client.aclose()
+
+
+_LINK = "master-link-status"
+
+
+class Sentinel:
+    """A primary, its replica, and a Sentinel that watches them; real processes."""
+
+    def __init__(self, start: StartRedis, folder: Path) -> None:
+        self.primary, self.replica = start(), start()
+        follow(self.primary, self.replica)
+        self.port = free_port()
+        configuration = folder / "sentinel.conf"
+        configuration.write_text(
+            f"port {self.port}\n"
+            f"sentinel monitor main 127.0.0.1 {self.primary.port} 1\n"
+            "sentinel down-after-milliseconds main 300\n"
+            "sentinel failover-timeout main 10000\n"
+        )
+        self._process = subprocess.Popen(
+            [str(server_program()), str(configuration), "--sentinel"],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://127.0.0.1:{self.port}/main/0"
+
+    def ask(self, *words: str) -> Any:
+        """Ask the Sentinel; None while it does not answer."""
+        with redis.Redis(port=self.port, decode_responses=True) as client, contextlib.suppress(redis.ConnectionError):
+            return client.execute_command("SENTINEL", *words)
+        return None
+
+    def primary_port(self) -> int:
+        answer = self.ask("GET-MASTER-ADDR-BY-NAME", "main")
+        return int(answer[1]) if answer else 0
+
+    def knows_a_good_replica(self) -> bool:
+        replicas = self.ask("REPLICAS", "main")
+        return bool(replicas) and dict(zip(replicas[0][::2], replicas[0][1::2], strict=True))[_LINK] == "ok"
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def sentinel(own_redis: StartRedis, tmp_path: Path) -> Iterator[Sentinel]:
+    sentinel = Sentinel(own_redis, tmp_path)
+    yield sentinel
+    sentinel.stop()
+
+
+async def test_sentinel(sentinel: Sentinel) -> None:
+    """Through two failovers, one from a primary that lives on as a replica and one after a death, jobs run and leases
+    hold."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+    runs: list[int] = []
+
+    @task
+    async def hold() -> str:
+        runs.append(1)
+        began.set()
+        await go_on.wait()
+        return "held"
+
+    await eventually(sentinel.knows_a_good_replica, timeout=20)
+    first, second = sentinel.primary, sentinel.replica
+    async with working(sentinel.url, hold, double, lease=2.0) as worker:
+        assert await (await double.enqueue(1)).result(timeout=5) == 2
+        held = await hold.enqueue()
+        await began.wait()
+        await eventually(lambda: replicated(first))
+        sentinel.ask("FAILOVER", "main")
+        await eventually(sentinel.primary_port, timeout=20, equals=second.port)
+        follow(second, first)  # as the Sentinel would itself, ten seconds later
+        await eventually(lambda: runs_now(worker, 2), timeout=10)
+        await eventually(lambda: replicated(second))
+        second.kill()
+        await eventually(sentinel.primary_port, timeout=20, equals=first.port)
+        await eventually(lambda: runs_now(worker, 3), timeout=10)
+        go_on.set()
+        assert await held.result(timeout=5) == "held"
+    assert runs == [1]
+
+
+def follow(primary: EmbeddedRedis, replica: EmbeddedRedis) -> None:
+    """Make a server the replica of another one."""
+    with redis.Redis.from_url(replica.url) as client:
+        client.replicaof("127.0.0.1", str(primary.port))
+
+
+async def runs_now(worker: Worker, number: int) -> bool:
+    """Whether a job can be enqueued, and runs."""
+    try:
+        return await (await double.enqueue(number)).result(timeout=1) == 2 * number
+    except (redis.RedisError, OSError, WorkerError, TimeoutError):
+        return False
+
+
+def replicated(server: EmbeddedRedis) -> bool:
+    """Whether a replica has all that the primary has."""
+    with redis.Redis.from_url(server.url) as client:
+        client.set("last", "write")
+        return bool(client.wait(1, 500))
+
+
+@pytest.fixture
+async def cluster(own_redis: StartRedis) -> str:
+    """Three nodes that have shared the slots among them."""
+    options: dict[str, str | int] = {"cluster-enabled": "yes", "cluster-node-timeout": 2000}
+    nodes = [own_redis(**options) for _ in range(3)]
+    with contextlib.ExitStack() as open_:
+        clients = [open_.enter_context(redis.Redis.from_url(node.url, decode_responses=True)) for node in nodes]
+        for number, client in enumerate(clients):
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(number, 16_384, 3))
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", str(nodes[0].port))
+        await eventually(
+            lambda: (
+                all("cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")) for client in clients)
+                and all(client.execute_command("CLUSTER", "NODES").count("connected") == 3 for client in clients)
+            ),
+            timeout=20,
+        )
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+async def test_cluster(cluster: str) -> None:
+    """Hash-tagged queues, each on another node, are served by one worker; others are refused, with the remedy."""
+    names = ["{mail}", "{news}", "{print}"]
+    assert {key_slot(name[1:-1].encode()) % 3 for name in names} == {0, 1, 2}
+    async with working(cluster, queue=names[0], queues=",".join(names)) as worker:
+        for name in names:
+            jobs = await double.using(queue=name).enqueue_many({"number": number} for number in range(20))
+            assert [await job.result(timeout=5) for job in jobs] == [2 * number for number in range(20)]
+            job = await double.using(queue=name, delay=60).enqueue(1)
+            assert await job.abort(timeout=5)
+        with connect_sync(cluster) as client:
+            await eventually(lambda: all(client.exists(f"{name}:health-check:w") for name in names))
+        assert await worker.queue.depths(names) == dict.fromkeys(names, 0)
+        assert set(await worker.queue.health_records(names[1])) == {"w"}
+        with pytest.raises(WorkerError, match=re.escape("call it {arq:queue} instead of arq:queue")):
+            await worker.queue.enqueue([Entry("a", b"{}", "arq:queue")])
+    with connect_sync(cluster) as client:
+        assert {key for key in client.keys("*", target_nodes="all") if b":result:" not in key} == set()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_acl(program: str) -> None:
+    """A user with no more permissions than the documentation asks for can do all that a worker and its clients do."""
+    documented = re.search(r"ACL SETUSER worker ((?:.*\\\n)*.*)", (REPOSITORY / "docs/engine.md").read_text())
+    assert documented is not None
+    rules = documented[1].replace("\\\n", " ").replace(">password", ">secret").split()
+    with running(program) as server:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.execute_command("ACL", "SETUSER", "worker", "reset", *rules)
+        url = server.url.replace("redis://", "redis://worker:secret@")
+        began = asyncio.Event()
+
+        @task
+        async def hold() -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+        async with working(url, hold, double) as worker:
+            assert await (await double.enqueue(4)).result(timeout=5) == 8
+            held = await hold.enqueue()
+            await began.wait()
+            with redis.Redis.from_url(server.url) as admin:
+                admin.delete(f"arq:in-progress:{held.job_id}")
+                await eventually(lambda: admin.exists(f"arq:in-progress:{held.job_id}"))
+                assert await held.abort(timeout=5)
+                await eventually(lambda: admin.exists("arq:queue:health-check:w"))
+            assert await worker.queue.depth("arq:queue") == 0
+            assert "w" in await worker.queue.health_records("arq:queue")
+            assert await held.status() == "complete"
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                await worker.queue.redis.flushdb()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                await worker.queue.redis.get("somebody's")

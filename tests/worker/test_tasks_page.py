@@ -1,0 +1,81 @@
+"""docs/tasks.md: its Python runs."""
+
+import ast
+import re
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from worker import Task
+from worker.config import Config
+from worker.registry import Registry
+from worker.runtime import Runtime
+
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
+
+
+def blocks() -> list[ast.Module]:
+    """The page's Python, a module a block."""
+    return [ast.parse(code) for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)]
+
+
+def awaits(block: ast.Module) -> bool:
+    """Whether a block does something, rather than only declare."""
+    return any(isinstance(node, ast.Await) for statement in block.body for node in _outside_functions(statement))
+
+
+def _outside_functions(node: ast.AST) -> Any:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from _outside_functions(child)
+
+
+async def run(block: ast.Module, names: dict[str, Any]) -> None:
+    running = eval(compile(block, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+    if running is not None:
+        await running
+
+
+async def test_its_python_runs(redis_url: str, database_url: str) -> None:
+    """What the page declares can be loaded, and what it enqueues is done by a worker with the results that it names."""
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks():
+        if not awaits(block):
+            await run(block, names)
+    tasks = {value.name: value for value in names.values() if isinstance(value, Task)}
+    for one in tasks.values():
+        one.check()
+    config = Config.load(redis_url=redis_url, database_url=database_url, concurrency=8)
+    registry = Registry("page", str(PAGE), MappingProxyType(tasks), names["lifespan"])
+    runtime = Runtime(config, registry)
+    engine = await runtime.open({})
+    engine.start()
+    try:
+        for block in blocks():
+            if awaits(block):
+                await run(block, names)
+        assert await (await names["audit"].enqueue(7)).result(timeout=20) == 1
+        assert await (await names["poll_export"].enqueue(1)).result(timeout=20) == "ready"
+        assert await (await names["resize"].enqueue(7)).result(timeout=20) == 7
+        assert await (await names["greet"].enqueue("World")).result(timeout=20) == "Hello, World"
+    finally:
+        await engine.drain()
+        await runtime.close()
+
+
+@pytest.mark.parametrize("setting", ["JOB_TIMEOUT", "MAX_TRIES", "QUEUE", "KEEP_RESULT", "MAX_PAYLOAD", "CONCURRENCY"])
+def test_it_names_settings_that_there_are(setting: str) -> None:
+    """Each variable on the page is one that the worker reads."""
+    named = set(re.findall(r"`?(WORKER_[A-Z_]+)", PAGE.read_text()))
+    assert f"WORKER_{setting}" in named
+    assert named <= {Config.variable(field) for field in Config.model_fields}
+
+
+def test_the_defaults_it_names_are_the_defaults() -> None:
+    """300 s, 5 tries, an hour, 1 MiB, arq's queue."""
+    config = Config.load()
+    assert (config.job_timeout, config.max_tries, config.keep_result) == (300, 5, 3600)
+    assert (config.max_payload, config.queue) == (1024 * 1024, "arq:queue")
