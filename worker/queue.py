@@ -27,6 +27,7 @@ from worker.scripts import Script
 EXPIRES = 24 * 60 * 60 * 1000
 """Milliseconds that a job may wait past its due time, unless it says otherwise: arq's default."""
 
+_WARY = 2  # crashes, as in scripts/claim.lua
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _CHUNK = 1000  # jobs a round trip: more would block Redis for longer than a few milliseconds
@@ -95,6 +96,11 @@ class Claim(NamedTuple):
     """Claims that nobody finished."""
     abort_at: float | None
     """When it was asked to abort, in milliseconds since the epoch."""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether its workers have died so often that it may be what kills them: see ``scripts/claim.lua``."""
+        return self.crashes >= _WARY
 
 
 class Claims(NamedTuple):
@@ -176,9 +182,10 @@ class Queue:
         keys = Keys.of(queue)
         return bool(await self._run("abort", queue, [keys.prefix, keys.wake, job_id]))
 
-    async def claim(self, queue: str, token: str, lease: int, wanted: int) -> Claims:
-        """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed."""
-        now, next_score, *jobs = await self._run("claim", queue, [Keys.of(queue).prefix, token, lease, wanted])
+    async def claim(self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1) -> Claims:
+        """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed; of suspects up to `suspects`."""
+        arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects]
+        now, next_score, *jobs = await self._run("claim", queue, arguments)
         claims = [
             Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at))
             for raw_id, payload, score, tries, crashes, abort_at in jobs

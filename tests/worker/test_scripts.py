@@ -204,6 +204,18 @@ class TestClaim:
         else:
             assert 0 < observer.pttl(key) <= LEASE  # a lease without end would hold it for ever
 
+    async def test_suspects(self, queue: Queue, observer: Any) -> None:
+        """Jobs whose workers have died twice are taken one at a time, and keep nobody else waiting."""
+        await queue.enqueue([entry("s1"), entry("s2"), entry("good")])
+        observer.hset("arq:started", mapping={"s1": f"2:{THEIRS}", "s2": f"5:{THEIRS}"})
+        first = await queue.claim(QUEUE, OURS, LEASE, 10, 1)
+        assert [(job.raw_id, job.is_suspect) for job in first.jobs] == [(b"good", False), (b"s1", True)]
+        assert (await queue.claim(QUEUE, OURS, LEASE, 10, 0)).jobs == []
+        assert not observer.exists("arq:in-progress:s2")
+        assert observer.hget("arq:started", "s2") == f"5:{THEIRS}"
+        observer.zadd(QUEUE, {"s2": 1})
+        assert [job.crashes for job in await claim(queue)] == [5]
+
     @pytest.mark.parametrize("score", ["-inf", "1e300", "inf", "-1e300", "0.5"])
     async def test_any_score(self, queue: Queue, observer: Any, score: str) -> None:
         """Any score that Redis can hold is one."""

@@ -3,8 +3,10 @@
 1. It asks for as many jobs as there are free slots, in one round trip a queue, the first queue first.
 2. Now and then a lower queue comes first, so that a busy one does not starve it.
 3. With nothing due it sleeps until something is queued, falls due, or the fallback poll: stock producers wake nobody.
-4. While Redis is away leases end although nobody has died. So when it is back, heartbeats come first: jobs that still run
-   somewhere, here above all, are not claimed from under their workers.
+4. While Redis is away leases end although nobody has died. So when it is back, heartbeats come first: jobs that still
+   run somewhere, here above all, are not claimed from under their workers.
+5. Jobs whose workers have died again and again run one at a time: the one that kills them must not take others along
+   each time, until they all count as poison.
 """
 
 import asyncio
@@ -56,13 +58,15 @@ class Claimer:
         self._look = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
         self._rounds = itertools.count()
+        self._free_suspects = 1
         self.free_slots = slots
         self.last_answer = 0.0
         """When Redis last answered a claim, by the monotonic clock."""
 
-    def give_back(self) -> None:
+    def give_back(self, claim: Claim) -> None:
         """A job that was started is over: its slot is free."""
         self.free_slots += 1
+        self._free_suspects += claim.is_suspect
         self._look.set()
 
     def stop(self) -> None:
@@ -96,13 +100,14 @@ class Claimer:
         for name in self._in_turn():
             token = next(self._tokens)
             try:
-                claims = await self._queue.claim(name, token, self._lease, self.free_slots)
+                claims = await self._queue.claim(name, token, self._lease, self.free_slots, self._free_suspects)
             except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
                 refused = error
                 continue
             self.last_answer = time.monotonic()
             for claim in claims.jobs:
                 self.free_slots -= 1
+                self._free_suspects -= claim.is_suspect
                 self._start(claim, name, token)
             if self.free_slots <= 0:
                 return 0.0

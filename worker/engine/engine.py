@@ -173,7 +173,7 @@ class Engine:
             if self._after_job is not None and job.delivery is not None:
                 await self._after_job.tell(job.delivery)
         finally:
-            self._claimer.give_back()
+            self._claimer.give_back(job.claim)
 
     async def _outcome(self, job: HeldJob) -> Outcome:
         try:

@@ -100,5 +100,9 @@ class HeldJobs:
 
     @property
     def longest_allowance(self) -> float:
-        """Seconds that an attempt of one that runs may take; 0 where none runs."""
-        return max((job.allowance for job in self if job.phase is Phase.RUNNING), default=0.0)
+        """Seconds that an attempt of one that runs may take; 0 where none runs.
+
+        One that is only claimed does not run: whatever keeps it from beginning is not its body.
+        """
+        running = (job for job in self if job.phase is Phase.RUNNING and job.delivery is not None)
+        return max((job.allowance for job in running), default=0.0)

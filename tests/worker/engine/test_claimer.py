@@ -110,7 +110,7 @@ class TestWakeups:
         monkeypatch.setattr(queue, "claim", slow_claim)
         await asyncio.wait_for(ours.run(), 2)
         assert len(claimed) == 1
-        ours.give_back()
+        ours.give_back(claimed[0])
         await asyncio.wait_for(ours.run(), 2)  # a supervisor that runs it again
         assert len(claimed) == 1
 
