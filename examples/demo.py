@@ -33,8 +33,8 @@ from tasks.models import Scan, create_tables
 from worker import Job, Queue
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls
+from worker.embedded.local_servers import local_servers, message
 from worker.errors import ConfigError
-from worker.local_servers import local_servers, message
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _PAUSE = 0.2  # seconds between two looks at how far the jobs are

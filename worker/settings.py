@@ -16,16 +16,16 @@ from arq.connections import RedisSettings
 from arq.worker import Worker, func
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
-from worker.arq_command import prepare
 from worker.config import Config
 from worker.connection import CLUSTER, SENTINEL, TIMEOUT, SentinelAddress, connect_as, connect_sync
 from worker.engine.calling import Hook
 from worker.errors import ConfigError, RegistryError
-from worker.host import ArqClient, Host
 from worker.keys import Keys
 from worker.message import deserialize, deserialize_trusting, serialize
+from worker.process.arq_command import prepare
+from worker.process.host import ArqClient, Host
+from worker.process.runtime import Runtime, StartupError, require_urls
 from worker.registry import Registry, load
-from worker.runtime import Runtime, StartupError, require_urls
 
 logger = logging.getLogger("worker")
 

@@ -18,7 +18,7 @@ from tests.waiting import eventually
 def work_here(log: str, environment: Mapping[str, str]) -> None:
     """``python -m worker run``, without the part before."""
     from worker.config import Config
-    from worker.process import work
+    from worker.process.alone import work
 
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(descriptor, 1)
@@ -105,7 +105,7 @@ class Crew:
 def fork_server() -> ForkServerContext:
     """A process that has imported everything; it must be there before the test's own processes are counted."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.lifecycle.perils", "worker.process", "aiosqlite", "asyncpg"])
+    context.set_forkserver_preload(["tests.lifecycle.perils", "worker.process.alone", "aiosqlite", "asyncpg"])
     first = context.Process(target=os.getpid)
     first.start()
     first.join()

@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from worker.display import InLog
-from worker.fleet import WorkerRecord
-from worker.progress import Progress, Tally
+from worker.cli.display import InLog
+from worker.cli.fleet import WorkerRecord
+from worker.cli.progress import Progress, Tally
 
 
 def record(**counts: int) -> WorkerRecord:

@@ -19,9 +19,9 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from worker import Resource, Task, task
 from worker.config import Config
+from worker.process.runtime import Runtime, StartupError
 from worker.queue import given_default_queue
 from worker.registry import Lifespan, Registry
-from worker.runtime import Runtime, StartupError
 
 
 @task

@@ -1,4 +1,4 @@
-from worker.supervisor import Backoff
+from worker.cli.supervisor import Backoff
 
 
 class TestBackoff:

@@ -465,6 +465,13 @@ class TestImports:
         loaded = subprocess.run(
             [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
         ).stdout.split()
-        unwanted = ("arq", "worker.engine", "worker.settings", "worker.registry", "worker.embedded", "worker.runtime")
+        unwanted = (
+            "arq",
+            "worker.engine",
+            "worker.settings",
+            "worker.registry",
+            "worker.embedded",
+            "worker.process.runtime",
+        )
         assert [name for name in loaded if name.startswith(unwanted)] == []
         assert "worker.task" in loaded

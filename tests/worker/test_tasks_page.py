@@ -10,8 +10,8 @@ import pytest
 
 from worker import Task
 from worker.config import Config
+from worker.process.runtime import Runtime
 from worker.registry import Registry
-from worker.runtime import Runtime
 
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 

@@ -415,5 +415,6 @@ class TestLoops:
             worker.queue.claim = broken  # type: ignore[assignment, method-assign]
             with pytest.MonkeyPatch.context() as hasty:
                 hasty.setattr("worker.engine.supervision._LONGEST_PAUSE", 0.05)
+                hasty.setattr(claimer, "_TRUCE", 0.01)
                 error = await asyncio.wait_for(failed, 10)
             assert "claimer failed 10 times, last with ZeroDivisionError" in str(error)

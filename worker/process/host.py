@@ -17,9 +17,9 @@ from typing import Any
 from arq.connections import ArqRedis
 
 from worker.keys import Keys
-from worker.lifecycle import Lifecycle
-from worker.logs import log_as_arq_does
-from worker.runtime import Runtime
+from worker.process.lifecycle import Lifecycle
+from worker.process.logs import log_as_arq_does
+from worker.process.runtime import Runtime
 
 
 class ArqClient(ArqRedis):

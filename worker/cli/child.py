@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
-from worker.stop_signals import held_back
+from worker.process.stop_signals import held_back
 
 logger = logging.getLogger("worker")
 

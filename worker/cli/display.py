@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from worker.logs import log_without_arq
+from worker.process.logs import log_without_arq
 
 logger = logging.getLogger("worker")
 

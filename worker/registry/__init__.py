@@ -24,8 +24,8 @@ from arq.worker import Function
 
 from worker.cron import adopt
 from worker.errors import RegistryError, TaskDefinitionError
-from worker.import_order import circles
-from worker.imports import Importer, MissingModuleError, NotImportableError, imported_files, shown
+from worker.registry.import_order import circles
+from worker.registry.imports import Importer, MissingModuleError, NotImportableError, imported_files, shown
 from worker.task import Task
 
 __all__ = ["Lifespan", "Registry", "load"]

@@ -18,20 +18,20 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from rich.console import Console
 from rich.text import Text
 
-from worker.child import Parent
+from worker.cli.child import Parent
+from worker.cli.fleet import WorkerRecord, fleet
+from worker.cli.supervisor import supervise
+from worker.cli.task_list import describe_problems, describe_tasks
+from worker.cli.worker_table import describe_workers
 from worker.config import Config
 from worker.embedded import EmbeddedServerError
+from worker.embedded.local_servers import as_shell, find, local_servers, message
 from worker.errors import ConfigError, RegistryError
-from worker.fleet import WorkerRecord, fleet
-from worker.local_servers import as_shell, find, local_servers, message
-from worker.process import work
+from worker.process.alone import work
+from worker.process.runtime import StartupError
+from worker.process.stop_signals import leave_on_signal
 from worker.queue import Queue
 from worker.registry import load
-from worker.runtime import StartupError
-from worker.stop_signals import leave_on_signal
-from worker.supervisor import supervise
-from worker.task_list import describe_problems, describe_tasks
-from worker.worker_table import describe_workers
 
 __all__ = ["main"]
 
@@ -208,7 +208,7 @@ def _check_watch(*, watch: bool, folder: Path | None) -> None:
 
 
 def _watch(folder: Path, processes: int, *, burst: bool) -> int:
-    from worker.watch import watch  # noqa: PLC0415 - watchfiles need not be installed
+    from worker.cli.watch import watch  # noqa: PLC0415 - watchfiles need not be installed
 
     until_empty = ["--burst"] if burst else []
     return watch(folder, ["run", f"--under={Under.WATCH}", f"--processes={processes}", *until_empty])

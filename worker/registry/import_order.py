@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.util import resolve_name
 from pathlib import Path
 
-from worker.imports import Step, describe_circle
+from worker.registry.imports import Step, describe_circle
 
 __all__ = ["circles"]
 

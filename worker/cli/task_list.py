@@ -9,8 +9,8 @@ from rich.text import Text
 from worker.config import Config
 from worker.context import Resource
 from worker.errors import RegistryError
-from worker.imports import shown
 from worker.registry import Registry
+from worker.registry.imports import shown
 from worker.schedule import Schedule
 from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.task import Task

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from redis.exceptions import RedisError
 
-from worker.display import Display
-from worker.fleet import WorkerRecord, fleet
+from worker.cli.display import Display
+from worker.cli.fleet import WorkerRecord, fleet
 from worker.queue import Queue
 
 _COUNTED = ("done", "failed", "retried")

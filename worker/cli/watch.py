@@ -13,9 +13,9 @@ from pathlib import Path
 
 from watchfiles import PythonFilter, awatch
 
-from worker.child import Child
-from worker.logs import log_without_arq
-from worker.stop_signals import STOP_SIGNALS
+from worker.cli.child import Child
+from worker.process.logs import log_without_arq
+from worker.process.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger("worker")
 

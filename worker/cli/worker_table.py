@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from worker.fleet import WorkerRecord
+from worker.cli.fleet import WorkerRecord
 
 
 def describe_workers(workers: Mapping[str, WorkerRecord]) -> Table:

@@ -13,7 +13,7 @@ import click
 from arq.cli import cli
 
 from worker.errors import ConfigError
-from worker.event_loop import new_event_loop
+from worker.process.event_loop import new_event_loop
 
 
 def prepare() -> None:

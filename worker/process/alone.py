@@ -10,14 +10,14 @@ from arq.connections import ArqRedis
 
 from worker.config import Config
 from worker.connection import CLUSTER, connect_as
-from worker.event_loop import new_event_loop
-from worker.lifecycle import Lifecycle
-from worker.logs import log_without_arq
 from worker.message import deserialize, deserialize_trusting, serialize
+from worker.process.event_loop import new_event_loop
+from worker.process.lifecycle import Lifecycle
+from worker.process.logs import log_without_arq
+from worker.process.runtime import Runtime, require_urls
+from worker.process.stop_signals import exit_code_after
 from worker.registry import Registry, load
-from worker.runtime import Runtime, require_urls
 from worker.settings import await_redis
-from worker.stop_signals import exit_code_after
 
 logger = logging.getLogger("worker")
 

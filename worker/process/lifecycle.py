@@ -14,8 +14,8 @@ from typing import Any
 
 from worker.engine.engine import Engine
 from worker.engine.heartbeat import STUCK
-from worker.runtime import Runtime
-from worker.stop_signals import STOP_SIGNALS
+from worker.process.runtime import Runtime
+from worker.process.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger("worker")
 
