@@ -23,7 +23,7 @@ from types import ModuleType
 __all__ = ["Importer", "MissingModuleError", "NotImportableError", "Step", "describe_circle", "imported_files", "shown"]
 
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
-_TANDEM = Path(__file__).parent.parent
+_TANDEM = Path(__file__).parents[2]
 
 
 class NotImportableError(Exception):

@@ -126,6 +126,36 @@ class TestKeepsLeases:
             observer.delete("first")
         assert attempts.began == 2
 
+    async def test_of_a_redis_that_was_away(self, own_redis: StartRedis, wait: Any, attempts: Attempts) -> None:
+        """Redis cannot be reached for longer than a lease: once it can, what runs is taken again before anybody claims
+        it, and ends once."""
+        server = own_redis()
+        queue = Queue(server.url, default=True)
+        async with Proxy(server.url) as proxy:
+            workers = [Worker(proxy.url, wait, id=name, lease=1.0) for name in "ab"]
+            for worker in workers:
+                worker.engine.start()
+            jobs = await wait.enqueue_many({} for _ in range(6))
+            await running(attempts, 6)
+            proxy.refuse()
+            await proxy.drop()
+            lost = [f"arq:in-progress:{job.job_id}" for job in jobs]
+            await eventually(lambda: nothing_at(queue, lost))
+            await proxy.resume()
+            assert await (await wait.enqueue()).status() == "queued"
+            await running(attempts, 7)  # claims go on
+            attempts.go_on.set()
+            for job in jobs:
+                assert await job.result(timeout=5) == "done"
+            for worker in workers:
+                await worker.stop()
+            await queue.close()
+        assert (attempts.began, attempts.ended) == (7, ["done"] * 7)
+
+
+async def nothing_at(queue: Queue, keys: list[str]) -> bool:
+    return not await queue.redis.exists(*keys)
+
 
 class TestLosesLeases:
     async def test_to_a_successor(
@@ -223,8 +253,10 @@ class TestLetsGo:
 
         async with start(need, **BUSY) as worker:
             job = await need.enqueue()
+            await eventually(lambda: time.monotonic() > until - 0.2)
+            assert len(worker.engine._held) == 1  # not claimed a second time, by itself
             assert await job.result(timeout=10) == "done"
-            assert worker.engine._counts.done == 1
+        assert worker.engine._counts.done == 1
         assert seen.left() == set()
         assert seen.result(job.job_id)["t"] == 1
 
