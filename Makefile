@@ -13,6 +13,9 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 endif
 
+# Most of a test's time is waiting for processes that start and end, so three run at once; each has servers of its own,
+# unless they are given: then one after the other.
+TOGETHER := $(if $(DATABASE_URL)$(REDIS_URL),,-n 3 --dist worksteal)
 INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 
@@ -29,7 +32,7 @@ demo: $(INSTALLED)
 	@$(RUN) examples.demo $(if $(SOURCE),'$(patsubst ~%,$(HOME)%,$(SOURCE))')
 
 test: $(INSTALLED)
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest $(TOGETHER) $(ARGS)
 
 check: $(INSTALLED)
 	@$(RUN) ruff check --no-cache

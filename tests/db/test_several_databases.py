@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 import db
 from db.transient import Transient, transient
@@ -189,6 +190,30 @@ async def test_error_in_one_rolls_back_all(database: db.Database, second: db.Dat
             raise ZeroDivisionError
     assert await rows() == 0
     assert await count_in(second) == 0
+
+
+class Stubborn(AsyncSession):
+    """A user's own session class that fails to close."""
+
+    async def close(self) -> None:
+        raise LookupError("will not close")
+
+
+async def test_session_that_fails_to_close(
+    database: db.Database, second: db.Database, rows: Count, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session whose `close` raises is logged; what was committed stands, and the other is closed."""
+    stubborn = db.Database(
+        second.url, sessions=lambda engine: async_sessionmaker(engine, class_=Stubborn, expire_on_commit=False)
+    )
+    async with db.scope():
+        await (await db.session(stubborn)).execute(INSERT, {"words": "a"})
+        await insert("a")
+        default_session = await db.session()
+    assert "will not close" in caplog.text
+    assert (await rows(), await count_in(second)) == (1, 1)
+    assert default_session.use.ended
+    await stubborn.dispose()
 
 
 async def test_one_that_cannot_be_closed(

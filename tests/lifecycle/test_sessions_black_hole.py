@@ -82,6 +82,21 @@ async def test_in_the_rollback(
     assert await postgres.fetchval("SELECT count(*) FROM note") == 1
 
 
+async def test_in_the_rollback_of_a_patient_database(proxy: Proxy) -> None:
+    """A ROLLBACK gets the time to connect, and not that of a statement, which may be an hour."""
+    patient = db.Database(proxy.url, default=True, connect_timeout=CONNECT, statement_timeout=3600)
+    started = 0.0
+    with pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            await insert()
+            proxy.blackhole()
+            started = time.monotonic()
+            raise ZeroDivisionError
+    assert time.monotonic() - started < 2 * CONNECT
+    db.set_default_database(None)
+    await patient.dispose()
+
+
 async def test_in_the_commit(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
     """A COMMIT that is not answered fails after the limits as a lost connection: whether it committed is not known."""
     started = 0.0

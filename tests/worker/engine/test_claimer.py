@@ -47,7 +47,7 @@ class TestSeveralQueues:
         assert ran == ["low", "{tagged}", "high"]
 
     async def test_one_that_is_broken(self, start: StartWorker, observer: Any) -> None:
-        """A queue whose key is something else neither loses the outcomes of the others, nor keeps their jobs waiting."""
+        """A queue whose key is something else neither loses the outcomes of the others nor keeps their jobs waiting."""
         started = asyncio.Event()
 
         @task

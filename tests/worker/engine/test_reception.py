@@ -98,8 +98,8 @@ class TestGarbage:
             assert {key for key in client.keys("*") if not key.startswith(b"arq:result:")} == set()
 
     async def test_huge(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
-        """A payload of a hundred megabytes that somebody has put there by hand ends its job, and nothing else."""
-        huge = GOOD.replace(b"21", b'"%b"' % (b"x" * 100 * 1024 * 1024))
+        """A payload of seventy megabytes that somebody has put there by hand ends its job, and nothing else."""
+        huge = GOOD.replace(b"21", b'"%b"' % (b"x" * 70 * 1024 * 1024))
         await queue.redis.set("arq:job:huge", huge)
         await queue.redis.zadd("arq:queue", {"huge": 1})
         async with start(double, lease=5) as worker:

@@ -17,7 +17,7 @@ from tests.worker.engine.conftest import StartWorker
 from worker import Queue, cron, current_job, task
 from worker.engine import scheduler
 from worker.engine.scheduler import Scheduler
-from worker.queue import Settlement
+from worker.queue import Settlement, to_ms
 from worker.schedule import Misfire
 from worker.task import Task
 
@@ -144,6 +144,7 @@ async def test_redis_away(queue: Queue, observer: Any, monkeypatch: pytest.Monke
     running = asyncio.create_task(one.run())
     await eventually(lambda: observer.zcard(QUEUE) == 1)
     assert one._seen is not None
+    observer.hset("arq:slots", tick.name, to_ms(one._seen - timedelta(hours=5)))
     one._seen -= timedelta(hours=5)
     before = one._seen
     await eventually(lambda: one._seen and one._seen > before + timedelta(hours=1))

@@ -1,0 +1,92 @@
+"""The finisher: outcomes reach Redis in batches, each once, whatever becomes of the connection."""
+
+import asyncio
+from typing import Any
+
+from tests.proxy import Proxy
+from tests.waiting import eventually
+from tests.worker.engine.conftest import Seen, Worker
+from worker import JobContext, Queue, Retry, task
+from worker.engine.finisher import Finisher
+from worker.engine.held import HeldJob, HeldJobs, Phase
+from worker.engine.outcome import Kind, Outcome
+from worker.queue import Entry, Settlement
+from worker.scripts import Script
+
+QUEUE = "arq:queue"
+
+
+async def held_jobs(queue: Queue, number: int) -> tuple[HeldJobs, list[HeldJob]]:
+    """So many claimed jobs."""
+    await queue.enqueue([Entry(f"j{n:04}", b"{}", QUEUE) for n in range(number)])
+    held = HeldJobs()
+    claims = (await queue.claim(QUEUE, "o" * 28, 60_000, number)).jobs
+    jobs = [HeldJob(claim, QUEUE, "o" * 28, started_at=0, allowance=60) for claim in claims]
+    for job in jobs:
+        held.add(job)
+    return held, jobs
+
+
+def ended(size: int) -> Any:
+    """Encodes each outcome as a result of this many bytes."""
+    return lambda job, _: Settlement(job.claim.raw_id, job.token, "end", b"1" * size, 60_000)
+
+
+async def test_batches(queue: Queue, redis_url: str, observer: Any) -> None:
+    """Many outcomes at once take one round trip for each five hundred, or eight megabytes; each job is let go."""
+    finish = Script.named("finish").sha
+    async with Proxy(redis_url) as proxy:
+        ours = Queue(proxy.url)
+        for number, size, trips in ((1200, 1, 3), (10, 3 * 1024 * 1024, 5)):
+            observer.flushdb()
+            held, jobs = await held_jobs(queue, number)
+            await ours.finish(QUEUE, [])  # so that the script is known
+            before = proxy.count(finish)
+            finisher = Finisher(ours, held, ended(size))
+            for job in jobs:
+                finisher.report(job, Outcome.completed(b"1"))
+            assert {job.phase for job in jobs} == {Phase.FINISHING}
+            running = asyncio.create_task(finisher.run())
+            await asyncio.wait_for(finisher.flushed(), 10)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert proxy.count(finish) - before == trips
+            assert len(held) == 0
+            assert len(observer.keys("arq:result:*")) == number
+        await ours.close()
+
+
+async def test_abandoned(queue: Queue, observer: Any) -> None:
+    """A job that another worker has is let go of, and Redis is told nothing."""
+    held, (job,) = await held_jobs(queue, 1)
+    finisher = Finisher(queue, held, ended(1))
+    finisher.report(job, Outcome(Kind.ABANDONED))
+    await finisher.flushed()
+    assert len(held) == 0
+    assert observer.exists("arq:in-progress:j0000")
+
+
+async def test_lost_reply(queue: Queue, redis_url: str, seen: Seen) -> None:
+    """An outcome whose reply was lost with the connection is told again, and counted once."""
+    tries: list[int] = []
+
+    @task(max_tries=5)
+    async def insist(job: JobContext) -> str:
+        tries.append(job.attempt)
+        if job.attempt < 3:
+            raise Retry
+        return "done"
+
+    async with Proxy(redis_url) as proxy:
+        worker = Worker(proxy.url, insist)
+        worker.engine.start()
+        first = await insist.enqueue()
+        assert await first.result(timeout=10) == "done"  # the script is known by now
+        tries.clear()
+        trap = proxy.drop_on(Script.named("finish").sha, when="after")
+        job = await insist.enqueue()
+        await eventually(lambda: trap.sprung)
+        assert await job.result(timeout=10) == "done"
+        await worker.stop()
+    assert tries == [1, 2, 3]
+    assert seen.left() == set()
