@@ -1,5 +1,6 @@
 """Fixtures on real servers. What each gives is in its docstring: `pytest --fixtures`."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -18,7 +19,12 @@ GIVEN = GivenServers.take_from_environment()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let root and an ordinary user take turns in one checkout: what one has cached the other cannot change."""
+    """Let root and an ordinary user take turns in one checkout: what one has cached the other cannot change.
+
+    A run that was started in the background ignores Ctrl-C, and so would every process that the tests start.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for harmless in (
         "ignore::pytest.PytestCacheWarning",
         "ignore:The database setting is not configured:hypothesis.errors.HypothesisWarning",

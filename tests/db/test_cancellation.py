@@ -192,7 +192,7 @@ async def test_cancelled_before_the_commit(unit: Unit, slow: None, postgres: Obs
             await asyncio.wait_for(task, 1)
     await eventually(lambda: postgres.backends("active"), equals=0)
     assert await rows() == 0
-    assert await postgres.idle_in_transaction() == 0
+    await eventually(postgres.idle_in_transaction, equals=0)
 
 
 async def test_cancelled_while_pending_objects_are_sent(database: db.Database, postgres: Observer, rows: Count) -> None:
@@ -362,7 +362,7 @@ async def test_cancelled_statement_ends_on_the_server(
         await insert("a")
     assert time.monotonic() - started < 1
     await eventually(lambda: postgres.backends("active"), timeout=1, equals=0)
-    assert await postgres.idle_in_transaction() == 0
+    await eventually(postgres.idle_in_transaction, equals=0)
     assert await rows() == 1
 
 
@@ -432,7 +432,7 @@ async def test_two_databases_and_a_double_cancellation(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await postgres.idle_in_transaction() == 0
+        await eventually(postgres.idle_in_transaction, equals=0)
     await other.dispose()
 
 
@@ -446,7 +446,7 @@ async def test_swallowed_cancellation_is_no_success(database: db.Database, postg
                 await asyncio.wait_for(session.execute(text("SELECT pg_sleep(30)")), 0.1)
     assert await rows() == 0
     await eventually(lambda: postgres.backends("active"), equals=0)
-    assert await postgres.idle_in_transaction() == 0
+    await eventually(postgres.idle_in_transaction, equals=0)
 
 
 async def test_first_cancellation_reaches_private_work() -> None:
