@@ -18,6 +18,8 @@ BeforeCommit = Callable[[Any], Awaitable[None]]
 OnCommit = Callable[[], Awaitable[None] | None]
 
 T = TypeVar("T")
+BeforeCommitBatch = Callable[[Any, list[T]], Awaitable[None]]
+"""Gets the session and the items; refuses the commit by raising."""
 OnCommitBatch = Callable[[list[T]], Awaitable[None] | None]
 
 # The root transaction, begun or not.
@@ -45,6 +47,12 @@ class Callbacks:
     def add_before_commit(self, callback: BeforeCommit, savepoint: SessionTransaction | None) -> None:
         self._before.append(Entry(savepoint, callback))
 
+    def add_before_commit_batch(
+        self, callback: BeforeCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
+    ) -> None:
+        """Call `callback` once, with the items of all who asked for it by then and were not rolled back."""
+        self._before.append(Entry(savepoint, callback, items))
+
     def add_on_commit(self, callback: OnCommit, savepoint: SessionTransaction | None) -> None:
         self._on.append(Entry(savepoint, callback))
 
@@ -59,13 +67,20 @@ class Callbacks:
         """Whether a before-commit callback is waiting, which has to be given a session."""
         return bool(self._before)
 
-    def next_before_commit(self) -> Entry | None:
-        """Take the next one, also one that an earlier one has added."""
-        return self._before.pop(0) if self._before else None
+    def next_before_commit(self) -> list[Entry]:
+        """Take the next one, also one that an earlier one has added; a batch is taken whole."""
+        if not self._before:
+            return []
+        first = self._before[0]
+        if first.items is None:
+            return [self._before.pop(0)]
+        batch = [entry for entry in self._before if entry.items is not None and entry.callback == first.callback]
+        self._before[:] = [entry for entry in self._before if entry not in batch]
+        return batch
 
-    def ask_again(self, refused: Entry) -> None:
-        """Put back a before-commit callback that has refused: the next COMMIT must ask it, too."""
-        self._before.insert(0, refused)
+    def ask_again(self, refused: list[Entry]) -> None:
+        """Put back before-commit callbacks that have refused: the next COMMIT must ask them, too."""
+        self._before[:0] = refused
 
     def take_on_commit(self) -> list[OnCommit]:
         due: list[OnCommit] = []

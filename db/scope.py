@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession as AnyAsyncSession
 from sqlalchemy.orm import SessionTransaction
 
-from db.callbacks import BeforeCommit, Callbacks, OnCommit, OnCommitBatch
+from db.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, OnCommit, OnCommitBatch
 from db.cancellation import to_the_end
 from db.database import Database, default_database, is_default
 from db.errors import NestedWriterError, NoScopeError, PartialCommitError, ScopeEndedError, WrongLoopError
@@ -65,6 +65,11 @@ class Scope:
         """Whether something was committed already: while the scope is open, early."""
         return self._had_committed or any(unit.has_committed for unit in self._units.values())
 
+    @property
+    def has_touched(self) -> bool:
+        """Whether any of its sessions has begun a transaction that is open still, or was committed."""
+        return self.has_committed or any(unit.session.in_transaction() for unit in self._units.values())
+
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
 
@@ -88,6 +93,10 @@ class Scope:
         """See :func:`db.before_commit`."""
         self._callbacks_of(database).add_before_commit(callback, self._savepoint(database))
 
+    def before_commit_batch(self, callback: BeforeCommitBatch[T], items: list[T], database: Database[Any]) -> None:
+        """Call `callback` once before the COMMIT, with the items of all who asked for it and were not rolled back."""
+        self._callbacks_of(database).add_before_commit_batch(callback, items, self._savepoint(database))
+
     def on_commit(self, callback: OnCommit, database: Database[Any]) -> None:
         """See :func:`db.on_commit`."""
         self._callbacks_of(database).add_on_commit(callback, self._savepoint(database))
@@ -99,6 +108,14 @@ class Scope:
     def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
         """Use a session of the caller's, which this scope does not end."""
         self._units[database] = Unit(database, session, None)
+
+    async def prepare(self) -> None:
+        """Send what is pending and run the before-commit callbacks now, so that a last statement can follow them.
+
+        Raises:
+            ConcurrentUseError: another coroutine's statement is in flight.
+        """
+        await self._prepare(lambda: self._owned, None)
 
     async def commit(self, database: Database[Any] | None = None) -> None:
         """Commit now, one database or all, then tell; the sessions go on in new transactions.
@@ -132,7 +149,7 @@ class Scope:
             await self._end_rolled_back()
             return
         try:
-            await self._prepare(lambda: self._owned, None)
+            await self.prepare()
         except BaseException:
             await self._end_rolled_back()
             raise

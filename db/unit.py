@@ -6,7 +6,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from db.callbacks import Callbacks, OnCommit
+from db.callbacks import Callbacks, Entry, OnCommit
 from db.cancellation import to_the_end
 from db.database import Database
 from db.engines import OpenEngine
@@ -78,11 +78,11 @@ class Unit:
         In this order, so that a callback's statement comes after those of the work that it is about.
         """
         await flush(self.session)
-        while (entry := self.callbacks.next_before_commit()) is not None:
+        while entries := self.callbacks.next_before_commit():
             try:
-                await entry.callback(self.session)
+                await run_before_commit(entries, self.session)
             except BaseException:
-                self.callbacks.ask_again(entry)
+                self.callbacks.ask_again(entries)
                 raise
         await flush(self.session)
 
@@ -189,6 +189,15 @@ class Unit:
             return asyncio.get_running_loop() is self._loop
         except RuntimeError:
             return False
+
+
+async def run_before_commit(entries: list[Entry], session: AsyncSession | Session) -> None:
+    """Ask one callback, or all the parts of one batch at once."""
+    first = entries[0]
+    if first.items is None:
+        await first.callback(session)
+    else:
+        await first.callback(session, [item for entry in entries for item in entry.items or ()])
 
 
 async def run_on_commit(callbacks: list[OnCommit]) -> None:

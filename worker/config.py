@@ -109,6 +109,11 @@ QueueNames = Annotated[
     StringConstraints(strip_whitespace=True, pattern=r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
     _MustBe("names of queues with commas between them", "high,arq:queue,low"),
 ]
+TableName = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)?$"),
+    _MustBe("the name of a table", "tandem_jobs"),
+]
 WhichJobs = Annotated[Literal["all", "failed", "off"], _MustBe("all, failed or off", "failed")]
 
 
@@ -174,6 +179,9 @@ class Config(BaseSettings):
 
     pool_size: Count = Field(default_factory=lambda settings: int(settings["concurrency"]) + 3)
     """Connections that the worker keeps to the default database. Default: concurrency + 3."""
+
+    ledger: TableName = "tandem_jobs"
+    """The table of job rows, in the default database; with its schema, where it is not in the default one."""
 
     log_jobs: WhichJobs = "all"
     """Which jobs get a line in the log."""

@@ -12,6 +12,7 @@
     ├── JobExpiredError           a job waited longer than it may
     ├── PoisonJobError            a job whose worker died each time it ran
     ├── TriesExhaustedError       a task asked for one attempt more than it may have
+    ├── LedgerBusyError           another attempt's transaction holds a job's row in the ledger
     ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
     └── JobFailed                 the exception that ended a job, as data
 
@@ -35,6 +36,7 @@ __all__ = [
     "EnqueueError",
     "JobExpiredError",
     "JobFailed",
+    "LedgerBusyError",
     "PayloadError",
     "PayloadNotJSONError",
     "PayloadTooLargeError",
@@ -107,6 +109,10 @@ class PoisonJobError(WorkerError):
 
 class TriesExhaustedError(WorkerError):
     """A task raised `Retry` in its last attempt: give it more with `@task(max_tries=...)`."""
+
+
+class LedgerBusyError(WorkerError):
+    """Another attempt's transaction holds a job's row in the ledger, for longer than it is worth waiting."""
 
 
 class ResultNotFoundError(WorkerError):

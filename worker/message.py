@@ -3,6 +3,7 @@
 1. A job is ``{"t": try, "f": task, "a": args, "k": kwargs, "et": enqueue time}``; a result has besides ``s``
    (success), ``r`` (the result, or the error as data), ``st``, ``ft`` (start, finish), ``q`` (queue) and ``id``.
    Times are milliseconds since the epoch. (arq 0.28, ``jobs.py``: ``serialize_job``, ``serialize_result``)
+   A job that the ledger has a row for says so: ``"ledger": true``, which arq reads over.
 2. An error crosses as data. Built-in exceptions and `CancelledError` come back as themselves, others as `JobFailed`.
 3. Pickle is never loaded, unless the caller accepts it: whoever can write to Redis could then run code here.
 
@@ -37,6 +38,8 @@ class Message:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     enqueued_at: int = 0
     """Milliseconds since the epoch. A job is known by its id and this."""
+    in_ledger: bool = False
+    """Whether it was enqueued in a transaction, and so has a pending row."""
 
     @classmethod
     def decode(cls, job_id: str, raw: bytes, *, accept_pickle: bool = False) -> "Message":
@@ -46,12 +49,13 @@ class Message:
             PayloadError: it is not a job, or it is a pickle and those are not accepted.
         """
         data = _job(_decode(raw, accept_pickle=accept_pickle))
-        return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"])
+        return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"], data.get("ledger") is True)
 
 
-def encode(task: str, kwargs: bytes, enqueued_at: int) -> bytes:
+def encode(task: str, kwargs: bytes, enqueued_at: int, *, in_ledger: bool = False) -> bytes:
     """A job on the wire; `kwargs` is JSON already, as it comes from the task's validator."""
-    return b'{"t":null,"f":%b,"a":[],"k":%b,"et":%d}' % (to_json(task), kwargs, enqueued_at)
+    more = b',"ledger":true' if in_ledger else b""
+    return b'{"t":null,"f":%b,"a":[],"k":%b,"et":%d%b}' % (to_json(task), kwargs, enqueued_at, more)
 
 
 def dump(value: Any) -> bytes:

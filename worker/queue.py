@@ -26,6 +26,8 @@ from worker.scripts import Script
 
 EXPIRES = 24 * 60 * 60 * 1000
 """Milliseconds that a job may wait past its due time, unless it says otherwise: arq's default."""
+NEVER = 100 * 365 * 24 * 60 * 60 * 1000
+"""The same, for a job that does not expire: Redis knows no expiry without end."""
 
 _WARY = 2  # crashes, as in scripts/claim.lua
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
@@ -162,15 +164,19 @@ class Queue:
 
     async def enqueue(self, entries: Sequence[Entry]) -> list[bool]:
         """Queue the jobs, a round trip for each thousand (or 8 MiB) of a queue; of each, whether its id was free."""
-        added = [False] * len(entries)
-        by_queue: dict[str, list[int]] = {}
-        for position, entry in enumerate(entries):
-            by_queue.setdefault(entry.queue, []).append(position)
-        for queue, positions in by_queue.items():
-            for chunk in _chunks(positions, entries):
-                for position, reply in zip(chunk, await self._add(queue, [entries[i] for i in chunk]), strict=True):
-                    added[position] = bool(reply)
-        return added
+        return await self._put("enqueue", entries)
+
+    async def publish(self, entries: Sequence[Entry]) -> list[bool]:
+        """`enqueue` for jobs that the ledger says are to run, whatever is left of an earlier run.
+
+        Returns:
+            Of each, whether Redis had lost it, or never had it.
+        """
+        return await self._put("publish", entries)
+
+    async def known(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
+        """Which of these jobs Redis has, waiting or running; a kept result does not count."""
+        return [bool(reply) for reply in await self._run("known", queue, [Keys.of(queue).prefix, *job_ids])]
 
     async def trace(self, queue: str, job_id: str) -> Trace:
         """What Redis knows of the job, in one round trip."""
@@ -312,13 +318,26 @@ class Queue:
         self._redis = self._notices = None  # what there was went with its loop
         self._loop = loop
 
-    async def _add(self, queue: str, entries: Sequence[Entry]) -> Any:
+    async def _put(self, script: str, entries: Sequence[Entry]) -> list[bool]:
+        """Run `script` on the jobs, in pieces; what it replies of each."""
+        replies = [False] * len(entries)
+        by_queue: dict[str, list[int]] = {}
+        for position, entry in enumerate(entries):
+            by_queue.setdefault(entry.queue, []).append(position)
+        for queue, positions in by_queue.items():
+            for chunk in _chunks(positions, entries):
+                answers = await self._put_chunk(script, queue, [entries[i] for i in chunk])
+                for position, answer in zip(chunk, answers, strict=True):
+                    replies[position] = bool(answer)
+        return replies
+
+    async def _put_chunk(self, script: str, queue: str, entries: Sequence[Entry]) -> Any:
         keys = Keys.of(queue)
         arguments: list[Any] = [keys.prefix, keys.wake]
         for entry in entries:
             delay, due = (entry.delay, "") if entry.due is None else ("", entry.due)
             arguments += (entry.job_id, entry.payload, delay, due, entry.expires)
-        return await self._run("enqueue", queue, arguments)
+        return await self._run(script, queue, arguments)
 
     async def _run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
         if self.url.startswith(CLUSTER) and not Keys.of(queue).in_one_slot:

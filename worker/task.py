@@ -1,13 +1,12 @@
 """``@task``: a function that can be enqueued.
 
 1. Decorating registers nothing and does no I/O; the registry lists what a worker runs.
-2. `enqueue` validates the arguments into a payload, and hands the job to the scope that is open here, which publishes
-   it once it has committed; outside a scope, or with ``using(transactional=False)``, straight to the queue.
+2. `enqueue` validates the arguments into a payload, and hands the job to :mod:`worker.submission`: inside a scope it
+   exists if and only if the scope commits; outside, or with ``using(transactional=False)``, it is queued at once.
 3. Called like the function it wraps, it is that function.
 """
 
 import inspect
-import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,22 +15,20 @@ from functools import cached_property, update_wrapper
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
-from db import AsyncSession, Session, default_database
+from db import AsyncSession, Session
 from db.scope import open_scope
 from worker.context import JobContext
 from worker.errors import PayloadTooLargeError, TaskDefinitionError
 from worker.job import Job
 from worker.message import encode
-from worker.queue import EXPIRES, Entry, Queue, default_queue, now_ms, to_ms
+from worker.queue import Queue, default_queue, now_ms, to_ms
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
-
-logger = logging.getLogger("worker")
+from worker.submission import Submitted, submit, submit_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_NAMED = 20  # jobs named in a log line
 _LONGEST = 100 * 365 * 86400.0  # seconds; Redis counts milliseconds, in 64 bits
 
 
@@ -52,6 +49,8 @@ class Options:
     """Seconds that the result is kept (default: ``WORKER_KEEP_RESULT``); 0 keeps none."""
     transactional: bool = True
     """Whether, inside a scope, a job exists if and only if the scope commits."""
+    once: bool = True
+    """Whether the ledger keeps what a job does in the database from happening twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,8 @@ class Task(Generic[P, R]):
             job_id: an id of your own. While a job of this id waits or runs, or its result is kept, enqueueing it again
                 adds nothing, and the job's `is_new` is False.
             queue: another queue than the task's.
-            expires: seconds past its due time after which it is not started any more (default: a day).
+            expires: seconds past its due time after which it is not started any more (default: a day; for a job that is
+                enqueued in a transaction: never).
             transactional: False sends it at once, whatever becomes of the scope.
 
         Raises:
@@ -214,47 +214,37 @@ class Request(Generic[P, R]):
 
     async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
         queue = default_queue()
-        entries = [self._entry(payload, queue) for payload in payloads]
         scope = open_scope() if self._transactional else None
-        if scope is not None:
-            scope.on_commit_batch(_publish, entries, default_database())
-            added = [True] * len(entries)
-        else:
-            added = await queue.enqueue(entries)
-        return [self._job(entry, queue, is_new) for entry, is_new in zip(entries, added, strict=True)]
+        jobs = [self._submitted(payload, queue, in_ledger=scope is not None) for payload in payloads]
+        added = await (submit(jobs, queue) if scope is None else submit_in(scope, jobs, queue))
+        return [self._job(job, queue, is_new) for job, is_new in zip(jobs, added, strict=True)]
 
     @property
     def _transactional(self) -> bool:
         chosen = self.when.transactional
         return self.task.options.transactional if chosen is None else chosen
 
-    def _entry(self, payload: bytes, queue: Queue) -> Entry:
+    def _submitted(self, payload: bytes, queue: Queue, *, in_ledger: bool) -> Submitted:
         if len(payload) > queue.max_payload:
             raise PayloadTooLargeError(
                 f"{self.task.name}: {len(payload)} bytes of arguments, where WORKER_MAX_PAYLOAD allows "
                 f"{queue.max_payload}: store them, and enqueue their key"
             )
-        when = self.when
-        return Entry(
-            job_id=when.job_id or uuid4().hex,
-            payload=encode(self.task.name, payload, now_ms()),
+        when, enqueued_at = self.when, now_ms()
+        return Submitted(
+            id=when.job_id or uuid4().hex,
+            is_named=when.job_id is not None,
+            enqueued_at=enqueued_at,
+            task=self.task.name,
             queue=when.queue or self.task.options.queue or queue.name,
-            delay=round(when.delay * 1000),
+            payload=encode(self.task.name, payload, enqueued_at, in_ledger=in_ledger),
             due=None if when.at is None else to_ms(when.at),
-            expires=EXPIRES if when.expires is None else math.ceil(when.expires * 1000),
+            delay=round(when.delay * 1000),
+            expires=None if when.expires is None else math.ceil(when.expires * 1000),
         )
 
-    def _job(self, entry: Entry, queue: Queue, is_new: bool) -> Job[R]:
-        return Job(entry.job_id, queue_name=entry.queue, queue=queue, is_new=is_new, signature=self.task.signature)
-
-
-async def _publish(entries: list[Entry]) -> None:
-    """Send what a scope has committed; whoever opened the scope is told of no error of Redis', as it has committed."""
-    try:
-        await default_queue().enqueue(entries)
-    except Exception:
-        ids = ", ".join(entry.job_id for entry in entries[:_NAMED])
-        logger.exception("Redis did not take %d jobs of a committed transaction, which are lost: %s", len(entries), ids)
+    def _job(self, job: Submitted, queue: Queue, is_new: bool) -> Job[R]:
+        return Job(job.id, queue_name=job.queue, queue=queue, is_new=is_new, signature=self.task.signature)
 
 
 # What is injected is not asked of the caller: a leading session, a leading context, or both go from the signature that
@@ -324,6 +314,7 @@ def task(
     retry_on: tuple[type[Exception], ...] = (),
     keep_result: float | timedelta | None = None,
     transactional: bool = True,
+    once: bool = True,
 ) -> _Decorator: ...
 def task(
     fn: Callable[..., Any] | None = None,
@@ -336,6 +327,7 @@ def task(
     retry_on: tuple[type[Exception], ...] = (),
     keep_result: float | timedelta | None = None,
     transactional: bool = True,
+    once: bool = True,
 ) -> Any:
     """Make a function a task: ``@task``, or ``@task(timeout=30)``.
 
@@ -344,7 +336,7 @@ def task(
 
     Args:
         name: its name on the wire (default: the function's ``__qualname__``, as in arq).
-        queue, timeout, max_tries, retry_on, keep_result, transactional: see :class:`Options`.
+        queue, timeout, max_tries, retry_on, keep_result, transactional, once: see :class:`Options`.
 
     Raises:
         TaskDefinitionError: it is no function, or a number is out of range.
@@ -357,6 +349,7 @@ def task(
             retry_on=_exceptions(retry_on),
             keep_result=None if keep_result is None else _seconds(keep_result, "keep_result"),
             transactional=transactional,
+            once=once,
         )
         name = _text(name, "name")
     except (TypeError, ValueError) as error:

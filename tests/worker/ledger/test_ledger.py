@@ -1,0 +1,158 @@
+"""Job rows, on PostgreSQL and SQLite: what is written over what, and what the relay reads."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+import db
+from worker.errors import LedgerBusyError
+from worker.ledger import Ending, Known, Ledger, Pending, State, table
+
+ROW = Pending("j1", 1_000, "send", "arq:queue", b'{"f":"send"}')
+DONE = Ending("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
+FAILED = DONE._replace(state=State.FAILED, result=b'{"type":"E"}', error="E: no", traceback="E", tries=3)
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def database(
+    request: pytest.FixtureRequest, database_url: str, sqlite_url: str
+) -> AsyncIterator[db.Database[Any]]:
+    """The default database, with an empty ledger."""
+    database = db.Database(database_url if request.param == "postgresql" else sqlite_url, default=True)
+    async with db.scope():
+        session = await db.session()
+        await (await session.connection()).run_sync(table().metadata.create_all)
+    yield database
+    await database.dispose()
+    db.set_default_database(None)
+
+
+@pytest.fixture
+def ledger(database: db.Database[Any]) -> Ledger:
+    return Ledger()
+
+
+async def add(ledger: Ledger, *rows: Pending) -> None:
+    async with db.scope():
+        await ledger.add(await db.session(), rows)
+
+
+async def mark_done(ledger: Ledger, ending: Ending = DONE) -> Known | None:
+    async with db.scope():
+        return await ledger.mark_done(await db.session(), ending)
+
+
+async def state(ledger: Ledger, job_id: str = "j1") -> State | None:
+    known = await ledger.look_up(job_id, 1_000)
+    return known and known.state
+
+
+class TestEndings:
+    async def test_done_overwrites_a_pending_row_and_nothing_overwrites_done(self, ledger: Ledger) -> None:
+        """The first attempt to commit settles the job; a later one is told its result, and changes nothing."""
+        await add(ledger, ROW)
+        assert await mark_done(ledger) is None
+        assert await mark_done(ledger, DONE._replace(result=b"8")) == Known(State.DONE, b"7")
+        await ledger.settle([FAILED])
+        assert await ledger.look_up("j1", 1_000) == Known(State.DONE, b"7")
+
+    async def test_a_job_without_a_row_gets_one(self, ledger: Ledger) -> None:
+        """A job that was enqueued directly is known by its done row, once."""
+        assert await mark_done(ledger) is None
+        assert await mark_done(ledger) == Known(State.DONE, b"7")
+
+    async def test_another_enqueue_time_is_another_row(self, ledger: Ledger) -> None:
+        """A freed id that is used again is another job."""
+        assert await mark_done(ledger) is None
+        assert await mark_done(ledger, DONE._replace(enqueued_at=2_000, result=b"8")) is None
+        latest = await ledger.latest("j1")
+        assert latest is not None
+        assert latest["result"] == b"8"
+
+    async def test_a_failed_row_may_be_done_yet(self, ledger: Ledger) -> None:
+        """An attempt that failed here may have been outrun by one that has committed."""
+        await ledger.settle([FAILED])
+        assert await state(ledger) is State.FAILED
+        assert await mark_done(ledger) is None
+        latest = await ledger.latest("j1")
+        assert latest is not None
+        assert (latest["state"], latest["error"], latest["check_at"]) == ("done", None, None)
+
+    @pytest.mark.parametrize("final", [State.ABORTED, State.DISCARDED, State.EXPIRED])
+    async def test_a_final_state_refuses_effects(self, ledger: Ledger, final: State) -> None:
+        """A job that was aborted, discarded or has expired is told so before it commits."""
+        await ledger.settle([DONE._replace(state=final, result=None)])
+        assert await mark_done(ledger) == Known(final, None)
+
+    async def test_two_attempts_at_once(self, database_url: str, postgres: Any) -> None:
+        """The second waits for the first, and gives up before its slot is lost to it (D7)."""
+        database = db.Database(database_url, default=True)
+        await postgres.execute("SELECT 1")
+        async with db.scope():
+            session = await db.session()
+            await (await session.connection()).run_sync(table().metadata.create_all)
+        ledger = Ledger()
+        try:
+            async with db.scope():
+                assert await ledger.mark_done(await db.session(), DONE) is None
+                with pytest.raises(LedgerBusyError):
+                    await asyncio.create_task(db.isolated(mark_done, ledger))
+            assert await mark_done(ledger) == Known(State.DONE, b"7")
+        finally:
+            await database.dispose()
+            db.set_default_database(None)
+
+
+class TestPendingRows:
+    async def test_an_id_is_reserved_once(self, ledger: Ledger) -> None:
+        """A second job of an id that is pending is not written; after the end of the first it is."""
+        async with db.scope():
+            session = await db.session()
+            assert await ledger.reserve(session, ROW)
+            assert not await ledger.reserve(session, ROW._replace(enqueued_at=2_000))
+        await mark_done(ledger)
+        async with db.scope():
+            assert await ledger.reserve(await db.session(), ROW._replace(enqueued_at=2_000))
+
+    async def test_the_relay_reads_what_has_not_been_looked_after_for_a_while(self, ledger: Ledger) -> None:
+        """A fresh row is left to whoever committed it; once taken, it is put off."""
+        await add(ledger, ROW, ROW._replace(id="j2", queue="other"))
+        assert await ledger.take_due(10) == []
+        assert await ledger.make_all_due("arq:queue") == 1
+        assert await ledger.take_due(10) == [("j1", 1_000, "arq:queue")]
+        assert await ledger.take_due(10) == []
+        assert await ledger.make_all_due("arq:queue") == 1
+
+    async def test_what_is_pending_still_is_read_with_what_its_publishing_takes(self, ledger: Ledger) -> None:
+        """Due and expiry are told by the database's clock."""
+        await add(
+            ledger,
+            ROW,
+            ROW._replace(id="late", due=5_000, patience=1_000),
+            ROW._replace(id="later", delay=60_000, patience=1_000),
+            ROW._replace(id="ended"),
+        )
+        await mark_done(ledger, DONE._replace(id="ended"))
+        found = {
+            row.id: row for row in await ledger.unpublished([(i, 1_000) for i in ("j1", "late", "later", "ended")])
+        }
+        assert set(found) == {"j1", "late", "later"}
+        assert (found["j1"].delay, found["j1"].patience, found["j1"].expired) == (0, None, False)
+        assert (found["late"].delay, found["late"].expired) == (0, True)
+        assert 50_000 < found["later"].delay <= 60_000
+        assert not found["later"].expired
+        assert found["j1"].payload == ROW.payload
+        pending = await ledger.pending("later")
+        assert pending is not None
+        assert pending.queue == "arq:queue"
+
+    async def test_a_deferred_row_is_looked_after_when_it_is_due(self, ledger: Ledger) -> None:
+        """Not before: it is in Redis already, and will be for long."""
+        await add(ledger, ROW._replace(delay=60_000))
+        async with db.scope():
+            session = await db.session()
+            row = (await session.execute(text("SELECT check_at, due FROM tandem_jobs"))).one()
+        assert row.check_at == row.due + 3_000

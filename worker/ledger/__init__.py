@@ -1,0 +1,11 @@
+"""The ledger: a table of job rows beside the effects that they stand for.
+
+A job that is enqueued in a transaction is a row of that transaction; one that has run is a row of its own. So a job
+exists if and only if what enqueued it was committed, and its effects happen once, whatever is killed in between.
+"""
+
+from worker.ledger.ledger import Ledger
+from worker.ledger.rows import Ending, Known, Pending, Unpublished
+from worker.ledger.table import State, table
+
+__all__ = ["Ending", "Known", "Ledger", "Pending", "State", "Unpublished", "table"]

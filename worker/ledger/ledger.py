@@ -1,0 +1,168 @@
+"""``Ledger``: the only code that writes job rows.
+
+1. `add` and `reserve` write in the transaction of whoever enqueues: the job exists if and only if that commits.
+2. `mark_done` writes in the job's own transaction, as its last statement: effects and the row are one.
+3. `settle` writes, in a transaction of its own, how other jobs have ended.
+4. The relay reads what is pending; no row stays locked while it asks Redis.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Executable
+
+from db import AsyncSession, Session, default_database
+from db.scope import scope
+from db.sessions import independent
+from db.threads import in_thread
+from worker.errors import LedgerBusyError
+from worker.ledger.rows import Ending, Known, Pending, Unpublished
+from worker.ledger.statements import Statements
+from worker.ledger.table import NAME, State
+
+AnySession = AsyncSession | Session
+T = TypeVar("T")
+
+_LOCK_WAIT = 2.0  # seconds that another attempt's transaction may keep a row to itself
+
+
+class Ledger:
+    """The job rows of the default database.
+
+    Args:
+        name: of the table, with its schema if it has one (default: ``tandem_jobs``).
+    """
+
+    def __init__(self, name: str = NAME) -> None:
+        self.name = name
+
+    async def add(self, session: AnySession, rows: Sequence[Pending]) -> None:
+        """Write pending rows in the session's transaction, all in one statement."""
+        await _execute(session, self._of(session).add, [row._asdict() for row in rows])
+
+    async def reserve(self, session: AnySession, row: Pending) -> bool:
+        """Write a pending row unless its id is pending already; whether it was written.
+
+        Waits for another transaction that is about to write one of this id.
+        """
+        written = await _execute(session, self._of(session).reserve, row._asdict())
+        return bool(written.rowcount)
+
+    async def mark_done(self, session: AnySession, ending: Ending) -> Known | None:
+        """Set a row done in the session's transaction; if another attempt has settled it already, how.
+
+        Raises:
+            LedgerBusyError: another attempt's transaction holds the row.
+            DBAPIError: among others, because an earlier error has aborted the transaction.
+        """
+        written = await self._within_lock_wait(session, _execute(session, self._of(session).settle, ending._asdict()))
+        return None if written.rowcount else await self.known(session, ending)
+
+    async def was_done(self, ending: Ending) -> Known | None:
+        """Whether a transaction of unknown fate, which set this row done, was committed: then what it wrote.
+
+        Tries to write the row on another connection, which waits for the old backend to end, and rolls that back.
+
+        Raises:
+            LedgerBusyError: the old backend has not ended yet.
+        """
+        async with independent(default_database()) as session:
+            return await self.mark_done(session, ending)
+
+    async def settle(self, endings: Sequence[Ending]) -> None:
+        """Write how jobs have ended, in a transaction of its own.
+
+        Raises:
+            LedgerBusyError: another transaction holds one of the rows.
+        """
+        async with scope() as work:
+            session = await work.session(default_database())
+            statement = self._of(session).settle
+            await self._within_lock_wait(
+                session, _execute(session, statement, [ending._asdict() for ending in endings])
+            )
+
+    async def known(self, session: AnySession, job: Ending | Pending | Unpublished) -> Known | None:
+        """What is known of a job."""
+        row = await self._first(session, self._of(session).known, {"id": job.id, "enqueued_at": job.enqueued_at})
+        return None if row is None else Known(State(row["state"]), row["result"])
+
+    async def look_up(self, job_id: str, enqueued_at: int) -> Known | None:
+        """`known`, in a transaction of its own."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            row = await self._first(session, self._of(session).known, {"id": job_id, "enqueued_at": enqueued_at})
+        return None if row is None else Known(State(row["state"]), row["result"])
+
+    async def latest(self, job_id: str) -> Mapping[str, Any] | None:
+        """The row of `job_id` that was enqueued last, by column."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            return await self._first(session, self._of(session).latest, {"id": job_id})
+
+    async def pending(self, job_id: str) -> Unpublished | None:
+        """The pending row of `job_id`."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            row = await self._first(session, self._of(session).pending, {"id": job_id})
+        return None if row is None else Unpublished(**row)
+
+    async def take_due(self, limit: int) -> list[tuple[str, int, str]]:
+        """Up to `limit` rows to look after, as id, enqueue time and queue; each is due for its next look later."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            taken = await _execute(session, self._of(session).take_due, {"limit": limit})
+            return [(row.id, row.enqueued_at, row.queue) for row in taken]
+
+    async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
+        """Those of these rows, by id and enqueue time, that are pending still."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            found = await _execute(session, self._of(session).unpublished, {"keys": list(keys)})
+            return [Unpublished(**row) for row in found.mappings()]
+
+    async def make_all_due(self, queue: str) -> int:
+        """Let the relay look after every pending row of a queue now; how many it had put off."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            updated = await _execute(session, self._of(session).all_due, {"of_queue": queue})
+            return int(updated.rowcount)
+
+    def _of(self, session: AnySession) -> Statements:
+        return Statements.of(session.get_bind().dialect.name, self.name)
+
+    async def _first(
+        self, session: AnySession, statement: Executable, parameters: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        row = (await _execute(session, statement, parameters)).mappings().first()
+        return None if row is None else dict(row)
+
+    async def _within_lock_wait(self, session: AnySession, writing: Coroutine[Any, Any, T]) -> T:
+        """Wait for a row that another transaction holds, but not as long as the server would."""
+        busy = LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
+        if isinstance(session, Session):
+            return await _evicting(session, writing, busy)
+        deadline = asyncio.timeout(_LOCK_WAIT)
+        try:
+            async with deadline:
+                return await writing
+        except TimeoutError:
+            if deadline.expired():
+                raise busy from None
+            raise
+
+
+async def _evicting(session: Session, writing: Coroutine[Any, Any, T], busy: LedgerBusyError) -> T:
+    """A thread cannot be cancelled: its statement is ended on the server."""
+    statement = asyncio.ensure_future(writing)
+    await asyncio.wait({statement}, timeout=_LOCK_WAIT)
+    if not statement.done():
+        await session.use.evict(busy)
+    return await statement
+
+
+async def _execute(session: AnySession, statement: Executable, parameters: Any) -> Any:
+    if isinstance(session, AsyncSession):
+        return await session.execute(statement, parameters)
+    return await in_thread(session.execute, statement, parameters)

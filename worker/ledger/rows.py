@@ -1,0 +1,66 @@
+"""Job rows, as they are written and read."""
+
+from typing import NamedTuple
+
+from worker.ledger.table import State
+
+
+class Pending(NamedTuple):
+    """A job that is to run if its transaction commits."""
+
+    id: str
+    enqueued_at: int
+    """Milliseconds since the epoch, by the producer's clock: with the id, what the job is known by."""
+    task: str
+    queue: str
+    payload: bytes
+    """As it is on the wire."""
+    due: int | None = None
+    """Milliseconds since the epoch; None: after `delay`."""
+    delay: int = 0
+    """Milliseconds until it is due, from when the row is written."""
+    patience: int | None = None
+    """Milliseconds past its due time after which it is not started any more; None: it does not expire."""
+
+
+class Unpublished(NamedTuple):
+    """A pending row, as the relay publishes it."""
+
+    id: str
+    enqueued_at: int
+    queue: str
+    payload: bytes
+    delay: int
+    """Milliseconds until it is due."""
+    patience: int | None
+    """As in `Pending`."""
+    expired: bool
+    """Whether it has waited longer than it may."""
+
+
+class Ending(NamedTuple):
+    """How a job has ended."""
+
+    id: str
+    enqueued_at: int
+    task: str
+    queue: str
+    state: State
+    payload: bytes | None = None
+    """As it is on the wire; None where nobody will run it again."""
+    result: bytes | None = None
+    """The result as JSON, or the error as data."""
+    error: str | None = None
+    """In a line."""
+    traceback: str | None = None
+    tries: int = 1
+    """Attempts, this one included."""
+    started_at: int | None = None
+    """Milliseconds since the epoch."""
+
+
+class Known(NamedTuple):
+    """What the ledger knows of a job."""
+
+    state: State
+    result: bytes | None

@@ -1,0 +1,108 @@
+"""What becomes of a job that is asked for: queued at once, or a row of the transaction that is open.
+
+1. Outside a transaction it goes straight to the queue.
+2. In one, rows are collected and written in one statement before its COMMIT; then one round trip publishes them. They
+   go with the savepoint that they were made in. Redis may be away: the relay publishes them later.
+3. A job with an id of its caller's is written at once, as the caller is to know whether the id was free.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from db import default_database
+from db.scope import Scope
+from worker.config import Config
+from worker.ledger import Ledger, Pending
+from worker.queue import EXPIRES, NEVER, Entry, JobStatus, Queue, default_queue
+
+logger = logging.getLogger("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """One job that is asked for. Times are milliseconds."""
+
+    id: str
+    is_named: bool
+    """Whether the id is the caller's own, and so may be taken."""
+    enqueued_at: int
+    task: str
+    queue: str
+    payload: bytes
+    due: int | None
+    delay: int
+    expires: int | None
+    """How long it may wait past its due time; None: the default, which is longer in a transaction."""
+
+    def entry(self, expires: int) -> Entry:
+        """For the queue; `expires` is the default."""
+        patience = expires if self.expires is None else self.expires
+        return Entry(self.id, self.payload, self.queue, self.delay, self.due, patience)
+
+    @property
+    def row(self) -> Pending:
+        """For the ledger."""
+        return Pending(
+            self.id, self.enqueued_at, self.task, self.queue, self.payload, self.due, self.delay, self.expires
+        )
+
+
+async def submit(jobs: Sequence[Submitted], queue: Queue) -> list[bool]:
+    """Queue the jobs now; of each, whether its id was free."""
+    return await queue.enqueue([job.entry(EXPIRES) for job in jobs])
+
+
+async def submit_in(scope: Scope, jobs: Sequence[Submitted], queue: Queue) -> list[bool]:
+    """Let the jobs exist if and only if the default database's transaction in `scope` commits.
+
+    Returns:
+        Of each, whether its id was free.
+    """
+    database = default_database()
+    named = [job for job in jobs if job.is_named]
+    taken = {job.id for job in named if not await _reserve(scope, job, queue)}
+    unnamed = [job for job in jobs if not job.is_named]
+    if unnamed:
+        scope.before_commit_batch(_add, unnamed, database)
+    free = [job for job in jobs if job.id not in taken]
+    if free:
+        scope.on_commit_batch(_publish, free, database)
+    return [job.id not in taken for job in jobs]
+
+
+@cache
+def default_ledger() -> Ledger:
+    """The ledger that ``WORKER_LEDGER`` names, in the default database."""
+    return Ledger(Config.load().ledger)
+
+
+async def _reserve(scope: Scope, job: Submitted, queue: Queue) -> bool:
+    """Take the job's id: whether nobody has it in the ledger, nor in the queue."""
+    session: Any = await scope.session(default_database())
+    return not await _is_queued(job, queue) and await default_ledger().reserve(session, job.row)
+
+
+async def _is_queued(job: Submitted, queue: Queue) -> bool:
+    """Whether a job of this id waits, runs, or has a kept result. A Redis that is away keeps nobody from enqueueing."""
+    try:
+        return (await queue.trace(job.queue, job.id)).status is not JobStatus.not_found
+    except (RedisError, OSError) as error:
+        logger.warning("Redis does not say whether the id %s is free: %s", job.id, error)
+        return False
+
+
+async def _add(session: Any, jobs: list[Submitted]) -> None:
+    await default_ledger().add(session, [job.row for job in jobs])
+
+
+async def _publish(jobs: list[Submitted]) -> None:
+    """Send what was committed. That Redis does not take it is not the caller's error: the jobs exist."""
+    try:
+        await default_queue().publish([job.entry(NEVER) for job in jobs])
+    except (RedisError, OSError) as error:
+        logger.warning("Redis did not take %d committed jobs, which the relay will publish: %s", len(jobs), error)
