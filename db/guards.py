@@ -57,6 +57,12 @@ def roll_back_if_poisoned(connection: Connection, savepoint: str) -> None:
         raise PoisonedTransactionError from cause
 
 
+def swallowed(connection: Connection) -> BaseException | None:
+    """The error by which the server has aborted the transaction of `connection`, if it has."""
+    error: BaseException | None = connection.info.get(_MARK)
+    return error
+
+
 def _handle_error(context: ExceptionContext) -> BaseException | None:
     error = context.original_exception
     if context.is_pre_ping:  # a connection that is found dead is replaced, and nobody need know

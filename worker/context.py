@@ -18,9 +18,12 @@ class JobContext:
     """The task's name."""
     queue: str
     attempt: int
-    """Which try this is, from 1."""
+    """Which try this is, from 1: one more than those that failed."""
     enqueued_at: datetime
     """When it was enqueued, in UTC."""
+    previous: int = 0
+    """How often it was started before, as far as anybody knows: by tries that failed, and by workers that died. What
+    it did outside the database then, it may be about to do again."""
     score: int = 0
     """When it was due, in milliseconds since the epoch."""
     resources: Mapping[str, Any] = field(default_factory=dict, repr=False)

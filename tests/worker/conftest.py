@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pytest
 import redis
 from hypothesis import settings
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import db
 import worker
@@ -16,7 +17,9 @@ from tests.servers import Observer
 from worker.engine.calling import Caller, Hook
 from worker.engine.delivery import Delivery
 from worker.engine.executor import Executor
+from worker.engine.once import Once
 from worker.engine.outcome import Outcome
+from worker.ledger import Ledger, table
 from worker.message import Message, encode
 from worker.queue import now_ms
 
@@ -67,12 +70,21 @@ def observer(redis_url: str) -> Any:
 
 @pytest.fixture
 async def database(database_url: str, postgres: Observer) -> AsyncIterator[Database[db.AsyncSession]]:
-    """The default database, as a worker opens it, with the tables `note` and `reply`."""
+    """The default database, as a worker opens it, with the ledger and the tables `note` and `reply`."""
     await postgres.execute(NOTES)
+    await create_ledger(database_url)
     database = Database(database_url, default=True, pre_ping=False)
     yield database
     await database.dispose()
     assert await postgres.backends("active") == 0
+
+
+async def create_ledger(url: str) -> None:
+    """Create the ledger's table, and leave no connection behind."""
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(table().metadata.create_all)
+    await engine.dispose()
 
 
 @pytest.fixture
@@ -108,12 +120,14 @@ class Bench:
         self.caller = Caller(threads=4, arq_context={"redis": "arq's"}, **hooks)
         self.resources: dict[str, Any] = {"http": "a client"}
         self.timeout = 20.0
+        self._delivered = 0
         self._tasks: dict[str, worker.Task[..., Any]] = {}
 
     def deliver(self, task: worker.Task[..., Any], *args: Any, tries: int = 0, **kwargs: Any) -> Delivery:
         """A job of `task` from the wire, due for its next attempt."""
         payload = encode(task.name, task.signature.validate(args, kwargs), now_ms())
-        return Delivery(Message.decode("job-1", payload), "arq:queue", tries=tries, score=now_ms())
+        self._delivered += 1
+        return Delivery(Message.decode(f"job-{self._delivered}", payload), "arq:queue", tries=tries, score=now_ms())
 
     def start(self, task: worker.Task[..., Any], delivery: Delivery) -> "asyncio.Task[Outcome]":
         """Run a delivery in an asyncio task of its own, as the engine does."""
@@ -122,7 +136,9 @@ class Bench:
 
     @cached_property
     def _executor(self) -> Executor:
-        return Executor(self._tasks, self.caller, timeout=self.timeout, max_tries=3, resources=self.resources)
+        return Executor(
+            self._tasks, self.caller, timeout=self.timeout, max_tries=3, resources=self.resources, once=Once(Ledger())
+        )
 
     async def run(self, task: worker.Task[..., Any], /, *args: Any, tries: int = 0, **kwargs: Any) -> Outcome:
         """`deliver` and `start`, and wait for the outcome."""

@@ -18,11 +18,16 @@ held_here: ContextVar[HeldJob] = ContextVar("worker.held_job")
 """The job that this asyncio task runs."""
 
 
+def keep_lease() -> None:
+    """Keep the lease of the job that this asyncio task runs for as long again as one attempt may take."""
+    held_here.get().attempt_begins()
+
+
 class AttemptCaller(Caller):
     """Calls tasks, and takes note of when."""
 
     def call(
         self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope
     ) -> Coroutine[Any, Any, Any]:
-        held_here.get().attempt_begins()
+        keep_lease()
         return super().call(task, payload, job, scope)

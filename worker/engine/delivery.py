@@ -14,6 +14,10 @@ class Delivery:
     queue: str
     tries: int = 0
     """Earlier attempts that failed."""
+    crashes: int = 0
+    """Earlier attempts whose worker did not end them."""
+    started_at: int = 0
+    """Milliseconds since the epoch."""
     score: int = 0
     """When it was due, in milliseconds since the epoch."""
     stop: Kind | None = None

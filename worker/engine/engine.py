@@ -1,7 +1,8 @@
 """``Engine``: claims jobs, runs them, reports what became of them, and keeps their leases meanwhile.
 
 1. The claimer fills free slots; each claimed job is one asyncio task, which the executor takes from claim to outcome.
-2. The finisher writes outcomes; the heartbeat's thread keeps the leases of all that is held.
+2. The settler and the finisher write outcomes, the ledger's first; the heartbeat's thread keeps the leases of all that
+   is held.
 3. The scheduler queues what the clock says; health is written down every second.
 4. Each loop is supervised. Draining stops claiming first, lets jobs finish for a grace time, then interrupts the rest.
 """
@@ -26,10 +27,13 @@ from worker.engine.health import Health, Vitals
 from worker.engine.heartbeat import Heartbeat
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
+from worker.engine.patience import LONGEST_PAUSE
 from worker.engine.reception import Reception
 from worker.engine.report import Counts, JobLog, settlement
 from worker.engine.scheduler import Scheduler
+from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
+from worker.ledger import Ledger
 from worker.queue import Claim, Queue, Settlement, now_ms
 from worker.renewal import Renewal
 from worker.task import Task
@@ -47,6 +51,7 @@ class Engine:
         tasks: by name.
         executor: runs their jobs.
         ask_database: asks the default database for an answer.
+        ledger: the job rows (default: none are kept).
         after_job: told of each job that has run, once its outcome is on its way.
     """
 
@@ -58,6 +63,7 @@ class Engine:
         executor: Executor,
         *,
         ask_database: Callable[[], Awaitable[None]],
+        ledger: Ledger | None = None,
         after_job: AfterJob | None = None,
     ) -> None:
         self._config = config
@@ -84,6 +90,7 @@ class Engine:
             keeps_leases=lambda: not self._held or self._heartbeat.is_fresh,
         )
         self._finisher = Finisher(queue, self._held, self._settlement)
+        self._settler = Settler(ledger, self._finisher)
         self._heartbeat = Heartbeat(
             self._held,
             lambda name: Renewal(queue.url, name, round(config.lease * 1000)),
@@ -101,7 +108,7 @@ class Engine:
     def start(self) -> None:
         """Begin to work."""
         self._heartbeat.start()
-        for loop in (self._claimer, self._finisher, self._scheduler, self._health):
+        for loop in (self._claimer, self._settler, self._finisher, self._scheduler, self._health):
             name = type(loop).__name__.lower()
             self._loops.append(asyncio.create_task(self._supervised(name, loop.run), name=name))
 
@@ -145,6 +152,7 @@ class Engine:
         # Redis may be away, and need not come back for our sake.
         with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_SETTLING):
+                await self._settler.flushed()
                 await self._finisher.flushed()
                 await self._health.forget()
         await self._stop()
@@ -169,7 +177,7 @@ class Engine:
             outcome = await self._outcome(job)
             self._log.ended(job, outcome)
             self._counts.add(outcome.kind)
-            self._finisher.report(job, outcome)
+            self._settler.report(job, outcome)
             if self._after_job is not None and job.delivery is not None:
                 await self._after_job.tell(job.delivery)
         finally:
@@ -239,8 +247,11 @@ class Engine:
         return self._config.job_timeout if task.options.timeout is None else task.options.timeout
 
     def _allowance(self, task: Task[..., Any]) -> float:
-        """Seconds for which the lease of an attempt is kept: its body may have to be cancelled, and roll back."""
-        return self._timeout(task) + self._config.grace
+        """Seconds for which the lease of an attempt is kept.
+
+        Its body may have to be cancelled, and roll back; or it may have to wait until it is run again.
+        """
+        return self._timeout(task) + max(self._config.grace, LONGEST_PAUSE)
 
     @cached_property
     def _longest_allowance(self) -> float:

@@ -4,6 +4,7 @@
 2. Each job runs in a task of its own that is cancelled at most once: a cancellation ends the body, and never a COMMIT.
 3. The deadline is around the body alone.
 4. The result is serialised before the COMMIT: a job that cannot say what it did has done nothing.
+5. The ledger's statement comes last before the COMMIT: effects that it knows of do not happen again.
 """
 
 import asyncio
@@ -12,17 +13,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from db.errors import PartialCommitError
 from db.scope import Scope, scope
+from db.transient import Transient, transient
 from worker.context import JobContext, enter_job, from_milliseconds
 from worker.engine.calling import Caller
 from worker.engine.delivery import Delivery
+from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
 from worker.engine.patience import Patience
-from worker.errors import UnknownTaskError
+from worker.errors import LedgerBusyError, UnknownTaskError
 from worker.message import dump
 from worker.task import Task
 
 logger = logging.getLogger("worker")
+
+_UNTIL_SETTLED = 1.0  # seconds until a job is tried again that another attempt is about to settle
 
 
 @dataclass(slots=True)
@@ -46,6 +52,7 @@ class Executor:
         timeout: seconds that one attempt may take, for tasks that do not say.
         max_tries: attempts before a job fails for good, likewise.
         resources: what the registry's lifespan yielded, by name.
+        once: keeps effects from happening twice (default: nothing does).
     """
 
     def __init__(
@@ -56,12 +63,14 @@ class Executor:
         timeout: float,
         max_tries: int,
         resources: Mapping[str, Any] | None = None,
+        once: Once | None = None,
     ) -> None:
         self._tasks = tasks
         self._caller = caller
         self._timeout = timeout
         self._max_tries = max_tries
         self._resources = resources or {}
+        self._once = once or Once(None)
         self._known_to_commit_early: set[str] = set()
 
     async def execute(self, delivery: Delivery) -> Outcome:
@@ -84,30 +93,46 @@ class Executor:
         """Attempt the job until the database has the last word on it."""
         enter_job(run.context)
         patience = Patience()
+        look_first = run.delivery.crashes > 0
         while True:
-            outcome = await self._attempt(run)
+            outcome = await self._attempt(run, look_first=look_first)
             if isinstance(outcome, Outcome):
                 return outcome
             if not patience.allows(outcome):
                 return count_as_try(outcome, tries=run.delivery.tries, max_tries=run.max_tries)
             logger.info("%s:%s runs again: %s", run.context.job_id, run.task.name, outcome.why.value)
+            look_first = look_first or outcome.why is Transient.CONFLICT  # perhaps with another attempt of this job
             try:
                 await patience.pause(outcome.why)
             except asyncio.CancelledError as error:
                 return Outcome(run.delivery.stop or Kind.INTERRUPTED, error=error)
 
-    async def _attempt(self, run: _Run) -> Outcome | Rerun:
-        """Open a scope, call the task, serialise its result; leaving the scope commits."""
+    async def _attempt(self, run: _Run, *, look_first: bool) -> Outcome | Rerun:
+        """Open a scope, call the task, serialise its result, tell the ledger; leaving the scope commits."""
+        attempt = self._once.attempt(run.delivery, run.task)
         try:
+            if look_first and (settled := await attempt.settled_before()) is not None:
+                return settled
             async with scope() as work:
                 value = await self._call(run, work)
                 result = dump(value)
+                await attempt.settle(work, result)
+        except SettledBeforeError as before:
+            return before.outcome
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; the worker lives
-            stopped = run.delivery.stop or _interrupted(error)
-            if stopped is not None:
-                return Outcome(stopped, error=error)
-            return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
-        return Outcome.completed(result)
+            if attempt.is_settled and _is_in_doubt(error) and (settled := await attempt.fate()) is not None:
+                return settled
+            return self._judge(error, run)
+        return Outcome.completed(result, in_ledger=attempt.is_settled)
+
+    def _judge(self, error: BaseException, run: _Run) -> Outcome | Rerun:
+        """What an error means for the job, now that all it did is rolled back."""
+        stopped = run.delivery.stop or _interrupted(error)
+        if stopped is not None:
+            return Outcome(stopped, error=error)
+        if isinstance(error, LedgerBusyError):
+            return Outcome(Kind.POSTPONED, error=error, delay=_UNTIL_SETTLED)
+        return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
 
     async def _call(self, run: _Run, work: Scope) -> Any:
         deadline = asyncio.timeout(run.timeout)
@@ -136,6 +161,7 @@ class Executor:
             task=task.name,
             queue=delivery.queue,
             attempt=delivery.tries + 1,
+            previous=delivery.tries + delivery.crashes,
             enqueued_at=from_milliseconds(delivery.message.enqueued_at),
             score=delivery.score,
             resources=self._resources,
@@ -144,6 +170,12 @@ class Executor:
         timeout = self._timeout if options.timeout is None else options.timeout
         max_tries = self._max_tries if options.max_tries is None else options.max_tries
         return _Run(delivery, task, payload, context, timeout, max_tries)
+
+
+def _is_in_doubt(error: BaseException) -> bool:
+    """Whether `error` leaves open if the COMMIT, which it ended, has happened."""
+    refused = error.__cause__ if isinstance(error, PartialCommitError) else error
+    return refused is not None and transient(refused) is Transient.LOST
 
 
 def _interrupted(error: BaseException) -> Kind | None:

@@ -30,7 +30,7 @@ class Kind(Enum):
     INTERRUPTED = "interrupted"
     """By a shutdown: back to its place in the queue."""
     POSTPONED = "postponed"
-    """This worker does not know its task yet: due again later, at no cost."""
+    """It cannot run now (this worker does not know its task yet, say): due again later, at no cost."""
     ABANDONED = "abandoned"
     """Its lease was lost: another worker has it."""
 
@@ -46,10 +46,12 @@ class Outcome:
     """What ended it, or this attempt of it."""
     delay: float = 0.0
     """Seconds until the next attempt, for `RETRIED` and `POSTPONED`."""
+    in_ledger: bool = False
+    """Whether the ledger knows of it already, from the job's own transaction or from an earlier attempt's."""
 
     @classmethod
-    def completed(cls, result: bytes) -> "Outcome":
-        return cls(Kind.COMPLETED, result=result)
+    def completed(cls, result: bytes, *, in_ledger: bool = False) -> "Outcome":
+        return cls(Kind.COMPLETED, result=result, in_ledger=in_ledger)
 
     @classmethod
     def failed(cls, error: BaseException) -> "Outcome":

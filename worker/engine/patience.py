@@ -11,7 +11,8 @@ from worker.engine.outcome import Rerun
 _CONFLICT_RERUNS = 5
 _LOSSES = 10
 _AWAY = frozenset({"53300", "57P03"})  # too many connections; the server is starting or stopping
-_LONGEST_PAUSE = 2.0  # seconds between two looks at a database that is away
+LONGEST_PAUSE = 2.0
+"""Seconds between two looks at a database that is away."""
 _READ_ONLY_PATIENCE = 60.0  # seconds that a failover may take; after that, writing to a replica was the task's mistake
 
 
@@ -50,7 +51,7 @@ class Patience:
         if why in (Transient.CONFLICT, Transient.STALE_PLAN):
             longest = 0.01 * 2**self._conflicts
         else:
-            longest = min(0.05 * 2 ** min(self._pauses, 10), _LONGEST_PAUSE)  # an outage may last for thousands of them
+            longest = min(0.05 * 2 ** min(self._pauses, 10), LONGEST_PAUSE)  # an outage may last for thousands of them
             self._pauses += 1
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
 

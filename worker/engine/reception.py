@@ -45,7 +45,14 @@ class Reception:
             message = Message.decode(job.job_id, claim.payload, accept_pickle=self._accept_pickle)
         except PayloadError as error:
             return Outcome.failed(error)
-        job.delivery = Delivery(message, job.queue, tries=claim.tries, score=_milliseconds(claim))
+        job.delivery = Delivery(
+            message,
+            job.queue,
+            tries=claim.tries,
+            crashes=claim.crashes,
+            started_at=job.started_at,
+            score=_milliseconds(claim),
+        )
         if job.asked_to_abort(claim.abort_at):
             return Outcome(Kind.ABORTED, error=asyncio.CancelledError())
         if claim.crashes >= self._max_crashes:
@@ -68,7 +75,7 @@ class Reception:
             )
         self._forget_old_strangers(now)
         delay = min(max(now - met, _FIRST_DELAY), _LONGEST_DELAY, self._unknown_for)
-        return Outcome(Kind.POSTPONED, delay=delay)
+        return Outcome(Kind.POSTPONED, error=UnknownTaskError("no such task here"), delay=delay)
 
     def _forget_old_strangers(self, now: float) -> None:
         """Forget those whom another worker has taken care of."""

@@ -118,7 +118,7 @@ class JobLog:
             case Kind.INTERRUPTED:
                 logger.info("%6.2fs ↻ %s:%s interrupted, will be run again", took, job.job_id, name)
             case Kind.POSTPONED:
-                logger.warning("%6.2fs ↻ %s:%s: no such task here, put back", took, job.job_id, name)
+                logger.warning("%6.2fs ↻ %s:%s: %s, put back", took, job.job_id, name, outcome.error)
             case Kind.ABANDONED:
                 logger.info("%6.2fs ↻ %s:%s left to the worker that holds it now", took, job.job_id, name)
             case Kind.ABORTED:

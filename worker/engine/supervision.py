@@ -7,6 +7,10 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
+from db.errors import DbError
+from db.transient import transient
+from worker.errors import LedgerBusyError
+
 logger = logging.getLogger("worker")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds
@@ -26,7 +30,7 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]], *, trouble: C
         trouble: told of each failure, so that the worker counts as unwell meanwhile.
 
     Raises:
-        EngineError: it failed too often, and not for Redis' sake, which is waited for without end.
+        EngineError: it failed too often, and not for a server's sake, which is waited for without end.
     """
     pause, failures, since, said = _FIRST_PAUSE, 0, time.monotonic(), -_SAY_AGAIN
     while True:
@@ -40,9 +44,9 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]], *, trouble: C
             if now - since > _RECOVERED:
                 pause, failures = _FIRST_PAUSE, 0
             since = now
-            if isinstance(error, RedisError | OSError):
+            if (server := _in_trouble(error)) is not None:
                 if now - said >= _SAY_AGAIN:
-                    logger.warning("%s waits for Redis: %s: %s", name, type(error).__name__, error)
+                    logger.warning("%s waits for %s: %s: %s", name, server, type(error).__name__, error)
                     said = now
             else:
                 failures += 1
@@ -54,6 +58,13 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]], *, trouble: C
             return
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _in_trouble(error: BaseException) -> str | None:
+    """Which server is to blame for `error`."""
+    if isinstance(error, DbError | LedgerBusyError) or transient(error) is not None:
+        return "the database"
+    return "Redis" if isinstance(error, RedisError | OSError) else None
 
 
 def _is_asked_to_end() -> bool:

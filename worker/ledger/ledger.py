@@ -11,11 +11,15 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Executable
+from sqlalchemy.exc import DBAPIError
 
 from db import AsyncSession, Session, default_database
+from db.errors import PoisonedTransactionError
+from db.guards import swallowed
 from db.scope import scope
 from db.sessions import independent
 from db.threads import in_thread
+from db.transient import sqlstate
 from worker.errors import LedgerBusyError
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
@@ -24,6 +28,7 @@ from worker.ledger.table import NAME, State
 AnySession = AsyncSession | Session
 T = TypeVar("T")
 
+_ABORTED = "25P02"
 _LOCK_WAIT = 2.0  # seconds that another attempt's transaction may keep a row to itself
 
 
@@ -54,9 +59,16 @@ class Ledger:
 
         Raises:
             LedgerBusyError: another attempt's transaction holds the row.
-            DBAPIError: among others, because an earlier error has aborted the transaction.
+            PoisonedTransactionError: an earlier error, which was swallowed, has aborted the transaction.
         """
-        written = await self._within_lock_wait(session, _execute(session, self._of(session).settle, ending._asdict()))
+        try:
+            written = await self._within_lock_wait(
+                session, _execute(session, self._of(session).settle, ending._asdict())
+            )
+        except DBAPIError as error:
+            if sqlstate(error) == _ABORTED:
+                raise PoisonedTransactionError from await _swallowed(session)
+            raise
         return None if written.rowcount else await self.known(session, ending)
 
     async def was_done(self, ending: Ending) -> Known | None:
@@ -160,6 +172,14 @@ async def _evicting(session: Session, writing: Coroutine[Any, Any, T], busy: Led
     if not statement.done():
         await session.use.evict(busy)
     return await statement
+
+
+async def _swallowed(session: AnySession) -> BaseException | None:
+    if isinstance(session, AsyncSession):
+        connection = (await session.connection()).sync_connection
+    else:
+        connection = await in_thread(session.connection)
+    return None if connection is None else swallowed(connection)
 
 
 async def _execute(session: AnySession, statement: Executable, parameters: Any) -> Any:

@@ -15,14 +15,16 @@ from db.database import given_default
 from db.transient import Transient, transient
 from worker.config import Config
 from worker.context import Resource
-from worker.engine.attempts import AttemptCaller
+from worker.engine.attempts import AttemptCaller, keep_lease
 from worker.engine.calling import AfterJob, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
+from worker.engine.once import Once
 from worker.errors import WorkerError
 from worker.queue import Queue, given_default_queue, set_default_queue
 from worker.registry import Registry
 from worker.signature import InjectedSession
+from worker.submission import default_ledger
 from worker.task import Task
 
 logger = logging.getLogger("worker")
@@ -76,6 +78,7 @@ class Runtime:
         queue = self._open_queue()
         resources = await self._resources()
         await self._run_hooks(arq_context)
+        ledger = default_ledger()
         caller = AttemptCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
@@ -84,6 +87,7 @@ class Runtime:
             timeout=self._config.job_timeout,
             max_tries=self._config.max_tries,
             resources=resources,
+            once=Once(ledger, keep_lease),
         )
         return Engine(
             self._config,
@@ -91,6 +95,7 @@ class Runtime:
             queue,
             executor,
             ask_database=database.check,
+            ledger=ledger,
             after_job=None if self._after_job_end is None else AfterJob(self._after_job_end, arq_context),
         )
 

@@ -284,7 +284,7 @@ class TestHooks:
         bench = make_bench(on_job_end=end)
         for how in (0, 5):
             await bench.run(fail, how)
-        assert told == ["job-1", "job-1"]
+        assert told == ["job-1", "job-2"]
 
     async def test_a_hook_is_not_called_for_wrong_arguments(self, make_bench: MakeBench) -> None:
         """A job that could not begin has no start."""

@@ -26,7 +26,7 @@ from db.database import Database, default_database
 from tests.conftest import StartPostgres
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.worker.conftest import NOTES, Bench, Count, Execute
+from tests.worker.conftest import NOTES, Bench, Count, Execute, create_ledger
 from worker import Retry, task
 from worker.engine import patience
 from worker.engine.delivery import Delivery
@@ -545,7 +545,7 @@ class TestLostConnections:
         self, execute: Execute, rows: Count, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A statement that kills its own backend does not run for ever: the losses count as a try in the end."""
-        monkeypatch.setattr(patience, "_LONGEST_PAUSE", 0.01)
+        monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
         attempts = Attempts()
 
         @task(max_tries=2)
@@ -568,6 +568,7 @@ async def working_on(url: str) -> AsyncIterator[Bench]:
     try:
         async with db.scope():
             await (await db.session()).execute(text(NOTES.split(";")[0]))
+        await create_ledger(url)
         yield bench
     finally:
         bench.caller.close()

@@ -1,0 +1,147 @@
+"""``Once``: what keeps a job's effects in the database from happening twice.
+
+1. A job that has touched the database sets its ledger row done, as its transaction's last statement: effects and row
+   are committed as one. Where the row is settled already, another attempt was first, and this one is rolled back.
+2. Where the connection is lost in the COMMIT, the ledger tells on another one whether it happened.
+3. A job that was started before may have committed before its worker died: the ledger is asked first.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from db import default_database
+from db.scope import Scope
+from db.transient import transient
+from worker.engine.delivery import Delivery
+from worker.engine.outcome import Kind, Outcome
+from worker.errors import JobExpiredError, LedgerBusyError
+from worker.ledger import Ending, Known, Ledger, State
+from worker.task import Task
+
+logger = logging.getLogger("worker")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between two questions about a COMMIT
+
+
+class SettledBeforeError(Exception):
+    """Another attempt has settled this job; what this one did is to be rolled back."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+class Attempt:
+    """One attempt of a job whose effects nobody keeps from happening twice."""
+
+    is_settled = False
+    """Whether the ledger's statement has run: from then on the ledger knows whether the transaction was committed."""
+
+    async def settled_before(self) -> Outcome | None:
+        """What became of the job in an earlier attempt, if the ledger knows of one."""
+        return None
+
+    async def settle(self, work: Scope, result: bytes) -> None:
+        """Tell the ledger in the attempt's own transaction; nothing may follow but the COMMIT.
+
+        Raises:
+            SettledBeforeError: another attempt was first.
+            LedgerBusyError: another attempt's transaction may be first.
+        """
+
+    async def fate(self) -> Outcome | None:
+        """What became of a settled attempt whose COMMIT lost its connection; None if nothing was committed."""
+        return None
+
+
+class Once:
+    """Makes attempts whose effects happen once.
+
+    Args:
+        keep_lease: called while the database does not tell the fate of a COMMIT, so that the job's lease is kept.
+    """
+
+    def __init__(self, ledger: Ledger | None, keep_lease: Callable[[], None] = lambda: None) -> None:
+        self._ledger = ledger
+        self._keep_lease = keep_lease
+
+    def attempt(self, delivery: Delivery, task: Task[..., object]) -> Attempt:
+        """A new attempt of a job."""
+        if self._ledger is None or not task.options.once:
+            return Attempt()
+        return _OnceAttempt(self._ledger, delivery, self._keep_lease)
+
+
+class _OnceAttempt(Attempt):
+    """One attempt of a job whose effects happen once."""
+
+    def __init__(self, ledger: Ledger, delivery: Delivery, keep_lease: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._delivery = delivery
+        self._keep_lease = keep_lease
+        message = delivery.message
+        self._ending = Ending(
+            message.job_id,
+            message.enqueued_at,
+            message.task,
+            delivery.queue,
+            State.DONE,
+            tries=delivery.tries + 1,
+            started_at=delivery.started_at,
+        )
+
+    async def settled_before(self) -> Outcome | None:
+        known = await self._ledger.look_up(self._ending.id, self._ending.enqueued_at)
+        return None if known is None else _outcome(known)
+
+    async def settle(self, work: Scope, result: bytes) -> None:
+        await work.prepare()
+        if not work.has_touched:
+            return
+        self._ending = self._ending._replace(result=result)
+        session = await work.session(default_database())
+        known = await self._ledger.mark_done(session, self._ending)
+        settled = None if known is None else _outcome(known)
+        if settled is not None:
+            raise SettledBeforeError(settled)
+        self.is_settled = True
+
+    async def fate(self) -> Outcome | None:
+        logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", self._ending.id)
+        pause = _FIRST_PAUSE
+        while True:
+            self._keep_lease()
+            try:
+                known = await self._ledger.was_done(self._ending)
+                return None if known is None else _as_own(_outcome(known))
+            except asyncio.CancelledError as cancellation:
+                # Whoever runs it next asks the ledger, too. An abort comes too late for what may be committed.
+                if self._delivery.stop is not Kind.ABORTED:
+                    return Outcome(self._delivery.stop or Kind.INTERRUPTED, error=cancellation)
+            except Exception as unknown:
+                if transient(unknown) is None and not isinstance(unknown, LedgerBusyError | TimeoutError):
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _outcome(known: Known) -> Outcome | None:
+    """What a job has become that is settled; None for one that is to run."""
+    match known.state:
+        case State.DONE:
+            return Outcome(Kind.DUPLICATE, result=known.result or b"null", in_ledger=True)
+        case State.ABORTED | State.DISCARDED:
+            return Outcome(Kind.ABORTED, error=asyncio.CancelledError(f"it was {known.state}"), in_ledger=True)
+        case State.EXPIRED:
+            error = JobExpiredError("job expired: it waited longer than it may")
+            return Outcome(Kind.EXPIRED, error=error, in_ledger=True)
+        case State.PENDING | State.FAILED:
+            return None
+
+
+def _as_own(settled: Outcome | None) -> Outcome | None:
+    """The outcome of this very attempt, which the ledger has confirmed."""
+    if settled is not None and settled.kind is Kind.DUPLICATE:
+        return Outcome(Kind.COMPLETED, result=settled.result, in_ledger=True)
+    return settled

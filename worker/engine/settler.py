@@ -1,0 +1,127 @@
+"""``Settler``: outcomes -> ledger, in batches, before Redis hears of them.
+
+1. What failed for good is kept, with its payload and traceback, until somebody retries or discards it.
+2. A job that was enqueued in a transaction has a pending row, and each of its ends settles that.
+3. All other outcomes, and those that the job's own transaction has written, go straight to the finisher.
+
+An outcome stays here, and its lease stays held, until the ledger has taken it.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from itertools import islice
+
+from db.transient import transient
+from worker.engine.finisher import Finisher
+from worker.engine.held import HeldJob, Phase
+from worker.engine.outcome import Kind, Outcome
+from worker.errors import LedgerBusyError
+from worker.failure import error_data
+from worker.ledger import Ending, Ledger, State
+from worker.message import serialize
+
+logger = logging.getLogger("worker")
+
+_BATCH = 200  # outcomes a transaction
+_STATES = {
+    Kind.COMPLETED: State.DONE,
+    Kind.FAILED: State.FAILED,
+    Kind.ABORTED: State.ABORTED,
+    Kind.EXPIRED: State.EXPIRED,
+}
+
+
+class Settler:
+    """Reports what became of held jobs, to the ledger first.
+
+    Args:
+        ledger: None: there is none, and all go to the finisher.
+    """
+
+    def __init__(self, ledger: Ledger | None, finisher: Finisher) -> None:
+        self._ledger = ledger
+        self._finisher = finisher
+        self._waiting: deque[tuple[HeldJob, Outcome, Ending]] = deque()
+        self._something = asyncio.Event()
+        self._nothing = asyncio.Event()
+        self._nothing.set()
+
+    def report(self, job: HeldJob, outcome: Outcome) -> None:
+        """Take an outcome; it is written soon, together with others."""
+        ending = None if self._ledger is None or outcome.in_ledger else _ending(job, outcome)
+        if ending is None:
+            self._finisher.report(job, outcome)
+            return
+        job.phase = Phase.FINISHING
+        self._waiting.append((job, outcome, ending))
+        self._nothing.clear()
+        self._something.set()
+
+    async def run(self) -> None:
+        """Write outcomes as they come. A write that fails is repeated by the next run."""
+        while True:
+            await self._something.wait()
+            while self._waiting:
+                await self._write(list(islice(self._waiting, _BATCH)))
+            self._something.clear()
+            self._nothing.set()
+
+    async def flushed(self) -> None:
+        """Wait until the ledger has taken every outcome."""
+        await self._nothing.wait()
+
+    async def _write(self, batch: list[tuple[HeldJob, Outcome, Ending]]) -> None:
+        """Settle a batch in one transaction; where one of its rows is in the way, each in its own."""
+        assert self._ledger is not None  # noqa: S101 - otherwise nothing waits
+        try:
+            await self._ledger.settle([ending for _, _, ending in batch])
+        except Exception as error:
+            if len(batch) > 1 and not _is_away(error):
+                for entry in batch:
+                    await self._write([entry])
+                return
+            if len(batch) == 1 and isinstance(error, LedgerBusyError):
+                self._waiting.rotate(-1)  # another attempt is about to settle it: the others need not wait
+            raise
+        for entry in batch:
+            self._waiting.remove(entry)
+            self._finisher.report(entry[0], entry[1])
+
+
+def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:
+    """The row that says what became of the job; None where none is wanted."""
+    state = _STATES.get(outcome.kind)
+    delivery = job.delivery
+    if state is None or delivery is None or not (delivery.message.in_ledger or state is State.FAILED):
+        return None
+    message = delivery.message
+    ending = Ending(
+        message.job_id,
+        message.enqueued_at,
+        message.task,
+        job.queue,
+        state,
+        tries=job.claim.tries + 1,
+        started_at=job.started_at,
+    )
+    if outcome.error is None:
+        return ending._replace(result=outcome.result)
+    data = error_data(outcome.error)
+    traceback = data.pop("traceback", None)
+    return ending._replace(
+        payload=job.claim.payload,
+        result=serialize(data),
+        error=_storable(f"{data['type']}: {data['message']}"),
+        traceback=traceback and _storable(traceback),
+    )
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's texts cannot hold NUL."""
+    return text.replace("\0", "\\x00")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether it is the database that is in trouble, and not one of the rows."""
+    return transient(error) is not None or isinstance(error, OSError)
