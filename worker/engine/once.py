@@ -93,7 +93,7 @@ class _OnceAttempt(Attempt):
 
     async def settled_before(self) -> Outcome | None:
         known = await self._ledger.look_up(self._ending.id, self._ending.enqueued_at)
-        return None if known is None else _outcome(known)
+        return None if known is None else outcome_of(known)
 
     async def settle(self, work: Scope, result: bytes) -> None:
         await work.prepare()
@@ -102,31 +102,38 @@ class _OnceAttempt(Attempt):
         self._ending = self._ending._replace(result=result)
         session = await work.session(default_database())
         known = await self._ledger.mark_done(session, self._ending)
-        settled = None if known is None else _outcome(known)
+        settled = None if known is None else outcome_of(known)
         if settled is not None:
             raise SettledBeforeError(settled)
         self.is_settled = True
 
     async def fate(self) -> Outcome | None:
         logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", self._ending.id)
+        try:
+            return await self._answer()
+        except asyncio.CancelledError as cancellation:
+            if self._delivery.stop is Kind.ABORTED:
+                return await self._answer()  # an abort comes too late for what may be committed
+            # Whoever runs it next asks the ledger, too.
+            return Outcome(self._delivery.stop or Kind.INTERRUPTED, error=cancellation)
+
+    async def _answer(self) -> Outcome | None:
+        """Ask until the database says what became of the COMMIT."""
         pause = _FIRST_PAUSE
         while True:
             self._keep_lease()
             try:
                 known = await self._ledger.was_done(self._ending)
-                return None if known is None else _as_own(_outcome(known))
-            except asyncio.CancelledError as cancellation:
-                # Whoever runs it next asks the ledger, too. An abort comes too late for what may be committed.
-                if self._delivery.stop is not Kind.ABORTED:
-                    return Outcome(self._delivery.stop or Kind.INTERRUPTED, error=cancellation)
             except Exception as unknown:
                 if transient(unknown) is None and not isinstance(unknown, LedgerBusyError | TimeoutError):
                     raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                return None if known is None else _as_own(outcome_of(known))
 
 
-def _outcome(known: Known) -> Outcome | None:
+def outcome_of(known: Known) -> Outcome | None:
     """What a job has become that is settled; None for one that is to run."""
     match known.state:
         case State.DONE:

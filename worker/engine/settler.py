@@ -2,7 +2,8 @@
 
 1. What failed for good is kept, with its payload and traceback, until somebody retries or discards it.
 2. A job that was enqueued in a transaction has a pending row, and each of its ends settles that.
-3. All other outcomes, and those that the job's own transaction has written, go straight to the finisher.
+3. What the ledger knows to have ended otherwise, in another attempt, has ended as it says.
+4. All other outcomes, and those that the job's own transaction has written, go straight to the finisher.
 
 An outcome stays here, and its lease stays held, until the ledger has taken it.
 """
@@ -15,6 +16,7 @@ from itertools import islice
 from db.transient import transient
 from worker.engine.finisher import Finisher
 from worker.engine.held import HeldJob, Phase
+from worker.engine.once import outcome_of
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import LedgerBusyError
 from worker.failure import error_data
@@ -75,7 +77,7 @@ class Settler:
         """Settle a batch in one transaction; where one of its rows is in the way, each in its own."""
         assert self._ledger is not None  # noqa: S101 - otherwise nothing waits
         try:
-            await self._ledger.settle([ending for _, _, ending in batch])
+            standing = await self._ledger.settle([ending for _, _, ending in batch])
         except Exception as error:
             if len(batch) > 1 and not _is_away(error):
                 for entry in batch:
@@ -84,9 +86,12 @@ class Settler:
             if len(batch) == 1 and isinstance(error, LedgerBusyError):
                 self._waiting.rotate(-1)  # another attempt is about to settle it: the others need not wait
             raise
-        for entry in batch:
-            self._waiting.remove(entry)
-            self._finisher.report(entry[0], entry[1])
+        for (job, outcome, ending), known in zip(batch, standing, strict=True):
+            self._waiting.remove((job, outcome, ending))
+            before = None if known.state is ending.state else outcome_of(known)
+            if before is not None:
+                logger.info("%s: another attempt of it was settled before: %s", job.job_id, known.state)
+            self._finisher.report(job, before or outcome)
 
 
 def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:

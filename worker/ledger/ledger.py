@@ -82,18 +82,24 @@ class Ledger:
         async with independent(default_database()) as session:
             return await self.mark_done(session, ending)
 
-    async def settle(self, endings: Sequence[Ending]) -> None:
+    async def settle(self, endings: Sequence[Ending]) -> list[Known]:
         """Write how jobs have ended, in a transaction of its own.
+
+        Returns:
+            Of each, how it stands now: not as asked for, where it was settled before.
 
         Raises:
             LedgerBusyError: another transaction holds one of the rows.
         """
         async with scope() as work:
             session = await work.session(default_database())
-            statement = self._of(session).settle
-            await self._within_lock_wait(
-                session, _execute(session, statement, [ending._asdict() for ending in endings])
-            )
+            statements = self._of(session)
+            rows = [ending._asdict() for ending in endings]
+            await self._within_lock_wait(session, _execute(session, statements.settle, rows))
+            keys = [(ending.id, ending.enqueued_at) for ending in endings]
+            standing = await _execute(session, statements.standing, {"keys": keys})
+            known = {(row.id, row.enqueued_at): Known(State(row.state), row.result) for row in standing}
+        return [known[key] for key in keys]
 
     async def known(self, session: AnySession, job: Ending | Pending | Unpublished) -> Known | None:
         """What is known of a job."""

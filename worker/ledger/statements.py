@@ -44,6 +44,8 @@ class Statements:
     """An ending, over a pending or a failed row, or as a new one; over any other it writes nothing."""
     known: Executable
     """The state and result of a job."""
+    standing: Executable
+    """The same, of a list of keys."""
     latest: Executable
     """The row of an id that was enqueued last."""
     pending: Executable
@@ -105,6 +107,9 @@ class Statements:
             ),
             known=select(job.state, job.result).where(
                 job.id == bindparam("id", type_=Text), job.enqueued_at == bindparam("enqueued_at", type_=BigInteger)
+            ),
+            standing=select(job.id, job.enqueued_at, job.state, job.result).where(
+                key.in_(bindparam("keys", expanding=True))
             ),
             latest=select(jobs).where(job.id == bindparam("id", type_=Text)).order_by(job.enqueued_at.desc()).limit(1),
             pending=unpublished.where(job.id == bindparam("id", type_=Text)),

@@ -11,10 +11,12 @@ import pytest
 import worker
 from worker import Queue
 from worker.config import Config
-from worker.engine.attempts import AttemptCaller
+from worker.engine.attempts import AttemptCaller, keep_lease
 from worker.engine.calling import AfterJob, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
+from worker.engine.once import Once
+from worker.ledger import Ledger
 
 
 async def _answers() -> None:
@@ -37,6 +39,7 @@ class Worker:
         ask_database: Callable[[], Awaitable[None]] = _answers,
         after_job_end: Hook | None = None,
         on_job_start: Hook | None = None,
+        ledger: Ledger | None = None,
         **settings: Any,
     ) -> None:
         defaults = {"lease": 1.0, "grace": 5.0, "log_jobs": "off", "id": "w", "concurrency": 10}
@@ -49,8 +52,15 @@ class Worker:
             self.config,
             by_name,
             self.queue,
-            Executor(by_name, self._caller, timeout=self.config.job_timeout, max_tries=self.config.max_tries),
+            Executor(
+                by_name,
+                self._caller,
+                timeout=self.config.job_timeout,
+                max_tries=self.config.max_tries,
+                once=Once(ledger, keep_lease),
+            ),
             ask_database=ask_database,
+            ledger=ledger,
             after_job=None if after_job_end is None else AfterJob(after_job_end, {}),
         )
 

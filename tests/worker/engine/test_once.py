@@ -1,0 +1,382 @@
+"""Effects happen once: the executor and the ledger on a real PostgreSQL, through every way to lose a COMMIT."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+import db
+import worker
+from db.database import Database
+from tests.conftest import StartPostgres
+from tests.proxy import Proxy
+from tests.servers import Observer
+from tests.waiting import eventually
+from tests.worker.conftest import NOTES, Bench, Count, Execute, create_ledger
+from worker import task
+from worker.engine.delivery import Delivery
+from worker.engine.outcome import Kind, Outcome
+from worker.errors import JobExpiredError
+from worker.ledger import Ending, Known, Ledger, Pending, State
+from worker.message import encode
+from worker.queue import now_ms
+
+INSERT = text("INSERT INTO note (words) VALUES (:words)")
+
+
+@task
+async def add(session: db.AsyncSession, words: str) -> str:
+    await session.execute(INSERT, {"words": words})
+    return words
+
+
+@task
+async def anew(session: db.AsyncSession) -> None:
+    """May be done again without being refused."""
+    await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+
+
+@task
+async def idle() -> None:
+    """Touches nothing."""
+
+
+async def known(delivery: Delivery) -> Known | None:
+    return await Ledger().look_up(delivery.message.job_id, delivery.message.enqueued_at)
+
+
+class TestOneStatement:
+    async def test_a_job_that_wrote_has_a_done_row_with_its_result(self, bench: Bench, rows: Count) -> None:
+        """The ledger knows the job and what it returned."""
+        delivery = bench.deliver(add, "a")
+        outcome = await bench.start(add, delivery)
+        assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, True)
+        assert await known(delivery) == Known(State.DONE, b'"a"')
+        assert await rows() == 1
+
+    async def test_it_is_the_only_one_besides_the_jobs_own(self, database_url: str, postgres: Observer) -> None:
+        """A job's transaction is BEGIN, its own statements, the ledger's one, COMMIT: nothing else is sent."""
+        await postgres.execute(NOTES)
+        await create_ledger(database_url)
+        async with Proxy(database_url) as proxy:
+            database = Database(proxy.url, default=True, pre_ping=False)
+            bench = Bench()
+            try:
+                await bench.run(add, "warm")
+                proxy.statements.clear()
+                await bench.run(add, "a")
+                first_words = [statement.split()[0].rstrip(";") for statement in proxy.statements]
+                assert first_words == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+                assert "tandem_jobs" in proxy.statements[2]
+            finally:
+                bench.caller.close()
+                await database.dispose()
+
+    async def test_a_job_that_touches_nothing_sends_nothing(self, bench: Bench, postgres: Observer) -> None:
+        """No session, no connection, no row."""
+        outcome = await bench.run(idle)
+        assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, False)
+        assert await postgres.backends() == 0
+        assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
+
+    async def test_opting_out(self, execute: Execute, postgres: Observer, rows: Count) -> None:
+        """`@task(once=False)` writes no row."""
+
+        @task(once=False)
+        async def twice(session: db.AsyncSession) -> None:
+            await session.execute(INSERT, {"words": "a"})
+
+        assert not (await execute(twice)).in_ledger
+        assert await rows() == 1
+        assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
+
+    async def test_what_was_committed_early_counts(self, bench: Bench) -> None:
+        """A job has touched the database if it committed, also if nothing is open at its end."""
+
+        @task
+        async def early(session: db.AsyncSession) -> None:
+            await session.execute(INSERT, {"words": "a"})
+            await session.commit()
+
+        delivery = bench.deliver(early)
+        assert (await bench.start(early, delivery)).in_ledger
+        assert await known(delivery) == Known(State.DONE, b"null")
+
+    async def test_jobs_of_the_job_go_with_it(self, bench: Bench, queue: worker.Queue, postgres: Observer) -> None:
+        """What a task enqueues is written in the same transaction, before the ledger's own statement."""
+
+        @task
+        async def fan_out() -> None:
+            await idle.enqueue_many([{}] * 3)
+
+        delivery = bench.deliver(fan_out)
+        outcome = await bench.start(fan_out, delivery)
+        assert outcome.in_ledger
+        counts = await postgres.fetch("SELECT state, count(*) FROM tandem_jobs GROUP BY state ORDER BY state")
+        assert [tuple(row) for row in counts] == [("done", 1), ("pending", 3)]
+        assert await queue.depth("arq:queue") == 3
+
+    async def test_sync_tasks_too(self, bench: Bench, rows: Count) -> None:
+        """A `Session`'s work is committed with the row of the default database."""
+
+        @task
+        def plain(session: db.Session) -> int:
+            session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+            return 1
+
+        delivery = bench.deliver(plain)
+        assert (await bench.start(plain, delivery)).in_ledger
+        again = await bench.start(plain, delivery)
+        assert (again.kind, again.result) == (Kind.DUPLICATE, b"1")
+        assert await rows() == 1
+
+
+class TestSecondDelivery:
+    async def test_is_rolled_back(self, bench: Bench, rows: Count) -> None:
+        """A job that is delivered twice has one effect, and the stored result is what the second returns (D5)."""
+        ran: list[int] = []
+
+        @task
+        async def count(session: db.AsyncSession) -> int:
+            ran.append(1)
+            await session.execute(INSERT, {"words": str(len(ran))})
+            return len(ran)
+
+        delivery = bench.deliver(count)
+        first, second = await bench.start(count, delivery), await bench.start(count, delivery)
+        assert (first.kind, second.kind, second.result) == (Kind.COMPLETED, Kind.DUPLICATE, b"1")
+        assert (len(ran), await rows()) == (2, 1)
+
+    async def test_after_a_crash_it_does_not_even_begin(self, bench: Bench) -> None:
+        """Where a worker died, the ledger is asked before the body is called: it may have done more than write rows."""
+        began: list[str] = []
+
+        @task
+        async def send(session: db.AsyncSession, words: str) -> None:
+            began.append(words)
+            await session.execute(INSERT, {"words": words})
+
+        delivery = bench.deliver(send, "a")
+        await bench.start(send, delivery)
+        delivery.crashes = 1
+        assert (await bench.start(send, delivery)).kind is Kind.DUPLICATE
+        assert began == ["a"]
+
+    async def test_a_task_learns_that_it_was_started_before(self, bench: Bench) -> None:
+        """`JobContext.attempt` counts tries that failed, `previous` workers that died as well."""
+        seen: list[tuple[int, int]] = []
+
+        @task
+        async def look(job: worker.JobContext) -> None:
+            seen.append((job.attempt, job.previous))
+
+        delivery = bench.deliver(look, tries=1)
+        delivery.crashes = 2
+        await bench.start(look, delivery)
+        assert seen == [(2, 3)]
+
+    async def test_two_at_once(self, bench: Bench, rows: Count) -> None:
+        """Of two attempts that run at the same time one commits; the other waits for it and is rolled back."""
+        both = asyncio.Barrier(2)
+
+        @task
+        async def meet(session: db.AsyncSession) -> int:
+            await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+            await both.wait()
+            return 7
+
+        delivery = bench.deliver(meet)
+        outcomes = await asyncio.gather(bench.start(meet, delivery), bench.start(meet, delivery))
+        assert {outcome.kind for outcome in outcomes} == {Kind.COMPLETED, Kind.DUPLICATE}
+        assert [outcome.result for outcome in outcomes] == [b"7", b"7"]
+        assert await rows() == 1
+
+    async def test_two_at_repeatable_read(self, bench: Bench, rows: Count) -> None:
+        """40001 from the ledger's statement: the ledger is read before the job would run again."""
+        both = asyncio.Barrier(2)
+        began: list[int] = []
+
+        @task
+        async def meet(session: db.AsyncSession) -> int:
+            began.append(1)
+            await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+            await both.wait()
+            return 7
+
+        delivery = bench.deliver(meet)
+        outcomes = await asyncio.gather(bench.start(meet, delivery), bench.start(meet, delivery))
+        assert {outcome.kind for outcome in outcomes} == {Kind.COMPLETED, Kind.DUPLICATE}
+        assert len(began) == 2
+        assert await rows() == 1
+
+    async def test_one_that_is_stuck_keeps_nobodys_slot(
+        self, bench: Bench, rows: Count, sync_database_url: str
+    ) -> None:
+        """A zombie holds the row: the job is put back within three seconds, at no cost (D7)."""
+        delivery = bench.deliver(add, "a")
+        message = delivery.message
+        zombie = await asyncpg.connect(sync_database_url.replace("+psycopg", ""))
+        try:
+            async with asyncio.timeout(3):
+                transaction = zombie.transaction()
+                await transaction.start()
+                await zombie.execute(
+                    "INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state) VALUES ($1, $2, 'add', 'q', 'done')",
+                    message.job_id,
+                    message.enqueued_at,
+                )
+                outcome = await bench.start(add, delivery)
+                await transaction.rollback()
+        finally:
+            await zombie.close()
+        assert (outcome.kind, outcome.delay) == (Kind.POSTPONED, 1.0)
+        assert await rows() == 0
+        assert (await bench.start(add, delivery)).kind is Kind.COMPLETED
+
+    @pytest.mark.parametrize(
+        ("state", "kind", "error"),
+        [
+            (State.ABORTED, Kind.ABORTED, asyncio.CancelledError),
+            (State.DISCARDED, Kind.ABORTED, asyncio.CancelledError),
+            (State.EXPIRED, Kind.EXPIRED, JobExpiredError),
+        ],
+    )
+    async def test_a_job_that_is_settled_otherwise_has_no_effect(
+        self, bench: Bench, rows: Count, state: State, kind: Kind, error: type[BaseException]
+    ) -> None:
+        """Aborted, discarded, expired: what the attempt did is rolled back."""
+        delivery = bench.deliver(add, "a")
+        message = delivery.message
+        await Ledger().settle([Ending(message.job_id, message.enqueued_at, "add", "arq:queue", state)])
+        outcome = await bench.start(add, delivery)
+        assert outcome.kind is kind
+        assert isinstance(outcome.error, error)
+        assert await rows() == 0
+
+    async def test_a_pending_row_is_settled_by_the_job(self, bench: Bench, rows: Count) -> None:
+        """A job that was enqueued in a transaction sets its own row done."""
+        delivery = bench.deliver(add, "a")
+        message = delivery.message
+        row = Pending(message.job_id, message.enqueued_at, "add", "arq:queue", encode("add", b"{}", now_ms()))
+        async with db.scope():
+            await Ledger().add(await db.session(), [row])
+        assert (await bench.start(add, delivery)).kind is Kind.COMPLETED
+        assert await known(delivery) == Known(State.DONE, b'"a"')
+        assert await rows() == 1
+
+
+class TestLostCommit:
+    """A2: the connection is lost in the COMMIT, and nobody heard whether it happened."""
+
+    @pytest.fixture
+    async def proxy(self, database_url: str, postgres: Observer) -> AsyncIterator[Proxy]:
+        await postgres.execute(NOTES)
+        await create_ledger(database_url)
+        async with Proxy(database_url) as proxy:
+            database = Database(proxy.url, default=True, pre_ping=False)
+            yield proxy
+            await database.dispose()
+
+    @pytest.fixture
+    async def through(self, proxy: Proxy) -> AsyncIterator[Bench]:
+        """An executor behind the proxy."""
+        assert proxy.url  # the default database leads through it
+        bench = Bench()
+        yield bench
+        bench.caller.close()
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    async def test_either_way_there_is_one_effect(
+        self, proxy: Proxy, through: Bench, rows: Count, when: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Whether the server saw the COMMIT or not: one row, and the job has completed."""
+        runs: list[str] = []
+
+        @task
+        async def note(session: db.AsyncSession) -> str:
+            runs.append("run")
+            await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+            return "done"
+
+        trap = proxy.drop_on("^COMMIT", when=when)
+        outcome = await through.run(note)
+        assert trap.sprung
+        assert (outcome.kind, outcome.result, outcome.in_ledger) == (Kind.COMPLETED, b'"done"', True)
+        assert await rows() == 1
+        assert len(runs) == (2 if when == "before" else 1)
+        assert "the connection was lost in the COMMIT; the ledger is asked" in caplog.text
+
+    async def test_the_answer_is_waited_for(self, proxy: Proxy, through: Bench, rows: Count) -> None:
+        """While the database takes no connections the fate is unknown, and the job is neither done nor run again."""
+        runs: list[str] = []
+
+        @task
+        async def note(session: db.AsyncSession) -> None:
+            runs.append("run")
+            await session.execute(INSERT, {"words": "a"})
+
+        trap = proxy.drop_on("^COMMIT", when="after")
+        job = through.start(note, through.deliver(note))
+        await eventually(lambda: trap.sprung)
+        proxy.refuse()
+        await proxy.drop()
+        done, _ = await asyncio.wait({job}, timeout=1)
+        assert not done
+        await proxy.resume()
+        assert (await job).kind is Kind.COMPLETED
+        assert len(runs) == 1
+        assert await rows() == 1
+
+    @pytest.mark.parametrize(("asked", "kind"), [(Kind.INTERRUPTED, Kind.INTERRUPTED), (Kind.ABORTED, Kind.COMPLETED)])
+    async def test_a_worker_that_ends_meanwhile_leaves_it_to_the_next(
+        self, proxy: Proxy, through: Bench, rows: Count, asked: Kind, kind: Kind, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A shutdown puts the job back, and the ledger decides later; an abort comes too late."""
+        await through.run(add, "warm")
+        proxy.refuse()  # new connections: the one that is open goes on
+        proxy.drop_on("^COMMIT", when="after")
+        delivery = through.deliver(anew)
+        job: asyncio.Task[Outcome] = through.start(anew, delivery)
+        await eventually(lambda: "the ledger is asked" in caplog.text)
+        delivery.stop = asked
+        job.cancel()
+        done, _ = await asyncio.wait({job}, timeout=0.2)
+        assert bool(done) is (kind is Kind.INTERRUPTED)
+        await proxy.resume()
+        assert (await job).kind is kind
+        delivery.stop = None
+        assert (await through.start(anew, delivery)).kind is Kind.DUPLICATE
+        assert await rows() == 2
+
+    async def test_the_old_backend_is_waited_for(self, own_postgres: StartPostgres) -> None:
+        """A COMMIT that is still on its way in the server when the ledger is asked is not taken for none."""
+        server = own_postgres()
+        async with Proxy(server.url) as proxy:
+            database = Database(proxy.url, default=True, pre_ping=False)
+            bench = Bench()
+            connection = await asyncpg.connect(server.url.replace("+asyncpg", ""))
+            try:
+                await connection.execute(NOTES)
+                await create_ledger(server.url)
+                # The COMMIT takes a second in the server, which goes on when its client has gone.
+                await connection.execute(
+                    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+                    " 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END';"
+                    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED"
+                    " FOR EACH ROW EXECUTE FUNCTION slow();"
+                )
+                job = bench.start(add, bench.deliver(add, "a"))
+                await eventually(lambda: proxy.count("^COMMIT") == 1)
+                await asyncio.sleep(0.2)  # the server has it by now
+                await proxy.drop()
+                outcome = await job
+                assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, True)
+                assert await connection.fetchval("SELECT count(*) FROM note") == 1
+            finally:
+                await connection.close()
+                bench.caller.close()
+                await database.dispose()

@@ -1,0 +1,173 @@
+"""Outcomes reach the ledger before Redis: a real engine on a real Redis and a real PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import db
+import worker
+from db.database import Database
+from tests.proxy import Proxy
+from tests.servers import Observer
+from tests.waiting import eventually
+from tests.worker.conftest import NOTES, create_ledger
+from tests.worker.engine.conftest import Seen, StartWorker
+from worker import task
+from worker.ledger import Ending, Known, Ledger, State
+from worker.message import encode
+from worker.queue import Entry
+
+
+class OddError(Exception):
+    """Not one of Python's own."""
+
+
+@task
+async def idle() -> int:
+    return 7
+
+
+@task
+async def fail(words: str) -> None:
+    raise OddError(words)
+
+
+@pytest.fixture
+def ledger(database: Database[db.AsyncSession]) -> Ledger:
+    return Ledger()
+
+
+async def row(job_id: str) -> dict[str, Any]:
+    return dict(await Ledger().latest(job_id) or {})
+
+
+class TestFailures:
+    async def test_a_job_that_fails_for_good_is_kept(self, start: StartWorker, ledger: Ledger) -> None:
+        """With its payload, error, traceback and tries; also one that was enqueued directly."""
+        async with start(fail, ledger=ledger) as worker_:
+            job = await fail.enqueue("no\0ne")
+            with pytest.raises(worker.JobFailed):
+                await job.result(timeout=5)
+            await worker_.idle()
+        kept = await row(job.job_id)
+        assert (kept["state"], kept["tries"], kept["task"]) == ("failed", 1, "fail")
+        assert kept["error"] == "tests.worker.engine.test_settler.OddError: no\\x00ne"
+        assert "raise OddError(words)" in kept["traceback"]
+        assert b'"words":' in kept["payload"] or b"no" in kept["payload"]
+        assert kept["started_at"] <= kept["finished_at"]
+
+    async def test_a_retry_is_not_final(self, start: StartWorker, ledger: Ledger, postgres: Observer) -> None:
+        """While tries are left nothing is written."""
+
+        @task(max_tries=2)
+        async def again() -> None:
+            raise worker.Retry
+
+        async with start(again, ledger=ledger) as worker_:
+            await again.enqueue()
+            await eventually(lambda: worker_.engine._counts.retried == 1)
+            assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
+            await worker_.idle()
+        assert await postgres.fetchval("SELECT tries FROM tandem_jobs WHERE state = 'failed'") == 2
+
+    async def test_what_another_attempt_has_done_is_not_called_a_failure(
+        self, start: StartWorker, ledger: Ledger
+    ) -> None:
+        """The outcome is what the database says: a late attempt that fails has the result of the one that committed."""
+        release = asyncio.Event()
+
+        @task
+        async def outrun() -> int:
+            await release.wait()
+            raise OddError
+
+        async with start(outrun, ledger=ledger):
+            job = await outrun.enqueue()
+            info = await job.info()
+            assert info is not None
+            enqueued_at = round(info.enqueued_at.timestamp() * 1000)
+            await ledger.settle([Ending(job.job_id, enqueued_at, "outrun", "arq:queue", State.DONE, result=b"7")])
+            release.set()
+            assert await job.result(timeout=5) == 7
+        assert await ledger.look_up(job.job_id, enqueued_at) == Known(State.DONE, b"7")
+
+
+class TestPendingRows:
+    async def test_a_job_that_touches_nothing_settles_its_row(self, start: StartWorker, ledger: Ledger) -> None:
+        """It was enqueued in a transaction, so its row is done, although its own work needed no database."""
+        async with start(idle, ledger=ledger) as worker_:
+            async with db.scope():
+                job = await idle.enqueue()
+            assert await job.result(timeout=5) == 7
+            await worker_.idle()
+        kept = await row(job.job_id)
+        assert (kept["state"], kept["result"], kept["check_at"]) == ("done", b"7", None)
+
+    async def test_an_aborted_one_likewise(self, start: StartWorker, ledger: Ledger) -> None:
+        """Nobody will publish it again."""
+        async with start(idle, ledger=ledger):
+            async with db.scope():
+                job = await idle.using(delay=60).enqueue()
+            assert await job.abort(timeout=5)
+        assert (await row(job.job_id))["state"] == "aborted"
+
+    async def test_one_without_a_promise_likewise(self, start: StartWorker, ledger: Ledger) -> None:
+        """`once=False` gives up the guarantee, not the row: it is done once the job has returned."""
+
+        @task(once=False)
+        async def light() -> None: ...
+
+        async with start(light, ledger=ledger) as worker_:
+            async with db.scope():
+                job = await light.enqueue()
+            await job.result(timeout=5)
+            await worker_.idle()
+        assert (await row(job.job_id))["state"] == "done"
+
+
+class TestTrouble:
+    @pytest.fixture
+    async def proxy(self, database_url: str, postgres: Observer) -> AsyncIterator[Proxy]:
+        await postgres.execute(NOTES)
+        await create_ledger(database_url)
+        async with Proxy(database_url) as proxy:
+            database = Database(proxy.url, default=True, pre_ping=False)
+            yield proxy
+            await database.dispose()
+
+    async def test_while_the_database_is_away_redis_hears_nothing(
+        self, proxy: Proxy, start: StartWorker, seen: Seen
+    ) -> None:
+        """The lease is kept, and the outcome written when the database is back."""
+        async with start(fail, ledger=Ledger()) as worker_:
+            proxy.refuse()
+            await proxy.drop()
+            job = await fail.enqueue("late")
+            await eventually(lambda: worker_.engine._counts.failed == 1)
+            await asyncio.sleep(1.5)  # longer than the lease
+            assert seen.result(job.job_id) == {}
+            assert len(worker_.engine._held) == 1
+            await proxy.resume()
+            with pytest.raises(worker.JobFailed):
+                await job.result(timeout=5)
+            assert worker_.engine._counts.failed == 1
+        assert seen.left() == set()
+
+    async def test_a_row_that_is_locked_does_not_keep_the_others(self, start: StartWorker, ledger: Ledger) -> None:
+        """Another attempt holds one row: the outcomes of other jobs are written meanwhile."""
+        async with start(fail, ledger=ledger, concurrency=3):
+            held = Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8")
+            async with db.independent() as session:
+                await ledger.mark_done(session, held)
+                stuck = await worker.default_queue().enqueue([_entry("held", 5), _entry("free", 5)])
+                assert stuck == [True, True]
+                with pytest.raises(worker.JobFailed):
+                    await worker.Job[None]("free").result(timeout=10)
+                await session.commit()
+            assert await worker.Job[int]("held").result(timeout=10) == 8
+
+
+def _entry(job_id: str, enqueued_at: int) -> Entry:
+    return Entry(job_id, encode("fail", b'{"words":"x"}', enqueued_at), "arq:queue")
