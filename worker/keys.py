@@ -52,6 +52,11 @@ class Keys:
         return f"{self.prefix}slots"
 
     @property
+    def epoch(self) -> str:
+        """What goes when Redis loses its memory: a random value."""
+        return f"{self.queue}:epoch"
+
+    @property
     def wake(self) -> str:
         """The channel that says that something was queued."""
         return f"{self.prefix}wake:{self.queue}"

@@ -7,6 +7,7 @@
 
 import asyncio
 import functools
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -220,6 +221,21 @@ class Queue:
         # Whatever else may be there is no time.
         moments = {task: moment for task, moment in last.items() if moment.isdigit() and len(moment) < _NO_TIME}
         return {task.decode(errors="replace"): _from_ms(moment) for task, moment in moments.items()}
+
+    async def epoch(self, queue: str) -> bytes | None:
+        """What tells one memory of Redis from another; None where it has lost it."""
+        epoch: bytes | None = await self.redis.get(Keys.of(queue).epoch)
+        return epoch
+
+    async def begin_epoch(self, queue: str) -> bytes:
+        """Begin a new epoch, unless another worker has; which it is."""
+        key = Keys.of(queue).epoch
+        epoch = secrets.token_bytes(8)
+        while not await self.redis.set(key, epoch, nx=True):
+            before: bytes | None = await self.redis.get(key)
+            if before is not None:
+                return before
+        return epoch
 
     async def depth(self, queue: str) -> int:
         """How many jobs wait or run."""

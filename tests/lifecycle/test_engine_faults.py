@@ -69,7 +69,7 @@ def crew(fork_server: ForkServerContext, environment: dict[str, str], queue: Que
 
 def left(observer: Any) -> set[str]:
     """All keys but results, the slots that have passed, and what workers say of themselves."""
-    kept = ("arq:result:", "arq:slots", "arq:queue:health-check")
+    kept = ("arq:result:", "arq:slots", "arq:queue:health-check", "arq:queue:epoch")
     return {key for key in observer.keys("*") if not key.startswith(kept)}
 
 

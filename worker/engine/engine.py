@@ -3,7 +3,7 @@
 1. The claimer fills free slots; each claimed job is one asyncio task, which the executor takes from claim to outcome.
 2. The settler and the finisher write outcomes, the ledger's first; the heartbeat's thread keeps the leases of all that
    is held.
-3. The scheduler queues what the clock says; health is written down every second.
+3. The scheduler queues what the clock says, and the relay what Redis has lost; health is written down every second.
 4. Each loop is supervised. Draining stops claiming first, lets jobs finish for a grace time, then interrupts the rest.
 """
 
@@ -12,10 +12,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
+from db.transient import transient
 from worker.config import Config
 from worker.ending import end
 from worker.engine.attempts import held_here
@@ -28,7 +29,9 @@ from worker.engine.heartbeat import Heartbeat
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.patience import LONGEST_PAUSE
+from worker.engine.recall import recall
 from worker.engine.reception import Reception
+from worker.engine.relay import Relay
 from worker.engine.report import Counts, JobLog, settlement
 from worker.engine.scheduler import Scheduler
 from worker.engine.settler import Settler
@@ -41,7 +44,12 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 _SETTLING = 10.0  # seconds that the last outcomes have to reach Redis; after that, leases bring their jobs back
+_LATER = 1.0  # seconds until a job is looked at again that the database must be asked about
 _UNWINDING = 10.0  # seconds that interrupted jobs have to roll back; after that, likewise
+
+
+class _Loop(Protocol):
+    async def run(self) -> None: ...
 
 
 class Engine:
@@ -67,6 +75,7 @@ class Engine:
         after_job: AfterJob | None = None,
     ) -> None:
         self._config = config
+        self._ledger = ledger
         self._after_job = after_job
         self._tasks = tasks
         self._queue = queue
@@ -100,6 +109,7 @@ class Engine:
         )
         self._scheduler = Scheduler(queue, tasks, config.queue if config.queue in self._names else self._names[0])
         self._health = Health(queue, self._names, config.id, vitals=self._vitals, ask_database=ask_database)
+        self._relay = None if ledger is None else Relay(queue, ledger, self._names)
         self._loops: list[asyncio.Task[None]] = []
         self._jobs: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -108,7 +118,10 @@ class Engine:
     def start(self) -> None:
         """Begin to work."""
         self._heartbeat.start()
-        for loop in (self._claimer, self._settler, self._finisher, self._scheduler, self._health):
+        loops: list[_Loop] = [self._claimer, self._settler, self._finisher, self._scheduler, self._health]
+        if self._relay is not None:
+            loops.append(self._relay)
+        for loop in loops:
             name = type(loop).__name__.lower()
             self._loops.append(asyncio.create_task(self._supervised(name, loop.run), name=name))
 
@@ -185,10 +198,14 @@ class Engine:
 
     async def _outcome(self, job: HeldJob) -> Outcome:
         try:
+            if job.claim.payload is None and self._ledger is not None:
+                job.claim = await recall(job.claim, self._ledger)
             return self._reception.receive(job) or await self._execute(job)
         except asyncio.CancelledError as error:  # before the executor had begun
             return Outcome((job.delivery and job.delivery.stop) or Kind.INTERRUPTED, error=error)
         except Exception as error:
+            if job.delivery is None and transient(error) is not None:  # it could not be recalled
+                return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
             logger.exception("the engine stumbled over %s; the job fails, the worker goes on", job.job_id)
             return Outcome.failed(error)
 

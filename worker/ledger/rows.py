@@ -28,6 +28,7 @@ class Unpublished(NamedTuple):
 
     id: str
     enqueued_at: int
+    task: str
     queue: str
     payload: bytes
     delay: int

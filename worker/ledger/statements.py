@@ -82,6 +82,7 @@ class Statements:
         unpublished = select(
             job.id,
             job.enqueued_at,
+            job.task,
             job.queue,
             job.payload,
             _later(job.due - now_ms(), literal(0)).label("delay"),

@@ -124,8 +124,9 @@ class Seen:
         return bool(self._observer.exists(f"arq:queue:health-check:{worker_id}"))
 
     def left(self) -> set[str]:
-        """All keys but results and what workers say of themselves."""
-        return {key for key in self._observer.keys("*") if ":result:" not in key and ":health-check" not in key}
+        """All keys but results, what workers say of themselves, and the epoch."""
+        kept = (":result:", ":health-check", ":epoch")
+        return {key for key in self._observer.keys("*") if not any(part in key for part in kept)}
 
 
 @pytest.fixture

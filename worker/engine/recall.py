@@ -1,0 +1,14 @@
+"""A job whose payload Redis has lost, but not its place in the queue, is recalled from the ledger."""
+
+from worker.ledger import Ledger
+from worker.queue import Claim
+
+
+async def recall(claim: Claim, ledger: Ledger) -> Claim:
+    """`claim` with the payload that the ledger has; without one where the job has expired, or the ledger has no such.
+
+    Raises:
+        DBAPIError, OSError: the database is away.
+    """
+    row = await ledger.pending(claim.raw_id.decode(errors="backslashreplace"))
+    return claim if row is None else claim._replace(payload=row.payload)
