@@ -2,14 +2,15 @@
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from worker.context import from_milliseconds
 from worker.errors import JobFailed, ResultNotFoundError
 from worker.message import Message, deserialize, dump
 from worker.queue import JobStatus, Queue, Trace, default_queue
+from worker.recollection import Recollection, abort_pending, recollect
 from worker.signature import Signature
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105 - a plain name reads better in signatures
@@ -33,6 +34,14 @@ class JobInfo:
     tries: int | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+class _Ending(NamedTuple):
+    """How a job has ended."""
+
+    success: bool
+    result: Any
+    """What it returned, or the exception that ended it."""
 
 
 class Job(Generic[R]):
@@ -69,24 +78,20 @@ class Job(Generic[R]):
 
     async def status(self) -> JobStatus:
         """Where it is now."""
-        return (await self._trace()).status
+        status = (await self._trace()).status
+        if status is JobStatus.not_found and (remembered := await recollect(self.job_id)) is not None:
+            return remembered.status
+        return status
 
     async def info(self) -> JobInfo | None:
-        """All that is known of it, or None for a job that Redis does not know."""
+        """All that is known of it, or None for a job that neither Redis nor the ledger knows."""
         trace = await self._trace()
         if trace.result is not None:
             return self._finished(deserialize(trace.result))
         if trace.payload is None:
-            return None
-        message = Message.decode(self.job_id, trace.payload)
-        return JobInfo(
-            job_id=self.job_id,
-            task=message.task,
-            args=message.args,
-            kwargs=dict(message.kwargs),
-            status=trace.status,
-            enqueued_at=from_milliseconds(message.enqueued_at),
-        )
+            remembered = await recollect(self.job_id)
+            return None if remembered is None else self._remembered(remembered)
+        return self._waiting(Message.decode(self.job_id, trace.payload), trace.status)
 
     async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - arq's own name for it
         """Wait for the job and return its result, or raise the exception that ended it.
@@ -96,13 +101,13 @@ class Job(Generic[R]):
 
         Raises:
             TimeoutError: it did not end in time.
-            ResultNotFoundError: Redis does not know the job, or its result was not kept.
+            ResultNotFoundError: neither Redis nor the ledger knows the job, or its result was not kept.
             JobFailed: it ended with an exception that is not built in; built-in ones are raised as themselves.
         """
-        data = deserialize(await self._ended(timeout))
-        if data["s"]:
-            return self._as_promised(data["r"])
-        raise data["r"] if isinstance(data["r"], BaseException) else JobFailed("unknown", str(data["r"]))
+        ending = await self._ended(timeout)
+        if ending.success:
+            return self._as_promised(ending.result)
+        raise ending.result if isinstance(ending.result, BaseException) else JobFailed("unknown", str(ending.result))
 
     async def abort(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - arq's own name for it
         """Ask for the job to be aborted, and wait until it has ended.
@@ -119,43 +124,72 @@ class Job(Generic[R]):
             TimeoutError: it did not end in time.
         """
         if not await self._redis.abort(self.queue_name, self.job_id):
-            return False
+            return await abort_pending(self.job_id)
         try:
-            data = deserialize(await self._ended(timeout))
+            ending = await self._ended(timeout)
         except ResultNotFoundError:
             return False
-        return not data["s"] and isinstance(data["r"], asyncio.CancelledError)
+        return not ending.success and isinstance(ending.result, asyncio.CancelledError)
 
-    async def _ended(self, timeout: float | None) -> bytes:  # noqa: ASYNC109 - see `result`
-        """Wait for the job to end; its result on the wire."""
+    async def _ended(self, timeout: float | None) -> "_Ending":  # noqa: ASYNC109 - see `result`
+        """Wait for the job to end; how it did."""
         try:
             async with asyncio.timeout(timeout):
                 return await self._finished_result() or await self._pushed_result()
         except TimeoutError:
             raise TimeoutError(f"job {self.job_id} did not end within {timeout} s") from None
 
-    async def _pushed_result(self) -> bytes:
+    async def _pushed_result(self) -> "_Ending":
         """Wait to be told of the end; look now and then all the same, as a notice may be lost."""
         ended = asyncio.Event()
         async with self._redis.ended(self.queue_name, self.job_id, ended):
-            while (raw := await self._finished_result()) is None:
+            while (ending := await self._finished_result()) is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN):
                         await ended.wait()
                 ended.clear()
-        return raw
+        return ending
 
-    async def _finished_result(self) -> bytes | None:
+    async def _finished_result(self) -> "_Ending | None":
         trace = await self._trace()
-        if trace.status is JobStatus.not_found:
+        if trace.result is not None:
+            data = deserialize(trace.result)
+            return _Ending(data["s"], data["r"])
+        if trace.status is not JobStatus.not_found:
+            return None
+        remembered = await recollect(self.job_id)
+        if remembered is None:
             raise ResultNotFoundError(
                 f"job {self.job_id} is not in Redis: there is none of this id, or its result was not kept"
             )
-        return trace.result
+        return None if remembered.is_pending else _Ending(remembered.success, remembered.result)
 
     def _as_promised(self, value: Any) -> R:
         result: R = value if self._signature is None else self._signature.restore_result(dump(value))
         return result
+
+    def _waiting(self, message: Message, status: JobStatus) -> JobInfo:
+        return JobInfo(
+            job_id=self.job_id,
+            task=message.task,
+            args=message.args,
+            kwargs=dict(message.kwargs),
+            status=status,
+            enqueued_at=from_milliseconds(message.enqueued_at),
+        )
+
+    def _remembered(self, job: Recollection) -> JobInfo:
+        waiting = self._waiting(job.message, job.status)
+        if job.is_pending:
+            return waiting
+        return replace(
+            waiting,
+            success=job.success,
+            result=self._as_promised(job.result) if job.success else job.result,
+            tries=job.tries,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+        )
 
     def _finished(self, data: dict[str, Any]) -> JobInfo:
         return JobInfo(

@@ -107,7 +107,8 @@ class Engine:
             lease=config.lease,
             silence=config.lease + config.grace,
         )
-        self._scheduler = Scheduler(queue, tasks, config.queue if config.queue in self._names else self._names[0])
+        default_queue = config.queue if config.queue in self._names else self._names[0]
+        self._scheduler = Scheduler(queue, tasks, default_queue, ledger)
         self._health = Health(queue, self._names, config.id, vitals=self._vitals, ask_database=ask_database)
         self._relay = None if ledger is None else Relay(queue, ledger, self._names)
         self._loops: list[asyncio.Task[None]] = []

@@ -2,8 +2,7 @@
 
 1. Slots are computed in UTC, and compared with Redis' clock: workers' own clocks may differ.
 2. While it runs, every slot that passes is queued, also if it looks a little late.
-3. What passed while no worker ran, or could look, follows the task's misfire policy; the last slot of each task is kept
-   in Redis.
+3. What passed while no worker ran, or could look, follows the task's misfire policy; see :mod:`worker.engine.slots`.
 """
 
 import asyncio
@@ -13,6 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from worker.engine.slots import LedgerSlots, Slots, slot_id
+from worker.ledger import Ledger
 from worker.message import encode
 from worker.queue import Entry, Queue, Slot, to_ms
 from worker.schedule import Schedule
@@ -34,10 +35,18 @@ class Scheduler:
     Args:
         tasks: all of them; those without a schedule are passed over.
         default_queue: where jobs go whose task does not say.
+        ledger: keeps slots, besides Redis (default: nothing does).
     """
 
-    def __init__(self, queue: Queue, tasks: Mapping[str, Task[..., Any]], default_queue: str) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        tasks: Mapping[str, Task[..., Any]],
+        default_queue: str,
+        ledger: Ledger | None = None,
+    ) -> None:
         self._queue = queue
+        self._slots = Slots(queue) if ledger is None else LedgerSlots(queue, ledger)
         self._tasks = [task for task in tasks.values() if task.schedule is not None]
         self._default_queue = default_queue
         self._seen: datetime | None = None
@@ -60,7 +69,7 @@ class Scheduler:
         """What passed while no worker ran, by each task's misfire policy."""
         missed: list[_Passed] = []
         for task in self._tasks:
-            last = (await self._queue.last_slots(self._queue_of(task))).get(task.name)
+            last = await self._slots.last(task, self._queue_of(task))
             # The first worker ever begins to count here.
             missed += [(task, now, False)] if last is None else _missed(task, last, now)
         return missed
@@ -85,9 +94,9 @@ class Scheduler:
         for task, moment, runs in slots:
             at = to_ms(moment)
             payload = encode(task.name, b"{}", at) if runs else b""
-            by_queue.setdefault(self._queue_of(task), []).append(Slot(task.name, at, f"cron:{task.name}:{at}", payload))
+            by_queue.setdefault(self._queue_of(task), []).append(Slot(task.name, at, slot_id(task.name, at), payload))
         for name, found in by_queue.items():
-            await self._queue.add_slots(name, found)
+            await self._slots.put(name, found)
 
     def _until_next(self, now: datetime) -> float:
         next_slot = min(_schedule(task).next_after(now) for task in self._tasks)

@@ -126,6 +126,27 @@ class Ledger:
             row = await self._first(session, self._of(session).pending, {"id": job_id})
         return None if row is None else Unpublished(**row)
 
+    async def abort(self, job_id: str) -> bool:
+        """Set the pending row of `job_id` aborted, so that nobody will publish it; whether there was one."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            return bool((await _execute(session, self._of(session).abort, {"of_id": job_id})).rowcount)
+
+    async def add_new(self, rows: Sequence[Pending]) -> list[Pending]:
+        """Write those rows whose id and enqueue time are not known yet; which they were."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            return [row for row in rows if await self.reserve(session, row)]
+
+    async def last_enqueued(self, prefix: str) -> int | None:
+        """The latest enqueue time of the rows whose id begins with `prefix`, in milliseconds since the epoch."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            parameters = {"first": prefix, "end": prefix[:-1] + chr(ord(prefix[-1]) + 1)}
+            row = await self._first(session, self._of(session).last_enqueued, parameters)
+        last: int | None = None if row is None else row["last"]
+        return last
+
     async def take_due(self, limit: int) -> list[tuple[str, int, str]]:
         """Up to `limit` rows to look after, as id, enqueue time and queue; each is due for its next look later."""
         async with scope() as work:

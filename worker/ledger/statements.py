@@ -47,9 +47,13 @@ class Statements:
     standing: Executable
     """The same, of a list of keys."""
     latest: Executable
-    """The row of an id that was enqueued last."""
+    """The row of an id that was enqueued last, and the time `now`."""
     pending: Executable
     """The pending row of an id."""
+    abort: Executable
+    """Set the pending row of an id aborted."""
+    last_enqueued: Executable
+    """The latest enqueue time in a range of ids."""
     take_due: Executable
     """Rows that the relay is to look after; each is due for its next look later."""
     unpublished: Executable
@@ -112,8 +116,17 @@ class Statements:
             standing=select(job.id, job.enqueued_at, job.state, job.result).where(
                 key.in_(bindparam("keys", expanding=True))
             ),
-            latest=select(jobs).where(job.id == bindparam("id", type_=Text)).order_by(job.enqueued_at.desc()).limit(1),
+            latest=select(jobs, now_ms().label("now"))
+            .where(job.id == bindparam("id", type_=Text))
+            .order_by(job.enqueued_at.desc())
+            .limit(1),
             pending=unpublished.where(job.id == bindparam("id", type_=Text)),
+            abort=update(jobs)
+            .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text))
+            .values(state=State.ABORTED.value, finished_at=now_ms(), check_at=None),
+            last_enqueued=select(func.max(job.enqueued_at).label("last")).where(
+                job.id >= bindparam("first", type_=Text), job.id < bindparam("end", type_=Text)
+            ),
             take_due=update(jobs)
             .where(key.in_(due_now))
             .values(check_at=_later(now_ms() + pause, job.due + _PAST_DUE), checks=job.checks + 1)

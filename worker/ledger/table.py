@@ -50,6 +50,10 @@ def _sqlite_now(_element: Any, _compiler: Any, **_: Any) -> str:
     return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 
 
+# By bytes: ids are compared with each other, and never shown in an order that people would expect.
+_Id = Text().with_variant(Text(collation="C"), "postgresql")
+
+
 @cache
 def table(name: str = NAME) -> Table:
     """The table of this name, ``tandem_jobs`` or ``schema.tandem_jobs``, in metadata of its own.
@@ -60,7 +64,7 @@ def table(name: str = NAME) -> Table:
     return Table(
         bare,
         MetaData(schema=schema or None),
-        Column("id", Text, primary_key=True),
+        Column("id", _Id, primary_key=True),
         Column("enqueued_at", BigInteger, primary_key=True, autoincrement=False),
         Column("task", Text, nullable=False),
         Column("queue", Text, nullable=False),

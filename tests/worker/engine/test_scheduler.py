@@ -6,18 +6,23 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Queue, cron, current_job, task
 from worker.engine import scheduler
 from worker.engine.scheduler import Scheduler
-from worker.queue import Settlement, to_ms
+from worker.engine.slots import LedgerSlots, slot_id
+from worker.ledger import Ledger
+from worker.message import encode
+from worker.queue import Settlement, Slot, to_ms
 from worker.schedule import Misfire
 from worker.task import Task
 
@@ -34,15 +39,22 @@ def hourly(misfire: Misfire = "skip", *, run_at_startup: bool = False) -> Task[A
 
 
 @contextlib.asynccontextmanager
-async def scheduling(queue: Queue, *tasks: Task[Any, Any]) -> AsyncIterator[Scheduler]:
+async def scheduling(queue: Queue, *tasks: Task[Any, Any], ledger: Ledger | None = None) -> AsyncIterator[Scheduler]:
     """A scheduler that runs for the length of a block."""
-    one = Scheduler(queue, {task.name: task for task in tasks}, QUEUE)
+    one = Scheduler(queue, {task.name: task for task in tasks}, QUEUE, ledger)
     running = asyncio.create_task(one.run())
     try:
         yield one
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture(params=["redis", "ledger"])
+def ledger(request: pytest.FixtureRequest, database: object) -> Ledger | None:
+    """Slots are kept in Redis alone, and in a ledger besides."""
+    assert database is not None
+    return Ledger() if request.param == "ledger" else None
 
 
 class Day(Queue):
@@ -69,7 +81,9 @@ async def run_what_is_due(queue: Queue, ran: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize("day", [SPRING_FORWARD, FALL_BACK], ids=["spring", "autumn"])
-async def test_five_workers(redis_url: str, queue: Queue, day: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_five_workers(
+    redis_url: str, queue: Queue, ledger: Ledger | None, day: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five workers whose clocks are up to 90 s apart: one run for each hour of UTC, when the clock is set, too."""
     monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
     begin, end = day.astimezone(UTC), (day + timedelta(days=1)).astimezone(UTC)
@@ -78,7 +92,7 @@ async def test_five_workers(redis_url: str, queue: Queue, day: datetime, monkeyp
     ran: Counter[str] = Counter()
     async with contextlib.AsyncExitStack() as running:
         for clock in clocks:
-            await running.enter_async_context(scheduling(clock, hourly()))
+            await running.enter_async_context(scheduling(clock, hourly(), ledger=ledger))
         while not all(hasattr(clock, "last") and clock.last > end for clock in clocks):
             await run_what_is_due(queue, ran)
             await asyncio.sleep(0.005)
@@ -91,16 +105,38 @@ async def test_five_workers(redis_url: str, queue: Queue, day: datetime, monkeyp
 
 
 @pytest.mark.parametrize(("misfire", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
-async def test_misfire(queue: Queue, observer: Any, misfire: Misfire, runs: int) -> None:
+async def test_misfire(queue: Queue, observer: Any, ledger: Ledger | None, misfire: Misfire, runs: int) -> None:
     """Down over three slots, a worker makes up for none, the last, or each of them, by the task's word; once."""
     tick = hourly(misfire)
     now = datetime.fromtimestamp(observer.time()[0], UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
     observer.hset("arq:slots", tick.name, round((hour - timedelta(hours=2, minutes=30)).timestamp() * 1000))
-    async with scheduling(queue, tick) as first, scheduling(queue, tick) as second:
+    async with scheduling(queue, tick, ledger=ledger) as first, scheduling(queue, tick, ledger=ledger) as second:
         await eventually(lambda: first._seen and second._seen)
     missed = [f"cron:{tick.name}:{(hour - timedelta(hours=n)).timestamp() * 1000:.0f}" for n in (2, 1, 0)]
     assert observer.zrange(QUEUE, 0, -1) == missed[3 - runs :]
+
+
+@pytest.mark.parametrize("misfire", ["skip", "once", "all"])
+async def test_redis_loses_its_memory(
+    queue: Queue, observer: Any, database: object, postgres: Observer, misfire: Misfire
+) -> None:
+    """The ledger knows which slots have been queued: after a flush none of them runs again, and none is forgotten."""
+    assert database is not None
+    ledger, tick = Ledger(), hourly(misfire)
+    now = datetime.fromtimestamp(observer.time()[0], UTC)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    at = to_ms(hour - timedelta(hours=2))
+    await LedgerSlots(queue, ledger).put(
+        QUEUE, [Slot(tick.name, at, slot_id(tick.name, at), encode(tick.name, b"{}", at))]
+    )
+    await postgres.execute("UPDATE tandem_jobs SET state = 'done'")
+    observer.flushdb()
+    for _ in range(2):
+        async with scheduling(queue, tick, ledger=ledger) as one:
+            await eventually(partial(getattr, one, "_seen"))
+    missed = [slot_id(tick.name, to_ms(hour - timedelta(hours=n))) for n in (1, 0)]
+    assert observer.zrange(QUEUE, 0, -1) == missed[{"skip": 2, "once": 1, "all": 0}[misfire] :]
 
 
 async def test_first_worker_ever(queue: Queue, observer: Any) -> None:

@@ -1,0 +1,168 @@
+"""``Job`` where Redis knows nothing: the ledger does; on a real PostgreSQL."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+from pydantic import BaseModel
+
+import db
+import worker
+from db.database import Database
+from tests.servers import Observer
+from tests.waiting import eventually
+from worker import Job, JobFailed, Queue, task
+from worker.errors import JobExpiredError, ResultNotFoundError
+from worker.ledger import Ending, Ledger, State
+from worker.queue import JobStatus
+
+pytestmark = pytest.mark.usefixtures("queue", "database")
+
+
+class Receipt(BaseModel):
+    number: int
+
+
+@task
+async def send(number: int) -> Receipt:
+    return Receipt(number=number)
+
+
+async def lost(observer: redis.Redis, **using: Any) -> Job[Receipt]:
+    """A job that was enqueued in a transaction, and that Redis has lost."""
+    async with db.scope():
+        job = await send.using(**using).enqueue(7)
+    observer.flushdb()
+    return job
+
+
+async def settle(job: Job[Any], postgres: Observer, state: State, **columns: Any) -> None:
+    enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs WHERE id = $1", job.job_id)
+    await Ledger().settle([Ending(job.job_id, enqueued_at, "send", "arq:queue", state, **columns)])
+
+
+class TestPending:
+    async def test_it_waits_like_any_other(self, observer: redis.Redis) -> None:
+        """A job that is committed and not published yet is queued, or deferred."""
+        now, later = await lost(observer), await lost(observer, delay=60)
+        assert (await now.status(), await later.status()) == (JobStatus.queued, JobStatus.deferred)
+        info = await now.info()
+        assert info is not None
+        assert (info.task, info.kwargs, info.status, info.success) == ("send", {"number": 7}, JobStatus.queued, None)
+
+    async def test_its_result_is_waited_for(self, observer: redis.Redis, postgres: Observer) -> None:
+        """`result()` does not say that there is no such job; it returns once the ledger knows the end."""
+        job = await lost(observer)
+        waiting = asyncio.create_task(job.result(timeout=10))
+        done, _ = await asyncio.wait({waiting}, timeout=1)
+        assert not done
+        await settle(job, postgres, State.DONE, result=b'{"number":7}')
+        assert await waiting == Receipt(number=7)
+
+    async def test_it_can_be_aborted(self, observer: redis.Redis) -> None:
+        """Nobody will publish it then."""
+        job = await lost(observer)
+        assert await job.abort(timeout=5)
+        assert await Ledger().pending(job.job_id) is None
+        assert not await job.abort(timeout=5)
+        with pytest.raises(asyncio.CancelledError):
+            await job.result(timeout=5)
+
+
+class TestEnded:
+    async def test_done(self, observer: redis.Redis, postgres: Observer) -> None:
+        """The stored result is there when Redis' own has expired."""
+        job = await lost(observer)
+        await settle(job, postgres, State.DONE, result=b'{"number":7}', started_at=1_000, tries=2)
+        assert await job.result(timeout=5) == Receipt(number=7)
+        info = await job.info()
+        assert info is not None
+        assert (info.status, info.success, info.result, info.tries) == (
+            JobStatus.complete,
+            True,
+            Receipt(number=7),
+            2,
+        )
+        assert info.started_at is not None
+        assert info.finished_at is not None
+
+    async def test_failed(self, observer: redis.Redis, postgres: Observer) -> None:
+        """Built-in exceptions are raised as themselves, others as data."""
+        job = await lost(observer)
+        await settle(job, postgres, State.FAILED, result=b'{"type":"ValueError","message":"no","args":["no"]}')
+        with pytest.raises(ValueError, match=r"^no$"):
+            await job.result(timeout=5)
+        other = await lost(observer)
+        await settle(other, postgres, State.FAILED, result=b'{"type":"shop.Sold","message":"out"}', traceback="TB")
+        with pytest.raises(JobFailed) as caught:
+            await other.result(timeout=5)
+        assert (caught.value.type, caught.value.message, caught.value.traceback) == ("shop.Sold", "out", "TB")
+
+    @pytest.mark.parametrize(
+        ("state", "error"), [(State.EXPIRED, JobExpiredError), (State.DISCARDED, JobFailed)], ids=str
+    )
+    async def test_otherwise(
+        self, observer: redis.Redis, postgres: Observer, state: State, error: type[Exception]
+    ) -> None:
+        """What became of it is said."""
+        job = await lost(observer)
+        await settle(job, postgres, state)
+        with pytest.raises(error):
+            await job.result(timeout=5)
+
+
+class TestNothingToAsk:
+    async def test_an_unknown_job(self) -> None:
+        """Neither knows it."""
+        job = Job[None]("nobody")
+        assert (await job.status(), await job.info()) == (JobStatus.not_found, None)
+        with pytest.raises(ResultNotFoundError):
+            await job.result(timeout=5)
+
+    async def test_no_table(self, postgres: Observer) -> None:
+        """Where there is no ledger, Redis' word stands."""
+        await postgres.execute("DROP TABLE tandem_jobs")
+        assert await Job[None]("nobody").status() == JobStatus.not_found
+
+    async def test_no_database(self, database: Database[db.AsyncSession], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A program that only enqueues needs none."""
+        monkeypatch.delenv("DATABASE_URL", raising=False)
+        db.set_default_database(None)
+        assert await Job[None]("nobody").status() == JobStatus.not_found
+        db.set_default_database(database)
+
+
+async def test_the_database_is_asked_seldom(observer: redis.Redis, postgres: Observer) -> None:
+    """Whoever waits for a pending job asks the ledger about twice a second."""
+    job = await lost(observer)
+    asked: list[str] = []
+
+    class Counting(Ledger):
+        async def latest(self, job_id: str) -> Any:
+            asked.append(job_id)
+            return await super().latest(job_id)
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("worker.recollection.default_ledger", Counting)
+    try:
+        with pytest.raises(TimeoutError):
+            await job.result(timeout=1.8)
+    finally:
+        monkey.undo()
+    assert 2 <= len(asked) <= 6
+    await settle(job, postgres, State.DONE)
+
+
+async def test_a_waiting_result_is_pushed(queue: Queue, observer: redis.Redis) -> None:
+    """Once it is published, its end is pushed as that of any other job."""
+    job = await lost(observer)
+    waiting = asyncio.create_task(job.result(timeout=10))
+    row = await Ledger().pending(job.job_id)
+    assert row is not None
+    await queue.publish([worker.queue.Entry(row.id, row.payload, row.queue)])
+    claimed = await queue.claim("arq:queue", "t" * 28, 5_000, 1)
+    await eventually(job.status, equals=JobStatus.in_progress)
+    raw = b'{"t":1,"f":"send","a":[],"k":{},"et":1,"s":true,"st":1,"ft":2,"q":"arq:queue","id":"x","r":{"number":7}}'
+    await queue.finish("arq:queue", [worker.queue.Settlement(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
+    assert await waiting == Receipt(number=7)
