@@ -12,6 +12,7 @@
     ├── JobExpiredError           a job waited longer than it may
     ├── PoisonJobError            a job whose worker died each time it ran
     ├── TriesExhaustedError       a task asked for one attempt more than it may have
+    ├── LedgerError               the ledger's table is missing or old, or its database can hold none
     ├── LedgerBusyError           another attempt's transaction holds a job's row in the ledger
     ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
     └── JobFailed                 the exception that ended a job, as data
@@ -37,6 +38,7 @@ __all__ = [
     "JobExpiredError",
     "JobFailed",
     "LedgerBusyError",
+    "LedgerError",
     "PayloadError",
     "PayloadNotJSONError",
     "PayloadTooLargeError",
@@ -109,6 +111,10 @@ class PoisonJobError(WorkerError):
 
 class TriesExhaustedError(WorkerError):
     """A task raised `Retry` in its last attempt: give it more with `@task(max_tries=...)`."""
+
+
+class LedgerError(WorkerError):
+    """The ledger's table is missing or old, or its database can hold none: one line says what to do."""
 
 
 class LedgerBusyError(WorkerError):
