@@ -14,11 +14,12 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from bench.environments import valkey_server
 from bench.yardstick import Table
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.ledger.migrate import upgrade_on
 
 _CONNECTIONS = 300  # to PostgreSQL: two workers with a pool of 32 each, and what was killed a moment ago
 
 
-_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'alembic%'"
+_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename !~ '^alembic|_version$'"
 
 
 class _OtherRedis(EmbeddedRedis):
@@ -133,6 +134,8 @@ def started(redis_program: Path | None = None, *, functions: bool = True) -> Ite
         servers = Servers(main, PostgresServer(postgres.url), _functional(running, main) if functions else None)
         running.callback(servers.postgres.engine.dispose)
         Table.metadata.create_all(servers.postgres.engine)
+        with servers.postgres.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            upgrade_on(connection)
         yield servers
 
 

@@ -143,9 +143,14 @@ class Database(Generic[S]):
 
     @property
     def is_sqlite(self) -> bool:
+        return self.kind == "sqlite"
+
+    @property
+    def kind(self) -> str:
+        """SQLAlchemy's name for what it is: ``postgresql``, ``sqlite``."""
         if self.url is not None:
-            return self.url.get_backend_name() == "sqlite"
-        return self._opened().engine.dialect.name == "sqlite"
+            return self.url.get_backend_name()
+        return self._opened().engine.dialect.name
 
     def is_same_as(self, other: "Database[Any]") -> bool:
         """Whether it is the same database, perhaps through another driver."""

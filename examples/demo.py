@@ -34,7 +34,8 @@ from worker import Job, Queue
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls
 from worker.embedded.local_servers import local_servers, message
-from worker.errors import ConfigError
+from worker.errors import ConfigError, LedgerError
+from worker.ledger.migrate import upgrade
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _PAUSE = 0.2  # seconds between two looks at how far the jobs are
@@ -150,11 +151,12 @@ async def _progress(outcomes: Outcomes) -> AsyncIterator[Counts]:
 
 @asynccontextmanager
 async def _connected(urls: Urls) -> AsyncIterator[Queue]:
-    """The default database, with its tables, and a default queue of our own, which no other worker serves."""
+    """The default database, with all its tables, and a default queue of our own, which no other worker serves."""
     database = db.Database(urls.database, default=True)
     queue = Queue(urls.redis, name=f"tandem:demo:{secrets.token_hex(4)}", default=True)
     try:
         await _answering("DATABASE_URL", create_tables())
+        await _answering("DATABASE_URL", upgrade(database, Config.load().ledger))
         await _answering("REDIS_URL", queue.ping())
         yield queue
     finally:
@@ -164,10 +166,10 @@ async def _connected(urls: Urls) -> AsyncIterator[Queue]:
         await database.dispose()
 
 
-async def _answering(variable: str, question: Coroutine[Any, Any, None]) -> None:
+async def _answering(variable: str, question: Coroutine[Any, Any, object]) -> None:
     try:
         await question
-    except (db.DbError, SQLAlchemyError, RedisError, OSError) as error:
+    except (db.DbError, LedgerError, SQLAlchemyError, RedisError, OSError) as error:
         raise DemoError(f"{variable}: {_first_line(error)}", 2) from error
 
 

@@ -1,5 +1,6 @@
 """Fixtures on real servers. What each gives is in its docstring: `pytest --fixtures`."""
 
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
@@ -10,9 +11,9 @@ import asyncpg
 import psutil
 import pytest
 import redis
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
-from tests.servers import Databases, GivenServers, Observer, as_dsn, as_url, refuse_foreign_data
+from tests.servers import Databases, GivenServers, Observer, as_dsn, as_url, migrate, refuse_foreign_data
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 
 GIVEN = GivenServers.take_from_environment()
@@ -82,7 +83,7 @@ def _database(databases: Databases) -> Iterator[URL]:
 
 @pytest.fixture
 def database_url(_database: URL) -> str:
-    """An empty PostgreSQL database of the test's own: `postgresql+asyncpg://...`.
+    """A PostgreSQL database of the test's own, with an empty ledger and nothing else: `postgresql+asyncpg://...`.
 
     A test that leaves a backend idle in a transaction fails.
     """
@@ -106,10 +107,18 @@ async def postgres(_database: URL) -> AsyncIterator[Observer]:
         await connection.close()
 
 
+@pytest.fixture(scope="session")
+def _migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("sqlite") / "migrated.sqlite"
+    migrate(URL.create("sqlite", database=str(file)))
+    return file
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """A SQLite file that does not exist yet: `sqlite+aiosqlite:///...`."""
-    return f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite'}"
+def sqlite_url(tmp_path: Path, _migrated_file: Path) -> str:
+    """A SQLite file of the test's own, with an empty ledger and nothing else: `sqlite+aiosqlite:///...`."""
+    file = shutil.copy(_migrated_file, tmp_path / "test.sqlite")
+    return f"sqlite+aiosqlite:///{file}"
 
 
 @pytest.fixture
@@ -126,11 +135,13 @@ def redis_url(redis_server: str) -> Iterator[str]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[StartPostgres]:
-    """Starts PostgreSQL servers that the test may kill and restart."""
+    """Starts PostgreSQL servers that the test may kill and restart, with an empty ledger."""
     with ExitStack() as started:
 
         def start(**options: str | int) -> EmbeddedPostgres:
-            return started.enter_context(EmbeddedPostgres(tcp=True, options=options))
+            server = started.enter_context(EmbeddedPostgres(tcp=True, options=options))
+            migrate(make_url(server.url))
+            return server
 
         yield start
 

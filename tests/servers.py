@@ -4,14 +4,17 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 import redis
 from psycopg import sql
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, NullPool, create_engine, make_url
+
+from worker.ledger.migrate import upgrade_on
 
 if TYPE_CHECKING:
     import asyncpg
@@ -35,23 +38,49 @@ class GivenServers:
 
 
 class Databases:
-    """Makes and drops databases on one PostgreSQL server. The account in `url` must be allowed to."""
+    """Makes and drops databases on one PostgreSQL server. The account in `url` must be allowed to.
+
+    Migrated ones are copies of one that is migrated once.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url)
         if self._url.get_backend_name() != "postgresql":
             raise ValueError(f"The tests need PostgreSQL: DATABASE_URL=postgresql://..., not {self._url!r}")
         self._admin = psycopg.connect(as_dsn(self._url), autocommit=True)
+        self._kept = ExitStack()
 
     def close(self) -> None:
         """Close the connection; databases that were not dropped stay."""
+        self._kept.close()
         self._admin.close()
 
     @contextmanager
     def new(self) -> Iterator[URL]:
-        """An empty database, dropped afterwards whoever is connected to it."""
+        """A database with an empty ledger and nothing else, dropped afterwards whoever is connected to it."""
+        with self._copy_of(self._migrated) as url:
+            yield url
+
+    @contextmanager
+    def bare(self) -> Iterator[URL]:
+        """The same without the ledger."""
+        with self._copy_of("template0") as url:
+            yield url
+
+    @cached_property
+    def _migrated(self) -> str:
+        """The name of the database that the others are copies of."""
+        url = self._kept.enter_context(self.bare())
+        migrate(url)
+        assert url.database is not None
+        return url.database
+
+    @contextmanager
+    def _copy_of(self, template: str) -> Iterator[URL]:
         name = f"tandem_test_{secrets.token_hex(6)}"
-        self._admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        self._admin.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
         try:
             yield self._url.set(database=name)
         finally:
@@ -109,6 +138,14 @@ _OTHER_BACKENDS = (
     "pg_stat_activity WHERE datname = current_database()"
     " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
 )
+
+
+def migrate(url: URL) -> None:
+    """Make the ledger there, as ``python -m worker migrate`` does."""
+    sync = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}[url.get_backend_name()]
+    engine = create_engine(url.set(drivername=sync), poolclass=NullPool)
+    with engine.begin() as connection:
+        upgrade_on(connection)
 
 
 def as_dsn(url: URL) -> str:

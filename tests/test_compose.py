@@ -40,7 +40,9 @@ _SERVICE = {
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["condition"],
-                "properties": {"condition": {"enum": ["service_started", "service_healthy"]}},
+                "properties": {
+                    "condition": {"enum": ["service_started", "service_healthy", "service_completed_successfully"]}
+                },
             },
         },
         "environment": {"type": "object", "additionalProperties": {"type": ["string", "number", "null"]}},
@@ -98,11 +100,19 @@ def test_docker_agrees() -> None:
 
 
 def test_services_wait_for_services_that_can_be_waited_for() -> None:
-    """Each dependency exists, and has a health check where its health is the condition."""
-    assert set(SERVICES) == {"redis", "postgres", "worker", "web"}
+    """Each dependency has a health check where its health is the condition, and ends where its end is."""
+    assert set(SERVICES) == {"redis", "postgres", "migrate", "worker", "web"}
     for service in SERVICES.values():
         for name, dependency in service.get("depends_on", {}).items():
             assert dependency["condition"] != "service_healthy" or "healthcheck" in SERVICES[name]
+            assert (dependency["condition"] == "service_completed_successfully") == (SERVICES[name]["restart"] == "no")
+
+
+def test_the_ledger_is_there_first() -> None:
+    """What runs or enqueues jobs starts after the migration has succeeded."""
+    assert SERVICES["migrate"]["command"] == ["python", "-m", "worker", "migrate"]
+    for name in ("worker", "web"):
+        assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
 def test_volumes_are_declared() -> None:
@@ -145,7 +155,7 @@ def test_commands_name_what_exists() -> None:
         *(line for extra in extras for line in PROJECT["optional-dependencies"][extra]),
     ]
     distributions = {Requirement(line).name for line in installed}
-    for name in OURS:
+    for name in ("worker", "web"):
         program = SERVICES[name]["command"][0]
         dist = scripts[program]
         assert dist

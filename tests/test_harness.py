@@ -20,8 +20,10 @@ async def connect(url: str) -> "asyncpg.Connection[asyncpg.Record]":
 
 
 async def test_database_is_empty_and_watched(database_url: str, postgres: Observer) -> None:
-    """Each test gets an empty database of its own, and sees from outside who is connected to it."""
-    assert await postgres.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+    """Each test gets a database of its own, with the ledger alone, and sees from outside who is connected to it."""
+    tables = await postgres.fetch("SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'")
+    assert {table["name"] for table in tables} == {"tandem_jobs", "tandem_jobs_version"}
+    assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
     assert await postgres.backends() == 0
     engine = create_async_engine(database_url)
     async with engine.begin() as connection:

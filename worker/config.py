@@ -213,6 +213,16 @@ class Config(BaseSettings):
             raise ConfigError("\n".join(_missing(field) for field, url in urls.items() if url is None))
         return self.database_url, self.redis_url
 
+    def require_database_url(self) -> SecretUrl:
+        """The URL of the database.
+
+        Raises:
+            ConfigError: it is not set.
+        """
+        if self.database_url is None:
+            raise ConfigError(_missing("database_url"))
+        return self.database_url
+
     def require_redis_url(self) -> SecretUrl:
         """The URL of Redis, which is all that enqueueing needs.
 

@@ -26,7 +26,7 @@ from worker.cli.worker_table import describe_workers
 from worker.config import Config
 from worker.embedded import EmbeddedServerError
 from worker.embedded.local_servers import as_shell, find, local_servers, message
-from worker.errors import ConfigError, RegistryError
+from worker.errors import ConfigError, LedgerError, RegistryError
 from worker.process.alone import work
 from worker.process.runtime import StartupError
 from worker.process.stop_signals import leave_on_signal
@@ -67,7 +67,7 @@ def _exit_code() -> int:
         return _MISTAKE
     except (ConfigError, EmbeddedServerError) as error:
         return _explain(str(error), _MISTAKE)
-    except StartupError as error:
+    except (StartupError, LedgerError) as error:
         return _explain(str(error), _FAILED)
 
 
@@ -175,6 +175,21 @@ def health(
     elif workers:
         _wide_out().print(describe_workers(workers))
     return 0 if workers else _explain(f"no worker of {', '.join(config.queue_names)} can work now", _FAILED)
+
+
+@app.command()
+def migrate(
+    *, sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, and connect nowhere.")] = False
+) -> int:
+    """Make the ledger's table in the default database, or bring it up to date.
+
+    Run it at each deploy before the workers start; where nothing is to be done it does nothing.
+    """
+    from worker.cli.migration import migrated, sql_of  # noqa: PLC0415 - Alembic takes a while to import
+
+    config = Config.load()
+    typer.echo(sql_of(config) if sql else migrated(config), nl=not sql)
+    return 0
 
 
 @app.command()

@@ -29,11 +29,16 @@ _WHAT = {"DATABASE_URL": "PostgreSQL", "REDIS_URL": "Redis"}
 def local_servers(config: Config) -> Iterator[Urls]:
     """Both servers' URLs. One that is not set is started for as long as the block lasts, and can be found meanwhile.
 
+    A database that is started has the ledger's table.
+
     Raises:
         EmbeddedServerError: a server cannot be started, or no note of it left.
     """
-    with servers(config.database_url, config.redis_url) as urls, _announced(_started(config, urls)):
-        yield urls
+    with servers(config.database_url, config.redis_url) as urls:
+        if config.database_url is None:
+            asyncio.run(_make_ledger(urls.database, config.ledger))
+        with _announced(_started(config, urls)):
+            yield urls
 
 
 def message(config: Config) -> str | None:
@@ -59,6 +64,16 @@ def find() -> dict[str, str] | None:
 def as_shell(urls: Mapping[str, str]) -> str:
     """For ``eval``. One line, as a shell joins the lines of an unquoted ``$(...)`` into one."""
     return "export " + " ".join(f"{variable}={shlex.quote(url)}" for variable, url in urls.items())
+
+
+async def _make_ledger(url: str, name: str) -> None:
+    from worker.ledger.migrate import upgrade  # noqa: PLC0415 - Alembic takes a while to import, and is rarely needed
+
+    database = db.Database(url)
+    try:
+        await upgrade(database, name)
+    finally:
+        await database.dispose()
 
 
 async def _first_to_answer(candidates: list[dict[str, str]]) -> dict[str, str] | None:

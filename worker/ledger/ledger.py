@@ -21,6 +21,7 @@ from db.sessions import independent
 from db.threads import in_thread
 from db.transient import sqlstate
 from worker.errors import LedgerBusyError
+from worker.ledger.presence import explained
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
@@ -43,15 +44,24 @@ class Ledger:
         self.name = name
 
     async def add(self, session: AnySession, rows: Sequence[Pending]) -> None:
-        """Write pending rows in the session's transaction, all in one statement."""
-        await _execute(session, self._of(session).add, [row._asdict() for row in rows])
+        """Write pending rows in the session's transaction, all in one statement.
+
+        Raises:
+            LedgerError: there is no such table.
+        """
+        with explained(self.name):
+            await _execute(session, self._of(session).add, [row._asdict() for row in rows])
 
     async def reserve(self, session: AnySession, row: Pending) -> bool:
         """Write a pending row unless its id is pending already; whether it was written.
 
         Waits for another transaction that is about to write one of this id.
+
+        Raises:
+            LedgerError: there is no such table.
         """
-        written = await _execute(session, self._of(session).reserve, row._asdict())
+        with explained(self.name):
+            written = await _execute(session, self._of(session).reserve, row._asdict())
         return bool(written.rowcount)
 
     async def mark_done(self, session: AnySession, ending: Ending) -> Known | None:

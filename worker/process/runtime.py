@@ -20,7 +20,8 @@ from worker.engine.calling import AfterJob, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
-from worker.errors import WorkerError
+from worker.errors import LedgerError, WorkerError
+from worker.ledger.presence import check
 from worker.queue import Queue, given_default_queue, set_default_queue
 from worker.registry import Registry
 from worker.signature import InjectedSession
@@ -62,8 +63,9 @@ class Runtime:
         """Connect, enter the resources, and make the engine. What was opened before an error is closed again.
 
         Raises:
-            StartupError: the database does not answer within ``WORKER_CONNECT_WAIT``, or its pool has fewer connections
-                than jobs surely need, or a task asks for a session or a resource that nobody provides.
+            StartupError: the database does not answer within ``WORKER_CONNECT_WAIT``, or holds no ledger, or its pool
+                has fewer connections than jobs surely need, or a task asks for a session or a resource that nobody
+                provides.
         """
         try:
             return await self._opened(arq_context)
@@ -75,6 +77,7 @@ class Runtime:
         database = self._open_database()
         self._check_pool(database)
         await self._check_sessions(database)
+        await self._check_ledger(database)
         queue = self._open_queue()
         resources = await self._resources()
         await self._run_hooks(arq_context)
@@ -177,6 +180,17 @@ class Runtime:
 
             await answering("DATABASE_URL", ask_twin, self._config.connect_wait)
 
+    async def _check_ledger(self, database: db.Database[Any]) -> None:
+        """Jobs that cannot be written down must not be run: the table has to be there, and up to date."""
+
+        async def ask() -> None:
+            try:
+                await check(database, self._config.ledger)
+            except LedgerError as error:
+                raise StartupError(str(error)) from None
+
+        await answering("DATABASE_URL", ask, self._config.connect_wait)
+
     async def _resources(self) -> Mapping[str, Any]:
         lifespan = self._registry.lifespan
         resources = {} if lifespan is None else await self._open.enter_async_context(lifespan())
@@ -205,8 +219,10 @@ async def answering(variable: str, ask: Callable[[], Awaitable[None]], wait: flo
             async with asyncio.timeout(max(deadline - time.monotonic(), 0.1)):
                 await ask()
                 return
+        except StartupError:
+            raise
         except Exception as error:  # noqa: BLE001 - told apart below
-            reason = _first_line(error)
+            reason = first_line(error)
             if isinstance(error, db.DatabaseURLError):
                 raise StartupError(f"{variable}: {reason}") from None
             if transient(error) is not Transient.LOST and not isinstance(error, OSError | TimeoutError):
@@ -240,6 +256,7 @@ def _takes_session(task: Task[..., Any]) -> bool:
     return any(isinstance(asked, InjectedSession) and asked.database is None for asked in task.injected.values())
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What the driver says, in a line."""
     lines = str(getattr(error, "orig", None) or error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,0 +1,44 @@
+"""The database of the project, for commands that need it and no worker."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+import db
+from db.database import given_default
+from worker.config import Config
+from worker.process.runtime import StartupError, answering, first_line
+from worker.registry import load
+
+
+def project_database(config: Config, **options: Any) -> db.Database[Any]:
+    """The default database: that of ``DATABASE_URL`` with these options, else the one that the project's code makes.
+
+    Raises:
+        ConfigError: there is neither.
+        RegistryError: there is no URL, and the project's tasks cannot be imported.
+    """
+    if config.database_url is not None:
+        return db.Database(config.database_url, default=True, **options)
+    load(config.registry)
+    return given_default() or db.Database(config.require_database_url())
+
+
+@asynccontextmanager
+async def opened(config: Config, **options: Any) -> AsyncIterator[db.Database[Any]]:
+    """`project_database`, once it answers, for the length of a block.
+
+    Raises:
+        StartupError: it does not answer, or refuses what the block asks of it.
+    """
+    database = project_database(config, **options)
+    try:
+        await answering("DATABASE_URL", database.check, config.connect_wait)
+        yield database
+    except DBAPIError as error:
+        raise StartupError(f"DATABASE_URL: the server refuses: {first_line(error)}") from None
+    finally:
+        await database.dispose()
+        db.set_default_database(None)
