@@ -106,6 +106,19 @@ class TestOpen:
         assert given_default() is theirs
 
 
+class TestLedger:
+    async def test_a_missing_table_stops_the_start(self, config: Config, postgres: Observer) -> None:
+        """Jobs that cannot be written down are not run; the line names the command that makes the table."""
+        await postgres.execute("DROP TABLE tandem_jobs")
+        why = await refused(config, registry(plain))
+        assert why == "the ledger's table tandem_jobs is missing: run 'python -m worker migrate'"
+
+    async def test_it_is_looked_for_by_its_name(self, config: Config) -> None:
+        """``WORKER_LEDGER`` says which table it is, and in which schema."""
+        why = await refused(changed(config, ledger="work.jobs"), registry(plain))
+        assert why == "the ledger's table work.jobs is missing: run 'python -m worker migrate'"
+
+
 class TestHooks:
     async def test_order(self, config: Config) -> None:
         """Resources, then `on_startup`; `on_shutdown`, then the resources; with the database open all the time."""

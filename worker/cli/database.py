@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 import db
 from db.database import given_default
 from worker.config import Config
+from worker.errors import ConfigError, RegistryError
 from worker.process.runtime import StartupError, answering, first_line
 from worker.registry import load
 
@@ -18,12 +19,21 @@ def project_database(config: Config, **options: Any) -> db.Database[Any]:
 
     Raises:
         ConfigError: there is neither.
-        RegistryError: there is no URL, and the project's tasks cannot be imported.
     """
-    if config.database_url is not None:
-        return db.Database(config.database_url, default=True, **options)
-    load(config.registry)
-    return given_default() or db.Database(config.require_database_url())
+    if config.database_url is None and (own := _own_database(config)) is not None:
+        return own
+    return db.Database(config.require_database_url(), default=True, **options)
+
+
+def _own_database(config: Config) -> db.Database[Any] | None:
+    try:
+        load(config.registry)
+    except RegistryError as error:
+        raise ConfigError(
+            f"DATABASE_URL is not set, and {config.registry}, whose tasks may make a database, cannot be loaded: "
+            f"{error.problems[0]}"
+        ) from None
+    return given_default()
 
 
 @asynccontextmanager

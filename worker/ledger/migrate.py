@@ -14,15 +14,15 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Inspector, inspect, text
 from sqlalchemy.schema import CreateSchema
 
 from db import AsyncSession, Database
 from db.scope import scope
 from db.threads import in_thread
 from worker.errors import LedgerError
-from worker.ledger.presence import explained, require_dialect, select_nothing
-from worker.ledger.table import NAME
+from worker.ledger.presence import require_dialect
+from worker.ledger.table import NAME, table
 
 _LOCK = 0x7461_6E64_656D  # "tandem": PostgreSQL keeps such locks by number, for each database
 _MIGRATIONS = ScriptDirectory(str(Path(__file__).parent / "migrations"))
@@ -74,8 +74,7 @@ def upgrade_on(connection: Connection, name: str = NAME) -> Upgrade:
     context = MigrationContext.configure(connection, opts=_options(name))
     before = context.get_current_revision()
     if before is None and inspector.has_table(bare, schema):
-        with explained(name):
-            connection.execute(select_nothing(name))
+        _require_complete(inspector, name)
         return Upgrade(None, None)
     try:
         _run(context, name)
@@ -104,6 +103,16 @@ def upgrade_sql(dialect: str, name: str = NAME) -> str:
             context.impl.execute(CreateSchema(schema, if_not_exists=True))
         _run(context, name)
     return script.getvalue()
+
+
+def _require_complete(inspector: Inspector, name: str) -> None:
+    schema, bare = _parts(name)
+    missing = {*table(name).columns.keys()} - {column["name"] for column in inspector.get_columns(bare, schema)}
+    if missing:
+        raise LedgerError(
+            f"the ledger's table {name} is old, and was not made by 'migrate': let the migrations that made it add "
+            f"{', '.join(sorted(missing))}"
+        )
 
 
 def _run(context: MigrationContext, name: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from db import AsyncSession, Database
@@ -27,16 +27,12 @@ async def check(database: Database[Any], name: str) -> None:
     """
     async with independent(database) as session:
         require_dialect(session.get_bind().dialect.name, name)
+        every_column = select(*table(name).columns).limit(0)
         with explained(name):
             if isinstance(session, AsyncSession):
-                await session.execute(select_nothing(name))
+                await session.execute(every_column)
             else:
-                await in_thread(session.execute, select_nothing(name))
-
-
-def select_nothing(name: str) -> Select[Any]:
-    """A statement that names every column of the table, and reads no row."""
-    return select(*table(name).columns).limit(0)
+                await in_thread(session.execute, every_column)
 
 
 @contextmanager

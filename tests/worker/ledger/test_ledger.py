@@ -1,7 +1,6 @@
 """Job rows, on PostgreSQL and SQLite: what is written over what, and what the relay reads."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,20 +13,6 @@ from worker.ledger import Ending, Known, Ledger, Pending, State, table
 ROW = Pending("j1", 1_000, "send", "arq:queue", b'{"f":"send"}')
 DONE = Ending("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
 FAILED = DONE._replace(state=State.FAILED, result=b'{"type":"E"}', error="E: no", traceback="E", tries=3)
-
-
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def database(
-    request: pytest.FixtureRequest, database_url: str, sqlite_url: str
-) -> AsyncIterator[db.Database[Any]]:
-    """The default database, with an empty ledger."""
-    database = db.Database(database_url if request.param == "postgresql" else sqlite_url, default=True)
-    async with db.scope():
-        session = await db.session()
-        await (await session.connection()).run_sync(table().metadata.create_all)
-    yield database
-    await database.dispose()
-    db.set_default_database(None)
 
 
 @pytest.fixture

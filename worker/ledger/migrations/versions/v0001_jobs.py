@@ -19,7 +19,7 @@ _INDEXES: dict[str, tuple[str, str]] = {
 def upgrade(op: Operations, table: str, schema: str | None) -> None:
     op.create_table(
         table,
-        Column("id", Text, primary_key=True),
+        Column("id", Text().with_variant(Text(collation="C"), "postgresql"), primary_key=True),
         Column("enqueued_at", BigInteger, primary_key=True, autoincrement=False),
         Column("task", Text, nullable=False),
         Column("queue", Text, nullable=False),
@@ -37,6 +37,7 @@ def upgrade(op: Operations, table: str, schema: str | None) -> None:
         Column("check_at", BigInteger),
         Column("checks", Integer, nullable=False, server_default="0"),
         schema=schema,
+        postgresql_with={"autovacuum_vacuum_scale_factor": 0.02},
     )
     for name, (column, condition) in _INDEXES.items():
         where: Any = {"postgresql_where": text(condition), "sqlite_where": text(condition)}

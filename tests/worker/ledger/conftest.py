@@ -1,0 +1,49 @@
+"""Databases without a ledger, and a default database with an empty one, of each kind that can hold one."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import db
+from tests.servers import Databases, as_url
+
+KINDS = ("postgresql", "sqlite")
+
+
+@pytest.fixture
+def bare_postgres(databases: Databases) -> Iterator[str]:
+    """A PostgreSQL database without anything: `postgresql+asyncpg://...`."""
+    with databases.bare() as url:
+        yield as_url(url, "asyncpg")
+        databases.assert_no_open_transaction(url)
+
+
+@pytest.fixture(params=KINDS)
+async def database(
+    request: pytest.FixtureRequest, database_url: str, sqlite_url: str
+) -> AsyncIterator[db.Database[Any]]:
+    """The default database, with an empty ledger."""
+    database: db.Database[Any] = db.Database(
+        database_url if request.param == "postgresql" else sqlite_url, default=True
+    )
+    yield database
+    await database.dispose()
+    db.set_default_database(None)
+
+
+@pytest.fixture(params=["asyncpg", "psycopg", "aiosqlite", "pysqlite"])
+async def bare_database(
+    request: pytest.FixtureRequest, bare_postgres: str, tmp_path: Path
+) -> AsyncIterator[db.Database[Any]]:
+    """A database without a ledger, through each driver."""
+    urls = {
+        "asyncpg": bare_postgres,
+        "psycopg": bare_postgres.replace("asyncpg", "psycopg"),
+        "aiosqlite": f"sqlite+aiosqlite:///{tmp_path}/bare.sqlite",
+        "pysqlite": f"sqlite+pysqlite:///{tmp_path}/bare.sqlite",
+    }
+    database: db.Database[Any] = db.Database(urls[request.param])
+    yield database
+    await database.dispose()
