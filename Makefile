@@ -22,7 +22,7 @@ RUN := $(VENV)/bin/python -m
 help:
 	@echo 'make demo [SOURCE=folder]      the census of a folder of Python files: real servers, a real worker'
 	@echo 'make test [ARGS="-k scope"]    the tests, on real servers; ARGS are for pytest'
-	@echo 'make chaos [SECONDS=60] [SEED=1]   kills, outages and cut connections at random, and a count of the effects'
+	@echo 'make chaos [SECONDS=60 SEED=1] kills, outages and cut connections at random, then a count of what jobs did'
 	@echo 'make check                     lint, format, types, import contracts'
 	@echo 'make clean                     remove what these have made'
 	@echo
