@@ -7,12 +7,18 @@ from collections.abc import Awaitable, Callable, Iterable
 from tests.chaos.chronicle import Chronicle
 from tests.chaos.faults import PATIENCE
 from tests.chaos.post import Post
-from tests.chaos.stage import Stage
+from tests.chaos.stage import QUEUES, Stage
+from worker.keys import Keys
 
 _SOON = 10.0  # seconds: a tombstone lives for five, and a backend needs a moment to see that its client has gone
 
-KEPT = ("arq:result:", "arq:slots")
-"""What keys that may stay begin with: results for as long as they are kept, and the last slot of each schedule."""
+_NAMES = [Keys.of(queue) for queue in QUEUES]
+_KEPT = (
+    *(names.result("") for names in _NAMES),
+    *(names.slots for names in _NAMES),
+    *(names.epoch for names in _NAMES),
+)
+"""What keys that may stay begin with: results for as long as they are kept, and what outlives all jobs by design."""
 
 
 async def open_transactions(stage: Stage) -> list[str]:
@@ -46,7 +52,7 @@ async def keys(stage: Stage) -> list[str]:
     async def look() -> list[str]:
         async with stage.redis() as redis:
             found = sorted(key.decode() for key in await redis.keys("*"))
-        return [f"Redis has {key}" for key in found if not key.startswith(KEPT)]
+        return [f"Redis has {key}" for key in found if not key.startswith(_KEPT)]
 
     return await _left_at_last(look)
 
