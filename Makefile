@@ -1,8 +1,8 @@
-# Two commands for a newcomer, `make demo` and `make test`; two more for a change, `make check` and `make clean`.
+# Two commands for a newcomer, `make demo` and `make test`; for a change, `make check`, `make chaos` and `make clean`.
 # They need make and a Python >= 3.11 with venv and pip; everything else, the servers included, comes from wheels.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test chaos check clean
 
 # `make test PYTHON=python3.13` takes that one, and an environment of its own.
 ifdef PYTHON
@@ -22,6 +22,7 @@ RUN := $(VENV)/bin/python -m
 help:
 	@echo 'make demo [SOURCE=folder]      the census of a folder of Python files: real servers, a real worker'
 	@echo 'make test [ARGS="-k scope"]    the tests, on real servers; ARGS are for pytest'
+	@echo 'make chaos [SECONDS=60 SEED=1] kills, outages and cut connections at random, then a count of what jobs did'
 	@echo 'make check                     lint, format, types, import contracts'
 	@echo 'make clean                     remove what these have made'
 	@echo
@@ -33,6 +34,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(RUN) pytest $(TOGETHER) $(ARGS)
+
+chaos: $(INSTALLED)
+	@$(RUN) tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: $(INSTALLED)
 	@$(RUN) ruff check --no-cache

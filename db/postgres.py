@@ -12,6 +12,8 @@ from db.errors import DatabaseUnreachableError
 
 # asyncpg's words, for which it has no class or code of their own.
 _BUSY = "another operation is in progress"
+# asyncpg's state 2 (``coreproto.pxd``) of an idle connection: the server has said its last words, and hangs up next.
+_TOLD_TO_GO = "another operation (2) is in progress"
 # The server's words for "not now", in the one place where psycopg passes no code on.
 _NOT_NOW = (
     "too many clients", "remaining connection slots", "starting up", "shutting down", "recovery mode",
@@ -73,7 +75,7 @@ def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
         try:
             # Not an empty one, for which asyncpg 0.32 has no answer.
             dbapi_connection.run_async(lambda connection: connection.execute("SELECT 1", timeout=timeout))
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             return False
         return True
 
@@ -84,7 +86,7 @@ def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
 def unreachable(error: BaseException, *, is_connecting: bool) -> DatabaseUnreachableError | None:
     """What to say instead of `error` if it means that the server is away or does not answer."""
     # asyncpg's time limit and the network's errors, which no error of a task's own must be taken for.
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or (type(error).__name__ == "InternalClientError" and _TOLD_TO_GO in str(error)):
         return _away(error)
     if is_connecting and _is_psycopg_operational(error) and _is_temporary(str(error)):
         return _away(error)

@@ -22,6 +22,8 @@ from worker.ending import end
 
 logger = logging.getLogger("worker")
 
+_LOST = (RedisError, OSError, AttributeError)
+"""What a command says whose connection is lost; the last where the reader has just found it so (redis-py 5.3.1)."""
 _RECONNECT = 0.5  # seconds
 _SILENCE = 5.0  # seconds without a notice, after which the connection is asked whether it lives, and to answer
 
@@ -72,14 +74,14 @@ class Notices:
         task.add_done_callback(self._tidying.discard)
 
     async def _subscribe(self, channel: str) -> None:
-        with contextlib.suppress(RedisError, OSError):  # the reader subscribes again once it is connected
+        with contextlib.suppress(*_LOST):  # the reader subscribes again once it is connected
             async with self._talking:
                 await self._open().subscribe(channel)
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="notices")
 
     async def _unsubscribe(self, channel: str) -> None:
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*_LOST):
             async with self._talking:
                 # Somebody else may have come to wait for it meanwhile.
                 if self._pubsub is not None and channel not in self._waiting:
@@ -125,7 +127,7 @@ class Notices:
     async def _drop_connection(self) -> None:
         async with self._talking:
             pubsub, redis, self._pubsub, self._redis = self._pubsub, self._redis, None, None
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(*_LOST):
                 if pubsub is not None:
                     await pubsub.aclose()
                 if redis is not None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 from sqlalchemy import make_url, select, text
 from sqlalchemy.exc import DBAPIError
@@ -42,6 +43,11 @@ async def insert(words: str = "a") -> None:
         await session.execute(INSERT, {"words": words})
 
 
+async def select_one() -> None:
+    async with db.scope():
+        await (await db.session()).execute(text("SELECT 1"))
+
+
 async def count(url: str) -> int:
     connection = await asyncpg.connect(as_dsn(make_url(url)))
     try:
@@ -72,6 +78,25 @@ async def default(url: str, **options: Any) -> AsyncIterator[db.Database[Any]]:
 @pytest.fixture(params=["asyncpg", "psycopg"])
 def driver(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_that_has_heard_its_server_say_goodbye(
+    database_url: str, postgres: Observer, sync_database_url: str, turns: int
+) -> None:
+    """Between a terminated backend's last words and the end of its connection, a scope with `pre_ping` gets another
+    one, and without it the error says that the connection is lost."""
+    end_all = "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_name = 'told'"
+    for pre_ping in (True, False):
+        options = {"connect_args": {"server_settings": {"application_name": "told"}}}
+        async with default(database_url, pool_size=1, pre_ping=pre_ping, engine_options=options):
+            await select_one()
+            with psycopg.connect(as_dsn(make_url(sync_database_url)), autocommit=True) as administrator:
+                administrator.execute(end_all)  # not a word of it is read before the next turn of this loop
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            (error,) = await asyncio.gather(select_one(), return_exceptions=True)
+            assert error is None or (not pre_ping and transient(error) is Transient.LOST), error
 
 
 async def test_pool_survives_a_restart(own_postgres: StartPostgres, driver: str) -> None:

@@ -128,6 +128,23 @@ async def test_many_at_once(redis_url: str, observer: Any) -> None:
         await eventually(lambda: len(observer.client_list(_type="pubsub")) <= 1)
 
 
+# redis-py's reader and its command may both open the connection then, and leave one to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize("turns", range(6))
+async def test_lost_while_a_channel_is_given_up(redis_url: str, turns: int) -> None:
+    """A connection that the reader finds lost at any moment of a command is no error of whoever waits no more."""
+    async with listening(redis_url) as one, one.on("c", asyncio.Event()):
+        assert one._pubsub is not None
+        connection: Any = one._pubsub.connection
+        going = asyncio.create_task(one._unsubscribe("d"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await connection.disconnect(nowait=True)
+        await going
+
+
 async def test_close(redis_url: str, observer: Any) -> None:
     """Closed, it leaves no connection; used again, it opens one."""
     event = asyncio.Event()

@@ -1,0 +1,97 @@
+"""What the workers run: the tasks, and their registry.
+
+Each job has a `key` of its producer's making, by which its effect is known. `CHAOS_ONCE=false` makes its tasks ones
+whose effects may happen again.
+"""
+
+import asyncio
+import os
+import time
+
+from sqlalchemy import text
+
+import db
+from tests.chaos.diary import Diary
+from tests.chaos.schema import ADD_EFFECT
+from worker import Retry, current_job, task
+
+ONCE = os.environ.get("CHAOS_ONCE", "true") == "true"
+SLOW_QUEUE = "chaos:slow"
+TASKS = tuple(
+    f"tests.chaos.tasks.{name}"
+    for name in ("insert", "insert_in_thread", "dawdle", "falter", "fail", "fan_out", "think")
+)
+
+
+def child_key(parent: str, number: int) -> str:
+    """The key of a child of `fan_out`."""
+    return f"{parent}/{number}"
+
+
+@task(once=ONCE)
+async def insert(session: db.AsyncSession, key: str) -> str:
+    """One effect."""
+    await _add_effect(session, key)
+    return key
+
+
+@task(once=ONCE)
+def insert_in_thread(session: db.Session, key: str) -> str:
+    """One effect, of a sync session."""
+    session.execute(text(ADD_EFFECT), _effect(key))
+    return key
+
+
+@task(once=ONCE, queue=SLOW_QUEUE)
+async def dawdle(session: db.AsyncSession, key: str, seconds: float) -> str:
+    """One effect, in a transaction that stays open for a while."""
+    await _add_effect(session, key)
+    await asyncio.sleep(seconds)
+    return key
+
+
+@task(once=ONCE, max_tries=20)
+async def falter(session: db.AsyncSession, key: str, failures: int) -> str:
+    """One effect, once it has failed so often after writing it."""
+    await _add_effect(session, key)
+    if current_job().attempt <= failures:
+        raise Retry(defer=0.1)
+    return key
+
+
+@task(once=ONCE)
+async def fail(session: db.AsyncSession, key: str) -> str:
+    """No effect: it fails for good after writing it."""
+    await _add_effect(session, key)
+    raise ValueError(f"{key} is to fail")
+
+
+@task(once=ONCE)
+async def fan_out(session: db.AsyncSession, key: str, children: int, fails: bool = False) -> str:
+    """One effect, and one of each child; with `fails` none of all of them. A last child goes with its savepoint."""
+    await _add_effect(session, key)
+    await insert.enqueue_many([{"key": child_key(key, number)} for number in range(children)])
+    savepoint = await session.begin_nested()
+    await insert.enqueue(key=child_key(key, children))
+    await savepoint.rollback()
+    if fails:
+        raise ValueError(f"{key} is to fail")
+    return key
+
+
+@task(once=ONCE)
+async def think(key: str) -> str:
+    """No use of the database: a line in a file, which nothing keeps from being written twice."""
+    started = time.monotonic()
+    await asyncio.sleep(0.05)
+    Diary.of_environment().note(key)
+    return f"{time.monotonic() - started:.3f}"
+
+
+async def _add_effect(session: db.AsyncSession, key: str) -> None:
+    await session.execute(text(ADD_EFFECT), _effect(key))
+
+
+def _effect(key: str) -> dict[str, str]:
+    job = current_job()
+    return {"key": key, "job_id": job.job_id, "task": job.task}
