@@ -35,6 +35,7 @@ from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls
 from worker.embedded.local_servers import local_servers, message
 from worker.errors import ConfigError, LedgerError
+from worker.keys import Keys
 from worker.ledger.migrate import upgrade
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -161,7 +162,8 @@ async def _connected(urls: Urls) -> AsyncIterator[Queue]:
         yield queue
     finally:
         with suppress(RedisError):
-            await queue.redis.delete(queue.name)
+            keys = Keys.of(queue.name)
+            await queue.redis.delete(queue.name, keys.epoch)
         await queue.close()
         await database.dispose()
 

@@ -4,16 +4,18 @@
    itself now and then.
 2. One task reads, and opens the connection again when it is lost; a connection that says nothing is asked whether it
    lives.
+3. Whoever opens, closes or writes to the connection has it alone; only reading goes on beside that. (redis-py's
+   `PubSub` closes a connection whose reading fails, also under somebody who is writing to it just then.)
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
@@ -22,8 +24,6 @@ from worker.ending import end
 
 logger = logging.getLogger("worker")
 
-_LOST = (RedisError, OSError, AttributeError)
-"""What a command says whose connection is lost; the last where the reader has just found it so (redis-py 5.3.1)."""
 _RECONNECT = 0.5  # seconds
 _SILENCE = 5.0  # seconds without a notice, after which the connection is asked whether it lives, and to answer
 
@@ -39,20 +39,19 @@ class Notices:
         self._connect = connect
         self._turn = 0
         self._redis: Redis | None = None
-        self._pubsub: PubSub | None = None
+        self._connection: AbstractConnection | None = None
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._subscribed: set[str] = set()  # of the connection that is open now
         self._reader: asyncio.Task[None] | None = None
         self._tidying: set[asyncio.Task[None]] = set()
-        self._talking = asyncio.Lock()  # one command at a time: two that both find it closed would open it twice
+        self._talking = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def on(self, channel: str, event: asyncio.Event) -> AsyncIterator[None]:
         """Set `event` at each notice on `channel`, which is subscribed to when the block begins."""
-        first = channel not in self._waiting
         self._waiting.setdefault(channel, set()).add(event)
         try:
-            if first:
-                await self._subscribe(channel)
+            await self._subscribe(channel)
             yield
         finally:
             waiting = self._waiting[channel]
@@ -74,18 +73,27 @@ class Notices:
         task.add_done_callback(self._tidying.discard)
 
     async def _subscribe(self, channel: str) -> None:
-        with contextlib.suppress(*_LOST):  # the reader subscribes again once it is connected
+        if channel in self._subscribed:
+            return
+        with contextlib.suppress(RedisError, OSError):  # the reader subscribes again once it is connected
             async with self._talking:
-                await self._open().subscribe(channel)
+                await self._say_subscribe(await self._open(), {channel})
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="notices")
 
     async def _unsubscribe(self, channel: str) -> None:
-        with contextlib.suppress(*_LOST):
+        with contextlib.suppress(RedisError, OSError):
             async with self._talking:
                 # Somebody else may have come to wait for it meanwhile.
-                if self._pubsub is not None and channel not in self._waiting:
-                    await self._pubsub.unsubscribe(channel)
+                if self._connection is not None and channel not in self._waiting:
+                    self._subscribed.discard(channel)
+                    await _say(self._connection, "UNSUBSCRIBE", channel)
+
+    async def _say_subscribe(self, connection: AbstractConnection, channels: Iterable[str]) -> None:
+        missing = [channel for channel in channels if channel not in self._subscribed]
+        if missing:
+            await _say(connection, "SUBSCRIBE", *missing)
+            self._subscribed.update(missing)
 
     async def _read(self) -> None:
         while True:
@@ -100,36 +108,47 @@ class Notices:
 
     async def _listen(self) -> None:
         async with self._talking:
-            pubsub = self._open()
-            # Nobody may wait right now, but a connection that subscribes to nothing cannot be read from.
-            await pubsub.subscribe(*(self._waiting or ["nobody"]))
+            connection = await self._open()
+            await self._say_subscribe(connection, self._waiting)
         asked = False
         while True:
-            message: dict[str, Any] | None = await pubsub.get_message(timeout=_SILENCE)
-            if message is not None:
+            reply = await connection.read_response(timeout=_SILENCE, disconnect_on_error=False)
+            if reply is not None:
                 asked = False
-                if message["type"] == "message":
-                    self._wake(message["channel"].decode(errors="replace"))
+                self._heed(reply)
             elif asked:
                 raise RedisConnectionError(f"no answer for {_SILENCE:g} s")
             else:
                 async with self._talking:
-                    await pubsub.ping()
+                    await _say(connection, "PING")
                 asked = True
 
-    def _open(self) -> PubSub:
-        if self._pubsub is None:
-            self._redis = self._connect(self._turn)
-            self._turn += 1
-            self._pubsub = self._redis.pubsub()
-        return self._pubsub
+    def _heed(self, reply: Any) -> None:
+        """Wake whom a notice is for. The rest says that a command was understood."""
+        if isinstance(reply, list) and reply[0] == b"message":
+            self._wake(reply[1].decode(errors="replace"))
+
+    async def _open(self) -> AbstractConnection:
+        if self._connection is None:
+            if self._redis is None:
+                self._redis = self._connect(self._turn)
+                self._turn += 1
+            connection: AbstractConnection = self._redis.connection_pool.make_connection()
+            try:
+                await connection.connect()
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
+            self._connection = connection
+        return self._connection
 
     async def _drop_connection(self) -> None:
         async with self._talking:
-            pubsub, redis, self._pubsub, self._redis = self._pubsub, self._redis, None, None
-            with contextlib.suppress(*_LOST):
-                if pubsub is not None:
-                    await pubsub.aclose()
+            connection, redis, self._connection, self._redis = self._connection, self._redis, None, None
+            self._subscribed.clear()
+            with contextlib.suppress(RedisError, OSError):
+                if connection is not None:
+                    await connection.disconnect()
                 if redis is not None:
                     await close(redis)
 
@@ -140,3 +159,14 @@ class Notices:
     def _wake_all(self) -> None:
         for channel in self._waiting:
             self._wake(channel)
+
+
+async def _say(connection: AbstractConnection, *command: str) -> None:
+    """Send a command, whose reply the reader gets.
+
+    Raises:
+        redis.exceptions.ConnectionError: the connection is lost. redis-py would open it anew, subscribed to nothing.
+    """
+    if not connection.is_connected:
+        raise RedisConnectionError("the connection is closed")
+    await connection.send_command(*command, check_health=False)  # that would read the reply itself

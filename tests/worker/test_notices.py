@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from tests.proxy import Proxy
 from tests.waiting import eventually
 from worker import notices
+from worker.ending import end
 from worker.notices import Notices
 
 
@@ -54,6 +55,20 @@ async def test_subscribed_when_the_block_begins(redis_url: str, observer: Any) -
             async with one.on(f"c{number}", event):
                 assert observer.publish(f"c{number}", "1") == 1
                 await asyncio.wait_for(event.wait(), 2)
+
+
+async def test_subscribed_for_whoever_comes_second(redis_url: str, observer: Any) -> None:
+    """Of several who come at once for the same channel none begins before it is subscribed to, and one may give up."""
+
+    async def wait() -> int:
+        async with one.on("c", asyncio.Event()):
+            return int(observer.publish("c", "1"))
+
+    async with listening(redis_url) as one:
+        first, *others = [asyncio.create_task(wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await asyncio.gather(*others) == [1, 1]
 
 
 async def test_leaves_nothing_subscribed(redis_url: str, observer: Any) -> None:
@@ -112,6 +127,27 @@ async def test_no_server(redis_url: str, observer: Any) -> None:
             await hears(event, observer)
 
 
+async def test_lost_again_and_again(redis_url: str) -> None:
+    """Ten who come and go all the time while the connection is cut two hundred times never hear of it."""
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+
+    async def come_and_go(channel: str) -> None:
+        event = asyncio.Event()
+        while True:
+            async with one.on(channel, event):
+                await asyncio.sleep(0.001)
+
+    async with Proxy(redis_url) as proxy, listening(proxy.url) as one:
+        comers = [asyncio.create_task(come_and_go(f"c{number}")) for number in range(10)]
+        for number in range(200):
+            await asyncio.sleep(number % 7 / 1000)
+            await proxy.drop()
+        failed = [comer.exception() for comer in comers if comer.done()]
+        await end(comers)
+    assert (failed, errors) == ([], [])
+
+
 async def test_many_at_once(redis_url: str, observer: Any) -> None:
     """A hundred who come and go at once, while the connection is lost, are all woken, through one connection."""
 
@@ -126,23 +162,6 @@ async def test_many_at_once(redis_url: str, observer: Any) -> None:
         await proxy.drop()
         await asyncio.wait_for(waiting, 10)
         await eventually(lambda: len(observer.client_list(_type="pubsub")) <= 1)
-
-
-# redis-py's reader and its command may both open the connection then, and leave one to the garbage collector.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
-)
-@pytest.mark.parametrize("turns", range(6))
-async def test_lost_while_a_channel_is_given_up(redis_url: str, turns: int) -> None:
-    """A connection that the reader finds lost at any moment of a command is no error of whoever waits no more."""
-    async with listening(redis_url) as one, one.on("c", asyncio.Event()):
-        assert one._pubsub is not None
-        connection: Any = one._pubsub.connection
-        going = asyncio.create_task(one._unsubscribe("d"))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        await connection.disconnect(nowait=True)
-        await going
 
 
 async def test_close(redis_url: str, observer: Any) -> None:

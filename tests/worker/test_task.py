@@ -340,7 +340,8 @@ class TestInsideAScope:
         self, observer: redis.Redis, note: Callable[[str], Any], rows: Count
     ) -> None:
         """Nothing reaches Redis before the COMMIT, and then all jobs of all calls do at once."""
-        await add.enqueue("warm")
+        async with db.scope():
+            await add.enqueue("warm")
         trips = RoundTrips(observer)
         async with db.scope():
             await note("a")

@@ -50,8 +50,8 @@ def _sqlite_now(_element: Any, _compiler: Any, **_: Any) -> str:
     return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 
 
-# By bytes: people expect no order of ids, and a primary key in a language's order may be broken by the next update of the
-# system's locales. This one is what keeps effects from happening twice.
+# By bytes: people expect no order of ids, and a primary key in a language's order may be broken by the next update of
+# the system's locales. This one is what keeps effects from happening twice.
 _Id = Text().with_variant(Text(collation="C"), "postgresql")
 
 
