@@ -48,7 +48,7 @@ class Scope:
         # Callbacks may be made before there is a session to run them around.
         self._early_callbacks: dict[Database[Any], Callbacks] = {}
         self._had_committed = False
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Lock | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -56,8 +56,15 @@ class Scope:
         return self._state is _State.OPEN
 
     @property
+    def is_unused(self) -> bool:
+        """Whether nobody has asked for a session, nor for a callback."""
+        return not (self._units or self._early_callbacks)
+
+    @property
     def units(self) -> tuple[Unit, ...]:
         """In the order in which they commit: that of their first use, the default database's last."""
+        if len(self._units) < 2:  # asked for several times a scope
+            return tuple(self._units.values())
         return tuple(sorted(self._units.values(), key=lambda unit: is_default(unit.database)))
 
     @property
@@ -85,6 +92,7 @@ class Scope:
             raise WrongLoopError("this scope belongs to another event loop: open one of its own there")
         unit = self._units.get(database)
         if unit is None:
+            self._opening = self._opening or asyncio.Lock()
             async with self._opening:
                 unit = self._units.get(database) or await self._open_unit(database)
         return unit
@@ -142,7 +150,7 @@ class Scope:
 
     async def end(self, error: BaseException | None) -> None:
         """Commit or roll back, then always close, then tell."""
-        if not (self._units or self._early_callbacks):
+        if self.is_unused:
             self._state = _State.ENDED
             return
         if error is not None:

@@ -72,7 +72,9 @@ class Caller:
             logger.exception("on_job_end failed, after its job had")
 
     async def _call(self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope) -> Any:
-        values = {name: await self._inject(what, job, scope) for name, what in task.injected.items()}
+        values: dict[str, Any] = {}
+        for name, what in task.injected.items():
+            values[name] = await self._inject(what, job, scope)
         if task.is_sync:
             return await self._in_thread(task, payload, values)
         return await task.signature.call(payload, values)

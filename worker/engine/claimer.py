@@ -37,6 +37,7 @@ class Claimer:
         lease: seconds that a claim holds without a renewal.
         start: gets each claimed job, with its queue and token; `give_back` says when it is over.
         keeps_leases: whether the leases of what it runs are known to hold.
+        ahead: how many jobs to claim besides, which wait for a slot.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Claimer:
         lease: float,
         start: Start,
         keeps_leases: Callable[[], bool] = lambda: True,
+        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         self._queue = queue
         self._queues = tuple(queues)
         self._lease = round(lease * 1000)
         self._start = start
         self._keeps_leases = keeps_leases
+        self._ahead = ahead
         self._stopped = self._begun = False
         self._look = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
@@ -62,6 +65,10 @@ class Claimer:
         self.free_slots = slots
         self.last_answer = 0.0
         """When Redis last answered a claim, by the monotonic clock."""
+
+    @property
+    def _wanted(self) -> int:
+        return self.free_slots + self._ahead()
 
     def give_back(self, claim: Claim) -> None:
         """A job that was started is over: its slot is free."""
@@ -87,7 +94,7 @@ class Claimer:
                 await listening.enter_async_context(self._queue.woken(name, self._look))
             while not self._stopped:
                 self._look.clear()
-                pause = await self._claim() if self.free_slots > 0 else None
+                pause = await self._claim() if self._wanted > 0 else None
                 if pause != 0:
                     await self._until_worth_a_look(pause)
 
@@ -100,7 +107,7 @@ class Claimer:
         for name in self._in_turn():
             token = next(self._tokens)
             try:
-                claims = await self._queue.claim(name, token, self._lease, self.free_slots, self._free_suspects)
+                claims = await self._queue.claim(name, token, self._lease, self._wanted, self._free_suspects)
             except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
                 refused = error
                 continue
@@ -109,7 +116,7 @@ class Claimer:
                 self.free_slots -= 1
                 self._free_suspects -= claim.is_suspect
                 self._start(claim, name, token)
-            if self.free_slots <= 0:
+            if self._wanted <= 0:
                 return 0.0
             if claims.next_due is not None:
                 pause = min(pause, claims.next_due)

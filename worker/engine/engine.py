@@ -1,6 +1,6 @@
 """``Engine``: claims jobs, runs them, reports what became of them, and keeps their leases meanwhile.
 
-1. The claimer fills free slots; each claimed job is one asyncio task, which the executor takes from claim to outcome.
+1. The claimer fills free slots; each job whose turn it is is one asyncio task, which the executor takes to its outcome.
 2. The settler and the finisher write outcomes, the ledger's first; the heartbeat's thread keeps the leases of all that
    is held.
 3. The scheduler queues what the clock says, and the relay what Redis has lost; health is written down every second.
@@ -36,8 +36,9 @@ from worker.engine.report import Counts, JobLog, settlement
 from worker.engine.scheduler import Scheduler
 from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
+from worker.engine.turns import Turns
 from worker.ledger import Ledger
-from worker.queue import Claim, Queue, Settlement, now_ms
+from worker.queue import Claim, Queue, Settlement
 from worker.renewal import Renewal
 from worker.task import Task
 
@@ -97,7 +98,9 @@ class Engine:
             lease=config.lease,
             start=self._start,
             keeps_leases=lambda: not self._held or self._heartbeat.is_fresh,
+            ahead=lambda: self._turns.ahead,
         )
+        self._turns = Turns(config.concurrency, self._begin, self._give_back)
         self._finisher = Finisher(queue, self._held, self._settlement)
         self._settler = Settler(ledger, self._finisher)
         self._heartbeat = Heartbeat(
@@ -155,6 +158,7 @@ class Engine:
         logger.info("draining: %d jobs are running; they have %g s", self._held.running, self._config.grace)
         self._stopping = True
         await self._stop_claiming()
+        self._turns.give_all_back()
         await self._jobs_ended(self._config.grace)
         for job in self._held:
             job.cancel(Kind.INTERRUPTED)
@@ -179,8 +183,17 @@ class Engine:
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)
 
     def _start(self, claim: Claim, queue: str, token: str) -> None:
-        job = HeldJob(claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance)
+        job = HeldJob(claim, queue, token, allowance=self._longest_allowance)
         self._held.add(job)
+        self._turns.take(job)
+
+    def _give_back(self, job: HeldJob) -> None:
+        """A job whose turn has not come: to its place in the queue."""
+        self._finisher.report(job, Outcome(Kind.INTERRUPTED))
+        self._claimer.give_back(job.claim)
+
+    def _begin(self, job: HeldJob) -> None:
+        job.begins()
         job.task = asyncio.create_task(self._run(job))
         self._jobs.add(job.task)
         job.task.add_done_callback(self._jobs.discard)
@@ -195,13 +208,14 @@ class Engine:
             if self._after_job is not None and job.delivery is not None:
                 await self._after_job.tell(job.delivery)
         finally:
+            self._turns.ended(job)
             self._claimer.give_back(job.claim)
 
     async def _outcome(self, job: HeldJob) -> Outcome:
         try:
             if job.claim.payload is None and self._ledger is not None:
                 job.claim = await recall(job.claim, self._ledger)
-            return self._reception.receive(job) or await self._execute(job)
+            return self._reception.receive(job) or _stopped(job) or await self._execute(job)
         except asyncio.CancelledError as error:  # before the executor had begun
             return Outcome((job.delivery and job.delivery.stop) or Kind.INTERRUPTED, error=error)
         except Exception as error:
@@ -274,3 +288,8 @@ class Engine:
     @cached_property
     def _longest_allowance(self) -> float:
         return max(map(self._allowance, self._tasks.values()), default=self._config.grace)
+
+
+def _stopped(job: HeldJob) -> Outcome | None:
+    """The outcome of a job that was told to stop before its turn had come."""
+    return None if job.stop is None else Outcome(job.stop, error=asyncio.CancelledError())

@@ -18,6 +18,7 @@ from db.scope import Scope, scope
 from db.transient import Transient, transient
 from worker.context import JobContext, enter_job, from_milliseconds
 from worker.engine.calling import Caller
+from worker.engine.deadline import Deadline
 from worker.engine.delivery import Delivery
 from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
@@ -92,12 +93,13 @@ class Executor:
     async def _until_settled(self, run: _Run) -> Outcome:
         """Attempt the job until the database has the last word on it."""
         enter_job(run.context)
-        patience = Patience()
+        patience: Patience | None = None
         look_first = run.delivery.crashes > 0
         while True:
             outcome = await self._attempt(run, look_first=look_first)
             if isinstance(outcome, Outcome):
                 return outcome
+            patience = patience or Patience()
             if not patience.allows(outcome):
                 return count_as_try(outcome, tries=run.delivery.tries, max_tries=run.max_tries)
             logger.info("%s:%s runs again: %s", run.context.job_id, run.task.name, outcome.why.value)
@@ -135,12 +137,12 @@ class Executor:
         return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
 
     async def _call(self, run: _Run, work: Scope) -> Any:
-        deadline = asyncio.timeout(run.timeout)
+        deadline = Deadline(run.timeout)
         try:
-            async with deadline:
+            with deadline:
                 return await self._caller.call(run.task, run.payload, run.context, work)
         except TimeoutError as error:
-            if not deadline.expired():
+            if not deadline.expired:
                 raise
             raise TimeoutError(f"{run.task.name} took longer than its timeout, {run.timeout:g} s") from error.__cause__
         finally:
@@ -148,7 +150,9 @@ class Executor:
 
     def _tell_of_early_commit(self, task: Task[..., Any], work: Scope) -> None:
         """Say it once a task: what it committed early happens again if the attempt fails and is repeated."""
-        if work.has_committed and task.name not in self._known_to_commit_early:
+        if work.is_unused or not work.has_committed:
+            return
+        if task.name not in self._known_to_commit_early:
             self._known_to_commit_early.add(task.name)
             logger.warning(
                 "%s commits before it returns: if it fails after that and runs again, the committed part happens twice",

@@ -45,7 +45,10 @@ class Finisher:
             self._held.remove(job)
             return
         job.phase = Phase.FINISHING
-        self._waiting.setdefault(job.queue, deque()).append((job, self._encode(job, outcome)))
+        waiting = self._waiting.get(job.queue)
+        if waiting is None:
+            waiting = self._waiting[job.queue] = deque()
+        waiting.append((job, self._encode(job, outcome)))
         self._nothing.clear()
         self._something.set()
 

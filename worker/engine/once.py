@@ -80,26 +80,20 @@ class _OnceAttempt(Attempt):
         self._ledger = ledger
         self._delivery = delivery
         self._keep_lease = keep_lease
-        message = delivery.message
-        self._ending = Ending(
-            message.job_id,
-            message.enqueued_at,
-            message.task,
-            delivery.queue,
-            State.DONE,
-            tries=delivery.tries + 1,
-            started_at=delivery.started_at,
-        )
+        self._result: bytes | None = None
 
     async def settled_before(self) -> Outcome | None:
-        known = await self._ledger.look_up(self._ending.id, self._ending.enqueued_at)
+        message = self._delivery.message
+        known = await self._ledger.look_up(message.job_id, message.enqueued_at)
         return None if known is None else outcome_of(known)
 
     async def settle(self, work: Scope, result: bytes) -> None:
+        if work.is_unused:
+            return
         await work.prepare()
         if not work.has_touched:
             return
-        self._ending = self._ending._replace(result=result)
+        self._result = result
         session = await work.session(default_database())
         known = await self._ledger.mark_done(session, self._ending)
         settled = None if known is None else outcome_of(known)
@@ -108,7 +102,8 @@ class _OnceAttempt(Attempt):
         self.is_settled = True
 
     async def fate(self) -> Outcome | None:
-        logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", self._ending.id)
+        job_id = self._delivery.message.job_id
+        logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", job_id)
         try:
             return await self._answer()
         except asyncio.CancelledError as cancellation:
@@ -131,6 +126,21 @@ class _OnceAttempt(Attempt):
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 return None if known is None else _as_own(outcome_of(known))
+
+    @property
+    def _ending(self) -> Ending:
+        """The row of an attempt that is done."""
+        delivery, message = self._delivery, self._delivery.message
+        return Ending(
+            message.job_id,
+            message.enqueued_at,
+            message.task,
+            delivery.queue,
+            State.DONE,
+            result=self._result,
+            tries=delivery.tries + 1,
+            started_at=delivery.started_at,
+        )
 
 
 def outcome_of(known: Known) -> Outcome | None:

@@ -32,21 +32,21 @@ class Counts:
     retried: int = 0
 
     def add(self, kind: Kind) -> None:
-        if kind in _FAILED:
-            self.failed += 1
+        if kind is Kind.COMPLETED or kind is Kind.DUPLICATE:
+            self.done += 1
         elif kind is Kind.RETRIED:
             self.retried += 1
-        elif kind in (Kind.COMPLETED, Kind.DUPLICATE):
-            self.done += 1
+        elif kind in _FAILED:
+            self.failed += 1
 
 
 def settlement(job: HeldJob, outcome: Outcome, *, keep_result: float) -> Settlement:
     """What Redis is told; `keep_result` is in seconds."""
-    action = _ACTIONS.get(outcome.kind, "end")
     keep = _milliseconds(keep_result)
+    action = None if outcome.kind is Kind.COMPLETED else _ACTIONS.get(outcome.kind)
+    if action is None:
+        return Settlement(job.claim.raw_id, job.token, "end", _result(job, outcome) if keep > 0 else b"", keep)
     value = job.claim.payload or b""
-    if action == "end":
-        value = _result(job, outcome) if keep > 0 else b""
     return Settlement(job.claim.raw_id, job.token, action, value, keep, _milliseconds(outcome.delay))
 
 

@@ -96,9 +96,11 @@ class Settler:
 
 def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:
     """The row that says what became of the job; None where none is wanted."""
-    state = _STATES.get(outcome.kind)
     delivery = job.delivery
-    if state is None or delivery is None or not (delivery.message.in_ledger or state is State.FAILED):
+    if delivery is None or not (delivery.message.in_ledger or outcome.kind is Kind.FAILED):
+        return None
+    state = _STATES.get(outcome.kind)
+    if state is None:
         return None
     message = delivery.message
     ending = Ending(
