@@ -101,19 +101,23 @@ def flush_redis(arena: Arena, dice: random.Random) -> Strike:
 
 
 def restart_postgres(arena: Arena, dice: random.Random) -> Strike:
+    away = dice.uniform(0, 2 * _LONGEST_AWAY)
+
     async def do() -> bool:
-        await arena.stage.restart_postgres()
+        await arena.stage.restart_postgres(away)
         return True
 
-    return Strike(arena.stage.postgres_busy, "", do)
+    return Strike(arena.stage.postgres_busy, f"back after {away:.1f} s", do)
 
 
 def crash_postgres(arena: Arena, dice: random.Random) -> Strike:
+    away = dice.uniform(0, 2 * _LONGEST_AWAY)
+
     async def do() -> bool:
-        await arena.stage.crash_postgres()
+        await arena.stage.crash_postgres(away)
         return True
 
-    return Strike(arena.stage.postgres_busy, "", do)
+    return Strike(arena.stage.postgres_busy, f"back after {away:.1f} s", do)
 
 
 def terminate_backends(arena: Arena, dice: random.Random) -> Strike:

@@ -18,8 +18,6 @@ from tests.commands import REPOSITORY, bare_environment
 from tests.proxy import Proxy
 from worker.embedded.watchdog import Watchdog
 
-_STARTING = 5.0  # seconds for which a process may not have its signal handlers yet
-
 
 class Post:
     """One process at a time: ``python -m <arguments>``.
@@ -49,7 +47,7 @@ class Post:
         self._arguments = arguments
         self._environment = bare_environment(**environment)
         self._process: subprocess.Popen[bytes] | None = None
-        self._started = 0.0
+        self._before = 0  # bytes in the log when it was started
 
     def __enter__(self) -> Self:
         self._watchdog = Watchdog(signal.SIGKILL)
@@ -73,6 +71,7 @@ class Post:
         with self.log.open("ab") as log:
             log.write(f"--- {stamp()} {life} starts\n".encode())
             log.flush()
+            self._before = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *self._arguments(life)],
                 cwd=REPOSITORY,
@@ -83,7 +82,6 @@ class Post:
                 start_new_session=True,  # a Ctrl-C in the terminal is for us, and we end it
             )
         self._watchdog.end(self._process.pid)
-        self._started = time.monotonic()
         self.pids.add(self._process.pid)
 
     def kill(self) -> None:
@@ -97,7 +95,7 @@ class Post:
 
     async def told_to_stop(self, patience: float) -> str | None:
         """Send a SIGTERM and wait until it has ended; what was wrong with that, if anything."""
-        young = time.monotonic() - self._started < _STARTING
+        begins = self.log.stat().st_size == self._before  # and has no signal handlers yet
         self.send(signal.SIGTERM)
         deadline = time.monotonic() + patience
         while (code := self.exit_code) is None:
@@ -105,7 +103,7 @@ class Post:
                 self.kill()
                 return f"had not ended {patience:g} s after a SIGTERM"
             await asyncio.sleep(0.02)
-        ordinary = (0, -signal.SIGTERM) if young else (0,)
+        ordinary = (0, -signal.SIGTERM) if begins else (0,)
         return None if code in ordinary else f"ended with exit code {code} after a SIGTERM"
 
     def descendants_left(self) -> list[str]:

@@ -21,6 +21,7 @@ async def produce(folder: Path, seed: str, name: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     dice = random.Random(f"{seed} {name}")
     desk = Desk(name, dice, Journal(journal_of(folder, name)), _say)
+    _say(f"{name} begins")
     while not stopping.is_set():
         outcome = await desk.act()
         await asyncio.sleep(_AFTER_TROUBLE if outcome is Outcome.UNKNOWN else dice.uniform(0, _LONGEST_PAUSE))

@@ -21,7 +21,7 @@ from tests.chaos.tasks import SLOW_QUEUE
 from tests.servers import Observer, as_dsn, as_url
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 from worker.keys import Keys
-from worker.ledger import table
+from worker.ledger.migrate import upgrade_on
 
 QUEUES = ("arq:queue", SLOW_QUEUE)
 _ALL_QUEUES_PREFIX = Keys.of(QUEUES[0]).prefix
@@ -85,10 +85,10 @@ class Stage:
         """``kill -9``, and start it again, empty, `away` seconds later."""
         begun = time.time()
         lost = await self._jobs_in_redis()
-        await to_the_end(self._again_after(away))
+        await to_the_end(self._redis_again_after(away))
         return Wipe(begun, time.time(), lost)
 
-    async def _again_after(self, away: float) -> None:
+    async def _redis_again_after(self, away: float) -> None:
         await asyncio.to_thread(self._redis.kill)
         await asyncio.sleep(away)
         await asyncio.to_thread(self._redis.restart)
@@ -102,14 +102,18 @@ class Stage:
             *found, _ = await together.execute()
         return Wipe(begun, time.time(), _job_ids(found))
 
-    async def restart_postgres(self) -> None:
-        """In order: all sessions are ended."""
-        await to_the_end(asyncio.to_thread(self._postgres.restart))
+    async def restart_postgres(self, away: float) -> None:
+        """In order, and back `away` seconds later: all sessions are ended."""
+        await to_the_end(self._postgres_again_after(away, signal.SIGINT))
 
-    async def crash_postgres(self) -> None:
-        """An immediate shutdown: it recovers what was committed when it starts again."""
-        os.kill(self._postgres.pid, signal.SIGQUIT)
-        await to_the_end(asyncio.to_thread(self._postgres.restart))
+    async def crash_postgres(self, away: float) -> None:
+        """An immediate shutdown: it recovers what was committed when it starts again, `away` seconds later."""
+        await to_the_end(self._postgres_again_after(away, signal.SIGQUIT))
+
+    async def _postgres_again_after(self, away: float, end: signal.Signals) -> None:
+        os.kill(self._postgres.pid, end)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(self._postgres.restart)
 
     async def _jobs_in_redis(self) -> frozenset[str]:
         async with self.redis() as client, client.pipeline(transaction=True) as together:
@@ -119,7 +123,7 @@ class Stage:
     def _make_tables(self) -> None:
         engine = create_engine(as_url(make_url(self._postgres.url), "psycopg"))
         with engine.begin() as connection:
-            table().metadata.create_all(connection)
+            upgrade_on(connection)
             connection.exec_driver_sql(TABLES)
         engine.dispose()
 

@@ -46,7 +46,7 @@ async def test_doubles_are_found_where_there_are_some(tmp_path: Path) -> None:
 async def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path) -> None:
     """After Ctrl-C nothing lives on: no server, no worker, no producer."""
     with Command("tests.chaos", "--seconds", "60", "--output", "chaos", folder=tmp_path, environment={}) as command:
-        await command.says("kill a worker")
+        await eventually(lambda: ": over" in command.output, timeout=120)
         started = command.descendants()
         command.send(signal.SIGINT)
         assert await command.ends() == 128 + signal.SIGINT

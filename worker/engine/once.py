@@ -9,8 +9,9 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
-from db import default_database
+from db import Database, default_database
 from db.scope import Scope
 from db.transient import transient
 from worker.engine.delivery import Delivery
@@ -94,7 +95,7 @@ class _OnceAttempt(Attempt):
         if not work.has_touched:
             return
         self._result = result
-        session = await work.session(default_database())
+        session = await work.session(_database_of_effects(work))
         known = await self._ledger.mark_done(session, self._ending)
         settled = None if known is None else outcome_of(known)
         if settled is not None:
@@ -141,6 +142,18 @@ class _OnceAttempt(Attempt):
             tries=delivery.tries + 1,
             started_at=delivery.started_at,
         )
+
+
+def _database_of_effects(work: Scope) -> Database[Any]:
+    """The default database, through the driver whose transaction has the effects; of two of them the last to commit.
+
+    A plain function's `Session` is another connection than the `AsyncSession`: a row there would not be one with them.
+    """
+    default = default_database()
+    begun = [
+        unit.database for unit in work.units if unit.session.in_transaction() and unit.database.is_same_as(default)
+    ]
+    return begun[-1] if begun else default
 
 
 def outcome_of(known: Known) -> Outcome | None:

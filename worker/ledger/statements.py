@@ -27,6 +27,8 @@ _PAST_DUE = 5000  # milliseconds past its due time at which a deferred job is lo
 _FIRST_PAUSE, _LONGEST_PAUSE = 5000, 10 * 60 * 1000  # milliseconds between two looks at one row
 _MOST_DOUBLINGS = 8
 
+# Whether an INSERT wrote its row: psycopg's cursor does not say any more once it is closed, as SQLAlchemy does at once.
+_COUNTED: dict[str, Any] = {"preserve_rowcount": True}
 _INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 DIALECTS = frozenset(_INSERT)
 """Those of the databases that can hold a ledger."""
@@ -104,12 +106,12 @@ class Statements:
         pause = _earlier(doubled, literal(_LONGEST_PAUSE))
         return cls(
             add=add,
-            reserve=add.on_conflict_do_nothing(),
+            reserve=add.on_conflict_do_nothing().execution_options(**_COUNTED),
             settle=settle.on_conflict_do_update(
                 index_elements=[job.id, job.enqueued_at],
                 set_={column: settle.excluded[column] for column in told} | {"check_at": None},
                 where=job.state.in_([State.PENDING.value, State.FAILED.value]),
-            ),
+            ).execution_options(**_COUNTED),
             known=select(job.state, job.result).where(
                 job.id == bindparam("id", type_=Text), job.enqueued_at == bindparam("enqueued_at", type_=BigInteger)
             ),

@@ -133,6 +133,29 @@ class TestOneStatement:
         assert (again.kind, again.result) == (Kind.DUPLICATE, b"1")
         assert await rows() == 1
 
+    async def test_a_sync_task_has_the_row_in_its_own_transaction(self, database_url: str, postgres: Observer) -> None:
+        """The ledger's statement goes through the `Session`'s connection, the only one that the job takes."""
+
+        @task
+        def plain(session: db.Session) -> None:
+            session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+
+        await postgres.execute(NOTES)
+        await create_ledger(database_url)
+        async with Proxy(database_url) as proxy:
+            database = Database(proxy.url, default=True, pre_ping=False)
+            bench = Bench()
+            try:
+                await bench.run(plain)  # warm
+                proxy.statements.clear()
+                assert (await bench.run(plain)).in_ledger
+                first_words = [statement.split()[0] for statement in proxy.statements]
+                assert first_words == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+                assert proxy.connections == 1
+            finally:
+                bench.caller.close()
+                await database.dispose()
+
 
 class TestSecondDelivery:
     async def test_is_rolled_back(self, bench: Bench, rows: Count) -> None:
@@ -309,6 +332,24 @@ class TestLostCommit:
         assert await rows() == 1
         assert len(runs) == (2 if when == "before" else 1)
         assert "the connection was lost in the COMMIT; the ledger is asked" in caplog.text
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    async def test_of_a_sync_task(self, proxy: Proxy, through: Bench, rows: Count, when: Any) -> None:
+        """A `Session`'s COMMIT, too."""
+        runs: list[str] = []
+
+        @task
+        def note(session: db.Session) -> str:
+            runs.append("run")
+            session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+            return "done"
+
+        trap = proxy.drop_on("^COMMIT", when=when)
+        outcome = await through.run(note)
+        assert trap.sprung
+        assert (outcome.kind, outcome.result, outcome.in_ledger) == (Kind.COMPLETED, b'"done"', True)
+        assert await rows() == 1
+        assert len(runs) == (2 if when == "before" else 1)
 
     async def test_the_answer_is_waited_for(
         self, proxy: Proxy, through: Bench, rows: Count, caplog: pytest.LogCaptureFixture

@@ -20,14 +20,13 @@ def bare_postgres(databases: Databases) -> Iterator[str]:
         databases.assert_no_open_transaction(url)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "psycopg"])
 async def database(
-    request: pytest.FixtureRequest, database_url: str, sqlite_url: str
+    request: pytest.FixtureRequest, database_url: str, sync_database_url: str, sqlite_url: str
 ) -> AsyncIterator[db.Database[Any]]:
-    """The default database, with an empty ledger."""
-    database: db.Database[Any] = db.Database(
-        database_url if request.param == "postgresql" else sqlite_url, default=True
-    )
+    """The default database, with an empty ledger; PostgreSQL also through a synchronous driver."""
+    urls = {"postgresql": database_url, "sqlite": sqlite_url, "psycopg": sync_database_url}
+    database: db.Database[Any] = db.Database(urls[request.param], default=True)
     yield database
     await database.dispose()
     db.set_default_database(None)
