@@ -9,8 +9,6 @@ import pytest
 import db
 from tests.servers import Databases, as_url
 
-KINDS = ("postgresql", "sqlite")
-
 
 @pytest.fixture
 def bare_postgres(databases: Databases) -> Iterator[str]:
@@ -20,7 +18,7 @@ def bare_postgres(databases: Databases) -> Iterator[str]:
         databases.assert_no_open_transaction(url)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["postgresql", "sqlite"])
 async def database(
     request: pytest.FixtureRequest, database_url: str, sqlite_url: str
 ) -> AsyncIterator[db.Database[Any]]:
@@ -28,6 +26,15 @@ async def database(
     database: db.Database[Any] = db.Database(
         database_url if request.param == "postgresql" else sqlite_url, default=True
     )
+    yield database
+    await database.dispose()
+    db.set_default_database(None)
+
+
+@pytest.fixture
+async def postgres_database(database_url: str) -> AsyncIterator[db.Database[Any]]:
+    """The same on PostgreSQL alone."""
+    database: db.Database[Any] = db.Database(database_url, default=True)
     yield database
     await database.dispose()
     db.set_default_database(None)
