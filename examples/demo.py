@@ -82,7 +82,7 @@ async def _demo(folder: Path, urls: Urls) -> int:
     _treat_terminate_as_cancel()
     async with _connected(urls) as queue, WorkerProcess(_settings(urls, queue)) as worker:
         console.print(f"arq worker.Settings runs (process {worker.pid}).")
-        return await worker.while_it_runs(_census(folder))
+        return await worker.while_it_runs(_census(folder, worker))
 
 
 def _settings(urls: Urls, queue: Queue) -> dict[str, str]:
@@ -94,13 +94,14 @@ def _settings(urls: Urls, queue: Queue) -> dict[str, str]:
         "WORKER_QUEUE": queue.name,
         "WORKER_QUEUES": "",
         "WORKER_KEEP_RESULT": "",
+        "WORKER_LEASE": "2",  # seconds until its jobs are taken over when it is killed
     }
 
 
-async def _census(folder: Path) -> int:
+async def _census(folder: Path, worker: WorkerProcess) -> int:
     scan_id = await _scan(folder)
     outcomes = Outcomes(await _jobs_of(scan_id))
-    await show(_progress(outcomes), console)
+    await show(_killing_once(worker, _progress(outcomes)), console)
     census = await read_census(scan_id)
     print_census(console, census, folder)
     print_failed(console, outcomes, folder)
@@ -130,6 +131,20 @@ async def _jobs_of(scan_id: int) -> dict[str, Job[int]]:
         session = await db.session()
         scan = await session.get_one(Scan, scan_id)
     return {path: Job(job_id) for path, job_id in (scan.jobs or {}).items()}
+
+
+async def _killing_once(worker: WorkerProcess, progress: AsyncIterator[Counts]) -> AsyncIterator[Counts]:
+    """`progress`; the worker is killed in the middle of it, and another one takes over."""
+    killed = False
+    async for counts in progress:
+        yield counts
+        if not killed and counts.total / 3 <= counts.ended < counts.total:
+            killed, pid = True, worker.pid
+            await worker.kill_and_replace()
+            console.print(
+                f"kill -9 {pid}: the worker died after {counts.ended:,} jobs, in the middle of others. "
+                f"Another one (process {worker.pid}) takes them over."
+            )
 
 
 async def _progress(outcomes: Outcomes) -> AsyncIterator[Counts]:

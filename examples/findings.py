@@ -67,9 +67,11 @@ class Outcomes:
                 self._note(path, info)
 
     def _note(self, path: str, info: JobInfo | None) -> None:
+        if info is not None and info.status is not JobStatus.complete:
+            return  # committed, and not in the queue yet
         del self._unknown[path]
-        if info is None or info.status is not JobStatus.complete:
-            self.failed[path] = "neither the job nor its result is in Redis"
+        if info is None:
+            self.failed[path] = "nobody knows the job, nor its result"
         elif info.success:
             self.succeeded[path] = info.result
         else:
@@ -96,9 +98,10 @@ async def read_census(scan_id: int) -> Census:
 
 
 def compare(census: Census, outcomes: Outcomes) -> tuple[Comparison, ...]:
-    """Every job that succeeded has left its row, and no other has."""
+    """Every job that succeeded has left its row, once, and no other has."""
     agree = sorted(census.modules) == sorted(outcomes.succeeded.values())
     left = set(census.modules.values()) & set(outcomes.failed)
+    doubles = len(census.modules) - len(set(census.modules.values()))
     return (
         Comparison(
             f"jobs that succeeded: {len(outcomes.succeeded):,}, rows in the database: {len(census.modules):,}, "
@@ -106,4 +109,5 @@ def compare(census: Census, outcomes: Outcomes) -> tuple[Comparison, ...]:
             agree,
         ),
         Comparison(f"jobs that failed: {len(outcomes.failed):,}, rows that they left: {len(left):,}", not left),
+        Comparison(f"files that were indexed twice: {doubles:,}", not doubles),
     )

@@ -28,7 +28,8 @@ class WorkerProcess:
 
     1. Leaving the block stops it in order: jobs that run may finish. Being cancelled meanwhile kills it.
     2. If this process is killed, a watchdog stops it.
-    3. `while_it_runs` ends work that would wait in vain for a worker that has died.
+    3. `while_it_runs` ends work that would wait in vain for a worker that has died by itself.
+    4. `kill_and_replace` is what a power cut does to it, and what a supervisor does then.
 
     Args:
         settings: environment variables, over those of this process.
@@ -39,12 +40,24 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block
         self._watchdog = Watchdog(signal.SIGTERM)
         self._process: Process | None = None
+        self._is_whole = asyncio.Event()
 
     @property
     def pid(self) -> int:
         return self._running.pid
 
     async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def kill_and_replace(self) -> None:
+        """Kill it with ``kill -9``, in the middle of whatever it does, and start another one."""
+        self._is_whole.clear()
+        self._running.kill()
+        await self._running.wait()
+        await self._start()
+
+    async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "arq", "worker.Settings"),
             cwd=_PROJECT,  # where `tasks` is
@@ -55,7 +68,7 @@ class WorkerProcess:
             start_new_session=True,  # a Ctrl-C in the terminal is for us, and we stop it
         )
         self._watchdog.end(self._process.pid)
-        return self
+        self._is_whole.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -70,10 +83,10 @@ class WorkerProcess:
         """The result of `work`.
 
         Raises:
-            WorkerDiedError: the worker ended before `work` did.
+            WorkerDiedError: the worker ended by itself before `work` did.
         """
         working = asyncio.create_task(work)
-        dying = asyncio.create_task(self._running.wait())
+        dying = asyncio.create_task(self._death())
         try:
             await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -85,6 +98,15 @@ class WorkerProcess:
             working.cancel()
             dying.cancel()
             await asyncio.gather(working, dying, return_exceptions=True)
+
+    async def _death(self) -> int:
+        """The exit code of a worker that nobody has killed."""
+        while True:
+            process = self._running
+            exit_code = await process.wait()
+            if self._is_whole.is_set() and process is self._running:
+                return exit_code
+            await self._is_whole.wait()
 
     @property
     def _running(self) -> Process:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -149,7 +150,19 @@ def test_small_folder_on_servers_from_wheels(folder: Path) -> None:
     assert lines[failed + 3 :] == [
         "Check: jobs that succeeded: 3, rows in the database: 3, the very ones that the jobs returned: holds",
         "Check: jobs that failed: 2, rows that they left: 0: holds",
+        "Check: files that were indexed twice: 0: holds",
     ]
+
+
+def test_its_worker_is_killed_in_the_middle(large_folder: Path, urls: Mapping[str, str]) -> None:
+    """kill -9, in the middle of jobs: each file is indexed once all the same, by the worker that takes over."""
+    for number in range(400, 2000):
+        (large_folder / f"m{number}.py").unlink()
+    code, output, errors = run(str(large_folder), settings=urls)
+    assert (code, errors) == (0, "")
+    assert re.search(r"^kill -9 \d+: the worker died after \d+ jobs, in the middle of others\.", output, re.MULTILINE)
+    assert "jobs that succeeded: 400, rows in the database: 400, the very ones that the jobs returned: holds" in output
+    assert "files that were indexed twice: 0: holds" in output
 
 
 async def test_second_run_counts_its_own(folder: Path, urls: Mapping[str, str], postgres: Observer) -> None:
