@@ -1,0 +1,116 @@
+"""A job that is enqueued in a transaction exists if and only if that commits: from web requests, scripts and tasks."""
+
+import asyncio
+import signal
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import redis
+from fastapi import Depends, FastAPI
+
+import db
+import worker
+from db.asgi import SessionMiddleware, get_session
+from tests.commands import Command
+from tests.lifecycle import chores
+from tests.proxy import Proxy
+from tests.servers import Observer
+from tests.waiting import eventually
+from tests.web import FAIL_AT_COMMIT, WRITE, count, notebook, serving
+from worker import Job
+
+SessionDep = Annotated[db.AsyncSession, Depends(get_session)]
+SOON = 20.0  # seconds that a worker may need to start, and to run a job
+
+
+@pytest.fixture
+async def app(
+    database_url: str, postgres: Observer, default_queue: worker.Queue
+) -> AsyncIterator[tuple[FastAPI, worker.Queue]]:
+    """An app that writes and enqueues in one request."""
+    async with notebook(database_url, postgres):
+        app = FastAPI()
+        app.add_middleware(SessionMiddleware)
+        yield app, default_queue
+
+
+async def rows(postgres: Observer) -> int:
+    return int(await postgres.fetchval("SELECT count(*) FROM tandem_jobs"))
+
+
+async def test_a_request_whose_commit_fails_leaves_nothing_anywhere(
+    app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str
+) -> None:
+    """A deferred foreign key is violated: the client sees 500, and there is no row, no job and no key."""
+
+    @app[0].post("/orders")
+    async def order(session: SessionDep) -> str:
+        await session.execute(WRITE, {"words": "order"})
+        await session.execute(FAIL_AT_COMMIT)
+        return (await chores.add.enqueue(words="confirm")).job_id
+
+    async with serving(app[0]) as client:
+        assert (await client.post("/orders")).status_code == 500
+    with redis.Redis.from_url(redis_url) as observer:
+        assert observer.keys("*") == []
+    assert await count(postgres) == 0
+    assert await rows(postgres) == 0
+
+
+async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Queue], postgres: Observer) -> None:
+    """When the client has its answer, the row, the job's row and the job itself are there."""
+
+    @app[0].post("/orders")
+    async def order(session: SessionDep) -> str:
+        await session.execute(WRITE, {"words": "order"})
+        return (await chores.add.enqueue(words="confirm")).job_id
+
+    async with serving(app[0]) as client:
+        response = await client.post("/orders")
+        assert response.status_code == 200
+        job_id = response.json()
+        assert await postgres.fetchval("SELECT id FROM tandem_jobs WHERE state = 'pending'") == job_id
+        assert await Job[None](job_id, queue=app[1]).status() == "queued"
+    assert await count(postgres) == 1
+
+
+@pytest.mark.usefixtures("notes")
+async def test_a_process_that_is_killed_between_commit_and_publish_loses_nothing(
+    worker_settings: dict[str, str], postgres: Observer, redis_url: str, default_queue: worker.Queue, tmp_path: Path
+) -> None:
+    """The job runs within ten seconds, although Redis never heard of it from the one who enqueued it."""
+    (tmp_path / "producer.py").write_text(
+        textwrap.dedent(
+            """
+            import asyncio
+            import db
+            from tests.lifecycle.chores import add
+
+            async def main():
+                async with db.scope():
+                    await add.enqueue(words="kept")
+
+            asyncio.run(main())
+            """
+        )
+    )
+    async with Proxy(redis_url) as proxy:
+        proxy.blackhole()
+        settings = worker_settings | {"REDIS_URL": proxy.url}
+        with Command("producer", folder=tmp_path, environment=settings) as producer:
+            await eventually(lambda: rows(postgres), timeout=SOON, equals=1)
+            producer.send(signal.SIGKILL)
+            assert await producer.ends() == -signal.SIGKILL
+        await proxy.drop()
+    with redis.Redis.from_url(redis_url) as observer:
+        assert observer.keys("*") == []
+    registry = {"WORKER_REGISTRY": "tests.lifecycle.chores"}
+    with Command("worker", "run", folder=tmp_path, environment=worker_settings | registry) as running:
+        await running.says("works on")
+        async with asyncio.timeout(10):
+            await eventually(lambda: postgres.fetchval("SELECT words FROM note"), timeout=10, equals="kept")
+    assert await postgres.fetchval("SELECT state FROM tandem_jobs WHERE task = 'add'") == "done"
+    assert default_queue.name == "arq:queue"
