@@ -13,6 +13,7 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    or_,
     select,
     tuple_,
     update,
@@ -100,7 +101,7 @@ class Statements:
             .where(job.state == State.PENDING.value, job.check_at <= now_ms())
             .order_by(job.check_at)
             .limit(bindparam("limit"))
-            .with_for_update(skip_locked=True)
+            .with_for_update()
         )
         doubled = literal(_FIRST_PAUSE).bitwise_lshift(_earlier(job.checks, literal(_MOST_DOUBLINGS)))
         pause = _earlier(doubled, literal(_LONGEST_PAUSE))
@@ -110,7 +111,8 @@ class Statements:
             settle=settle.on_conflict_do_update(
                 index_elements=[job.id, job.enqueued_at],
                 set_={column: settle.excluded[column] for column in told} | {"check_at": None},
-                where=job.state.in_([State.PENDING.value, State.FAILED.value]),
+                # Not IN, which SQLAlchemy writes anew for each list: many rows at once could not be.
+                where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
             ).execution_options(**_COUNTED),
             known=select(job.state, job.result).where(
                 job.id == bindparam("id", type_=Text), job.enqueued_at == bindparam("enqueued_at", type_=BigInteger)

@@ -43,6 +43,12 @@ class TestEndings:
         await ledger.settle([FAILED])
         assert await ledger.look_up("j1", 1_000) == Known(State.DONE, b"7")
 
+    async def test_several_endings_at_once(self, ledger: Ledger) -> None:
+        """A batch of them is one statement, and each is written over what may be overwritten."""
+        await mark_done(ledger)
+        await ledger.settle([FAILED, FAILED._replace(id="j2"), FAILED._replace(id="j3")])
+        assert [await state(ledger, job_id) for job_id in ("j1", "j2", "j3")] == ["done", "failed", "failed"]
+
     async def test_a_job_without_a_row_gets_one(self, ledger: Ledger) -> None:
         """A job that was enqueued directly is known by its done row, once."""
         assert await mark_done(ledger) is None
