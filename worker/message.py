@@ -58,6 +58,21 @@ def encode(task: str, kwargs: bytes, enqueued_at: int, *, in_ledger: bool = Fals
     return b'{"t":null,"f":%b,"a":[],"k":%b,"et":%d%b}' % (to_json(task), kwargs, enqueued_at, more)
 
 
+def with_row(raw: bytes, *, accept_pickle: bool = False) -> bytes:
+    """The job that `raw` holds, which says from now on that the ledger has a row for it; otherwise as it was.
+
+    Raises:
+        PayloadError: it is not a job, or it is a pickle and those are not accepted.
+    """
+    data = _job(_decode(raw, accept_pickle=accept_pickle))
+    if data.get("ledger") is True:
+        return raw
+    if raw[:1] == _PICKLE_MAGIC:
+        return pickle.dumps({**data, "ledger": True})
+    # Not read and written again: that might change a number. Of two members of one name the last one counts.
+    return raw.rstrip().removesuffix(b"}") + b',"ledger":true}'
+
+
 def dump(value: Any) -> bytes:
     """A value as JSON: what pydantic knows to write, by the value's own type; bytes as base64.
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import JobFailed, PayloadError
-from worker.message import Message, deserialize, deserialize_trusting, dump, encode, serialize
+from worker.message import Message, deserialize, deserialize_trusting, dump, encode, serialize, with_row
 
 TEXT = st.text(st.characters(codec="utf-8"))
 JSON = st.recursive(
@@ -35,6 +35,16 @@ class TestMessage:
         theirs = serialize_job("census", (1,), {"path": "/a"}, None, 1_700_000_000_000, serializer=serialize)
         assert (ours.function, ours.kwargs) == ("census", {"path": "/a"})
         assert Message.decode("id", theirs) == Message("id", "census", (1,), {"path": "/a"}, 1_700_000_000_000)
+
+    @given(st.dictionaries(st.text("abc"), JSON))
+    def test_a_job_can_be_told_that_it_has_a_row(self, kwargs: dict[str, Any]) -> None:
+        """All else stays as it was written, byte by byte; who is told twice is told once."""
+        raw = encode("send", dump(kwargs), 1_000)
+        told = with_row(raw)
+        assert Message.decode("id", told) == Message("id", "send", (), kwargs, 1_000, in_ledger=True)
+        assert told == encode("send", dump(kwargs), 1_000, in_ledger=True)
+        assert with_row(told) == told
+        assert Message.decode("id", with_row(raw.replace(b',"et"', b',"ledger":false,"et"', 1) + b" \n")).in_ledger
 
     @pytest.mark.parametrize(
         ("raw", "reason"),

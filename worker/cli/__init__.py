@@ -6,7 +6,7 @@ A command returns its exit code: 0, 1, or 2 for a mistake of the user's. Whateve
 import asyncio
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Annotated
 import typer
 from pydantic_core import to_json
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from rich.console import Console
 from rich.text import Text
 
 from worker.cli.child import Parent
 from worker.cli.fleet import WorkerRecord, fleet
+from worker.cli.jobs import app as jobs_app
+from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, wide_out
 from worker.cli.supervisor import supervise
 from worker.cli.task_list import describe_problems, describe_tasks
 from worker.cli.worker_table import describe_workers
@@ -36,15 +37,13 @@ from worker.registry import load
 __all__ = ["main"]
 
 _PROGRAM = "python -m worker"
-_FAILED, _MISTAKE = 1, 2
 
 app = typer.Typer(
     help="Tandem: background jobs with a session lifecycle. `arq worker.Settings` runs them, and so does `run`.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(highlight=False, soft_wrap=True, stderr=True)
+app.add_typer(jobs_app, name="jobs")
 
 Queues = Annotated[
     str | None,
@@ -61,21 +60,21 @@ def _exit_code() -> int:
     try:
         return app(prog_name=_PROGRAM, standalone_mode=False) or 0
     except typer.TyperException as mistake:
-        return _explain(" ".join(mistake.format_message().split()), _MISTAKE)
+        return explain(" ".join(mistake.format_message().split()), MISTAKE)
     except RegistryError as error:
-        _print_all(describe_problems(Config.load().registry, error), _err)
-        return _MISTAKE
+        print_all(describe_problems(Config.load().registry, error), err)
+        return MISTAKE
     except (ConfigError, EmbeddedServerError) as error:
-        return _explain(str(error), _MISTAKE)
+        return explain(str(error), MISTAKE)
     except (StartupError, LedgerError) as error:
-        return _explain(str(error), _FAILED)
+        return explain(str(error), FAILED)
 
 
 @app.callback(invoke_without_command=True)
 def _commands(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         context.get_help()  # prints it
-        raise typer.Exit(_MISTAKE)
+        raise typer.Exit(MISTAKE)
 
 
 @app.command()
@@ -91,9 +90,9 @@ def check(
     try:
         loaded = load(config.registry)
     except RegistryError as error:
-        _print_all(describe_problems(config.registry, error), _err)
-        return _FAILED
-    _print_all(describe_tasks(loaded, config), _out)
+        print_all(describe_problems(config.registry, error), err)
+        return FAILED
+    print_all(describe_tasks(loaded, config), out)
     return 0
 
 
@@ -142,7 +141,7 @@ def run(
         parent.follow(config.grace)
     with local_servers(config) as urls:
         if (note := message(config)) is not None:
-            _err.print(Text(note))
+            err.print(Text(note))
         _set_for_children(DATABASE_URL=urls.database, REDIS_URL=urls.redis)
         config = Config.load()
         if watch:
@@ -167,14 +166,14 @@ def health(
     try:
         workers = asyncio.run(_workers(config.require_redis_url(), config.queue_names))
     except (AuthenticationError, ResponseError) as error:
-        return _explain(f"REDIS_URL: the server refuses: {error}", _FAILED)
+        return explain(f"REDIS_URL: the server refuses: {error}", FAILED)
     except (RedisError, OSError) as error:
-        return _explain(f"REDIS_URL: no answer ({error}); is the server up?", _FAILED)
+        return explain(f"REDIS_URL: no answer ({error}); is the server up?", FAILED)
     if json:
         typer.echo(to_json({"workers": {worker_id: record.model_dump() for worker_id, record in workers.items()}}))
     elif workers:
-        _wide_out().print(describe_workers(workers))
-    return 0 if workers else _explain(f"no worker of {', '.join(config.queue_names)} can work now", _FAILED)
+        wide_out().print(describe_workers(workers))
+    return 0 if workers else explain(f"no worker of {', '.join(config.queue_names)} can work now", FAILED)
 
 
 @app.command()
@@ -200,8 +199,8 @@ def env() -> int:
     """
     urls = find()
     if urls is None:
-        return _explain(
-            "no servers of this project run: 'python -m worker run' starts some where a URL is not set", _FAILED
+        return explain(
+            "no servers of this project run: 'python -m worker run' starts some where a URL is not set", FAILED
         )
     typer.echo(as_shell(urls))
     return 0
@@ -236,19 +235,4 @@ def _set_for_children(**settings: object) -> None:
 
 def _warn_of_typos() -> None:
     for typo in Config.likely_typos():
-        _err.print(Text(typo, style="yellow"))
-
-
-def _print_all(lines: Iterable[Text], console: Console) -> None:
-    for line in lines:
-        console.print(line)
-
-
-def _wide_out() -> Console:
-    """A table fits the terminal; in a file, or for ``grep``, a row is a line however long."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-
-
-def _explain(why: str, exit_code: int) -> int:
-    _err.print(Text(why, style="red"))
-    return exit_code
+        err.print(Text(typo, style="yellow"))

@@ -47,7 +47,7 @@ async def opened(config: Config, **options: Any) -> AsyncIterator[db.Database[An
     try:
         await answering("DATABASE_URL", database.check, config.connect_wait)
         yield database
-    except DBAPIError as error:
+    except (DBAPIError, db.DatabaseUnreachableError) as error:
         raise StartupError(f"DATABASE_URL: the server refuses: {first_line(error)}") from None
     finally:
         await database.dispose()

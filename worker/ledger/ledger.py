@@ -21,12 +21,12 @@ from db.sessions import independent
 from db.threads import in_thread
 from db.transient import sqlstate
 from worker.errors import LedgerBusyError
+from worker.ledger.execution import AnySession, execute
 from worker.ledger.presence import explained
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
 
-AnySession = AsyncSession | Session
 T = TypeVar("T")
 
 _ABORTED = "25P02"
@@ -50,7 +50,7 @@ class Ledger:
             LedgerError: there is no such table.
         """
         with explained(self.name):
-            await _execute(session, self._of(session).add, [row._asdict() for row in rows])
+            await execute(session, self._of(session).add, [row._asdict() for row in rows])
 
     async def reserve(self, session: AnySession, row: Pending) -> bool:
         """Write a pending row unless its id is pending already; whether it was written.
@@ -61,7 +61,7 @@ class Ledger:
             LedgerError: there is no such table.
         """
         with explained(self.name):
-            written = await _execute(session, self._of(session).reserve, row._asdict())
+            written = await execute(session, self._of(session).reserve, row._asdict())
         return bool(written.rowcount)
 
     async def mark_done(self, session: AnySession, ending: Ending) -> Known | None:
@@ -73,7 +73,7 @@ class Ledger:
         """
         try:
             written = await self._within_lock_wait(
-                session, _execute(session, self._of(session).settle, ending._asdict())
+                session, execute(session, self._of(session).settle, ending._asdict())
             )
         except DBAPIError as error:
             if sqlstate(error) == _ABORTED:
@@ -105,9 +105,9 @@ class Ledger:
             session = await work.session(default_database())
             statements = self._of(session)
             rows = [ending._asdict() for ending in endings]
-            await self._within_lock_wait(session, _execute(session, statements.settle, rows))
+            await self._within_lock_wait(session, execute(session, statements.settle, rows))
             keys = [(ending.id, ending.enqueued_at) for ending in endings]
-            standing = await _execute(session, statements.standing, {"keys": keys})
+            standing = await execute(session, statements.standing, {"keys": keys})
             known = {(row.id, row.enqueued_at): Known(State(row.state), row.result) for row in standing}
         return [known[key] for key in keys]
 
@@ -140,7 +140,7 @@ class Ledger:
         """Set the pending row of `job_id` aborted, so that nobody will publish it; whether there was one."""
         async with scope() as work:
             session = await work.session(default_database())
-            return bool((await _execute(session, self._of(session).abort, {"of_id": job_id})).rowcount)
+            return bool((await execute(session, self._of(session).abort, {"of_id": job_id})).rowcount)
 
     async def add_new(self, rows: Sequence[Pending]) -> list[Pending]:
         """Write those rows whose id and enqueue time are not known yet; which they were."""
@@ -161,21 +161,21 @@ class Ledger:
         """Up to `limit` rows to look after, as id, enqueue time and queue; each is due for its next look later."""
         async with scope() as work:
             session = await work.session(default_database())
-            taken = await _execute(session, self._of(session).take_due, {"limit": limit})
+            taken = await execute(session, self._of(session).take_due, {"limit": limit})
             return [(row.id, row.enqueued_at, row.queue) for row in taken]
 
     async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
         """Those of these rows, by id and enqueue time, that are pending still."""
         async with scope() as work:
             session = await work.session(default_database())
-            found = await _execute(session, self._of(session).unpublished, {"keys": list(keys)})
+            found = await execute(session, self._of(session).unpublished, {"keys": list(keys)})
             return [Unpublished(**row) for row in found.mappings()]
 
     async def make_all_due(self, queue: str) -> int:
         """Let the relay look after every pending row of a queue now; how many it had put off."""
         async with scope() as work:
             session = await work.session(default_database())
-            updated = await _execute(session, self._of(session).all_due, {"of_queue": queue})
+            updated = await execute(session, self._of(session).all_due, {"of_queue": queue})
             return int(updated.rowcount)
 
     def _of(self, session: AnySession) -> Statements:
@@ -184,7 +184,7 @@ class Ledger:
     async def _first(
         self, session: AnySession, statement: Executable, parameters: Mapping[str, Any]
     ) -> Mapping[str, Any] | None:
-        row = (await _execute(session, statement, parameters)).mappings().first()
+        row = (await execute(session, statement, parameters)).mappings().first()
         return None if row is None else dict(row)
 
     async def _within_lock_wait(self, session: AnySession, writing: Coroutine[Any, Any, T]) -> T:
@@ -217,9 +217,3 @@ async def _swallowed(session: AnySession) -> BaseException | None:
     else:
         connection = await in_thread(session.connection)
     return None if connection is None else swallowed(connection)
-
-
-async def _execute(session: AnySession, statement: Executable, parameters: Any) -> Any:
-    if isinstance(session, AsyncSession):
-        return await session.execute(statement, parameters)
-    return await in_thread(session.execute, statement, parameters)

@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from db import AsyncSession, Database
+from db import Database
 from db.sessions import independent
-from db.threads import in_thread
 from db.transient import sqlstate
 from worker.errors import LedgerError
+from worker.ledger.execution import execute
 from worker.ledger.statements import DIALECTS
 from worker.ledger.table import table
 
@@ -29,10 +29,7 @@ async def check(database: Database[Any], name: str) -> None:
         require_dialect(session.get_bind().dialect.name, name)
         every_column = select(*table(name).columns).limit(0)
         with explained(name):
-            if isinstance(session, AsyncSession):
-                await session.execute(every_column)
-            else:
-                await in_thread(session.execute, every_column)
+            await execute(session, every_column)
 
 
 @contextmanager

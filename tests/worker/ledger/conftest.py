@@ -9,8 +9,6 @@ import pytest
 import db
 from tests.servers import Databases, as_url
 
-KINDS = ("postgresql", "sqlite")
-
 
 @pytest.fixture
 def bare_postgres(databases: Databases) -> Iterator[str]:
@@ -20,13 +18,22 @@ def bare_postgres(databases: Databases) -> Iterator[str]:
         databases.assert_no_open_transaction(url)
 
 
-@pytest.fixture(params=[*KINDS, "psycopg"])
+@pytest.fixture(params=["postgresql", "sqlite", "psycopg"])
 async def database(
     request: pytest.FixtureRequest, database_url: str, sync_database_url: str, sqlite_url: str
 ) -> AsyncIterator[db.Database[Any]]:
     """The default database, with an empty ledger; PostgreSQL also through a synchronous driver."""
     urls = {"postgresql": database_url, "sqlite": sqlite_url, "psycopg": sync_database_url}
     database: db.Database[Any] = db.Database(urls[request.param], default=True)
+    yield database
+    await database.dispose()
+    db.set_default_database(None)
+
+
+@pytest.fixture
+async def postgres_database(database_url: str) -> AsyncIterator[db.Database[Any]]:
+    """The same on PostgreSQL alone."""
+    database: db.Database[Any] = db.Database(database_url, default=True)
     yield database
     await database.dispose()
     db.set_default_database(None)

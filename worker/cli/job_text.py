@@ -1,0 +1,122 @@
+"""What ``python -m worker jobs`` prints: rows of the ledger, for people and as data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic_core import to_json
+from rich.table import Table
+from rich.text import Text
+
+from worker.context import from_milliseconds
+from worker.errors import PayloadError
+from worker.ledger.desk import Line, Tally, Which, earlier_ends
+from worker.ledger.table import State
+from worker.message import Message
+
+_TALLIES = 10  # kinds of failures that are shown
+_WHEN = {"enqueued": "enqueued_at", "due": "due", "started": "started_at", "ended": "finished_at"}
+
+
+def describe_lines(lines: Sequence[Line]) -> Table:
+    """A row for each job."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "task", "queue"):
+        table.add_column(column, overflow="fold")
+    table.add_column("tries", justify="right")
+    for column in ("enqueued", "ended", "error"):
+        table.add_column(column, no_wrap=column != "error")
+    for line in lines:
+        cells = (line.id, line.task, line.queue, f"{line.tries}", _when(line.enqueued_at), _when(line.finished_at))
+        table.add_row(*map(Text, (*cells, line.error or "")))
+    return table
+
+
+def describe_tallies(which: Which, shown: int, tallies: Sequence[Tally]) -> Iterator[Text]:
+    """How many there are, of which kinds."""
+    total = sum(tally.jobs for tally in tallies)
+    most = f", of which {shown:,} are shown" if 0 < shown < total else ""
+    yield Text(f"{total:,} {which.state} {'job' if total == 1 else 'jobs'}{most}", style="bold")
+    for tally in tallies[:_TALLIES]:
+        yield Text.assemble(f"{tally.jobs:>9,}  ", (tally.task, "cyan"), f"  {tally.error or ''}".rstrip())
+    if len(tallies) > _TALLIES:
+        rest = sum(tally.jobs for tally in tallies[_TALLIES:])
+        yield Text(f"{rest:>9,}  in {len(tallies) - _TALLIES:,} more kinds")
+
+
+def as_data(lines: Sequence[Line], tallies: Sequence[Tally]) -> dict[str, Any]:
+    """The same for programs; times as in ISO 8601."""
+    return {
+        "jobs": [
+            {field: _time(value) if field in _WHEN.values() else value for field, value in line._asdict().items()}
+            for line in lines
+        ],
+        "counts": [tally._asdict() for tally in tallies],
+    }
+
+
+def describe_job(rows: Sequence[Mapping[str, Any]], *, accept_pickle: bool) -> Iterator[Text]:
+    """All of a job's row, the first one; and a line for each earlier job of this id."""
+    row, *earlier = rows
+    yield Text.assemble((row["id"], "bold cyan"), f"  {row['state']}")
+    for label, value in _properties(row, accept_pickle=accept_pickle):
+        yield Text.assemble((f"  {label:<10}", "dim"), value)
+    if row["traceback"]:
+        yield Text(row["traceback"].rstrip("\n"))
+    for end in earlier_ends(row):
+        yield _line("retried after", [_when(end["finished_at"]), f"tries {end['tries']}", end["error"]])
+    for other in earlier:
+        yield _line("the same id", [_when(other["enqueued_at"]), other["state"], other["error"]])
+
+
+def _properties(row: Mapping[str, Any], *, accept_pickle: bool) -> Iterator[tuple[str, str]]:
+    yield "task", row["task"]
+    yield "queue", row["queue"]
+    yield from _arguments(row, accept_pickle=accept_pickle)
+    for label, field in (
+        ("enqueued", "enqueued_at"),
+        ("due", "due"),
+        ("started", "started_at"),
+        ("ended", "finished_at"),
+    ):
+        if row[field] is not None:
+            yield label, _when(row[field])
+    if row["patience"] is not None:
+        yield "expires", f"{row['patience'] / 1000:g} s after it is due"
+    if row["state"] == State.PENDING:
+        yield "next look", _when(row["check_at"])
+    else:
+        yield "tries", str(row["tries"])
+    if row["error"] is not None:
+        yield "error", row["error"]
+    if row["result"] is not None and row["state"] == State.DONE:
+        yield "result", row["result"].decode(errors="replace")
+
+
+def _arguments(row: Mapping[str, Any], *, accept_pickle: bool) -> Iterator[tuple[str, str]]:
+    if row["payload"] is None:
+        return
+    try:
+        message = Message.decode(row["id"], row["payload"], accept_pickle=accept_pickle)
+    except PayloadError as error:
+        yield "arguments", f"cannot be read: {error}"
+        return
+    if message.args:
+        yield "args", _shown(list(message.args))
+    yield "kwargs", _shown(dict(message.kwargs))
+
+
+def _shown(value: Any) -> str:
+    return to_json(value, inf_nan_mode="constants", bytes_mode="base64", fallback=repr).decode()
+
+
+def _line(label: str, parts: Sequence[str | None]) -> Text:
+    return Text.assemble((f"  {label}  ", "dim"), "  ".join(part for part in parts if part))
+
+
+def _when(milliseconds: int | None) -> str:
+    return "" if milliseconds is None else f"{from_milliseconds(milliseconds):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else from_milliseconds(milliseconds)
