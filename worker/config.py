@@ -104,6 +104,9 @@ Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False), _MustBe("a number o
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _MustBe("a number of seconds, 0 or more", "60")]
 Switch = Annotated[bool, _MustBe("true or false", "true")]
 Lease = Annotated[float, Field(ge=1, le=3600), _MustBe("a number of seconds from 1 to 3600", "10")]
+Retention = Annotated[
+    float, Field(ge=3600, allow_inf_nan=False), _MustBe("a number of seconds, 3600 or more", "604800")
+]
 QueueNames = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
@@ -182,6 +185,9 @@ class Config(BaseSettings):
 
     ledger: TableName = "tandem_jobs"
     """The table of job rows, in the default database; with its schema, where it is not in the default one."""
+
+    keep_jobs: Retention = 604800.0
+    """Seconds that the row of a job that is over is kept; failed jobs stay until they are retried or discarded."""
 
     log_jobs: WhichJobs = "all"
     """Which jobs get a line in the log."""

@@ -3,7 +3,8 @@
 1. The claimer fills free slots; each job whose turn it is is one asyncio task, which the executor takes to its outcome.
 2. The settler and the finisher write outcomes, the ledger's first; the heartbeat's thread keeps the leases of all that
    is held.
-3. The scheduler queues what the clock says, and the relay what Redis has lost; health is written down every second.
+3. The scheduler queues what the clock says, the relay what Redis has lost; the pruner forgets what is long over. Health
+   is written down every second.
 4. Each loop is supervised. Draining stops claiming first, lets jobs finish for a grace time, then interrupts the rest.
 """
 
@@ -29,6 +30,7 @@ from worker.engine.heartbeat import Heartbeat
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.patience import LONGEST_PAUSE
+from worker.engine.pruner import Pruner
 from worker.engine.recall import recall
 from worker.engine.reception import Reception
 from worker.engine.relay import Relay
@@ -113,7 +115,9 @@ class Engine:
         default_queue = config.queue if config.queue in self._names else self._names[0]
         self._scheduler = Scheduler(queue, tasks, default_queue, ledger)
         self._health = Health(queue, self._names, config.id, vitals=self._vitals, ask_database=ask_database)
-        self._relay = None if ledger is None else Relay(queue, ledger, self._names)
+        self._caretakers: list[_Loop] = []
+        if ledger is not None:
+            self._caretakers = [Relay(queue, ledger, self._names), Pruner(ledger, config.keep_jobs)]
         self._loops: list[asyncio.Task[None]] = []
         self._jobs: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -123,8 +127,7 @@ class Engine:
         """Begin to work."""
         self._heartbeat.start()
         loops: list[_Loop] = [self._claimer, self._settler, self._finisher, self._scheduler, self._health]
-        if self._relay is not None:
-            loops.append(self._relay)
+        loops += self._caretakers
         for loop in loops:
             name = type(loop).__name__.lower()
             self._loops.append(asyncio.create_task(self._supervised(name, loop.run), name=name))

@@ -4,6 +4,7 @@
 2. `mark_done` writes in the job's own transaction, as its last statement: effects and the row are one.
 3. `settle` writes, in a transaction of its own, how other jobs have ended.
 4. The relay reads what is pending; no row stays locked while it asks Redis.
+5. What people do with rows is :mod:`worker.ledger.desk`.
 """
 
 import asyncio
@@ -177,6 +178,16 @@ class Ledger:
             session = await work.session(default_database())
             updated = await execute(session, self._of(session).all_due, {"of_queue": queue})
             return int(updated.rowcount)
+
+    async def prune(self, keep: int, limit: int) -> int:
+        """Delete up to `limit` rows that are over since `keep` milliseconds, the oldest first; how many there were.
+
+        Failed ones stay, as they may be retried. Rows that somebody else holds are left to them.
+        """
+        async with scope() as work:
+            session = await work.session(default_database())
+            deleted = await execute(session, self._of(session).prune, {"keep": keep, "limit": limit})
+            return int(deleted.rowcount)
 
     def _of(self, session: AnySession) -> Statements:
         return Statements.of(session.get_bind().dialect.name, self.name)

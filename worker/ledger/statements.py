@@ -6,21 +6,26 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Executable,
+    Select,
     Text,
     and_,
     bindparam,
     case,
+    delete,
     func,
     literal,
+    literal_column,
     or_,
     select,
+    text,
     tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.ledger.table import State, now_ms, table
+from worker.ledger.table import FINAL, State, now_ms, table
 
 GRACE = 3000
 """Milliseconds that whoever committed a row has to publish it, before the relay looks after it."""
@@ -31,6 +36,7 @@ _MOST_DOUBLINGS = 8
 # Whether an INSERT wrote its row: psycopg's cursor does not say any more once it is closed, as SQLAlchemy does at once.
 _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
 _INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+_PLACES = {"postgresql": "ctid", "sqlite": "rowid"}
 DIALECTS = frozenset(_INSERT)
 """Those of the databases that can hold a ledger."""
 
@@ -63,6 +69,8 @@ class Statements:
     """Those rows of a list of keys that are pending still."""
     all_due: Executable
     """Make all pending rows of a queue due for a look."""
+    prune: Executable
+    """Delete rows that ended long ago, the oldest first."""
 
     @classmethod
     @cache
@@ -97,9 +105,16 @@ class Statements:
             func.coalesce(job.due + job.patience < now_ms(), literal(False)).label("expired"),
         ).where(job.state == State.PENDING.value)
         due_now = (
-            select(job.id, job.enqueued_at)
+            select(jobs)
             .where(job.state == State.PENDING.value, job.check_at <= now_ms())
             .order_by(job.check_at)
+            .limit(bindparam("limit"))
+            .with_for_update()
+        )
+        long_over = (
+            select(jobs)
+            .where(text(FINAL), job.finished_at < now_ms() - bindparam("keep", type_=BigInteger))
+            .order_by(job.finished_at)
             .limit(bindparam("limit"))
             .with_for_update(skip_locked=True)
         )
@@ -132,7 +147,7 @@ class Statements:
                 job.id >= bindparam("first", type_=Text), job.id < bindparam("end", type_=Text)
             ),
             take_due=update(jobs)
-            .where(key.in_(due_now))
+            .where(_at(dialect, due_now))
             .values(check_at=_later(now_ms() + pause, job.due + _PAST_DUE), checks=job.checks + 1)
             .returning(job.id, job.enqueued_at, job.queue),
             unpublished=unpublished.where(key.in_(bindparam("keys", expanding=True))),
@@ -145,7 +160,15 @@ class Statements:
                 )
             )
             .values(check_at=now_ms(), checks=0),
+            prune=delete(jobs).where(_at(dialect, long_over)),
         )
+
+
+def _at(dialect: str, rows: Select[Any]) -> ColumnElement[bool]:
+    """These rows, by where they lie: to find them by their keys, the planner may rather read the whole table."""
+    place: ColumnElement[Any] = literal_column(_PLACES[dialect])
+    places = rows.with_only_columns(place).correlate(None).scalar_subquery()
+    return place == func.any(func.array(places)) if dialect == "postgresql" else place.in_(places)
 
 
 def _later(one: Any, other: Any) -> Any:

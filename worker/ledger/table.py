@@ -33,6 +33,10 @@ class State(StrEnum):
     """It waited longer than it may."""
 
 
+FINAL = "state IN ('done', 'aborted', 'discarded', 'expired')"
+"""The rows that nothing will change any more: in the words of their index, by which the planner knows it."""
+
+
 class now_ms(FunctionElement[int]):  # noqa: N801 - an SQL function
     """The database's clock, in milliseconds since the epoch; not that of the transaction's begin."""
 
@@ -85,7 +89,7 @@ def table(name: str = NAME) -> Table:
         Index(f"{bare}_check", "check_at", **_where("state = 'pending'")),
         Index(f"{bare}_pending", "id", unique=True, **_where("state = 'pending'")),
         Index(f"{bare}_failed", "finished_at", **_where("state = 'failed'")),
-        Index(f"{bare}_prune", "finished_at", **_where("state IN ('done', 'aborted', 'discarded', 'expired')")),
+        Index(f"{bare}_prune", "finished_at", **_where(FINAL)),
         # Each job that was pending leaves a dead row: the server's own 20 % of a week's jobs are too many to wait for.
         postgresql_with={"autovacuum_vacuum_scale_factor": 0.02},
     )

@@ -1,0 +1,121 @@
+"""Rows of jobs that have long been over are deleted, and no others: on PostgreSQL and SQLite."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url, text
+
+import db
+from tests.servers import Observer
+from tests.waiting import eventually
+from worker.engine import pruner
+from worker.engine.pruner import Pruner
+from worker.ledger import Ledger, State
+from worker.ledger.statements import Statements
+
+HOUR = 3_600_000
+_NOW = {
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+}
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def database(
+    request: pytest.FixtureRequest, database_url: str, sqlite_url: str
+) -> AsyncIterator[db.Database[Any]]:
+    """The default database, with an empty ledger."""
+    url = database_url if request.param == "postgresql" else sqlite_url
+    database: db.Database[Any] = db.Database(url, default=True)
+    yield database
+    await database.dispose()
+    db.set_default_database(None)
+
+
+async def ended(database: db.Database[Any], state: State, ago: int, *ids: str) -> None:
+    """There are jobs that ended so many milliseconds ago; a pending one has not."""
+    finished_at = "NULL" if state is State.PENDING else f"{_NOW[database.kind]} - {ago}"
+    async with db.scope():
+        session = await db.session()
+        await session.execute(
+            text(
+                "INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, finished_at)"
+                f" VALUES (:id, 1, 'send', 'mail', '{state}', {finished_at})"
+            ),
+            [{"id": job_id} for job_id in ids],
+        )
+
+
+async def left() -> set[str]:
+    async with db.scope():
+        return set((await (await db.session()).execute(text("SELECT id FROM tandem_jobs"))).scalars())
+
+
+async def test_only_what_has_long_been_over_is_deleted(database: db.Database[Any]) -> None:
+    """Every final state, once its time has passed; what is pending or has failed stays, however old it is."""
+    for state in State:
+        await ended(database, state, 2 * HOUR, f"old {state}")
+        await ended(database, state, HOUR // 2, f"new {state}")
+    assert await Ledger().prune(HOUR, 100) == 4
+    assert await left() == {*(f"new {state}" for state in State), "old pending", "old failed"}
+
+
+async def test_in_batches_the_oldest_first(database: db.Database[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction deletes no more than its batch; a round goes on until nothing is left to do, then waits."""
+    monkeypatch.setattr(pruner, "_BATCH", 2)
+    monkeypatch.setattr(pruner, "_PAUSE", 0.0)
+    monkeypatch.setattr(pruner, "_INTERVAL", 0.01)
+    for hours in range(2, 7):
+        await ended(database, State.DONE, hours * HOUR, f"{hours}")
+    assert await Ledger().prune(HOUR, 2) == 2
+    assert await left() == {"2", "3", "4"}
+    running = asyncio.create_task(Pruner(Ledger(), 3600.0).run())
+    await eventually(left, equals=set())
+    await ended(database, State.ABORTED, 2 * HOUR, "later")
+    await eventually(left, equals=set())
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+
+
+@pytest.fixture
+async def postgres_database(database_url: str) -> AsyncIterator[db.Database[Any]]:
+    """The default database on PostgreSQL."""
+    database: db.Database[Any] = db.Database(database_url, default=True)
+    yield database
+    await database.dispose()
+    db.set_default_database(None)
+
+
+async def test_rows_that_others_hold_are_left_to_them(postgres_database: db.Database[Any]) -> None:
+    """Two workers that prune at the same time delete each their own, and neither waits."""
+    await ended(postgres_database, State.DONE, 2 * HOUR, "a", "b", "c")
+    async with db.scope():
+        session = await db.session()
+        await session.execute(text("SELECT 1 FROM tandem_jobs WHERE id = 'a' FOR UPDATE"))
+        async with asyncio.timeout(5):
+            assert await asyncio.create_task(db.isolated(Ledger().prune, HOUR, 10)) == 2
+    assert await left() == {"a"}
+
+
+@pytest.mark.parametrize("over", [0, 20_000])
+@pytest.mark.usefixtures("postgres_database")
+async def test_it_reads_what_it_deletes_and_no_more(postgres: Observer, over: int) -> None:
+    """With many rows, few or many of them long over, they are found by their index: nothing is read through."""
+    await postgres.execute(
+        "INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, finished_at)"
+        " SELECT md5(g::text), g, 'send', 'mail', CASE WHEN g % 100 = 0 THEN 'failed' ELSE 'done' END,"
+        f" {_NOW['postgresql']} - CASE WHEN g <= {over} THEN {2 * HOUR} ELSE 0 END FROM generate_series(1, 50000) g"
+    )
+    await postgres.execute("ANALYZE tandem_jobs")
+    dialect = make_url("postgresql+asyncpg://").get_dialect()()
+    statement: Any = Statements.of("postgresql", "tandem_jobs").prune
+    query = statement.compile(dialect=dialect)
+    values = query.construct_params({"keep": HOUR, "limit": 1000})
+    plan = await postgres.fetch(f"EXPLAIN {query}", *(values[name] for name in query.positiontup))
+    text_of_plan = "\n".join(row[0] for row in plan)
+    assert "tandem_jobs_prune" in text_of_plan
+    assert "Seq Scan" not in text_of_plan
+    assert await Ledger().prune(HOUR, 1000) == min(over, 1000)
