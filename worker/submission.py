@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from db import default_database
+from db import Database, default_database
 from db.scope import Scope
 from worker.config import Config
 from worker.ledger import Ledger, Pending
@@ -63,9 +63,9 @@ async def submit_in(scope: Scope, jobs: Sequence[Submitted], queue: Queue) -> li
     Returns:
         Of each, whether its id was free.
     """
-    database = default_database()
+    database = _database_of(scope)
     named = [job for job in jobs if job.is_named]
-    taken = {job.id for job in named if not await _reserve(scope, job, queue)}
+    taken = {job.id for job in named if not await _reserve(await scope.session(database), job, queue)}
     unnamed = [job for job in jobs if not job.is_named]
     if unnamed:
         scope.before_commit_batch(_add, unnamed, database)
@@ -81,9 +81,16 @@ def default_ledger() -> Ledger:
     return Ledger(Config.load().ledger)
 
 
-async def _reserve(scope: Scope, job: Submitted, queue: Queue) -> bool:
+def _database_of(scope: Scope) -> Database[Any]:
+    """The default database, through the driver by which the scope uses it: through another one, a row would be in a
+    transaction of its own."""
+    default = default_database()
+    used = [unit.database for unit in scope.units if unit.database.is_same_as(default)]
+    return used[0] if used and default not in used else default
+
+
+async def _reserve(session: Any, job: Submitted, queue: Queue) -> bool:
     """Take the job's id: whether nobody has it in the ledger, nor in the queue."""
-    session: Any = await scope.session(default_database())
     return not await _is_queued(job, queue) and await default_ledger().reserve(session, job.row)
 
 

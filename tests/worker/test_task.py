@@ -354,6 +354,20 @@ class TestInsideAScope:
         assert await rows() == 1
         assert {job.job_id for job in (single, *many)} < set(queued(observer))
 
+    @pytest.mark.parametrize("job_id", [None, "named"])
+    async def test_goes_with_the_sync_session_that_the_scope_uses(
+        self, database: db.Database, observer: redis.Redis, job_id: str | None
+    ) -> None:
+        """The job's row is in the transaction that has the scope's other rows, whatever its driver."""
+        async with db.scope() as work:
+            session = await db.session(database.sync)
+            await asyncio.to_thread(session.execute, text("INSERT INTO note (words) VALUES ('a')"))
+            job = await add.using(job_id=job_id).enqueue("a")
+            await work.prepare()
+            assert [unit.database for unit in work.units] == [database.sync]
+        assert await Ledger().pending(job.job_id) is not None
+        assert queued(observer) == [job.job_id]
+
     async def test_a_scope_that_used_no_session_publishes_too(self, observer: redis.Redis) -> None:
         """Enqueueing is enough: no statement is needed to make the jobs real."""
         async with db.scope():
