@@ -29,10 +29,12 @@ def chart(stage: Stage, title: str, unit: str, figures: Mapping[str, Figures]) -
     return Chart(title, unit, values, ours=stage.title(TANDEM.key))
 
 
-def against(bar: Bar, figures: Mapping[str, Figures], key: str | None, note: str = "") -> Finding:
+def against(
+    bar: Bar, figures: Mapping[str, Figures], key: str | None, note: str = "", *, ours: str = TANDEM.key
+) -> Finding:
     """Tandem's ratio to another entrant."""
-    ours, theirs = figures.get(TANDEM.key), figures.get(key or "")
-    if ours is None or theirs is None:
-        missing = "Tandem failed" if ours is None else note or f"{key} was not measured"
+    measured, theirs = figures.get(ours), figures.get(key or "")
+    if measured is None or theirs is None:
+        missing = "Tandem failed" if measured is None else note or f"{key} was not measured"
         return Finding(bar, None, missing)
-    return Finding(bar, ours.over(theirs), note)
+    return Finding(bar, measured.over(theirs), note)

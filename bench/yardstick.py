@@ -50,10 +50,10 @@ class Rows:
 
     def __init__(self) -> None:
         self._engine = create_async_engine(database_url(), pool_size=CONCURRENCY, max_overflow=0)
-        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+        self.sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
     async def add(self, number: int) -> None:
-        async with self._sessions.begin() as session:
+        async with self.sessions.begin() as session:
             session.add(Row(number=number))
 
 

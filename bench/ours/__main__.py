@@ -11,7 +11,7 @@ from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer
 from worker import Queue, Task, deserialize
 
 _TASKS: dict[str, "Task[[float], None]"] = {
-    name: getattr(tasks, name) for name in ("noop", "insert", "wait", "hold", "ping")
+    name: getattr(tasks, name) for name in ("noop", "insert", "insert_at_least_once", "wait", "hold", "ping")
 }
 _CHUNK = 20_000  # jobs; more of them at once only cost this program memory
 _SETTINGS = {

@@ -18,6 +18,12 @@ async def insert(session: AsyncSession, number: int) -> None:
     session.add(Row(number=number))
 
 
+@task(once=False)
+async def insert_at_least_once(session: AsyncSession, number: int) -> None:
+    yardstick.begin()
+    session.add(Row(number=number))
+
+
 @task
 async def wait(number: int) -> None:
     await yardstick.wait()
