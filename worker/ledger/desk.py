@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +23,6 @@ from sqlalchemy import (
     func,
     null,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -31,7 +30,7 @@ from sqlalchemy.exc import IntegrityError
 from db import default_database
 from db.scope import scope
 from worker.errors import PayloadError
-from worker.ledger.execution import execute
+from worker.ledger.execution import AnySession, execute
 from worker.ledger.table import NAME, State, now_ms, table
 from worker.message import with_row
 
@@ -156,20 +155,20 @@ class Desk:
         """Let failed jobs be over, up to `BATCH`; they are pruned as others are."""
         async with scope() as work:
             session = await work.session(default_database())
-            rows = (await execute(session, self._locked(keys))).all()
-            if rows:
-                await execute(session, self._discard, [{"of_id": row.id, "of_time": row.enqueued_at} for row in rows])
-        return _refused(keys, {Key(row.id, row.enqueued_at) for row in rows})
+            failed = await self._failed(session, keys)
+            if failed:
+                await execute(session, self._discard, [{"of_id": key.id, "of_time": key.enqueued_at} for key in failed])
+        return _refused(keys, failed)
 
     async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[Retried], list[Refusal]]:
         async with scope() as work:
             session = await work.session(default_database())
-            rows = (await execute(session, self._locked(keys))).mappings().all()
-            taken = set((await execute(session, self._pending([row["id"] for row in rows]))).scalars())
-            refusals = _refused(keys, {Key(row["id"], row["enqueued_at"]) for row in rows})
+            failed = await self._failed(session, keys)
+            taken = set((await execute(session, self._pending([key.id for key in failed]))).scalars())
+            refusals = _refused(keys, failed)
             retried: list[Retried] = []
             changes: list[dict[str, Any]] = []
-            for row in rows:
+            for row in failed.values():
                 try:
                     payload = _payload(row, taken, accept_pickle=accept_pickle)
                 except PayloadError as error:
@@ -201,15 +200,19 @@ class Desk:
             conditions.append(job.error.icontains(which.error, autoescape=True))
         return and_(*conditions)
 
-    def _locked(self, keys: Sequence[Key]) -> Select[Any]:
-        """Those of the rows that have failed; in one order, so that two who lock them do not wait for each other."""
+    async def _failed(self, session: AnySession, keys: Sequence[Key]) -> dict[Key, Mapping[str, Any]]:
+        """Those of the rows that have failed, locked in one order: two who do it do not wait for each other."""
         job = self._jobs.c
-        return (
+        # By ids alone, and sorted out here: a long list of pairs the planner may compare with every failed row.
+        statement = (
             select(self._jobs)
-            .where(tuple_(job.id, job.enqueued_at).in_(keys), job.state == State.FAILED.value)
+            .where(job.id.in_([key.id for key in keys]), job.state == State.FAILED.value)
             .order_by(job.id, job.enqueued_at.desc())
             .with_for_update()
         )
+        rows = (await execute(session, statement)).mappings().all()
+        wanted = set(keys)
+        return {key: row for row in rows if (key := Key(row["id"], row["enqueued_at"])) in wanted}
 
     def _pending(self, ids: Sequence[str]) -> Select[Any]:
         job = self._jobs.c
@@ -279,5 +282,5 @@ def _payload(row: Mapping[str, Any], taken: set[str], *, accept_pickle: bool) ->
     return with_row(row["payload"], accept_pickle=accept_pickle)
 
 
-def _refused(keys: Sequence[Key], failed: set[Key]) -> list[Refusal]:
+def _refused(keys: Sequence[Key], failed: Collection[Key]) -> list[Refusal]:
     return [Refusal(key.id, "it has changed meanwhile") for key in keys if key not in failed]

@@ -127,6 +127,13 @@ class TestRetry:
             (1_000, "failed"),
         ]
 
+    async def test_an_earlier_job_of_the_id_is_left_alone(self, ledger: Ledger, desk: Desk) -> None:
+        """What is named is one enqueue of an id, not all that ever had it."""
+        await ledger.settle([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(enqueued_at=3_000)])
+        assert len((await desk.retry([Key("j1", 2_000)]))[0]) == 1
+        assert await desk.discard([Key("j1", 3_000)]) == []
+        assert [found["state"] for found in await desk.all_of("j1")] == ["discarded", "pending", "failed"]
+
     async def test_what_has_changed_since_it_was_counted_is_refused(self, ledger: Ledger, desk: Desk) -> None:
         """A job that somebody else has retried, or that has committed after all, is not retried again."""
         await ledger.settle([FAILED])
