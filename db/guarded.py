@@ -6,17 +6,17 @@
 
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import sqlalchemy.exc
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
 from sqlalchemy import Connection, Engine, event
 
+from db.blocks import OwnedBlock, Savepoint, Transaction
 from db.callbacks import Callbacks, follow
 from db.cancellation import to_the_end
-from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
+from db.errors import PoisonedTransactionError, RawTransactionError
 from db.threads import in_thread
 from db.use import LoopUse, ThreadUse, Use
 
@@ -124,7 +124,7 @@ class Session(Guarded):
     def begin(self, nested: bool = False) -> sa_orm.SessionTransaction:
         """A block that is committed at its end, or a savepoint; see SQLAlchemy."""
         transaction = super().begin(nested)
-        block = _Savepoint if nested else _OwnedBlock if self.owner is not None else None
+        block = Savepoint if nested else OwnedBlock if self.owner is not None else None
         return transaction if block is None else block(self, transaction)  # type: ignore[return-value]  # stands in
 
 
@@ -137,67 +137,6 @@ def _note_connection(session: Session, _transaction: sa_orm.SessionTransaction, 
 def _forget_connections(session: Session, transaction: sa_orm.SessionTransaction) -> None:
     if transaction.parent is None:
         session.use.driver_connections.clear()
-
-
-class _OwnedBlock:
-    """``with session.begin():`` of an owned `Session`: its owner commits."""
-
-    def __init__(self, session: Session, transaction: sa_orm.SessionTransaction) -> None:
-        self.session = session
-        self._transaction = transaction
-
-    def commit(self) -> None:
-        self.session.commit()
-
-    def rollback(self) -> None:
-        self.session.rollback()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.session.get_transaction() is not self._transaction:
-            return
-        if error is None:
-            self.session.commit()
-        else:
-            self.session.rollback()
-
-
-class _Savepoint:
-    """``with session.begin_nested():`` of a `Session`."""
-
-    def __init__(self, session: Session, transaction: sa_orm.SessionTransaction) -> None:
-        self.session = session
-        self._transaction = transaction
-
-    def commit(self) -> None:
-        with self.session.use.operation():
-            self._transaction.commit()
-
-    def rollback(self) -> None:
-        with self.session.use.operation():
-            self._transaction.rollback()
-
-    def __enter__(self) -> Self:
-        self._transaction.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        lost = error is None and _is_lost(self._transaction, self.session)
-        with self.session.use.operation():
-            self._transaction.__exit__(kind, error, traceback)
-        if lost:
-            raise PoisonedTransactionError
-
-
-def _is_lost(savepoint: sa_orm.SessionTransaction, session: sa_orm.Session) -> bool:
-    """Whether a failed flush has rolled this savepoint back, which SQLAlchemy says no word about at its end."""
-    return session.get_nested_transaction() is savepoint and not savepoint.is_active
 
 
 class AsyncSession(sa_async.AsyncSession):
@@ -248,67 +187,10 @@ class AsyncSession(sa_async.AsyncSession):
         await to_the_end(discard(self))
 
     def begin(self) -> sa_async.AsyncSessionTransaction:
-        return _Transaction(self)
+        return Transaction(self)
 
     def begin_nested(self) -> sa_async.AsyncSessionTransaction:
-        return _Transaction(self, nested=True)
-
-
-class _Transaction(sa_async.AsyncSessionTransaction):
-    """``session.begin()`` and ``begin_nested()``: what has an owner is committed and rolled back by it."""
-
-    session: AsyncSession
-
-    @property
-    def _owner(self) -> Owner | None:
-        return None if self.nested else self.session.owner
-
-    async def start(self, is_ctxmanager: bool = False) -> "_Transaction":
-        as_block = is_ctxmanager and self._owner is None
-        await self.session.use.alone(lambda: super(_Transaction, self).start(is_ctxmanager=as_block))
-        return self
-
-    async def commit(self) -> None:
-        if self.nested:
-            await self.session.use.alone(super().commit)
-        else:
-            await self.session.commit()
-
-    async def rollback(self) -> None:
-        if self.nested:
-            await self.session.use.alone(super().rollback)
-        else:
-            await self.session.rollback()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._owner is None:
-            await self._leave(kind, error, traceback)
-        elif error is not None:
-            await self._owner.rollback(evicting=True)
-        elif self.sync_transaction is self.session.sync_session.get_transaction():
-            await self._owner.commit()
-
-    async def _leave(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        transaction = self._sync_transaction()
-        lost = error is None and self.nested and _is_lost(transaction, self.session.sync_session)
-        if error is not None:
-            await self.session.use.evict(rolled_back_meanwhile())
-        await to_the_end(self._alone(super().__aexit__(kind, error, traceback)))
-        if lost:
-            raise PoisonedTransactionError
-
-    async def _alone(self, leaving: Coroutine[Any, Any, None]) -> None:
-        with self.session.use.ending():
-            await leaving
-
-
-def rolled_back_meanwhile() -> ConcurrentUseError:
-    """What the user of a session gets whose statement was in flight when another one's error ended the transaction."""
-    return ConcurrentUseError("another coroutine's error rolled this session back while a statement was in flight")
+        return Transaction(self, nested=True)
 
 
 def _exclusive(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:

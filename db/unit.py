@@ -6,6 +6,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from db.blocks import rolled_back_meanwhile
 from db.callbacks import Callbacks, Entry, OnCommit
 from db.cancellation import to_the_end
 from db.database import Database
@@ -18,7 +19,6 @@ from db.guarded import (
     discard,
     flush,
     rollback_here,
-    rolled_back_meanwhile,
     send_close,
     send_commit,
     send_rollback,
