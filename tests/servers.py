@@ -129,6 +129,12 @@ class Observer:
         """How many other backends wait in a transaction, aborted or not."""
         return int(await self.fetchval(f"SELECT count(*) FROM {_OTHER_BACKENDS} AND state LIKE 'idle in transaction%'"))
 
+    async def committing(self) -> int:
+        """How many other backends are in the middle of a COMMIT."""
+        return int(
+            await self.fetchval(f"SELECT count(*) FROM {_OTHER_BACKENDS} AND state = 'active' AND query ~* '^commit'")
+        )
+
     async def terminate_backends(self) -> int:
         """Cut all other connections to this database, as an administrator would; how many there were."""
         return int(await self.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM {_OTHER_BACKENDS}"))

@@ -87,21 +87,3 @@ async def insert(words: str) -> None:
     """Insert one row through the scope that is open here."""
     session = await db.session()
     await session.execute(INSERT, {"words": words})
-
-
-async def slow_commits(postgres: Observer, seconds: float) -> None:
-    """Let every COMMIT that has inserted a note take this long, in the server."""
-    await postgres.execute(
-        "CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"
-    )
-    await postgres.execute(
-        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED "
-        "FOR EACH ROW EXECUTE FUNCTION take_time()"
-    )
-
-
-async def committing(postgres: Observer) -> bool:
-    """Whether a COMMIT is in the server."""
-    found = await postgres.fetch("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ~ '^COMMIT'")
-    return len(found) > 0

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -12,7 +12,8 @@ from sqlalchemy import text
 
 import db
 from db.cancellation import in_private_task, to_the_end
-from tests.db.conftest import Count, committing, insert, slow_commits
+from tests.commits import HeldCommits, held_commits
+from tests.db.conftest import Count, insert
 from tests.db.models import Note
 from tests.servers import Observer
 from tests.waiting import eventually
@@ -79,67 +80,102 @@ WAYS_TO_COMMIT: list[Unit] = [
 
 
 @pytest.fixture
-async def slow(database: db.Database, postgres: Observer) -> None:
-    """Every COMMIT of a note takes 0.3 seconds in the server."""
-    await slow_commits(postgres, 0.3)
+async def commits(database: db.Database, postgres: Observer) -> AsyncIterator[HeldCommits]:
+    """Every COMMIT of a note stays in the server until it is let go."""
+    async with held_commits(postgres, "note") as commits:
+        yield commits
 
 
-async def cancelled(unit: Unit, postgres: Observer) -> str:
+async def cancelled(unit: Unit, commits: HeldCommits) -> str:
     """Cancel once, in the COMMIT."""
-    task = asyncio.ensure_future(unit())
-    await eventually(lambda: committing(postgres))
-    task.cancel()
-    return await task
+    return await in_the_commit(commits, unit(), lambda task: task.cancel())
 
 
-async def cancelled_often(unit: Unit, postgres: Observer) -> str:
+async def cancelled_often(unit: Unit, commits: HeldCommits) -> str:
     """Cancel again and again, in the COMMIT."""
-    task = asyncio.ensure_future(unit())
-    await eventually(lambda: committing(postgres))
+    task = asyncio.ensure_future(_wait_for(unit()))
+    await commits.begun()
+    for turn in range(10):
+        task.cancel()
+        await asyncio.sleep(turn / 1000)
+    await commits.let_go()
     while not task.done():
         task.cancel()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
     return await task
 
 
-async def waited_for(unit: Unit, postgres: Observer) -> str:
+async def waited_for(unit: Unit, commits: HeldCommits) -> str:
     """`asyncio.wait_for` whose time is up in the COMMIT."""
-    return await asyncio.wait_for(unit(), 0.15)
+    task = asyncio.ensure_future(_wait_for(unit()))
+    await commits.begun()
+    waiting = asyncio.ensure_future(asyncio.wait_for(task, 0.01))
+    await eventually(task.cancelling)
+    await commits.let_go()
+    return await waiting
 
 
-async def timed_out(unit: Unit, postgres: Observer) -> str:
+async def timed_out(unit: Unit, commits: HeldCommits) -> str:
     """`asyncio.timeout` whose time is up in the COMMIT."""
-    async with asyncio.timeout(0.15):
-        return await unit()
+    limit = asyncio.timeout(None)
+
+    async def work() -> str:
+        async with limit:
+            return await unit()
+
+    return await in_the_commit(commits, work(), lambda _: limit.reschedule(0))
 
 
-async def moved_on(unit: Unit, postgres: Observer) -> str:
+async def moved_on(unit: Unit, commits: HeldCommits) -> str:
     """anyio, which cancels at every turn of the loop."""
-    with anyio.move_on_after(0.15):
-        return await unit()
-    return "moved on"
+    limit = anyio.CancelScope()
+
+    async def work() -> str:
+        with limit:
+            return await unit()
+        return "moved on"
+
+    return await in_the_commit(commits, work(), lambda _: limit.cancel())
 
 
-async def shielded(unit: Unit, postgres: Observer) -> str:
+async def shielded(unit: Unit, commits: HeldCommits) -> str:
     """The waiter of a shielded task is cancelled in the COMMIT; what counts is what the task says."""
     task = asyncio.ensure_future(unit())
-    waiter = asyncio.ensure_future(_wait_for(asyncio.shield(task)))
-    await eventually(lambda: committing(postgres))
-    waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await waiter
+        await in_the_commit(commits, asyncio.shield(task), lambda waiter: waiter.cancel())
     return await task
 
 
-async def in_a_task_group(unit: Unit, postgres: Observer) -> str:
+async def in_a_task_group(unit: Unit, commits: HeldCommits) -> str:
     """A sibling fails in the COMMIT, and the group cancels."""
-    task: asyncio.Future[str] | None = None
-    with contextlib.suppress(ExceptionGroup):
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(_wait_for(unit()))
-            await eventually(lambda: committing(postgres))
-            raise LookupError
-    assert task is not None
+    tasks: list[asyncio.Task[str]] = []
+    failing = asyncio.Event()
+
+    async def work() -> str:
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                tasks.append(group.create_task(_wait_for(unit())))
+                await failing.wait()
+                raise LookupError
+        return await tasks[0]
+
+    working = asyncio.ensure_future(work())
+    await commits.begun()
+    failing.set()
+    await eventually(tasks[0].cancelling)
+    await commits.let_go()
+    return await working
+
+
+async def in_the_commit(
+    commits: HeldCommits, work: Awaitable[str], cancel: Callable[["asyncio.Task[str]"], object]
+) -> str:
+    """Do the work, and `cancel` it in its COMMIT, which goes on when the cancellation has arrived."""
+    task = asyncio.ensure_future(_wait_for(work))
+    await commits.begun()
+    cancel(task)
+    await eventually(task.cancelling)
+    await commits.let_go()
     return await task
 
 
@@ -153,10 +189,14 @@ WAYS_TO_CANCEL = [cancelled, cancelled_often, waited_for, timed_out, moved_on, s
 @pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
 @pytest.mark.parametrize("cancel", WAYS_TO_CANCEL)
 async def test_commit_is_reported_truly(
-    unit: Unit, cancel: Callable[[Unit, Observer], Awaitable[str]], slow: None, postgres: Observer, rows: Count
+    unit: Unit,
+    cancel: Callable[[Unit, HeldCommits], Awaitable[str]],
+    commits: HeldCommits,
+    postgres: Observer,
+    rows: Count,
 ) -> None:
     """A3: whoever cancels in the COMMIT, and however the work commits: it is reported as done, and the row is there."""
-    assert await cancel(unit, postgres) == "saved"
+    assert await cancel(unit, commits) == "saved"
     assert await rows() == 1
     assert await postgres.idle_in_transaction() == 0
 
@@ -166,22 +206,15 @@ async def test_failed_commit_is_reported_truly(
     unit: Unit, database: db.Database, postgres: Observer, rows: Count
 ) -> None:
     """A3, the other way round: a COMMIT that is refused is an error for a caller that was cancelled meanwhile."""
-    await postgres.execute(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ "
-        "BEGIN PERFORM pg_sleep(0.3); RAISE EXCEPTION 'refused'; END $$"
-    )
-    await postgres.execute(
-        "CREATE CONSTRAINT TRIGGER refusing AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED "
-        "FOR EACH ROW EXECUTE FUNCTION refuse()"
-    )
-    with pytest.raises(Exception, match="refused"):
-        await cancelled_often(unit, postgres)
+    async with held_commits(postgres, "note", then="RAISE EXCEPTION 'refused'") as commits:
+        with pytest.raises(Exception, match="refused"):
+            await cancelled_often(unit, commits)
     assert await rows() == 0
     assert await postgres.idle_in_transaction() == 0
 
 
 @pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
-async def test_cancelled_before_the_commit(unit: Unit, slow: None, postgres: Observer, rows: Count) -> None:
+async def test_cancelled_before_the_commit(unit: Unit, database: db.Database, postgres: Observer, rows: Count) -> None:
     """Work that is cancelled before its COMMIT is sent is cancelled, and saves nothing."""
     async with db.independent() as session:
         await session.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
@@ -213,21 +246,22 @@ async def test_cancelled_while_pending_objects_are_sent(database: db.Database, p
     assert await rows() == 0
 
 
-async def test_absorbed_cancellation_comes_at_the_next_await(slow: None, postgres: Observer, rows: Count) -> None:
+async def test_absorbed_cancellation_comes_at_the_next_await(commits: HeldCommits, rows: Count) -> None:
     """A cancellation that arrived in the COMMIT is not lost: it ends the caller at its next await."""
     reached: list[str] = []
 
     async def work() -> None:
         await leaving_a_scope()
         reached.append("told of the success")
-        await asyncio.sleep(10)
+        await asyncio.sleep(30)
         reached.append("went on")
 
     task = asyncio.create_task(work())
-    await eventually(lambda: committing(postgres))
+    await commits.begun()
     task.cancel("because")
+    await commits.let_go()
     with pytest.raises(asyncio.CancelledError, match="because"):
-        await asyncio.wait_for(task, 2)
+        await task
     assert reached == ["told of the success"]
     assert task.cancelling() == 1
     assert await rows() == 1
@@ -252,35 +286,54 @@ async def test_absorbed_cancellation_comes_after_an_error_as_well(database: db.D
         await asyncio.wait_for(task, 2)
 
 
-async def test_no_stray_cancellation_after_a_timeout(slow: None, rows: Count) -> None:
+async def test_no_stray_cancellation_after_a_timeout(commits: HeldCommits, rows: Count) -> None:
     """An `asyncio.timeout` whose time was up in the COMMIT leaves no cancellation for what comes after it."""
-    async with asyncio.timeout(0.1) as limit:
-        await leaving_a_scope()
+    limit = asyncio.timeout(None)
+
+    async def work() -> str:
+        async with limit:
+            await leaving_a_scope()
+        return await undisturbed()
+
+    assert await in_the_commit(commits, work(), lambda _: limit.reschedule(0)) == "undisturbed"
     assert limit.expired()
+    assert await rows() == 1
+
+
+async def test_no_stray_cancellation_after_anyio(commits: HeldCommits, rows: Count) -> None:
+    """Nor does an anyio scope."""
+    limit = anyio.CancelScope()
+
+    async def work() -> str:
+        with limit:
+            await leaving_a_scope()
+        return await undisturbed()
+
+    assert await in_the_commit(commits, work(), lambda _: limit.cancel()) == "undisturbed"
+    assert await rows() == 1
+
+
+async def undisturbed() -> str:
     for _ in range(3):
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
-    assert await rows() == 1
+    return "undisturbed"
 
 
-async def test_no_stray_cancellation_after_anyio(slow: None, rows: Count) -> None:
-    """Nor does an anyio scope."""
-    with anyio.move_on_after(0.1):
-        await leaving_a_scope()
-    await asyncio.sleep(0.01)
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0
-
-
-async def test_anyio_ends_what_comes_after_the_commit(slow: None, rows: Count) -> None:
+async def test_anyio_ends_what_comes_after_the_commit(commits: HeldCommits, rows: Count) -> None:
     """Under anyio, too, what comes after the COMMIT is cancelled, and its scope recognises its own cancellation."""
-    with anyio.move_on_after(0.1) as limit:
-        await leaving_a_scope()
-        await asyncio.sleep(10)
+    limit = anyio.CancelScope()
+
+    async def work() -> str:
+        with limit:
+            await leaving_a_scope()
+            await asyncio.sleep(30)
+        return "ended"
+
+    assert await in_the_commit(commits, work(), lambda _: limit.cancel()) == "ended"
     assert limit.cancelled_caught
     assert await rows() == 1
 

@@ -15,7 +15,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import db
 from db.transient import Transient, transient
-from tests.db.conftest import INSERT, Count, committing, slow_commits
+from tests.commits import held_commits
+from tests.db.conftest import INSERT, Count
 from tests.db.models import Note
 from tests.proxy import Proxy
 from tests.servers import Observer
@@ -58,24 +59,20 @@ async def test_rolled_back_by_the_scope(sync_database: SyncDatabase, rows: Count
 
 async def test_ending_blocks_no_event_loop(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
     """COMMIT, ROLLBACK and close run in worker threads: the loop turns while a COMMIT takes its time."""
-    await slow_commits(postgres, 0.3)
-    longest = 0.0
     threads: set[int] = set()
 
-    async def watch_the_loop() -> None:
-        nonlocal longest
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            longest = max(longest, time.monotonic() - before)
+    async def work() -> None:
+        async with db.scope():
+            session = await db.session(sync_database)
+            event.listen(session, "after_commit", lambda _: threads.add(threading.get_ident()))
+            await asyncio.to_thread(write, session)
 
-    watching = asyncio.create_task(watch_the_loop())
-    async with db.scope():
-        session = await db.session(sync_database)
-        event.listen(session, "after_commit", lambda _: threads.add(threading.get_ident()))
-        await asyncio.to_thread(write, session)
-    watching.cancel()
-    assert longest < 0.2
+    async with held_commits(postgres, "note") as commits:
+        working = asyncio.create_task(work())
+        await commits.begun()
+        # Done by the loop that the COMMIT must not block.
+        await commits.let_go()
+        await working
     assert threads
     assert threading.get_ident() not in threads
     assert await rows() == 1
@@ -410,17 +407,19 @@ async def test_black_holed_rollback_in_a_thread(
 
 async def test_cancelled_during_the_commit(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
     """A3 for psycopg: a cancellation during the COMMIT waits for it, and success is reported."""
-    await slow_commits(postgres, 0.3)
 
     async def work() -> str:
         async with db.scope():
             await asyncio.to_thread(write, await db.session(sync_database))
         return "saved"
 
-    task = asyncio.create_task(work())
-    await eventually(lambda: committing(postgres))
-    task.cancel()
-    assert await task == "saved"
+    async with held_commits(postgres, "note") as commits:
+        task = asyncio.create_task(work())
+        await commits.begun()
+        task.cancel()
+        await asyncio.sleep(0)
+        await commits.let_go()
+        assert await task == "saved"
     assert await rows() == 1
 
 

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select, text
 
 import db
+from tests.commits import held_commits
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Comment, Note
 from tests.servers import Observer
@@ -255,15 +256,15 @@ async def test_evicted_child_is_not_left_cancelled(postgres: Observer) -> None:
 
 async def test_commit_of_an_orphan_is_waited_for(postgres: Observer, rows: Count) -> None:
     """A scope that fails while a child's COMMIT is in the server waits for it, and the child is told the truth."""
-    from tests.db.conftest import committing, slow_commits
-
-    await slow_commits(postgres, 0.3)
-    with contextlib.suppress(ZeroDivisionError):
-        async with db.scope():
-            await insert("a")
-            child = asyncio.create_task(db.commit())
-            await eventually(lambda: committing(postgres))
-            raise ZeroDivisionError
+    async with held_commits(postgres, "note") as commits:
+        with contextlib.suppress(ZeroDivisionError):
+            async with db.scope():
+                await insert("a")
+                child = asyncio.create_task(db.commit())
+                await commits.begun()
+                letting_go = asyncio.create_task(commits.let_go())
+                raise ZeroDivisionError
+        await letting_go
     await child
     assert await rows() == 1
 

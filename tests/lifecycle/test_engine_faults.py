@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from tests.commands import Command
+from tests.commits import held_commits
 from tests.conftest import StartPostgres, StartRedis
 from tests.lifecycle.crew import Crew, fork_server
 from tests.lifecycle.perils import die, hold, insert, nap, spin, stay
@@ -24,12 +25,7 @@ from worker import JobFailed, Queue
 
 __all__ = ["fork_server"]  # a fixture
 
-EFFECTS = """
-    CREATE TABLE effect (job_id text);
-    CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
-    CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW EXECUTE FUNCTION linger();
-"""
+_GRACE = 0.1  # seconds
 
 
 @pytest.fixture
@@ -175,14 +171,17 @@ class TestToldToStop:
         self, crew: Crew, database_url: str, postgres: Observer, observer: Any, times: int
     ) -> None:
         """Told to stop in the middle of a COMMIT, once or twice, it waits for it and reports the truth: one effect."""
-        await postgres.execute(EFFECTS)
-        with crew.worker(DATABASE_URL=database_url, WORKER_GRACE="0.1") as worker:
-            job = await insert.enqueue()
-            await eventually(lambda: committing(postgres), timeout=20)
-            for _ in range(times):
-                worker.send(signal.SIGTERM)
-                await asyncio.sleep(0.05)
-            assert await worker.ends() == 0
+        await postgres.execute("CREATE TABLE effect (job_id text)")
+        async with held_commits(postgres, "effect") as commits:
+            with crew.worker(DATABASE_URL=database_url, WORKER_GRACE=str(_GRACE)) as worker:
+                job = await insert.enqueue()
+                await commits.begun(timeout=20)
+                for said in ("draining", "interrupting")[:times]:
+                    worker.send(signal.SIGTERM)
+                    await worker.says(said)
+                await asyncio.sleep(2 * _GRACE)
+                await commits.let_go()
+                assert await worker.ends() == 0
         with crew.worker(DATABASE_URL=database_url):
             await job.result(timeout=10)
         assert await postgres.fetchval("SELECT count(*) FROM effect") == 1
@@ -240,13 +239,6 @@ class TestToldToStop:
             if how == "freeze":
                 os.kill(process, signal.SIGCONT)
         assert "lifespan ends" in (tmp_path / "diary").read_text()
-
-
-async def committing(postgres: Observer) -> bool:
-    """Whether a backend is in the middle of a COMMIT."""
-    return bool(
-        await postgres.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~* '^commit'")
-    )
 
 
 async def test_check(environment: dict[str, str], tmp_path: Path, own_postgres: StartPostgres) -> None:

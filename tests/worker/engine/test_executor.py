@@ -23,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 import db
 import worker
 from db.database import Database, default_database
+from tests.commits import HeldCommits, held_commits
 from tests.conftest import StartPostgres
 from tests.servers import Observer
 from tests.waiting import eventually
@@ -52,25 +53,10 @@ async def insert(session: db.AsyncSession, words: str = "a") -> None:
 
 
 @pytest.fixture
-async def slow_commit(database: Database[db.AsyncSession], postgres: Observer) -> None:
-    """Each COMMIT of a new note takes half a second."""
-    await postgres.execute(
-        """
-        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END';
-        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW EXECUTE FUNCTION slow();
-        """
-    )
-
-
-def committing(postgres: Observer) -> Callable[[], Awaitable[bool]]:
-    """Whether somebody is in the middle of a COMMIT."""
-
-    async def is_committing() -> bool:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ILIKE 'commit%'"
-        return bool(await postgres.fetchval(query))
-
-    return is_committing
+async def commits(database: Database[db.AsyncSession], postgres: Observer) -> AsyncIterator[HeldCommits]:
+    """Each COMMIT of a new note stays in the server until it is let go."""
+    async with held_commits(postgres, "note") as commits:
+        yield commits
 
 
 class TestOutcome:
@@ -727,16 +713,19 @@ class TestTimeout:
         assert await rows() == 0
         await eventually(lambda: postgres.backends("active"), equals=0)
 
-    @pytest.mark.usefixtures("slow_commit")
-    async def test_is_around_the_body_alone(self, execute: Execute, rows: Count) -> None:
+    async def test_is_around_the_body_alone(self, bench: Bench, commits: HeldCommits, rows: Count) -> None:
         """A COMMIT that takes longer than the timeout is waited for, and reported as what it is."""
 
-        @task(timeout=0.3)
+        @task(timeout=1)
         async def add(session: db.AsyncSession) -> str:
             await insert(session)
             return "done"
 
-        outcome = await execute(add)
+        job = bench.start(add, bench.deliver(add))
+        await commits.begun()
+        await asyncio.sleep(1.1)
+        await commits.let_go()
+        outcome = await job
         assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
         assert await rows() == 1
 
@@ -839,9 +828,8 @@ class TestStop:
         async with asyncio.timeout(1):
             await postgres.execute("INSERT INTO note (words) VALUES ('unique')")
 
-    @pytest.mark.usefixtures("slow_commit")
     async def test_a_job_cancelled_in_its_commit_has_completed(
-        self, bench: Bench, postgres: Observer, rows: Count
+        self, bench: Bench, commits: HeldCommits, rows: Count
     ) -> None:
         """A3: a COMMIT once sent is waited for, and the truth is told."""
 
@@ -851,15 +839,16 @@ class TestStop:
             return "done"
 
         job = bench.start(add, bench.deliver(add))
-        await eventually(committing(postgres))
+        await commits.begun()
         job.cancel()
+        await asyncio.sleep(0)
+        await commits.let_go()
         outcome = await job
         assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
         assert await rows() == 1
 
-    @pytest.mark.usefixtures("slow_commit")
     async def test_a_job_whose_commit_fails_while_it_is_cancelled_has_stopped(
-        self, bench: Bench, postgres: Observer, rows: Count
+        self, bench: Bench, commits: HeldCommits, rows: Count
     ) -> None:
         """A3: success is reported if and only if the row exists."""
 
@@ -870,9 +859,11 @@ class TestStop:
 
         delivery = bench.deliver(dangle)
         job = bench.start(dangle, delivery)
-        await eventually(committing(postgres))
+        await commits.begun()
         delivery.stop = Kind.INTERRUPTED
         job.cancel()
+        await asyncio.sleep(0)
+        await commits.let_go()
         assert (await job).kind is Kind.INTERRUPTED
         assert await rows() == 0
 
