@@ -79,7 +79,7 @@ def line(redis_url: str) -> Any:
 def let_lease_end(observer: Any, job_id: str = "a") -> None:
     """As if nobody had renewed it."""
     observer.delete(f"arq:in-progress:{job_id}")
-    observer.zadd(QUEUE, {job_id: 1})
+    observer.zadd(QUEUE, {job_id: 2})
 
 
 class TestEnqueue:
@@ -213,7 +213,7 @@ class TestClaim:
         assert (await queue.claim(QUEUE, OURS, LEASE, 10, 0)).jobs == []
         assert not observer.exists("arq:in-progress:s2")
         assert observer.hget("arq:started", "s2") == f"5:{THEIRS}"
-        observer.zadd(QUEUE, {"s2": 1})
+        observer.zadd(QUEUE, {"s2": 2})
         assert [job.crashes for job in await claim(queue)] == [5]
 
     @pytest.mark.parametrize("score", ["-inf", "1e300", "inf", "-1e300", "0.5"])
@@ -250,7 +250,7 @@ class TestFinish:
         assert observer.get("arq:retry:a") == "1"
         assert observer.zscore(QUEUE, "a") / 1000 == pytest.approx(observer.time()[0] + 5, abs=2)
         assert not observer.exists("arq:in-progress:a", "arq:started")
-        observer.zadd(QUEUE, {"a": 1})
+        observer.zadd(QUEUE, {"a": 2})
         assert (await claim_one(queue)).tries == 1
 
     async def test_back(self, queue: Queue, observer: Any) -> None:
@@ -452,6 +452,15 @@ class TestAbort:
         await queue.enqueue([entry(delay=60_000)])
         assert await queue.abort(QUEUE, "a")
         assert (await claim_one(queue)).abort_at is not None
+
+    async def test_half_of_a_stock_clients(self, queue: Queue, observer: Any) -> None:
+        """A deferred job that a stock client has made due to abort it, but not said so yet, is not run for that."""
+        await queue.enqueue([entry(delay=60_000)])
+        observer.zadd(QUEUE, {"a": 1})
+        assert await claim(queue) == []
+        observer.zadd("arq:abort", {"a": 1})
+        observer.zadd(QUEUE, {"a": 1})
+        assert (await claim_one(queue)).abort_at == 1
 
     async def test_of_one_that_runs(self, queue: Queue) -> None:
         """A running job stays where it is."""

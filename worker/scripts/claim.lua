@@ -35,7 +35,10 @@ while taken < wanted and looked < LOOK_AT_MOST do
             -- Who claimed it last, and how often nobody finished it: outlives the lease, and goes when it is finished.
             local before = text(redis.pcall('HGET', prefix .. 'started', id))
             local crashes = before and count(string.match(before, '^%d+')) or 0
-            if crashes >= WARY and suspects <= 0 then
+            local abort_at = text(redis.pcall('ZSCORE', prefix .. 'abort', id))
+            -- A stock client's abort makes a deferred job due first, at 1, and only then says that it is to be aborted.
+            local is_being_aborted = score == '1' and not abort_at
+            if is_being_aborted or (crashes >= WARY and suspects <= 0) then
                 redis.call('ZADD', queue, now + LATER, id)
             else
                 redis.call('SET', holder, token .. ':' .. score, 'PX', lease)
@@ -50,7 +53,7 @@ while taken < wanted and looked < LOOK_AT_MOST do
                     score,
                     count(redis.pcall('GET', prefix .. 'retry:' .. id)),
                     crashes,
-                    text(redis.pcall('ZSCORE', prefix .. 'abort', id)),
+                    abort_at,
                 }
             end
         else
