@@ -6,10 +6,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+AT_ONCE = 4.0
+"""Seconds that a busy machine may take for what waits for nothing; whatever it must not wait for takes longer."""
+
 
 async def eventually(
     condition: Callable[[], Any | Awaitable[Any]],
-    timeout: float = 5,  # noqa: ASYNC109 - it names what was waited for, which asyncio.timeout cannot
+    timeout: float = 20,  # noqa: ASYNC109 - it names what was waited for, which asyncio.timeout cannot
     every: float = 0.01,
     *,
     equals: object = ...,

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -14,7 +13,7 @@ from db.sessions import Current
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Note
 from tests.servers import Observer
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -165,16 +164,17 @@ async def test_isolated_rolls_back_its_own(rows: Count) -> None:
 
 
 async def test_isolated_queries_run_at_once() -> None:
-    """Isolated queries run concurrently: three that take 0.3 seconds each take less than two of them."""
+    """Isolated queries run concurrently: three that all wait for each other, each in its transaction, do meet."""
+    meeting = asyncio.Barrier(3)
 
-    async def slow(number: int) -> int:
-        await (await db.session()).execute(text("SELECT pg_sleep(0.3)"))
-        return number
+    async def meet(number: int) -> Any:
+        session = await db.session()
+        await session.execute(text("SELECT 1"))
+        await meeting.wait()
+        return await session.scalar(text(f"SELECT {number}"))
 
-    started = time.monotonic()
-    async with db.scope():
-        assert await asyncio.gather(*(db.isolated(slow, number) for number in range(3))) == [0, 1, 2]
-    assert time.monotonic() - started < 0.6
+    async with asyncio.timeout(AT_ONCE), db.scope():
+        assert await asyncio.gather(*(db.isolated(meet, number) for number in range(3))) == [0, 1, 2]
 
 
 async def test_independent_commits_by_itself(rows: Count, postgres: Observer) -> None:

@@ -20,7 +20,7 @@ from tests.db.conftest import INSERT, Count
 from tests.db.models import Note
 from tests.proxy import Proxy
 from tests.servers import Observer
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 
 SLEEP = text("SELECT pg_sleep(30)")
 SyncDatabase = db.Database[db.Session]
@@ -359,7 +359,7 @@ async def test_statement_in_flight_in_a_thread(sync_database: SyncDatabase, rows
             await eventually(lambda: postgres.backends("active"), equals=1)
             started = time.monotonic()
             await asyncio.wait_for(asyncio.shield(running), 0.05)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < AT_ONCE
     with pytest.raises(db.ScopeEndedError):
         await running
     assert await postgres.backends("active") == 0
@@ -381,7 +381,7 @@ async def test_black_holed_statement_in_a_thread(database_url: str, database: db
                 started = time.monotonic()
                 running = asyncio.ensure_future(asyncio.to_thread(session.execute, text("SELECT 2")))
                 await asyncio.wait_for(asyncio.shield(running), 0.1)
-        assert time.monotonic() - started < 2.1
+        assert time.monotonic() - started < 2 + AT_ONCE
         with pytest.raises(db.ScopeEndedError):
             await running
         await away.dispose()
@@ -400,7 +400,7 @@ async def test_black_holed_rollback_in_a_thread(
                 proxy.blackhole()
                 started = time.monotonic()
                 raise ZeroDivisionError
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 2 + AT_ONCE
         assert "its connection is thrown away" in caplog.text
         await away.dispose()
 
@@ -546,7 +546,7 @@ async def test_black_holed_commit_in_a_thread(database_url: str, database: db.Da
                 await asyncio.to_thread(write, await db.session(away))
                 proxy.blackhole()
                 started = time.monotonic()
-        assert 2 <= time.monotonic() - started < 4
+        assert 2 <= time.monotonic() - started < 2 + AT_ONCE
         assert transient(lost.value) is Transient.LOST
         await away.dispose()
     assert await rows() == 0
@@ -570,7 +570,7 @@ async def test_ending_while_all_threads_are_busy(sync_database: SyncDatabase, po
     for task in tasks:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < AT_ONCE
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
     assert all(
         isinstance(error, db.ScopeEndedError) for error in await asyncio.gather(*running, return_exceptions=True)

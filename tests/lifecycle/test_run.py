@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import Command
 from tests.lifecycle.errands import ask_arq, double, pass_on, wait_for, who_runs
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 from worker import Job, Queue
 
 ERRANDS = {"WORKER_REGISTRY": "tests.lifecycle.errands"}
@@ -122,7 +122,7 @@ async def test_burst_on_several_queues(settings: dict[str, str], tmp_path: Path,
         assert await run.ends() == 0
         assert "stopped: 22 jobs done" in run.output
     assert await queue.depths(["high", "low"]) == {"high": 0, "low": 0}
-    assert await late.result(timeout=1) == 4
+    assert await late.result(timeout=AT_ONCE) == 4
 
 
 async def test_interrupted_burst(settings: dict[str, str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.commands import Command, gone
 from tests.lifecycle.errands import double, wait_for
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 from worker import Queue
 
 TWO = ("worker", "run", "--processes", "2")
@@ -99,7 +99,7 @@ async def test_burst(settings: dict[str, str], tmp_path: Path, queue: Queue) -> 
         await run.says("works on", times=2)
         (tmp_path / "file").touch()
         assert await run.ends() == 0
-    assert await first.result(timeout=1) == "waited"
+    assert await first.result(timeout=AT_ONCE) == "waited"
     assert await queue.depth("arq:queue") == 0
 
 

@@ -12,7 +12,7 @@ import db
 from db.transient import Transient, transient
 from tests.proxy import Proxy
 from tests.servers import Observer
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 
 # Seconds: the limits of the database under test, and so what a statement may take in all.
 CONNECT, STATEMENT = 0.5, 0.5
@@ -60,7 +60,7 @@ async def test_in_a_statement(database: db.Database, proxy: Proxy, postgres: Obs
             proxy.blackhole()
             started = time.monotonic()
             await insert()
-    assert TIMEOUT <= time.monotonic() - started < 2 * TIMEOUT
+    assert TIMEOUT <= time.monotonic() - started < TIMEOUT + AT_ONCE
     assert transient(lost.value) is Transient.LOST
     await works_again(proxy, postgres)
 
@@ -76,7 +76,7 @@ async def test_in_the_rollback(
             proxy.blackhole()
             started = time.monotonic()
             raise ZeroDivisionError
-    assert time.monotonic() - started < 2 * TIMEOUT
+    assert time.monotonic() - started < TIMEOUT + AT_ONCE
     assert "its connection is thrown away" in caplog.text
     await works_again(proxy, postgres)
     assert await postgres.fetchval("SELECT count(*) FROM note") == 1
@@ -92,7 +92,7 @@ async def test_in_the_rollback_of_a_patient_database(proxy: Proxy) -> None:
             proxy.blackhole()
             started = time.monotonic()
             raise ZeroDivisionError
-    assert time.monotonic() - started < 2 * CONNECT
+    assert time.monotonic() - started < CONNECT + AT_ONCE
     db.set_default_database(None)
     await patient.dispose()
 
@@ -105,7 +105,7 @@ async def test_in_the_commit(database: db.Database, proxy: Proxy, postgres: Obse
             await insert()
             proxy.blackhole()
             started = time.monotonic()
-    assert TIMEOUT <= time.monotonic() - started < 2 * TIMEOUT
+    assert TIMEOUT <= time.monotonic() - started < TIMEOUT + AT_ONCE
     assert transient(lost.value) is Transient.LOST
     await works_again(proxy, postgres)
 
@@ -126,7 +126,7 @@ async def test_in_the_commit_and_cancelled(database: db.Database, proxy: Proxy, 
         await asyncio.sleep(0.01)
     with pytest.raises((db.DatabaseUnreachableError, asyncio.CancelledError)):
         await task
-    assert time.monotonic() - started < 2 * TIMEOUT
+    assert time.monotonic() - started < TIMEOUT + AT_ONCE
     await works_again(proxy, postgres)
 
 
@@ -146,7 +146,7 @@ async def test_cancelled_in_a_statement(database: db.Database, proxy: Proxy, pos
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - started < TIMEOUT / 2
+    assert time.monotonic() - started < AT_ONCE
     await works_again(proxy, postgres)
 
 
@@ -157,7 +157,7 @@ async def test_in_the_ping(database: db.Database, proxy: Proxy, postgres: Observ
     started = time.monotonic()
     with pytest.raises(db.DatabaseUnreachableError) as lost:
         await db.isolated(insert)
-    assert time.monotonic() - started < 2 * CONNECT + 0.5
+    assert time.monotonic() - started < 2 * CONNECT + AT_ONCE
     assert transient(lost.value) is Transient.LOST
     await works_again(proxy, postgres)
 
@@ -177,7 +177,7 @@ async def test_while_connecting(database: db.Database, proxy: Proxy, postgres: O
     started = time.monotonic()
     with pytest.raises(db.DatabaseUnreachableError) as lost:
         await db.isolated(insert)
-    assert time.monotonic() - started < 2 * CONNECT
+    assert time.monotonic() - started < CONNECT + AT_ONCE
     assert transient(lost.value) is Transient.LOST
     await works_again(proxy, postgres)
 
@@ -193,7 +193,7 @@ async def test_with_a_sibling_in_flight(database: db.Database, proxy: Proxy, pos
             await asyncio.sleep(0.05)
             started = time.monotonic()
             raise ZeroDivisionError
-    assert time.monotonic() - started < TIMEOUT
+    assert time.monotonic() - started < AT_ONCE
     with pytest.raises(db.ScopeEndedError):
         await child
     await works_again(proxy, postgres)
@@ -205,4 +205,4 @@ async def test_dispose(database: db.Database, proxy: Proxy) -> None:
     proxy.blackhole()
     started = time.monotonic()
     await database.dispose()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < AT_ONCE

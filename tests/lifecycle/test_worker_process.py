@@ -18,7 +18,7 @@ from tests.commands import REPOSITORY, bare_environment
 from tests.conftest import StartRedis
 from tests.lifecycle.conftest import Project
 from tests.servers import Observer
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 from worker import Job, task
 
 
@@ -35,7 +35,7 @@ class TestStart:
         with project.arq("worker.Settings", "--burst") as arq:
             assert await arq.ends() == 0
             assert "Traceback" not in arq.output
-        assert await job.result(timeout=1) == "sent to a"
+        assert await job.result(timeout=AT_ONCE) == "sent to a"
 
     async def test_check_tells_whether_a_worker_lives(self, project: Project) -> None:
         """`--check` ends with 1 without a worker, with 0 beside one, and with 1 again once that has gone."""
@@ -60,7 +60,7 @@ class TestStart:
         path = os.pathsep.join([str(project.folder), str(REPOSITORY)])
         with other.arq("worker.Settings", "--burst", PYTHONPATH=path) as arq:
             assert await arq.ends() == 0
-        assert await job.result(timeout=1) == "the other"
+        assert await job.result(timeout=AT_ONCE) == "the other"
 
     async def test_of_an_installed_project(self, project: Project, tmp_path: Path) -> None:
         """A project that is installed runs from any folder, by the command `arq` too."""
@@ -76,7 +76,7 @@ class TestStart:
             subprocess.run, command, cwd=anywhere, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert await job.result(timeout=1) == "sent to a"
+        assert await job.result(timeout=AT_ONCE) == "sent to a"
 
     async def test_of_a_projects_own_settings_class(self, project: Project, default_queue: worker.Queue) -> None:
         """A subclass of `worker.Settings` and one made by `build` run the tasks and their own hooks."""
@@ -117,13 +117,13 @@ class TestStart:
         with project.arq("settings.Mine", "--burst") as arq:
             assert await arq.ends() == 0
             assert "nobody minds" in arq.output
-        assert await quick.result(timeout=1) == "sent to a"
+        assert await quick.result(timeout=AT_ONCE) == "sent to a"
         events = await default_queue.redis.lrange("events", 0, -1)  # type: ignore[misc]  # redis-py's types are sync's too
         assert events == [b"startup ctx", b"job start q", b"job end True", b"after job end", b"shutdown"]
         assert await slow.status() is worker.JobStatus.queued
         with project.arq("settings.Slow", "--burst") as arq:
             assert await arq.ends() == 0
-        assert await slow.result(timeout=1) == "sent to b"
+        assert await slow.result(timeout=AT_ONCE) == "sent to b"
 
     async def test_on_a_redis_with_a_strange_password(self, project: Project, own_redis: StartRedis) -> None:
         """A password with reserved characters, written as a URL wants it, opens Redis for the worker and for arq."""
@@ -134,7 +134,7 @@ class TestStart:
         job = await send.enqueue("a")
         with project.arq("worker.Settings", "--burst", REDIS_URL=url) as arq:
             assert await arq.ends() == 0
-        assert await job.result(timeout=1) == "sent to a"
+        assert await job.result(timeout=AT_ONCE) == "sent to a"
         await queue.close()
         worker.set_default_queue(None)
 
@@ -279,7 +279,7 @@ class TestEnd:
             arq.send(number)
             assert await arq.ends() == 0
             assert "Traceback" not in arq.output
-        assert await running.result(timeout=1) == "sent to a"
+        assert await running.result(timeout=AT_ONCE) == "sent to a"
         assert await waiting.status() is worker.JobStatus.deferred
         await eventually(postgres.backends, equals=0)
         assert await postgres.idle_in_transaction() == 0
@@ -311,5 +311,5 @@ class TestEnd:
         assert await postgres.fetchval("SELECT count(*) FROM sent") == 0
         with project.arq("worker.Settings", "--burst", WAIT="0") as arq:
             assert await arq.ends() == 0
-        assert await Job[str](job.job_id).result(timeout=1) == "attempt 1"
+        assert await Job[str](job.job_id).result(timeout=AT_ONCE) == "attempt 1"
         assert await postgres.fetchval("SELECT count(*) FROM sent") == 1

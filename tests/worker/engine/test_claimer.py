@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartRedis
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import Job, JobContext, Queue, task
 from worker.engine import claimer
@@ -124,7 +124,7 @@ async def test_running_elsewhere(start: StartWorker, queue: Queue, observer: Any
         pipe.execute()
     async with start(note):
         job = await note.enqueue()
-        await job.result(timeout=1)
+        await job.result(timeout=AT_ONCE)
     assert observer.zcard("arq:queue") == 1000
 
 

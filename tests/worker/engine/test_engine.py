@@ -11,7 +11,7 @@ import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job as StockJob
 
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import Job, JobContext, JobFailed, Queue, Retry, deserialize, serialize, task
 from worker.engine import claimer
@@ -121,8 +121,8 @@ class TestRuns:
                 ahead.setattr("worker.queue.time.time_ns", lambda: now() + 60 * 10**9)
                 quick = await double.enqueue(1)
                 slow = await double.using(delay=30).enqueue(2)
-            assert await quick.result(timeout=1) == 2
-            assert await slow.abort(timeout=1)
+            assert await quick.result(timeout=AT_ONCE) == 2
+            assert await slow.abort(timeout=AT_ONCE)
 
     async def test_retry_at_once(self, start: StartWorker) -> None:
         """A job that asks to run again at once does, without waiting for a poll."""
@@ -304,7 +304,7 @@ class TestAbort:
             job = await double.enqueue(1)
             assert await job.result(timeout=5) == 2
             assert not await job.abort(timeout=1)
-            assert await job.result(timeout=1) == 2
+            assert await job.result(timeout=AT_ONCE) == 2
 
 
 class TestExpiry:
@@ -342,7 +342,7 @@ class TestDrain:
             assert not draining.done()
             body.go_on.set()
             assert await draining
-        assert await first.result(timeout=1) == "waited"
+        assert await first.result(timeout=AT_ONCE) == "waited"
         assert await second.status() == "queued"
         assert seen.left() == {"arq:queue", f"arq:job:{second.job_id}"}
 
@@ -368,7 +368,7 @@ class TestDrain:
             draining = asyncio.create_task(worker.drain())
             await asyncio.sleep(0.05)
             worker.engine.hurry()
-            assert await asyncio.wait_for(draining, 2)
+            assert await asyncio.wait_for(draining, AT_ONCE)
 
     async def test_one_that_does_not_end(self, start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         """A job that ignores its interruption is left: the drain ends, and its lease is let go."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
 from worker.engine import reception
@@ -106,7 +106,7 @@ class TestGarbage:
         async with start(double, lease=5) as worker:
             job = await double.enqueue(1)
             await worker.idle(timeout=30)
-            assert await job.result(timeout=1) == 2
+            assert await job.result(timeout=AT_ONCE) == 2
         result = seen.result("huge")
         assert (result["s"], result["k"], result["r"]["type"]) == (
             False,
