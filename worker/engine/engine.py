@@ -170,6 +170,7 @@ class Engine:
         for job in self._held:
             if job.phase is Phase.RUNNING:
                 logger.error("%s does not end: it is left to the worker that takes it after its lease", job.job_id)
+        await end(self._loops_named("health"))  # it would write down again what is to be forgotten
         # Redis may be away, and need not come back for our sake.
         with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_SETTLING):
@@ -252,10 +253,13 @@ class Engine:
     async def _stop_claiming(self) -> None:
         """A claim on its way is waited for: what it brings is ours."""
         self._claimer.stop()
-        claiming = [loop for loop in self._loops if loop.get_name() == "claimer"]
+        claiming = self._loops_named("claimer")
         await asyncio.wait(claiming, timeout=_SETTLING)
         for loop in claiming:
             loop.cancel()
+
+    def _loops_named(self, name: str) -> list[asyncio.Task[None]]:
+        return [loop for loop in self._loops if loop.get_name() == name]
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         await supervise(name, run, trouble=self._health.trouble)

@@ -71,6 +71,15 @@ async def test_record(start: StartWorker, queue: Queue, observer: Any, seen: See
     assert not observer.exists("low:health-check:w")
 
 
+async def test_record_goes_for_good(start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is just writing its record when it ends takes it back all the same, ten times of ten."""
+    monkeypatch.setattr(health, "_INTERVAL", 0)
+    for _ in range(10):
+        async with start(double):
+            await eventually(seen.well)
+        assert not seen.well()
+
+
 async def test_redis_out_of_memory(start: StartWorker, server: EmbeddedRedis, client: Any, queue_there: Queue) -> None:
     """A worker whose Redis takes no more writes is unwell within 5 s, keeps what it holds, and works after relief."""
     began, go_on = asyncio.Event(), asyncio.Event()
