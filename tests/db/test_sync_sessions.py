@@ -317,11 +317,12 @@ async def test_two_threads_at_once(sync_database: SyncDatabase, postgres: Observ
 
 async def test_thread_that_outlives_the_scope(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
     """C3 for threads: a thread that was given up goes on, its next statement raises, and nothing of it is saved."""
-    go_on = threading.Event()
+    written, go_on = threading.Event(), threading.Event()
     seen: list[BaseException] = []
 
     def work(session: db.Session) -> None:
         write(session)
+        written.set()
         go_on.wait()
         uses: list[Callable[[], None]] = [
             lambda: write(session, "b"),
@@ -340,7 +341,8 @@ async def test_thread_that_outlives_the_scope(sync_database: SyncDatabase, rows:
         async with db.scope():
             thread = asyncio.to_thread(work, await db.session(sync_database))
             running = asyncio.ensure_future(thread)
-            await eventually(postgres.idle_in_transaction, equals=1)
+            await eventually(written.is_set)
+            assert await postgres.idle_in_transaction() == 1
             await asyncio.wait_for(asyncio.shield(running), 0.05)
     assert await postgres.idle_in_transaction() == 0
     go_on.set()

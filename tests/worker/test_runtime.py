@@ -46,7 +46,7 @@ def registry(*tasks: Task[..., Any], lifespan: Lifespan | None = None) -> Regist
 
 @pytest.fixture
 def config(redis_url: str, database_url: str) -> Config:
-    return Config.load(database_url=database_url, redis_url=redis_url, concurrency=4, connect_wait=0.3)
+    return Config.load(database_url=database_url, redis_url=redis_url, concurrency=4, connect_wait=20)
 
 
 def changed(config: Config, **update: Any) -> Config:
@@ -204,7 +204,7 @@ class TestRefused:
 
     async def test_a_database_that_does_not_answer(self, config: Config) -> None:
         """After WORKER_CONNECT_WAIT it says for how long, why, and what to look at; the password is not told."""
-        down = changed(config, database_url="postgresql://app:secret@127.0.0.1:1/app")
+        down = changed(config, database_url="postgresql://app:secret@127.0.0.1:1/app", connect_wait=0.3)
         message = await refused(down, registry(plain))
         assert message.startswith("DATABASE_URL: no answer within 0.3 s (")
         assert "is the server up?" in message
@@ -213,7 +213,7 @@ class TestRefused:
     async def test_an_unknown_database(self, config: Config, database_url: str) -> None:
         """What waiting would not change is told at once."""
         unknown = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
-        message = await refused(changed(config, database_url=unknown, connect_wait=30), registry(plain))
+        message = await refused(changed(config, database_url=unknown), registry(plain))
         assert message == 'DATABASE_URL: the server refuses: database "nowhere" does not exist'
 
     async def test_an_asynchronous_task_on_a_synchronous_driver(self, config: Config, sync_database_url: str) -> None:
@@ -232,7 +232,7 @@ async def test_a_server_that_comes_up_in_time_is_waited_for(own_postgres: StartP
     """A worker that starts together with its database starts."""
     server = own_postgres()
     await asyncio.to_thread(server.kill)
-    runtime = Runtime(changed(config, database_url=server.url, connect_wait=20), registry(with_session))
+    runtime = Runtime(changed(config, database_url=server.url), registry(with_session))
     opening = asyncio.create_task(runtime.open({}))
     await asyncio.sleep(0.5)
     assert not opening.done()
