@@ -30,6 +30,7 @@ EXPIRES = 24 * 60 * 60 * 1000
 NEVER = 100 * 365 * 24 * 60 * 60 * 1000
 """The same, for a job that does not expire: Redis knows no expiry without end."""
 
+_BEGUN = b"?"  # before an epoch that nobody has completed
 _WARY = 2  # crashes, as in scripts/claim.lua
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -222,20 +223,30 @@ class Queue:
         moments = {task: moment for task, moment in last.items() if moment.isdigit() and len(moment) < _NO_TIME}
         return {task.decode(errors="replace"): _from_ms(moment) for task, moment in moments.items()}
 
-    async def epoch(self, queue: str) -> bytes | None:
-        """What tells one memory of Redis from another; None where it has lost it."""
-        epoch: bytes | None = await self.redis.get(Keys.of(queue).epoch)
-        return epoch
+    async def epochs(self, queues: Sequence[str]) -> dict[str, bytes | None]:
+        """Of each queue, what tells one memory of Redis from another; None where it has lost it, and nobody has said
+        since that all is there again.
+        """
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.get(Keys.of(queue).epoch)
+            values: list[bytes | None] = await pipe.execute()
+        found = zip(queues, values, strict=True)
+        return {queue: None if epoch is None or epoch.startswith(_BEGUN) else epoch for queue, epoch in found}
 
     async def begin_epoch(self, queue: str) -> bytes:
-        """Begin a new epoch, unless another worker has; which it is."""
+        """Begin a new epoch where there is none; which one it is now."""
         key = Keys.of(queue).epoch
-        epoch = secrets.token_bytes(8)
-        while not await self.redis.set(key, epoch, nx=True):
-            before: bytes | None = await self.redis.get(key)
-            if before is not None:
-                return before
+        epoch = secrets.token_hex(8).encode()
+        while not await self.redis.set(key, _BEGUN + epoch, nx=True):
+            other: bytes | None = await self.redis.get(key)
+            if other is not None:
+                return other.removeprefix(_BEGUN)
         return epoch
+
+    async def complete_epoch(self, queue: str, epoch: bytes) -> bool:
+        """Say that all is in the queue that is to be; False where Redis has lost it again since `epoch` began."""
+        return bool(await self._run("epoch", queue, [Keys.of(queue).epoch, epoch, _BEGUN]))
 
     async def depth(self, queue: str) -> int:
         """How many jobs wait or run."""

@@ -11,4 +11,4 @@ async def recall(claim: Claim, ledger: Ledger) -> Claim:
         DBAPIError, OSError: the database is away.
     """
     row = await ledger.pending(claim.raw_id.decode(errors="backslashreplace"))
-    return claim if row is None else claim._replace(payload=row.payload)
+    return claim if row is None or row.expired else claim._replace(payload=row.payload)

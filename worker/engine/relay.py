@@ -10,8 +10,10 @@
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Sequence
 
+from worker.errors import WorkerError
 from worker.ledger import Ending, Ledger, State, Unpublished
 from worker.queue import NEVER, Entry, Queue
 
@@ -20,8 +22,8 @@ logger = logging.getLogger("worker")
 _PAUSE = 1.0  # seconds between two rounds, with jitter, so that workers take turns
 _BATCH = 500  # rows a round
 
-_Key = tuple[str, int]
-"""A row's id and enqueue time."""
+_Row = tuple[str, int, str]
+"""A row's id, enqueue time and queue."""
 
 
 class Relay:
@@ -45,48 +47,76 @@ class Relay:
                 await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
     async def _watch_epochs(self) -> None:
-        """Let all rows of a queue be due whose Redis has lost its memory."""
-        for name in self._queues:
-            epoch = await self._queue.epoch(name)
-            if epoch is None:
-                # In this order: whoever dies in between leaves the key missing, and the next one begins anew.
-                put_off = await self._ledger.make_all_due(name)
-                epoch = await self._queue.begin_epoch(name)
-            elif self._epochs.get(name, epoch) != epoch:
-                put_off = await self._ledger.make_all_due(name)
-            else:
-                put_off = 0
-            if put_off:
-                logger.warning("Redis has lost the memory of %s: %d pending jobs are looked after", name, put_off)
-            self._epochs[name] = epoch
+        """Look after all rows of the queues whose Redis has lost its memory."""
+        epochs = await self._queue.epochs(self._queues)
+        lost = [name for name, epoch in epochs.items() if not self._trusts(name, epoch)]
+        if not lost:
+            return
+        begun = {name: await self._queue.begin_epoch(name) for name in lost}
+        if published := await self._sweep(lost):
+            logger.warning("Redis had lost %d pending jobs of %s, and has them again", published, ", ".join(lost))
+        for name, epoch in begun.items():
+            # Only now: whoever dies in between leaves an epoch that nobody trusts. Nor does one that Redis has lost
+            # meanwhile count, with what was published in it.
+            if await self._queue.complete_epoch(name, epoch):
+                self._epochs[name] = epoch
+
+    def _trusts(self, name: str, epoch: bytes | None) -> bool:
+        """Whether Redis has what it had at the last look; at the first, another worker's word is taken for it."""
+        return epoch is not None and self._epochs.setdefault(name, epoch) == epoch
+
+    async def _sweep(self, names: Sequence[str]) -> int:
+        """Look after every pending row of these queues; how many were published.
+
+        It writes nothing to the ledger, so several workers may do it at once. Each begins somewhere else, so that they
+        share the work.
+        """
+        published = 0
+        middle = secrets.token_hex(2)
+        for after, end in ((middle, None), ("", middle)):
+            last = after
+            while (end is None or last <= end) and (rows := await self._ledger.pending_after(last, names, _BATCH)):
+                published += await self._look_after(rows)
+                last = rows[-1][0]
+        return published
 
     async def _round(self) -> int:
-        """Look after a batch of rows; how many there were."""
-        taken = await self._ledger.take_due(_BATCH)
-        by_queue: dict[str, list[_Key]] = {}
-        for job_id, enqueued_at, name in taken:
+        """Look after a batch of rows whose time has come; how many there were."""
+        rows = await self._ledger.take_due(_BATCH)
+        if published := await self._look_after(rows):
+            logger.info("%d pending jobs were not in Redis, and are now", published)
+        return len(rows)
+
+    async def _look_after(self, rows: Sequence[_Row]) -> int:
+        """Publish what Redis does not know; how many that were."""
+        published = 0
+        by_queue: dict[str, list[tuple[str, int]]] = {}
+        for job_id, enqueued_at, name in rows:
             by_queue.setdefault(name, []).append((job_id, enqueued_at))
         for name, keys in by_queue.items():
-            known = await self._queue.known(name, [job_id for job_id, _ in keys])
+            try:
+                known = await self._queue.known(name, [job_id for job_id, _ in keys])
+            except WorkerError as error:  # a queue that this Redis cannot have; the others need not wait for it
+                logger.error("%d pending jobs cannot be queued: %s", len(keys), error)  # noqa: TRY400 - it says all
+                continue
             unknown = [key for key, is_known in zip(keys, known, strict=True) if not is_known]
             if unknown:
-                await self._publish(name, await self._ledger.unpublished(unknown))
-        return len(taken)
+                published += await self._publish(await self._ledger.unpublished(unknown))
+        return published
 
-    async def _publish(self, name: str, rows: Sequence[Unpublished]) -> None:
-        """Publish those that may run still; the others are over."""
-        live = [row for row in rows if not row.expired]
-        published = await self._queue.publish([entry(row) for row in live])
-        if any(published):
-            logger.info("%s: %d pending jobs were not in Redis, and are now", name, sum(published))
+    async def _publish(self, rows: Sequence[Unpublished]) -> int:
+        """Publish those that may run still, and settle those that may not; how many were published."""
+        published = await self._queue.publish([entry(row) for row in rows if not row.expired])
         expired = [ending(row, State.EXPIRED) for row in rows if row.expired]
         if expired:
             await self._ledger.settle(expired)
+        return sum(published)
 
 
 def entry(row: Unpublished) -> Entry:
-    """A pending row as a job to be queued."""
-    patience = NEVER if row.patience is None else row.patience
+    """A pending row as a job to be queued: in its old place, and with what is left of its patience."""
+    overdue = max(-row.delay, 0)
+    patience = NEVER if row.patience is None else max(row.patience - overdue, 1)
     return Entry(row.id, row.payload, row.queue, row.delay, expires=patience)
 
 

@@ -38,7 +38,7 @@ class LedgerSlots(Slots):
         self._ledger = ledger
 
     async def last(self, task: Task[..., object], queue: str) -> datetime | None:
-        written = await self._ledger.last_enqueued(slot_id(task.name, ""))
+        written = await self._ledger.last_enqueued(task.name, slot_id(task.name, ""))
         known = (await super().last(task, queue), None if written is None else _EPOCH + timedelta(milliseconds=written))
         return max((moment for moment in known if moment is not None), default=None)
 

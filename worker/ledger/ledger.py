@@ -149,13 +149,16 @@ class Ledger:
             session = await work.session(default_database())
             return [row for row in rows if await self.reserve(session, row)]
 
-    async def last_enqueued(self, prefix: str) -> int | None:
-        """The latest enqueue time of the rows whose id begins with `prefix`, in milliseconds since the epoch."""
+    async def last_enqueued(self, task: str, prefix: str) -> int | None:
+        """The enqueue time of the last of those rows of a task whose ids are `prefix` and a number, all of one length.
+
+        In milliseconds since the epoch.
+        """
         async with scope() as work:
             session = await work.session(default_database())
-            parameters = {"first": prefix, "end": prefix[:-1] + chr(ord(prefix[-1]) + 1)}
+            parameters = {"task": task, "first": f"{prefix}0", "end": f"{prefix}:"}  # the sign after 9
             row = await self._first(session, self._of(session).last_enqueued, parameters)
-        last: int | None = None if row is None else row["last"]
+        last: int | None = None if row is None else row["enqueued_at"]
         return last
 
     async def take_due(self, limit: int) -> list[tuple[str, int, str]]:
@@ -167,17 +170,19 @@ class Ledger:
 
     async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
         """Those of these rows, by id and enqueue time, that are pending still."""
+        wanted = set(keys)
         async with scope() as work:
             session = await work.session(default_database())
-            found = await execute(session, self._of(session).unpublished, {"keys": list(keys)})
-            return [Unpublished(**row) for row in found.mappings()]
+            found = await execute(session, self._of(session).unpublished, {"ids": [job_id for job_id, _ in wanted]})
+            return [Unpublished(**row) for row in found.mappings() if (row["id"], row["enqueued_at"]) in wanted]
 
-    async def make_all_due(self, queue: str) -> int:
-        """Let the relay look after every pending row of a queue now; how many it had put off."""
+    async def pending_after(self, job_id: str, queues: Sequence[str], limit: int) -> list[tuple[str, int, str]]:
+        """Up to `limit` pending rows of `queues` whose ids come after `job_id`, as id, enqueue time and queue."""
         async with scope() as work:
             session = await work.session(default_database())
-            updated = await execute(session, self._of(session).all_due, {"of_queue": queue})
-            return int(updated.rowcount)
+            parameters = {"after": job_id, "queues": list(queues), "limit": limit}
+            found = await execute(session, self._of(session).pending_after, parameters)
+            return [(row.id, row.enqueued_at, row.queue) for row in found]
 
     async def prune(self, keep: int, limit: int) -> int:
         """Delete up to `limit` rows that are over since `keep` milliseconds, the oldest first; how many there were.

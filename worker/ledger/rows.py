@@ -32,7 +32,7 @@ class Unpublished(NamedTuple):
     queue: str
     payload: bytes
     delay: int
-    """Milliseconds until it is due."""
+    """Milliseconds until it is due; negative: since it was."""
     patience: int | None
     """As in `Pending`."""
     expired: bool

@@ -1,15 +1,19 @@
 """The relay: what the ledger says is to run is in Redis, whatever Redis has lost; on a real Redis and PostgreSQL."""
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import text
 
 import db
 import worker
 from db.database import Database
+from tests.conftest import StartRedis
+from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker
@@ -19,6 +23,7 @@ from worker.errors import ResultNotFoundError
 from worker.ledger import Ending, Ledger, State, Unpublished
 
 RUNS: list[int] = []
+CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
 
 
 @task
@@ -27,13 +32,16 @@ async def count(number: int = 0) -> int:
     return number
 
 
+pytestmark = pytest.mark.usefixtures("queue", "database")
+
+
 @pytest.fixture(autouse=True)
 def _no_runs() -> None:
     RUNS.clear()
 
 
 @pytest.fixture
-def ledger(database: Database[db.AsyncSession]) -> Ledger:
+def ledger() -> Ledger:
     return Ledger()
 
 
@@ -52,6 +60,12 @@ async def enqueue(**using: Any) -> "worker.Job[int]":
     """A job that was enqueued in a transaction."""
     async with db.scope():
         return await count.using(**using).enqueue(1)
+
+
+async def enqueue_many(number: int) -> list[str]:
+    """The ids of jobs that were enqueued in a transaction, in order."""
+    async with db.scope():
+        return sorted(job.job_id for job in await count.enqueue_many([{}] * number))
 
 
 async def all_due(postgres: Observer) -> None:
@@ -143,6 +157,123 @@ class TestLosses:
         assert RUNS == [1, 1]
 
 
+class TestEpochs:
+    async def test_a_memory_that_is_lost_again_meanwhile(
+        self, queue: Queue, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was published before Redis lost its memory a second time is published again."""
+        monkeypatch.setattr("worker.engine.relay._BATCH", 10)
+        jobs = await enqueue_many(40)
+        observer.flushdb()
+
+        class Flushing(Ledger):
+            pieces = 0
+
+            async def pending_after(self, *arguments: Any) -> list[tuple[str, int, str]]:
+                self.pieces += 1
+                if self.pieces == 4:
+                    observer.flushdb()
+                return await super().pending_after(*arguments)
+
+        relay = Relay(queue, Flushing(), [queue.name])
+        await relay._watch_epochs()
+        assert 0 < len(queued(observer)) < 40
+        await relay._watch_epochs()
+        assert sorted(queued(observer)) == jobs
+
+    async def test_a_worker_that_dies_meanwhile(
+        self, queue: Queue, relay: Relay, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody trusts an epoch in which not all has been looked after: a new worker begins anew."""
+        monkeypatch.setattr("worker.engine.relay._BATCH", 10)
+        jobs = await enqueue_many(40)
+        await postgres.execute("UPDATE tandem_jobs SET check_at = check_at + 600000")
+        observer.flushdb()
+
+        class Dying(Ledger):
+            pieces = 0
+
+            async def pending_after(self, *arguments: Any) -> list[tuple[str, int, str]]:
+                self.pieces += 1
+                if self.pieces == 3:
+                    raise SystemExit
+                return await super().pending_after(*arguments)
+
+        with pytest.raises(SystemExit):
+            await Relay(queue, Dying(), [queue.name])._watch_epochs()
+        assert len(queued(observer)) < 40
+        await one_round(relay)
+        assert sorted(queued(observer)) == jobs
+
+    async def test_several_workers_share_the_work(
+        self, queue: Queue, ledger: Ledger, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each job is published once, whoever comes to it first, and nobody begins another time."""
+        monkeypatch.setattr("worker.engine.relay._BATCH", 10)
+        relays = [Relay(queue, ledger, [queue.name]) for _ in range(3)]
+        for relay in relays:
+            await one_round(relay)
+        jobs = await enqueue_many(100)
+        observer.flushdb()
+        published = await asyncio.gather(*(relay._sweep([queue.name]) for relay in relays))
+        assert sum(published) == 100
+        assert sorted(queued(observer)) == jobs
+        await asyncio.gather(*(relay._watch_epochs() for relay in relays))
+        assert await asyncio.gather(*(relay._queue.epochs([queue.name]) for relay in relays)) == [
+            {queue.name: epoch.encode()} for epoch in [str(observer.get("arq:queue:epoch"))] * 3
+        ]
+        assert {relay._epochs[queue.name] for relay in relays} == {str(observer.get("arq:queue:epoch")).encode()}
+
+    async def test_only_what_was_lost_is_looked_after(
+        self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """Each queue has an epoch of its own."""
+        relay = Relay(queue, ledger, [queue.name, "{mail}"])
+        await one_round(relay)
+        here, there = await enqueue(), await enqueue(queue="{mail}")
+        observer.flushdb()
+        observer.set("arq:queue:epoch", relay._epochs[queue.name].decode())
+        await relay._watch_epochs()
+        assert (queued(observer), observer.zrange("{mail}", 0, -1)) == ([], [there.job_id])
+        await all_due(postgres)
+        await relay._round()
+        assert queued(observer) == [here.job_id]
+
+
+class TestQueues:
+    @pytest.mark.parametrize("name", ["reports", "{mail}"])
+    async def test_a_row_of_any_queue_is_published(
+        self, relay: Relay, observer: redis.Redis, postgres: Observer, name: str
+    ) -> None:
+        """Whichever queues the relay's worker works on: nobody may be there who works on that one yet."""
+        job = await enqueue(queue=name)
+        observer.flushdb()
+        await all_due(postgres)
+        await relay._round()
+        assert observer.zrange(name, 0, -1) == [job.job_id]
+
+    async def test_a_queue_that_redis_cannot_have(
+        self, redis_url: str, ledger: Ledger, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """Its rows stay, and those of other queues are published."""
+
+        class Refusing(Queue):
+            async def known(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
+                if queue == "refused":
+                    raise worker.WorkerError("a Redis Cluster serves hash-tagged queues only")
+                return await super().known(queue, job_ids)
+
+        await enqueue(queue="refused")
+        job = await enqueue()
+        observer.flushdb()
+        await all_due(postgres)
+        refusing = Refusing(redis_url)
+        await Relay(refusing, ledger, [refusing.name])._round()
+        await refusing.close()
+        assert queued(observer) == [job.job_id]
+        assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'pending'") == 2
+
+
 class TestRaces:
     async def test_a_job_that_finishes_meanwhile_is_not_published(
         self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
@@ -175,18 +306,34 @@ class TestRaces:
         assert sum(taken) == 1200
         assert len(queued(observer)) == 1200
 
+    async def test_what_somebody_holds_is_passed_over(
+        self, relay: Relay, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """Another relay, or a job that is about to settle its row: nobody waits for them."""
+        held, free = await enqueue(), await enqueue()
+        observer.flushdb()
+        await all_due(postgres)
+        await postgres.execute("BEGIN")
+        await postgres.execute("SELECT 1 FROM tandem_jobs WHERE id = $1 FOR UPDATE", held.job_id)
+        async with asyncio.timeout(5):
+            assert await relay._round() == 1
+        assert queued(observer) == [free.job_id]
+        await postgres.execute("ROLLBACK")
+        assert await relay._round() == 1
+        assert sorted(queued(observer)) == sorted([held.job_id, free.job_id])
+
     async def test_what_redis_has_is_left_alone_and_put_off(
         self, relay: Relay, observer: redis.Redis, postgres: Observer
     ) -> None:
         """A job that merely waits is looked at less and less often."""
         await enqueue()
         gaps = []
-        for _ in range(9):
+        for _ in range(6):
             await all_due(postgres)
             await relay._round()
             gap = "SELECT check_at - extract(epoch FROM clock_timestamp()) * 1000 FROM tandem_jobs"
             gaps.append(round(float(await postgres.fetchval(gap)) / 1000))
-        assert gaps == [5, 10, 20, 40, 80, 160, 320, 600, 600]
+        assert gaps == [5, 20, 80, 320, 600, 600]
         assert observer.zcard("arq:queue") == 1
 
 
@@ -208,6 +355,43 @@ class TestTime:
         await relay._round()
         assert await postgres.fetchval("SELECT check_at - due FROM tandem_jobs") == 5000
 
+    async def test_a_job_gets_its_old_place(self, relay: Relay, observer: redis.Redis, postgres: Observer) -> None:
+        """What was due first is run first, as before; and nobody's patience begins anew."""
+        jobs = [await enqueue(expires=1000) for _ in range(3)]
+        observer.flushdb()
+        for number, job in enumerate(reversed(jobs)):
+            await postgres.execute("UPDATE tandem_jobs SET due = due - $1 WHERE id = $2", number * 300_000, job.job_id)
+        await one_round(relay)
+        assert queued(observer) == [job.job_id for job in jobs]
+        left = [observer.pttl(f"arq:job:{job.job_id}") for job in jobs]
+        assert [round(float(ms) / 1000, -2) for ms in left] == [400, 700, 1000]  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("hours", [1, -1])
+    async def test_the_database_has_a_clock_of_its_own(
+        self, start: StartWorker, ledger: Ledger, observer: redis.Redis, postgres: Observer, hours: int
+    ) -> None:
+        """A delay is as long, and a job is looked after as soon, where that clock is an hour off."""
+        await postgres.execute(
+            "CREATE SCHEMA off;"
+            "CREATE FUNCTION off.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql AS"
+            f" $$ SELECT pg_catalog.clock_timestamp() + interval '{hours} hours' $$"
+        )
+        await postgres.execute(
+            f"ALTER DATABASE {await postgres.fetchval('SELECT current_database()')}"
+            " SET search_path = off, pg_catalog, public"
+        )
+        async with db.scope():
+            assert abs(float(await (await db.session()).scalar(CLOCK)) - time.time()) > 3500
+        soon, later = await enqueue(expires=60), await enqueue(delay=600, expires=60)
+        observer.flushdb()
+        async with start(count, ledger=ledger) as one:
+            assert await soon.result(timeout=10) == 1
+            due: Any = await eventually(lambda: observer.zscore("arq:queue", later.job_id))
+            now: Any = observer.time()
+            assert 590 < due / 1000 - now[0] < 602
+            observer.zrem("arq:queue", later.job_id)
+            await one.idle()
+
     async def test_an_expired_job_is_over(
         self, relay: Relay, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
@@ -220,7 +404,6 @@ class TestTime:
         assert queued(observer) == []
         assert (await ledger.latest(job.job_id) or {})["state"] == "expired"
 
-    @pytest.mark.usefixtures("queue", "database")
     async def test_without_expiry_it_waits_as_long_as_it_takes(self, observer: redis.Redis) -> None:
         """A job that was enqueued in a transaction expires only if it says so."""
         job = await enqueue()
@@ -244,6 +427,42 @@ class TestTrouble:
         await all_due(postgres)
         await Relay(queue, ledger, [queue.name])._round()
         assert queued(observer) == [job.job_id]
+
+    async def test_while_the_database_is_away_nothing_is_lost(
+        self, database_url: str, start: StartWorker, observer: redis.Redis
+    ) -> None:
+        """Until it is back, nobody says that all is in Redis again."""
+        async with Proxy(database_url) as proxy:
+            database = Database[db.AsyncSession](proxy.url, default=True, pre_ping=False)
+            job = await enqueue()
+            observer.flushdb()
+            proxy.refuse()
+            await proxy.drop()
+            async with start(count, ledger=Ledger()):
+                await eventually(lambda: str(observer.get("arq:queue:epoch")).startswith("?"))
+                await proxy.resume()
+                assert await job.result(timeout=10) == 1
+                await eventually(lambda: not str(observer.get("arq:queue:epoch")).startswith("?"))
+            await database.dispose()
+            db.set_default_database(None)
+
+    async def test_redis_restarts_with_nothing(
+        self, own_redis: StartRedis, ledger: Ledger, start: StartWorker, postgres: Observer
+    ) -> None:
+        """Redis is killed with 50 jobs in it, deferred ones too, while a worker runs: each runs once, on time."""
+        server = own_redis(save="", appendonly="no")
+        queue = Queue(server.url, default=True)
+        async with start(count, url=server.url, ledger=ledger, concurrency=1):
+            async with db.scope():
+                await count.using(delay=2).enqueue_many([{"number": number} for number in range(50)])
+            server.kill()
+            server.restart()
+            await eventually(lambda: len(RUNS) == 50, timeout=15)
+            await eventually(
+                lambda: postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'done'"), equals=50
+            )
+        await queue.close()
+        assert sorted(RUNS) == list(range(50))
 
     async def test_an_id_that_is_used_again(
         self, start: StartWorker, ledger: Ledger, seen: Seen, observer: redis.Redis, postgres: Observer

@@ -1,0 +1,85 @@
+"""A claim whose payload Redis has lost: what the ledger makes of it, on a real Redis and PostgreSQL."""
+
+from typing import Any
+
+import pytest
+import redis
+
+import db
+from db.database import Database
+from db.transient import transient
+from tests.proxy import Proxy
+from tests.servers import Observer
+from tests.worker.engine.conftest import StartWorker
+from worker import Job, JobFailed, Queue, task
+from worker.engine.recall import recall
+from worker.ledger import Ending, Ledger, State
+from worker.queue import Claim
+
+TOKEN = "t" * 28
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@task
+async def echo(number: int) -> int:
+    return number
+
+
+async def lost(observer: redis.Redis, **using: Any) -> str:
+    """The id of a job that was enqueued in a transaction, and whose payload Redis has evicted."""
+    async with db.scope():
+        job = await echo.using(**using).enqueue(7)
+    observer.delete(f"arq:job:{job.job_id}")
+    return job.job_id
+
+
+async def claim(queue: Queue) -> Claim:
+    (claimed,) = (await queue.claim(queue.name, TOKEN, 10_000, 10)).jobs
+    assert claimed.payload is None
+    return claimed
+
+
+async def test_a_pending_job_gets_its_payload(queue: Queue, observer: redis.Redis, postgres: Observer) -> None:
+    """The one that it was enqueued with."""
+    await lost(observer)
+    recalled = await recall(await claim(queue), Ledger())
+    assert recalled.payload == await postgres.fetchval("SELECT payload FROM tandem_jobs")
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.ABORTED, State.EXPIRED, State.DISCARDED], ids=str)
+async def test_one_that_is_over_does_not(queue: Queue, observer: redis.Redis, postgres: Observer, state: State) -> None:
+    """Nothing but a pending row makes a job run."""
+    job_id = await lost(observer)
+    enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs")
+    await Ledger().settle([Ending(job_id, enqueued_at, "echo", queue.name, state)])
+    assert (await recall(await claim(queue), Ledger())).payload is None
+
+
+async def test_one_that_has_expired_does_not(start: StartWorker, observer: redis.Redis, postgres: Observer) -> None:
+    """Its payload has gone because it waited longer than it may: it is not run, however pending its row is."""
+    job_id = await lost(observer, expires=60)
+    await postgres.execute("UPDATE tandem_jobs SET due = due - 61000")
+    async with start(echo, ledger=Ledger()):
+        with pytest.raises(JobFailed, match="expired"):
+            await Job[int](job_id).result(timeout=5)
+
+
+async def test_one_that_the_ledger_does_not_know(queue: Queue, observer: redis.Redis) -> None:
+    """A job that was enqueued directly has expired; and an id need not be text."""
+    for raw_id in (b"direct", b"\xff\xfe"):
+        observer.zadd(queue.name, {raw_id: 1})
+        assert (await recall(await claim(queue), Ledger())).payload is None
+
+
+async def test_the_database_is_away(queue: Queue, observer: redis.Redis, database_url: str) -> None:
+    """Nobody knows then whether it is to run: it is an error, and one that passes."""
+    await lost(observer)
+    claimed = await claim(queue)
+    async with Proxy(database_url) as proxy:
+        away = Database[db.AsyncSession](proxy.url, default=True)
+        proxy.refuse()
+        with pytest.raises(db.DatabaseUnreachableError) as caught:
+            await recall(claimed, Ledger())
+        assert transient(caught.value) is not None
+        await away.dispose()
