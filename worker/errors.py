@@ -13,6 +13,7 @@
     ├── PoisonJobError            a job whose worker died each time it ran
     ├── TriesExhaustedError       a task asked for one attempt more than it may have
     ├── LedgerError               the ledger's table is missing or old, or its database can hold none
+    ├── LedgerAwayError           the ledger's database does not say what it knows of a job
     ├── LedgerBusyError           another attempt's transaction holds a job's row in the ledger
     ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
     └── JobFailed                 the exception that ended a job, as data
@@ -37,6 +38,7 @@ __all__ = [
     "EnqueueError",
     "JobExpiredError",
     "JobFailed",
+    "LedgerAwayError",
     "LedgerBusyError",
     "LedgerError",
     "PayloadError",
@@ -115,6 +117,10 @@ class TriesExhaustedError(WorkerError):
 
 class LedgerError(WorkerError):
     """The ledger's table is missing or old, or its database can hold none: one line says what to do."""
+
+
+class LedgerAwayError(WorkerError):
+    """Redis does not know the job, and the ledger's database does not answer just now: try again."""
 
 
 class LedgerBusyError(WorkerError):

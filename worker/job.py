@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from worker.context import from_milliseconds
-from worker.errors import JobFailed, ResultNotFoundError
+from worker.errors import JobFailed, LedgerAwayError, ResultNotFoundError
 from worker.message import Message, deserialize, dump
 from worker.queue import JobStatus, Queue, Trace, default_queue
 from worker.recollection import Recollection, abort_pending, recollect
@@ -79,7 +79,7 @@ class Job(Generic[R]):
     async def status(self) -> JobStatus:
         """Where it is now."""
         status = (await self._trace()).status
-        if status is JobStatus.not_found and (remembered := await recollect(self.job_id)) is not None:
+        if status is JobStatus.not_found and (remembered := await self._recollection()) is not None:
             return remembered.status
         return status
 
@@ -89,7 +89,7 @@ class Job(Generic[R]):
         if trace.result is not None:
             return self._finished(deserialize(trace.result))
         if trace.payload is None:
-            remembered = await recollect(self.job_id)
+            remembered = await self._recollection()
             return None if remembered is None else self._remembered(remembered)
         return self._waiting(Message.decode(self.job_id, trace.payload), trace.status)
 
@@ -122,6 +122,7 @@ class Job(Generic[R]):
 
         Raises:
             TimeoutError: it did not end in time.
+            LedgerAwayError: it is not in Redis, and the database does not say whether it is still to get there.
         """
         if not await self._redis.abort(self.queue_name, self.job_id):
             return await abort_pending(self.job_id)
@@ -157,12 +158,21 @@ class Job(Generic[R]):
             return _Ending(data["s"], data["r"])
         if trace.status is not JobStatus.not_found:
             return None
-        remembered = await recollect(self.job_id)
+        try:
+            remembered = await recollect(self.job_id)
+        except LedgerAwayError:
+            return None  # whether there is such a job can be told later
         if remembered is None:
             raise ResultNotFoundError(
                 f"job {self.job_id} is not in Redis: there is none of this id, or its result was not kept"
             )
         return None if remembered.is_pending else _Ending(remembered.success, remembered.result)
+
+    async def _recollection(self) -> Recollection | None:
+        """What the ledger remembers. Where the database is away, Redis' word stands."""
+        with contextlib.suppress(LedgerAwayError):
+            return await recollect(self.job_id)
+        return None
 
     def _as_promised(self, value: Any) -> R:
         result: R = value if self._signature is None else self._signature.restore_result(dump(value))

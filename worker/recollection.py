@@ -9,11 +9,12 @@ from pydantic_core import from_json
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.database import given_default
-from db.errors import DbError
+from db.errors import DbError, PoolExhaustedError
+from db.transient import transient
 from worker.config import Config
 from worker.context import from_milliseconds
-from worker.errors import JobExpiredError, JobFailed, LedgerError, PayloadError
-from worker.failure import error_from
+from worker.errors import JobExpiredError, JobFailed, LedgerAwayError, LedgerError, PayloadError
+from worker.failure import error_data, error_from
 from worker.ledger import Ledger, State
 from worker.message import Message
 from worker.queue import JobStatus
@@ -62,7 +63,8 @@ class Recollection:
             case State.FAILED:
                 return error_from(data | {"traceback": traceback} if isinstance(data, dict) else data)
             case State.EXPIRED:
-                return JobExpiredError("job expired: it waited longer than it may")
+                # As data, as Redis' own result is: the same error whoever is asked.
+                return error_from(error_data(JobExpiredError("job expired: it waited longer than it may")))
             case State.DISCARDED:
                 return JobFailed("discarded", "it had failed, and was discarded by hand", traceback)
             case State.ABORTED:
@@ -84,23 +86,33 @@ class Recollection:
 
 
 async def recollect(job_id: str) -> Recollection | None:
-    """The job of this id that was enqueued last; None where the ledger has none, or there is no ledger to ask."""
+    """The job of this id that was enqueued last; None where the ledger has none, or there is no ledger to ask.
+
+    Raises:
+        LedgerAwayError: the database does not answer.
+    """
     row = await _asked(lambda ledger: ledger.latest(job_id), otherwise=None)
     return None if row is None else Recollection(row)
 
 
 async def abort_pending(job_id: str) -> bool:
-    """Let a job that is not in the queue yet never get there; whether there was one."""
+    """Let a job that is not in the queue yet never get there; whether there was one.
+
+    Raises:
+        LedgerAwayError: the database does not answer.
+    """
     return await _asked(lambda ledger: ledger.abort(job_id), otherwise=False)
 
 
 async def _asked(ask: Callable[[Ledger], Awaitable[T]], *, otherwise: T) -> T:
-    """What the ledger says; `otherwise` where there is none, or it does not answer: then Redis' word stands."""
+    """What the ledger says; `otherwise` where there is none: then Redis' word stands."""
     if given_default() is None and Config.load().database_url is None:
         return otherwise
     try:
         return await ask(default_ledger())
-    except (SQLAlchemyError, DbError, LedgerError, OSError):
+    except (SQLAlchemyError, DbError, LedgerError, OSError) as error:
+        if transient(error) is not None or isinstance(error, PoolExhaustedError | OSError):
+            raise LedgerAwayError(f"the ledger's database does not answer: {error}") from error
         return otherwise
 
 

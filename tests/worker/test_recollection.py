@@ -1,6 +1,7 @@
 """``Job`` where Redis knows nothing: the ledger does; on a real PostgreSQL."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from pydantic import BaseModel
 import db
 import worker
 from db.database import Database
+from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker import Job, JobFailed, Queue, task
-from worker.errors import JobExpiredError, ResultNotFoundError
+from worker.errors import LedgerAwayError, ResultNotFoundError
 from worker.ledger import Ending, Ledger, State
 from worker.queue import JobStatus
 
@@ -100,16 +102,17 @@ class TestEnded:
         assert (caught.value.type, caught.value.message, caught.value.traceback) == ("shop.Sold", "out", "TB")
 
     @pytest.mark.parametrize(
-        ("state", "error"), [(State.EXPIRED, JobExpiredError), (State.DISCARDED, JobFailed)], ids=str
+        ("state", "error"),
+        [(State.EXPIRED, "worker.errors.JobExpiredError"), (State.DISCARDED, "discarded")],
+        ids=str,
     )
-    async def test_otherwise(
-        self, observer: redis.Redis, postgres: Observer, state: State, error: type[Exception]
-    ) -> None:
+    async def test_otherwise(self, observer: redis.Redis, postgres: Observer, state: State, error: str) -> None:
         """What became of it is said."""
         job = await lost(observer)
         await settle(job, postgres, state)
-        with pytest.raises(error):
+        with pytest.raises(JobFailed) as caught:
             await job.result(timeout=5)
+        assert caught.value.type == error
 
 
 class TestNothingToAsk:
@@ -131,6 +134,40 @@ class TestNothingToAsk:
         db.set_default_database(None)
         assert await Job[None]("nobody").status() == JobStatus.not_found
         db.set_default_database(database)
+
+
+class TestTrouble:
+    @pytest.fixture
+    async def proxy(self, database_url: str, database: Database[db.AsyncSession]) -> AsyncIterator[Proxy]:
+        """Stands before the default database."""
+        async with Proxy(database_url) as proxy:
+            behind = Database[db.AsyncSession](proxy.url, default=True, pre_ping=False)
+            yield proxy
+            await behind.dispose()
+            db.set_default_database(database)
+
+    async def test_a_result_is_waited_for(self, proxy: Proxy, observer: redis.Redis, postgres: Observer) -> None:
+        """While the database is away, nobody says that there is no such job."""
+        job = await lost(observer)
+        proxy.refuse()
+        await proxy.drop()
+        waiting = asyncio.create_task(job.result(timeout=20))
+        done, _ = await asyncio.wait({waiting}, timeout=1.5)
+        assert not done
+        await proxy.resume()
+        await settle(job, postgres, State.DONE, result=b'{"number":7}')
+        assert await waiting == Receipt(number=7)
+
+    async def test_an_abort_is_not_denied(self, proxy: Proxy, observer: redis.Redis) -> None:
+        """Whoever asks for an abort is told that it was not heard, and not that there is no such job."""
+        job = await lost(observer)
+        proxy.refuse()
+        await proxy.drop()
+        with pytest.raises(LedgerAwayError, match="does not answer"):
+            await job.abort(timeout=5)
+        assert await job.status() == JobStatus.not_found  # as far as Redis knows
+        await proxy.resume()
+        assert await job.abort(timeout=5)
 
 
 async def test_the_database_is_asked_seldom(observer: redis.Redis, postgres: Observer) -> None:

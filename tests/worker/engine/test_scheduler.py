@@ -18,9 +18,10 @@ from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Queue, cron, current_job, task
 from worker.engine import scheduler
+from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
 from worker.engine.slots import LedgerSlots, slot_id
-from worker.ledger import Ledger
+from worker.ledger import Ending, Ledger, State
 from worker.message import encode
 from worker.queue import Settlement, Slot, to_ms
 from worker.schedule import Misfire
@@ -137,6 +138,53 @@ async def test_redis_loses_its_memory(
             await eventually(partial(getattr, one, "_seen"))
     missed = [slot_id(tick.name, to_ms(hour - timedelta(hours=n))) for n in (1, 0)]
     assert observer.zrange(QUEUE, 0, -1) == missed[{"skip": 2, "once": 1, "all": 0}[misfire] :]
+
+
+async def test_redis_loses_its_memory_again_and_again(
+    redis_url: str, queue: Queue, observer: Any, database: object, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five workers, and a flush every other hour, before or after its jobs are run: one run for each hour all the same.
+
+    What a flush takes before it is run, the relay brings back; what has been run, it does not.
+    """
+    assert database is not None
+    monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
+    ledger, relay, begin = Ledger(), Relay(queue, Ledger(), [QUEUE]), datetime(2024, 5, 1, 0, 30, tzinfo=UTC)
+    barrier = asyncio.Barrier(5)
+    clocks = [Day(redis_url, begin, barrier, timedelta(seconds=s)) for s in (0, 90, 45, 13, 77)]
+    ran: Counter[str] = Counter()
+    flushed = 0
+
+    async def work() -> None:
+        """Run what is due, and settle its rows before Redis hears of it, as an engine does."""
+        token = f"{random.getrandbits(112):028x}"
+        jobs = [job.raw_id.decode() for job in (await queue.claim(QUEUE, token, 60_000, 100)).jobs]
+        ran.update(jobs)
+        if jobs:
+            tick_at = [(job, int(job.rpartition(":")[2])) for job in jobs]
+            await ledger.settle([Ending(job, at, "tick", QUEUE, State.DONE) for job, at in tick_at])
+            await queue.finish(QUEUE, [Settlement(job.encode(), token, "end") for job in jobs])
+
+    async with contextlib.AsyncExitStack() as running:
+        for clock in clocks:
+            await running.enter_async_context(scheduling(clock, hourly("all"), ledger=ledger))
+        while not all(hasattr(clock, "last") and clock.last > begin + timedelta(hours=8) for clock in clocks):
+            rows = await postgres.fetchval("SELECT count(*) FROM tandem_jobs")
+            if rows > 2 * flushed:
+                flushed += 1
+                if flushed % 2:
+                    await work()
+                observer.flushdb()
+            await relay._watch_epochs()
+            await work()
+            await asyncio.sleep(0.005)
+    await relay._watch_epochs()
+    await work()
+    for clock in clocks:
+        await clock.close()
+    assert flushed >= 3
+    hours = [begin + timedelta(minutes=30) + timedelta(hours=n) for n in range(8)]
+    assert ran == {f"cron:hourly.<locals>.tick:{to_ms(hour)}": 1 for hour in hours}
 
 
 async def test_first_worker_ever(queue: Queue, observer: Any) -> None:
