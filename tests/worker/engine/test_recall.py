@@ -56,8 +56,17 @@ async def test_one_that_is_over_does_not(queue: Queue, observer: redis.Redis, po
     assert (await recall(await claim(queue), Ledger())).payload is None
 
 
-async def test_one_that_has_expired_does_not(start: StartWorker, observer: redis.Redis, postgres: Observer) -> None:
+async def test_one_that_has_expired_does_not(queue: Queue, observer: redis.Redis, postgres: Observer) -> None:
     """Its payload has gone because it waited longer than it may: it is not run, however pending its row is."""
+    await lost(observer, expires=60)
+    await postgres.execute("UPDATE tandem_jobs SET due = due - 61000")
+    assert (await recall(await claim(queue), Ledger())).payload is None
+
+
+async def test_whoever_waits_for_one_that_has_expired_is_told(
+    start: StartWorker, observer: redis.Redis, postgres: Observer
+) -> None:
+    """The job fails as expired."""
     job_id = await lost(observer, expires=60)
     await postgres.execute("UPDATE tandem_jobs SET due = due - 61000")
     async with start(echo, ledger=Ledger()):

@@ -482,3 +482,24 @@ class TestTrouble:
         assert RUNS == [1, 1]
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'done'") == 2
         assert seen.left() == set()
+
+
+async def test_on_sqlite(queue: Queue, sqlite_url: str, start: StartWorker, observer: redis.Redis) -> None:
+    """The ledger may be a file: what was lost is swept, then looked after as it comes due, and run once."""
+    file = Database[db.AsyncSession](sqlite_url, default=True)
+    ledger = Ledger()
+    ids = await enqueue_many(20)
+    observer.flushdb()
+    relay = Relay(queue, ledger, [queue.name])
+    await relay._watch_epochs()
+    assert sorted(queued(observer)) == ids
+    observer.delete("arq:queue")
+    async with db.scope():
+        await (await db.session()).execute(text("UPDATE tandem_jobs SET check_at = 0"))
+    assert await relay._round() == 20
+    assert sorted(queued(observer)) == ids
+    async with start(count, ledger=ledger) as one:
+        await one.idle()
+    assert len(RUNS) == 20
+    await file.dispose()
+    db.set_default_database(None)
