@@ -108,7 +108,8 @@ class Ledger:
             rows = [ending._asdict() for ending in endings]
             await self._within_lock_wait(session, execute(session, statements.settle, rows))
             keys = [(ending.id, ending.enqueued_at) for ending in endings]
-            standing = await execute(session, statements.standing, {"keys": keys})
+            parameters = {"ids": [job_id for job_id, _ in keys], "since": min(moment for _, moment in keys)}
+            standing = await execute(session, statements.standing, parameters)
             known = {(row.id, row.enqueued_at): Known(State(row.state), row.result) for row in standing}
         return [known[key] for key in keys]
 

@@ -199,6 +199,7 @@ class TestPlans:
             ("take_due", {"limit": 500}, "Index Cond: (check_at <= "),
             ("unpublished", {"ids": ["a", "b"]}, "Index Cond: (id = ANY"),
             ("pending_after", {"after": "a", "queues": ["mail"], "limit": 500}, "Index Cond: (id > "),
+            ("standing", {"ids": ["a", "b"], "since": 1_000}, "Index Cond: ((id = ANY"),
             ("prune", {"limit": 500, "keep": 1000}, "Index Cond: (finished_at < "),
             ("last_enqueued", {"first": "a", "end": "b", "task": "a"}, "Index Cond: ((id >= "),
         ],
