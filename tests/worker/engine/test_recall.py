@@ -77,7 +77,7 @@ async def test_whoever_waits_for_one_that_has_expired_is_told(
 async def test_one_that_the_ledger_does_not_know(queue: Queue, observer: redis.Redis) -> None:
     """A job that was enqueued directly has expired; and an id need not be text."""
     for raw_id in (b"direct", b"\xff\xfe"):
-        observer.zadd(queue.name, {raw_id: 1})
+        observer.zadd(queue.name, {raw_id: 1_000})
         assert (await recall(await claim(queue), Ledger())).payload is None
 
 
