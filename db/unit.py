@@ -81,10 +81,10 @@ class Unit:
         while entries := self.callbacks.next_before_commit():
             try:
                 await run_before_commit(entries, self.session)
+                await flush(self.session)
             except BaseException:
                 self.callbacks.ask_again(entries)
                 raise
-        await flush(self.session)
 
     async def send_commit(self) -> bool:
         """COMMIT, if there is a transaction; tell whether there was. One that fails is rolled back."""

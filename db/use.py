@@ -9,8 +9,9 @@
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
 from typing import Any, TypeVar
 
 import sqlalchemy.exc
@@ -52,8 +53,7 @@ class Use(ABC):
         """Let the next statement raise `error`: the only way to reach code that runs in a thread."""
         self._stopped = error
 
-    @contextmanager
-    def operation(self) -> Iterator[None]:
+    def operation(self) -> "_Turn":
         """One operation of the session's user.
 
         Raises:
@@ -61,20 +61,11 @@ class Use(ABC):
             ScopeEndedError: the scope has ended, or ended while the operation was in flight.
             PoolExhaustedError: no connection became free in time.
         """
-        if not self._is_mine:
-            self.check()
-        with self._alone():
-            yield
+        return _Turn(self)
 
-    @contextmanager
-    def ending(self) -> Iterator[None]:
+    def ending(self) -> "_Turn":
         """The owner's COMMIT, ROLLBACK or close; raises as `operation` does, but also works after the scope's end."""
-        with self._alone():
-            self.is_ending = True
-            try:
-                yield
-            finally:
-                self.is_ending = False
+        return _Ending(self)
 
     def refuse_if_busy(self) -> None:
         """Raise :class:`ConcurrentUseError` if somebody else's operation is in flight."""
@@ -123,27 +114,61 @@ class Use(ABC):
     @abstractmethod
     async def _wait_until_free(self, patience: float | None) -> bool: ...
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if self._is_mine:
-            yield
-            return
-        self._take()
-        try:
-            yield
-        except BaseException as error:
-            self._raise_eviction(error)
-            if isinstance(error, sqlalchemy.exc.TimeoutError):
-                raise PoolExhaustedError(str(error)) from error
-            raise
-        else:
-            self._raise_eviction(None)
-        finally:
-            self._leave()
-
     def _raise_eviction(self, error: BaseException | None) -> None:
         if self._eviction is not None:
             raise self._eviction from error
+
+
+class _Turn:
+    """One operation of a session's user. Inside another one of the same user's it is a part of that.
+
+    A class of its own, as each statement takes several: a generator would cost three times as much.
+    """
+
+    __slots__ = ("_is_part", "_use")
+
+    def __init__(self, use: Use) -> None:
+        self._use = use
+
+    def __enter__(self) -> None:
+        use = self._use
+        self._is_part = use._is_mine  # noqa: SLF001 - the other half of this module
+        if not self._is_part:
+            use.check()
+            use._take()  # noqa: SLF001 - likewise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_part:
+            return
+        use = self._use
+        try:
+            if use._eviction is not None:  # noqa: SLF001 - likewise
+                use._raise_eviction(error)  # noqa: SLF001 - likewise
+            if isinstance(error, sqlalchemy.exc.TimeoutError):
+                raise PoolExhaustedError(str(error)) from error
+        finally:
+            use._leave()  # noqa: SLF001 - likewise
+
+
+class _Ending(_Turn):
+    """The owner's COMMIT, ROLLBACK or close."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        use = self._use
+        self._is_part = use._is_mine  # noqa: SLF001 - the other half of this module
+        if not self._is_part:
+            use._take()  # noqa: SLF001 - likewise
+        use.is_ending = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._use.is_ending = False
+        super().__exit__(kind, error, traceback)
 
 
 class LoopUse(Use):
