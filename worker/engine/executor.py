@@ -17,8 +17,8 @@ from db.errors import PartialCommitError
 from db.scope import Scope, scope
 from db.transient import Transient, transient
 from worker.context import JobContext, enter_job, from_milliseconds
+from worker.deadline import Deadline
 from worker.engine.calling import Caller
-from worker.engine.deadline import Deadline
 from worker.engine.delivery import Delivery
 from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
