@@ -16,12 +16,14 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
 
 from worker.config import Config
 from worker.connection import CLUSTER, AsyncClient, close, connect, connect_to_subscribe, drop_connections
 from worker.errors import WorkerError
 from worker.keys import Keys
+from worker.line import Line
 from worker.notices import Notices
 from worker.scripts import Script
 
@@ -159,6 +161,7 @@ class Queue:
         self.max_payload = max_payload
         self.url = url
         self._redis: AsyncClient | None = None
+        self._lines: dict[str, Line] = {}
         self._notices: Notices | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         if default:
@@ -193,7 +196,7 @@ class Queue:
     async def claim(self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1) -> Claims:
         """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed; of suspects up to `suspects`."""
         arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects]
-        now, next_score, *jobs = await self._run("claim", queue, arguments)
+        now, next_score, *jobs = await self._run("claim", queue, arguments, on_line=True)
         claims = [
             Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at))
             for raw_id, payload, score, tries, crashes, abort_at in jobs
@@ -206,7 +209,7 @@ class Queue:
         arguments: list[Any] = [keys.prefix, keys.wake]
         for settlement in settlements:
             arguments += settlement
-        return [bool(reply) for reply in await self._run("finish", queue, arguments)]
+        return [bool(reply) for reply in await self._run("finish", queue, arguments, on_line=True)]
 
     async def add_slots(self, queue: str, slots: Sequence[Slot]) -> list[bool]:
         """Queue the jobs of schedule slots, oldest first; tells of each whether nobody had done it before."""
@@ -314,8 +317,11 @@ class Queue:
     async def close(self) -> None:
         """Close the connections. The next use opens them again."""
         notices, redis, self._notices, self._redis = self._notices, self._redis, None, None
+        lines, self._lines = self._lines, {}
         if notices is not None:
             await notices.close()
+        for line in lines.values():
+            await line.close()
         if redis is not None:
             await close(redis)
 
@@ -343,6 +349,7 @@ class Queue:
                 "this Queue belongs to another event loop: 'await queue.close()' there first, or use one Queue a loop"
             )
         self._redis = self._notices = None  # what there was went with its loop
+        self._lines = {}
         self._loop = loop
 
     async def _put(self, script: str, entries: Sequence[Entry]) -> list[bool]:
@@ -366,15 +373,24 @@ class Queue:
             arguments += (entry.job_id, entry.payload, delay, due, entry.expires)
         return await self._run(script, queue, arguments)
 
-    async def _run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
+    async def _run(self, script: str, queue: str, arguments: Sequence[Any], *, on_line: bool = False) -> Any:
+        """Run a script; `on_line`: on a connection that it has to itself, for what a worker does all the time."""
         if self.url.startswith(CLUSTER) and not Keys.of(queue).in_one_slot:
             raise WorkerError(f"a Redis Cluster serves hash-tagged queues only: call it {{{queue}}} instead of {queue}")
         client = self.redis
+        line = self._line(script, client) if on_line and isinstance(client, Redis) else None
         try:
-            return await Script.named(script).run(client, queue, arguments)
-        except ReadOnlyError:
-            await drop_connections(client)  # the server is not the primary any more: the next try asks who is
+            return await Script.named(script).run(line or client, queue, arguments)
+        except ReadOnlyError:  # the server is not the primary any more: the next try asks who is
+            await drop_connections(client)
+            if line is not None:
+                await line.close()
             raise
+
+    def _line(self, name: str, client: Redis) -> Line:
+        if name not in self._lines:
+            self._lines[name] = Line(client)
+        return self._lines[name]
 
 
 def _chunks(positions: Sequence[int], entries: Sequence[Entry]) -> Iterator[list[int]]:

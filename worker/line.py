@@ -1,0 +1,85 @@
+"""``Line``: one connection to Redis, for commands that follow one another.
+
+1. It is opened by the first command, and anew by the next one after it was lost.
+2. One deadline covers a whole command. redis-py has one for each of its steps, at several times the cost, and checks a
+   pooled connection before each use, which costs as much again: a worker would feel both.
+3. Where it has lain idle it is looked at before it is used: the server may have closed it meanwhile.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from worker.connection import TIMEOUT
+from worker.deadline import Deadline
+
+_IDLE = 1.0  # seconds without a command
+
+
+class Line:
+    """Runs commands, one at a time.
+
+    Args:
+        client: whose servers, login and limits the connection has.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        connection: AbstractConnection = client.connection_pool.make_connection()
+        self._timeout = connection.socket_timeout or TIMEOUT
+        connection.socket_timeout = None  # the deadline is ours
+        self._connection = connection
+        self._alone = asyncio.Lock()
+        self._used_at = 0.0
+
+    async def execute_command(self, *command: Any) -> Any:
+        """Send a command; the reply.
+
+        Raises:
+            redis.exceptions.ResponseError: the server refuses.
+            redis.exceptions.RedisError, OSError: the connection could not be opened, or is lost, or took too long;
+                nobody knows then whether the command was run.
+        """
+        async with self._alone:
+            try:
+                with Deadline(self._timeout):
+                    return await self._run(command)
+            except TimeoutError:
+                raise RedisTimeoutError(f"no answer within {self._timeout:g} s") from None
+
+    async def close(self) -> None:
+        """Close it; a command that is under way loses it. The next one opens it again."""
+        await self._connection.disconnect()
+
+    async def _run(self, command: tuple[Any, ...]) -> Any:
+        connection = self._connection
+        try:
+            if time.monotonic() - self._used_at > _IDLE:
+                await self._refresh()
+            await connection.send_command(*command, check_health=False)
+            reply = await connection.read_response()
+        except ResponseError:
+            self._used_at = time.monotonic()
+            raise
+        except BaseException:
+            # A reply that comes later would be taken for that of the next command.
+            await connection.disconnect(nowait=True)
+            raise
+        self._used_at = time.monotonic()
+        return reply
+
+    async def _refresh(self) -> None:
+        """Close a connection that the server has closed, or on which it has said what nobody asked."""
+        if not self._connection.is_connected:
+            return
+        try:
+            is_stale = await self._connection.can_read_destructive()
+        except (RedisConnectionError, OSError):
+            is_stale = True
+        if is_stale:
+            await self._connection.disconnect(nowait=True)
