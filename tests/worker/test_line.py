@@ -1,0 +1,114 @@
+"""A line to Redis, and what becomes of it when its connection does not hold."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from tests.conftest import StartRedis
+from tests.waiting import eventually
+from worker import line as module
+from worker.connection import connect_as
+from worker.line import Line
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    client = connect_as(Redis, redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def line(client: Redis) -> AsyncIterator[Line]:
+    line = Line(client)
+    yield line
+    await line.close()
+
+
+async def connection_of(line: Line) -> str:
+    """The server's number for its connection."""
+    return str(await line.execute_command("CLIENT", "ID"))
+
+
+async def test_one_connection(line: Line) -> None:
+    """Commands have one connection, one after the other, whoever calls."""
+    assert await asyncio.gather(*(line.execute_command("ECHO", str(number)) for number in range(20))) == [
+        str(number).encode() for number in range(20)
+    ]
+    assert await connection_of(line) == await connection_of(line)
+
+
+async def test_refused(line: Line) -> None:
+    """What the server refuses is raised, and costs no connection."""
+    before = await connection_of(line)
+    with pytest.raises(ResponseError, match="unknown command"):
+        await line.execute_command("NONSENSE")
+    assert await connection_of(line) == before
+
+
+async def test_closed_while_idle(line: Line, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that the server has closed while it lay idle is opened anew, and nobody is told."""
+    monkeypatch.setattr(module, "_IDLE", 0.0)
+    before = await connection_of(line)
+    await client.client_kill_filter(_id=before)
+    assert before not in [each["id"] for each in await client.client_list()]
+    assert await connection_of(line) != before
+
+
+async def test_closed_under_a_command(line: Line, observer: Any) -> None:
+    """A connection that is lost during a command is an error, and the next command has another one."""
+    before = await connection_of(line)
+    waiting = asyncio.create_task(line.execute_command("BLPOP", "nothing", 0))
+    await eventually(lambda: any(client["cmd"] == "blpop" for client in observer.client_list()))
+    observer.client_kill_filter(_id=before)
+    with pytest.raises(RedisConnectionError):
+        await waiting
+    assert await connection_of(line) != before
+
+
+async def test_no_answer(redis_url: str, observer: Any) -> None:
+    """A command that takes too long is given up with its connection, whose late answer nobody takes for another's."""
+    client = connect_as(Redis, f"{redis_url}{'&' if '?' in redis_url else '?'}socket_timeout=0.2")
+    line = Line(client)
+    began = time.monotonic()
+    with pytest.raises(RedisTimeoutError, match=r"no answer within 0\.2 s"):
+        await line.execute_command("BLPOP", "late", 0)
+    assert time.monotonic() - began < 2
+    observer.rpush("late", "x")
+    assert await line.execute_command("ECHO", "y") == b"y"
+    await line.close()
+    await client.aclose()
+
+
+async def test_cancelled(line: Line, observer: Any) -> None:
+    """Nor is the answer of one that was cancelled."""
+    waiting = asyncio.create_task(line.execute_command("BLPOP", "late", 0))
+    await eventually(lambda: any(client["cmd"] == "blpop" for client in observer.client_list()))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    observer.rpush("late", "x")
+    assert await line.execute_command("ECHO", "y") == b"y"
+
+
+async def test_server_that_is_away(own_redis: StartRedis) -> None:
+    """While the server is away each command fails; once it is back, they work."""
+    server = own_redis()
+    client = connect_as(Redis, server.url)
+    line = Line(client)
+    assert await line.execute_command("PING") == b"PONG"
+    server.kill()
+    for _ in range(2):
+        with pytest.raises((RedisConnectionError, OSError)):
+            await line.execute_command("PING")
+    server.restart()
+    assert await line.execute_command("PING") == b"PONG"
+    await line.close()
+    await client.aclose()
