@@ -14,6 +14,7 @@ from typing import Any
 
 from worker.engine.engine import Engine
 from worker.engine.heartbeat import STUCK
+from worker.process import memory
 from worker.process.runtime import Runtime
 from worker.process.stop_signals import STOP_SIGNALS
 
@@ -49,6 +50,7 @@ class Lifecycle:
         for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         self._engine = await self._runtime.open(arq_context)
+        memory.settle()
         self._engine.start()
         self._life = asyncio.create_task(self._live(self._engine, until_empty=until_empty))
 
