@@ -383,8 +383,8 @@ class Queue:
             return await Script.named(script).run(line or client, queue, arguments)
         except ReadOnlyError:  # the server is not the primary any more: the next try asks who is
             await drop_connections(client)
-            if line is not None:
-                await line.close()
+            for each in self._lines.values():
+                await each.close()
             raise
 
     def _line(self, name: str, client: Redis) -> Line:

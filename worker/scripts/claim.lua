@@ -6,11 +6,16 @@
 -- ARGV[5]  how many of them may be suspects: jobs whose workers have died WARY times or more
 -- Returns the time, when the next job is due (or false), and for each taken job: id, payload (or false), its score,
 -- failed tries, claims that were never finished, when it was asked to abort (or false).
+--
+-- What can be asked or written for many jobs at once is: the calls are what this costs.
 local queue, prefix, token, lease, wanted = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local suspects = tonumber(ARGV[5])
 local LOOK_AT_MOST, MOST, WARY, LATER = 1000, 1000000000, 2, 500
+local started, abort = prefix .. 'started', prefix .. 'abort'
+local lease_end = string.format('%.0f', now + lease)
+local aborts = redis.call('EXISTS', abort) == 1
 
 -- Whatever other software has put there must not stop the queue: an error of `pcall` counts as nothing there.
 local function text(reply)
@@ -22,46 +27,65 @@ local function count(reply)
     return number >= 0 and math.min(number, MOST) or 0
 end
 
+local function keys(kind, ids)
+    local names = {}
+    for i = 1, #ids do names[i] = prefix .. kind .. ids[i] end
+    return names
+end
+
 local reply, taken, looked = { now, false }, 0, 0
 while taken < wanted and looked < LOOK_AT_MOST do
-    local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, wanted - taken)
+    local limit = math.min(wanted - taken, LOOK_AT_MOST - looked)
+    local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
     if #due == 0 then break end
-    for i = 1, #due, 2 do
-        local id, score = due[i], due[i + 1]
-        local holder, job = prefix .. 'in-progress:' .. id, prefix .. 'job:' .. id
-        local left = redis.call('PTTL', holder)
-        looked = looked + 1
-        if left == -2 or redis.pcall('GET', holder) == 'ended' then  -- free, or a tombstone: see finish.lua
-            -- Who claimed it last, and how often nobody finished it: outlives the lease, and goes when it is finished.
-            local before = text(redis.pcall('HGET', prefix .. 'started', id))
-            local crashes = before and count(string.match(before, '^%d+')) or 0
-            local abort_at = text(redis.pcall('ZSCORE', prefix .. 'abort', id))
+    local ids = {}
+    for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
+    looked = looked + #ids
+    local holders, jobs = keys('in-progress:', ids), keys('job:', ids)
+    local held = redis.call('MGET', unpack(holders))
+    local retries = redis.call('MGET', unpack(keys('retry:', ids)))
+    -- Who claimed each last, and how often nobody finished it: outlives the lease, and goes when it is finished.
+    local before = redis.pcall('HMGET', started, unpack(ids))
+    local scores, claims = {}, {}
+    for i, id in ipairs(ids) do
+        local until_then, score = lease_end, due[2 * i]
+        if not held[i] or held[i] == 'ended' then  -- free, or a tombstone: see finish.lua
+            local last = text(before[i])
+            local crashes = last and count(string.match(last, '^%d+')) or 0
+            local abort_at = aborts and text(redis.pcall('ZSCORE', abort, id))
             -- A stock client's abort makes a deferred job due first, at 1, and only then says that it is to be aborted.
             local is_being_aborted = score == '1' and not abort_at
             if is_being_aborted or (crashes >= WARY and suspects <= 0) then
-                redis.call('ZADD', queue, now + LATER, id)
+                until_then = now + LATER
             else
-                redis.call('SET', holder, token .. ':' .. score, 'PX', lease)
-                redis.call('ZADD', queue, now + lease, id)
-                redis.call('PERSIST', job)  -- begun is begun: it waits no longer, so it cannot expire any more
-                redis.pcall('HSET', prefix .. 'started', id, string.format('%.0f:%s', crashes + 1, token))
                 if crashes >= WARY then suspects = suspects - 1 end
                 taken = taken + 1
+                redis.call('SET', holders[i], token .. ':' .. score, 'PX', lease)
+                claims[#claims + 1] = id
+                claims[#claims + 1] = string.format('%.0f:%s', crashes + 1, token)
                 reply[#reply + 1] = {
                     id,
-                    text(redis.pcall('GET', job)),
+                    text(redis.pcall('GETEX', jobs[i], 'PERSIST')),  -- begun is begun: it cannot expire any more
                     score,
-                    count(redis.pcall('GET', prefix .. 'retry:' .. id)),
+                    count(retries[i]),
                     crashes,
                     abort_at,
                 }
             end
         else
             -- It runs: whoever lowered its score (a stock client's abort does) did not mean it to run twice.
-            if left == -1 then redis.call('PEXPIRE', holder, lease) end  -- nobody's: leases end
-            redis.call('ZADD', queue, now + (left == -1 and lease or math.max(left, 1)), id)
+            local left = redis.call('PTTL', holders[i])
+            if left == -1 then
+                redis.call('PEXPIRE', holders[i], lease)  -- nobody's: leases end
+            else
+                until_then = now + math.max(left, 1)
+            end
         end
+        scores[#scores + 1] = until_then
+        scores[#scores + 1] = id
     end
+    redis.call('ZADD', queue, unpack(scores))
+    if #claims > 0 then redis.pcall('HSET', started, unpack(claims)) end
 end
 local following = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
 reply[2] = following[2] or false

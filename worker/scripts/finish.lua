@@ -7,21 +7,38 @@
 -- Actions: end (it is over), again (a try failed, another follows), back (to its place in the queue, at no cost),
 -- later (due again after the delay, at no cost)
 -- Returns for each job 1, or 0 where it is not this worker's any more: another one holds it, or has finished it.
+--
+-- What is left of jobs that are over goes in one piece: the calls are what this costs.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local TOMBSTONE, REMEMBER = 5000, 7 * 24 * 60 * 60 * 1000
+local TOMBSTONE, REMEMBER, FIELDS = 5000, 7 * 24 * 60 * 60 * 1000, 6
+local started, abort = prefix .. 'started', prefix .. 'abort'
 
 local function text(reply)
     return type(reply) == 'string' and reply or false
 end
 
+local over, gone = {}, {}
+local function bury()
+    if #over == 0 then return end
+    redis.call('DEL', unpack(gone))
+    redis.pcall('HDEL', started, unpack(over))
+    redis.call('ZREM', queue, unpack(over))
+    redis.pcall('ZREM', abort, unpack(over))
+    over, gone = {}, {}
+end
+
+local holders = {}
+for i = 3, #ARGV, FIELDS do holders[#holders + 1] = prefix .. 'in-progress:' .. ARGV[i] end
+local owners = redis.call('MGET', unpack(holders))
 local replies, any = {}, false
-for i = 3, #ARGV, 6 do
+for n, holder in ipairs(holders) do
+    local i = 3 + (n - 1) * FIELDS
     local id, token, action, value, keep, delay =
         ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
-    local holder, job, started = prefix .. 'in-progress:' .. id, prefix .. 'job:' .. id, prefix .. 'started'
-    local owner = text(redis.pcall('GET', holder))
+    local job, retry, result = prefix .. 'job:' .. id, prefix .. 'retry:' .. id, prefix .. 'result:' .. id
+    local owner = owners[n]
     local held = owner and string.sub(owner, 1, #token) == token
     local ours, unknown = held, false
     if not owner then
@@ -31,31 +48,28 @@ for i = 3, #ARGV, 6 do
         unknown = not claim and redis.call('EXISTS', job) == 0
         ours = unknown or (claim and string.sub(claim, -#token) == token)
     end
-    if not ours then
-        replies[#replies + 1] = 0
-    else
+    replies[n] = ours and 1 or 0
+    if ours and action == 'end' then
+        over[#over + 1] = id
+        for _, key in ipairs({ holder, job, retry }) do gone[#gone + 1] = key end
+        if not held then bury() end  -- before the tombstone
+        if keep > 0 and value ~= '' then
+            -- Where the job is forgotten because another worker has ended it, its word came first.
+            if unknown then redis.call('SET', result, value, 'PX', keep, 'NX')
+            else redis.call('SET', result, value, 'PX', keep) end
+        end
+        if not held and redis.call('EXISTS', result) == 0 then
+            -- A heartbeat may be on its way to take the lost lease again: it must not bring the job back.
+            redis.call('SET', holder, 'ended', 'PX', TOMBSTONE)
+        end
+        redis.call('PUBLISH', prefix .. 'ended:' .. id, '1')
+    elseif ours then
         redis.call('DEL', holder)
         redis.pcall('HDEL', started, id)
-        if action == 'end' then
-            redis.call('DEL', job, prefix .. 'retry:' .. id)
-            redis.call('ZREM', queue, id)
-            redis.pcall('ZREM', prefix .. 'abort', id)
-            local key = prefix .. 'result:' .. id
-            if keep > 0 and value ~= '' then
-                -- Where the job is forgotten because another worker has ended it, its word came first.
-                if unknown then redis.call('SET', key, value, 'PX', keep, 'NX')
-                else redis.call('SET', key, value, 'PX', keep) end
-            end
-            if not held and redis.call('EXISTS', key) == 0 then
-                -- A heartbeat may be on its way to take the lost lease again: it must not bring the job back.
-                redis.call('SET', holder, 'ended', 'PX', TOMBSTONE)
-            end
-            redis.call('PUBLISH', prefix .. 'ended:' .. id, '1')
-        elseif not (unknown and redis.call('EXISTS', prefix .. 'result:' .. id) == 1) then
+        if not (unknown and redis.call('EXISTS', result) == 1) then
             redis.call('SET', job, value, 'NX')  -- Redis may have lost it meanwhile
             local due = now + delay
             if action == 'again' then
-                local retry = prefix .. 'retry:' .. id
                 if type(redis.pcall('INCR', retry)) ~= 'number' then redis.call('SET', retry, '1') end
                 redis.call('PEXPIRE', retry, REMEMBER)
             elseif action == 'back' then
@@ -64,8 +78,8 @@ for i = 3, #ARGV, 6 do
             redis.call('ZADD', queue, due, id)
             any = true
         end
-        replies[#replies + 1] = 1
     end
 end
+bury()
 if any then redis.call('PUBLISH', ARGV[2], '1') end
 return replies
