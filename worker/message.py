@@ -13,8 +13,8 @@ job_deserializer=deserialize)``.
 
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeGuard
 
 from pydantic_core import from_json, to_json
 
@@ -24,18 +24,18 @@ from worker.failure import error_data, error_from
 _PICKLE_MAGIC = b"\x80"
 _LATEST = 253_402_300_799_999  # the last millisecond that a datetime can say
 _LARGEST_RESULT = 32 * 1024 * 1024  # bytes; Redis, which others wait for, takes long for each
+_SEQUENCES = (list, tuple)
 _DEEPEST_JSON = 200  # levels that the parser of pydantic-core reads
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One job as it was asked for."""
 
     job_id: str
     task: str
     """The task's name."""
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = MappingProxyType({})
     enqueued_at: int = 0
     """Milliseconds since the epoch. A job is known by its id and this."""
     in_ledger: bool = False
@@ -152,7 +152,7 @@ def _job(data: dict[str, Any]) -> dict[str, Any]:
         PayloadError: it is none.
     """
     name, args, kwargs, enqueued_at = data.get("f"), data.get("a"), data.get("k"), data.get("et")
-    if not isinstance(name, str) or not isinstance(args, list | tuple) or not _is_object(kwargs):
+    if not isinstance(name, str) or not isinstance(args, _SEQUENCES) or not _is_object(kwargs):
         raise PayloadError("not a job: it wants f (the task's name), a (a list), k (an object) and et (a time)")
     if not _is_whole(enqueued_at) or not 0 <= enqueued_at <= _LATEST:
         raise PayloadError("not a job: et, its enqueue time, is milliseconds since the epoch")

@@ -106,7 +106,7 @@ class Signature:
         """
         named = self._by_name(args, kwargs)
         raw = to_json(named, bytes_mode="base64", inf_nan_mode="constants")
-        return dict(self._adapter.validate_json(raw)) if named or self.payload else {}
+        return dict(self._adapter.validator.validate_json(raw)) if named or self.payload else {}
 
     def restore_result(self, raw: bytes) -> Any:
         """A result from the wire, as the type that the function promises.

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -42,10 +42,20 @@ class Caller:
         self._on_job_start = on_job_start
         self._on_job_end = on_job_end
 
-    async def call(self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope) -> Any:
+    def call(
+        self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope
+    ) -> Coroutine[Any, Any, Any]:
         """Call the task in `scope`, between the hooks."""
-        if self._on_job_start is None and self._on_job_end is None:
-            return await self._call(task, payload, job, scope)
+        has_hooks = self._on_job_start is not None or self._on_job_end is not None
+        return (self._call_between_hooks if has_hooks else self._call)(task, payload, job, scope)
+
+    def close(self) -> None:
+        """Let no more plain functions start."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _call_between_hooks(
+        self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope
+    ) -> Any:
         context = await self._context(job, scope)
         if self._on_job_start is not None:
             await self._on_job_start(context)
@@ -57,10 +67,6 @@ class Caller:
         if self._on_job_end is not None:
             await self._on_job_end(context)
         return result
-
-    def close(self) -> None:
-        """Let no more plain functions start."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _end_failed(self, context: dict[Any, Any]) -> None:
         """Tell of the end of a job that has failed already: what the hook raises must not hide why."""

@@ -230,8 +230,7 @@ class Engine:
 
     async def _execute(self, job: HeldJob) -> Outcome:
         assert job.delivery is not None  # noqa: S101 - reception filled it in
-        task = self._tasks[job.delivery.message.task]
-        job.allowance = self._allowance(task)
+        job.allowance = self._allowances[job.delivery.message.task]
         held_here.set(job)
         self._log.started(job)
         return await self._executor.execute(job.delivery)
@@ -293,8 +292,12 @@ class Engine:
         return self._timeout(task) + max(self._config.grace, LONGEST_PAUSE)
 
     @cached_property
+    def _allowances(self) -> Mapping[str, float]:
+        return {name: self._allowance(task) for name, task in self._tasks.items()}
+
+    @cached_property
     def _longest_allowance(self) -> float:
-        return max(map(self._allowance, self._tasks.values()), default=self._config.grace)
+        return max(self._allowances.values(), default=self._config.grace)
 
 
 def _stopped(job: HeldJob) -> Outcome | None:

@@ -9,6 +9,7 @@
 import random
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from db.transient import Transient, transient
 from worker.errors import Retry, TriesExhaustedError
@@ -34,9 +35,10 @@ class Kind(Enum):
     ABANDONED = "abandoned"
     """Its lease was lost: another worker has it."""
 
+    __hash__ = object.__hash__  # an enum's own is slow, and each job's kind is looked up several times
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+
+class Outcome(NamedTuple):
     """What became of one job."""
 
     kind: Kind

@@ -1,7 +1,7 @@
 """What the engine says of a job: to Redis, as a settlement; to people, as a log line; to the counters."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic_core import to_json
@@ -62,7 +62,7 @@ def _result(job: HeldJob, outcome: Outcome) -> bytes:
             return result
     except ValueError as error:
         logger.warning("the arguments of %s are not kept with its result: %s", job.job_id, error)
-    return _encoded(job, outcome, message and replace(message, args=(), kwargs={}))
+    return _encoded(job, outcome, message and message._replace(args=(), kwargs={}))
 
 
 def _encoded(job: HeldJob, outcome: Outcome, message: Message | None) -> bytes:
