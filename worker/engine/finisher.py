@@ -5,7 +5,7 @@ An outcome stays here, and its lease stays held, until Redis has taken it.
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from itertools import islice
 
@@ -34,7 +34,7 @@ class Finisher:
         self._queue = queue
         self._held = held
         self._encode = encode
-        self._waiting: dict[str, deque[tuple[HeldJob, Settlement]]] = {}
+        self._waiting: defaultdict[str, deque[tuple[HeldJob, Settlement]]] = defaultdict(deque)
         self._something = asyncio.Event()
         self._nothing = asyncio.Event()
         self._nothing.set()
@@ -45,10 +45,7 @@ class Finisher:
             self._held.remove(job)
             return
         job.phase = Phase.FINISHING
-        waiting = self._waiting.get(job.queue)
-        if waiting is None:
-            waiting = self._waiting[job.queue] = deque()
-        waiting.append((job, self._encode(job, outcome)))
+        self._waiting[job.queue].append((job, self._encode(job, outcome)))
         self._nothing.clear()
         self._something.set()
 
