@@ -12,7 +12,7 @@ local queue, prefix, token, lease, wanted = KEYS[1], ARGV[1], ARGV[2], tonumber(
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local suspects = tonumber(ARGV[5])
-local LOOK_AT_MOST, MOST, WARY, LATER = 1000, 1000000000, 2, 500
+local PASS_OVER, AT_ONCE, MOST, WARY, LATER = 1000, 1000, 1000000000, 2, 500
 local started, abort = prefix .. 'started', prefix .. 'abort'
 local lease_end = string.format('%.0f', now + lease)
 local aborts = redis.call('EXISTS', abort) == 1
@@ -33,14 +33,13 @@ local function keys(kind, ids)
     return names
 end
 
-local reply, taken, looked = { now, false }, 0, 0
-while taken < wanted and looked < LOOK_AT_MOST do
-    local limit = math.min(wanted - taken, LOOK_AT_MOST - looked)
+local reply, taken, passed = { now, false }, 0, 0
+while taken < wanted and passed < PASS_OVER do
+    local limit = math.min(wanted - taken, AT_ONCE)
     local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
     if #due == 0 then break end
     local ids = {}
     for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
-    looked = looked + #ids
     local holders, jobs = keys('in-progress:', ids), keys('job:', ids)
     local held = redis.call('MGET', unpack(holders))
     local retries = redis.call('MGET', unpack(keys('retry:', ids)))
@@ -84,6 +83,7 @@ while taken < wanted and looked < LOOK_AT_MOST do
         scores[#scores + 1] = until_then
         scores[#scores + 1] = id
     end
+    passed = passed + #ids - #claims / 2
     redis.call('ZADD', queue, unpack(scores))
     if #claims > 0 then redis.pcall('HSET', started, unpack(claims)) end
 end
