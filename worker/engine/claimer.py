@@ -1,6 +1,7 @@
 """``Claimer``: free slots -> claimed jobs.
 
-1. It asks for as many jobs as there are free slots, in one round trip a queue, the first queue first.
+1. It asks for as many jobs as there are free slots, in one round trip a queue, the first queue first; but for half of
+   all slots at most: while one half runs, the next is on its way.
 2. Now and then a lower queue comes first, so that a busy one does not starve it.
 3. With nothing due it sleeps until something is queued, falls due, or the fallback poll: stock producers wake nobody.
 4. While Redis is away leases end although nobody has died. So when it is back, heartbeats come first: jobs that still
@@ -12,6 +13,7 @@
 import asyncio
 import contextlib
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +39,6 @@ class Claimer:
         lease: seconds that a claim holds without a renewal.
         start: gets each claimed job, with its queue and token; `give_back` says when it is over.
         keeps_leases: whether the leases of what it runs are known to hold.
-        ahead: how many jobs to claim besides, which wait for a slot.
     """
 
     def __init__(
@@ -49,26 +50,21 @@ class Claimer:
         lease: float,
         start: Start,
         keeps_leases: Callable[[], bool] = lambda: True,
-        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         self._queue = queue
         self._queues = tuple(queues)
         self._lease = round(lease * 1000)
         self._start = start
         self._keeps_leases = keeps_leases
-        self._ahead = ahead
         self._stopped = self._begun = False
         self._look = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
         self._rounds = itertools.count()
         self._free_suspects = 1
+        self._most_at_once = math.ceil(slots / 2)
         self.free_slots = slots
         self.last_answer = 0.0
         """When Redis last answered a claim, by the monotonic clock."""
-
-    @property
-    def _wanted(self) -> int:
-        return self.free_slots + self._ahead()
 
     def give_back(self, claim: Claim) -> None:
         """A job that was started is over: its slot is free."""
@@ -94,20 +90,21 @@ class Claimer:
                 await listening.enter_async_context(self._queue.woken(name, self._look))
             while not self._stopped:
                 self._look.clear()
-                pause = await self._claim() if self._wanted > 0 else None
+                pause = await self._claim() if self.free_slots > 0 else None
                 if pause != 0:
                     await self._until_worth_a_look(pause)
 
     async def _claim(self) -> float:
-        """Fill the free slots; seconds until it is worth claiming again."""
+        """Fill free slots; seconds until it is worth claiming again."""
         if not self._keeps_leases():
             return _WAIT
         pause = _POLL
         refused: ResponseError | None = None
         for name in self._in_turn():
             token = next(self._tokens)
+            wanted = min(self.free_slots, self._most_at_once)
             try:
-                claims = await self._queue.claim(name, token, self._lease, self._wanted, self._free_suspects)
+                claims = await self._queue.claim(name, token, self._lease, wanted, self._free_suspects)
             except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
                 refused = error
                 continue
@@ -116,7 +113,7 @@ class Claimer:
                 self.free_slots -= 1
                 self._free_suspects -= claim.is_suspect
                 self._start(claim, name, token)
-            if self._wanted <= 0:
+            if len(claims.jobs) == wanted:
                 return 0.0
             if claims.next_due is not None:
                 pause = min(pause, claims.next_due)

@@ -1,6 +1,6 @@
 """``Engine``: claims jobs, runs them, reports what became of them, and keeps their leases meanwhile.
 
-1. The claimer fills free slots; each job whose turn it is is one asyncio task, which the executor takes to its outcome.
+1. The claimer fills free slots; each claimed job is one asyncio task, which the executor takes from claim to outcome.
 2. The settler and the finisher write outcomes, the ledger's first; the heartbeat's thread keeps the leases of all that
    is held.
 3. The scheduler queues what the clock says, the relay what Redis has lost; the pruner forgets what is long over. Health
@@ -38,9 +38,8 @@ from worker.engine.report import Counts, JobLog, settlement
 from worker.engine.scheduler import Scheduler
 from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
-from worker.engine.turns import Turns
 from worker.ledger import Ledger
-from worker.queue import Claim, Queue, Settlement
+from worker.queue import Claim, Queue, Settlement, now_ms
 from worker.renewal import Renewal
 from worker.task import Task
 
@@ -100,9 +99,7 @@ class Engine:
             lease=config.lease,
             start=self._start,
             keeps_leases=lambda: not self._held or self._heartbeat.is_fresh,
-            ahead=lambda: self._turns.ahead,
         )
-        self._turns = Turns(config.concurrency, self._begin, self._give_back)
         self._finisher = Finisher(queue, self._held, self._settlement)
         self._settler = Settler(ledger, self._finisher)
         self._heartbeat = Heartbeat(
@@ -161,7 +158,6 @@ class Engine:
         logger.info("draining: %d jobs are running; they have %g s", self._held.running, self._config.grace)
         self._stopping = True
         await self._stop_claiming()
-        self._turns.give_all_back()
         await self._jobs_ended(self._config.grace)
         for job in self._held:
             job.cancel(Kind.INTERRUPTED)
@@ -187,17 +183,8 @@ class Engine:
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)
 
     def _start(self, claim: Claim, queue: str, token: str) -> None:
-        job = HeldJob(claim, queue, token, allowance=self._longest_allowance)
+        job = HeldJob(claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance)
         self._held.add(job)
-        self._turns.take(job)
-
-    def _give_back(self, job: HeldJob) -> None:
-        """A job whose turn has not come: to its place in the queue."""
-        self._finisher.report(job, Outcome(Kind.INTERRUPTED))
-        self._claimer.give_back(job.claim)
-
-    def _begin(self, job: HeldJob) -> None:
-        job.begins()
         job.task = asyncio.create_task(self._run(job))
         self._jobs.add(job.task)
         job.task.add_done_callback(self._jobs.discard)
@@ -212,14 +199,13 @@ class Engine:
             if self._after_job is not None and job.delivery is not None:
                 await self._after_job.tell(job.delivery)
         finally:
-            self._turns.ended(job)
             self._claimer.give_back(job.claim)
 
     async def _outcome(self, job: HeldJob) -> Outcome:
         try:
             if job.claim.payload is None and self._ledger is not None:
                 job.claim = await recall(job.claim, self._ledger)
-            return self._reception.receive(job) or _stopped(job) or await self._execute(job)
+            return self._reception.receive(job) or await self._execute(job)
         except asyncio.CancelledError as error:  # before the executor had begun
             return Outcome((job.delivery and job.delivery.stop) or Kind.INTERRUPTED, error=error)
         except Exception as error:
@@ -298,8 +284,3 @@ class Engine:
     @cached_property
     def _longest_allowance(self) -> float:
         return max(self._allowances.values(), default=self._config.grace)
-
-
-def _stopped(job: HeldJob) -> Outcome | None:
-    """The outcome of a job that was told to stop before its turn had come."""
-    return None if job.stop is None else Outcome(job.stop, error=asyncio.CancelledError())

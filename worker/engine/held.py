@@ -12,15 +12,13 @@ from enum import Enum
 
 from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind
-from worker.queue import Claim, now_ms
+from worker.queue import Claim
 from worker.renewal import Held
 
 
 class Phase(Enum):
     """Where a held job is."""
 
-    WAITING = "waiting"
-    """Its turn has not come."""
     RUNNING = "running"
     FINISHING = "finishing"
     """Its outcome is known and on its way to Redis: its lease is renewed, but not taken again if it is lost."""
@@ -33,20 +31,17 @@ class HeldJob:
     claim: Claim
     queue: str
     token: str
+    started_at: int
+    """Milliseconds since the epoch."""
     allowance: float
     """Seconds that an attempt may take, with all that is granted to it past its timeout."""
     delivery: Delivery | None = None
     """None: its payload could not be read."""
     task: "asyncio.Task[None] | None" = None
-    phase: Phase = Phase.WAITING
-    started_at: int = 0
-    """Milliseconds since the epoch; 0 while it waits."""
-    stop: Kind | None = None
-    """What becomes of it as it was told to stop before it began."""
+    phase: Phase = Phase.RUNNING
     job_id: str = field(init=False)
     """The id as text, whatever bytes it is made of."""
-    begun: float = field(default_factory=time.monotonic, init=False)
-    """When its attempt began, or it was claimed, by the monotonic clock."""
+    _begun: float = field(default_factory=time.monotonic, init=False)
     _cancelled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -56,19 +51,13 @@ class HeldJob:
     def for_renewal(self) -> Held:
         return Held(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
 
-    def begins(self) -> None:
-        """Its turn has come."""
-        self.phase = Phase.RUNNING
-        self.started_at = now_ms()
-        self.begun = time.monotonic()
-
     def attempt_begins(self) -> None:
         """Its body is called, for the first time or, for the database's sake, again."""
-        self.begun = time.monotonic()
+        self._begun = time.monotonic()
 
     @property
     def is_to_renew(self) -> bool:
-        return self.phase is Phase.FINISHING or time.monotonic() < self.begun + self.allowance
+        return self.phase is Phase.FINISHING or time.monotonic() < self._begun + self.allowance
 
     def asked_to_abort(self, abort_at: float | None) -> bool:
         """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""
@@ -76,9 +65,6 @@ class HeldJob:
 
     def cancel(self, why: Kind) -> None:
         """Cancel the body, once: what it becomes is `why`. Call it on the event loop."""
-        if self.phase is Phase.WAITING:
-            self.stop = why
-            return
         if self._cancelled or self.phase is not Phase.RUNNING or self.task is None:
             return
         self._cancelled = True
