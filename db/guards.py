@@ -8,11 +8,13 @@
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.engine import ExceptionContext, ExecutionContext
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from db import postgres, sqlite
 from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
@@ -36,12 +38,15 @@ def watch(engine: Engine) -> None:
     if event.contains(engine, "handle_error", _handle_error):
         return
     event.listen(engine, "handle_error", _handle_error)
-    event.listen(engine, "commit", _refuse_poisoned)
-    event.listen(engine, "rollback", _clear)
-    event.listen(engine, "rollback_savepoint", _clear)
     event.listen(engine, "checkin", _clear_returned)
-    event.listen(engine, "before_cursor_execute", _refuse_raw)
-    event.listen(engine, "after_cursor_execute", _look_at_transaction)
+    # Not by the events of the same moments: where an engine has a single one of those, SQLAlchemy prepares each new
+    # connection for all of them, which costs a short transaction a twentieth of its time.
+    dialect: Any = engine.dialect
+    for name in ("do_execute", "do_execute_no_params", "do_executemany"):
+        setattr(dialect, name, partial(_execute, getattr(dialect, name)))
+    dialect.do_commit = partial(_commit, dialect.do_commit)
+    dialect.do_rollback = partial(_roll_back, dialect.do_rollback)
+    dialect.do_rollback_to_savepoint = partial(_roll_back_to_savepoint, dialect.do_rollback_to_savepoint)
 
 
 def roll_back_if_poisoned(connection: Connection, savepoint: str) -> None:
@@ -115,12 +120,32 @@ def _autocommits(connection: Connection) -> bool:
     return bool(getattr(dbapi_connection, "autocommit", False))
 
 
-def _refuse_poisoned(connection: Connection) -> None:
-    if _MARK in connection.info:
-        raise PoisonedTransactionError from connection.info[_MARK]
+def _commit(commit: Callable[[Any], None], connection: PoolProxiedConnection) -> None:
+    noted = _info(connection)
+    if _MARK in noted:
+        raise PoisonedTransactionError from noted[_MARK]
+    commit(connection)
 
 
-def _clear(connection: Connection, *_: Any) -> None:
+def _roll_back(roll_back: Callable[[Any], None], connection: PoolProxiedConnection) -> None:
+    _info(connection).pop(_MARK, None)
+    roll_back(connection)
+
+
+def _roll_back_to_savepoint(roll_back: Callable[[Any, str], None], connection: Connection, name: str) -> None:
+    _clear(connection)
+    roll_back(connection, name)
+
+
+def _info(connection: PoolProxiedConnection) -> dict[Any, Any]:
+    """What is noted of a connection; nothing on the one with which SQLAlchemy gets to know the server."""
+    try:
+        return connection.info
+    except NotImplementedError:
+        return {}
+
+
+def _clear(connection: Connection) -> None:
     if not connection.invalidated:
         connection.info.pop(_MARK, None)
 
@@ -130,18 +155,17 @@ def _clear_returned(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None
     record.info.pop(_MARK, None)
 
 
-def _refuse_raw(
-    _connection: Connection, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: bool
-) -> None:
+def _execute(execute: Callable[..., None], cursor: Any, statement: str, *rest: Any) -> None:
     found = _ENDS_TRANSACTION.match(statement)
     if found and statement != sqlite.BEGIN:
         raise RawTransactionError(f"{found[1].upper()} was sent as text")
+    execute(cursor, statement, *rest)
+    if rest and isinstance(context := rest[-1], ExecutionContext):
+        _look_at_transaction(context.root_connection, cursor, statement)
 
 
-def _look_at_transaction(
-    connection: Connection, cursor: Any, statement: str, _parameters: Any, _context: Any, _many: bool
-) -> None:
-    if _MARK in connection.info and _ROLLS_BACK_TO_SAVEPOINT.match(statement):
+def _look_at_transaction(connection: Connection, cursor: Any, statement: str) -> None:
+    if _MARK in _info(connection.connection) and _ROLLS_BACK_TO_SAVEPOINT.match(statement):
         _clear(connection)
     # psycopg sends several statements at once if they have no parameters.
     if ";" in statement and postgres.has_lost_transaction(cursor) and not _autocommits(connection):
