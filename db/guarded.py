@@ -4,8 +4,7 @@
 2. ``commit()``, ``rollback()`` and ``close()`` go through the owner (a scope), which runs the callbacks around them.
 """
 
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeAlias
 
 import sqlalchemy.exc
@@ -143,24 +142,19 @@ class AsyncSession(sa_async.AsyncSession):
     """SQLAlchemy's `AsyncSession`, owned by a scope."""
 
     sync_session_class = _LoopSession
+    sync_session: _LoopSession
 
     @property
     def use(self) -> LoopUse:
-        return self._guarded.use
+        return self.sync_session.use
 
     @property
     def callbacks(self) -> Callbacks:
-        return self._guarded.callbacks
+        return self.sync_session.callbacks
 
     @property
     def owner(self) -> Owner | None:
-        return self._guarded.owner
-
-    @property
-    def _guarded(self) -> _LoopSession:
-        session = self.sync_session
-        assert isinstance(session, _LoopSession)  # noqa: S101 - `sync_session_class` made it
-        return session
+        return self.sync_session.owner
 
     async def commit(self) -> None:
         """Commit now. In a scope: with the callbacks made so far; the same session then goes on."""
@@ -217,15 +211,13 @@ def _name_as(operation: Any, of: type, name: str) -> None:
     operation.__doc__ = getattr(of, name).__doc__
 
 
-# Everything that talks to the database. Set here, so that the types stay SQLAlchemy's.
-for _name in (
-    "connection", "delete", "delete_all", "execute", "flush", "get", "get_one", "merge", "merge_all", "refresh",
-    "run_sync", "scalar", "scalars", "stream", "stream_scalars",
-):  # fmt: skip
-    setattr(AsyncSession, _name, _exclusive(_name))
-# The rest of a synchronous session comes down to these; lazy loads and `awaitable_attrs` do, too.
+# Set here, so that the types stay SQLAlchemy's. All that talks to the database comes down to these, in an AsyncSession
+# and in lazy loads, too;
 for _name in ("connection", "execute", "flush", "scalar", "scalars"):
     setattr(Guarded, _name, _exclusive_here(_name))
+# these do so several times, or not at all where they find what they need, and are one operation all the same.
+for _name in ("delete", "delete_all", "get", "get_one", "merge", "merge_all", "refresh", "run_sync"):
+    setattr(AsyncSession, _name, _exclusive(_name))
 
 
 def guarded(maker: _Maker) -> _Maker:
@@ -245,7 +237,7 @@ def _mixed(ours: type, given: type) -> type:
 
 def sync_part(session: AsyncSession | Session) -> Guarded:
     """The synchronous session that does the work."""
-    return session._guarded if isinstance(session, AsyncSession) else session  # noqa: SLF001 - same module
+    return session.sync_session if isinstance(session, AsyncSession) else session
 
 
 async def flush(session: AsyncSession | Session) -> None:
@@ -266,8 +258,11 @@ async def send_commit(session: AsyncSession | Session) -> None:
         PoisonedTransactionError: the transaction was aborted before.
     """
     if isinstance(session, AsyncSession):
-        with session.use.ending(), _poison_named():
-            await super(AsyncSession, session).commit()
+        with session.use.ending():
+            try:
+                await super(AsyncSession, session).commit()
+            except sqlalchemy.exc.PendingRollbackError as error:
+                raise PoisonedTransactionError from error
     else:
         await _off_loop(session, commit_here)
 
@@ -301,8 +296,11 @@ async def discard(session: AsyncSession | Session) -> None:
 
 def commit_here(session: Session) -> None:
     """`send_commit`, in this thread."""
-    with session.use.ending(), _poison_named():
-        super(Session, session).commit()
+    with session.use.ending():
+        try:
+            super(Session, session).commit()
+        except sqlalchemy.exc.PendingRollbackError as error:
+            raise PoisonedTransactionError from error
 
 
 def rollback_here(session: Session) -> None:
@@ -326,11 +324,3 @@ async def _off_loop(session: Session, act: Callable[[Session], None]) -> None:
         await in_thread(act, session)
     else:
         act(session)
-
-
-@contextmanager
-def _poison_named() -> Iterator[None]:
-    try:
-        yield
-    except sqlalchemy.exc.PendingRollbackError as error:
-        raise PoisonedTransactionError from error

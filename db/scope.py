@@ -22,7 +22,7 @@ from db.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, OnCommit, O
 from db.cancellation import to_the_end
 from db.database import Database, default_database, is_default
 from db.errors import NestedWriterError, NoScopeError, PartialCommitError, ScopeEndedError, WrongLoopError
-from db.guarded import AsyncSession, Session, sync_part
+from db.guarded import AsyncSession, Session
 from db.unit import Unit, run_on_commit
 
 __all__ = ["Scope", "Unit", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
@@ -63,9 +63,8 @@ class Scope:
     @property
     def units(self) -> tuple[Unit, ...]:
         """In the order in which they commit: that of their first use, the default database's last."""
-        if len(self._units) < 2:  # asked for several times a scope
-            return tuple(self._units.values())
-        return tuple(sorted(self._units.values(), key=lambda unit: is_default(unit.database)))
+        units = tuple(self._units.values())
+        return units if len(units) < 2 else tuple(sorted(units, key=lambda unit: is_default(unit.database)))
 
     @property
     def has_committed(self) -> bool:
@@ -75,7 +74,7 @@ class Scope:
     @property
     def has_touched(self) -> bool:
         """Whether any of its sessions has begun a transaction that is open still, or was committed."""
-        return self.has_committed or any(unit.session.in_transaction() for unit in self._units.values())
+        return self.has_committed or any(unit.inner.in_transaction() for unit in self._units.values())
 
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
@@ -190,17 +189,18 @@ class Scope:
         finally:
             await run_on_commit(due)
 
-    async def _prepare(self, chosen: Callable[[], tuple[Unit, ...]], database: Database[Any] | None) -> None:
+    async def _prepare(self, chosen: Callable[[], list[Unit]], database: Database[Any] | None) -> None:
         """What may still refuse the COMMIT, or be cancelled: pending statements, then the before-commit callbacks."""
         for unit in chosen():
-            unit.session.use.refuse_if_busy()
+            unit.use.refuse_if_busy()
         while True:
             for waiting in self._waiting_for_session(database):
                 await self.unit(waiting)
             for unit in chosen():
                 await unit.prepare()
             # A callback of one database may have made one for another.
-            if not (self._waiting_for_session(database) or any(unit.callbacks.wants_session for unit in chosen())):
+            unasked = [unit for unit in chosen() if unit.callbacks.wants_session]
+            if not (unasked or self._waiting_for_session(database)):
                 return
 
     async def _abandon(self, database: Database[Any] | None, act: Callable[[Unit], Awaitable[None]]) -> None:
@@ -220,7 +220,7 @@ class Scope:
                     raise PartialCommitError(committed, unit.database.name) from error
                 raise
             # What an orphan would still do with it, nobody would commit.
-            unit.session.use.ended = last
+            unit.use.ended = last
             due += unit.callbacks.take_on_commit()
 
     async def _close_all(self) -> None:
@@ -234,12 +234,12 @@ class Scope:
         self._units.clear()
 
     @property
-    def _owned(self) -> tuple[Unit, ...]:
-        return tuple(unit for unit in self.units if unit.owned)
+    def _owned(self) -> list[Unit]:
+        return [unit for unit in self.units if unit.owned]
 
-    def _chosen(self, database: Database[Any] | None) -> tuple[Unit, ...]:
+    def _chosen(self, database: Database[Any] | None) -> list[Unit]:
         """What to end early: also a session that was lent, whose lender let this code have it."""
-        return tuple(unit for unit in self.units if database is None or unit.database is database)
+        return [unit for unit in self.units if database is None or unit.database is database]
 
     async def _open_unit(self, database: Database[Any]) -> Unit:
         self._refuse_after_end()
@@ -251,7 +251,7 @@ class Scope:
             await lease.give_back()
             raise
         unit = Unit(database, session, lease)
-        inner = sync_part(session)
+        inner = unit.inner
         inner.owner = unit
         inner.callbacks = self._early_callbacks.pop(database, inner.callbacks)
         self._units[database] = unit
@@ -279,7 +279,7 @@ class Scope:
 
     def _savepoint(self, database: Database[Any]) -> SessionTransaction | None:
         unit = self._units.get(database)
-        return None if unit is None else sync_part(unit.session).get_nested_transaction()
+        return None if unit is None else unit.inner.get_nested_transaction()
 
 
 _current: ContextVar[Scope | None] = ContextVar("db.scope", default=None)
@@ -313,7 +313,7 @@ def refuse_nested_writer(database: Database[Any], enclosing: Scope | None) -> No
     if not database.is_sqlite:
         return
     while enclosing is not None:
-        if any(unit.database.is_same_as(database) and unit.session.in_transaction() for unit in enclosing.units):
+        if any(unit.database.is_same_as(database) and unit.inner.in_transaction() for unit in enclosing.units):
             raise NestedWriterError
         enclosing = enclosing.parent
 

@@ -22,6 +22,7 @@ from db.guarded import (
     send_close,
     send_commit,
     send_rollback,
+    sync_part,
 )
 from db.use import PATIENCE
 
@@ -34,26 +35,25 @@ class Unit:
     def __init__(self, database: Database[Any], session: AsyncSession | Session, lease: OpenEngine | None) -> None:
         self.database = database
         self.session = session
+        self.inner = sync_part(session)
+        self.use = session.use
         self.has_committed = False
+        self.owned = lease is not None
+        """Whether the scope made the session, and so ends it."""
         self._lease = lease
         self._loop = asyncio.get_running_loop()
         self._patience = min(PATIENCE, database.connect_timeout)
 
     @property
-    def owned(self) -> bool:
-        """Whether the scope made the session, and so ends it."""
-        return self._lease is not None
-
-    @property
     def callbacks(self) -> Callbacks:
-        return self.session.callbacks
+        return self.inner.callbacks
 
     async def commit(self) -> None:
         """Commit early; the session then goes on in a new transaction.
 
         Until the COMMIT is sent a cancellation takes effect; from then on the truth is waited for.
         """
-        self.session.use.refuse_if_busy()
+        self.use.refuse_if_busy()
         await self.prepare()
         await to_the_end(self._commit())
 
@@ -64,12 +64,12 @@ class Unit:
             evicting: end what another coroutine has in flight, instead of raising `ConcurrentUseError`.
         """
         if not evicting:
-            self.session.use.refuse_if_busy()
+            self.use.refuse_if_busy()
         await to_the_end(self._rollback())
 
     async def close(self) -> None:
         """Roll back what was not committed and give the connection back; the session takes a new one when next used."""
-        self.session.use.refuse_if_busy()
+        self.use.refuse_if_busy()
         await to_the_end(self._close())
 
     async def prepare(self) -> None:
@@ -88,10 +88,13 @@ class Unit:
 
     async def send_commit(self) -> bool:
         """COMMIT, if there is a transaction; tell whether there was. One that fails is rolled back."""
-        if not self.session.in_transaction():
+        if not self.inner.in_transaction():
             return False
         try:
-            await self._answered(send_commit(self.session))
+            if isinstance(self.session, AsyncSession):
+                await send_commit(self.session)
+            else:
+                await self._answered(send_commit(self.session))
         except BaseException:
             await self._rollback()
             raise
@@ -121,23 +124,21 @@ class Unit:
 
     async def end(self) -> None:
         """It is over: roll back what is open, close, and let nobody use the session again."""
-        self.session.use.ended = True
+        self.use.ended = True
         try:
-            await self.session.use.evict(ScopeEndedError(), self._patience)
+            if self.use.is_busy:
+                await self.use.evict(ScopeEndedError(), self._patience)
             await self._close()
         finally:
             if self._lease is not None:
                 await self._lease.give_back()
 
     async def _answered(self, sent: Coroutine[Any, Any, None]) -> None:
-        """Wait for a COMMIT's answer as long as the database may take: asyncpg has that limit, others get it here."""
-        if isinstance(self.session, AsyncSession):
-            await sent
-            return
+        """Wait for a COMMIT's answer as long as the database may take: asyncpg has that limit of its own."""
         answer = asyncio.ensure_future(sent)
         await asyncio.wait({answer}, timeout=self.database.command_timeout)
         if not answer.done():
-            await self.session.use.break_off(self._patience)
+            await self.use.break_off(self._patience)
         await answer
 
     async def _commit(self) -> None:
@@ -149,7 +150,7 @@ class Unit:
 
     async def _rollback(self) -> None:
         self.callbacks.drop()
-        await self.session.use.evict(rolled_back_meanwhile(), self._patience)
+        await self.use.evict(rolled_back_meanwhile(), self._patience)
         try:
             async with asyncio.timeout(self._patience):
                 await send_rollback(self.session)
@@ -162,14 +163,14 @@ class Unit:
             await self._discard()
 
     async def _close(self) -> None:
-        if self.session.in_transaction():
+        if self.inner.in_transaction():
             await self._rollback()
         self.callbacks.drop()
         await send_close(self.session)
 
     async def _discard(self) -> None:
         # A thread that is still waiting for the ROLLBACK's answer must let go first.
-        await self.session.use.break_off(self._patience)
+        await self.use.break_off(self._patience)
         try:
             await discard(self.session)
         except Exception:

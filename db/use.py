@@ -69,7 +69,7 @@ class Use(ABC):
 
     def refuse_if_busy(self) -> None:
         """Raise :class:`ConcurrentUseError` if somebody else's operation is in flight."""
-        if self._is_busy and not self._is_mine:
+        if self.is_busy and not self._is_mine:
             raise ConcurrentUseError
 
     async def evict(self, reason: BaseException, patience: float = PATIENCE) -> bool:
@@ -78,7 +78,7 @@ class Use(ABC):
         Returns:
             Whether the session is free; if it is not after about `patience` seconds, nothing can be done.
         """
-        if not self._is_busy or self._is_mine:
+        if not self.is_busy or self._is_mine:
             return True
         if self.is_ending:
             # It has a limit of its own.
@@ -95,11 +95,13 @@ class Use(ABC):
         Returns:
             Whether the session is free.
         """
-        return await self._break_off(patience) if self._is_busy else True
+        return await self._break_off(patience) if self.is_busy else True
 
     @property
     @abstractmethod
-    def _is_busy(self) -> bool: ...
+    def is_busy(self) -> bool:
+        """Whether somebody's operation is in flight."""
+
     @property
     @abstractmethod
     def _is_mine(self) -> bool: ...
@@ -182,7 +184,8 @@ class LoopUse(Use):
         self._free: asyncio.Event | None = None
 
     def check(self) -> None:
-        super().check()
+        if self.ended or self._stopped is not None:
+            super().check()
         if self._thread != threading.get_ident():
             raise WrongThreadError
 
@@ -192,7 +195,7 @@ class LoopUse(Use):
             return await operation()
 
     @property
-    def _is_busy(self) -> bool:
+    def is_busy(self) -> bool:
         return self._user is not None
 
     @property
@@ -251,7 +254,7 @@ class ThreadUse(Use):
         self._tell_free: Callable[[], Any] | None = None
 
     @property
-    def _is_busy(self) -> bool:
+    def is_busy(self) -> bool:
         return self._lock.locked()
 
     @property

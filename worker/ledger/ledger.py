@@ -21,6 +21,7 @@ from db.scope import scope
 from db.sessions import independent
 from db.threads import in_thread
 from db.transient import sqlstate
+from worker.deadline import Deadline
 from worker.errors import LedgerBusyError
 from worker.ledger.execution import AnySession, execute
 from worker.ledger.presence import explained
@@ -206,17 +207,20 @@ class Ledger:
 
     async def _within_lock_wait(self, session: AnySession, writing: Coroutine[Any, Any, T]) -> T:
         """Wait for a row that another transaction holds, but not as long as the server would."""
-        busy = LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
         if isinstance(session, Session):
-            return await _evicting(session, writing, busy)
-        deadline = asyncio.timeout(_LOCK_WAIT)
+            return await _evicting(session, writing, self._busy)
+        deadline = Deadline(_LOCK_WAIT)
         try:
-            async with deadline:
+            with deadline:
                 return await writing
         except TimeoutError:
-            if deadline.expired():
-                raise busy from None
+            if deadline.expired:
+                raise self._busy from None
             raise
+
+    @property
+    def _busy(self) -> LedgerBusyError:
+        return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
 
 
 async def _evicting(session: Session, writing: Coroutine[Any, Any, T], busy: LedgerBusyError) -> T:
