@@ -14,7 +14,7 @@ import db
 from db.transient import Transient, transient
 from tests.db.conftest import INSERT, insert
 from tests.db.models import Note
-from tests.waiting import AT_ONCE
+from tests.waiting import AT_ONCE, eventually
 
 pytestmark = pytest.mark.usefixtures("sqlite_database")
 
@@ -266,11 +266,11 @@ async def test_dispose_closes_the_file(sqlite_database: db.Database) -> None:
     """After `dispose` no thread and no connection is left; the next use opens the file again."""
     import threading
 
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     await db.isolated(insert, "a")
-    assert threading.active_count() == before + 1
+    (new,) = {*threading.enumerate()} - before
     await sqlite_database.dispose()
-    assert threading.active_count() == before
+    await eventually(lambda: not new.is_alive(), timeout=AT_ONCE)
     await db.isolated(insert, "b")
 
 

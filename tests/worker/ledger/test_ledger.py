@@ -187,7 +187,7 @@ class TestPendingRows:
         await add(ledger, ROW._replace(delay=60_000))
         row = await ledger.latest("j1")
         assert row is not None
-        assert row["check_at"] == row["due"] + 3_000
+        assert 3_000 <= row["check_at"] - row["due"] < 3_500  # the clock is read for each
 
 
 class TestPlans:
