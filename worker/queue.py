@@ -188,6 +188,11 @@ class Queue:
         payload, result, in_progress, due, now = await self._run("trace", queue, [Keys.of(queue).prefix, job_id])
         return Trace(payload, result, bool(in_progress), None if due is None else float(due), float(now))
 
+    def check_name(self, queue: str) -> None:
+        """Raise :class:`~worker.errors.WorkerError` for a queue that this Redis cannot serve under its name."""
+        if self.url.startswith(CLUSTER) and not Keys.of(queue).in_one_slot:
+            raise WorkerError(f"a Redis Cluster serves hash-tagged queues only: call it {{{queue}}} instead of {queue}")
+
     async def abort(self, queue: str, job_id: str) -> bool:
         """Ask for a job to be aborted; False where there is none of this id."""
         keys = Keys.of(queue)
@@ -375,8 +380,7 @@ class Queue:
 
     async def _run(self, script: str, queue: str, arguments: Sequence[Any], *, on_line: bool = False) -> Any:
         """Run a script; `on_line`: on a connection that it has to itself, for what a worker does all the time."""
-        if self.url.startswith(CLUSTER) and not Keys.of(queue).in_one_slot:
-            raise WorkerError(f"a Redis Cluster serves hash-tagged queues only: call it {{{queue}}} instead of {queue}")
+        self.check_name(queue)
         client = self.redis
         line = self._line(script, client) if on_line and isinstance(client, Redis) else None
         try:

@@ -62,7 +62,12 @@ async def submit_in(scope: Scope, jobs: Sequence[Submitted], queue: Queue) -> li
 
     Returns:
         Of each, whether its id was free.
+
+    Raises:
+        WorkerError: Redis cannot serve one of the queues under its name, so that nobody could publish the jobs.
     """
+    for name in {job.queue for job in jobs}:
+        queue.check_name(name)
     database = _database_of(scope)
     named = [job for job in jobs if job.is_named]
     taken = {job.id for job in named if not await _reserve(await scope.session(database), job, queue)}

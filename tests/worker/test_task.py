@@ -469,6 +469,14 @@ class TestInsideAScope:
         assert await Ledger().pending(job.job_id) is not None
         assert "Redis did not take 1 committed jobs, which the relay will publish" in caplog.text
 
+    async def test_a_queue_that_redis_cannot_serve_is_refused_before_the_commit(self) -> None:
+        """A Redis Cluster serves hash-tagged queues only: of any other nobody could publish the row."""
+        worker.Queue("redis+cluster://nobody.invalid", default=True)
+        async with db.scope():
+            with pytest.raises(worker.WorkerError, match="hash-tagged"):
+                await add.enqueue("a")
+        assert await Ledger().pending_after("", ["arq:queue"], 1) == []
+
 
 async def refuse(session: object) -> None:
     raise ValueError("refused")
