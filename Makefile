@@ -1,8 +1,9 @@
-# Two commands for a newcomer, `make demo` and `make test`; for a change, `make check`, `make chaos` and `make clean`.
+# Two commands for a newcomer, `make demo` and `make test`; for a change, `make check`, `make chaos`, `make bench` and
+# `make clean`.
 # They need make and a Python >= 3.11 with venv and pip; everything else, the servers included, comes from wheels.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check clean
+.PHONY: help demo test chaos bench bench-peers check clean
 
 # `make test PYTHON=python3.13` takes that one, and an environment of its own.
 ifdef PYTHON
@@ -23,6 +24,8 @@ help:
 	@echo 'make demo [SOURCE=folder]      the census of a folder of Python files: real servers, a real worker'
 	@echo 'make test [ARGS="-k scope"]    the tests, on real servers; ARGS are for pytest'
 	@echo 'make chaos [SECONDS=60 SEED=1] kills, outages and cut connections at random, then a count of what jobs did'
+	@echo 'make bench [ARGS=--quick]      Tandem and its peers side by side, half an hour on a quiet machine; bench/results.md'
+	@echo 'make bench-peers               install those peers, each in an environment of its own'
 	@echo 'make check                     lint, format, types, import contracts'
 	@echo 'make clean                     remove what these have made'
 	@echo
@@ -37,6 +40,12 @@ test: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	@$(RUN) tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench: $(INSTALLED)
+	@$(RUN) bench $(ARGS)
+
+bench-peers: $(INSTALLED)
+	@$(RUN) bench.environments
 
 check: $(INSTALLED)
 	@$(RUN) ruff check --no-cache
@@ -71,11 +80,3 @@ $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	echo "$(PYTHON) cannot make environments: install its venv module, for example apt install python3-venv"; \
 	exit 1; }
 endef
-
-# Measured side by side; see `.venv/bin/python -m bench --help`. Wants a quiet machine.
-.PHONY: bench bench-peers
-bench: $(INSTALLED)
-	@$(RUN) bench $(ARGS)
-
-bench-peers: $(INSTALLED)
-	@$(RUN) bench.environments

@@ -1,6 +1,7 @@
 """``arq worker.Settings`` as a process: how it starts, what it says when it cannot, and how it ends."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import worker
 from tests.commands import REPOSITORY, bare_environment
 from tests.conftest import StartRedis
 from tests.lifecycle.conftest import Project
+from tests.sentinel import Sentinel
 from tests.servers import Observer
 from tests.waiting import AT_ONCE, eventually
 from worker import Job, task
@@ -51,6 +53,16 @@ class TestStart:
             arq.send(signal.SIGTERM)
             assert await arq.ends() == 0
         assert await checked() == 1
+
+    async def test_through_a_sentinel(self, project: Project, own_redis: StartRedis, tmp_path: Path) -> None:
+        """arq itself, which hosts the engine, finds the primary too."""
+        with contextlib.closing(Sentinel(own_redis, tmp_path)) as sentinel:
+            queue = worker.Queue(sentinel.url, default=True)
+            job = await send.enqueue("a")
+            with project.arq("worker.Settings", "--burst", REDIS_URL=sentinel.url) as arq:
+                assert await arq.ends() == 0, arq.output
+            assert await job.result(timeout=AT_ONCE) == "sent to a"
+            await queue.close()
 
     async def test_beside_another_project_that_is_installed(self, project: Project) -> None:
         """The tasks are those of the working directory, also where another `tasks` is installed."""
