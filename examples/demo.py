@@ -177,8 +177,9 @@ async def _connected(urls: Urls) -> AsyncIterator[Queue]:
         yield queue
     finally:
         with suppress(RedisError):
-            keys = Keys.of(queue.name)
-            await queue.redis.delete(queue.name, keys.epoch)
+            # What a killed worker has sent may arrive after its death.
+            while await queue.redis.delete(queue.name, Keys.of(queue.name).epoch):
+                await asyncio.sleep(_PAUSE)
         await queue.close()
         await database.dispose()
 

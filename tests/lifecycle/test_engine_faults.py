@@ -147,13 +147,16 @@ class TestStuck:
             assert "does not end" in worker.output
         assert "lifespan ends" in crew.diary
 
-    async def test_frozen(self, crew: Crew, observer: Any, tmp_path: Path) -> None:
-        """A worker that was frozen past its lease changes nothing of its successor's when it wakes up."""
-        with crew.worker() as frozen:
+    async def test_frozen(self, crew: Crew, observer: Any, database_url: str, tmp_path: Path) -> None:
+        """A worker that was frozen past its lease changes nothing of its successor's when it wakes up.
+
+        On PostgreSQL: on SQLite it may be frozen with the file's write lock, and then nobody else can work.
+        """
+        with crew.worker(DATABASE_URL=database_url) as frozen:
             job = await hold.enqueue(str(tmp_path / "go on"))
             await crew.has_begun(job.job_id)
             frozen.send(signal.SIGSTOP)
-            with crew.worker(WORKER_ID="successor"):
+            with crew.worker(DATABASE_URL=database_url, WORKER_ID="successor"):
                 await crew.has_begun(job.job_id, times=2)
                 holder = observer.get(f"arq:in-progress:{job.job_id}")
                 frozen.send(signal.SIGCONT)
