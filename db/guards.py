@@ -34,14 +34,17 @@ _ROLLS_BACK_TO_SAVEPOINT = re.compile(_START + _TO_SAVEPOINT, re.IGNORECASE | re
 
 
 def watch(engine: Engine) -> None:
-    """Guard every connection of `engine` from now on; an engine that is watched already stays as it is."""
-    if event.contains(engine, "handle_error", _handle_error):
+    """Guard every connection of `engine` from now on; an engine that is watched already stays as it is.
+
+    So does one with other execution options: its dialect and its pool are those of the engine that it was made of.
+    """
+    dialect: Any = engine.dialect
+    if getattr(dialect.do_commit, "func", None) is _commit:
         return
     event.listen(engine, "handle_error", _handle_error)
     event.listen(engine, "checkin", _clear_returned)
     # Not by the events of the same moments: where an engine has a single one of those, SQLAlchemy prepares each new
     # connection for all of them, which costs a short transaction a twentieth of its time.
-    dialect: Any = engine.dialect
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, partial(_execute, getattr(dialect, name)))
     dialect.do_commit = partial(_commit, dialect.do_commit)

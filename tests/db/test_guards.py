@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import db
+from db import guards
 from db.guards import _ENDS_TRANSACTION, _ROLLS_BACK_TO_SAVEPOINT
 from db.transient import Transient, transient
 from tests.db.conftest import INSERT, Count, insert
@@ -331,6 +332,16 @@ async def test_conflict_while_streaming(rows: Count) -> None:
                 async for _ in await session.stream(slow_start):
                     pass
     assert transient(lost.value) is Transient.CONFLICT
+
+
+async def test_an_engine_is_guarded_once(database: db.Database) -> None:
+    """Also where each session has one with options of its own: what guards it does not pile up."""
+    async with db.scope():
+        engine = (await (await db.session()).connection()).engine.sync_engine
+    before = engine.dialect.do_commit
+    for schema in ("one", "two"):
+        guards.watch(engine.execution_options(schema_translate_map={None: schema}))
+    assert engine.dialect.do_commit is before
 
 
 async def test_deferred_constraint(rows: Count) -> None:
