@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, update_wrapper
+from secrets import token_hex
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
-from uuid import uuid4
 
 from db import AsyncSession, Session
 from db.scope import open_scope
@@ -232,7 +232,7 @@ class Request(Generic[P, R]):
             )
         when, enqueued_at = self.when, now_ms()
         return Submitted(
-            id=when.job_id or uuid4().hex,
+            id=when.job_id or token_hex(16),
             is_named=when.job_id is not None,
             enqueued_at=enqueued_at,
             task=self.task.name,

@@ -10,7 +10,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local LONGEST = 100 * 365 * 86400 * 1000  -- ms; SET takes no expiry without end
 
-local added, any = {}, false
+-- An abort that came before a job was meant for an earlier one of its id.
+local abort = prefix .. 'abort'
+local aborts = redis.call('EXISTS', abort) == 1
+local added, scores = {}, {}
 for i = 3, #ARGV, 5 do
     local id, payload, delay, due, patience = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
     local job, holder = prefix .. 'job:' .. id, prefix .. 'in-progress:' .. id
@@ -22,12 +25,14 @@ for i = 3, #ARGV, 5 do
         local score = due ~= '' and tonumber(due) or now + tonumber(delay)
         local wait = math.max(score - now, 0) + tonumber(patience)
         redis.call('SET', job, payload, 'PX', string.format('%.0f', math.max(math.min(wait, LONGEST), 1)))
-        redis.call('ZADD', queue, string.format('%.0f', score), id)
-        -- An abort that came before the job was meant for an earlier one of this id.
-        redis.pcall('ZREM', prefix .. 'abort', id)
+        if aborts then redis.pcall('ZREM', abort, id) end
+        scores[#scores + 1] = string.format('%.0f', score)
+        scores[#scores + 1] = id
         added[#added + 1] = 1
-        any = true
     end
 end
-if any then redis.call('PUBLISH', ARGV[2], '1') end
+if #scores > 0 then
+    redis.call('ZADD', queue, unpack(scores))
+    redis.call('PUBLISH', ARGV[2], '1')
+end
 return added
