@@ -178,7 +178,7 @@ async def _connected(urls: Urls) -> AsyncIterator[Queue]:
     finally:
         with suppress(RedisError):
             # What a killed worker has sent may arrive after its death.
-            while await queue.redis.delete(queue.name, Keys.of(queue.name).epoch):
+            while await queue.redis.delete(queue.name, Keys.of(queue.name).epoch):  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(_PAUSE)
         await queue.close()
         await database.dispose()
