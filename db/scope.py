@@ -9,7 +9,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from enum import Enum
 from types import TracebackType
@@ -44,7 +44,10 @@ class Scope:
     def __init__(self, parent: "Scope | None") -> None:
         self.parent = parent
         self._state = _State.OPEN
-        self._units: dict[Database[Any], Unit] = {}
+        self.units: tuple[Unit, ...] = ()
+        """In the order in which they commit: that of their first use, the default database's last."""
+        self._owned: tuple[Unit, ...] = ()
+        self._by_database: dict[Database[Any], Unit] = {}
         # Callbacks may be made before there is a session to run them around.
         self._early_callbacks: dict[Database[Any], Callbacks] = {}
         self._had_committed = False
@@ -58,23 +61,17 @@ class Scope:
     @property
     def is_unused(self) -> bool:
         """Whether nobody has asked for a session, nor for a callback."""
-        return not (self._units or self._early_callbacks)
-
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        """In the order in which they commit: that of their first use, the default database's last."""
-        units = tuple(self._units.values())
-        return units if len(units) < 2 else tuple(sorted(units, key=lambda unit: is_default(unit.database)))
+        return not (self.units or self._early_callbacks)
 
     @property
     def has_committed(self) -> bool:
         """Whether something was committed already: while the scope is open, early."""
-        return self._had_committed or any(unit.has_committed for unit in self._units.values())
+        return self._had_committed or any(unit.has_committed for unit in self.units)
 
     @property
     def has_touched(self) -> bool:
         """Whether any of its sessions has begun a transaction that is open still, or was committed."""
-        return self.has_committed or any(unit.inner.in_transaction() for unit in self._units.values())
+        return self.has_committed or any(unit.inner.in_transaction() for unit in self.units)
 
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
@@ -89,11 +86,11 @@ class Scope:
     async def unit(self, database: Database[Any]) -> Unit:
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoopError("this scope belongs to another event loop: open one of its own there")
-        unit = self._units.get(database)
+        unit = self._by_database.get(database)
         if unit is None:
             self._opening = self._opening or asyncio.Lock()
             async with self._opening:
-                unit = self._units.get(database) or await self._open_unit(database)
+                unit = self._by_database.get(database) or await self._open_unit(database)
         return unit
 
     def before_commit(self, callback: BeforeCommit, database: Database[Any]) -> None:
@@ -114,7 +111,7 @@ class Scope:
 
     def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
         """Use a session of the caller's, which this scope does not end."""
-        self._units[database] = Unit(database, session, None)
+        self._add(Unit(database, session, None))
 
     async def prepare(self) -> None:
         """Send what is pending and run the before-commit callbacks now, so that a last statement can follow them.
@@ -189,7 +186,7 @@ class Scope:
         finally:
             await run_on_commit(due)
 
-    async def _prepare(self, chosen: Callable[[], list[Unit]], database: Database[Any] | None) -> None:
+    async def _prepare(self, chosen: Callable[[], Sequence[Unit]], database: Database[Any] | None) -> None:
         """What may still refuse the COMMIT, or be cancelled: pending statements, then the before-commit callbacks."""
         for unit in chosen():
             unit.use.refuse_if_busy()
@@ -199,8 +196,7 @@ class Scope:
             for unit in chosen():
                 await unit.prepare()
             # A callback of one database may have made one for another.
-            unasked = [unit for unit in chosen() if unit.callbacks.wants_session]
-            if not (unasked or self._waiting_for_session(database)):
+            if not (any(unit.callbacks.wants_session for unit in chosen()) or self._waiting_for_session(database)):
                 return
 
     async def _abandon(self, database: Database[Any] | None, act: Callable[[Unit], Awaitable[None]]) -> None:
@@ -231,15 +227,12 @@ class Scope:
                 logger.warning("closing a session failed: %s: %s", type(error).__name__, error)
         self._had_committed = self.has_committed
         # Whoever was started in this scope keeps it in its context, and need not keep the sessions.
-        self._units.clear()
+        self.units = self._owned = ()
+        self._by_database.clear()
 
-    @property
-    def _owned(self) -> list[Unit]:
-        return [unit for unit in self.units if unit.owned]
-
-    def _chosen(self, database: Database[Any] | None) -> list[Unit]:
+    def _chosen(self, database: Database[Any] | None) -> Sequence[Unit]:
         """What to end early: also a session that was lent, whose lender let this code have it."""
-        return [unit for unit in self.units if database is None or unit.database is database]
+        return self.units if database is None else [unit for unit in self.units if unit.database is database]
 
     async def _open_unit(self, database: Database[Any]) -> Unit:
         self._refuse_after_end()
@@ -254,8 +247,13 @@ class Scope:
         inner = unit.inner
         inner.owner = unit
         inner.callbacks = self._early_callbacks.pop(database, inner.callbacks)
-        self._units[database] = unit
+        self._add(unit)
         return unit
+
+    def _add(self, unit: Unit) -> None:
+        self._by_database[unit.database] = unit
+        self.units = tuple(sorted(self._by_database.values(), key=lambda each: is_default(each.database)))
+        self._owned = tuple(each for each in self.units if each.owned)
 
     def _refuse_after_end(self) -> None:
         if not self.is_open:
@@ -274,11 +272,11 @@ class Scope:
         return [callback for each in taken for callback in self._early_callbacks.pop(each).take_on_commit()]
 
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:
-        unit = self._units.get(database)
+        unit = self._by_database.get(database)
         return self._early_callbacks.setdefault(database, Callbacks()) if unit is None else unit.callbacks
 
     def _savepoint(self, database: Database[Any]) -> SessionTransaction | None:
-        unit = self._units.get(database)
+        unit = self._by_database.get(database)
         return None if unit is None else unit.inner.get_nested_transaction()
 
 
