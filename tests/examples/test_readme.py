@@ -108,6 +108,15 @@ def test_make_knows_its_commands() -> None:
     assert set(shown) <= set(targets)
 
 
+def test_figures_were_measured() -> None:
+    """Every figure in the table of speeds is one of the last measurement's."""
+    measured = re.findall(r"[\d.,]+", (PROJECT / "bench" / "results.md").read_text())
+    rows = [row for row in README.partition("## Speed")[2].splitlines() if row.startswith("| ")][1:]
+    shown = [figure for row in rows for figure in re.findall(r"[\d.,]*\d", row.partition("|")[2].partition("|")[2])]
+    assert len(shown) > 20
+    assert set(shown) - set(measured) == set()
+
+
 def settings_table() -> str:
     """The settings as a table: variable, default, and the text under the field."""
     rows = ["| Variable | Default | |", "|---|---|---|"]
