@@ -16,9 +16,10 @@ from typing import Any
 from worker.context import JobContext, Resource, current_job, injected
 from worker.cron import cron
 from worker.errors import JobFailed, Retry, WorkerError
+from worker.exchange import JobStatus
 from worker.job import Job, JobInfo
 from worker.message import deserialize, serialize
-from worker.queue import JobStatus, Queue, default_queue, set_default_queue
+from worker.queue import Queue, default_queue, set_default_queue
 from worker.task import Task, task
 
 __all__ = [

@@ -8,8 +8,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from worker.context import from_milliseconds
 from worker.errors import JobFailed, LedgerAwayError, ResultNotFoundError
+from worker.exchange import JobStatus, Trace
 from worker.message import Message, deserialize, dump
-from worker.queue import JobStatus, Queue, Trace, default_queue
+from worker.queue import Queue, default_queue
 from worker.recollection import Recollection, abort_pending, recollect
 from worker.signature import Signature
 

@@ -8,13 +8,10 @@
 import asyncio
 import functools
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
@@ -22,125 +19,17 @@ from redis.exceptions import ReadOnlyError
 from worker.config import Config
 from worker.connection import CLUSTER, AsyncClient, close, connect, connect_to_subscribe, drop_connections
 from worker.errors import WorkerError
+from worker.exchange import EXPIRES, Claim, Claims, Entry, Settlement, Slot, Trace
 from worker.keys import Keys
 from worker.line import Line
 from worker.notices import Notices
 from worker.scripts import Script
 
-EXPIRES = 24 * 60 * 60 * 1000
-"""Milliseconds that a job may wait past its due time, unless it says otherwise: arq's default."""
-NEVER = 100 * 365 * 24 * 60 * 60 * 1000
-"""The same, for a job that does not expire: Redis knows no expiry without end."""
-
 _BEGUN = b"?"  # before an epoch that nobody has completed
-_WARY = 2  # crashes, as in scripts/claim.lua
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _CHUNK = 1000  # jobs a round trip: more would block Redis for longer than a few milliseconds
 _CHUNK_BYTES = 8 * 1024 * 1024  # of payload a round trip: Redis ends a connection that sends a gigabyte at once
-
-
-class JobStatus(StrEnum):
-    """Where a job is, as arq spells it."""
-
-    deferred = "deferred"
-    queued = "queued"
-    in_progress = "in_progress"
-    complete = "complete"
-    not_found = "not_found"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One job to be queued."""
-
-    job_id: str
-    payload: bytes
-    queue: str
-    delay: int = 0
-    """Milliseconds from when Redis takes it."""
-    due: int | None = None
-    """Instead of a delay: milliseconds since the epoch."""
-    expires: int = EXPIRES
-    """Milliseconds that it may wait past its due time."""
-
-
-class Trace(NamedTuple):
-    """What Redis knows of one job."""
-
-    payload: bytes | None
-    result: bytes | None
-    in_progress: bool
-    due: float | None
-    """Its score in the queue, in milliseconds since the epoch; None where it is not queued."""
-    now: float
-    """Redis' clock, likewise."""
-
-    @property
-    def status(self) -> JobStatus:
-        if self.result is not None:
-            return JobStatus.complete
-        if self.in_progress:
-            return JobStatus.in_progress
-        if self.due is None:
-            return JobStatus.not_found
-        return JobStatus.deferred if self.due > self.now else JobStatus.queued
-
-
-class Claim(NamedTuple):
-    """One job that this worker holds now."""
-
-    raw_id: bytes
-    """Its id as it is in Redis: whoever put it there need not have heard of UTF-8."""
-    payload: bytes | None
-    """None: the job has expired, or was never there."""
-    score: bytes
-    """When it was due, in milliseconds since the epoch, as Redis writes it."""
-    tries: int
-    """Attempts that failed."""
-    crashes: int
-    """Claims that nobody finished."""
-    abort_at: float | None
-    """When it was asked to abort, in milliseconds since the epoch."""
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether its workers have died so often that it may be what kills them: see ``scripts/claim.lua``."""
-        return self.crashes >= _WARY
-
-
-class Claims(NamedTuple):
-    """What one claim brought."""
-
-    jobs: list[Claim]
-    next_due: float | None
-    """Seconds until the queue has something due; None where it is empty."""
-
-
-class Settlement(NamedTuple):
-    """What became of one held job, for Redis."""
-
-    raw_id: bytes
-    token: str
-    action: str
-    """``end``, ``again``, ``back`` or ``later``: see ``scripts/finish.lua``."""
-    value: bytes = b""
-    """The result, empty for none; for all but ``end`` the payload, in case that Redis has lost it."""
-    keep: int = 0
-    """Milliseconds to keep the result."""
-    delay: int = 0
-    """Milliseconds until it is due again."""
-
-
-class Slot(NamedTuple):
-    """One time at which a scheduled task is to run."""
-
-    task: str
-    moment: int
-    """Milliseconds since the epoch."""
-    job_id: str
-    payload: bytes
-    """Empty: only take note that the slot has passed."""
 
 
 class Queue:
@@ -229,7 +118,10 @@ class Queue:
         last: dict[bytes, bytes] = await self.redis.hgetall(Keys.of(queue).slots)  # type: ignore[misc]
         # Whatever else may be there is no time.
         moments = {task: moment for task, moment in last.items() if moment.isdigit() and len(moment) < _NO_TIME}
-        return {task.decode(errors="replace"): _from_ms(moment) for task, moment in moments.items()}
+        return {
+            task.decode(errors="replace"): _EPOCH + timedelta(milliseconds=int(moment))
+            for task, moment in moments.items()
+        }
 
     async def epochs(self, queues: Sequence[str]) -> dict[str, bytes | None]:
         """Of each queue, what tells one memory of Redis from another; None where it has lost it, and nobody has said
@@ -411,17 +303,8 @@ def _chunks(positions: Sequence[int], entries: Sequence[Entry]) -> Iterator[list
         yield chunk
 
 
-def now_ms() -> int:
-    """This machine's clock, in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
-
-
 def _from_ms(milliseconds: bytes) -> datetime:
     return _EPOCH + timedelta(milliseconds=int(milliseconds))
-
-
-def to_ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
 
 
 _default: Queue | None = None

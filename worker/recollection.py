@@ -14,10 +14,10 @@ from db.transient import transient
 from worker.config import Config
 from worker.context import from_milliseconds
 from worker.errors import JobExpiredError, JobFailed, LedgerAwayError, LedgerError, PayloadError
+from worker.exchange import JobStatus
 from worker.failure import error_data, error_from
 from worker.ledger import Ledger, State
 from worker.message import Message
-from worker.queue import JobStatus
 from worker.submission import default_ledger
 
 T = TypeVar("T")

@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 from db import Database, default_database
 from db.scope import Scope
 from worker.config import Config
+from worker.exchange import EXPIRES, NEVER, Entry, JobStatus
 from worker.ledger import Ledger, Pending
-from worker.queue import EXPIRES, NEVER, Entry, JobStatus, Queue, default_queue
+from worker.queue import Queue, default_queue
 
 logger = logging.getLogger("worker")
 

@@ -19,9 +19,10 @@ from db import AsyncSession, Session
 from db.scope import open_scope
 from worker.context import JobContext
 from worker.errors import PayloadTooLargeError, TaskDefinitionError
+from worker.exchange import now_ms, to_ms
 from worker.job import Job
 from worker.message import encode
-from worker.queue import Queue, default_queue, now_ms, to_ms
+from worker.queue import Queue, default_queue
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
 from worker.submission import Submitted, submit, submit_in

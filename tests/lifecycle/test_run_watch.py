@@ -10,8 +10,8 @@ from tests.commands import Command, gone
 from tests.lifecycle.errands import wait_for
 from tests.waiting import eventually
 from worker import Job, Queue
+from worker.exchange import Entry, now_ms
 from worker.message import encode
-from worker.queue import Entry, now_ms
 
 ANSWER = """\
 from worker import task

@@ -19,9 +19,9 @@ from worker.engine.delivery import Delivery
 from worker.engine.executor import Executor
 from worker.engine.once import Once
 from worker.engine.outcome import Outcome
+from worker.exchange import now_ms
 from worker.ledger import Ledger, table
 from worker.message import Message, encode
-from worker.queue import now_ms
 
 # Examples wait for nothing; a slow machine is no reason to fail.
 settings.register_profile("tandem", deadline=None)

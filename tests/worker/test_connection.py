@@ -20,7 +20,7 @@ from tests.worker.engine.conftest import Worker
 from worker import Queue, WorkerError, task
 from worker.connection import SentinelAddress, cluster_address, connect, connect_sync
 from worker.embedded import EmbeddedRedis
-from worker.queue import Entry
+from worker.exchange import Entry
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -10,7 +10,8 @@ import worker
 from tests.conftest import StartRedis
 from tests.worker.conftest import RoundTrips
 from worker.errors import WorkerError
-from worker.queue import Entry, Queue
+from worker.exchange import Entry
+from worker.queue import Queue
 
 
 def entries(*ids: str, queue: str = "q", **more: Any) -> list[Entry]:

@@ -9,15 +9,14 @@ import redis
 from pydantic import BaseModel
 
 import db
-import worker
 from db.database import Database
 from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker import Job, JobFailed, Queue, task
 from worker.errors import LedgerAwayError, ResultNotFoundError
+from worker.exchange import Entry, JobStatus, Settlement
 from worker.ledger import Ending, Ledger, State
-from worker.queue import JobStatus
 
 pytestmark = pytest.mark.usefixtures("queue", "database")
 
@@ -197,9 +196,9 @@ async def test_a_waiting_result_is_pushed(queue: Queue, observer: redis.Redis) -
     waiting = asyncio.create_task(job.result(timeout=10))
     row = await Ledger().pending(job.job_id)
     assert row is not None
-    await queue.publish([worker.queue.Entry(row.id, row.payload, row.queue)])
+    await queue.publish([Entry(row.id, row.payload, row.queue)])
     claimed = await queue.claim("arq:queue", "t" * 28, 5_000, 1)
     await eventually(job.status, equals=JobStatus.in_progress)
     raw = b'{"t":1,"f":"send","a":[],"k":{},"et":1,"s":true,"st":1,"ft":2,"q":"arq:queue","id":"x","r":{"number":7}}'
-    await queue.finish("arq:queue", [worker.queue.Settlement(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
+    await queue.finish("arq:queue", [Settlement(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
     assert await waiting == Receipt(number=7)

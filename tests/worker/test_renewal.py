@@ -10,7 +10,7 @@ from tests.conftest import StartRedis
 from tests.proxy import Proxy
 from tests.waiting import AT_ONCE
 from worker import Queue
-from worker.queue import Entry
+from worker.exchange import Entry
 from worker.renewal import Grip, Held, Renewal
 
 QUEUE, TOKEN = "arq:queue", "o" * 28

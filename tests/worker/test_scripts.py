@@ -8,7 +8,7 @@ from redis import Redis
 
 from tests.redis_programs import PROGRAMS, running
 from worker import Queue
-from worker.queue import Claim, Entry, Settlement, Slot
+from worker.exchange import Claim, Entry, Settlement, Slot
 from worker.renewal import Grip, Held, Renewal
 
 QUEUE = "arq:queue"

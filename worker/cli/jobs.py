@@ -19,10 +19,11 @@ from worker.cli.job_text import as_data, describe_job, describe_lines, describe_
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, wide_out
 from worker.config import Config
 from worker.errors import ConfigError
+from worker.exchange import NEVER, Entry
 from worker.ledger.desk import BATCH, Desk, Key, Line, Refusal, Retried, Tally, Which
 from worker.ledger.presence import check
 from worker.ledger.table import State
-from worker.queue import NEVER, Entry, Queue
+from worker.queue import Queue
 
 T = TypeVar("T")
 

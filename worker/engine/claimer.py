@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 
 from redis.exceptions import ResponseError
 
-from worker.queue import Claim, Queue
+from worker.exchange import Claim
+from worker.queue import Queue
 
 _POLL = 0.5  # seconds, as arq polls
 _WAIT = 0.1  # seconds between two looks at whether the heartbeat is back

@@ -38,8 +38,9 @@ from worker.engine.report import Counts, JobLog, settlement
 from worker.engine.scheduler import Scheduler
 from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
+from worker.exchange import Claim, Settlement, now_ms
 from worker.ledger import Ledger
-from worker.queue import Claim, Queue, Settlement, now_ms
+from worker.queue import Queue
 from worker.renewal import Renewal
 from worker.task import Task
 

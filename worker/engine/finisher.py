@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
-from worker.queue import Queue, Settlement
+from worker.exchange import Settlement
+from worker.queue import Queue
 
 logger = logging.getLogger("worker")
 

@@ -12,7 +12,7 @@ from enum import Enum
 
 from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind
-from worker.queue import Claim
+from worker.exchange import Claim
 from worker.renewal import Held
 
 

@@ -1,7 +1,7 @@
 """A job whose payload Redis has lost, but not its place in the queue, is recalled from the ledger."""
 
+from worker.exchange import Claim
 from worker.ledger import Ledger
-from worker.queue import Claim
 
 
 async def recall(claim: Claim, ledger: Ledger) -> Claim:

@@ -9,8 +9,8 @@ from worker.engine.delivery import Delivery
 from worker.engine.held import HeldJob
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, PayloadError, PoisonJobError, UnknownTaskError
+from worker.exchange import Claim
 from worker.message import Message
-from worker.queue import Claim
 from worker.task import Task
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job whose task nobody knows

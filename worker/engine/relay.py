@@ -14,8 +14,9 @@ import secrets
 from collections.abc import Sequence
 
 from worker.errors import WorkerError
+from worker.exchange import NEVER, Entry
 from worker.ledger import Ending, Ledger, State, Unpublished
-from worker.queue import NEVER, Entry, Queue
+from worker.queue import Queue
 
 logger = logging.getLogger("worker")
 

@@ -8,9 +8,9 @@ from pydantic_core import to_json
 
 from worker.engine.held import HeldJob
 from worker.engine.outcome import Kind, Outcome
+from worker.exchange import Settlement, now_ms
 from worker.failure import error_data, message_of
 from worker.message import Message, serialize
-from worker.queue import Settlement, now_ms
 
 logger = logging.getLogger("worker")
 

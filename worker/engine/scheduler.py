@@ -13,9 +13,10 @@ from typing import Any
 from uuid import uuid4
 
 from worker.engine.slots import LedgerSlots, Slots, slot_id
+from worker.exchange import Entry, Slot, to_ms
 from worker.ledger import Ledger
 from worker.message import encode
-from worker.queue import Entry, Queue, Slot, to_ms
+from worker.queue import Queue
 from worker.schedule import Schedule
 from worker.task import Task
 

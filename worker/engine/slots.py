@@ -7,9 +7,10 @@ Redis that has lost its memory neither forgets a slot nor lets one run twice.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from worker.exchange import NEVER, Entry, Slot
 from worker.ledger import Ledger, Pending
 from worker.message import encode
-from worker.queue import NEVER, Entry, Queue, Slot
+from worker.queue import Queue
 from worker.task import Task
 
 _EPOCH = datetime.fromtimestamp(0, UTC)

@@ -1,14 +1,18 @@
 """The ledger's statements, in the dialect of one kind of database."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     ColumnElement,
     Executable,
+    ScalarSelect,
     Select,
+    Table,
     Text,
     bindparam,
     case,
@@ -34,7 +38,8 @@ _DOUBLINGS, _MOST_DOUBLINGS = 2, 8
 
 # Whether an INSERT wrote its row: psycopg's cursor does not say any more once it is closed, as SQLAlchemy does at once.
 _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
-_INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+_Insert: TypeAlias = Callable[[Table], Any]
+_INSERT: dict[str, _Insert] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 _PLACES = {"postgresql": "ctid", "sqlite": "rowid"}
 DIALECTS = frozenset(_INSERT)
 """Those of the databases that can hold a ledger."""
@@ -76,98 +81,125 @@ class Statements:
     def of(cls, dialect: str, name: str) -> "Statements":
         """Those for the table `name` on a database of `dialect`."""
         jobs = table(name)
-        job = jobs.c
-        insert = _INSERT[dialect]
-        due = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
-        fields = ("id", "enqueued_at", "task", "queue", "payload", "patience")
-        add = insert(jobs).values(
-            **{field: bindparam(field, type_=job[field].type) for field in fields},
-            state=literal(State.PENDING.value),
-            due=due,
-            check_at=_later(due, now_ms()) + GRACE,
-        )
-        ending = ("id", "enqueued_at", "task", "queue", "state", "payload", "result", "error", "traceback", "tries")
-        settle = insert(jobs).values(
-            **{field: bindparam(field, type_=job[field].type) for field in (*ending, "started_at")},
-            finished_at=now_ms(),
-        )
-        told = ("state", "result", "error", "traceback", "tries", "started_at", "finished_at")
-        unpublished = select(
-            job.id,
-            job.enqueued_at,
-            job.task,
-            job.queue,
-            job.payload,
-            (job.due - now_ms()).label("delay"),
-            job.patience,
-            func.coalesce(job.due + job.patience < now_ms(), literal(False)).label("expired"),
-        ).where(job.state == State.PENDING.value)
-        # Read once. With the clock itself, which may differ from row to row, PostgreSQL would walk the whole index.
-        now = select(now_ms()).scalar_subquery()
-        due_now = (
-            select(jobs)
-            .where(job.state == State.PENDING.value, job.check_at <= now)
-            .order_by(job.check_at)
-            .limit(bindparam("limit"))
-            .with_for_update(skip_locked=True)
-        )
-        long_over = (
-            select(jobs)
-            .where(text(FINAL), job.finished_at < now - bindparam("keep", type_=BigInteger))
-            .order_by(job.finished_at)
-            .limit(bindparam("limit"))
-            .with_for_update(skip_locked=True)
-        )
-        grown = literal(_FIRST_PAUSE).bitwise_lshift(_earlier(job.checks * _DOUBLINGS, literal(_MOST_DOUBLINGS)))
-        pause = _earlier(grown, literal(_LONGEST_PAUSE))
         return cls(
-            add=add,
-            reserve=add.on_conflict_do_nothing().execution_options(**_COUNTED),
-            settle=settle.on_conflict_do_update(
-                index_elements=[job.id, job.enqueued_at],
-                set_={column: settle.excluded[column] for column in told} | {"check_at": None},
-                # Not IN, which SQLAlchemy writes anew for each list: many rows at once could not be.
-                where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
-            ).execution_options(**_COUNTED),
-            known=select(job.state, job.result).where(
-                job.id == bindparam("id", type_=Text), job.enqueued_at == bindparam("enqueued_at", type_=BigInteger)
-            ),
-            # Not by pairs, nor `unpublished`: of 500 PostgreSQL makes as many searches, and takes 30 times as long.
-            standing=select(job.id, job.enqueued_at, job.state, job.result).where(
-                job.id.in_(bindparam("ids", expanding=True)), job.enqueued_at >= bindparam("since", type_=BigInteger)
-            ),
-            latest=select(jobs, now_ms().label("now"))
-            .where(job.id == bindparam("id", type_=Text))
-            .order_by(job.enqueued_at.desc())
-            .limit(1),
-            pending=unpublished.where(job.id == bindparam("id", type_=Text)),
-            abort=update(jobs)
-            .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text))
-            .values(state=State.ABORTED.value, finished_at=now_ms(), check_at=None),
-            last_enqueued=select(job.enqueued_at)
-            .where(
-                job.id >= bindparam("first", type_=Text),
-                job.id < bindparam("end", type_=Text),
-                job.task == bindparam("task", type_=Text),
-            )
-            .order_by(job.id.desc())
-            .limit(1),
-            take_due=update(jobs)
-            .where(_at(dialect, due_now))
-            .values(check_at=_later(now_ms() + pause, job.due + _PAST_DUE), checks=job.checks + 1)
-            .returning(job.id, job.enqueued_at, job.queue),
-            # An id is unique among pending rows.
-            unpublished=unpublished.where(job.id.in_(bindparam("ids", expanding=True))),
-            pending_after=select(job.id, job.enqueued_at, job.queue)
-            .where(
-                job.state == State.PENDING.value,
-                job.queue.in_(bindparam("queues", expanding=True)),
-                job.id > bindparam("after", type_=Text),
-            )
-            .order_by(job.id)
-            .limit(bindparam("limit")),
-            prune=delete(jobs).where(_at(dialect, long_over)),
+            **_enqueueing(jobs, _INSERT[dialect]),
+            **_ending(jobs, _INSERT[dialect]),
+            **_asking(jobs),
+            **_relaying(jobs, dialect),
+            **_pruning(jobs, dialect),
         )
+
+
+def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
+    job = jobs.c
+    fields = ("id", "enqueued_at", "task", "queue", "payload", "patience")
+    due = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
+    add = insert(jobs).values(
+        **_named(job, fields), state=literal(State.PENDING.value), due=due, check_at=_later(due, now_ms()) + GRACE
+    )
+    return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
+
+
+def _ending(jobs: Table, insert: _Insert) -> dict[str, Executable]:
+    job = jobs.c
+    told = ("state", "result", "error", "traceback", "tries", "started_at")
+    settle = insert(jobs).values(
+        **_named(job, ("id", "enqueued_at", "task", "queue", "payload", *told)), finished_at=now_ms()
+    )
+    over_what_may_run = settle.on_conflict_do_update(
+        index_elements=[job.id, job.enqueued_at],
+        set_={column: settle.excluded[column] for column in (*told, "finished_at")} | {"check_at": None},
+        # Not IN, which SQLAlchemy writes anew for each list: many rows at once could not be.
+        where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
+    )
+    abort = (
+        update(jobs)
+        .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text))
+        .values(state=State.ABORTED.value, finished_at=now_ms(), check_at=None)
+    )
+    return {"settle": over_what_may_run.execution_options(**_COUNTED), "abort": abort}
+
+
+def _asking(jobs: Table) -> dict[str, Executable]:
+    job = jobs.c
+    of_id = job.id == bindparam("id", type_=Text)
+    unpublished = select(
+        job.id,
+        job.enqueued_at,
+        job.task,
+        job.queue,
+        job.payload,
+        (job.due - now_ms()).label("delay"),
+        job.patience,
+        func.coalesce(job.due + job.patience < now_ms(), literal(False)).label("expired"),
+    ).where(job.state == State.PENDING.value)
+    since = job.enqueued_at >= bindparam("since", type_=BigInteger)
+    of_ids = job.id.in_(bindparam("ids", expanding=True))
+    ids_between = (job.id >= bindparam("first", type_=Text), job.id < bindparam("end", type_=Text))
+    return {
+        "known": select(job.state, job.result).where(
+            of_id, job.enqueued_at == bindparam("enqueued_at", type_=BigInteger)
+        ),
+        # Not by pairs, nor `unpublished`: of 500 PostgreSQL makes as many searches, and takes 30 times as long.
+        "standing": select(job.id, job.enqueued_at, job.state, job.result).where(of_ids, since),
+        "latest": select(jobs, now_ms().label("now")).where(of_id).order_by(job.enqueued_at.desc()).limit(1),
+        "pending": unpublished.where(of_id),
+        # An id is unique among pending rows.
+        "unpublished": unpublished.where(of_ids),
+        "last_enqueued": select(job.enqueued_at)
+        .where(*ids_between, job.task == bindparam("task", type_=Text))
+        .order_by(job.id.desc())
+        .limit(1),
+    }
+
+
+def _relaying(jobs: Table, dialect: str) -> dict[str, Executable]:
+    job = jobs.c
+    is_pending = job.state == State.PENDING.value
+    due_now = (
+        select(jobs)
+        .where(is_pending, job.check_at <= _now())
+        .order_by(job.check_at)
+        .limit(bindparam("limit"))
+        .with_for_update(skip_locked=True)
+    )
+    grown = literal(_FIRST_PAUSE).bitwise_lshift(_earlier(job.checks * _DOUBLINGS, literal(_MOST_DOUBLINGS)))
+    pause = _earlier(grown, literal(_LONGEST_PAUSE))
+    take_due = (
+        update(jobs)
+        .where(_at(dialect, due_now))
+        .values(check_at=_later(now_ms() + pause, job.due + _PAST_DUE), checks=job.checks + 1)
+        .returning(job.id, job.enqueued_at, job.queue)
+    )
+    of_queues = job.queue.in_(bindparam("queues", expanding=True))
+    pending_after = (
+        select(job.id, job.enqueued_at, job.queue)
+        .where(is_pending, of_queues, job.id > bindparam("after", type_=Text))
+        .order_by(job.id)
+        .limit(bindparam("limit"))
+    )
+    return {"take_due": take_due, "pending_after": pending_after}
+
+
+def _pruning(jobs: Table, dialect: str) -> dict[str, Executable]:
+    long_over = (
+        select(jobs)
+        .where(text(FINAL), jobs.c.finished_at < _now() - bindparam("keep", type_=BigInteger))
+        .order_by(jobs.c.finished_at)
+        .limit(bindparam("limit"))
+        .with_for_update(skip_locked=True)
+    )
+    return {"prune": delete(jobs).where(_at(dialect, long_over))}
+
+
+def _named(job: Any, columns: Sequence[str]) -> dict[str, BindParameter[Any]]:
+    """A parameter for each column, of its name and type."""
+    return {column: bindparam(column, type_=job[column].type) for column in columns}
+
+
+def _now() -> ScalarSelect[int]:
+    """The clock, read once: where it may differ from row to row, PostgreSQL would walk the whole index."""
+    return select(now_ms()).scalar_subquery()
 
 
 def _at(dialect: str, rows: Select[Any]) -> ColumnElement[bool]:

@@ -11,7 +11,7 @@ from tests.worker.engine.conftest import Seen, StartWorker
 from worker import Job, JobContext, Queue, task
 from worker.engine import claimer
 from worker.engine.claimer import Claimer
-from worker.queue import Claim, Entry
+from worker.exchange import Claim, Entry
 
 ran: list[str] = []
 

@@ -15,7 +15,7 @@ from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import Job, JobContext, JobFailed, Queue, Retry, deserialize, serialize, task
 from worker.engine import claimer
-from worker.queue import Entry
+from worker.exchange import Entry
 
 
 class Body:

@@ -10,7 +10,7 @@ from worker import JobContext, Queue, Retry, task
 from worker.engine.finisher import Finisher
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
-from worker.queue import Entry, Settlement
+from worker.exchange import Entry, Settlement
 from worker.scripts import Script
 
 QUEUE = "arq:queue"

@@ -15,7 +15,7 @@ from tests.worker.engine.conftest import Seen, StartWorker, Worker
 from worker import JobContext, Queue, task
 from worker.engine.heartbeat import _WatchedLoop
 from worker.engine.held import HeldJob, HeldJobs
-from worker.queue import Claim
+from worker.exchange import Claim
 
 BUSY: dict[str, Any] = {"lease": 1.0, "grace": 0.2}
 

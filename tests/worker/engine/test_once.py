@@ -20,9 +20,9 @@ from worker import task
 from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError
+from worker.exchange import now_ms
 from worker.ledger import Ending, Known, Ledger, Pending, State
 from worker.message import encode
-from worker.queue import now_ms
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
 

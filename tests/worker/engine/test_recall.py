@@ -13,8 +13,8 @@ from tests.servers import Observer
 from tests.worker.engine.conftest import StartWorker
 from worker import Job, JobFailed, Queue, task
 from worker.engine.recall import recall
+from worker.exchange import Claim
 from worker.ledger import Ending, Ledger, State
-from worker.queue import Claim
 
 TOKEN = "t" * 28
 

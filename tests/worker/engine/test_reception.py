@@ -13,8 +13,8 @@ from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
 from worker.engine import report
+from worker.exchange import Entry
 from worker.message import encode
-from worker.queue import Entry
 
 GOOD = encode("double", b'{"number":21}', 1)
 

@@ -21,9 +21,9 @@ from worker.engine import scheduler
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
 from worker.engine.slots import LedgerSlots, slot_id
+from worker.exchange import Settlement, Slot, to_ms
 from worker.ledger import Ending, Ledger, State
 from worker.message import encode
-from worker.queue import Settlement, Slot, to_ms
 from worker.schedule import Misfire
 from worker.task import Task
 

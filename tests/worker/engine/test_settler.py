@@ -15,9 +15,9 @@ from tests.waiting import eventually
 from tests.worker.conftest import NOTES, create_ledger
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import task
+from worker.exchange import Entry
 from worker.ledger import Ending, Known, Ledger, State
 from worker.message import encode
-from worker.queue import Entry
 
 
 class OddError(Exception):
