@@ -17,6 +17,7 @@ import redis.asyncio.sentinel
 import redis.cluster
 import redis.sentinel
 from redis.connection import HiredisRespSerializer
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 SENTINEL = "redis+sentinel://"
 CLUSTER = "redis+cluster://"
@@ -105,17 +106,16 @@ def connect(url: str) -> AsyncClient:
 def connect_as(kind: type[R], url: str) -> R:
     """`connect`, to one server or through Sentinels, as a client of another class."""
     limits = _limits(url)
+    client: R
     if url.startswith(SENTINEL):
         address = SentinelAddress.parse(url)
         sentinel = redis.asyncio.sentinel.Sentinel(list(address.sentinels.hosts), **limits)
-        primary: R = sentinel.master_for(
+        client = sentinel.master_for(
             address.service, redis_class=kind, db=address.database, **address.sentinels.login, **limits
         )
-        return primary
-    client: R = kind.from_url(url, **limits)
-    pool: Any = client.connection_pool
-    pool.connection_class = _packing_in_c(pool.connection_class)
-    return client
+    else:
+        client = kind.from_url(url, **limits)
+    return _improved(client)
 
 
 def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
@@ -124,7 +124,7 @@ def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
         return connect_as(redis.asyncio.Redis, url)
     address = cluster_address(url)
     host, port = address.hosts[turn % len(address.hosts)]
-    return redis.asyncio.Redis(host=host, port=port, **address.login, **_limits(url))
+    return _improved(redis.asyncio.Redis(host=host, port=port, **address.login, **_limits(url)))
 
 
 def connect_sync(url: str, *, longest_wait: float | None = None) -> SyncClient:
@@ -176,8 +176,19 @@ def _sentinels(client: AsyncClient | SyncClient) -> list[Any]:
     return [] if manager is None else list(manager.sentinels)
 
 
-class _PackingInC:
-    """Packs commands by hiredis, as redis-py 5 does only where the connection is not asyncio's."""
+def _improved(client: R) -> R:
+    pool: Any = client.connection_pool
+    pool.connection_class = _mixed(pool.connection_class)
+    return client
+
+
+class _Improved:
+    """What redis-py's connection of asyncio lacks.
+
+    1. It packs commands by hiredis, as redis-py 5 does elsewhere.
+    2. One that was lost unnoticed says so when it is written to. Since CPython 3.12 asyncio's transport raises an
+       `AttributeError` or a `TypeError` there: https://github.com/python/cpython/issues/136234
+    """
 
     _serializer = HiredisRespSerializer()
 
@@ -185,10 +196,16 @@ class _PackingInC:
         packed: list[bytes] = self._serializer.pack(*arguments)
         return packed
 
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*arguments, **options)  # type: ignore[misc]  # mixed into a connection
+        except (AttributeError, TypeError) as error:
+            raise RedisConnectionError("the connection was lost") from error
+
 
 @cache
-def _packing_in_c(connection_class: type[Any]) -> type[Any]:
-    return type(connection_class.__name__, (_PackingInC, connection_class), {})
+def _mixed(connection_class: type[Any]) -> type[Any]:
+    return type(connection_class.__name__, (_Improved, connection_class), {})
 
 
 def _limits(url: str, timeout: float | None = None) -> dict[str, Any]:

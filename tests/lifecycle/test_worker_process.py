@@ -57,6 +57,7 @@ class TestStart:
     async def test_through_a_sentinel(self, project: Project, own_redis: StartRedis, tmp_path: Path) -> None:
         """arq itself, which hosts the engine, finds the primary too."""
         with contextlib.closing(Sentinel(own_redis, tmp_path)) as sentinel:
+            await eventually(sentinel.primary_port)
             queue = worker.Queue(sentinel.url, default=True)
             job = await send.enqueue("a")
             with project.arq("worker.Settings", "--burst", REDIS_URL=sentinel.url) as arq:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from redis.crc import key_slot
 
 from tests.conftest import StartRedis
@@ -18,7 +19,7 @@ from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Worker
 from worker import Queue, WorkerError, task
-from worker.connection import SentinelAddress, cluster_address, connect, connect_sync
+from worker.connection import SentinelAddress, cluster_address, connect, connect_as, connect_sync
 from worker.embedded import EmbeddedRedis
 from worker.exchange import Entry
 
@@ -105,6 +106,18 @@ class TestTls:
 def sentinel(own_redis: StartRedis, tmp_path: Path) -> Iterator[Sentinel]:
     with contextlib.closing(Sentinel(own_redis, tmp_path)) as sentinel:
         yield sentinel
+
+
+async def test_lost_unnoticed(redis_url: str) -> None:
+    """A connection that is written to after it was lost says so as redis-py does, whatever Python's transport says."""
+    async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
+        connection = client.connection_pool.make_connection()
+        await connection.connect()
+        connection._writer.transport.abort()  # as it does itself where it reads that the connection is reset
+        await connection._writer.wait_closed()
+        with pytest.raises(redis.ConnectionError):
+            await connection.send_command("PING", check_health=False)
+        await connection.disconnect()
 
 
 async def test_sentinel(sentinel: Sentinel) -> None:

@@ -2,28 +2,30 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
 from tests.proxy import Proxy
 from tests.waiting import eventually
-from worker import notices
+from worker import connection, notices
+from worker.connection import connect_to_subscribe
 from worker.ending import end
 from worker.notices import Notices
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TIMEOUT", 1.0)
     monkeypatch.setattr(notices, "_RECONNECT", 0.05)
     monkeypatch.setattr(notices, "_SILENCE", 0.2)
 
 
 @contextlib.asynccontextmanager
 async def listening(url: str) -> AsyncIterator[Notices]:
-    one = Notices(lambda _: Redis.from_url(url, socket_timeout=1))
+    one = Notices(functools.partial(connect_to_subscribe, url))
     try:
         yield one
     finally:
