@@ -1,7 +1,6 @@
 """What Redis is told of jobs, and what it tells: the arguments and answers of `worker.queue.Queue`."""
 
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -24,8 +23,7 @@ class JobStatus(StrEnum):
     not_found = "not_found"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One job to be queued."""
 
     job_id: str

@@ -8,9 +8,8 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
@@ -24,8 +23,7 @@ from worker.queue import Queue, default_queue
 logger = logging.getLogger("worker")
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(NamedTuple):
     """One job that is asked for. Times are milliseconds."""
 
     id: str

@@ -216,7 +216,11 @@ class Request(Generic[P, R]):
     async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
         queue = default_queue()
         scope = open_scope() if self._transactional else None
-        jobs = [self._submitted(payload, queue, in_ledger=scope is not None) for payload in payloads]
+        now, in_ledger = now_ms(), scope is not None
+        jobs = [
+            self._submitted(job_id, payload, queue, now, in_ledger=in_ledger)
+            for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
+        ]
         added = await (submit(jobs, queue) if scope is None else submit_in(scope, jobs, queue))
         return [self._job(job, queue, is_new) for job, is_new in zip(jobs, added, strict=True)]
 
@@ -225,15 +229,21 @@ class Request(Generic[P, R]):
         chosen = self.when.transactional
         return self.task.options.transactional if chosen is None else chosen
 
-    def _submitted(self, payload: bytes, queue: Queue, *, in_ledger: bool) -> Submitted:
+    def _ids(self, count: int) -> list[str]:
+        if self.when.job_id is not None:
+            return [self.when.job_id] * count
+        digits = token_hex(16 * count)  # at once: each time it asks the kernel
+        return [digits[i : i + 32] for i in range(0, len(digits), 32)]
+
+    def _submitted(self, job_id: str, payload: bytes, queue: Queue, enqueued_at: int, *, in_ledger: bool) -> Submitted:
         if len(payload) > queue.max_payload:
             raise PayloadTooLargeError(
                 f"{self.task.name}: {len(payload)} bytes of arguments, where WORKER_MAX_PAYLOAD allows "
                 f"{queue.max_payload}: store them, and enqueue their key"
             )
-        when, enqueued_at = self.when, now_ms()
+        when = self.when
         return Submitted(
-            id=when.job_id or token_hex(16),
+            id=job_id,
             is_named=when.job_id is not None,
             enqueued_at=enqueued_at,
             task=self.task.name,
