@@ -212,6 +212,7 @@ class LoopUse(Use):
         self._user = None
         if self._free is not None:
             self._free.set()
+            self._free = None
 
     async def _evict(self, patience: float) -> bool:
         assert self._user is not None  # noqa: S101 - it is busy
@@ -223,10 +224,11 @@ class LoopUse(Use):
         return await self._evict(patience)
 
     async def _wait_until_free(self, patience: float | None) -> bool:
-        self._free = asyncio.Event()
         try:
             async with asyncio.timeout(patience):
-                await self._free.wait()
+                while self.is_busy:
+                    self._free = self._free or asyncio.Event()
+                    await self._free.wait()
         except TimeoutError:
             return False
         return True
@@ -251,7 +253,7 @@ class ThreadUse(Use):
         """Those of the transaction that is open."""
         self._lock = threading.Lock()
         self._user: int | None = None
-        self._tell_free: Callable[[], Any] | None = None
+        self._tell_free: list[Callable[[], Any]] = []
 
     @property
     def is_busy(self) -> bool:
@@ -269,9 +271,9 @@ class ThreadUse(Use):
     def _leave(self) -> None:
         self._user = None
         self._lock.release()
-        if self._tell_free is not None:
+        for tell in [*self._tell_free]:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-                self._tell_free()
+                tell()
 
     async def _evict(self, patience: float) -> bool:
         await self._reach(lambda connection: interrupt(connection, patience / 2))
@@ -287,7 +289,11 @@ class ThreadUse(Use):
 
     async def _wait_until_free(self, patience: float | None) -> bool:
         loop, free = asyncio.get_running_loop(), asyncio.Event()
-        self._tell_free = lambda: loop.call_soon_threadsafe(free.set)
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(free.set)
+
+        self._tell_free.append(tell)
         try:
             async with asyncio.timeout(patience):
                 while self._lock.locked():
@@ -295,4 +301,6 @@ class ThreadUse(Use):
                     free.clear()
         except TimeoutError:
             return False
+        finally:
+            self._tell_free.remove(tell)
         return True

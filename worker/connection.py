@@ -99,7 +99,7 @@ def connect(url: str) -> AsyncClient:
         cluster: redis.asyncio.cluster.RedisCluster = redis.asyncio.cluster.RedisCluster(
             startup_nodes=nodes, **address.login, **_limits(url)
         )
-        return cluster
+        return _improved_cluster(cluster)
     return connect_as(redis.asyncio.Redis, url)
 
 
@@ -182,12 +182,21 @@ def _improved(client: R) -> R:
     return client
 
 
+def _improved_cluster(cluster: redis.asyncio.cluster.RedisCluster) -> redis.asyncio.cluster.RedisCluster:
+    connection_class = _mixed(cluster.connection_kwargs["connection_class"])
+    cluster.connection_kwargs["connection_class"] = connection_class  # of the nodes that it will find
+    for node in cluster.nodes_manager.startup_nodes.values():
+        node.connection_class = connection_class
+    return cluster
+
+
 class _Improved:
     """What redis-py's connection of asyncio lacks.
 
     1. It packs commands by hiredis, as redis-py 5 does elsewhere.
-    2. One that was lost unnoticed says so when it is written to. Since CPython 3.12 asyncio's transport raises an
-       `AttributeError` or a `TypeError` there: https://github.com/python/cpython/issues/136234
+    2. One that was lost unnoticed says so when it is written to. The transport of uvloop raises a `RuntimeError` there,
+       asyncio's since CPython 3.12 an `AttributeError` or a `TypeError`:
+       https://github.com/python/cpython/issues/136234
     """
 
     _serializer = HiredisRespSerializer()
@@ -196,10 +205,12 @@ class _Improved:
         packed: list[bytes] = self._serializer.pack(*arguments)
         return packed
 
-    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+    async def send_packed_command(self: Any, *arguments: Any, **options: Any) -> None:
+        if not self.is_connected:
+            await self.connect()
         try:
             await super().send_packed_command(*arguments, **options)  # type: ignore[misc]  # mixed into a connection
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, RuntimeError, TypeError) as error:
             raise RedisConnectionError("the connection was lost") from error
 
 

@@ -2,7 +2,8 @@
 
 1. It is opened by the first command, and anew by the next one after it was lost.
 2. One deadline covers a whole command. redis-py has one for each of its steps, at several times the cost, and checks a
-   pooled connection before each use, which costs as much again: a worker would feel both.
+   pooled connection before each use, which costs as much again: a worker would feel both. To connect may take longer:
+   there may be Sentinels to be asked, one of which does not answer.
 3. Where it has lain idle it is looked at before it is used: the server may have closed it meanwhile.
 """
 
@@ -32,7 +33,6 @@ class Line:
     def __init__(self, client: redis.asyncio.Redis) -> None:
         connection: AbstractConnection = client.connection_pool.make_connection()
         self._timeout = connection.socket_timeout or TIMEOUT
-        connection.socket_timeout = None  # the deadline is ours
         self._connection = connection
         self._alone = asyncio.Lock()
         self._used_at = 0.0
@@ -46,6 +46,7 @@ class Line:
                 nobody knows then whether the command was run.
         """
         async with self._alone:
+            await self._connect()
             try:
                 with Deadline(self._timeout):
                     return await self._run(command)
@@ -56,11 +57,24 @@ class Line:
         """Close it; a command that is under way loses it. The next one opens it again."""
         await self._connection.disconnect()
 
+    async def _connect(self) -> None:
+        """Open the connection unless it is open."""
+        connection = self._connection
+        if time.monotonic() - self._used_at > _IDLE:
+            await self._refresh()
+        if connection.is_connected:
+            return
+        connection.socket_timeout = self._timeout  # of each step
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        connection.socket_timeout = None  # from here on the deadline is ours
+
     async def _run(self, command: tuple[Any, ...]) -> Any:
         connection = self._connection
         try:
-            if time.monotonic() - self._used_at > _IDLE:
-                await self._refresh()
             await connection.send_command(*command, check_health=False)
             reply = await connection.read_response()
         except ResponseError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import select, text
 
 import db
+from db.use import LoopUse, ThreadUse, Use
 from tests.commits import held_commits
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Comment, Note
@@ -267,6 +269,31 @@ async def test_commit_of_an_orphan_is_waited_for(postgres: Observer, rows: Count
         await letting_go
     await child
     assert await rows() == 1
+
+
+@pytest.mark.parametrize("kind", [LoopUse, ThreadUse])
+async def test_several_wait_for_a_commit(kind: type[Use]) -> None:
+    """All who would end a transaction whose COMMIT is in the server are let go on when it is over."""
+    use, loop, begun, go_on = kind(), asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+
+    async def commit() -> None:
+        with use.ending():
+            begun.set()
+            await go_on.wait()
+
+    def commit_in_thread() -> None:
+        with use.ending():
+            begun.set()
+            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
+
+    committing = asyncio.create_task(commit() if kind is LoopUse else asyncio.to_thread(commit_in_thread))
+    await eventually(begun.is_set)
+    waiting = [asyncio.create_task(use.evict(ZeroDivisionError())) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    go_on.set()
+    assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [True] * 3
+    await committing
 
 
 async def test_orphan_adds_an_object(rows: Count, postgres: Observer) -> None:

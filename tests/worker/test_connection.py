@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 import redis.asyncio
+import uvloop
 from redis.crc import key_slot
 
 from tests.conftest import StartRedis
+from tests.proxy import Proxy
 from tests.redis_programs import PROGRAMS, running
 from tests.sentinel import Sentinel, follow
 from tests.tls import CERTIFICATE, in_tls
@@ -22,6 +26,7 @@ from worker import Queue, WorkerError, task
 from worker.connection import SentinelAddress, cluster_address, connect, connect_as, connect_sync
 from worker.embedded import EmbeddedRedis
 from worker.exchange import Entry
+from worker.line import Line
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -108,16 +113,41 @@ def sentinel(own_redis: StartRedis, tmp_path: Path) -> Iterator[Sentinel]:
         yield sentinel
 
 
-async def test_lost_unnoticed(redis_url: str) -> None:
-    """A connection that is written to after it was lost says so as redis-py does, whatever Python's transport says."""
-    async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
-        connection = client.connection_pool.make_connection()
-        await connection.connect()
-        connection._writer.transport.abort()  # as it does itself where it reads that the connection is reset
+async def lose(connection: Any) -> None:
+    """Let the connection's transport close, as it does where it reads that the connection is reset."""
+    connection._writer.transport.abort()
+    with contextlib.suppress(OSError):
         await connection._writer.wait_closed()
-        with pytest.raises(redis.ConnectionError):
-            await connection.send_command("PING", check_health=False)
-        await connection.disconnect()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_lost_unnoticed(redis_url: str, run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    """A connection that is written to after it was lost says so as redis-py does, whatever the transport says."""
+
+    async def write_to_lost_one() -> None:
+        async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
+            connection = client.connection_pool.make_connection()
+            await connection.connect()
+            await lose(connection)
+            with pytest.raises(redis.ConnectionError):
+                await connection.send_command("PING", check_health=False)
+            await connection.disconnect()
+
+    with ThreadPoolExecutor(1) as threads:  # here runs a loop already
+        threads.submit(run, write_to_lost_one()).result()
+
+
+async def test_first_sentinel_is_silent(sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line asks the next Sentinel where the first one takes the connection and says nothing."""
+    monkeypatch.setattr("worker.connection.TIMEOUT", 0.5)
+    await eventually(sentinel.primary_port)
+    async with Proxy(f"redis://127.0.0.1:{sentinel.port}") as silent:
+        silent.blackhole()
+        url = f"redis+sentinel://127.0.0.1:{urlsplit(silent.url).port},127.0.0.1:{sentinel.port}/main/0"
+        async with contextlib.aclosing(connect_as(redis.asyncio.Redis, url)) as client:
+            line = Line(client)
+            assert await line.execute_command("ECHO", "here") == b"here"
+            await line.close()
 
 
 async def test_sentinel(sentinel: Sentinel) -> None:
@@ -186,6 +216,18 @@ async def cluster(own_redis: StartRedis) -> str:
             timeout=20,
         )
     return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+async def test_lost_unnoticed_to_a_node(cluster: str) -> None:
+    """A client of a cluster, one of whose connections was lost unnoticed, opens another one."""
+    client = connect(cluster)
+    assert isinstance(client, redis.asyncio.RedisCluster)
+    async with contextlib.aclosing(client):
+        await client.set("key", "value")
+        for node in client.get_nodes():
+            for connection in node._connections:
+                await lose(connection)
+        assert await client.get("key") == b"value"
 
 
 async def test_cluster(cluster: str) -> None:

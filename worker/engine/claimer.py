@@ -102,6 +102,8 @@ class Claimer:
         pause = _POLL
         refused: ResponseError | None = None
         for name in self._in_turn():
+            if self._stopped:
+                break
             token = next(self._tokens)
             wanted = min(self.free_slots, self._most_at_once)
             try:

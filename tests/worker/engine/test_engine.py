@@ -118,7 +118,7 @@ class TestRuns:
         now = time.time_ns
         async with start(double, grace=0):
             with monkeypatch.context() as ahead:
-                ahead.setattr("worker.queue.time.time_ns", lambda: now() + 60 * 10**9)
+                ahead.setattr("worker.exchange.time.time_ns", lambda: now() + 60 * 10**9)
                 quick = await double.enqueue(1)
                 slow = await double.using(delay=30).enqueue(2)
             assert await quick.result(timeout=AT_ONCE) == 2
