@@ -23,7 +23,7 @@ from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Worker
 from worker import Queue, WorkerError, task
-from worker.connection import SentinelAddress, cluster_address, connect, connect_as, connect_sync
+from worker.connection import SentinelAddress, close, cluster_address, connect, connect_as, connect_sync
 from worker.embedded import EmbeddedRedis
 from worker.exchange import Entry
 from worker.line import Line
@@ -144,10 +144,11 @@ async def test_first_sentinel_is_silent(sentinel: Sentinel, monkeypatch: pytest.
     async with Proxy(f"redis://127.0.0.1:{sentinel.port}") as silent:
         silent.blackhole()
         url = f"redis+sentinel://127.0.0.1:{urlsplit(silent.url).port},127.0.0.1:{sentinel.port}/main/0"
-        async with contextlib.aclosing(connect_as(redis.asyncio.Redis, url)) as client:
-            line = Line(client)
-            assert await line.execute_command("ECHO", "here") == b"here"
-            await line.close()
+        client = connect_as(redis.asyncio.Redis, url)
+        line = Line(client)
+        assert await line.execute_command("ECHO", "here") == b"here"
+        await line.close()
+        await close(client)
 
 
 async def test_sentinel(sentinel: Sentinel) -> None:
