@@ -15,7 +15,7 @@ from tests.servers import Observer
 from tests.waiting import AT_ONCE, eventually
 
 # Seconds: the limits of the database under test, and so what a statement may take in all.
-CONNECT, STATEMENT = 0.5, 0.5
+CONNECT, STATEMENT = 1.0, 0.5
 TIMEOUT = CONNECT + STATEMENT
 
 INSERT = text("INSERT INTO note (words) VALUES ('a')")
