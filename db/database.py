@@ -100,6 +100,7 @@ class Database(Generic[S]):
         if sum(source is not None for source in (url, engine, bind)) != 1:
             raise DatabaseURLError("give a Database one of url, engine (a factory) or bind")
         self.url = None if url is None else parse_url(url)
+        self._kind = None if self.url is None else self.url.get_backend_name()
         self._first_host = host if self.url is None else host_of(self.url)
         self.host = self._first_host
         self.name = name or (self.url.database if self.url is not None else None) or "database"
@@ -148,9 +149,7 @@ class Database(Generic[S]):
     @property
     def kind(self) -> str:
         """SQLAlchemy's name for what it is: ``postgresql``, ``sqlite``."""
-        if self.url is not None:
-            return self.url.get_backend_name()
-        return self._opened().engine.dialect.name
+        return self._opened().engine.dialect.name if self._kind is None else self._kind
 
     def is_same_as(self, other: "Database[Any]") -> bool:
         """Whether it is the same database, perhaps through another driver."""
@@ -233,11 +232,20 @@ class Database(Generic[S]):
         else:
             await _check_in_thread(engine)
 
-    async def open_session(self) -> tuple[S, OpenEngine]:
-        """A new session, and the lease on its engine, which its owner gives back. For `db.scope` and `db.sessions`."""
+    @property
+    def has_hook(self) -> bool:
+        """Whether `session_arguments` has somebody to ask."""
+        return self._before_session is not None
+
+    async def session_arguments(self) -> dict[str, Any]:
+        """What `before_session` wants the next session to be made with."""
         arguments: dict[str, Any] = {}
         if self._before_session is not None:
             await self._before_session(self, arguments)
+        return arguments
+
+    def open_session(self, arguments: Mapping[str, Any]) -> tuple[S, OpenEngine]:
+        """A new session, and the lease on its engine, which its owner gives back. For `db.scope` and `db.sessions`."""
         if "bind" in arguments:
             _watch(arguments["bind"])
         opened = self._opened()

@@ -38,6 +38,11 @@ class Guarded(sa_orm.Session):
     callbacks: Callbacks
     owner: Owner | None = None
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether a flush would send anything."""
+        return not self._is_clean()  # the public `new` and `deleted` make a set of all their objects each time
+
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         # Every statement and every flush asks for its bind first.
         self.use.check()
@@ -156,6 +161,12 @@ class AsyncSession(sa_async.AsyncSession):
     def owner(self) -> Owner | None:
         return self.sync_session.owner
 
+    @property
+    def closes_at_once(self) -> bool:
+        """Whether closing it has nothing to send. Users' own classes may do more in `close` than SQLAlchemy's."""
+        inner = self.sync_session
+        return type(self) is AsyncSession and type(inner) is _LoopSession and not inner.in_transaction()
+
     async def commit(self) -> None:
         """Commit now. In a scope: with the callbacks made so far; the same session then goes on."""
         self.use.check()
@@ -242,8 +253,7 @@ def sync_part(session: AsyncSession | Session) -> Guarded:
 
 async def flush(session: AsyncSession | Session) -> None:
     """Send what is pending, if anything is."""
-    pending = sync_part(session)
-    if not (pending.new or pending.deleted or pending.identity_map.check_modified()):
+    if not sync_part(session).has_pending:
         return
     if isinstance(session, AsyncSession):
         await session.flush()
@@ -280,7 +290,10 @@ async def send_close(session: AsyncSession | Session) -> None:
     """Give the connection back, past the session's owner. For the owner alone."""
     if isinstance(session, AsyncSession):
         with session.use.ending():
-            await super(AsyncSession, session).close()
+            if session.closes_at_once:
+                session.sync_session.close()
+            else:
+                await super(AsyncSession, session).close()
     else:
         await _off_loop(session, _close_here)
 

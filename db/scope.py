@@ -9,7 +9,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from enum import Enum
 from types import TracebackType
@@ -66,12 +66,20 @@ class Scope:
     @property
     def has_committed(self) -> bool:
         """Whether something was committed already: while the scope is open, early."""
-        return self._had_committed or any(unit.has_committed for unit in self.units)
+        for unit in self.units:
+            if unit.has_committed:
+                return True
+        return self._had_committed
 
     @property
     def has_touched(self) -> bool:
         """Whether any of its sessions has begun a transaction that is open still, or was committed."""
         return self.has_committed or any(unit.inner.in_transaction() for unit in self.units)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one session of its own, and no callback before the COMMIT, is all that it has."""
+        return len(self.units) == len(self._owned) == 1 and not self._wants_more(self.units, None)
 
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
@@ -87,11 +95,14 @@ class Scope:
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoopError("this scope belongs to another event loop: open one of its own there")
         unit = self._by_database.get(database)
-        if unit is None:
-            self._opening = self._opening or asyncio.Lock()
-            async with self._opening:
-                unit = self._by_database.get(database) or await self._open_unit(database)
-        return unit
+        if unit is not None:
+            return unit
+        if not database.has_hook:
+            return self._open_unit(database, {})
+        # While the hook of one is asked, others may want the same session.
+        self._opening = self._opening or asyncio.Lock()
+        async with self._opening:
+            return self._by_database.get(database) or self._open_unit(database, await database.session_arguments())
 
     def before_commit(self, callback: BeforeCommit, database: Database[Any]) -> None:
         """See :func:`db.before_commit`."""
@@ -195,8 +206,7 @@ class Scope:
                 await self.unit(waiting)
             for unit in chosen():
                 await unit.prepare()
-            # A callback of one database may have made one for another.
-            if not (any(unit.callbacks.wants_session for unit in chosen()) or self._waiting_for_session(database)):
+            if not self._wants_more(chosen(), database):
                 return
 
     async def _abandon(self, database: Database[Any] | None, act: Callable[[Unit], Awaitable[None]]) -> None:
@@ -234,15 +244,11 @@ class Scope:
         """What to end early: also a session that was lent, whose lender let this code have it."""
         return self.units if database is None else [unit for unit in self.units if unit.database is database]
 
-    async def _open_unit(self, database: Database[Any]) -> Unit:
-        self._refuse_after_end()
+    def _open_unit(self, database: Database[Any], arguments: Mapping[str, Any]) -> Unit:
+        if not self.is_open:
+            raise ScopeEndedError
         refuse_nested_writer(database, self)
-        session, lease = await database.open_session()
-        try:
-            self._refuse_after_end()
-        except ScopeEndedError:
-            await lease.give_back()
-            raise
+        session, lease = database.open_session(arguments)
         unit = Unit(database, session, lease)
         inner = unit.inner
         inner.owner = unit
@@ -255,9 +261,12 @@ class Scope:
         self.units = tuple(sorted(self._by_database.values(), key=lambda each: is_default(each.database)))
         self._owned = tuple(each for each in self.units if each.owned)
 
-    def _refuse_after_end(self) -> None:
-        if not self.is_open:
-            raise ScopeEndedError
+    def _wants_more(self, prepared: Iterable[Unit], database: Database[Any] | None) -> bool:
+        """Whether a callback of one database has made one for another, which was prepared already."""
+        for unit in prepared:
+            if unit.callbacks.wants_session:
+                return True
+        return bool(self._waiting_for_session(database))
 
     def _waiting_for_session(self, database: Database[Any] | None) -> list[Database[Any]]:
         """Where before-commit callbacks were made before there was a session to give them."""

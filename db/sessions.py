@@ -111,7 +111,7 @@ async def independent(database: Database[Any] | None = None) -> AsyncIterator[An
     """
     chosen = database or default_database()
     refuse_nested_writer(chosen, open_scope())
-    opened, lease = await chosen.open_session()
+    opened, lease = chosen.open_session(await chosen.session_arguments())
     unit = Unit(chosen, opened, lease)
     sync_part(opened).owner = unit
     try:

@@ -91,7 +91,8 @@ class _OnceAttempt(Attempt):
     async def settle(self, work: Scope, result: bytes) -> None:
         if work.is_unused:
             return
-        await work.prepare()
+        if not work.is_plain:  # otherwise the ledger's statement sends what is pending first
+            await work.prepare()
         if not work.has_touched:
             return
         self._result = result

@@ -7,32 +7,30 @@
 5. What people do with rows is :mod:`worker.ledger.desk`.
 """
 
-import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Executable
+import sqlalchemy.orm
+from sqlalchemy import Dialect, Executable
 from sqlalchemy.exc import DBAPIError
 
-from db import AsyncSession, Session, default_database
+from db import AsyncSession, default_database
 from db.errors import PoisonedTransactionError
+from db.guarded import flush
 from db.guards import swallowed
 from db.scope import scope
 from db.sessions import independent
 from db.threads import in_thread
 from db.transient import sqlstate
-from worker.deadline import Deadline
-from worker.errors import LedgerBusyError
-from worker.ledger.execution import AnySession, execute
+from worker.ledger.execution import AnySession, DriverStatement, execute
+from worker.ledger.lock_wait import LockWait, within_lock_wait
 from worker.ledger.presence import explained
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
 
-T = TypeVar("T")
-
 _ABORTED = "25P02"
-_LOCK_WAIT = 2.0  # seconds that another attempt's transaction may keep a row to itself
 
 
 class Ledger:
@@ -44,6 +42,8 @@ class Ledger:
 
     def __init__(self, name: str = NAME) -> None:
         self.name = name
+        # What each job says to the database.
+        self._settle_of: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
 
     async def add(self, session: AnySession, rows: Sequence[Pending]) -> None:
         """Write pending rows in the session's transaction, all in one statement.
@@ -69,19 +69,23 @@ class Ledger:
     async def mark_done(self, session: AnySession, ending: Ending) -> Known | None:
         """Set a row done in the session's transaction; if another attempt has settled it already, how.
 
+        What is pending in the session is sent before.
+
         Raises:
             LedgerBusyError: another attempt's transaction holds the row.
             PoisonedTransactionError: an earlier error, which was swallowed, has aborted the transaction.
         """
         try:
-            written = await self._within_lock_wait(
-                session, execute(session, self._of(session).settle, ending._asdict())
-            )
+            if isinstance(session, AsyncSession):
+                written = await session.run_sync(self._flush_and_mark, ending)
+            else:
+                await flush(session)
+                written = await within_lock_wait(session, in_thread(self._mark, session, ending), self.name)
         except DBAPIError as error:
             if sqlstate(error) == _ABORTED:
                 raise PoisonedTransactionError from await _swallowed(session)
             raise
-        return None if written.rowcount else await self.known(session, ending)
+        return None if written else await self.known(session, ending)
 
     async def was_done(self, ending: Ending) -> Known | None:
         """Whether a transaction of unknown fate, which set this row done, was committed: then what it wrote.
@@ -107,7 +111,7 @@ class Ledger:
             session = await work.session(default_database())
             statements = self._of(session)
             rows = [ending._asdict() for ending in endings]
-            await self._within_lock_wait(session, execute(session, statements.settle, rows))
+            await within_lock_wait(session, execute(session, statements.settle, rows), self.name)
             keys = [(ending.id, ending.enqueued_at) for ending in endings]
             parameters = {"ids": [job_id for job_id, _ in keys], "since": min(moment for _, moment in keys)}
             standing = await execute(session, statements.standing, parameters)
@@ -199,37 +203,25 @@ class Ledger:
     def _of(self, session: AnySession) -> Statements:
         return Statements.of(session.get_bind().dialect.name, self.name)
 
+    def _flush_and_mark(self, session: sqlalchemy.orm.Session, ending: Ending) -> int:
+        """Both in one go: the way into an `AsyncSession` takes as long as a statement."""
+        session.flush()
+        with LockWait(self.name):
+            return self._mark(session, ending)
+
+    def _mark(self, session: sqlalchemy.orm.Session, ending: Ending) -> int:
+        dialect = session.get_bind().dialect
+        settle = self._settle_of.get(dialect)
+        if settle is None:
+            statement = Statements.of(dialect.name, self.name).settle
+            settle = self._settle_of[dialect] = DriverStatement.of(statement, dialect)
+        return settle.write(session, ending._asdict())
+
     async def _first(
         self, session: AnySession, statement: Executable, parameters: Mapping[str, Any]
     ) -> Mapping[str, Any] | None:
         row = (await execute(session, statement, parameters)).mappings().first()
         return None if row is None else dict(row)
-
-    async def _within_lock_wait(self, session: AnySession, writing: Coroutine[Any, Any, T]) -> T:
-        """Wait for a row that another transaction holds, but not as long as the server would."""
-        if isinstance(session, Session):
-            return await _evicting(session, writing, self._busy)
-        deadline = Deadline(_LOCK_WAIT)
-        try:
-            with deadline:
-                return await writing
-        except TimeoutError:
-            if deadline.expired:
-                raise self._busy from None
-            raise
-
-    @property
-    def _busy(self) -> LedgerBusyError:
-        return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
-
-
-async def _evicting(session: Session, writing: Coroutine[Any, Any, T], busy: LedgerBusyError) -> T:
-    """A thread cannot be cancelled: its statement is ended on the server."""
-    statement = asyncio.ensure_future(writing)
-    await asyncio.wait({statement}, timeout=_LOCK_WAIT)
-    if not statement.done():
-        await session.use.evict(busy)
-    return await statement
 
 
 async def _swallowed(session: AnySession) -> BaseException | None:

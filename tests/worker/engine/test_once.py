@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import db
 import worker
@@ -27,10 +28,26 @@ from worker.message import encode
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
 
 
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "note"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    words: Mapped[str]
+
+
 @task
 async def add(session: db.AsyncSession, words: str) -> str:
     await session.execute(INSERT, {"words": words})
     return words
+
+
+@task
+async def keep(session: db.AsyncSession, words: str) -> None:
+    """Leaves the statement to the session."""
+    session.add(Note(words=words))
 
 
 @task
@@ -42,6 +59,11 @@ async def anew(session: db.AsyncSession) -> None:
 @task
 async def idle() -> None:
     """Touches nothing."""
+
+
+async def waiters(postgres: Observer) -> int:
+    """How many backends wait for a lock."""
+    return int(await postgres.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
 
 
 async def known(delivery: Delivery) -> Known | None:
@@ -57,7 +79,10 @@ class TestOneStatement:
         assert await known(delivery) == Known(State.DONE, b'"a"')
         assert await rows() == 1
 
-    async def test_it_is_the_only_one_besides_the_jobs_own(self, database_url: str, postgres: Observer) -> None:
+    @pytest.mark.parametrize("adds", [add, keep])
+    async def test_it_is_the_only_one_besides_the_jobs_own(
+        self, adds: worker.Task[..., Any], database_url: str, postgres: Observer
+    ) -> None:
         """A job's transaction is BEGIN, its own statements, the ledger's one, COMMIT: nothing else is sent."""
         await postgres.execute(NOTES)
         await create_ledger(database_url)
@@ -65,15 +90,30 @@ class TestOneStatement:
             database = Database(proxy.url, default=True, pre_ping=False)
             bench = Bench()
             try:
-                await bench.run(add, "warm")
+                await bench.run(adds, "warm")
                 proxy.statements.clear()
-                await bench.run(add, "a")
+                await bench.run(adds, "a")
                 first_words = [statement.split()[0].rstrip(";") for statement in proxy.statements]
                 assert first_words == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
                 assert "tandem_jobs" in proxy.statements[2]
             finally:
                 bench.caller.close()
                 await database.dispose()
+
+    async def test_what_is_pending_waits_for_its_own_locks(
+        self, bench: Bench, rows: Count, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The limit on the wait for the ledger's row does not hold for the job's own statement."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
+        async with db.scope():
+            await (await db.session()).execute(INSERT, {"words": "a"})
+            waiting = asyncio.create_task(bench.run(keep, "a"))
+            await eventually(lambda: waiters(postgres), equals=1)
+            await asyncio.wait({waiting}, timeout=0.5)
+            assert not waiting.done()
+            await db.rollback()
+        assert (await waiting).kind is Kind.COMPLETED
+        assert await rows() == 1
 
     async def test_a_job_that_touches_nothing_sends_nothing(self, bench: Bench, postgres: Observer) -> None:
         """No session, no connection, no row."""
