@@ -76,11 +76,6 @@ class Scope:
         """Whether any of its sessions has begun a transaction that is open still, or was committed."""
         return self.has_committed or any(unit.inner.in_transaction() for unit in self.units)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether one session of its own, and no callback before the COMMIT, is all that it has."""
-        return len(self.units) == len(self._owned) == 1 and not self._wants_more(self.units, None)
-
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
 

@@ -5,6 +5,7 @@
 time that it connects; ``redis+cluster://user:password@host-1:6379,host-2:6379`` finds the nodes of a Redis Cluster.
 """
 
+import asyncio
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -197,6 +198,11 @@ class _Improved:
     2. One that was lost unnoticed says so when it is written to. The transport of uvloop raises a `RuntimeError` there,
        asyncio's since CPython 3.12 an `AttributeError` or a `TypeError`:
        https://github.com/python/cpython/issues/136234
+    3. It works in a task that was cancelled before, and cleans up. Its look for late answers ends by `asyncio.timeout`,
+       whose cancellation CPython before 3.11.3 takes for somebody else's there:
+       https://github.com/python/cpython/issues/102780
+    4. A cancellation that arrives while a command is sent is heard. `asyncio.wait_for` may lose it, in CPython before
+       3.12: https://github.com/python/cpython/issues/86296
     """
 
     _serializer = HiredisRespSerializer()
@@ -208,10 +214,29 @@ class _Improved:
     async def send_packed_command(self: Any, *arguments: Any, **options: Any) -> None:
         if not self.is_connected:
             await self.connect()
+        cancelled_before = _cancelling()
         try:
             await super().send_packed_command(*arguments, **options)  # type: ignore[misc]  # mixed into a connection
         except (AttributeError, RuntimeError, TypeError) as error:
             raise RedisConnectionError("the connection was lost") from error
+        if _cancelling() > cancelled_before:
+            await self.disconnect(nowait=True)  # nobody will read the answer
+            raise asyncio.CancelledError
+
+    async def can_read_destructive(self) -> bool:
+        cancelled_before = _cancelling()
+        try:
+            return bool(await super().can_read_destructive())  # type: ignore[misc]  # mixed into a connection
+        except asyncio.CancelledError:
+            if _cancelling() > cancelled_before:
+                raise
+            return False
+
+
+def _cancelling() -> int:
+    """How often this task was cancelled."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 @cache

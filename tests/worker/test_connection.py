@@ -20,7 +20,7 @@ from tests.proxy import Proxy
 from tests.redis_programs import PROGRAMS, running
 from tests.sentinel import Sentinel, follow
 from tests.tls import CERTIFICATE, in_tls
-from tests.waiting import eventually
+from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Worker
 from worker import Queue, WorkerError, task
 from worker.connection import SentinelAddress, close, cluster_address, connect, connect_as, connect_sync
@@ -135,6 +135,30 @@ def test_lost_unnoticed(redis_url: str, run: Callable[[Coroutine[Any, Any, None]
 
     with ThreadPoolExecutor(1) as threads:  # here runs a loop already
         threads.submit(run, write_to_lost_one()).result()
+
+
+async def test_in_a_task_that_was_cancelled(redis_url: str) -> None:
+    """What cleans up after a cancellation reaches Redis; a second cancellation, at any moment, is heard."""
+    async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
+        await client.ping()
+        reached = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await client.ping()
+                reached.set()
+                while True:
+                    await client.ping()
+
+        working = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.wait_for(reached.wait(), AT_ONCE)
+        working.cancel()
+        await asyncio.wait({working}, timeout=AT_ONCE)
+        assert working.cancelled()
 
 
 async def test_first_sentinel_is_silent(sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,7 @@ class _OnceAttempt(Attempt):
     async def settle(self, work: Scope, result: bytes) -> None:
         if work.is_unused:
             return
-        if not work.is_plain:  # otherwise the ledger's statement sends what is pending first
-            await work.prepare()
+        await work.prepare()
         if not work.has_touched:
             return
         self._result = result

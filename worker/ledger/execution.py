@@ -1,14 +1,16 @@
 """Running a statement in a session, whichever of the two kinds it is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import sqlalchemy.orm
-from sqlalchemy import Dialect, Executable
+from sqlalchemy import Connection, Dialect, Executable
 
 from db import AsyncSession, Session
+from db.guarded import Guarded, sync_part
 from db.threads import in_thread
+
+T = TypeVar("T")
 
 AnySession = AsyncSession | Session
 
@@ -20,12 +22,26 @@ async def execute(session: AnySession, statement: Executable, parameters: Any = 
     return await in_thread(session.execute, statement, parameters)
 
 
+async def run(session: AnySession, act: Callable[[Guarded], T]) -> T:
+    """Call `act`, as one operation, with the synchronous session: there it may talk to the database."""
+    inner = sync_part(session)
+    if isinstance(session, AsyncSession):
+        return await session.run_sync(lambda _: act(inner))
+    return await in_thread(_alone, inner, act)
+
+
+def _alone(session: Guarded, act: Callable[[Guarded], T]) -> T:
+    with session.use.operation():
+        return act(session)
+
+
 @dataclass(frozen=True, slots=True)
 class DriverStatement:
     """A statement in the words of one driver.
 
     SQLAlchemy's own way from a statement to its words makes one that runs in every job twice as dear. Values reach the
-    driver as they are: this is for types that need no conversion.
+    driver as they are, and tables keep their schema: this is for types that need no conversion, and for connections
+    that translate no schema.
     """
 
     words: str
@@ -41,8 +57,8 @@ class DriverStatement:
         order = None if compiled.positiontup is None else tuple(compiled.positiontup)
         return cls(compiled.string, order, compiled.params, compiled.execution_options)
 
-    def write(self, session: sqlalchemy.orm.Session, values: Mapping[str, Any]) -> int:
+    def write(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Run it; how many rows it wrote."""
         given = {**self.constants, **values}
         parameters = given if self.order is None else tuple(given[name] for name in self.order)
-        return session.connection().exec_driver_sql(self.words, parameters, self.options).rowcount
+        return connection.exec_driver_sql(self.words, parameters, self.options).rowcount

@@ -8,23 +8,23 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import sqlalchemy.orm
 from sqlalchemy import Dialect, Executable
 from sqlalchemy.exc import DBAPIError
 
-from db import AsyncSession, default_database
+from db import default_database
 from db.errors import PoisonedTransactionError
-from db.guarded import flush
+from db.guarded import Guarded
 from db.guards import swallowed
 from db.scope import scope
 from db.sessions import independent
-from db.threads import in_thread
 from db.transient import sqlstate
-from worker.ledger.execution import AnySession, DriverStatement, execute
-from worker.ledger.lock_wait import LockWait, within_lock_wait
+from worker.errors import LedgerBusyError
+from worker.ledger.execution import AnySession, DriverStatement, execute, run
+from worker.ledger.lock_wait import within_lock_wait
 from worker.ledger.presence import explained
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
@@ -69,23 +69,16 @@ class Ledger:
     async def mark_done(self, session: AnySession, ending: Ending) -> Known | None:
         """Set a row done in the session's transaction; if another attempt has settled it already, how.
 
-        What is pending in the session is sent before.
-
         Raises:
-            LedgerBusyError: another attempt's transaction holds the row.
+            LedgerBusyError: another attempt's transaction holds the row, or has just deleted it.
             PoisonedTransactionError: an earlier error, which was swallowed, has aborted the transaction.
         """
-        try:
-            if isinstance(session, AsyncSession):
-                written = await session.run_sync(self._flush_and_mark, ending)
-            else:
-                await flush(session)
-                written = await within_lock_wait(session, in_thread(self._mark, session, ending), self.name)
-        except DBAPIError as error:
-            if sqlstate(error) == _ABORTED:
-                raise PoisonedTransactionError from await _swallowed(session)
-            raise
-        return None if written else await self.known(session, ending)
+        if await within_lock_wait(session, run(session, partial(self._mark, ending)), self.name):
+            return None
+        known = await self.known(session, ending)
+        if known is None:
+            raise LedgerBusyError(f"the row of this job in {self.name} went away while it was read")
+        return known
 
     async def was_done(self, ending: Ending) -> Known | None:
         """Whether a transaction of unknown fate, which set this row done, was committed: then what it wrote.
@@ -200,33 +193,30 @@ class Ledger:
             deleted = await execute(session, self._of(session).prune, {"keep": keep, "limit": limit})
             return int(deleted.rowcount)
 
-    def _of(self, session: AnySession) -> Statements:
+    def _of(self, session: AnySession | Guarded) -> Statements:
         return Statements.of(session.get_bind().dialect.name, self.name)
 
-    def _flush_and_mark(self, session: sqlalchemy.orm.Session, ending: Ending) -> int:
-        """Both in one go: the way into an `AsyncSession` takes as long as a statement."""
-        session.flush()
-        with LockWait(self.name):
-            return self._mark(session, ending)
+    def _mark(self, ending: Ending, session: Guarded) -> int:
+        statement = self._of(session).settle
+        # The clause, as some sessions have another bind for each table, or for what writes.
+        connection = session.connection(bind_arguments={"clause": statement})
+        try:
+            if session.dispatch.do_orm_execute or connection.get_execution_options().get("schema_translate_map"):
+                return int(session.execute(statement, ending._asdict()).rowcount)  # type: ignore[attr-defined]  # a cursor's
+            return self._in_words_of(connection.dialect, statement).write(connection, ending._asdict())
+        except DBAPIError as error:
+            if sqlstate(error) == _ABORTED:
+                raise PoisonedTransactionError from swallowed(connection)
+            raise
 
-    def _mark(self, session: sqlalchemy.orm.Session, ending: Ending) -> int:
-        dialect = session.get_bind().dialect
+    def _in_words_of(self, dialect: Dialect, statement: Executable) -> DriverStatement:
         settle = self._settle_of.get(dialect)
         if settle is None:
-            statement = Statements.of(dialect.name, self.name).settle
             settle = self._settle_of[dialect] = DriverStatement.of(statement, dialect)
-        return settle.write(session, ending._asdict())
+        return settle
 
     async def _first(
         self, session: AnySession, statement: Executable, parameters: Mapping[str, Any]
     ) -> Mapping[str, Any] | None:
         row = (await execute(session, statement, parameters)).mappings().first()
         return None if row is None else dict(row)
-
-
-async def _swallowed(session: AnySession) -> BaseException | None:
-    if isinstance(session, AsyncSession):
-        connection = (await session.connection()).sync_connection
-    else:
-        connection = await in_thread(session.connection)
-    return None if connection is None else swallowed(connection)

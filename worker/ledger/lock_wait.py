@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Coroutine
-from types import TracebackType
 from typing import Any, TypeVar
 
 from db import Session
@@ -15,48 +14,29 @@ T = TypeVar("T")
 _LOCK_WAIT = 2.0  # seconds that another attempt's transaction may keep a row to itself
 
 
-class LockWait(Deadline):
-    """Ends the statement inside when it has waited too long; the block then raises `LedgerBusyError`.
-
-    Args:
-        name: of the ledger's table.
-    """
-
-    __slots__ = ("_table",)
-
-    def __init__(self, name: str) -> None:
-        super().__init__(_LOCK_WAIT)
-        self._table = name
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            super().__exit__(kind, error, traceback)
-        except TimeoutError:
-            raise _busy(self._table) from None
-
-
 async def within_lock_wait(session: AnySession, writing: Coroutine[Any, Any, T], name: str) -> T:
-    """The same for a statement in either kind of session.
+    """Run a statement on the ledger's table `name`.
 
     Raises:
         LedgerBusyError: it has waited too long.
     """
+    busy = LedgerBusyError(f"another attempt of this job holds its row in {name}")
     if isinstance(session, Session):
-        return await _evicting(session, writing, name)
-    with LockWait(name):
-        return await writing
+        return await _evicting(session, writing, busy)
+    deadline = Deadline(_LOCK_WAIT)
+    try:
+        with deadline:
+            return await writing
+    except TimeoutError:
+        if deadline.expired:
+            raise busy from None
+        raise
 
 
-async def _evicting(session: Session, writing: Coroutine[Any, Any, T], name: str) -> T:
+async def _evicting(session: Session, writing: Coroutine[Any, Any, T], busy: LedgerBusyError) -> T:
     """A thread cannot be cancelled: its statement is ended on the server."""
     statement = asyncio.ensure_future(writing)
     await asyncio.wait({statement}, timeout=_LOCK_WAIT)
     if not statement.done():
-        await session.use.evict(_busy(name))
+        await session.use.evict(busy)
     return await statement
-
-
-def _busy(name: str) -> LedgerBusyError:
-    return LedgerBusyError(f"another attempt of this job holds its row in {name}")

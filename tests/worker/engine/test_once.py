@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+import sqlalchemy.orm
+from sqlalchemy import Delete, Insert, Update, text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import db
@@ -20,7 +23,7 @@ from tests.worker.conftest import NOTES, Bench, Count, Execute, create_ledger
 from worker import task
 from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind, Outcome
-from worker.errors import JobExpiredError
+from worker.errors import JobExpiredError, LedgerBusyError
 from worker.exchange import now_ms
 from worker.ledger import Ending, Known, Ledger, Pending, State
 from worker.message import encode
@@ -240,6 +243,70 @@ class TestSecondDelivery:
         delivery.crashes = 2
         await bench.start(look, delivery)
         assert seen == [(2, 3)]
+
+    @pytest.mark.parametrize("kind", [db.AsyncSession, db.Session])
+    async def test_a_row_that_another_attempt_holds_is_not_waited_for_long(
+        self, kind: type, bench: Bench, rows: Count, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In either kind of session: the job is postponed long before the server would end its statement (D7)."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
+
+        @task
+        def plainly(session: db.Session) -> None:
+            session.execute(INSERT, {"words": "a"})
+
+        chosen = bench.deliver(plainly) if kind is db.Session else bench.deliver(add, "a")
+        message = chosen.message
+        ending = Ending(message.job_id, message.enqueued_at, message.task, "arq:queue", State.DONE, result=b"1")
+        async with db.scope():
+            assert await Ledger().mark_done(await db.session(), ending) is None
+            outcome = await bench.start(plainly if kind is db.Session else add, chosen)
+        assert (outcome.kind, type(outcome.error)) == (Kind.POSTPONED, LedgerBusyError)
+        assert await rows() == 0
+
+    async def test_in_a_translated_schema(self, bench: Bench, rows: Count, postgres: Observer) -> None:
+        """A task that has its session work in a tenant's schema leaves its done row there, and finds it again."""
+        await postgres.execute("CREATE SCHEMA tenant; CREATE TABLE tenant.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")
+
+        @task
+        async def work_for_tenant(session: db.AsyncSession) -> None:
+            await session.connection(execution_options={"schema_translate_map": {None: "tenant"}})
+            await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+
+        delivery = bench.deliver(work_for_tenant)
+        outcomes = [await bench.start(work_for_tenant, delivery) for _ in range(2)]
+        assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
+        assert await rows() == 1
+        assert await postgres.fetchval("SELECT count(*) FROM tenant.tandem_jobs") == 1
+
+    async def test_where_reads_go_to_a_replica(self, database_url: str, bench: Bench, rows: Count) -> None:
+        """A session class that sends reads elsewhere sends the ledger's statement where writes go."""
+        read_only = {"server_settings": {"default_transaction_read_only": "on"}}
+        replica = create_async_engine(database_url, connect_args=read_only)
+
+        class Routed(sqlalchemy.orm.Session):
+            def get_bind(self, *args: Any, clause: Any = None, **kwargs: Any) -> Any:
+                if self._flushing or isinstance(clause, Insert | Update | Delete):
+                    return super().get_bind(*args, clause=clause, **kwargs)
+                return replica.sync_engine
+
+        @task
+        async def keep_another(session: db.AsyncSession) -> None:
+            session.add(Note(words=uuid4().hex))
+
+        routed = Database(
+            database_url,
+            default=True,
+            sessions=lambda engine: async_sessionmaker(engine, sync_session_class=Routed, expire_on_commit=False),
+        )
+        try:
+            delivery = bench.deliver(keep_another)
+            outcomes = [await bench.start(keep_another, delivery) for _ in range(2)]
+            assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
+            assert await rows() == 1
+        finally:
+            await routed.dispose()
+            await replica.dispose()
 
     async def test_two_at_once(self, bench: Bench, rows: Count) -> None:
         """Of two attempts that run at the same time one commits; the other waits for it and is rolled back."""
