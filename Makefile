@@ -24,7 +24,7 @@ help:
 	@echo 'make demo [SOURCE=folder]      the census of a folder of Python files: real servers, a real worker'
 	@echo 'make test [ARGS="-k scope"]    the tests, on real servers; ARGS are for pytest'
 	@echo 'make chaos [SECONDS=60 SEED=1] kills, outages and cut connections at random, then a count of what jobs did'
-	@echo 'make bench [ARGS=--quick]      Tandem and its peers side by side, 45 minutes on a quiet machine; bench/results.md'
+	@echo 'make bench [ARGS=--quick]      Tandem and its peers side by side, an hour on a quiet machine; bench/results.md'
 	@echo 'make bench-peers               install those peers, each in an environment of its own'
 	@echo 'make check                     lint, format, types, import contracts'
 	@echo 'make clean                     remove what these have made'

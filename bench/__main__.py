@@ -136,7 +136,7 @@ def _output(asked: argparse.Namespace) -> Path | None:
 
 
 _DESCRIPTION = (
-    "Measure Tandem and its peers side by side, on servers from wheels: about 45 minutes on a quiet machine. "
+    "Measure Tandem and its peers side by side, on servers from wheels: about an hour on a quiet machine. "
     "`make bench-peers` installs the peers; those that are missing are named in the results."
 )
 

@@ -24,7 +24,9 @@ def markdown(
         plot: the picture's file.
         to_come: the scenarios that are still to be measured.
     """
-    rounds = "once" if stage.sizes.rounds == 1 else f"{stage.sizes.rounds} times"
+    sizes, rounds = stage.sizes, "once"
+    if sizes.rounds > 1:
+        rounds = f"{sizes.rounds} times ({sizes.close_rounds} times beside a bare loop or a backlog)"
     parts = [
         "# Measurements",
         *([f"**Unfinished**: {', '.join(to_come)} are still to come."] if to_come else []),

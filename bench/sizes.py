@@ -8,6 +8,8 @@ class Sizes:
     """Numbers of jobs, unless it says otherwise."""
 
     rounds: int
+    close_rounds: int
+    """Where a bar is a fraction of something measured beside it: a machine's ups and downs alone come to more."""
     noop: int
     first_inserts: int
     """Before the time begins."""
@@ -34,6 +36,7 @@ class Sizes:
 
 FULL = Sizes(
     rounds=3,
+    close_rounds=5,
     noop=20_000,  # as in streaQ's benchmark
     first_inserts=600,
     inserts=6_000,
@@ -52,6 +55,7 @@ FULL = Sizes(
 )
 QUICK = Sizes(
     rounds=1,
+    close_rounds=1,
     noop=64,
     first_inserts=64,
     inserts=256,

@@ -24,7 +24,7 @@ def run(stage: Stage) -> Section:
         queued: partial(_with_backlog, stage.tandem, sizes),
         running: partial(_with_others_running, stage.tandem, sizes),
     }
-    results = stage.alternate("backlog", entrants, "{:,.0f} jobs/s".format)
+    results = stage.alternate("backlog", entrants, "{:,.0f} jobs/s".format, sizes.close_rounds)
     speeds = figures(results)
     return Section(
         title="Backlog",

@@ -24,7 +24,7 @@ def run(stage: Stage) -> Section:
     entrants[_AT_LEAST_ONCE] = partial(_measure, stage.tandem, sizes, task="insert_at_least_once")
     entrants[_BARE] = partial(_measure_bare_loop, stage.servers.postgres, sizes)
     entrants[_BARE_ONCE] = partial(_measure_bare_loop, stage.servers.postgres, sizes, ledger=True)
-    results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
+    results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format, sizes.close_rounds)
     speeds = figures(results)
     return Section(
         title="Jobs that add a row",
