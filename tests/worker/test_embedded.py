@@ -32,9 +32,9 @@ import sys, time
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 
 started = EmbeddedRedis().start(), EmbeddedPostgres().start()
-for server in started:
-    print(server.pid, server.folder, flush=True)
 try:
+    for server in started:
+        print(server.pid, server.folder, flush=True)
     {then}
 except KeyboardInterrupt:
     print(*(server._answers() for server in started), flush=True)
