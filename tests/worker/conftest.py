@@ -9,6 +9,7 @@ import pytest
 import redis
 from hypothesis import settings
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import db
 import worker
@@ -31,6 +32,18 @@ NOTES = """
     CREATE TABLE note (id serial PRIMARY KEY, words text UNIQUE);
     CREATE TABLE reply (note_id int REFERENCES note DEFERRABLE INITIALLY DEFERRED);
 """
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    """A row of `note`."""
+
+    __tablename__ = "note"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    words: Mapped[str]
 
 
 class Count(Protocol):

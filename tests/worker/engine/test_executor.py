@@ -18,7 +18,6 @@ import pytest
 from pydantic import BaseModel, field_validator
 from pydantic_core import from_json
 from sqlalchemy import text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import db
 import worker
@@ -27,7 +26,7 @@ from tests.commits import HeldCommits, held_commits
 from tests.conftest import StartPostgres
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.worker.conftest import NOTES, Bench, Count, Execute, create_ledger
+from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
 from worker import Retry, task
 from worker.engine import patience
 from worker.engine.delivery import Delivery
@@ -36,16 +35,6 @@ from worker.errors import TriesExhaustedError, UnknownTaskError
 from worker.message import Message
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Note(Base):
-    __tablename__ = "note"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    words: Mapped[str]
 
 
 async def insert(session: db.AsyncSession, words: str = "a") -> None:

@@ -10,7 +10,6 @@ import pytest
 import sqlalchemy.orm
 from sqlalchemy import Delete, Insert, Update, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import db
 import worker
@@ -19,7 +18,7 @@ from tests.conftest import StartPostgres
 from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.worker.conftest import NOTES, Bench, Count, Execute, create_ledger
+from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
 from worker import task
 from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind, Outcome
@@ -29,16 +28,6 @@ from worker.ledger import Ending, Known, Ledger, Pending, State
 from worker.message import encode
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Note(Base):
-    __tablename__ = "note"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    words: Mapped[str]
 
 
 @task
