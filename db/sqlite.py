@@ -5,6 +5,8 @@ in between; who comes second waits for `busy_timeout`. WAL lets readers of other
 (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
 """
 
+import time
+from sqlite3 import SQLITE_BUSY, OperationalError
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -37,7 +39,7 @@ def prepare(engine: Engine, busy_timeout: float) -> None:
         dbapi_connection.isolation_level = None
         cursor = dbapi_connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(cursor, time.monotonic() + busy_timeout)
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
@@ -52,3 +54,22 @@ def prepare(engine: Engine, busy_timeout: float) -> None:
         driver_connection: Any = connection.connection.driver_connection
         if driver_connection is not None and not driver_connection.in_transaction:
             raise PoisonedTransactionError
+
+
+def _write_ahead(cursor: Any, deadline: float) -> None:
+    """Have the file keep a WAL from now on.
+
+    The first time this needs the file for itself, and SQLite does not always wait for that: of several connections that
+    open a new file at once, some are told "database is locked" whatever their `busy_timeout` is. An exclusive
+    transaction does wait. (https://www.sqlite.org/c3ref/busy_handler.html)
+    """
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except OperationalError as error:
+            if error.sqlite_errorcode != SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        cursor.execute("BEGIN EXCLUSIVE")
+        cursor.execute("COMMIT")

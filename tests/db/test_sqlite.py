@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import gc
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -55,6 +58,33 @@ async def test_pragmas() -> None:
         assert await session.scalar(text("PRAGMA journal_mode")) == "wal"
         assert await session.scalar(text("PRAGMA busy_timeout")) == 10_000
         assert await session.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+@pytest.mark.parametrize("driver", ["aiosqlite", "pysqlite"])
+@pytest.mark.parametrize("transaction", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
+async def test_a_file_that_is_not_in_wal_mode_yet(driver: str, transaction: str, tmp_path: Path) -> None:
+    """The first connections to a file wait until nobody else reads or writes it, and do not find it locked."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None)) as other:
+        other.execute("CREATE TABLE note (id INTEGER PRIMARY KEY, words TEXT)")
+        other.execute(f"BEGIN {transaction}")
+        other.execute("SELECT count(*) FROM note").fetchall()
+        database: db.Database[Any] = db.Database(f"sqlite+{driver}:///{tmp_path}/new.sqlite")
+
+        async def add() -> None:
+            async with db.scope() as work:
+                session = await work.session(database)
+                if isinstance(session, db.AsyncSession):
+                    await session.execute(INSERT, {"words": "a"})
+                else:
+                    await asyncio.to_thread(session.execute, INSERT, {"words": "a"})
+
+        adding = [asyncio.create_task(add()) for _ in range(3)]
+        assert not (await asyncio.wait(adding, timeout=0.3, return_when=asyncio.FIRST_COMPLETED))[0]
+        other.execute("COMMIT")
+        await asyncio.gather(*adding)
+        assert other.execute("SELECT count(*) FROM note").fetchone() == (3,)
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        await database.dispose()
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
