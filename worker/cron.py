@@ -4,8 +4,9 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from worker.errors import TaskDefinitionError
+from worker.options import LONGEST, Options
 from worker.schedule import Misfire, Schedule
-from worker.task import Options, Task, task
+from worker.task import Task, task
 
 _Field = int | Collection[int] | None
 
@@ -83,7 +84,7 @@ def adopt(job: Any) -> Task[Any, Any]:
         options = Options(
             timeout=job.timeout_s,
             max_tries=job.max_tries,
-            keep_result=_FOREVER if job.keep_result_forever else job.keep_result_s,
+            keep_result=LONGEST if job.keep_result_forever else job.keep_result_s,
         )
         adopted: Task[Any, Any] = Task(job.coroutine, job.name, options)
         if not hasattr(job, "calculate_next"):
@@ -93,7 +94,3 @@ def adopt(job: Any) -> Task[Any, Any]:
     except AttributeError:
         raise TaskDefinitionError(f"{job!r} is neither a task nor what arq's func() or cron() return") from None
     return on_schedule(adopted, schedule, run_at_startup=job.run_at_startup)
-
-
-# arq's "forever"; Redis itself has no longer expiry that a person would live to see.
-_FOREVER = 100 * 365 * 86400.0

@@ -22,6 +22,7 @@ from worker.errors import PayloadTooLargeError, TaskDefinitionError
 from worker.exchange import now_ms, to_ms
 from worker.job import Job
 from worker.message import encode
+from worker.options import Options, When, text
 from worker.queue import Queue, default_queue
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
@@ -29,41 +30,6 @@ from worker.submission import Submitted, submit, submit_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_LONGEST = 100 * 365 * 86400.0  # seconds; Redis counts milliseconds, in 64 bits
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a task's jobs run. None: what the worker's settings say."""
-
-    queue: str | None = None
-    """The queue its jobs are put into (default: ``WORKER_QUEUE``)."""
-    timeout: float | None = None
-    """Seconds that one attempt may take (default: ``WORKER_JOB_TIMEOUT``)."""
-    max_tries: int | None = None
-    """Attempts before the job fails for good (default: ``WORKER_MAX_TRIES``)."""
-    retry_on: tuple[type[Exception], ...] = ()
-    """Exceptions after which the job runs again, later each time (default: none; after `Retry` and the database's
-    transient errors it always does)."""
-    keep_result: float | None = None
-    """Seconds that the result is kept (default: ``WORKER_KEEP_RESULT``); 0 keeps none."""
-    transactional: bool = True
-    """Whether, inside a scope, a job exists if and only if the scope commits."""
-    once: bool = True
-    """Whether the ledger keeps what a job does in the database from happening twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class _When:
-    """One use of `using`."""
-
-    delay: float = 0.0
-    at: datetime | None = None
-    job_id: str | None = None
-    queue: str | None = None
-    expires: float | None = None
-    transactional: bool | None = None
 
 
 class Task(Generic[P, R]):
@@ -99,11 +65,11 @@ class Task(Generic[P, R]):
             TypeError, pydantic.ValidationError: arguments that do not fit the signature; nothing is queued.
             EnqueueError: a payload that JSON would change, or that is too large; nothing is queued.
         """
-        return await Request(self, _When()).enqueue(*args, **kwargs)
+        return await Request(self, When()).enqueue(*args, **kwargs)
 
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
         """Ask for many runs, each with its arguments by name, in one round trip for each thousand."""
-        return await Request(self, _When()).enqueue_many(calls)
+        return await Request(self, When()).enqueue_many(calls)
 
     def using(
         self,
@@ -130,17 +96,10 @@ class Task(Generic[P, R]):
         Raises:
             ValueError: both `delay` and `at`, a negative delay, a time without zone, an empty id or queue.
         """
-        return Request(
-            self,
-            _When(
-                delay=_seconds(delay, "delay"),
-                at=_aware(at, delay),
-                job_id=_text(job_id, "job_id"),
-                queue=_text(queue, "queue"),
-                expires=None if expires is None else _more_than_0(expires, "expires"),
-                transactional=transactional,
-            ),
+        when = When.checked(
+            delay=delay, at=at, job_id=job_id, queue=queue, expires=expires, transactional=transactional
         )
+        return Request(self, when)
 
     @property
     def module(self) -> str:
@@ -195,7 +154,7 @@ class Request(Generic[P, R]):
     """A task with settings for the jobs enqueued through it. Made by `Task.using`."""
 
     task: Task[P, R]
-    when: _When
+    when: When
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As `Task.enqueue`."""
@@ -353,74 +312,20 @@ def task(
         TaskDefinitionError: it is no function, or a number is out of range.
     """
     try:
-        options = Options(
-            queue=_text(queue, "queue"),
-            timeout=None if timeout is None else _more_than_0(timeout, "timeout"),
-            max_tries=None if max_tries is None else _count(max_tries, "max_tries"),
-            retry_on=_exceptions(retry_on),
-            keep_result=None if keep_result is None else _seconds(keep_result, "keep_result"),
+        options = Options.checked(
+            queue=queue,
+            timeout=timeout,
+            max_tries=max_tries,
+            retry_on=retry_on,
+            keep_result=keep_result,
             transactional=transactional,
             once=once,
         )
-        name = _text(name, "name")
+        name = text(name, "name")
     except (TypeError, ValueError) as error:
         raise TaskDefinitionError(f"@task: {error}") from None
     decorator = _Decorator(name, options)
     return decorator if fn is None else decorator(fn)
-
-
-def _seconds(value: float | timedelta, name: str) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not 0 <= seconds <= _LONGEST:
-        raise ValueError(f"{name}={value!r}: give seconds, 0 or more, or a timedelta")
-    return seconds
-
-
-def _more_than_0(value: float | timedelta, name: str) -> float:
-    seconds = _seconds(value, name)
-    if seconds == 0:
-        raise ValueError(f"{name}={value!r} must be more than 0")
-    return seconds
-
-
-def _count(value: object, name: str) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
-    return value
-
-
-def _exceptions(value: object) -> tuple[type[Exception], ...]:
-    if not isinstance(value, tuple) or not all(map(_is_exception, value)):
-        raise ValueError(f"retry_on={value!r}: give exception classes in a tuple, as in retry_on=(TimeoutError,)")
-    return value
-
-
-def _is_exception(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Exception)
-
-
-def _aware(at: datetime | None, delay: float | timedelta) -> datetime | None:
-    if at is None:
-        return None
-    if delay:
-        raise ValueError("give delay or at, not both")
-    if at.tzinfo is None:
-        raise ValueError(f"at={at!r} has no time zone: use datetime.now(UTC) + ..., or give delay")
-    return at
-
-
-def _text(value: object, name: str) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise TypeError(f"{name}={value!r}: give a text")
-    if not value or not _is_utf8(value):
-        raise ValueError(f"{name}={value!r}: give a text of valid characters, or leave it out")
-    return value
-
-
-def _is_utf8(text: str) -> bool:
-    return text.encode(errors="replace").decode() == text
 
 
 def _generates(fn: Callable[..., Any]) -> str | None:

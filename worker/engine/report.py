@@ -11,6 +11,7 @@ from worker.engine.outcome import Kind, Outcome
 from worker.exchange import Settlement, now_ms
 from worker.failure import error_data, message_of
 from worker.message import Message, serialize
+from worker.options import LONGEST
 
 logger = logging.getLogger("worker")
 
@@ -18,7 +19,6 @@ LogJobs = Literal["all", "failed", "off"]
 
 _ACTIONS = {Kind.RETRIED: "again", Kind.INTERRUPTED: "back", Kind.POSTPONED: "later"}
 _FAILED = frozenset({Kind.FAILED, Kind.ABORTED, Kind.EXPIRED})
-_LONGEST = 100 * 365 * 86400.0  # seconds; Redis counts milliseconds, in 64 bits
 _LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
 _LONGEST_TEXT = 80  # characters of arguments or result in a log line, as in arq
 
@@ -84,7 +84,7 @@ def _encoded(job: HeldJob, outcome: Outcome, message: Message | None) -> bytes:
 
 
 def _milliseconds(seconds: float) -> int:
-    return round(min(seconds, _LONGEST) * 1000)
+    return round(min(seconds, LONGEST) * 1000)
 
 
 class JobLog:
