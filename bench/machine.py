@@ -26,6 +26,28 @@ def facts(servers: Servers) -> Mapping[str, str]:
     }
 
 
+class Steal:
+    """How much of the cores' time the host has given to others, since this was made: what tells a loud machine."""
+
+    def __init__(self) -> None:
+        self._before = psutil.cpu_times()._asdict()
+
+    def fact(self) -> Mapping[str, str]:
+        """Nothing where the system does not count it."""
+        share = stolen(self._before, psutil.cpu_times()._asdict())
+        return {} if share is None else {"Taken by the host meanwhile": f"{share:.1%} of the cores' time"}
+
+
+def stolen(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+    """Which part of the time between two of `psutil.cpu_times` was stolen; None where that is not counted."""
+    if "steal" not in before:
+        return None
+    passed = {name: after[name] - before[name] for name in before}
+    # What guests have had is in the user's time, too.
+    everything = sum(seconds for name, seconds in passed.items() if not name.startswith("guest"))
+    return passed["steal"] / everything if everything > 0 else 0.0
+
+
 def _cores() -> int:
     """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):

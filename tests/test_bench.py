@@ -15,6 +15,7 @@ from bench.bars import Bar, Finding
 from bench.contenders import ARQ, Contender, Library, enter
 from bench.environments import Environment
 from bench.figures import Figures, percentile
+from bench.machine import stolen
 from bench.process import ContenderError, Process
 from bench.servers import PostgresServer, RedisServer, Servers
 from bench.turns import TurnCounter
@@ -149,6 +150,13 @@ def test_ratios_are_taken_within_a_round() -> None:
 def test_percentiles_are_values_that_were_measured() -> None:
     """The median and the largest of a few."""
     assert [percentile([3.0, 1.0, 2.0], share) for share in (0.0, 0.5, 0.99, 1.0)] == [1.0, 2.0, 3.0, 3.0]
+
+
+def test_a_loud_machine_is_told_by_what_its_host_has_taken() -> None:
+    """It is a part of all time; that of guests is counted once. Systems that do not say it are not told of."""
+    before = {"user": 100, "idle": 100, "steal": 5, "guest": 0}
+    assert stolen(before, {"user": 150, "idle": 140, "steal": 15, "guest": 20}) == pytest.approx(0.1)
+    assert stolen({"user": 1, "idle": 1}, {"user": 2, "idle": 2}) is None
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(2.0, "aim reached"), (1.5, "reached"), (0.9, "MISSED"), (None, "?")])
