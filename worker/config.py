@@ -136,7 +136,7 @@ class Config(BaseSettings):
     """The default database, as a SQLAlchemy URL. `postgresql://` means asyncpg, `sqlite://` means aiosqlite."""
 
     redis_url: RedisUrl | None = Field(default=None, validation_alias="REDIS_URL")
-    """The Redis that holds the queue: `redis://`, `rediss://` (TLS), `unix://` (a socket) or `redis+sentinel://`."""
+    """The Redis that holds the queue: `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://` or `redis+cluster://`."""
 
     registry: DottedPath = "tasks.registry"
     """The module whose `TASKS` lists the tasks."""
@@ -190,7 +190,7 @@ class Config(BaseSettings):
     """Seconds that the row of a job that is over is kept; failed jobs stay until they are retried or discarded."""
 
     log_jobs: WhichJobs = "all"
-    """Which jobs get a line in the log."""
+    """Which jobs get lines in the log: `all`, `failed` or `off`."""
 
     accept_pickle: Switch = False
     """Read jobs that an arq producer has pickled. Whoever can write to Redis can then run code in the worker."""

@@ -275,15 +275,27 @@ async def test_cluster(cluster: str) -> None:
         assert {key for key in client.keys("*", target_nodes="all") if b":result:" not in key} == set()
 
 
+def documented_rules() -> list[str]:
+    """Those of the user that the documentation makes."""
+    found = re.search(r"ACL SETUSER worker ((?:.*\\\n)*.*)", (REPOSITORY / "docs/engine.md").read_text())
+    assert found is not None
+    return found[1].replace("\\\n", " ").replace(">password", ">secret").split()
+
+
+def test_acl_lets_scripts_call_what_they_call() -> None:
+    """The documentation asks for every command of every script: what a script may not call can look like nothing."""
+    scripts = (REPOSITORY / "worker/scripts").glob("*.lua")
+    called = {command for script in scripts for command in re.findall(r"redis\.p?call\('(\w+)'", script.read_text())}
+    assert len(called) > 20
+    assert called - {rule.removeprefix("+").upper() for rule in documented_rules()} == set()
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 async def test_acl(program: str) -> None:
     """A user with no more permissions than the documentation asks for can do all that a worker and its clients do."""
-    documented = re.search(r"ACL SETUSER worker ((?:.*\\\n)*.*)", (REPOSITORY / "docs/engine.md").read_text())
-    assert documented is not None
-    rules = documented[1].replace("\\\n", " ").replace(">password", ">secret").split()
     with running(program) as server:
         with redis.Redis.from_url(server.url) as admin:
-            admin.execute_command("ACL", "SETUSER", "worker", "reset", *rules)
+            admin.execute_command("ACL", "SETUSER", "worker", "reset", *documented_rules())
         url = server.url.replace("redis://", "redis://worker:secret@")
         began = asyncio.Event()
 
