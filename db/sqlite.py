@@ -39,10 +39,10 @@ def prepare(engine: Engine, busy_timeout: float) -> None:
         dbapi_connection.isolation_level = None
         cursor = dbapi_connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
-        _write_ahead(cursor, time.monotonic() + busy_timeout)
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
+        _write_ahead(dbapi_connection, time.monotonic() + busy_timeout)
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
@@ -56,7 +56,7 @@ def prepare(engine: Engine, busy_timeout: float) -> None:
             raise PoisonedTransactionError
 
 
-def _write_ahead(cursor: Any, deadline: float) -> None:
+def _write_ahead(dbapi_connection: Any, deadline: float) -> None:
     """Have the file keep a WAL from now on.
 
     The first time this needs the file for itself, and SQLite does not always wait for that: of several connections that
@@ -65,11 +65,18 @@ def _write_ahead(cursor: Any, deadline: float) -> None:
     """
     while True:
         try:
-            cursor.execute("PRAGMA journal_mode = WAL")
+            _run(dbapi_connection, "PRAGMA journal_mode = WAL")
         except OperationalError as error:
             if error.sqlite_errorcode != SQLITE_BUSY or time.monotonic() >= deadline:
                 raise
         else:
             return
-        cursor.execute("BEGIN EXCLUSIVE")
-        cursor.execute("COMMIT")
+        _run(dbapi_connection, "BEGIN EXCLUSIVE; COMMIT")
+
+
+def _run(dbapi_connection: Any, script: str) -> None:
+    """Run it to its end: a row that a cancelled statement has not read would keep the file locked."""
+    if hasattr(dbapi_connection, "run_async"):
+        dbapi_connection.run_async(lambda connection: connection.executescript(script))
+    else:
+        dbapi_connection.executescript(script)

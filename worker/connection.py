@@ -6,6 +6,7 @@ time that it connects; ``redis+cluster://user:password@host-1:6379,host-2:6379``
 """
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -19,6 +20,9 @@ import redis.cluster
 import redis.sentinel
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from worker.deadline import Deadline
 
 SENTINEL = "redis+sentinel://"
 CLUSTER = "redis+cluster://"
@@ -201,8 +205,8 @@ class _Improved:
     3. It works in a task that was cancelled before, and cleans up. Its look for late answers ends by `asyncio.timeout`,
        whose cancellation CPython before 3.11.3 takes for somebody else's there:
        https://github.com/python/cpython/issues/102780
-    4. A cancellation that arrives while a command is sent is heard. `asyncio.wait_for` may lose it, in CPython before
-       3.12: https://github.com/python/cpython/issues/86296
+    4. A cancellation is heard, also one that arrives while a command is sent, which `asyncio.wait_for` may lose, in
+       CPython before 3.12: https://github.com/python/cpython/issues/86296
     """
 
     _serializer = HiredisRespSerializer()
@@ -211,19 +215,30 @@ class _Improved:
         packed: list[bytes] = self._serializer.pack(*arguments)
         return packed
 
-    async def send_packed_command(self: Any, *arguments: Any, **options: Any) -> None:
+    async def send_packed_command(self: Any, command: bytes | Iterable[bytes], check_health: bool = True) -> None:
         if not self.is_connected:
             await self.connect()
-        cancelled_before = _cancelling()
+        elif check_health:
+            await self.check_health()
         try:
-            await super().send_packed_command(*arguments, **options)  # type: ignore[misc]  # mixed into a connection
-        except (AttributeError, RuntimeError, TypeError) as error:
-            raise RedisConnectionError("the connection was lost") from error
-        if _cancelling() > cancelled_before:
+            self._writer.writelines([command] if isinstance(command, bytes) else command)
+            if self.socket_timeout is None:  # whoever sends has a limit of its own
+                await self._writer.drain()
+            else:
+                with Deadline(self.socket_timeout):
+                    await self._writer.drain()
+        except BaseException as error:
             await self.disconnect(nowait=True)  # nobody will read the answer
-            raise asyncio.CancelledError
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("Timeout writing to socket") from error
+            if isinstance(error, OSError | AttributeError | RuntimeError | TypeError):
+                raise RedisConnectionError(f"the connection was lost: {error}") from error
+            raise
 
     async def can_read_destructive(self) -> bool:
+        if _cancelling():
+            # What `to_the_end` has put off comes with the next turn, and would pass for the look's own end.
+            await asyncio.sleep(0)
         cancelled_before = _cancelling()
         try:
             return bool(await super().can_read_destructive())  # type: ignore[misc]  # mixed into a connection

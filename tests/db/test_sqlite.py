@@ -87,6 +87,29 @@ async def test_a_file_that_is_not_in_wal_mode_yet(driver: str, transaction: str,
         await database.dispose()
 
 
+@pytest.mark.usefixtures("garbage_collection")
+async def test_a_cancelled_first_connection_frees_the_file(tmp_path: Path) -> None:
+    """G: one that is cancelled while it waits for a file that is not in WAL mode yet holds nobody up afterwards."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None)) as other:
+        other.execute("CREATE TABLE note (id INTEGER PRIMARY KEY, words TEXT)")
+        other.execute("BEGIN EXCLUSIVE")
+        database = db.Database[db.AsyncSession](f"sqlite+aiosqlite:///{tmp_path}/new.sqlite", connect_timeout=1.0)
+
+        async def connect() -> None:
+            async with db.independent(database) as session:
+                await session.connection()
+
+        connecting = asyncio.create_task(connect())
+        assert not (await asyncio.wait({connecting}, timeout=0.3))[0]
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        other.execute("COMMIT")
+        await database.dispose()  # waits for the connection's end
+        other.execute("PRAGMA busy_timeout = 0")
+        other.execute("BEGIN IMMEDIATE")
+
+
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_read_modify_writes(kind: str, sqlite_database: db.Database, sqlite_rows: Rows) -> None:
     """G: ten concurrent read-modify-writes give ten, on both kinds of session."""

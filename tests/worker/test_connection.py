@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 import redis
 import redis.asyncio
 import uvloop
 from redis.crc import key_slot
 
+from db.cancellation import to_the_end
 from tests.conftest import StartRedis
 from tests.proxy import Proxy
 from tests.redis_programs import PROGRAMS, running
@@ -159,6 +161,49 @@ async def test_in_a_task_that_was_cancelled(redis_url: str) -> None:
         working.cancel()
         await asyncio.wait({working}, timeout=AT_ONCE)
         assert working.cancelled()
+
+
+async def test_after_a_commit_that_was_cancelled(redis_url: str) -> None:
+    """A cancellation that waited for a COMMIT is heard by who then talks to Redis alone."""
+    async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
+        await client.ping()
+        committing = asyncio.Event()
+
+        async def commit() -> None:
+            committing.set()
+            await asyncio.sleep(0.05)
+
+        async def work() -> None:
+            await to_the_end(commit())
+            while True:
+                await client.ping()
+
+        working = asyncio.create_task(work())
+        await committing.wait()
+        working.cancel()
+        await asyncio.wait({working}, timeout=AT_ONCE)
+        assert working.cancelled()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_in_a_cancel_scope_of_anyio(redis_url: str, turns: int) -> None:
+    """A scope that is cancelled at whichever turn of a command ends by itself, and not the task around it."""
+    async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
+        await client.ping()
+        loop = asyncio.get_running_loop()
+
+        def cancel_in(turns: int) -> None:
+            if turns:
+                loop.call_soon(cancel_in, turns - 1)
+            else:
+                limit.cancel()
+
+        with anyio.CancelScope() as limit:
+            cancel_in(turns)
+            while True:
+                await client.ping()
+        assert limit.cancelled_caught
+        assert await client.ping()
 
 
 async def test_first_sentinel_is_silent(sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch) -> None:

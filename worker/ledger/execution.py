@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, Dialect, Executable
+from sqlalchemy import Connection, Dialect, Engine, Executable
 
 from db import AsyncSession, Session
 from db.guarded import Guarded, sync_part
 from db.threads import in_thread
+
+_TRANSLATION = "schema_translate_map"  # SQLAlchemy's name for it
 
 T = TypeVar("T")
 
@@ -16,10 +18,28 @@ AnySession = AsyncSession | Session
 
 
 async def execute(session: AnySession, statement: Executable, parameters: Any = None) -> Any:
-    """Run it; its result. A sequence of parameters is many rows."""
+    """Run it; its result. A sequence of parameters is many rows.
+
+    Whatever schema the session works in, a tenant's perhaps, the ledger is where its other statements find it.
+    """
     if isinstance(session, AsyncSession):
-        return await session.execute(statement, parameters)
-    return await in_thread(session.execute, statement, parameters)
+        return await session.execute(statement, parameters, execution_options=_options(session, statement))
+    return await in_thread(execute_here, session, statement, parameters)
+
+
+def execute_here(session: Guarded, statement: Executable, parameters: Any = None) -> Any:
+    """`execute`, where a synchronous session may talk to the database."""
+    return session.execute(statement, parameters, execution_options=_options(session, statement))
+
+
+def _options(session: AnySession | Guarded, statement: Executable) -> dict[str, Any]:
+    clause: Any = statement  # which some sessions want to see, to know where it goes
+    return {_TRANSLATION: _translation(session.get_bind(clause=clause))}
+
+
+def _translation(bind: Engine | Connection) -> Mapping[str | None, str | None]:
+    """The schemas that an engine translates for all its sessions."""
+    return bind.engine.get_execution_options().get(_TRANSLATION) or {}
 
 
 async def run(session: AnySession, act: Callable[[Guarded], T]) -> T:
@@ -40,8 +60,8 @@ class DriverStatement:
     """A statement in the words of one driver.
 
     SQLAlchemy's own way from a statement to its words makes one that runs in every job twice as dear. Values reach the
-    driver as they are, and tables keep their schema: this is for types that need no conversion, and for connections
-    that translate no schema.
+    driver as they are, tables keep their schema, and nobody who listens to statements hears of it: this is for types
+    that need no conversion, and for where there is neither a translation nor a listener.
     """
 
     words: str
@@ -56,6 +76,16 @@ class DriverStatement:
         compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]  # all but the protocol have it
         order = None if compiled.positiontup is None else tuple(compiled.positiontup)
         return cls(compiled.string, order, compiled.params, compiled.execution_options)
+
+    @staticmethod
+    def does_the_same(session: Guarded, connection: Connection) -> bool:
+        """Whether it does there what the statement itself does."""
+        listeners = (
+            session.dispatch.do_orm_execute,
+            connection.dispatch.before_execute,
+            connection.dispatch.after_execute,
+        )
+        return not (_translation(connection) or any(listeners))
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Run it; how many rows it wrote."""

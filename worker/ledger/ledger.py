@@ -23,7 +23,7 @@ from db.scope import scope
 from db.sessions import independent
 from db.transient import sqlstate
 from worker.errors import LedgerBusyError
-from worker.ledger.execution import AnySession, DriverStatement, execute, run
+from worker.ledger.execution import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import within_lock_wait
 from worker.ledger.presence import explained
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
@@ -201,9 +201,9 @@ class Ledger:
         # The clause, as some sessions have another bind for each table, or for what writes.
         connection = session.connection(bind_arguments={"clause": statement})
         try:
-            if session.dispatch.do_orm_execute or connection.get_execution_options().get("schema_translate_map"):
-                return int(session.execute(statement, ending._asdict()).rowcount)  # type: ignore[attr-defined]  # a cursor's
-            return self._in_words_of(connection.dialect, statement).write(connection, ending._asdict())
+            if DriverStatement.does_the_same(session, connection):
+                return self._in_words_of(connection.dialect, statement).write(connection, ending._asdict())
+            return int(execute_here(session, statement, ending._asdict()).rowcount)
         except DBAPIError as error:
             if sqlstate(error) == _ABORTED:
                 raise PoisonedTransactionError from swallowed(connection)

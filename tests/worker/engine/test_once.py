@@ -8,7 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import sqlalchemy.orm
-from sqlalchemy import Delete, Insert, Update, text
+from sqlalchemy import Delete, Insert, Update, event, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 import db
@@ -254,19 +254,56 @@ class TestSecondDelivery:
         assert await rows() == 0
 
     async def test_in_a_translated_schema(self, bench: Bench, rows: Count, postgres: Observer) -> None:
-        """A task that has its session work in a tenant's schema leaves its done row there, and finds it again."""
+        """A task whose session works in a tenant's schema leaves its rows in the ledger, which finds them again."""
         await postgres.execute("CREATE SCHEMA tenant; CREATE TABLE tenant.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")
 
         @task
         async def work_for_tenant(session: db.AsyncSession) -> None:
             await session.connection(execution_options={"schema_translate_map": {None: "tenant"}})
             await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
+            await Ledger().add(session, [Pending(uuid4().hex, 1, "send", "arq:queue", b"{}")])
 
         delivery = bench.deliver(work_for_tenant)
         outcomes = [await bench.start(work_for_tenant, delivery) for _ in range(2)]
         assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
         assert await rows() == 1
-        assert await postgres.fetchval("SELECT count(*) FROM tenant.tandem_jobs") == 1
+        assert await postgres.fetchval("SELECT count(*) FROM public.tandem_jobs") == 2
+        assert await postgres.fetchval("SELECT count(*) FROM tenant.tandem_jobs") == 0
+
+    async def test_where_every_session_has_another_schema(
+        self, database_url: str, bench: Bench, rows: Count, postgres: Observer
+    ) -> None:
+        """An engine that translates the schema of all its sessions does so for the ledger, too."""
+        await postgres.execute("CREATE SCHEMA app; CREATE TABLE app.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")
+        translated = Database(
+            database_url,
+            default=True,
+            engine_options={"execution_options": {"schema_translate_map": {None: "app"}}},
+        )
+        try:
+            delivery = bench.deliver(anew)
+            outcomes = [await bench.start(anew, delivery) for _ in range(2)]
+            assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
+            assert await rows() == 1
+            assert await postgres.fetchval("SELECT count(*) FROM app.tandem_jobs") == 1
+        finally:
+            await translated.dispose()
+
+    async def test_where_somebody_listens_to_statements(self, bench: Bench, database: Database[Any]) -> None:
+        """Whoever listens to the statements of an engine hears of the ledger's, and may change it."""
+        heard: list[str] = []
+
+        def listen(_connection: Any, statement: Any, *_: Any) -> None:
+            heard.append(type(statement).__name__)
+
+        async with db.independent(database) as session:
+            engine = session.get_bind().engine
+        event.listen(engine, "before_execute", listen)
+        try:
+            assert (await bench.run(anew)).kind is Kind.COMPLETED
+        finally:
+            event.remove(engine, "before_execute", listen)
+        assert heard == ["TextClause", "Insert"]
 
     async def test_where_reads_go_to_a_replica(self, database_url: str, bench: Bench, rows: Count) -> None:
         """A session class that sends reads elsewhere sends the ledger's statement where writes go."""
