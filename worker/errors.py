@@ -134,8 +134,8 @@ class ResultNotFoundError(WorkerError):
 class JobFailed(WorkerError):  # noqa: N818 - reads as what happened: the job failed, not the one who asks
     """The exception that ended a job, as data: its class need not exist in the process that asks.
 
-    `type` is the exception's class name, `message` its text, `traceback` the formatted traceback of the
-    worker, empty where there was none.
+    `type` is the exception's class, with its module unless it is built in, `message` its text, `traceback` the
+    formatted traceback of the worker, empty where there was none.
     """
 
     type: str
