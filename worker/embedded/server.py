@@ -67,7 +67,7 @@ class EmbeddedServer(ABC):
     ) -> None:
         self.throw_away = folder is None
         self.options = dict(options or {})
-        self.port = free_port() if tcp else None
+        self.port = self._free_port() if tcp else None
         self._given_folder = folder.absolute() if folder else None
         self._folder: Path | None = None
         self.socket_folder = Path()
@@ -101,6 +101,9 @@ class EmbeddedServer(ABC):
     @abstractmethod
     def _remove_remains(self) -> None:
         """Remove what a killed server has left outside of its folder."""
+
+    def _free_port(self) -> int:
+        return free_port()
 
     @property
     def account(self) -> Account:
