@@ -103,6 +103,14 @@ async def test_burst(settings: dict[str, str], tmp_path: Path, queue: Queue) -> 
     assert await queue.depth("arq:queue") == 0
 
 
+async def test_burst_that_cannot_start(settings: dict[str, str], tmp_path: Path) -> None:
+    """What keeps the first worker from working is said once, and ends them all with 1: nobody waits for it."""
+    settings["DATABASE_URL"] = f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    with Command(*TWO, "--burst", folder=tmp_path, environment=settings) as run:
+        assert await run.ends() == 1
+    assert run.output.count("run 'python -m worker migrate'") == 1
+
+
 async def test_a_mistake_is_said_once(settings: dict[str, str], tmp_path: Path) -> None:
     """What is wrong with all workers is said once, and ends them with 2."""
     settings["WORKER_REGISTRY"] = "nowhere.registry"

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -20,14 +21,11 @@ from worker.process.logs import log_without_arq
 logger = logging.getLogger("worker")
 
 _CHUNK = 65536  # bytes
+_INTERVAL = 10.0  # seconds between two lines in the log
 
 
 class Display(Protocol):
     """A place for the line."""
-
-    @property
-    def interval(self) -> float:
-        """Seconds between two lines."""
 
     @property
     def output(self) -> int | None:
@@ -46,16 +44,17 @@ class Display(Protocol):
 class InLog:
     """A log line now and then, if it says something new; the workers print for themselves."""
 
-    interval = 10.0
     output = None
 
     def __init__(self) -> None:
         self._last = ""
+        self._next = time.monotonic() + _INTERVAL
 
     def show(self, line: str) -> None:
-        if line != self._last:
+        if line != self._last and time.monotonic() >= self._next:
             logger.info(line)
-        self._last = line
+            self._last = line
+            self._next = time.monotonic() + _INTERVAL
 
     def open(self) -> None: ...
 
@@ -64,8 +63,6 @@ class InLog:
 
 class OnTerminal:
     """The last line, again and again; the workers share one pipe, which holds lines together."""
-
-    interval = 0.5
 
     def __init__(self, live: Live) -> None:
         self._live = live

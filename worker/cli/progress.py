@@ -11,6 +11,7 @@ from worker.cli.display import Display
 from worker.cli.fleet import WorkerRecord, fleet
 from worker.queue import Queue
 
+_PAUSE = 0.5  # seconds between two looks
 _COUNTED = ("done", "failed", "retried")
 
 
@@ -62,9 +63,9 @@ class Progress:
         self._display = display
 
     async def run(self) -> None:
-        """Show a line every now and then."""
+        """Show a line every now and then; look more often, as what a worker says of itself goes with it."""
         while True:
-            await asyncio.sleep(self._display.interval)
+            await asyncio.sleep(_PAUSE)
             self._display.show(await self.line())
 
     async def line(self) -> str:

@@ -25,7 +25,8 @@ logger = logging.getLogger("worker")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
 _LONG_LIFE = 60.0  # seconds
-_MISTAKE = 2  # the exit code that says that the next start will go no better
+_FAILED = 1  # the exit code of a failure, which the next start may or may not repeat
+_MISTAKE = 2  # the one that says that the next start will go no better
 
 
 def supervise(config: Config, processes: int, *, until_empty: bool = False) -> int:
@@ -140,9 +141,12 @@ class Supervisor:
 
     def _is_final(self, code: int) -> bool:
         """Whether a worker that has ended so need not run again."""
-        if code == _MISTAKE and not self._first_works.is_set():
+        is_over = self._until_empty and code in (0, _FAILED)
+        if is_over and code == 0:
+            self._first_works.set()
+        elif (is_over or code == _MISTAKE) and not self._first_works.is_set():
             self._stopping.set()
-        return self._stopping.is_set() or (self._until_empty and code in (0, 1))
+        return is_over or self._stopping.is_set()
 
 
 async def _first_of(*events: asyncio.Event, within: float | None = None) -> None:

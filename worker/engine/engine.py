@@ -113,9 +113,8 @@ class Engine:
         default_queue = config.queue if config.queue in self._names else self._names[0]
         self._scheduler = Scheduler(queue, tasks, default_queue, ledger)
         self._health = Health(queue, self._names, config.id, vitals=self._vitals, ask_database=ask_database)
-        self._caretakers: list[_Loop] = []
-        if ledger is not None:
-            self._caretakers = [Relay(queue, ledger, self._names), Pruner(ledger, config.keep_jobs)]
+        self._relay = None if ledger is None else Relay(queue, ledger, self._names)
+        self._pruner = None if ledger is None else Pruner(ledger, config.keep_jobs)
         self._loops: list[asyncio.Task[None]] = []
         self._jobs: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -124,9 +123,8 @@ class Engine:
     def start(self) -> None:
         """Begin to work."""
         self._heartbeat.start()
-        loops: list[_Loop] = [self._claimer, self._settler, self._finisher, self._scheduler, self._health]
-        loops += self._caretakers
-        for loop in loops:
+        loops: list[_Loop | None] = [self._claimer, self._settler, self._finisher, self._scheduler, self._health]
+        for loop in filter(None, [*loops, self._relay, self._pruner]):
             name = type(loop).__name__.lower()
             self._loops.append(asyncio.create_task(self._supervised(name, loop.run), name=name))
 
@@ -140,9 +138,9 @@ class Engine:
             await asyncio.Event().wait()
 
     async def idle(self) -> None:
-        """Wait until all queues are empty and nothing runs (``--burst``)."""
+        """Wait until all queues are empty, also of what Redis has lost or never had, and nothing runs (``--burst``)."""
         # Looked at again and again: other workers empty the queues too, and tell nobody.
-        while self._held or not await self._queues_are_empty():  # noqa: ASYNC110
+        while self._held or not await self._nothing_is_left():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
     def hurry(self) -> None:
@@ -250,10 +248,12 @@ class Engine:
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         await supervise(name, run, trouble=self._health.trouble)
 
-    async def _queues_are_empty(self) -> bool:
+    async def _nothing_is_left(self) -> bool:
         try:
-            return not any((await self._queue.depths(self._names)).values())
-        except (RedisError, OSError):  # nobody knows; the loops wait for Redis too
+            if any((await self._queue.depths(self._names)).values()):
+                return False
+            return self._relay is None or not await self._relay.recover()
+        except Exception:  # noqa: BLE001 - nobody knows; the loops ask the same servers, and tell
             return False
 
     def _vitals(self) -> Vitals:

@@ -47,6 +47,10 @@ class Relay:
             if await self._round() < _BATCH:
                 await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
+    async def recover(self) -> int:
+        """Look after every pending row of its queues now; how many were published."""
+        return await self._sweep(self._queues)
+
     async def _watch_epochs(self) -> None:
         """Look after all rows of the queues whose Redis has lost its memory."""
         epochs = await self._queue.epochs(self._queues)

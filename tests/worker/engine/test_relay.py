@@ -114,6 +114,17 @@ class TestLosses:
         await one_round(relay)
         assert await postgres.fetchval("SELECT check_at FROM tandem_jobs") == before
 
+    async def test_a_burst_leaves_nothing_pending(
+        self, relay: Relay, start: StartWorker, ledger: Ledger, observer: redis.Redis
+    ) -> None:
+        """A job that was committed and has never reached Redis runs before the worker finds nothing left to do."""
+        await one_round(relay)
+        job = await enqueue()
+        observer.delete("arq:queue", f"arq:job:{job.job_id}")
+        async with start(count, ledger=ledger) as worker_:
+            await worker_.idle()
+        assert RUNS == [1]
+
     @pytest.mark.parametrize("lost", ["payload", "place"])
     async def test_whichever_key_is_missing_is_repaired(
         self, relay: Relay, observer: redis.Redis, postgres: Observer, start: StartWorker, lost: str
@@ -390,7 +401,7 @@ class TestTime:
             now: Any = observer.time()
             assert 590 < due / 1000 - now[0] < 602
             observer.zrem("arq:queue", later.job_id)
-            await one.idle()
+            await eventually(lambda: not one.engine._held)
 
     async def test_an_expired_job_is_over(
         self, relay: Relay, ledger: Ledger, observer: redis.Redis, postgres: Observer
