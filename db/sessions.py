@@ -63,7 +63,7 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
     async with scope(join=True) as here:
         unit = await here.unit(chosen)
         own = await here.session(chosen)
-        if own.in_transaction():
+        if unit.has_begun:
             match current:
                 case "append":
                     yield own

@@ -48,6 +48,11 @@ class Unit:
     def callbacks(self) -> Callbacks:
         return self.inner.callbacks
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to commit: an open transaction, or callbacks, an enqueued job's perhaps."""
+        return self.inner.in_transaction() or bool(self.callbacks)
+
     async def commit(self) -> None:
         """Commit early; the session then goes on in a new transaction.
 

@@ -80,6 +80,30 @@ async def test_atomic_where_a_transaction_is_open(mode: Current, outcome: str, p
     assert await postgres.idle_in_transaction() == 0
 
 
+@pytest.mark.parametrize("outcome", ["well", "block fails", "scope fails"])
+@pytest.mark.parametrize("mode", OUTCOMES)
+async def test_atomic_counts_what_waits_for_the_commit(mode: Current, outcome: str, postgres: Observer) -> None:
+    """A callback, an enqueued job's for example, is part of an open transaction, also before its first statement."""
+
+    async def before(session: db.AsyncSession) -> None:
+        await session.execute(INSERT, {"words": "before"})
+
+    with contextlib.suppress(ZeroDivisionError):
+        async with db.scope():
+            db.before_commit(before)
+            with contextlib.suppress(LookupError):
+                async with db.atomic(mode):
+                    await insert("block")
+                    if outcome == "block fails":
+                        raise LookupError
+            await insert("after")
+            if outcome == "scope fails":
+                raise ZeroDivisionError
+    saved = [row["words"] for row in await postgres.fetch("SELECT words FROM note")]
+    assert sorted(saved) == sorted(OUTCOMES[mode][outcome].split())
+    assert await postgres.idle_in_transaction() == 0
+
+
 async def test_atomic_refuses_an_open_transaction(rows: Count) -> None:
     """`atomic("raise")` finds the open transaction, says what can be done, and leaves it as it is."""
     async with db.scope():

@@ -1,0 +1,128 @@
+"""What the ledger promises holds on PostgreSQL and on SQLite: one story, by a real engine on a real Redis."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+import db
+from tests.worker.engine.conftest import StartWorker
+from worker import JobFailed, Queue, task
+from worker.exchange import Entry
+from worker.ledger import Ledger
+from worker.ledger.desk import Desk, Which
+
+pytestmark = pytest.mark.usefixtures("database", "queue")
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def database(
+    request: pytest.FixtureRequest, database_url: str, sqlite_url: str
+) -> AsyncIterator[db.Database[Any]]:
+    """The default database, with a table of effects."""
+    url = database_url if request.param == "postgresql" else sqlite_url
+    database: db.Database[Any] = db.Database(url, default=True)
+    async with db.scope():
+        await (await db.session()).execute(text("CREATE TABLE effect (words text)"))
+    yield database
+    await database.dispose()
+    db.set_default_database(None)
+
+
+@task
+async def affect(session: db.AsyncSession, words: str) -> str:
+    await affect_here(session, words)
+    return words
+
+
+@task
+async def needs_a_table(session: db.AsyncSession) -> None:
+    await affect_here(session, "kept")
+    await session.execute(text("INSERT INTO other (words) VALUES ('kept')"))
+
+
+@task
+async def hand_on(session: db.AsyncSession, words: str, fails: bool = False) -> None:
+    """Enqueue one job, and another one in a savepoint that is rolled back."""
+    await affect.enqueue(f"{words}, child")
+    with suppress(LookupError):
+        async with db.atomic("savepoint"):
+            await affect.enqueue(f"{words}, child of a savepoint")
+            raise LookupError
+    await affect_here(session, words)
+    if fails:
+        raise ValueError(words)
+
+
+async def affect_here(session: db.AsyncSession, words: str) -> None:
+    await session.execute(text("INSERT INTO effect (words) VALUES (:words)"), {"words": words})
+
+
+async def effects() -> list[str]:
+    """All of them, in order."""
+    async with db.scope():
+        return [*await (await db.session()).scalars(text("SELECT words FROM effect ORDER BY words"))]
+
+
+async def test_what_a_transaction_enqueues_goes_with_it(start: StartWorker) -> None:
+    """Of a request that commits, of a task that does, and not of those that fail, nor of their savepoints."""
+    with suppress(LookupError):
+        async with db.scope():
+            await affect.enqueue("request that fails")
+            raise LookupError
+    async with db.scope():
+        await hand_on.enqueue("good")
+        await hand_on.enqueue("bad", fails=True)
+    async with start(affect, hand_on, ledger=Ledger()) as one:
+        await one.idle()
+    assert await effects() == ["good", "good, child"]
+
+
+async def test_an_id_is_one_job(start: StartWorker) -> None:
+    """Also within one transaction, and while another one's job is pending."""
+    async with db.scope():
+        new = [(await affect.using(job_id="a").enqueue("once")).is_new for _ in range(2)]
+    async with db.scope():
+        new.append((await affect.using(job_id="a").enqueue("once")).is_new)
+    assert new == [True, False, False]
+    async with start(affect, ledger=Ledger()) as one:
+        await one.idle()
+    assert await effects() == ["once"]
+
+
+@pytest.mark.parametrize("enqueued_in_a_transaction", [True, False])
+async def test_a_second_delivery_changes_nothing(
+    start: StartWorker, queue: Queue, enqueued_in_a_transaction: bool
+) -> None:
+    """It returns what the first one did."""
+    async with db.scope():
+        job = await affect.using(transactional=enqueued_in_a_transaction, job_id="a").enqueue("once")
+    payload = await queue.redis.get("arq:job:a")
+    async with start(affect, ledger=Ledger()) as one:
+        for _ in range(2):
+            assert await job.result(timeout=5) == "once"
+            await one.idle()
+            await queue.redis.delete("arq:result:a")
+            await queue.enqueue([Entry("a", payload, queue.name)])
+        await one.idle()
+    assert await effects() == ["once"]
+
+
+async def test_a_failed_job_is_kept_and_can_be_retried(start: StartWorker) -> None:
+    """With nothing of what it did; what was wrong is fixed meanwhile."""
+    job = await needs_a_table.enqueue()
+    async with start(needs_a_table, ledger=Ledger()) as one:
+        with pytest.raises(JobFailed):
+            await job.result(timeout=5)
+        await one.idle()
+        desk = Desk(Ledger().name)
+        (key,) = await desk.keys(Which())
+        async with db.scope():
+            await (await db.session()).execute(text("CREATE TABLE other (words text)"))
+        retried, refused = await desk.retry([key])
+        assert (len(retried), refused) == (1, [])
+        assert await effects() == []
+        await one.idle()  # publishes what is pending
+    assert await effects() == ["kept"]
