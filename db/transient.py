@@ -6,7 +6,7 @@ asyncpg and SQLAlchemy wrap most of them as a plain ``DBAPIError``, so the class
 
 from enum import Enum
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 
 from db.errors import DatabaseUnreachableError, PoisonedTransactionError
 
@@ -24,6 +24,7 @@ _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 # Class 08 is the connection itself; the others are the server's ways to say "not now".
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
 _READ_ONLY = "25006"
+_TOO_LARGE = "54000"
 # SQLite's words for "another connection is writing".
 _SQLITE_BUSY = ("database is locked", "database table is locked")
 
@@ -42,6 +43,12 @@ def transient(error: BaseException) -> Transient | None:
     if isinstance(error, DatabaseUnreachableError):
         return Transient.LOST
     return _of_database(error)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the server was given values that it can never store: a text with a NUL, one too long for an index."""
+    code = sqlstate(error) or ""
+    return isinstance(error, DataError) or code.startswith("22") or code == _TOO_LARGE
 
 
 def sqlstate(error: BaseException | None) -> str | None:

@@ -10,6 +10,10 @@ LONGEST = 100 * 365 * 86400.0
 """Seconds: for ever, as far as a person is concerned. Redis counts milliseconds, in 64 bits."""
 
 
+LONGEST_ID = 2000
+"""Bytes. PostgreSQL's indexes take some 2,700: https://www.postgresql.org/docs/current/limits.html"""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a task's jobs run. None: what the worker's settings say."""
@@ -88,7 +92,7 @@ class When:
         return cls(
             delay=_seconds(delay, "delay"),
             at=_aware(at, delay),
-            job_id=text(job_id, "job_id"),
+            job_id=_id(job_id),
             queue=text(queue, "queue"),
             expires=None if expires is None else _more_than_0(expires, "expires"),
             transactional=transactional,
@@ -135,6 +139,13 @@ def _aware(at: datetime | None, delay: float | timedelta) -> datetime | None:
     return at
 
 
+def _id(value: object) -> str | None:
+    job_id = text(value, "job_id")
+    if job_id is not None and len(job_id.encode()) > LONGEST_ID:
+        raise ValueError(f"job_id={job_id[:40]!r}... has more than {LONGEST_ID:,} bytes: a hash of it will do")
+    return job_id
+
+
 def text(value: object, name: str) -> str | None:
     """`value`, which is None or a text of valid characters.
 
@@ -145,10 +156,11 @@ def text(value: object, name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise TypeError(f"{name}={value!r}: give a text")
-    if not value or not _is_utf8(value):
+    if not value or not _is_storable(value):
         raise ValueError(f"{name}={value!r}: give a text of valid characters, or leave it out")
     return value
 
 
-def _is_utf8(value: str) -> bool:
-    return value.encode(errors="replace").decode() == value
+def _is_storable(value: str) -> bool:
+    """Whether both servers can hold it: PostgreSQL's texts have no NUL, Redis' keys are bytes."""
+    return "\0" not in value and value.encode(errors="replace").decode() == value

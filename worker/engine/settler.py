@@ -5,7 +5,8 @@
 3. What the ledger knows to have ended otherwise, in another attempt, has ended as it says.
 4. All other outcomes, and those that the job's own transaction has written, go straight to the finisher.
 
-An outcome stays here, and its lease stays held, until the ledger has taken it.
+An outcome stays here, and its lease stays held, until the ledger has taken it. One whose row the database cannot hold
+(its id has a NUL, say) is Redis' alone.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import logging
 from collections import deque
 from itertools import islice
 
-from db.transient import transient
+from db.transient import is_refused, transient
 from worker.engine.finisher import Finisher
 from worker.engine.held import HeldJob, Phase
 from worker.engine.once import outcome_of
@@ -83,6 +84,9 @@ class Settler:
                 for entry in batch:
                     await self._write([entry])
                 return
+            if len(batch) == 1 and is_refused(error):
+                self._let_go(*batch[0], error)
+                return
             if len(batch) == 1 and isinstance(error, LedgerBusyError):
                 self._waiting.rotate(-1)  # another attempt is about to settle it: the others need not wait
             raise
@@ -92,6 +96,13 @@ class Settler:
             if before is not None:
                 logger.info("%s: another attempt of it was settled before: %s", job.job_id, known.state)
             self._finisher.report(job, before or outcome)
+
+    def _let_go(self, job: HeldJob, outcome: Outcome, ending: Ending, refused: Exception) -> None:
+        """Nobody can ever write this row, and nobody is to wait for it: the outcome is in Redis and in the log."""
+        why = getattr(refused, "orig", refused)
+        logger.error("%s: the ledger cannot keep what became of it: %s", job.job_id, why)
+        self._waiting.remove((job, outcome, ending))
+        self._finisher.report(job, outcome)
 
 
 def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:
@@ -106,7 +117,7 @@ def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:
     ending = Ending(
         message.job_id,
         message.enqueued_at,
-        message.task,
+        _storable(message.task),
         job.queue,
         state,
         tries=job.claim.tries + 1,

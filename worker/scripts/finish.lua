@@ -77,7 +77,8 @@ local function put_back(job)
     redis.call('DEL', job.holder)
     redis.pcall('HDEL', started, job.id)
     if job.forgotten and redis.call('EXISTS', job.result) == 1 then return end
-    redis.call('SET', job.body, job.value, 'NX')  -- Redis may have lost it meanwhile
+    -- Redis may have lost it meanwhile; or did before the claim, and then the ledger is asked for it again.
+    if job.value ~= '' then redis.call('SET', job.body, job.value, 'NX') end
     local due = now + job.delay
     if job.action == 'again' then
         if type(redis.pcall('INCR', job.retry)) ~= 'number' then redis.call('SET', job.retry, '1') end

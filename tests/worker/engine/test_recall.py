@@ -1,5 +1,6 @@
 """A claim whose payload Redis has lost: what the ledger makes of it, on a real Redis and PostgreSQL."""
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from db.database import Database
 from db.transient import transient
 from tests.proxy import Proxy
 from tests.servers import Observer
+from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Job, JobFailed, Queue, task
 from worker.engine.recall import recall
@@ -76,7 +78,7 @@ async def test_whoever_waits_for_one_that_has_expired_is_told(
 
 async def test_one_that_the_ledger_does_not_know(queue: Queue, observer: redis.Redis) -> None:
     """A job that was enqueued directly has expired; and an id need not be text."""
-    for raw_id in (b"direct", b"\xff\xfe"):
+    for raw_id in (b"direct", b"\xff\xfe", b"a\0b"):
         observer.zadd(queue.name, {raw_id: 1_000})
         assert (await recall(await claim(queue), Ledger())).payload is None
 
@@ -92,3 +94,20 @@ async def test_the_database_is_away(queue: Queue, observer: redis.Redis, databas
             await recall(claimed, Ledger())
         assert transient(caught.value) is not None
         await away.dispose()
+
+
+async def test_it_runs_once_the_database_is_back(start: StartWorker, observer: Any, database_url: str) -> None:
+    """Until then the job is put back, without making up a payload for it."""
+    job_id = await lost(observer)
+    async with Proxy(database_url) as proxy:
+        theirs = db.default_database()
+        away = Database[db.AsyncSession](proxy.url, default=True)
+        proxy.refuse()
+        async with start(echo, ledger=Ledger()) as worker_:
+            await eventually(lambda: observer.zscore("arq:queue", job_id) > 1000 * time.time() + 100)
+            await eventually(lambda: not worker_.engine._held)
+            assert not observer.exists(f"arq:job:{job_id}")
+            await proxy.resume()
+            assert await Job[int](job_id).result(timeout=20) == 7
+        await away.dispose()
+        db.database.set_default_database(theirs)

@@ -14,6 +14,7 @@ from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
 from worker.engine import report
 from worker.exchange import Entry
+from worker.ledger import Ledger
 from worker.message import encode
 
 GOOD = encode("double", b'{"number":21}', 1)
@@ -75,7 +76,9 @@ BAD = (truncated, garbled, shapeless, too_deep, too_long_a_number, pickled, lamb
 
 
 class TestGarbage:
-    async def test_a_thousand(self, start: StartWorker, redis_url: str) -> None:
+    @pytest.mark.parametrize("ledger", [None, Ledger()], ids=["alone", "with a ledger"])
+    @pytest.mark.usefixtures("database")
+    async def test_a_thousand(self, start: StartWorker, redis_url: str, ledger: Ledger | None) -> None:
         """A thousand payloads that are no jobs, under ids that are no text: each fails, the good ones between run."""
         random_ = random.Random(3)
         bad = {random_.randbytes(random_.randrange(1, 30)): random_.choice(BAD)(random_) for _ in range(1000)}
@@ -88,7 +91,7 @@ class TestGarbage:
                     pipe.set(b"arq:job:" + job_id, raw)
                     pipe.zadd("arq:queue", {job_id: random_.randrange(1000)})
                 pipe.execute()
-            async with start(double, unknown_for=0) as worker:
+            async with start(double, unknown_for=0, ledger=ledger) as worker:
                 await worker.idle(timeout=20)
                 assert worker.engine._counts.failed == len(bad)
                 outcomes = {
@@ -96,7 +99,9 @@ class TestGarbage:
                 }
                 assert [job_id for job_id in bad if outcomes[job_id]["s"]] == []
                 assert [outcomes[job_id]["r"] for job_id in good] == [42] * 100
-            assert {key for key in client.keys("*") if not key.startswith(b"arq:result:")} == set()
+            assert {
+                key for key in client.keys("*") if not key.startswith((b"arq:result:", b"arq:queue:epoch"))
+            } == set()
 
     async def test_huge(self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         """A payload larger than any result, that somebody has put there by hand, ends its job, and nothing else."""

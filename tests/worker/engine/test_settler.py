@@ -14,7 +14,7 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.conftest import NOTES, create_ledger
 from tests.worker.engine.conftest import Seen, StartWorker
-from worker import task
+from worker import Queue, task
 from worker.exchange import Entry
 from worker.ledger import Ending, Known, Ledger, State
 from worker.message import encode
@@ -92,6 +92,31 @@ class TestFailures:
             release.set()
             assert await job.result(timeout=5) == 7
         assert await ledger.look_up(job.job_id, enqueued_at) == Known(State.DONE, b"7")
+
+
+class TestRefused:
+    @pytest.mark.parametrize("job_id", ["a\0b", "".join(f"{n:x}" for n in range(3000))], ids=["NUL", "too long"])
+    async def test_a_row_that_no_database_can_hold(
+        self, start: StartWorker, queue: Queue, ledger: Ledger, job_id: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What became of the job is in Redis and in the log, and the outcomes behind it are kept as ever."""
+        stock = b'{"t":1,"f":"fail","a":["why"],"k":{},"et":1}'
+        await queue.enqueue([Entry(job_id, stock, queue.name)])
+        async with start(fail, ledger=ledger) as worker_:
+            kept = await fail.enqueue("words")
+            for failing in (worker.Job[None](job_id), kept):
+                with pytest.raises(worker.JobFailed):
+                    await failing.result(timeout=5)
+            await worker_.idle()
+        assert (await row(kept.job_id))["state"] == "failed"
+        assert "the ledger cannot keep what became of it" in caplog.text
+
+    async def test_a_task_of_such_a_name(self, start: StartWorker, queue: Queue, ledger: Ledger) -> None:
+        """It is kept under a name that can be written."""
+        await queue.enqueue([Entry("odd", b'{"t":1,"f":"no\\u0000ne","a":[],"k":{},"et":1}', queue.name)])
+        async with start(fail, ledger=ledger, unknown_for=0) as worker_:
+            await worker_.idle()
+        assert ((await row("odd"))["state"], (await row("odd"))["task"]) == ("failed", "no\\x00ne")
 
 
 class TestPendingRows:
