@@ -6,7 +6,8 @@ time that it connects; ``redis+cluster://user:password@host-1:6379,host-2:6379``
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import redis.asyncio
 import redis.asyncio.cluster
 import redis.asyncio.sentinel
 import redis.cluster
+import redis.exceptions
 import redis.sentinel
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -73,27 +75,43 @@ class SentinelAddress:
     def parse(cls, url: str) -> "SentinelAddress":
         """
         Raises:
-            ValueError: no host or no service.
+            ValueError: no host or no service, or there is what it does not understand.
         """
         parts = urlsplit(url)
-        sentinels = Address.parse(parts.netloc, _SENTINEL_PORT)
         service, _, database = parts.path.strip("/").partition("/")
-        if not sentinels.hosts or not service:
-            raise ValueError(f"write {SENTINEL}host-1:26379,host-2:26379/service")
-        return cls(sentinels, service, int(database or 0))
+        with _told_as(f"{SENTINEL}user:password@host-1:26379,host-2:26379/service/0"):
+            sentinels = Address.parse(parts.netloc, _SENTINEL_PORT)
+            _require(sentinels.hosts and service and not parts.query and not parts.fragment)
+            return cls(sentinels, service, int(database or 0))
 
 
 def cluster_address(url: str) -> Address:
     """Where to ask for the nodes.
 
     Raises:
-        ValueError: no host, or a database, of which a cluster has only one.
+        ValueError: no host, or a database, of which a cluster has only one, or there is what it does not understand.
     """
     parts = urlsplit(url)
-    address = Address.parse(parts.netloc, _REDIS_PORT)
-    if not address.hosts or parts.path.strip("/"):
-        raise ValueError(f"write {CLUSTER}host-1:6379,host-2:6379")
-    return address
+    with _told_as(f"{CLUSTER}user:password@host-1:6379,host-2:6379"):
+        address = Address.parse(parts.netloc, _REDIS_PORT)
+        _require(address.hosts and not parts.path.strip("/") and not parts.query and not parts.fragment)
+        return address
+
+
+@contextmanager
+def _told_as(shape: str) -> Iterator[None]:
+    """Any `ValueError` says what to write, and quotes nothing of what may be a piece of the password."""
+    try:
+        yield
+    except ValueError:
+        raise ValueError(
+            f"write {shape} without options after it, and / @ : ? and # in the password as %2F %40 %3A %3F and %23"
+        ) from None
+
+
+def _require(fulfilled: object) -> None:
+    if not fulfilled:
+        raise ValueError
 
 
 def connect(url: str) -> AsyncClient:
@@ -101,10 +119,7 @@ def connect(url: str) -> AsyncClient:
     if url.startswith(CLUSTER):
         address = cluster_address(url)
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        cluster: redis.asyncio.cluster.RedisCluster = redis.asyncio.cluster.RedisCluster(
-            startup_nodes=nodes, **address.login, **_limits(url)
-        )
-        return _improved_cluster(cluster)
+        return _improved_cluster(_AsyncCluster(startup_nodes=nodes, **address.login, **_limits(url)))
     return connect_as(redis.asyncio.Redis, url)
 
 
@@ -133,12 +148,17 @@ def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
 
 
 def connect_sync(url: str, *, longest_wait: float | None = None) -> SyncClient:
-    """`connect`, for a thread; `longest_wait`, in seconds, instead of `TIMEOUT`."""
+    """`connect`, for a thread; `longest_wait`, in seconds, instead of `TIMEOUT`.
+
+    Raises:
+        redis.RedisError: no node of a cluster says what others there are.
+    """
     limits = _limits(url, longest_wait)
     if url.startswith(CLUSTER):
         address = cluster_address(url)
         nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        cluster: redis.cluster.RedisCluster = redis.cluster.RedisCluster(startup_nodes=nodes, **address.login, **limits)
+        with _as_redis_error():
+            cluster: redis.cluster.RedisCluster = _SyncCluster(startup_nodes=nodes, **address.login, **limits)
         return cluster
     if url.startswith(SENTINEL):
         sentinels = SentinelAddress.parse(url)
@@ -185,6 +205,29 @@ def _improved(client: R) -> R:
     pool: Any = client.connection_pool
     pool.connection_class = _mixed(pool.connection_class)
     return client
+
+
+@contextmanager
+def _as_redis_error() -> Iterator[None]:
+    """That no node of a cluster can be had is a `RedisError`, as of any other Redis; redis-py's own is none."""
+    try:
+        yield
+    except redis.exceptions.RedisClusterException as error:
+        if isinstance(error.__cause__, redis.RedisError):
+            raise error.__cause__ from None
+        raise RedisConnectionError(str(error)) from error
+
+
+class _AsyncCluster(redis.asyncio.cluster.RedisCluster):
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        with _as_redis_error():
+            return await super().execute_command(*words, **options)
+
+
+class _SyncCluster(redis.cluster.RedisCluster):
+    def execute_command(self, *words: Any, **options: Any) -> Any:
+        with _as_redis_error():
+            return super().execute_command(*words, **options)  # type: ignore[no-untyped-call]  # redis-py's
 
 
 def _improved_cluster(cluster: redis.asyncio.cluster.RedisCluster) -> redis.asyncio.cluster.RedisCluster:

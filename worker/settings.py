@@ -229,22 +229,24 @@ def await_redis(url: str, wait: float) -> None:
     Raises:
         StartupError: it does not answer, or refuses to.
     """
-    client = connect_sync(url, longest_wait=max(min(wait, TIMEOUT), 0.1))
     deadline = time.monotonic() + wait
-    try:
-        while True:
-            try:
+    while True:
+        try:
+            with connect_sync(url, longest_wait=max(min(wait, TIMEOUT), 0.1)) as client:
                 client.ping()
-            except (redis.AuthenticationError, redis.ResponseError) as error:
-                raise StartupError(f"REDIS_URL: the server refuses: {error}") from None
-            except (redis.RedisError, OSError) as error:
-                if time.monotonic() > deadline:
-                    raise StartupError(f"REDIS_URL: no answer within {wait:g} s ({error}); is the server up?") from None
-            else:
                 return
-            time.sleep(0.2)
-    finally:
-        client.close()
+        except (redis.RedisError, OSError) as error:
+            if _is_refusal(error):
+                raise StartupError(f"REDIS_URL: the server refuses: {error}") from None
+            if time.monotonic() > deadline:
+                raise StartupError(f"REDIS_URL: no answer within {wait:g} s ({error}); is the server up?") from None
+        time.sleep(0.2)
+
+
+def _is_refusal(error: redis.RedisError | OSError) -> bool:
+    """Whether the next try will be answered likewise. A cluster that is down may come up."""
+    refused = isinstance(error, redis.AuthenticationError | redis.ResponseError)
+    return refused and not isinstance(error, redis.exceptions.ClusterDownError)
 
 
 def _arq_client(config: Config, url: str) -> ArqClient:

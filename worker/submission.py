@@ -8,7 +8,6 @@
 
 import logging
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -79,18 +78,30 @@ async def submit_in(scope: Scope, jobs: Sequence[Submitted], queue: Queue) -> li
     return [job.id not in taken for job in jobs]
 
 
-@cache
+_ledger: Ledger | None = None
+
+
 def default_ledger() -> Ledger:
-    """The ledger that ``WORKER_LEDGER`` names, in the default database."""
-    return Ledger(Config.load().ledger)
+    """The worker's ledger, else the one that ``WORKER_LEDGER`` names; in the default database."""
+    if _ledger is None:
+        set_default_ledger(Ledger(Config.load().ledger))
+    assert _ledger is not None  # noqa: S101 - just set
+    return _ledger
+
+
+def set_default_ledger(ledger: Ledger | None) -> None:
+    """Make `ledger` the default one; None goes back to ``WORKER_LEDGER``."""
+    global _ledger  # noqa: PLW0603 - the one default of the process
+    _ledger = ledger
 
 
 def _database_of(scope: Scope) -> Database[Any]:
     """The default database, through the driver by which the scope uses it: through another one, a row would be in a
-    transaction of its own."""
+    transaction of its own. Where it uses both, that of the transaction that is open, else of the later session."""
     default = default_database()
-    used = [unit.database for unit in scope.units if unit.database.is_same_as(default)]
-    return used[0] if used and default not in used else default
+    used = [unit for unit in scope.units if unit.database.is_same_as(default)]
+    begun = [unit for unit in used if unit.session.in_transaction()]
+    return next((unit.database for unit in reversed(begun or used)), default)
 
 
 async def _reserve(session: Any, job: Submitted, queue: Queue) -> bool:

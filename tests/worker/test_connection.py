@@ -24,11 +24,13 @@ from tests.sentinel import Sentinel, follow
 from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Worker
-from worker import Queue, WorkerError, task
+from worker import Job, Queue, WorkerError, task
 from worker.connection import SentinelAddress, close, cluster_address, connect, connect_as, connect_sync
 from worker.embedded import EmbeddedRedis
 from worker.exchange import Entry
 from worker.line import Line
+from worker.process.runtime import StartupError
+from worker.settings import await_redis
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,17 +67,21 @@ class TestUrls:
         assert address.hosts == (("one", 6379), ("two", 7000))
         assert address.login == {"username": None, "password": "secret"}
 
-    @pytest.mark.parametrize("url", ["redis+sentinel://host", "redis+sentinel:///service", "redis+sentinel://h/s/x"])
-    def test_no_sentinel(self, url: str) -> None:
-        """What does not name both hosts and service is refused."""
-        with pytest.raises(ValueError, match=r"write|invalid"):
-            SentinelAddress.parse(url)
+    @pytest.mark.parametrize(
+        "rest", ["host", "/service", "h/s/x", "u:s3cret/w@host/service", "h:s3cret/s", "h/s?ssl=1"]
+    )
+    def test_no_sentinel(self, rest: str) -> None:
+        """What does not name both hosts and service, or more, is refused, and nothing of it quoted."""
+        with pytest.raises(ValueError, match=re.escape("write redis+sentinel://")) as caught:
+            SentinelAddress.parse(f"redis+sentinel://{rest}")
+        assert "s3cret" not in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["redis+cluster://", "redis+cluster://host/0"])
-    def test_no_cluster(self, url: str) -> None:
-        """A cluster has hosts, and no databases."""
-        with pytest.raises(ValueError, match="write redis"):
-            cluster_address(url)
+    @pytest.mark.parametrize("rest", ["", "host/0", ":s3cret/w@host", ":s3cret#w@host", "host:s3cret", "host?ssl=true"])
+    def test_no_cluster(self, rest: str) -> None:
+        """A cluster has hosts, no databases and no options; nothing of what is refused is quoted."""
+        with pytest.raises(ValueError, match=re.escape("write redis+cluster://")) as caught:
+            cluster_address(f"redis+cluster://{rest}")
+        assert "s3cret" not in str(caught.value)
 
 
 class TestCommands:
@@ -269,8 +275,8 @@ def replicated(server: EmbeddedRedis) -> bool:
 
 
 @pytest.fixture
-async def cluster(own_redis: StartRedis) -> str:
-    """Three nodes that have shared the slots among them."""
+async def nodes(own_redis: StartRedis) -> list[EmbeddedRedis]:
+    """Three nodes of a cluster that have shared the slots among them."""
     options: dict[str, str | int] = {"cluster-enabled": "yes", "cluster-node-timeout": 2000}
     nodes = [own_redis(**options) for _ in range(3)]
     with contextlib.ExitStack() as open_:
@@ -285,7 +291,52 @@ async def cluster(own_redis: StartRedis) -> str:
             ),
             timeout=20,
         )
+    return nodes
+
+
+@pytest.fixture
+def cluster(nodes: list[EmbeddedRedis]) -> str:
+    """The cluster's URL."""
     return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+async def test_a_cluster_that_goes_away(
+    nodes: list[EmbeddedRedis], cluster: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is waited for as any other Redis is, and once it is back jobs run."""
+    async with working(cluster, queue="{mail}") as worker:
+        assert await (await double.enqueue(4)).result(timeout=5) == 8
+        for node in nodes:
+            node.kill()
+        await eventually(lambda: "waits for Redis" in caplog.text, timeout=20)
+        with pytest.raises(redis.RedisError):
+            await worker.queue.depth("{mail}")
+        for node in nodes:
+            node.restart()
+        job = await eventually_enqueued(worker.queue)
+        assert await job.result(timeout=20) == 10
+    assert "failed; it is started again" not in caplog.text
+
+
+async def eventually_enqueued(queue: Queue) -> Job[int]:
+    """A job, as soon as Redis takes one."""
+    while True:
+        with contextlib.suppress(redis.RedisError, OSError):
+            return await double.enqueue(5)
+        await asyncio.sleep(0.1)
+
+
+async def test_no_node_of_a_cluster() -> None:
+    """That none answers is an error of Redis', to everybody, and a start waits for one in vain."""
+    url = "redis+cluster://127.0.0.1:1"
+    client = connect(url)
+    with pytest.raises(redis.ConnectionError):
+        await client.ping()
+    await close(client)
+    with pytest.raises(redis.ConnectionError):
+        connect_sync(url)
+    with pytest.raises(StartupError, match=r"REDIS_URL: no answer within 0\.3 s"):
+        await_redis(url, 0.3)
 
 
 async def test_lost_unnoticed_to_a_node(cluster: str) -> None:
@@ -335,13 +386,25 @@ def test_acl_lets_scripts_call_what_they_call() -> None:
     assert called - {rule.removeprefix("+").upper() for rule in documented_rules()} == set()
 
 
+async def test_acl_in_a_cluster(nodes: list[EmbeddedRedis], cluster: str) -> None:
+    """There a user needs two more commands, and the queue's keys and channels."""
+    for node in nodes:
+        with redis.Redis.from_url(node.url) as admin:
+            more = ("~{mail}*", "&{mail}:*", "+cluster|slots", "+command")
+            admin.execute_command("ACL", "SETUSER", "worker", "reset", *documented_rules(), *more)
+    async with working(cluster.replace("://", "://worker:secret@"), queue="{mail}"):
+        assert await (await double.enqueue(4)).result(timeout=5) == 8
+
+
+@pytest.mark.parametrize("rules", [(), ("+select",)], ids=["database 0", "database 1"])
 @pytest.mark.parametrize("program", PROGRAMS)
-async def test_acl(program: str) -> None:
+async def test_acl(program: str, rules: tuple[str, ...]) -> None:
     """A user with no more permissions than the documentation asks for can do all that a worker and its clients do."""
     with running(program) as server:
-        with redis.Redis.from_url(server.url) as admin:
-            admin.execute_command("ACL", "SETUSER", "worker", "reset", *documented_rules())
-        url = server.url.replace("redis://", "redis://worker:secret@")
+        database = server.url.replace("/0", f"/{len(rules)}")
+        with redis.Redis.from_url(database) as admin:
+            admin.execute_command("ACL", "SETUSER", "worker", "reset", *documented_rules(), *rules)
+        url = database.replace("redis://", "redis://worker:secret@")
         began = asyncio.Event()
 
         @task
@@ -353,7 +416,7 @@ async def test_acl(program: str) -> None:
             assert await (await double.enqueue(4)).result(timeout=5) == 8
             held = await hold.enqueue()
             await began.wait()
-            with redis.Redis.from_url(server.url) as admin:
+            with redis.Redis.from_url(database) as admin:
                 admin.delete(f"arq:in-progress:{held.job_id}")
                 await eventually(lambda: admin.exists(f"arq:in-progress:{held.job_id}"))
                 assert await held.abort(timeout=5)

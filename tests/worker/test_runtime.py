@@ -1,6 +1,7 @@
 """What a worker opens: in which order, what it refuses to start with, and that it closes what it has opened."""
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,8 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from worker import Resource, Task, task
 from worker.config import Config
-from worker.process.runtime import Runtime, StartupError
+from worker.errors import ConfigError
+from worker.process.runtime import Runtime, StartupError, require_urls
 from worker.queue import given_default_queue
 from worker.registry import Lifespan, Registry
 
@@ -118,6 +120,16 @@ class TestLedger:
         why = await refused(changed(config, ledger="work.jobs"), registry(plain))
         assert why == "the ledger's table work.jobs is missing: run 'python -m worker migrate'"
 
+    async def test_it_is_the_one_that_jobs_are_kept_in(self, config: Config, postgres: Observer) -> None:
+        """What was looked for is what is written to, also by those who enqueue in this process."""
+        await postgres.execute("ALTER TABLE tandem_jobs RENAME TO mine")
+        runtime = Runtime(changed(config, ledger="mine"), registry(plain))
+        await runtime.open({})
+        async with db.scope():
+            await plain.using(delay=60).enqueue()
+        assert await postgres.fetchval("SELECT count(*) FROM mine") == 1
+        await runtime.close()
+
 
 class TestHooks:
     async def test_order(self, config: Config) -> None:
@@ -195,12 +207,26 @@ class TestRefused:
         """C4: an error where every task needs a session, and a warning where some do."""
         small = changed(config, concurrency=4, pool_size=3)
         message = await refused(small, registry(with_session))
-        assert "4 jobs run at once (WORKER_CONCURRENCY) on 3 connections (WORKER_POOL_SIZE" in message
+        assert "4 jobs run at once (WORKER_CONCURRENCY), and the health check, on 3 connections" in message
         assert "make it 7 or more" in message
         runtime = Runtime(small, registry(with_session, plain))
         await runtime.open({})
         await runtime.close()
         assert message in caplog.text
+
+    async def test_a_pool_without_a_connection_to_spare(self, config: Config, caplog: pytest.LogCaptureFixture) -> None:
+        """A warning: if all jobs hold one for long, the health check finds none, and the worker seems to be dead."""
+        runtime = Runtime(changed(config, concurrency=4, pool_size=4), registry(with_session))
+        await runtime.open({})
+        await runtime.close()
+        assert "and the health check, on 4 connections" in caplog.text
+
+    def test_a_queue_that_a_cluster_cannot_serve(self, config: Config) -> None:
+        """It is a mistake in a setting, and the line says which, and what to call the queue."""
+        cluster = changed(config, redis_url="redis+cluster://nobody.invalid", queues="{mail},low")
+        with pytest.raises(ConfigError, match=re.escape("WORKER_QUEUES: a Redis Cluster") + ".*" + re.escape("{low}")):
+            require_urls(cluster)
+        assert require_urls(changed(cluster, queues="{mail}")).startswith("redis+cluster://")
 
     async def test_a_database_that_does_not_answer(self, config: Config) -> None:
         """After WORKER_CONNECT_WAIT it says for how long, why, and what to look at; the password is not told."""

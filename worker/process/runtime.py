@@ -20,12 +20,13 @@ from worker.engine.calling import AfterJob, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
-from worker.errors import LedgerError, WorkerError
+from worker.errors import ConfigError, LedgerError, WorkerError
+from worker.ledger import Ledger
 from worker.ledger.presence import check
 from worker.queue import Queue, given_default_queue, set_default_queue
 from worker.registry import Registry
 from worker.signature import InjectedSession
-from worker.submission import default_ledger
+from worker.submission import set_default_ledger
 from worker.task import Task
 
 logger = logging.getLogger("worker")
@@ -79,9 +80,9 @@ class Runtime:
         await self._check_sessions(database)
         await self._check_ledger(database)
         queue = self._open_queue()
+        ledger = self._use_ledger()
         resources = await self._resources()
         await self._run_hooks(arq_context)
-        ledger = default_ledger()
         caller = AttemptCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
@@ -140,6 +141,13 @@ class Runtime:
             self._open.push_async_callback(theirs.close)
         return queue
 
+    def _use_ledger(self) -> Ledger:
+        """The ledger, which is the default one too: what jobs enqueue is kept where their own rows are."""
+        ledger = Ledger(self._config.ledger)
+        set_default_ledger(ledger)
+        self._open.callback(set_default_ledger, None)
+        return ledger
+
     async def _run_hooks(self, arq_context: dict[Any, Any]) -> None:
         if self._on_startup is not None:
             await self._on_startup(arq_context)
@@ -147,15 +155,19 @@ class Runtime:
             self._open.push_async_callback(self._on_shutdown, arq_context)
 
     def _check_pool(self, database: db.Database[Any]) -> None:
-        """A pool smaller than the number of jobs makes them wait for each other; where all need it, it is a mistake."""
+        """A pool smaller than the number of jobs makes them wait for each other; where all need it, it is a mistake.
+
+        The health check needs a connection besides, or a worker whose jobs all hold one for long would seem to be dead.
+        """
         wanted = self._config.concurrency
-        if database.url is None or database.pool_size >= wanted:  # of a factory's engine nobody knows the size
+        if database.url is None or database.pool_size > wanted:  # of a factory's engine nobody knows the size
             return
         shortage = (
-            f"{wanted} jobs run at once (WORKER_CONCURRENCY) on {database.pool_size} connections (WORKER_POOL_SIZE, or "
-            f"the project's own Database(pool_size=...)): make it {wanted + 3} or more, or lower WORKER_CONCURRENCY"
+            f"{wanted} jobs run at once (WORKER_CONCURRENCY), and the health check, on {database.pool_size} "
+            f"connections (WORKER_POOL_SIZE, or the project's own Database(pool_size=...)): make it {wanted + 3} or "
+            "more, or lower WORKER_CONCURRENCY"
         )
-        if all(_takes_session(task) for task in self._registry.tasks.values()):
+        if database.pool_size < wanted and all(_takes_session(task) for task in self._registry.tasks.values()):
             raise StartupError(shortage)
         logger.warning(shortage)
 
@@ -239,11 +251,14 @@ def require_urls(config: Config) -> str:
     """The URL of Redis, once the registry is loaded: a project may have made its own default database by then.
 
     Raises:
-        ConfigError: it is not set, or the database's is not and nobody has made one.
+        ConfigError: it is not set, or the database's is not and nobody has made one, or it cannot serve a queue.
     """
-    if given_default() is not None:
-        return config.require_redis_url()
-    _, redis_url = config.require_urls()
+    redis_url = config.require_redis_url() if given_default() is not None else config.require_urls()[1]
+    for name in config.queue_names:
+        try:
+            Queue(redis_url).check_name(name)
+        except WorkerError as error:
+            raise ConfigError(f"{config.variable('queue' if config.queues is None else 'queues')}: {error}") from None
     return redis_url
 
 

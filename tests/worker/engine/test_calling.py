@@ -226,6 +226,21 @@ async def add_one(session: db.AsyncSession) -> str:
 
 
 class TestHooks:
+    @pytest.mark.usefixtures("queue")
+    async def test_beside_a_plain_function(self, make_bench: MakeBench, observer: redis.Redis) -> None:
+        """Its jobs go with its own transaction, which fails here, and not with that of the hooks' session."""
+
+        async def start(ctx: dict[Any, Any]) -> None: ...
+
+        @task
+        def hand_on(session: db.Session) -> None:
+            asyncio.run(add_one.enqueue())
+            session.execute(text("CREATE TEMP TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+            session.execute(text("INSERT INTO late VALUES (1), (1)"))
+
+        assert (await make_bench(on_job_start=start).run(hand_on)).kind is Kind.FAILED
+        assert observer.dbsize() == 0
+
     async def test_run_in_the_jobs_scope(self, make_bench: MakeBench, rows: Count) -> None:
         """What `on_job_start` and `on_job_end` write is committed with the job, in one transaction."""
 
