@@ -22,7 +22,7 @@ from cronsim.explain import Expression
 from worker.errors import TaskDefinitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from typing import Self
 
 __all__ = ["Misfire", "Schedule"]
@@ -31,6 +31,8 @@ Misfire = Literal["skip", "once", "all"]
 """What becomes of slots that passed while no worker ran: none, one or each of them is run."""
 
 _ANY_TIME = datetime(2000, 1, 1)  # noqa: DTZ001 - a time on the wall clock, of no zone
+
+_FIRST_REACH = timedelta(minutes=1)
 
 _EXAMPLE = 'Example: "*/5 * * * *" (every five minutes) or "30 2 * * MON-FRI"'
 _KEYWORDS_EXAMPLE = "Example: hour={9, 17}, minute=30"
@@ -123,19 +125,26 @@ class Schedule:
         return slot + self._within_second
 
     def slots_between(self, start: datetime, end: datetime, limit: int = 1000) -> tuple[datetime, ...]:
-        """The slots later than `start` up to and including `end`, the earliest `limit` of them, in UTC."""
-        slots: list[datetime] = []
-        slot = self.next_after(start)
-        while slot <= end and len(slots) < limit:
-            slots.append(slot)
-            slot = self.next_after(slot)
-        return tuple(slots)
+        """The slots later than `start` up to and including `end`, the latest `limit` of them, in UTC."""
+        reach = _FIRST_REACH
+        while True:
+            begin = max(start, end - reach)
+            slots = list(self._slots_between(begin, end))
+            if begin == start or len(slots) >= limit:
+                return tuple(slots[-limit:])
+            reach *= 2  # from the end, as there may be millions of earlier ones
 
     def describe(self) -> str:
         """For people: "At 02:30 every day (Europe/Berlin)"."""
         explained = Expression(self._matches(_ANY_TIME).parts)
         explained.day_and |= self.both_days
         return f"{explained.explain()} ({self.timezone})"
+
+    def _slots_between(self, start: datetime, end: datetime) -> Iterator[datetime]:
+        slot = self.next_after(start)
+        while slot <= end:
+            yield slot
+            slot = self.next_after(slot)
 
     def _next_elapsed(self, past: datetime) -> datetime:
         return next(self._matches(past.astimezone(self._zone))).astimezone(UTC)

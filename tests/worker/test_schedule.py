@@ -284,8 +284,9 @@ class TestSlotsBetween:
         assert schedule.slots_between(noon, noon + HOUR / 2) == ()
 
     def test_limit(self) -> None:
-        """However long nothing ran, at most `limit` slots are listed, the earliest."""
+        """However long nothing ran, at most `limit` slots are listed, the latest."""
         noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
         slots = Schedule.parse("* * * * *").slots_between(noon, noon + timedelta(days=900))
         assert len(slots) == 1000
-        assert slots[0] == noon + timedelta(minutes=1)
+        assert slots[-1] == noon + timedelta(days=900)
+        assert slots[-1] - slots[0] == timedelta(minutes=999)

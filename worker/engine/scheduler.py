@@ -110,15 +110,9 @@ class Scheduler:
 def _missed(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
     """The slots after `last` that are to be made up for."""
     schedule = _schedule(task)
-    passed = [(task, moment, True) for moment in schedule.slots_between(last, now, limit=_MOST_SLOTS)]
-    match schedule.misfire:
-        case "all":
-            return passed
-        case "once":
-            return passed[-1:]
-        case "skip":
-            # Not even taken note of: another worker may be about to queue the slot of this moment.
-            return []
+    # What is skipped is not even taken note of: another worker may be about to queue the slot of this moment.
+    most = {"skip": 0, "once": 1, "all": _MOST_SLOTS}[schedule.misfire]
+    return [(task, moment, True) for moment in schedule.slots_between(last, now, limit=most)] if most else []
 
 
 def _schedule(task: Task[..., Any]) -> Schedule:

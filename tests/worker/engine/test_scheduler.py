@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -116,6 +117,24 @@ async def test_misfire(queue: Queue, observer: Any, ledger: Ledger | None, misfi
         await eventually(lambda: first._seen and second._seen)
     missed = [f"cron:{tick.name}:{(hour - timedelta(hours=n)).timestamp() * 1000:.0f}" for n in (2, 1, 0)]
     assert observer.zrange(QUEUE, 0, -1) == missed[3 - runs :]
+
+
+@pytest.mark.parametrize(("misfire", "runs"), [("once", 1), ("all", 1000)])
+async def test_misfire_after_a_long_time(queue: Queue, observer: Any, misfire: Misfire, runs: int) -> None:
+    """After very many slots "once" is the last of them, "all" the last thousand: the next worker finds none left."""
+
+    @cron("* * * * *", misfire=misfire)
+    async def tick() -> None: ...
+
+    begin = datetime.fromtimestamp(observer.time()[0], UTC) - timedelta(days=2)
+    observer.hset("arq:slots", tick.name, round(begin.timestamp() * 1000))
+    for _ in range(2):
+        async with scheduling(queue, tick) as one:
+            await eventually(partial(getattr, one, "_seen"))
+    passed = [int(job_id.rpartition(":")[2]) / 1000 for job_id in observer.zrange(QUEUE, 0, -1)]
+    assert runs <= len(passed) <= runs + 1  # a minute may pass meanwhile
+    assert time.time() - max(passed) < 120
+    assert max(passed) - min(passed) == (len(passed) - 1) * 60
 
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
