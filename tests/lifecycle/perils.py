@@ -2,18 +2,23 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db import on_commit
 from worker import JobContext, cron, current_job, task
 
 TASKS = tuple(
-    f"tests.lifecycle.perils.{name}" for name in ("nap", "hold", "insert", "die", "spin", "stay", "once_in_a_leap_year")
+    f"tests.lifecycle.perils.{name}"
+    for name in ("nap", "hold", "insert", "fall", "die", "spin", "stay", "once_in_a_leap_year")
 )
 LIFESPAN = "tests.lifecycle.perils.lifespan"
 
@@ -60,6 +65,29 @@ async def insert(session: AsyncSession) -> None:
     job_id = current_job().job_id
     write_down(f"begin {job_id}")
     await session.execute(text("INSERT INTO effect (job_id) VALUES (:job_id)"), {"job_id": job_id})
+
+
+def kill_once(moment: str) -> None:
+    """kill -9 this process, the first time that a job of that name comes here."""
+    if f"fall {moment}" not in Path(os.environ["DIARY"]).read_text().splitlines():
+        write_down(f"fall {moment}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _claimed(moment: str) -> str:
+    if moment.startswith("claimed") and "DIARY" in os.environ:  # not where it is enqueued
+        kill_once(moment)
+    return moment
+
+
+@task
+async def fall(session: AsyncSession, moment: Annotated[str, AfterValidator(_claimed)]) -> None:
+    """Add a row, and kill the process once: after the claim, in the body, or between COMMIT and finish."""
+    await session.execute(text("INSERT INTO effect (job_id) VALUES (:job_id)"), {"job_id": moment})
+    if moment.startswith("in the body"):
+        kill_once(moment)
+    if moment.startswith("committed"):
+        on_commit(lambda: kill_once(moment))
 
 
 @task

@@ -18,7 +18,7 @@ from tests.commands import Command
 from tests.commits import held_commits
 from tests.conftest import StartPostgres, StartRedis
 from tests.lifecycle.crew import Crew, fork_server
-from tests.lifecycle.perils import die, hold, insert, nap, spin, stay
+from tests.lifecycle.perils import die, fall, hold, insert, nap, spin, stay
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker import JobFailed, Queue
@@ -90,6 +90,24 @@ class TestKilled:
                 one.__exit__(None, None, None)
         ends = Counter(line for line in crew.diary if line.startswith("end "))
         assert set(ends) == {f"end {job.job_id}" for job in jobs}
+
+    @pytest.mark.parametrize("moment", ["claimed", "in the body", "committed"])
+    async def test_at_each_moment(
+        self, crew: Crew, database_url: str, postgres: Observer, observer: Any, moment: str
+    ) -> None:
+        """kill -9 twenty times after the claim, in the body, or between COMMIT and finish: each job has one effect."""
+        await postgres.execute("CREATE TABLE effect (job_id text)")
+        names = [f"{moment} {number}" for number in range(20)]
+        jobs = [await fall.enqueue(name) for name in names]
+        for _ in names:
+            with crew.worker(DATABASE_URL=database_url, WORKER_CONCURRENCY="1") as worker:
+                assert await worker.ends() == -signal.SIGKILL
+        with crew.worker(DATABASE_URL=database_url):
+            for job in jobs:
+                await job.result(timeout=20)
+        effects = await postgres.fetch("SELECT job_id, count(*) AS times FROM effect GROUP BY job_id")
+        assert {row["job_id"]: row["times"] for row in effects} == dict.fromkeys(names, 1)
+        await eventually(lambda: left(observer), equals=set())
 
     @pytest.mark.parametrize("lease", [1, 10])
     async def test_runs_again(self, crew: Crew, environment: dict[str, str], tmp_path: Path, lease: int) -> None:

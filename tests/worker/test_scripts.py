@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from tests.redis_programs import PROGRAMS, running
-from worker import Queue
+from worker import JobStatus, Queue
 from worker.exchange import Claim, Entry, Settlement, Slot
 from worker.renewal import Grip, Held, Renewal
 
@@ -343,6 +343,7 @@ class TestFinish:
         await finish(queue, "end", keep=0)
         assert line.retake([held(job)]) == [False]
         assert not observer.exists(QUEUE, "arq:job:a")
+        assert (await queue.trace(QUEUE, "a")).status is JobStatus.not_found
         assert await queue.enqueue([entry(payload=b"new")]) == [True]  # the id is free, tombstone or not
         assert line.retake([held(job)]) == [False]
         assert (await claim_one(queue, THEIRS)).payload == b"new"

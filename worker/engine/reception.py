@@ -79,8 +79,10 @@ class Reception:
 
     def _forget_old_strangers(self, now: float) -> None:
         """Forget those whom another worker has taken care of."""
-        forgotten = [raw_id for raw_id, met in self._strangers.items() if now - met > 2 * self._unknown_for + 60]
-        for raw_id in forgotten:
+        while self._strangers:
+            raw_id, met = next(iter(self._strangers.items()))  # the one met first
+            if now - met <= 2 * self._unknown_for + 60:
+                return
             del self._strangers[raw_id]
 
 

@@ -111,7 +111,7 @@ class JobLog:
         took = (now_ms() - job.started_at) / 1000
         match outcome.kind:
             case Kind.COMPLETED | Kind.DUPLICATE:
-                result = "" if outcome.result == b"null" else _shortened(outcome.result.decode(errors="replace"))
+                result = "" if outcome.result == b"null" else _decoded(outcome.result)
                 logger.info("%6.2fs ← %s:%s ● %s", took, job.job_id, name, result)
             case Kind.RETRIED:
                 logger.info("%6.2fs ↻ %s:%s retrying job in %0.2fs", took, job.job_id, name, outcome.delay)
@@ -130,10 +130,20 @@ class JobLog:
 
 
 def _arguments(args: tuple[object, ...], kwargs: object) -> str:
-    items = [repr(value) for value in args]
+    items = [_repr(value) for value in args]
     if isinstance(kwargs, dict):
-        items += [f"{name}={value!r}" for name, value in kwargs.items()]
+        items += [f"{name}={_repr(value)}" for name, value in kwargs.items()]
     return _shortened(", ".join(items))
+
+
+def _repr(value: object) -> str:
+    """Of a long text only as much as may be shown."""
+    return repr(value[: _LONGEST_TEXT + 1] if isinstance(value, str | bytes) else value)
+
+
+def _decoded(result: bytes) -> str:
+    """Likewise; a character has up to four bytes."""
+    return _shortened(result[: 4 * (_LONGEST_TEXT + 1)].decode(errors="replace"))
 
 
 def _shortened(text: str) -> str:

@@ -10,10 +10,11 @@ local function text(reply)
     return type(reply) == 'string' and reply or false
 end
 
+local holder = text(redis.pcall('GET', prefix .. 'in-progress:' .. id))
 return {
     text(redis.pcall('GET', prefix .. 'job:' .. id)),
     text(redis.pcall('GET', prefix .. 'result:' .. id)),
-    redis.call('EXISTS', prefix .. 'in-progress:' .. id),
+    holder and holder ~= 'ended' and 1 or 0,  -- or a tombstone: see finish.lua
     redis.call('ZSCORE', KEYS[1], id),
     time[1] * 1000 + math.floor(time[2] / 1000),
 }

@@ -106,9 +106,7 @@ async def test_redis_out_of_memory(start: StartWorker, server: EmbeddedRedis, cl
         await eventually(seen.well, timeout=SOON)
 
 
-async def test_redis_read_only(
-    start: StartWorker, server: EmbeddedRedis, client: Any, queue_there: Queue, hasty: None
-) -> None:
+async def test_redis_read_only(start: StartWorker, server: EmbeddedRedis, client: Any, queue_there: Queue) -> None:
     """A worker whose Redis has become a replica is unwell, and works once it is a primary again."""
     async with start(double, url=server.url):
         seen = Seen(client)
@@ -118,7 +116,7 @@ async def test_redis_read_only(
         await eventually(lambda: not seen.well(), timeout=SOON)
         client.replicaof("NO", "ONE")
         assert await waiting.result(timeout=SOON) == 2
-        await eventually(seen.well, timeout=SOON)
+        await eventually(seen.well, timeout=2 * SOON)
 
 
 async def test_redis_black_holed(

@@ -1,0 +1,57 @@
+"""Log lines: as arq users know them, and as many as `WORKER_LOG_JOBS` says."""
+
+import asyncio
+import logging
+import re
+
+import pytest
+
+from tests.waiting import eventually
+from tests.worker.engine.conftest import StartWorker
+from worker import Retry, task
+
+
+@task
+async def add(one: int, two: str = "") -> str:
+    return f"{one}{two}"
+
+
+@task(max_tries=2)
+async def stumble() -> None:
+    raise Retry(defer=0.01)
+
+
+@task
+async def linger() -> None:
+    await asyncio.sleep(60)
+
+
+async def said(caplog: pytest.LogCaptureFixture, start: StartWorker, which: str) -> list[str]:
+    """The lines of four jobs, without times and ids: one each that returns, fails after a retry, and is aborted."""
+    with caplog.at_level(logging.INFO, "worker"):
+        async with start(add, stumble, linger, log_jobs=which) as worker_:
+            await add.enqueue(1, two="x" * 200)
+            await worker_.idle()
+            await stumble.enqueue()
+            await worker_.idle()
+            job = await linger.enqueue()
+            await eventually(lambda: worker_.engine._held.running)
+            await job.abort(timeout=5)
+    lines = [record.getMessage() for record in caplog.records if re.search("[→←↻!⊘]", record.getMessage())]
+    return [re.sub(r"^ *\d+\.\d\ds |[0-9a-f]{32}:", "", line) for line in lines]
+
+
+RETURNED = ["→ add(one=1, two='" + "x" * 67 + "…)", '← add ● "1' + "x" * 77 + "…"]
+RETRIED = ["→ stumble()", "↻ stumble retrying job in 0.01s", "→ stumble() try=2"]
+FAILED = ["! stumble failed, TriesExhaustedError: "]
+ABORTED = ["→ linger()", "⊘ linger aborted"]
+
+
+@pytest.mark.parametrize(
+    ("which", "lines"),
+    [("all", [*RETURNED, *RETRIED, *FAILED, *ABORTED]), ("failed", [*FAILED, ABORTED[1]]), ("off", [])],
+)
+async def test_which(caplog: pytest.LogCaptureFixture, start: StartWorker, which: str, lines: list[str]) -> None:
+    """All jobs, those that fail, or none; of what is long only the beginning."""
+    found = await said(caplog, start, which)
+    assert [line[: len(expected)] for line, expected in zip(found, lines, strict=True)] == lines
