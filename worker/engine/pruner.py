@@ -29,10 +29,10 @@ class Pruner:
         self._keep = round(keep * 1000)
 
     async def run(self) -> None:
-        """Look now and then, for ever."""
+        """Look at once, as some workers live for a short time only, and then now and then, for ever."""
         while True:
-            await asyncio.sleep(_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
             await self._prune()
+            await asyncio.sleep(_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
     async def _prune(self) -> None:
         pruned = batch = await self._ledger.prune(self._keep, _BATCH)

@@ -80,6 +80,15 @@ async def test_in_batches_the_oldest_first(database: db.Database[Any], monkeypat
     assert running.cancelled()
 
 
+async def test_a_short_lived_worker_prunes_too(database: db.Database[Any]) -> None:
+    """It looks as soon as it has started."""
+    await ended(database, State.DONE, 2 * HOUR, "a")
+    running = asyncio.create_task(Pruner(Ledger(), 3600.0).run())
+    await eventually(left, equals=set())
+    running.cancel()
+    await asyncio.wait({running})
+
+
 @pytest.fixture
 async def postgres_database(database_url: str) -> AsyncIterator[db.Database[Any]]:
     """The default database on PostgreSQL."""
