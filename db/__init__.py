@@ -24,6 +24,7 @@ from db.errors import (
     ScopeError,
     TransactionError,
     TransactionOpenError,
+    UnownedSessionError,
     WrongLoopError,
     WrongThreadError,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Session",
     "TransactionError",
     "TransactionOpenError",
+    "UnownedSessionError",
     "WrongLoopError",
     "WrongThreadError",
     "atomic",

@@ -127,6 +127,6 @@ class _Response:
 
 async def _roll_back_unfinished(request: Scope) -> None:
     """Starlette ends a body whose client has left as if it were done: half of its work must not be committed."""
-    if any(unit.session.in_transaction() for unit in request.units):
+    if request.has_begun:
         logger.warning("the response was broken off: what was written after its start is rolled back")
     await request.rollback()

@@ -20,6 +20,7 @@ class OwnedBlock:
     def __init__(self, session: "Session", transaction: sa_orm.SessionTransaction) -> None:
         self.session = session
         self._transaction = transaction
+        self._earlier = session.callbacks.kept()
 
     def commit(self) -> None:
         self.session.commit()
@@ -33,12 +34,11 @@ class OwnedBlock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.session.get_transaction() is not self._transaction:
-            return
-        if error is None:
-            self.session.commit()
-        else:
+        if error is not None:
             self.session.rollback()
+            self.session.callbacks.give_back(self._earlier)
+        elif self.session.get_transaction() is self._transaction:
+            self.session.commit()
 
 
 class Savepoint:
@@ -80,6 +80,7 @@ class Transaction(sa_async.AsyncSessionTransaction):
         return None if self.nested else self.session.owner
 
     async def start(self, is_ctxmanager: bool = False) -> "Transaction":
+        self._earlier = self.session.callbacks.kept()
         as_block = is_ctxmanager and self._owner is None
         await self.session.use.alone(lambda: super(Transaction, self).start(is_ctxmanager=as_block))
         return self
@@ -103,6 +104,7 @@ class Transaction(sa_async.AsyncSessionTransaction):
             await self._leave(kind, error, traceback)
         elif error is not None:
             await self._owner.rollback(evicting=True)
+            self.session.callbacks.give_back(self._earlier)
         elif self.sync_transaction is self.session.sync_session.get_transaction():
             await self._owner.commit()
 

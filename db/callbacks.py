@@ -1,7 +1,9 @@
 """What to call around the next COMMIT of one session.
 
-A callback belongs to the transaction or savepoint that was open when it was made: it goes with that one's rollback, and
-passes to the enclosing one when a savepoint is released.
+1. A callback belongs to the transaction or savepoint that was open when it was made: it goes with that one's rollback,
+   and passes to the enclosing one when a savepoint is released.
+2. A COMMIT tells those that were made before it was sent. Those made while it is in flight belong to the next one.
+3. What a before-commit callback has written in a savepoint may be rolled back with that: then it is asked again.
 """
 
 from collections.abc import Awaitable, Callable
@@ -33,16 +35,22 @@ class Entry:
     level: SessionTransaction | None
     callback: Callable[..., Any]
     items: list[Any] | None = None
+    asked_in: SessionTransaction | None = None
+    """The savepoint that was open when it was called before a COMMIT."""
+    is_over: bool = False
+    """Whether its transaction was committed."""
 
 
 class Callbacks:
     """The callbacks of one session, in the order in which they were made."""
 
-    __slots__ = ("_before", "_on")
+    __slots__ = ("_asked", "_before", "_on", "_sealed")
 
     def __init__(self) -> None:
         self._before: list[Entry] = []
+        self._asked: list[Entry] = []
         self._on: list[Entry] = []
+        self._sealed: list[Entry] = []
 
     def add_before_commit(self, callback: BeforeCommit, savepoint: SessionTransaction | None) -> None:
         self._before.append(Entry(savepoint, callback))
@@ -82,10 +90,24 @@ class Callbacks:
         """Put back before-commit callbacks that have refused: the next COMMIT must ask them, too."""
         self._before[:0] = refused
 
+    def asked(self, entries: list[Entry], savepoint: SessionTransaction | None) -> None:
+        """They were called, while `savepoint` was the innermost one."""
+        for entry in entries:
+            entry.asked_in = savepoint
+        self._asked += entries
+
+    def seal(self) -> None:
+        """The COMMIT is about to be sent: what is made from now on belongs to the next one."""
+        self._sealed += self._on
+        self._on.clear()
+
     def take_on_commit(self) -> list[OnCommit]:
+        """What is to be told of the COMMIT, which has happened."""
         due: list[OnCommit] = []
         batches: dict[Callable[..., Any], list[Any]] = {}
-        for entry in self._on:
+        for entry in (*self._asked, *self._sealed):
+            entry.is_over = True
+        for entry in self._sealed:
             if entry.items is None:
                 due.append(entry.callback)
             elif entry.callback in batches:
@@ -93,26 +115,56 @@ class Callbacks:
             else:
                 batches[entry.callback] = batch = list(entry.items)
                 due.append(partial(entry.callback, batch))
-        self._on.clear()
+        self._sealed.clear()
+        self._asked.clear()
         return due
 
     def drop(self) -> None:
         """Forget all: the transaction was rolled back or closed."""
-        self._before.clear()
-        self._on.clear()
+        for entries in self._all:
+            entries.clear()
+
+    def adopt_batches(self, other: "Callbacks") -> None:
+        """Take those of `other` that are asked for together: they do not care which driver's session they get."""
+        for mine, theirs in zip(self._all, other._all, strict=True):  # noqa: SLF001 - its own kind
+            mine += [entry for entry in theirs if entry.items is not None]
+            theirs[:] = [entry for entry in theirs if entry.items is None]
+
+    def kept(self) -> "Callbacks":
+        """A copy: what there is now."""
+        copy = Callbacks()
+        copy._before[:] = [*self._asked, *self._before]
+        copy._on[:] = [*self._sealed, *self._on]
+        return copy
+
+    def give_back(self, kept: "Callbacks") -> None:
+        """Of what there was, ask and tell again what was not committed since."""
+        self._before[:0] = [entry for entry in kept._before if not entry.is_over]  # noqa: SLF001 - its own kind
+        self._on[:0] = [entry for entry in kept._on if not entry.is_over]  # noqa: SLF001 - likewise
 
     def __bool__(self) -> bool:
-        return bool(self._before or self._on)
+        return any(self._all)
+
+    @property
+    def _all(self) -> tuple[list[Entry], ...]:
+        return self._before, self._asked, self._on, self._sealed
 
     def _released(self, savepoint: SessionTransaction) -> None:
-        for entry in (*self._before, *self._on):
-            if entry.level is savepoint:
-                entry.level = _enclosing_savepoint(savepoint)
+        enclosing = _enclosing_savepoint(savepoint)
+        for entries in self._all:
+            for entry in entries:
+                if entry.level is savepoint:
+                    entry.level = enclosing
+                if entry.asked_in is savepoint:
+                    entry.asked_in = enclosing
 
     def _ended(self, savepoint: SessionTransaction) -> None:
         # What was released has passed to the enclosing one by now.
-        for entries in (self._before, self._on):
+        for entries in self._all:
             entries[:] = [entry for entry in entries if not _within(entry.level, savepoint)]
+        undone = [entry for entry in self._asked if _within(entry.asked_in, savepoint)]
+        self._asked[:] = [entry for entry in self._asked if entry not in undone]
+        self.ask_again(undone)
 
 
 def follow(session_class: type[Session]) -> None:

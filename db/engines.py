@@ -120,6 +120,9 @@ async def _close(driver_connection: Any) -> None:
     if hasattr(driver_connection, "interrupt"):  # SQLite: the statement runs in a thread, and holds the write lock
         with suppress(ValueError):  # closed already
             await driver_connection.interrupt()
+        # The lock would live on with a cursor in somebody's traceback.
+        with suppress(Exception):
+            await driver_connection.rollback()
         await driver_connection.close()
         return
     try:

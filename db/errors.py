@@ -102,6 +102,16 @@ class TransactionError(DbError):
     """Base of the errors about who may end a transaction, and how it ended."""
 
 
+class UnownedSessionError(ScopeError):
+    """A callback, or a job, was to go with the COMMIT of a lent session around which nobody runs callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this scope uses a session that you made yourself, and nobody runs callbacks around its COMMIT, "
+            "or publishes its jobs: lend one of db.independent() or of another scope"
+        )
+
+
 class TransactionOpenError(TransactionError):
     """``atomic(current="raise")`` found a transaction already open."""
 

@@ -54,6 +54,12 @@ class Guarded(sa_orm.Session):
         self.use.refuse_if_busy()
         super().add(instance, _warn=_warn)
 
+    def rollback(self) -> None:
+        try:
+            super().rollback()
+        finally:
+            self.callbacks.drop()
+
     def close(self) -> None:
         super().close()
         self.callbacks.drop()
@@ -116,7 +122,6 @@ class Session(Guarded):
     def rollback(self) -> None:
         """Roll back now, in this thread; the same session then goes on."""
         self.use.check()
-        self.callbacks.drop()
         rollback_here(self)
 
     def close(self) -> None:

@@ -21,7 +21,14 @@ from sqlalchemy.orm import SessionTransaction
 from db.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, OnCommit, OnCommitBatch
 from db.cancellation import to_the_end
 from db.database import Database, default_database, is_default
-from db.errors import NestedWriterError, NoScopeError, PartialCommitError, ScopeEndedError, WrongLoopError
+from db.errors import (
+    NestedWriterError,
+    NoScopeError,
+    PartialCommitError,
+    ScopeEndedError,
+    UnownedSessionError,
+    WrongLoopError,
+)
 from db.guarded import AsyncSession, Session
 from db.unit import Unit, run_on_commit
 
@@ -75,6 +82,11 @@ class Scope:
     def has_touched(self) -> bool:
         """Whether any of its sessions has begun a transaction that is open still, or was committed."""
         return self.has_committed or any(unit.inner.in_transaction() for unit in self.units)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a rollback would lose something."""
+        return any(unit.has_begun for unit in self.units) or any(self._early_callbacks.values())
 
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
@@ -135,6 +147,7 @@ class Scope:
             PartialCommitError: one database committed, a later one failed.
         """
         await self._prepare(lambda: self._chosen(database), database)
+        self._seal(self._chosen(database), database)
         await to_the_end(self._commit_early(database))
 
     async def rollback(self, database: Database[Any] | None = None, *, evicting: bool = True) -> None:
@@ -167,6 +180,7 @@ class Scope:
 
     async def _end_committed(self) -> None:
         self._state = _State.ENDED
+        self._seal(self._owned, None)
         if self._owned or self._early_callbacks:
             await to_the_end(self._commit_and_close())
 
@@ -174,6 +188,13 @@ class Scope:
         self._state = _State.ENDED
         if self._owned:
             await to_the_end(self._close_all())
+
+    def _seal(self, units: Iterable[Unit], database: Database[Any] | None) -> None:
+        """What is made from here on belongs to the next COMMIT."""
+        for unit in units:
+            unit.callbacks.seal()
+        for early in self._early(database):
+            self._early_callbacks[early].seal()
 
     async def _commit_and_close(self) -> None:
         due: list[OnCommit] = []
@@ -205,7 +226,8 @@ class Scope:
                 return
 
     async def _abandon(self, database: Database[Any] | None, act: Callable[[Unit], Awaitable[None]]) -> None:
-        self._take_early_callbacks(database)
+        for early in self._early(database):
+            del self._early_callbacks[early]
         for unit in self._chosen(database):
             await act(unit)
 
@@ -248,6 +270,9 @@ class Scope:
         inner = unit.inner
         inner.owner = unit
         inner.callbacks = self._early_callbacks.pop(database, inner.callbacks)
+        for other, callbacks in self._early_callbacks.items():
+            if other.is_same_as(database):
+                inner.callbacks.adopt_batches(callbacks)
         self._add(unit)
         return unit
 
@@ -265,19 +290,22 @@ class Scope:
 
     def _waiting_for_session(self, database: Database[Any] | None) -> list[Database[Any]]:
         """Where before-commit callbacks were made before there was a session to give them."""
-        return [
-            each
-            for each, callbacks in self._early_callbacks.items()
-            if callbacks.wants_session and (database is None or each is database)
-        ]
+        return [each for each in self._early(database) if self._early_callbacks[each].wants_session]
 
     def _take_early_callbacks(self, database: Database[Any] | None) -> list[OnCommit]:
-        taken = [each for each in self._early_callbacks if database is None or each is database]
-        return [callback for each in taken for callback in self._early_callbacks.pop(each).take_on_commit()]
+        return [each for early in self._early(database) for each in self._early_callbacks[early].take_on_commit()]
+
+    def _early(self, database: Database[Any] | None) -> list[Database[Any]]:
+        """Where there are callbacks, and no session yet."""
+        return [each for each in self._early_callbacks if database is None or each is database]
 
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:
         unit = self._by_database.get(database)
-        return self._early_callbacks.setdefault(database, Callbacks()) if unit is None else unit.callbacks
+        if unit is None:
+            return self._early_callbacks.setdefault(database, Callbacks())
+        if unit.inner.owner is None:
+            raise UnownedSessionError
+        return unit.callbacks
 
     def _savepoint(self, database: Database[Any]) -> SessionTransaction | None:
         unit = self._by_database.get(database)

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from db.callbacks import BeforeCommit, OnCommit
+from db.cancellation import to_the_end
 from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
 from db.guarded import AsyncSession, Session, sync_part
@@ -180,10 +181,11 @@ async def _savepoint(session: AsyncSession | Session) -> AsyncIterator[None]:
         async with session.begin_nested():
             yield
         return
-    savepoint = await in_thread(session.begin_nested)
+    # A thread goes on, whoever is cancelled meanwhile.
+    savepoint = await to_the_end(in_thread(session.begin_nested))
     try:
         yield
     except BaseException:
-        await in_thread(savepoint.rollback)
+        await to_the_end(in_thread(savepoint.rollback))
         raise
-    await in_thread(savepoint.commit)
+    await to_the_end(in_thread(savepoint.commit))

@@ -59,7 +59,7 @@ class Unit:
         Until the COMMIT is sent a cancellation takes effect; from then on the truth is waited for.
         """
         self.use.refuse_if_busy()
-        await self.prepare()
+        await self._prepare_and_seal()
         await to_the_end(self._commit())
 
     async def rollback(self, *, evicting: bool = False) -> None:
@@ -90,6 +90,7 @@ class Unit:
             except BaseException:
                 self.callbacks.ask_again(entries)
                 raise
+            self.callbacks.asked(entries, self.inner.get_nested_transaction())
 
     async def send_commit(self) -> bool:
         """COMMIT, if there is a transaction; tell whether there was. One that fails is rolled back."""
@@ -114,7 +115,7 @@ class Unit:
         """
         session = self.session
         assert isinstance(session, Session)  # noqa: S101 - an AsyncSession has no such method
-        self._on_loop(self.prepare())
+        self._on_loop(self._prepare_and_seal())
         try:
             commit_here(session)
         except BaseException:
@@ -137,6 +138,10 @@ class Unit:
         finally:
             if self._lease is not None:
                 await self._lease.give_back()
+
+    async def _prepare_and_seal(self) -> None:
+        await self.prepare()
+        self.callbacks.seal()
 
     async def _answered(self, sent: Coroutine[Any, Any, None]) -> None:
         """Wait for a COMMIT's answer as long as the database may take: asyncpg has that limit of its own."""

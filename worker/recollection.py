@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.database import given_default
-from db.errors import DbError, PoolExhaustedError
+from db.errors import DbError, NestedWriterError, PoolExhaustedError
 from db.transient import transient
 from worker.config import Config
 from worker.context import from_milliseconds
@@ -110,6 +110,8 @@ async def _asked(ask: Callable[[Ledger], Awaitable[T]], *, otherwise: T) -> T:
         return otherwise
     try:
         return await ask(default_ledger())
+    except NestedWriterError as error:
+        raise LedgerAwayError("this scope holds SQLite's write lock: ask before it writes, or after its end") from error
     except (SQLAlchemyError, DbError, LedgerError, OSError) as error:
         if transient(error) is not None or isinstance(error, PoolExhaustedError | OSError):
             raise LedgerAwayError(f"the ledger's database does not answer: {error}") from error
