@@ -32,6 +32,7 @@ CLUSTER = "redis+cluster://"
 TIMEOUT = 5.0
 """Seconds that a reply may take: a black-holed server must not hold a worker for longer."""
 
+_NO_CLUSTER = "Cluster mode is not enabled on this node"  # in redis-py's words
 _SENTINEL_PORT, _REDIS_PORT = 26379, 6379
 
 AsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
@@ -77,11 +78,12 @@ class SentinelAddress:
         Raises:
             ValueError: no host or no service, or there is what it does not understand.
         """
-        parts = urlsplit(url)
-        service, _, database = parts.path.strip("/").partition("/")
         with _told_as(f"{SENTINEL}user:password@host-1:26379,host-2:26379/service/0"):
+            parts = urlsplit(url)
+            service, _, database = parts.path.strip("/").partition("/")
             sentinels = Address.parse(parts.netloc, _SENTINEL_PORT)
             _require(sentinels.hosts and service and not parts.query and not parts.fragment)
+            _require(database.isdecimal() or not database)
             return cls(sentinels, service, int(database or 0))
 
 
@@ -91,8 +93,8 @@ def cluster_address(url: str) -> Address:
     Raises:
         ValueError: no host, or a database, of which a cluster has only one, or there is what it does not understand.
     """
-    parts = urlsplit(url)
     with _told_as(f"{CLUSTER}user:password@host-1:6379,host-2:6379"):
+        parts = urlsplit(url)
         address = Address.parse(parts.netloc, _REDIS_PORT)
         _require(address.hosts and not parts.path.strip("/") and not parts.query and not parts.fragment)
         return address
@@ -119,7 +121,8 @@ def connect(url: str) -> AsyncClient:
     if url.startswith(CLUSTER):
         address = cluster_address(url)
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return _improved_cluster(_AsyncCluster(startup_nodes=nodes, **address.login, **_limits(url)))
+        cluster = _AsyncCluster(startup_nodes=nodes, **address.login, **_limits(url))  # type: ignore[abstract]  # it is not
+        return _improved_cluster(cluster)
     return connect_as(redis.asyncio.Redis, url)
 
 
@@ -215,10 +218,25 @@ def _as_redis_error() -> Iterator[None]:
     except redis.exceptions.RedisClusterException as error:
         if isinstance(error.__cause__, redis.RedisError):
             raise error.__cause__ from None
+        if _NO_CLUSTER in str(error):
+            raise redis.ResponseError(_NO_CLUSTER) from error
         raise RedisConnectionError(str(error)) from error
+    except IndexError as error:  # it chooses one of no nodes
+        raise RedisConnectionError("no node of the cluster has slots yet") from error
 
 
 class _AsyncCluster(redis.asyncio.cluster.RedisCluster):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._given = dict(self.nodes_manager.startup_nodes)
+
+    async def initialize(self) -> Any:
+        # redis-py forgets nodes that do not answer, be it all of them.
+        for name, node in self._given.items():
+            self.nodes_manager.startup_nodes.setdefault(name, node)
+        with _as_redis_error():
+            return await super().initialize()
+
     async def execute_command(self, *words: Any, **options: Any) -> Any:
         with _as_redis_error():
             return await super().execute_command(*words, **options)
@@ -311,4 +329,5 @@ def _limits(url: str, timeout: float | None = None) -> dict[str, Any]:
 
 def _host(text: str, port: int) -> tuple[str, int]:
     name, _, given = text.partition(":")
+    _require(name and (not given or (given.isdecimal() and 0 < int(given) < 65536)))
     return name, int(given or port)

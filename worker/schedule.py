@@ -131,7 +131,7 @@ class Schedule:
             begin = max(start, end - reach)
             slots = list(self._slots_between(begin, end))
             if begin == start or len(slots) >= limit:
-                return tuple(slots[-limit:])
+                return tuple(slots[max(len(slots) - limit, 0) :])
             reach *= 2  # from the end, as there may be millions of earlier ones
 
     def describe(self) -> str:

@@ -68,7 +68,18 @@ class TestUrls:
         assert address.login == {"username": None, "password": "secret"}
 
     @pytest.mark.parametrize(
-        "rest", ["host", "/service", "h/s/x", "u:s3cret/w@host/service", "h:s3cret/s", "h/s?ssl=1"]
+        "rest",
+        [
+            "host",
+            "/service",
+            "h/s/x",
+            "u:s3cret/w@host/service",
+            "h:s3cret/s",
+            "h/s?ssl=1",
+            ":a[s3cret]@h/s",
+            "h:0/s",
+            "h/s/-1",
+        ],
     )
     def test_no_sentinel(self, rest: str) -> None:
         """What does not name both hosts and service, or more, is refused, and nothing of it quoted."""
@@ -76,7 +87,19 @@ class TestUrls:
             SentinelAddress.parse(f"redis+sentinel://{rest}")
         assert "s3cret" not in str(caught.value)
 
-    @pytest.mark.parametrize("rest", ["", "host/0", ":s3cret/w@host", ":s3cret#w@host", "host:s3cret", "host?ssl=true"])
+    @pytest.mark.parametrize(
+        "rest",
+        [
+            "",
+            "host/0",
+            ":s3cret/w@host",
+            ":s3cret#w@host",
+            "host:s3cret",
+            "host?ssl=true",
+            ":a[s3cret]@host",
+            "h:70000",
+        ],
+    )
     def test_no_cluster(self, rest: str) -> None:
         """A cluster has hosts, no databases and no options; nothing of what is refused is quoted."""
         with pytest.raises(ValueError, match=re.escape("write redis+cluster://")) as caught:
@@ -316,6 +339,32 @@ async def test_a_cluster_that_goes_away(
         job = await eventually_enqueued(worker.queue)
         assert await job.result(timeout=20) == 10
     assert "failed; it is started again" not in caplog.text
+
+
+async def test_the_only_node_of_a_cluster(own_redis: StartRedis) -> None:
+    """It is found again after it was away; before it has slots it is waited for."""
+    options: dict[str, str | int] = {"cluster-enabled": "yes"}
+    node = own_redis(**options)
+    url = f"redis+cluster://127.0.0.1:{node.port}"
+    with pytest.raises(StartupError, match=r"REDIS_URL: no answer within 0\.3 s"):
+        await_redis(url, 0.3)
+    with redis.Redis.from_url(node.url, decode_responses=True) as admin:
+        admin.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+        await eventually(lambda: "cluster_state:ok" in str(admin.execute_command("CLUSTER", "INFO")), timeout=20)
+    async with working(url, queue="{mail}") as worker:
+        node.kill()
+        for verb in (worker.queue.depth("{mail}"), worker.queue.epochs(["{mail}"]), worker.queue.depths(["{mail}"])):
+            with pytest.raises(redis.RedisError):
+                await verb
+        node.restart()
+        job = await eventually_enqueued(worker.queue)
+        assert await job.result(timeout=20) == 10
+
+
+def test_a_server_that_is_no_cluster(own_redis: StartRedis) -> None:
+    """It is not waited for until it becomes one."""
+    with pytest.raises(StartupError, match="the server refuses: Cluster mode is not enabled"):
+        await_redis(f"redis+cluster://127.0.0.1:{own_redis().port}", 10)
 
 
 async def eventually_enqueued(queue: Queue) -> Job[int]:

@@ -290,3 +290,4 @@ class TestSlotsBetween:
         assert len(slots) == 1000
         assert slots[-1] == noon + timedelta(days=900)
         assert slots[-1] - slots[0] == timedelta(minutes=999)
+        assert Schedule.parse("* * * * *").slots_between(noon, noon + HOUR, limit=0) == ()

@@ -23,6 +23,7 @@ from worker.ending import end
 from worker.engine.attempts import held_here
 from worker.engine.calling import AfterJob
 from worker.engine.claimer import Claimer
+from worker.engine.delivery import Delivery
 from worker.engine.executor import Executor
 from worker.engine.finisher import Finisher
 from worker.engine.health import Health, Vitals
@@ -31,7 +32,7 @@ from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.patience import LONGEST_PAUSE
 from worker.engine.pruner import Pruner
-from worker.engine.recall import recall
+from worker.engine.recall import pending_row, recall
 from worker.engine.reception import Reception
 from worker.engine.relay import Relay
 from worker.engine.report import Counts, JobLog, settlement
@@ -40,6 +41,7 @@ from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
 from worker.exchange import Claim, Settlement, now_ms
 from worker.ledger import Ledger
+from worker.message import Message
 from worker.queue import Queue
 from worker.renewal import Renewal
 from worker.task import Task
@@ -204,7 +206,10 @@ class Engine:
         try:
             if job.claim.payload is None and self._ledger is not None:
                 job.claim = await recall(job.claim, self._ledger)
-            return self._reception.receive(job) or await self._execute(job)
+            outcome = self._reception.receive(job)
+            if job.delivery is None and self._ledger is not None:
+                job.delivery = await self._delivery_by_row(job, self._ledger)
+            return outcome or await self._execute(job)
         except asyncio.CancelledError as error:  # before the executor had begun
             return Outcome((job.delivery and job.delivery.stop) or Kind.INTERRUPTED, error=error)
         except Exception as error:
@@ -212,6 +217,15 @@ class Engine:
                 return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
             logger.exception("the engine stumbled over %s; the job fails, the worker goes on", job.job_id)
             return Outcome.failed(error)
+
+    async def _delivery_by_row(self, job: HeldJob, ledger: Ledger) -> Delivery | None:
+        """Of a job whose payload cannot be read, as much as its pending row tells: its end settles that."""
+        row = await pending_row(job.claim, ledger)
+        if row is None:
+            return None
+        message = Message(row.id, row.task, (), {}, row.enqueued_at, in_ledger=True)
+        claim = job.claim
+        return Delivery(message, job.queue, claim.tries, claim.crashes, job.started_at, 0)
 
     def _execute(self, job: HeldJob) -> Awaitable[Outcome]:
         assert job.delivery is not None  # noqa: S101 - reception filled it in

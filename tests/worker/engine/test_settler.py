@@ -138,6 +138,19 @@ class TestPendingRows:
             assert await job.abort(timeout=5)
         assert (await row(job.job_id))["state"] == "aborted"
 
+    async def test_one_that_cannot_be_read_likewise(self, start: StartWorker, ledger: Ledger, queue: Queue) -> None:
+        """It is failed, with the payload that its row has: nobody publishes it again and again."""
+        async with db.scope():
+            job = await idle.enqueue()
+        await queue.redis.set(f"arq:job:{job.job_id}", b"garbage")
+        async with start(idle, ledger=ledger) as worker_:
+            with pytest.raises(worker.JobFailed):
+                await job.result(timeout=5)
+            await worker_.idle()
+        kept = await row(job.job_id)
+        assert (kept["state"], kept["task"]) == ("failed", "idle")
+        assert b'"f":"idle"' in kept["payload"]
+
     async def test_one_without_a_promise_likewise(self, start: StartWorker, ledger: Ledger) -> None:
         """`once=False` gives up the guarantee, not the row: it is done once the job has returned."""
 
