@@ -57,7 +57,7 @@ class SavepointStack:
                 return  # it has had its turn at its event
             case ["SAVEPOINT", name]:
                 self._take_turn(connection)
-                self._open.append(_Savepoint(name, open_scope()))
+                self._open.append(_Savepoint(name, _owner()))
             case _:
                 self._take_turn(connection)
 
@@ -76,7 +76,7 @@ class SavepointStack:
         self._take_turn_to_end(connection, name)
 
     def _take_turn(self, connection: Connection) -> None:
-        here = open_scope()
+        here = _owner()
         self._wait(connection, lambda: self._is_turn_of(here))
 
     def _take_turn_to_end(self, connection: Connection, name: str) -> None:
@@ -106,6 +106,14 @@ class SavepointStack:
                     await self._changed.wait()
         except TimeoutError:
             raise InterleavedTransactionsError from None
+
+
+def _owner() -> Scope | None:
+    """The scope that is open here; where its session was lent to it, the lender's."""
+    scope = open_scope()
+    while scope is not None and scope.is_lent:
+        scope = scope.parent
+    return scope
 
 
 def _encloses(outer: Scope | None, scope: Scope | None) -> bool:

@@ -58,6 +58,8 @@ class Scope:
         # Callbacks may be made before there is a session to run them around.
         self._early_callbacks: dict[Database[Any], Callbacks] = {}
         self._had_committed = False
+        self.is_lent = False
+        """Whether it uses a session of its opener's: then that one's transaction is not its own."""
         self._opening: asyncio.Lock | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -129,6 +131,7 @@ class Scope:
 
     def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
         """Use a session of the caller's, which this scope does not end."""
+        self.is_lent = True
         self._add(Unit(database, session, None))
 
     async def prepare(self) -> None:

@@ -127,6 +127,22 @@ async def test_callbacks_of_a_lent_session(database: db.Database) -> None:
         assert events == ["before_commit", "on_commit"]
 
 
+async def test_a_lent_session_in_savepoints(database: db.Database) -> None:
+    """What a scope begins on its lender's session is the lender's transaction, which goes on after that scope."""
+    async with savepoints():
+        async with db.scope():
+            session = await db.session()
+            async with db.scope(session=session):
+                await write("one")
+            await write("two")
+        async with db.independent() as session:
+            async with db.scope(session=session):
+                await session.execute(WRITE, {"words": "three"})
+            await session.execute(WRITE, {"words": "four"})
+            await session.commit()
+            assert await session.scalar(COUNT) == 4
+
+
 async def test_rolled_back_session_after_an_error(database: db.Database) -> None:
     """After a failed statement and a rollback the session goes on with what was committed before."""
     async with rolled_back() as session:
