@@ -253,7 +253,7 @@ class TestCannotStart:
         )
         with project.arq(WORKER_CONCURRENCY="8", WORKER_POOL_SIZE="4") as arq:
             assert await arq.ends() == 1
-            assert "8 jobs run at once (WORKER_CONCURRENCY) on 4 connections (WORKER_POOL_SIZE" in arq.output
+            assert "8 jobs run at once (WORKER_CONCURRENCY), and the health check, on 4 connections" in arq.output
             assert "Traceback" not in arq.output
 
     async def test_a_typo_in_a_setting_is_a_warning(self, project: Project) -> None:
