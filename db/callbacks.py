@@ -82,9 +82,7 @@ class Callbacks:
         first = self._before[0]
         if first.items is None:
             return [self._before.pop(0)]
-        batch = [entry for entry in self._before if entry.items is not None and entry.callback == first.callback]
-        self._before[:] = [entry for entry in self._before if entry not in batch]
-        return batch
+        return _taken(self._before, lambda entry: entry.items is not None and entry.callback == first.callback)
 
     def ask_again(self, refused: list[Entry]) -> None:
         """Put back before-commit callbacks that have refused: the next COMMIT must ask them, too."""
@@ -127,8 +125,7 @@ class Callbacks:
     def adopt_batches(self, other: "Callbacks") -> None:
         """Take those of `other` that are asked for together: they do not care which driver's session they get."""
         for mine, theirs in zip(self._all, other._all, strict=True):  # noqa: SLF001 - its own kind
-            mine += [entry for entry in theirs if entry.items is not None]
-            theirs[:] = [entry for entry in theirs if entry.items is None]
+            mine.extend(_taken(theirs, lambda entry: entry.items is not None))
 
     def kept(self) -> "Callbacks":
         """A copy: what there is now."""
@@ -161,10 +158,8 @@ class Callbacks:
     def _ended(self, savepoint: SessionTransaction) -> None:
         # What was released has passed to the enclosing one by now.
         for entries in self._all:
-            entries[:] = [entry for entry in entries if not _within(entry.level, savepoint)]
-        undone = [entry for entry in self._asked if _within(entry.asked_in, savepoint)]
-        self._asked[:] = [entry for entry in self._asked if entry not in undone]
-        self.ask_again(undone)
+            _taken(entries, lambda entry: _within(entry.level, savepoint))
+        self.ask_again(_taken(self._asked, lambda entry: _within(entry.asked_in, savepoint)))
 
 
 def follow(session_class: type[Session]) -> None:
@@ -186,6 +181,15 @@ def follow(session_class: type[Session]) -> None:
     def ended(session: Any, transaction: SessionTransaction) -> None:
         if session.callbacks and transaction.nested:
             session.callbacks._ended(transaction)  # noqa: SLF001 - the other half of this module
+
+
+def _taken(entries: list[Entry], wanted: Callable[[Entry], bool]) -> list[Entry]:
+    """Those of `entries` that are wanted; they leave it."""
+    taken, left = list[Entry](), list[Entry]()
+    for entry in entries:
+        (taken if wanted(entry) else left).append(entry)
+    entries[:] = left
+    return taken
 
 
 def _within(level: SessionTransaction | None, transaction: SessionTransaction) -> bool:

@@ -49,7 +49,13 @@ class Lifecycle:
         self._opening = asyncio.current_task()
         for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
-        self._engine = await self._runtime.open(arq_context)
+        engine = await self._runtime.open(arq_context)
+        try:
+            await asyncio.sleep(0)  # a cancellation that was put off, as in `to_the_end`, comes here
+        except asyncio.CancelledError:
+            await self._runtime.close()
+            raise
+        self._engine = engine
         memory.settle()
         self._engine.start()
         self._life = asyncio.create_task(self._live(self._engine, until_empty=until_empty))
