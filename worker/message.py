@@ -52,10 +52,21 @@ class Message(NamedTuple):
         return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"], data.get("ledger") is True)
 
 
+class Envelope:
+    """What jobs that are asked for together have around their arguments."""
+
+    def __init__(self, task: str, enqueued_at: int, *, in_ledger: bool = False) -> None:
+        self._head = b'{"t":null,"f":%b,"a":[],"k":' % to_json(task)
+        self._tail = b',"et":%d%b}' % (enqueued_at, b',"ledger":true' if in_ledger else b"")
+
+    def around(self, kwargs: bytes) -> bytes:
+        """A job on the wire; `kwargs` is JSON already, as it comes from the task's validator."""
+        return self._head + kwargs + self._tail
+
+
 def encode(task: str, kwargs: bytes, enqueued_at: int, *, in_ledger: bool = False) -> bytes:
-    """A job on the wire; `kwargs` is JSON already, as it comes from the task's validator."""
-    more = b',"ledger":true' if in_ledger else b""
-    return b'{"t":null,"f":%b,"a":[],"k":%b,"et":%d%b}' % (to_json(task), kwargs, enqueued_at, more)
+    """One job on the wire: see `Envelope`."""
+    return Envelope(task, enqueued_at, in_ledger=in_ledger).around(kwargs)
 
 
 def with_row(raw: bytes, *, accept_pickle: bool = False) -> bytes:

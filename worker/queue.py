@@ -266,8 +266,7 @@ class Queue:
         keys = Keys.of(queue)
         arguments: list[Any] = [keys.prefix, keys.wake]
         for entry in entries:
-            delay, due = (entry.delay, "") if entry.due is None else ("", entry.due)
-            arguments += (entry.job_id, entry.payload, delay, due, entry.expires)
+            arguments += (entry.job_id, entry.payload, _when(entry.delay, entry.due, entry.expires))
         return await self._run(script, queue, arguments)
 
     async def _run(self, script: str, queue: str, arguments: Sequence[Any], *, on_line: bool = False) -> Any:
@@ -303,8 +302,10 @@ def _chunks(positions: Sequence[int], entries: Sequence[Entry]) -> Iterator[list
         yield chunk
 
 
-def _from_ms(milliseconds: bytes) -> datetime:
-    return _EPOCH + timedelta(milliseconds=int(milliseconds))
+@functools.lru_cache(maxsize=16)
+def _when(delay: int, due: int | None, expires: int) -> str:
+    """An entry's times, as ``scripts/enqueue.lua`` reads them. Many jobs at once mostly share them."""
+    return f"in {delay:d} {expires:d}" if due is None else f"at {due:d} {expires:d}"
 
 
 _default: Queue | None = None

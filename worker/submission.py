@@ -22,31 +22,39 @@ from worker.queue import Queue, default_queue
 logger = logging.getLogger("worker")
 
 
-class Submitted(NamedTuple):
-    """One job that is asked for. Times are milliseconds."""
+class Terms(NamedTuple):
+    """What the jobs of one request have in common. Times are milliseconds."""
 
-    id: str
     is_named: bool
     """Whether the id is the caller's own, and so may be taken."""
     enqueued_at: int
     task: str
     queue: str
-    payload: bytes
     due: int | None
     delay: int
     expires: int | None
     """How long it may wait past its due time; None: the default, which is longer in a transaction."""
 
+
+class Submitted(NamedTuple):
+    """One job that is asked for."""
+
+    id: str
+    payload: bytes
+    terms: Terms
+
     def entry(self, expires: int) -> Entry:
         """For the queue; `expires` is the default."""
-        patience = expires if self.expires is None else self.expires
-        return Entry(self.id, self.payload, self.queue, self.delay, self.due, patience)
+        terms = self.terms
+        patience = expires if terms.expires is None else terms.expires
+        return Entry(self.id, self.payload, terms.queue, terms.delay, terms.due, patience)
 
     @property
     def row(self) -> Pending:
         """For the ledger."""
+        terms = self.terms
         return Pending(
-            self.id, self.enqueued_at, self.task, self.queue, self.payload, self.due, self.delay, self.expires
+            self.id, terms.enqueued_at, terms.task, terms.queue, self.payload, terms.due, terms.delay, terms.expires
         )
 
 
@@ -56,26 +64,28 @@ async def submit(jobs: Sequence[Submitted], queue: Queue) -> list[bool]:
 
 
 async def submit_in(scope: Scope, jobs: Sequence[Submitted], queue: Queue) -> list[bool]:
-    """Let the jobs exist if and only if the default database's transaction in `scope` commits.
+    """Let the jobs of one request exist if and only if the default database's transaction in `scope` commits.
 
     Returns:
         Of each, whether its id was free.
 
     Raises:
-        WorkerError: Redis cannot serve one of the queues under its name, so that nobody could publish the jobs.
+        WorkerError: Redis cannot serve the queue under its name, so that nobody could publish the jobs.
     """
-    for name in {job.queue for job in jobs}:
-        queue.check_name(name)
+    if not jobs:
+        return []
+    terms = jobs[0].terms
+    queue.check_name(terms.queue)
     database = _database_of(scope)
-    named = [job for job in jobs if job.is_named]
-    taken = {job.id for job in named if not await _reserve(await scope.session(database), job, queue)}
-    unnamed = [job for job in jobs if not job.is_named]
-    if unnamed:
-        scope.before_commit_batch(_add, unnamed, database)
-    free = [job for job in jobs if job.id not in taken]
+    if terms.is_named:
+        are_free = [await _reserve(await scope.session(database), job, queue) for job in jobs]
+    else:
+        are_free = [True] * len(jobs)
+        scope.before_commit_batch(_add, list(jobs), database)
+    free = [job for job, is_free in zip(jobs, are_free, strict=True) if is_free]
     if free:
         scope.on_commit_batch(_publish, free, database)
-    return [job.id not in taken for job in jobs]
+    return are_free
 
 
 _ledger: Ledger | None = None
@@ -112,7 +122,7 @@ async def _reserve(session: Any, job: Submitted, queue: Queue) -> bool:
 async def _is_queued(job: Submitted, queue: Queue) -> bool:
     """Whether a job of this id waits, runs, or has a kept result. A Redis that is away keeps nobody from enqueueing."""
     try:
-        return (await queue.trace(job.queue, job.id)).status is not JobStatus.not_found
+        return (await queue.trace(job.terms.queue, job.id)).status is not JobStatus.not_found
     except (RedisError, OSError) as error:
         logger.warning("Redis does not say whether the id %s is free: %s", job.id, error)
         return False

@@ -21,12 +21,12 @@ from worker.context import JobContext
 from worker.errors import PayloadTooLargeError, TaskDefinitionError
 from worker.exchange import now_ms, to_ms
 from worker.job import Job
-from worker.message import encode
+from worker.message import Envelope
 from worker.options import Options, When, text
 from worker.queue import Queue, default_queue
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
-from worker.submission import Submitted, submit, submit_in
+from worker.submission import Submitted, Terms, submit, submit_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -174,10 +174,12 @@ class Request(Generic[P, R]):
 
     async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
         queue = default_queue()
+        self._check_size(payloads, queue)
         scope = open_scope() if self._transactional else None
-        now, in_ledger = now_ms(), scope is not None
+        terms = self._terms(queue)
+        envelope = Envelope(self.task.name, terms.enqueued_at, in_ledger=scope is not None)
         jobs = [
-            self._submitted(job_id, payload, queue, now, in_ledger=in_ledger)
+            Submitted(job_id, envelope.around(payload), terms)
             for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
         ]
         added = await (submit(jobs, queue) if scope is None else submit_in(scope, jobs, queue))
@@ -194,27 +196,28 @@ class Request(Generic[P, R]):
         digits = token_hex(16 * count)  # at once: each time it asks the kernel
         return [digits[i : i + 32] for i in range(0, len(digits), 32)]
 
-    def _submitted(self, job_id: str, payload: bytes, queue: Queue, enqueued_at: int, *, in_ledger: bool) -> Submitted:
-        if len(payload) > queue.max_payload:
+    def _check_size(self, payloads: list[bytes], queue: Queue) -> None:
+        largest = max(map(len, payloads), default=0)
+        if largest > queue.max_payload:
             raise PayloadTooLargeError(
-                f"{self.task.name}: {len(payload)} bytes of arguments, where WORKER_MAX_PAYLOAD allows "
-                f"{queue.max_payload}: store them, and enqueue their key"
+                f"{self.task.name}: {largest} bytes of arguments, where WORKER_MAX_PAYLOAD allows {queue.max_payload}: "
+                "store them, and enqueue their key"
             )
+
+    def _terms(self, queue: Queue) -> Terms:
         when = self.when
-        return Submitted(
-            id=job_id,
+        return Terms(
             is_named=when.job_id is not None,
-            enqueued_at=enqueued_at,
+            enqueued_at=now_ms(),
             task=self.task.name,
             queue=when.queue or self.task.options.queue or queue.name,
-            payload=encode(self.task.name, payload, enqueued_at, in_ledger=in_ledger),
             due=None if when.at is None else to_ms(when.at),
             delay=round(when.delay * 1000),
             expires=None if when.expires is None else math.ceil(when.expires * 1000),
         )
 
     def _job(self, job: Submitted, queue: Queue, is_new: bool) -> Job[R]:
-        return Job(job.id, queue_name=job.queue, queue=queue, is_new=is_new, signature=self.task.signature)
+        return Job(job.id, queue_name=job.terms.queue, queue=queue, is_new=is_new, signature=self.task.signature)
 
 
 # What is injected is not asked of the caller: a leading session, a leading context, or both go from the signature that

@@ -111,6 +111,31 @@ class TestEnqueue:
         await queue.enqueue([entry()])
         assert not observer.exists("arq:abort")
 
+    @pytest.mark.parametrize("verb", ["enqueue", "publish"])
+    async def test_times_of_a_batch(self, queue: Queue, observer: Any, verb: str) -> None:
+        """Each job has its own times, also where only one of them differs from those of the job before."""
+        hour = 3_600_000
+        now = round(float(observer.time()[0]) * 1000)
+        waits = {  # until it is due, and past that
+            "a": (0, hour),
+            "b": (0, hour),
+            "c": (0, 2 * hour),
+            "d": (3 * hour, 2 * hour),
+            "e": (9 * hour, 2 * hour),
+            "f": (12 * hour, 2 * hour),
+            "g": (12 * hour, hour),
+            "h": (0, hour),
+        }
+        jobs = [
+            Entry(name, b"{}", QUEUE, 0 if name in "efg" else wait, now + wait if name in "efg" else None, expires)
+            for name, (wait, expires) in waits.items()
+        ]
+        await getattr(queue, verb)(jobs)
+        start = observer.zscore(QUEUE, "a")
+        for name, (wait, expires) in waits.items():
+            assert observer.zscore(QUEUE, name) - start == pytest.approx(wait, abs=2_000)
+            assert observer.pttl(f"arq:job:{name}") == pytest.approx(wait + expires, abs=5_000)
+
     @pytest.mark.parametrize(("delay", "expires"), [(0, 0), (10**18, 10**18), (0, 10**300)])
     async def test_extremes(self, queue: Queue, observer: Any, delay: int, expires: int) -> None:
         """No wait is too short or too long for Redis."""
