@@ -268,9 +268,20 @@ class _Improved:
        https://github.com/python/cpython/issues/102780
     4. A cancellation is heard, also one that arrives while a command is sent, which `asyncio.wait_for` may lose, in
        CPython before 3.12: https://github.com/python/cpython/issues/86296
+    5. What a server refuses in the beginning, a password or a database, is that error also over a Unix socket, and ends
+       the connection: redis-py would wrap it there, and go on with it in database 0.
     """
 
     _serializer = HiredisRespSerializer()
+
+    async def connect(self: Any) -> None:
+        try:
+            await super().connect()  # type: ignore[misc]  # mixed into a connection
+        except RedisConnectionError as error:
+            await self.disconnect(nowait=True)
+            if isinstance(error.__cause__, redis.RedisError):
+                raise error.__cause__ from None
+            raise
 
     def pack_command(self, *arguments: Any) -> list[bytes]:
         packed: list[bytes] = self._serializer.pack(*arguments)

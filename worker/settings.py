@@ -6,24 +6,23 @@ turns every problem into one line on standard error.
 
 import inspect
 import logging
-import sys
-import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
-import redis
 from arq.connections import RedisSettings
 from arq.worker import Worker, func
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from worker.config import Config
-from worker.connection import CLUSTER, SENTINEL, TIMEOUT, SentinelAddress, connect_as, connect_sync
+from worker.connection import CLUSTER, SENTINEL, SentinelAddress, connect_as
 from worker.engine.calling import Hook
 from worker.errors import ConfigError, RegistryError
 from worker.keys import Keys
 from worker.message import deserialize, deserialize_trusting, serialize
-from worker.process.arq_command import prepare
-from worker.process.host import ArqClient, Host
+from worker.process.arq_client import ArqClient
+from worker.process.arq_command import end_with, prepare
+from worker.process.host import Host
+from worker.process.redis_wait import await_redis
 from worker.process.runtime import Runtime, StartupError, require_urls
 from worker.registry import Registry, load
 
@@ -132,7 +131,7 @@ def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> d
         try:
             await host.startup(ctx)
         except StartupError as error:
-            _end(str(error), code=1)
+            end_with(str(error), code=1)
 
     async def shutdown(ctx: dict[Any, Any]) -> None:
         await host.shutdown(ctx)
@@ -179,9 +178,9 @@ def resolve() -> type:
             resolved = build(config, load(config.registry))
             await_redis(require_urls(config), config.connect_wait)
         except (ConfigError, RegistryError) as error:
-            _end(str(error), code=2)
+            end_with(str(error), code=2)
         except StartupError as error:
-            _end(str(error), code=1)
+            end_with(str(error), code=1)
         _resolved = resolved
     return _resolved
 
@@ -223,44 +222,14 @@ def redis_settings(url: str) -> RedisSettings:
 _SSL_FIELDS = frozenset(name for name in RedisSettings.__dataclass_fields__ if name.startswith("ssl_"))
 
 
-def await_redis(url: str, wait: float) -> None:
-    """Wait up to `wait` seconds for Redis, before arq or the engine connects.
-
-    Raises:
-        StartupError: it does not answer, or refuses to.
-    """
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            with connect_sync(url, longest_wait=max(min(wait, TIMEOUT), 0.1)) as client:
-                client.ping()
-                return
-        except (redis.RedisError, OSError) as error:
-            if _is_refusal(error):
-                raise StartupError(f"REDIS_URL: the server refuses: {error}") from None
-            if time.monotonic() > deadline:
-                raise StartupError(f"REDIS_URL: no answer within {wait:g} s ({error}); is the server up?") from None
-        time.sleep(0.2)
-
-
-def _is_refusal(error: redis.RedisError | OSError) -> bool:
-    """Whether the next try will be answered likewise. A cluster that is down may come up."""
-    refused = isinstance(error, redis.AuthenticationError | redis.ResponseError)
-    return refused and not isinstance(error, redis.exceptions.ClusterDownError)
-
-
 def _arq_client(config: Config, url: str) -> ArqClient:
     """What arq calls its pool, and tasks find as ``ctx["redis"]``."""
     client = connect_as(ArqClient, url)
+    client.connect_wait = config.connect_wait
     client.job_serializer = serialize
     client.job_deserializer = deserialize_trusting if config.accept_pickle else deserialize
     client.default_queue_name = config.queue_names[0]
     return client
-
-
-def _end(message: str, *, code: int) -> NoReturn:
-    print(message, file=sys.stderr)  # noqa: T201 - logging is not set up yet, and this is for a person
-    raise SystemExit(code)
 
 
 async def _never_called(_ctx: dict[Any, Any]) -> None:

@@ -138,6 +138,19 @@ class TestStart:
             assert await arq.ends() == 0
         assert await slow.result(timeout=AT_ONCE) == "sent to b"
 
+    async def test_redis_may_come_later(self, project: Project, own_redis: StartRedis) -> None:
+        """arq looks at Redis once, before anything of ours runs, also after it was seen: the look waits."""
+        project.write("settings.py", "from worker.settings import build\n\nMine = build()\n")
+        server = own_redis()
+        server.kill()
+        with project.arq("settings.Mine", REDIS_URL=server.url) as arq:
+            await arq.says("Starting worker")
+            await asyncio.to_thread(server.restart)
+            await arq.says("redis_version=")
+            arq.send(signal.SIGTERM)
+            assert await arq.ends() == 0
+            assert "Traceback" not in arq.output
+
     async def test_on_a_redis_with_a_strange_password(self, project: Project, own_redis: StartRedis) -> None:
         """A password with reserved characters, written as a URL wants it, opens Redis for the worker and for arq."""
         server = own_redis(requirepass="p@ss/w:r#d?")
@@ -222,6 +235,20 @@ class TestCannotStart:
             assert arq.output.strip().splitlines()[-1].startswith(expected)
             assert "Traceback" not in arq.output
             assert "secret" not in arq.output
+
+    async def test_settings_of_a_project_are_told_so_too(self, project: Project, own_redis: StartRedis) -> None:
+        """What `build` has made gets as far as arq itself: the same lines, and no traceback either."""
+        project.write("settings.py", "from worker.settings import build\n\nMine = build()\n")
+        locked = own_redis(requirepass="right").url.rpartition("@")[2].removeprefix("redis://")
+        for url, wait, expected in (
+            ("redis://:secret@127.0.0.1:1/0", "0.5", "REDIS_URL: no answer within 0.5 s ("),
+            (f"redis://:secret@{locked}", "60", "REDIS_URL: the server refuses: "),
+        ):
+            with project.arq("settings.Mine", REDIS_URL=url, WORKER_CONNECT_WAIT=wait) as arq:
+                assert await arq.ends() == 1
+                assert arq.output.strip().splitlines()[-1].startswith(expected)
+                assert "Traceback" not in arq.output
+                assert "secret" not in arq.output
 
     async def test_a_wrong_name_or_password_is_told_at_once(
         self, project: Project, database_url: str, own_redis: StartRedis

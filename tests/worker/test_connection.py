@@ -25,12 +25,20 @@ from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import AT_ONCE, eventually
 from tests.worker.engine.conftest import Worker
 from worker import Job, Queue, WorkerError, task
-from worker.connection import SentinelAddress, close, cluster_address, connect, connect_as, connect_sync
+from worker.connection import (
+    SentinelAddress,
+    close,
+    close_sync,
+    cluster_address,
+    connect,
+    connect_as,
+    connect_sync,
+)
 from worker.embedded import EmbeddedRedis
 from worker.exchange import Entry
 from worker.line import Line
+from worker.process.redis_wait import await_redis
 from worker.process.runtime import StartupError
-from worker.settings import await_redis
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -136,6 +144,34 @@ class TestTls:
             with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
                 await client.ping()
             await client.aclose()
+
+
+class TestRefusedInTheBeginning:
+    """Over TCP and over a Unix socket, at the first try and at any later one."""
+
+    @pytest.fixture(params=["tcp", "unix"])
+    def address(self, request: pytest.FixtureRequest) -> Iterator[str]:
+        with EmbeddedRedis(tcp=request.param == "tcp") as server:
+            yield server.url.removesuffix("/0").partition("?")[0]
+
+    async def test_a_database_that_is_not_there(self, address: str) -> None:
+        """It is not taken for database 0."""
+        queue = Queue(f"{address}?db=99")
+        for _ in range(2):
+            with pytest.raises(redis.ResponseError, match="DB index is out of range"):
+                await queue.ping()
+            with pytest.raises(redis.ResponseError, match="DB index is out of range"):
+                await queue.enqueue([Entry("a", b"{}", "q")])
+        await queue.close()
+
+    async def test_a_wrong_password(self, address: str) -> None:
+        """It is told as such."""
+        scheme, _, place = address.partition("://")
+        queue = Queue(f"{scheme}://nobody:wrong@{place}")
+        for _ in range(2):
+            with pytest.raises(redis.AuthenticationError):
+                await queue.ping()
+        await queue.close()
 
 
 @pytest.fixture
@@ -352,7 +388,11 @@ async def test_the_only_node_of_a_cluster(own_redis: StartRedis) -> None:
         admin.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
         await eventually(lambda: "cluster_state:ok" in str(admin.execute_command("CLUSTER", "INFO")), timeout=20)
     async with working(url, queue="{mail}") as worker:
+        client = connect_sync(url)
         node.kill()
+        with pytest.raises(redis.RedisError):
+            client.get("{mail}")
+        close_sync(client)
         for verb in (worker.queue.depth("{mail}"), worker.queue.epochs(["{mail}"]), worker.queue.depths(["{mail}"])):
             with pytest.raises(redis.RedisError):
                 await verb

@@ -24,6 +24,7 @@ from worker.errors import ConfigError
 from worker.process.runtime import Runtime, StartupError, require_urls
 from worker.queue import given_default_queue
 from worker.registry import Lifespan, Registry
+from worker.submission import default_ledger
 
 
 @task
@@ -89,10 +90,12 @@ class TestOpen:
         await runtime.open({})
         await worker.default_queue().ping()
         assert await postgres.backends() >= 1
+        ledger = default_ledger()
         await runtime.close()
         await eventually(postgres.backends, equals=0)
         await eventually(lambda: len(clients(observer)), equals=before)
         assert (given_default(), given_default_queue()) == (None, None)
+        assert default_ledger() is not ledger
 
     async def test_a_projects_own_database_and_queue_stay_the_defaults(
         self, config: Config, database_url: str, redis_url: str

@@ -14,10 +14,10 @@ from worker.message import deserialize, deserialize_trusting, serialize
 from worker.process.event_loop import new_event_loop
 from worker.process.lifecycle import Lifecycle
 from worker.process.logs import log_without_arq
+from worker.process.redis_wait import await_redis
 from worker.process.runtime import Runtime, require_urls
 from worker.process.stop_signals import exit_code_after
 from worker.registry import Registry, load
-from worker.settings import await_redis
 
 logger = logging.getLogger("worker")
 

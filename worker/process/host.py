@@ -6,29 +6,16 @@ What arq's sources (0.28, ``worker.py``) make of it:
    ``max_jobs=0`` claims nothing.
 2. arq's own signal handlers cancel at once, so they are replaced; draining and closing come first, as arq's ``close``
    never calls ``on_shutdown`` where Redis is gone.
-3. It would still do so at the very end, with a traceback where Redis is gone: it gets a client that lets that pass.
-4. In burst mode arq leaves its main task by itself, once its one queue is empty; ``on_shutdown`` then stops what still
+3. In burst mode arq leaves its main task by itself, once its one queue is empty; ``on_shutdown`` then stops what still
    runs.
 """
 
 import asyncio
 from typing import Any
 
-from arq.connections import ArqRedis
-
-from worker.keys import Keys
 from worker.process.lifecycle import Lifecycle
 from worker.process.logs import log_as_arq_does
 from worker.process.runtime import Runtime
-
-
-class ArqClient(ArqRedis):
-    """arq's client."""
-
-    async def delete(self, *names: Any) -> Any:
-        if len(names) == 1 and Keys.is_health(names[0]):
-            return 0  # arq's own record, which it has not written: the engine takes back what it wrote itself
-        return await super().delete(*names)
 
 
 class Host:
