@@ -102,6 +102,8 @@ class Callbacks:
     def take_on_commit(self) -> list[OnCommit]:
         """What is to be told of the COMMIT, which has happened."""
         due: list[OnCommit] = []
+        if not (self._asked or self._sealed):
+            return due
         batches: dict[Callable[..., Any], list[Any]] = {}
         for entry in (*self._asked, *self._sealed):
             entry.is_over = True

@@ -281,8 +281,11 @@ class Scope:
 
     def _add(self, unit: Unit) -> None:
         self._by_database[unit.database] = unit
-        self.units = tuple(sorted(self._by_database.values(), key=lambda each: is_default(each.database)))
-        self._owned = tuple(each for each in self.units if each.owned)
+        units = [*self.units, unit]
+        if len(units) > 1:
+            units.sort(key=lambda each: is_default(each.database))
+        self.units = tuple(units)
+        self._owned = tuple([each for each in units if each.owned])
 
     def _wants_more(self, prepared: Iterable[Unit], database: Database[Any] | None) -> bool:
         """Whether a callback of one database has made one for another, which was prepared already."""
@@ -300,6 +303,8 @@ class Scope:
 
     def _early(self, database: Database[Any] | None) -> list[Database[Any]]:
         """Where there are callbacks, and no session yet."""
+        if not self._early_callbacks:  # as nearly always
+            return []
         return [each for each in self._early_callbacks if database is None or each is database]
 
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import time
 from typing import Any
 
 import pytest
@@ -151,6 +152,15 @@ class TestUnknownTask:
         async with start(double, id="new"):
             assert await job.result(timeout=5) == 6
         assert seen.result(job.job_id)["t"] == 1
+
+    async def test_of_whom_it_has_heard_no_more(self, start: StartWorker) -> None:
+        """A worker forgets the jobs that another one must have taken by now."""
+        async with start(unknown_for=5) as old:
+            strangers = old.engine._reception._strangers
+            strangers[b"long gone"] = time.monotonic() - 71
+            strangers[b"may come again"] = time.monotonic() - 60
+            job = await double.enqueue(3)
+            await eventually(lambda: set(strangers), equals={b"may come again", job.job_id.encode()})
 
     async def test_fails_in_the_end(self, start: StartWorker, seen: Seen) -> None:
         """After the time that a deploy may take it fails, and says what to do."""

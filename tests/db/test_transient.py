@@ -1,0 +1,41 @@
+"""Which errors say that the server will never take what it was given; the others are met where they matter."""
+
+import asyncio
+import secrets
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+import db
+from db.transient import is_refused
+from tests.db.conftest import INSERT
+
+NEVER = {"a NUL": "a\0b", "too long for an index": secrets.token_hex(8000)}
+
+
+async def insert(database: db.Database[Any], words: str) -> None:
+    async with db.scope():
+        session = await db.session(database)
+        if isinstance(session, db.Session):
+            await asyncio.to_thread(session.execute, INSERT, {"words": words})
+        else:
+            await session.execute(INSERT, {"words": words})
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+class TestIsRefused:
+    @pytest.mark.parametrize("words", NEVER.values(), ids=NEVER)
+    async def test_what_no_row_can_have(self, database: db.Database[Any], driver: str, words: str) -> None:
+        """Whether the server says so, or the driver before it."""
+        with pytest.raises(DBAPIError) as caught:
+            await insert(database if driver == "asyncpg" else database.sync, words)
+        assert is_refused(caught.value)
+
+    async def test_what_another_row_has(self, database: db.Database[Any], driver: str) -> None:
+        """It may be taken once that one has gone."""
+        chosen = database if driver == "asyncpg" else database.sync
+        await insert(chosen, "a")
+        with pytest.raises(DBAPIError) as caught:
+            await insert(chosen, "a")
+        assert not is_refused(caught.value)
