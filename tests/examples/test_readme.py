@@ -1,4 +1,5 @@
-"""What README.md promises: its example runs, its table of settings is the code's, its links lead somewhere."""
+"""What README.md promises: its example runs, its table of settings is the code's, its links lead somewhere; and that no
+page's tables are torn."""
 
 import asyncio
 import os
@@ -19,6 +20,9 @@ from worker.config import Config
 
 PROJECT = Path(__file__).parent.parent.parent
 README = (PROJECT / "README.md").read_text()
+PAGES = [PROJECT / "README.md", PROJECT / "bench" / "results.md", *sorted((PROJECT / "docs").glob("*.md"))]
+_TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+_CELL_END = re.compile(r"(?<!\\)\|")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SETTINGS = re.compile(r"<!-- settings: .* -->\n(.*)<!-- end of settings -->", re.DOTALL)
 
@@ -98,6 +102,16 @@ def test_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (PROJECT / link).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_whole(page: Path) -> None:
+    """Each row of a table has as many cells as its head."""
+    tables = [table.splitlines() for table in _TABLE.findall(page.read_text())]
+    torn = [
+        row for head, *rows in tables for row in rows if len(_CELL_END.findall(row)) != len(_CELL_END.findall(head))
+    ]
+    assert torn == []
 
 
 def test_make_knows_its_commands() -> None:
