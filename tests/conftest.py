@@ -67,7 +67,7 @@ def _no_process_left() -> Iterator[None]:
     before = set(this.children())
     yield
     left = set(this.children()) - before
-    _, alive = psutil.wait_procs(left, timeout=2) if left else ([], [])
+    _, alive = psutil.wait_procs(left, timeout=20) if left else ([], [])
     commands = [process.cmdline() for process in alive]
     for process in alive:
         process.kill()

@@ -45,6 +45,15 @@ class Sentinel:
             return client.execute_command("SENTINEL", *words)
         return None
 
+    def fail_over(self) -> None:
+        """Make the replica the primary, unless the Sentinel does so already: it may where a machine stands still."""
+        try:
+            if self.primary_port() == self.primary.port:
+                self.ask("FAILOVER", "main")
+        except redis.ResponseError as error:
+            if not str(error).startswith("INPROG"):
+                raise
+
     def primary_port(self) -> int:
         answer = self.ask("GET-MASTER-ADDR-BY-NAME", "main")
         return int(answer[1]) if answer else 0

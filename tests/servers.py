@@ -92,7 +92,7 @@ class Databases:
         Not at once: a backend needs a moment to see that its client has gone.
         """
         query = "SELECT pid, query FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'"
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 20
         while left := self._admin.execute(query, [url.database]).fetchall():
             assert time.monotonic() < deadline, f"the test left backends idle in a transaction: {left}"
             time.sleep(0.01)

@@ -2,12 +2,25 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
+
+from tests.stopwatch import Stopwatch
+
+T = TypeVar("T")
 
 AT_ONCE = 4.0
 """Seconds that a busy machine may take for what waits for nothing; whatever it must not wait for takes longer."""
+_AT_ALL = 30.0  # seconds that a machine may stand still, and its disks
+
+
+async def at_once(awaitable: Awaitable[T]) -> T:
+    """What `awaitable` gives, which takes no longer than `AT_ONCE` of a machine that runs."""
+    watch = Stopwatch()
+    async with asyncio.timeout(_AT_ALL):
+        given = await awaitable
+    assert watch.seconds_running < AT_ONCE
+    return given
 
 
 async def eventually(
@@ -22,14 +35,14 @@ async def eventually(
     `condition` may be async. What it raises is raised. Raises `AssertionError`, naming the condition and what it
     was at last, after `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    watch = Stopwatch()
     while True:
         value = condition()
         if inspect.isawaitable(value):
             value = await value
         if value == equals or (equals is ... and value):
             return value
-        if time.monotonic() > deadline:
+        if watch.seconds_running > timeout:
             wanted = "true" if equals is ... else repr(equals)
             raise AssertionError(f"not {wanted} after {timeout:g} s, but {value!r}: {_name(condition)}")
         await asyncio.sleep(every)

@@ -13,7 +13,7 @@ import db
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Note
 from tests.servers import Observer
-from tests.waiting import AT_ONCE
+from tests.waiting import at_once
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -219,7 +219,7 @@ async def test_before_commit_can_be_cancelled(rows: Count, postgres: Observer) -
     await entered.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, AT_ONCE)
+        await at_once(task)
     assert await rows() == 0
     assert await postgres.idle_in_transaction() == 0
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from multiprocessing.context import ForkServerContext
@@ -20,6 +19,7 @@ from tests.conftest import StartPostgres, StartRedis
 from tests.lifecycle.crew import Crew, fork_server
 from tests.lifecycle.perils import die, fall, hold, insert, nap, spin, stay
 from tests.servers import Observer
+from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
 from worker import JobFailed, Queue
 
@@ -119,11 +119,11 @@ class TestKilled:
             with crew.worker(WORKER_ID="second") as second:
                 await second.says("works on")
                 first.kill()
-                killed = time.monotonic()
+                watch = Stopwatch()
                 await crew.has_begun(job.job_id, times=2)
-                assert time.monotonic() - killed < lease + 2
+                assert watch.seconds_running < lease + 2
                 (tmp_path / "go on").touch()
-                assert await job.result(timeout=5) == "held"
+                assert await job.result(timeout=30) == "held"
                 info = await job.info()
                 assert info is not None
                 assert info.tries == 1  # a crash is no try
@@ -138,8 +138,8 @@ class TestKilled:
                 assert await worker.ends() == 9
         with crew.worker(WORKER_MAX_CRASHES="4"):
             with pytest.raises(JobFailed, match="its worker died 4 times while it ran"):
-                await bad.result(timeout=10)
-            assert [await job.result(timeout=10) for job in good] == [job.job_id for job in good]
+                await bad.result(timeout=30)
+            assert [await job.result(timeout=30) for job in good] == [job.job_id for job in good]
         assert crew.diary.count(f"begin {bad.job_id}") == 4
         await eventually(lambda: left(observer), equals=set())
 
@@ -181,7 +181,7 @@ class TestStuck:
                 await frozen.says("left to the worker that holds it now")
                 assert observer.get(f"arq:in-progress:{job.job_id}") == holder
                 (tmp_path / "go on").touch()
-                assert await job.result(timeout=5) == "held"
+                assert await job.result(timeout=30) == "held"
             assert frozen.alive
         assert left(observer) == set()
 
@@ -204,7 +204,7 @@ class TestToldToStop:
                 await commits.let_go()
                 assert await worker.ends() == 0
         with crew.worker(DATABASE_URL=database_url):
-            await job.result(timeout=10)
+            await job.result(timeout=30)
         assert await postgres.fetchval("SELECT count(*) FROM effect") == 1
         assert crew.diary.count(f"begin {job.job_id}") == 1
         assert left(observer) == set()
@@ -220,7 +220,7 @@ class TestToldToStop:
                 assert await worker.ends() == 0
         (tmp_path / "go on").touch()
         with crew.worker(WORKER_MAX_TRIES="3"):
-            assert await job.result(timeout=10) == "held"
+            assert await job.result(timeout=30) == "held"
         info = await job.info()
         assert info is not None
         assert info.tries == 1

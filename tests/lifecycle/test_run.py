@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import Command
 from tests.lifecycle.errands import ask_arq, double, pass_on, wait_for, who_runs
-from tests.waiting import AT_ONCE, eventually
+from tests.waiting import at_once, eventually
 from worker import Job, Queue
 
 ERRANDS = {"WORKER_REGISTRY": "tests.lifecycle.errands"}
@@ -48,9 +48,9 @@ async def test_jobs_run_on_uvloop(settings: dict[str, str], tmp_path: Path) -> N
     """Without arq, jobs run as under it, on uvloop; `ctx["redis"]` is arq's client, and SIGTERM ends it with 0."""
     with Command("worker", "run", folder=tmp_path, environment=settings) as run:
         assert await (await double.enqueue(21)).result(timeout=20) == 42
-        assert await (await who_runs.enqueue()).result(timeout=5) == "uvloop"
-        assert await (await ask_arq.enqueue(4)).result(timeout=5) is None
-        assert await Job[int]("by-arq").result(timeout=5) == 8
+        assert await (await who_runs.enqueue()).result(timeout=30) == "uvloop"
+        assert await (await ask_arq.enqueue(4)).result(timeout=30) is None
+        assert await Job[int]("by-arq").result(timeout=30) == 8
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
         assert "Traceback" not in run.output
@@ -75,7 +75,7 @@ async def test_signals(settings: dict[str, str], tmp_path: Path, queue: Queue) -
         worker.send(signal.SIGINT)
         await worker.says("draining: 2 jobs")
         (tmp_path / "finishes").touch()
-        assert await finishes.result(timeout=5) == "waited"
+        assert await finishes.result(timeout=30) == "waited"
         worker.send(signal.SIGTERM)
         assert await worker.ends() == 0
         assert "Traceback" not in worker.output
@@ -122,7 +122,7 @@ async def test_burst_on_several_queues(settings: dict[str, str], tmp_path: Path,
         assert await run.ends() == 0
         assert "stopped: 22 jobs done" in run.output
     assert await queue.depths(["high", "low"]) == {"high": 0, "low": 0}
-    assert await late.result(timeout=AT_ONCE) == 4
+    assert await at_once(late.result()) == 4
 
 
 async def test_interrupted_burst(settings: dict[str, str], tmp_path: Path) -> None:

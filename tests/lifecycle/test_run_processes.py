@@ -9,7 +9,7 @@ import pytest
 
 from tests.commands import Command, gone
 from tests.lifecycle.errands import double, wait_for
-from tests.waiting import AT_ONCE, eventually
+from tests.waiting import at_once, eventually
 from worker import Queue
 
 TWO = ("worker", "run", "--processes", "2")
@@ -54,7 +54,7 @@ async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path
         assert kept in run.workers()
         await eventually(begun.read_text, equals=2 * "begun\n")
         (tmp_path / "file").touch()
-        assert await job.result(timeout=5) == "waited"
+        assert await job.result(timeout=30) == "waited"
         await eventually(lambda: healthy(queue), equals=["test-1", "test-2"])
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
@@ -99,7 +99,7 @@ async def test_burst(settings: dict[str, str], tmp_path: Path, queue: Queue) -> 
         await run.says("works on", times=2)
         (tmp_path / "file").touch()
         assert await run.ends() == 0
-    assert await first.result(timeout=AT_ONCE) == "waited"
+    assert await at_once(first.result()) == "waited"
     assert await queue.depth("arq:queue") == 0
 
 

@@ -70,7 +70,7 @@ async def test_new_code_runs(settings: dict[str, str], code: Path, tmp_path: Pat
         change(code, ANSWER.format(value=2))
         await run.says("draining: 1 jobs")
         (tmp_path / "file").touch()
-        assert await running.result(timeout=5) == "waited"
+        assert await running.result(timeout=30) == "waited"
         assert (tmp_path / "file.begun").read_text() == "begun\n"
         assert await answer(queue) == 2
 

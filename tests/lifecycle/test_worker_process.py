@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ from tests.conftest import StartRedis
 from tests.lifecycle.conftest import Project
 from tests.sentinel import Sentinel
 from tests.servers import Observer
-from tests.waiting import AT_ONCE, eventually
+from tests.stopwatch import Stopwatch
+from tests.waiting import at_once, eventually
 from worker import Job, task
 
 
@@ -37,7 +37,7 @@ class TestStart:
         with project.arq("worker.Settings", "--burst") as arq:
             assert await arq.ends() == 0
             assert "Traceback" not in arq.output
-        assert await job.result(timeout=AT_ONCE) == "sent to a"
+        assert await at_once(job.result()) == "sent to a"
 
     async def test_check_tells_whether_a_worker_lives(self, project: Project) -> None:
         """`--check` ends with 1 without a worker, with 0 beside one, and with 1 again once that has gone."""
@@ -62,7 +62,7 @@ class TestStart:
             job = await send.enqueue("a")
             with project.arq("worker.Settings", "--burst", REDIS_URL=sentinel.url) as arq:
                 assert await arq.ends() == 0, arq.output
-            assert await job.result(timeout=AT_ONCE) == "sent to a"
+            assert await at_once(job.result()) == "sent to a"
             await queue.close()
 
     async def test_beside_another_project_that_is_installed(self, project: Project) -> None:
@@ -73,7 +73,7 @@ class TestStart:
         path = os.pathsep.join([str(project.folder), str(REPOSITORY)])
         with other.arq("worker.Settings", "--burst", PYTHONPATH=path) as arq:
             assert await arq.ends() == 0
-        assert await job.result(timeout=AT_ONCE) == "the other"
+        assert await at_once(job.result()) == "the other"
 
     async def test_of_an_installed_project(self, project: Project, tmp_path: Path) -> None:
         """A project that is installed runs from any folder, by the command `arq` too."""
@@ -89,7 +89,7 @@ class TestStart:
             subprocess.run, command, cwd=anywhere, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert await job.result(timeout=AT_ONCE) == "sent to a"
+        assert await at_once(job.result()) == "sent to a"
 
     async def test_of_a_projects_own_settings_class(self, project: Project, default_queue: worker.Queue) -> None:
         """A subclass of `worker.Settings` and one made by `build` run the tasks and their own hooks."""
@@ -130,13 +130,13 @@ class TestStart:
         with project.arq("settings.Mine", "--burst") as arq:
             assert await arq.ends() == 0
             assert "nobody minds" in arq.output
-        assert await quick.result(timeout=AT_ONCE) == "sent to a"
+        assert await at_once(quick.result()) == "sent to a"
         events = await default_queue.redis.lrange("events", 0, -1)  # type: ignore[misc]  # redis-py's types are sync's too
         assert events == [b"startup ctx", b"job start q", b"job end True", b"after job end", b"shutdown"]
         assert await slow.status() is worker.JobStatus.queued
         with project.arq("settings.Slow", "--burst") as arq:
             assert await arq.ends() == 0
-        assert await slow.result(timeout=AT_ONCE) == "sent to b"
+        assert await at_once(slow.result()) == "sent to b"
 
     async def test_redis_may_come_later(self, project: Project, own_redis: StartRedis) -> None:
         """arq looks at Redis once, before anything of ours runs, also after it was seen: the look waits."""
@@ -160,7 +160,7 @@ class TestStart:
         job = await send.enqueue("a")
         with project.arq("worker.Settings", "--burst", REDIS_URL=url) as arq:
             assert await arq.ends() == 0
-        assert await job.result(timeout=AT_ONCE) == "sent to a"
+        assert await at_once(job.result()) == "sent to a"
         await queue.close()
         worker.set_default_queue(None)
 
@@ -228,10 +228,10 @@ class TestCannotStart:
         self, project: Project, settings: dict[str, str], expected: str
     ) -> None:
         """After WORKER_CONNECT_WAIT, and not before: a line that names the variable, exit code 1, no traceback."""
-        started = time.monotonic()
+        watch = Stopwatch()
         with project.arq(**settings, WORKER_CONNECT_WAIT="0.5") as arq:
             assert await arq.ends() == 1
-            assert time.monotonic() - started >= 0.5
+            assert watch.seconds >= 0.5
             assert arq.output.strip().splitlines()[-1].startswith(expected)
             assert "Traceback" not in arq.output
             assert "secret" not in arq.output
@@ -319,7 +319,7 @@ class TestEnd:
             arq.send(number)
             assert await arq.ends() == 0
             assert "Traceback" not in arq.output
-        assert await running.result(timeout=AT_ONCE) == "sent to a"
+        assert await at_once(running.result()) == "sent to a"
         assert await waiting.status() is worker.JobStatus.deferred
         await eventually(postgres.backends, equals=0)
         assert await postgres.idle_in_transaction() == 0
@@ -351,5 +351,5 @@ class TestEnd:
         assert await postgres.fetchval("SELECT count(*) FROM sent") == 0
         with project.arq("worker.Settings", "--burst", WAIT="0") as arq:
             assert await arq.ends() == 0
-        assert await Job[str](job.job_id).result(timeout=AT_ONCE) == "attempt 1"
+        assert await at_once(Job[str](job.job_id).result()) == "attempt 1"
         assert await postgres.fetchval("SELECT count(*) FROM sent") == 1

@@ -55,7 +55,7 @@ class TestPending:
     async def test_its_result_is_waited_for(self, observer: redis.Redis, postgres: Observer) -> None:
         """`result()` does not say that there is no such job; it returns once the ledger knows the end."""
         job = await lost(observer)
-        waiting = asyncio.create_task(job.result(timeout=10))
+        waiting = asyncio.create_task(job.result(timeout=30))
         done, _ = await asyncio.wait({waiting}, timeout=1)
         assert not done
         await settle(job, postgres, State.DONE, result=b'{"number":7}')
@@ -68,7 +68,7 @@ class TestPending:
         assert await Ledger().pending(job.job_id) is None
         assert not await job.abort(timeout=5)
         with pytest.raises(asyncio.CancelledError):
-            await job.result(timeout=5)
+            await job.result(timeout=30)
 
 
 class TestEnded:
@@ -76,7 +76,7 @@ class TestEnded:
         """The stored result is there when Redis' own has expired."""
         job = await lost(observer)
         await settle(job, postgres, State.DONE, result=b'{"number":7}', started_at=1_000, tries=2)
-        assert await job.result(timeout=5) == Receipt(number=7)
+        assert await job.result(timeout=30) == Receipt(number=7)
         info = await job.info()
         assert info is not None
         assert (info.status, info.success, info.result, info.tries) == (
@@ -93,11 +93,11 @@ class TestEnded:
         job = await lost(observer)
         await settle(job, postgres, State.FAILED, result=b'{"type":"ValueError","message":"no","args":["no"]}')
         with pytest.raises(ValueError, match=r"^no$"):
-            await job.result(timeout=5)
+            await job.result(timeout=30)
         other = await lost(observer)
         await settle(other, postgres, State.FAILED, result=b'{"type":"shop.Sold","message":"out"}', traceback="TB")
         with pytest.raises(JobFailed) as caught:
-            await other.result(timeout=5)
+            await other.result(timeout=30)
         assert (caught.value.type, caught.value.message, caught.value.traceback) == ("shop.Sold", "out", "TB")
 
     @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ class TestEnded:
         job = await lost(observer)
         await settle(job, postgres, state)
         with pytest.raises(JobFailed) as caught:
-            await job.result(timeout=5)
+            await job.result(timeout=30)
         assert caught.value.type == error
 
 
@@ -120,7 +120,7 @@ class TestNothingToAsk:
         job = Job[None]("nobody")
         assert (await job.status(), await job.info()) == (JobStatus.not_found, None)
         with pytest.raises(ResultNotFoundError):
-            await job.result(timeout=5)
+            await job.result(timeout=30)
 
     async def test_no_table(self, postgres: Observer) -> None:
         """Where there is no ledger, Redis' word stands."""
@@ -193,7 +193,7 @@ async def test_the_database_is_asked_seldom(observer: redis.Redis, postgres: Obs
 async def test_a_waiting_result_is_pushed(queue: Queue, observer: redis.Redis) -> None:
     """Once it is published, its end is pushed as that of any other job."""
     job = await lost(observer)
-    waiting = asyncio.create_task(job.result(timeout=10))
+    waiting = asyncio.create_task(job.result(timeout=30))
     row = await Ledger().pending(job.job_id)
     assert row is not None
     await queue.publish([Entry(row.id, row.payload, row.queue)])

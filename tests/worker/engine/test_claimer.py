@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartRedis
-from tests.waiting import AT_ONCE, eventually
+from tests.waiting import AT_ONCE, at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import Job, JobContext, Queue, task
 from worker.engine import claimer
@@ -43,7 +43,7 @@ class TestSeveralQueues:
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         async with start(note, queues="high,low,{tagged}"):
             for name in ("low", "{tagged}", "high"):
-                await (await note.using(queue=name).enqueue()).result(timeout=5)
+                await (await note.using(queue=name).enqueue()).result(timeout=30)
         assert ran == ["low", "{tagged}", "high"]
 
     async def test_one_that_is_broken(self, start: StartWorker, observer: Any) -> None:
@@ -60,8 +60,8 @@ class TestSeveralQueues:
             job = await slow.using(queue="second").enqueue()
             await started.wait()
             observer.set("first", "not a queue")
-            assert await job.result(timeout=5) == "done"
-            assert await (await slow.using(queue="second").enqueue()).result(timeout=5) == "done"
+            assert await job.result(timeout=30) == "done"
+            assert await (await slow.using(queue="second").enqueue()).result(timeout=30) == "done"
             observer.delete("first")
 
 
@@ -83,9 +83,9 @@ class TestWakeups:
 
         monkeypatch.setattr(queue, "claim", slow_claim)
         running = asyncio.create_task(ours.run())
-        await eventually(lambda: [claim.raw_id for claim in claimed] == [b"late"], timeout=2)
+        await eventually(lambda: [claim.raw_id for claim in claimed] == [b"late"], timeout=AT_ONCE)
         ours.stop()
-        await asyncio.wait_for(running, 2)
+        await at_once(running)
 
     async def test_what_falls_due(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
         """A deferred job that was there before the worker starts when it is due, not at the next poll."""
@@ -93,7 +93,7 @@ class TestWakeups:
         jobs = await note.using(delay=0.3).enqueue_many([{}, {}])
         async with start(note):
             for job in jobs:
-                await job.result(timeout=3)
+                await at_once(job.result())
 
     async def test_claims_that_arrive_after_the_stop(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
         """What a claim on its way brings after `stop` is still handed over; nothing more is asked for."""
@@ -124,7 +124,7 @@ async def test_running_elsewhere(start: StartWorker, queue: Queue, observer: Any
         pipe.execute()
     async with start(note):
         job = await note.enqueue()
-        await job.result(timeout=AT_ONCE)
+        await at_once(job.result())
     assert observer.zcard("arq:queue") == 1000
 
 
@@ -155,7 +155,7 @@ async def test_redis_is_killed(own_redis: StartRedis, start: StartWorker) -> Non
         server.restart()
         await eventually(lambda: recorded(queue, job), timeout=10)
         assert await job.result() == "done"
-        assert await (await survive.enqueue()).result(timeout=10) == "done"
+        assert await (await survive.enqueue()).result(timeout=30) == "done"
         await worker.idle()
     assert len(runs) == 2
     await queue.close()

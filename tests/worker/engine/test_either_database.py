@@ -102,7 +102,7 @@ async def test_a_second_delivery_changes_nothing(
     payload = await queue.redis.get("arq:job:a")
     async with start(affect, ledger=Ledger()) as one:
         for _ in range(2):
-            assert await job.result(timeout=5) == "once"
+            assert await job.result(timeout=30) == "once"
             await one.idle()
             await queue.redis.delete("arq:result:a")
             await queue.enqueue([Entry("a", payload, queue.name)])
@@ -115,7 +115,7 @@ async def test_a_failed_job_is_kept_and_can_be_retried(start: StartWorker) -> No
     job = await needs_a_table.enqueue()
     async with start(needs_a_table, ledger=Ledger()) as one:
         with pytest.raises(JobFailed):
-            await job.result(timeout=5)
+            await job.result(timeout=30)
         await one.idle()
         desk = Desk(Ledger().name)
         (key,) = await desk.keys(Which())

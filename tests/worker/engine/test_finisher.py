@@ -81,12 +81,12 @@ async def test_lost_reply(queue: Queue, redis_url: str, seen: Seen) -> None:
         worker = Worker(proxy.url, insist)
         worker.engine.start()
         first = await insist.enqueue()
-        assert await first.result(timeout=10) == "done"  # the script is known by now
+        assert await first.result(timeout=30) == "done"  # the script is known by now
         tries.clear()
         trap = proxy.drop_on(Script.named("finish").sha, when="after")
         job = await insist.enqueue()
         await eventually(lambda: trap.sprung)
-        assert await job.result(timeout=10) == "done"
+        assert await job.result(timeout=30) == "done"
         await worker.stop()
     assert tries == [1, 2, 3]
     assert seen.left() == set()

@@ -58,7 +58,7 @@ async def test_record(start: StartWorker, queue: Queue, observer: Any, seen: See
     """It tells what a worker does and has done, is kept with each of its queues, and goes when the worker ends."""
     await double.using(queue="low", delay=60).enqueue(1)
     async with start(double, queues="arq:queue,low"):
-        assert await (await double.enqueue(1)).result(timeout=5) == 2
+        assert await (await double.enqueue(1)).result(timeout=30) == 2
         await eventually(lambda: json.loads(observer.get("low:health-check:w") or '{"done": 0}')["done"])
         record = json.loads(observer.get("arq:queue:health-check:w"))
         assert record["queued"] == {"arq:queue": 0, "low": 1}
@@ -100,7 +100,7 @@ async def test_redis_out_of_memory(start: StartWorker, server: EmbeddedRedis, cl
         await eventually(lambda: not seen.well(), timeout=SOON)
         assert client.exists(f"arq:in-progress:{held.job_id}")
         go_on.set()
-        assert await held.result(timeout=5) == "held"  # what ends makes room: it is taken
+        assert await held.result(timeout=30) == "held"  # what ends makes room: it is taken
         client.config_set("maxmemory", 0)
         assert await waiting.result(timeout=SOON) == 2
         await eventually(seen.well, timeout=SOON)
@@ -148,8 +148,8 @@ async def test_redis_black_holed(
             )  # calls have run into their timeouts
             await proxy.drop()
             await proxy.resume()
-            assert await held.result(timeout=10) == "held"
-            assert await (await double.enqueue(2)).result(timeout=10) == 4
+            assert await held.result(timeout=30) == "held"
+            assert await (await double.enqueue(2)).result(timeout=30) == 4
             await eventually(Seen(client).well, timeout=SOON)
         finally:
             await worker.stop()

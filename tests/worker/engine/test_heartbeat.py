@@ -74,7 +74,7 @@ class TestKeepsLeases:
 
         async with start(block, lease=1.0) as worker:
             job = await block.enqueue()
-            await job.result(timeout=10)
+            await job.result(timeout=30)
         assert lags[0] > 1
         other.join()
         assert began == [job.job_id]
@@ -86,7 +86,7 @@ class TestKeepsLeases:
             await running(attempts)
             await asyncio.sleep(2.2)
             attempts.go_on.set()
-            assert await job.result(timeout=5) == "done"
+            assert await job.result(timeout=30) == "done"
         assert attempts.began == 1
 
     async def test_after_a_flush(
@@ -99,7 +99,7 @@ class TestKeepsLeases:
             observer.flushdb()
             await eventually(lambda: seen.left() >= {"arq:queue", f"arq:job:{job.job_id}"})
             attempts.go_on.set()
-            assert await job.result(timeout=5) == "done"
+            assert await job.result(timeout=30) == "done"
             await worker.idle()
         assert (attempts.began, seen.left()) == (1, set())
 
@@ -114,7 +114,7 @@ class TestKeepsLeases:
             observer.delete(*lost)
             await eventually(lambda: observer.exists(*lost) == 5)
             attempts.go_on.set()
-            assert [await job.result(timeout=5) for job in jobs] == ["done"] * 5
+            assert [await job.result(timeout=30) for job in jobs] == ["done"] * 5
         assert (attempts.began, seen.left()) == (5, set())
 
     async def test_of_other_queues(self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts) -> None:
@@ -125,7 +125,7 @@ class TestKeepsLeases:
             observer.set("first", "not a queue")
             await asyncio.sleep(1.5)
             attempts.go_on.set()
-            assert await jobs[1].result(timeout=5) == "done"
+            assert await jobs[1].result(timeout=30) == "done"
             observer.delete("first")
         assert attempts.began == 2
 
@@ -149,7 +149,7 @@ class TestKeepsLeases:
             await running(attempts, 7)  # claims go on
             attempts.go_on.set()
             for job in jobs:
-                assert await job.result(timeout=5) == "done"
+                assert await job.result(timeout=30) == "done"
             for worker in workers:
                 await worker.stop()
             await queue.close()
@@ -195,7 +195,7 @@ class TestLosesLeases:
                 await proxy.resume()
                 await eventually(lambda: attempts.ended == ["cancelled"], timeout=10)
                 attempts.go_on.set()
-                assert await job.result(timeout=5) == "done"
+                assert await job.result(timeout=30) == "done"
                 info = await job.info()
                 assert info is not None
                 assert attempts.ended == ["cancelled", "done"]
@@ -236,7 +236,7 @@ class TestLetsGo:
 
         async with start(stay, **BUSY), start(stay, id="v", **BUSY):
             job = await stay.enqueue()
-            assert await job.result(timeout=10) == "done"
+            assert await job.result(timeout=30) == "done"
             release.set()
         assert len(runs) == 2
         assert seen.left() == set()
@@ -258,7 +258,7 @@ class TestLetsGo:
             job = await need.enqueue()
             await eventually(lambda: time.monotonic() > until - 0.2)
             assert len(worker.engine._held) == 1  # not claimed a second time, by itself
-            assert await job.result(timeout=10) == "done"
+            assert await job.result(timeout=30) == "done"
         assert worker.engine._counts.done == 1
         assert seen.left() == set()
         assert seen.result(job.job_id)["t"] == 1

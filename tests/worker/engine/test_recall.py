@@ -73,7 +73,7 @@ async def test_whoever_waits_for_one_that_has_expired_is_told(
     await postgres.execute("UPDATE tandem_jobs SET due = due - 61000")
     async with start(echo, ledger=Ledger()):
         with pytest.raises(JobFailed, match="expired"):
-            await Job[int](job_id).result(timeout=5)
+            await Job[int](job_id).result(timeout=30)
 
 
 async def test_one_that_the_ledger_does_not_know(queue: Queue, observer: redis.Redis) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.waiting import AT_ONCE, eventually
+from tests.waiting import at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
 from worker.engine import report
@@ -114,7 +114,7 @@ class TestGarbage:
         async with start(double, lease=5) as worker:
             job = await double.enqueue(1)
             await worker.idle(timeout=30)
-            assert await job.result(timeout=AT_ONCE) == 2
+            assert await at_once(job.result()) == 2
         result = seen.result("huge")
         assert (result["s"], result["k"], result["r"]["type"]) == (
             False,
@@ -150,7 +150,7 @@ class TestUnknownTask:
             assert await job.status() == "deferred"
         # While both work it may come back to the old one, which puts it back for longer each time.
         async with start(double, id="new"):
-            assert await job.result(timeout=5) == 6
+            assert await job.result(timeout=30) == 6
         assert seen.result(job.job_id)["t"] == 1
 
     async def test_of_whom_it_has_heard_no_more(self, start: StartWorker) -> None:
@@ -169,7 +169,7 @@ class TestUnknownTask:
             with pytest.raises(
                 JobFailed, match=r"no task 'double' in this worker's registry for 0\.5 s: list it in TASKS"
             ):
-                await job.result(timeout=5)
+                await job.result(timeout=30)
         assert seen.left() == set()
 
 
@@ -180,7 +180,7 @@ class TestPoison:
         observer.hset("arq:started", job.job_id, "3:" + "x" * 28)
         async with start(double, max_crashes=3):
             with pytest.raises(JobFailed, match="its worker died 3 times while it ran; WORKER_MAX_CRASHES"):
-                await job.result(timeout=5)
+                await job.result(timeout=30)
         assert seen.left() == set()
 
     async def test_not_yet(self, start: StartWorker, observer: Any) -> None:
@@ -188,4 +188,4 @@ class TestPoison:
         job = await double.enqueue(3)
         observer.hset("arq:started", job.job_id, "2:" + "x" * 28)
         async with start(double, max_crashes=3):
-            assert await job.result(timeout=5) == 6
+            assert await job.result(timeout=30) == 6

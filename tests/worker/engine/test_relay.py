@@ -139,7 +139,7 @@ class TestLosses:
         await one_round(relay)
         assert queued(observer) == [job.job_id]
         async with start(count):
-            assert await job.result(timeout=5) == 1
+            assert await job.result(timeout=30) == 1
         assert RUNS == [1]
 
     async def test_a_claimed_job_without_payload_is_recalled(
@@ -149,7 +149,7 @@ class TestLosses:
         job = await enqueue()
         observer.delete(f"arq:job:{job.job_id}")
         async with start(count, ledger=ledger):
-            assert await job.result(timeout=5) == 1
+            assert await job.result(timeout=30) == 1
 
     async def test_a_kept_result_does_not_count(
         self, relay: Relay, start: StartWorker, ledger: Ledger, observer: redis.Redis, postgres: Observer
@@ -157,7 +157,7 @@ class TestLosses:
         """D15: a failed row is pending again while its old result is kept: it runs."""
         job = await enqueue()
         async with start(count, ledger=ledger) as one:
-            assert await job.result(timeout=5) == 1
+            assert await job.result(timeout=30) == 1
             await one.idle()
         assert observer.exists(f"arq:result:{job.job_id}")
         await postgres.execute("UPDATE tandem_jobs SET state = 'pending', check_at = 0")
@@ -396,7 +396,7 @@ class TestTime:
         soon, later = await enqueue(expires=60), await enqueue(delay=600, expires=60)
         observer.flushdb()
         async with start(count, ledger=ledger) as one:
-            assert await soon.result(timeout=10) == 1
+            assert await soon.result(timeout=30) == 1
             due: Any = await eventually(lambda: observer.zscore("arq:queue", later.job_id))
             now: Any = observer.time()
             assert 590 < due / 1000 - now[0] < 602
@@ -452,7 +452,7 @@ class TestTrouble:
             async with start(count, ledger=Ledger()):
                 await eventually(lambda: str(observer.get("arq:queue:epoch")).startswith("?"))
                 await proxy.resume()
-                assert await job.result(timeout=10) == 1
+                assert await job.result(timeout=30) == 1
                 await eventually(lambda: not str(observer.get("arq:queue:epoch")).startswith("?"))
             await database.dispose()
             db.set_default_database(None)
@@ -481,14 +481,14 @@ class TestTrouble:
         """D14: run X, let its result go, run X again: two rows, two runs."""
         async with start(count, ledger=ledger) as one:
             first = await enqueue(job_id="X")
-            assert await first.result(timeout=5) == 1
+            assert await first.result(timeout=30) == 1
             assert not (await enqueue(job_id="X")).is_new  # its result is kept
             observer.delete("arq:result:X")
             with pytest.raises(ResultNotFoundError):
-                await worker.Job[int]("Y").result(timeout=5)
+                await worker.Job[int]("Y").result(timeout=30)
             second = await enqueue(job_id="X")
             assert second.is_new
-            assert await second.result(timeout=5) == 1
+            assert await second.result(timeout=30) == 1
             await one.idle()
         assert RUNS == [1, 1]
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'done'") == 2

@@ -49,7 +49,7 @@ class TestFailures:
         async with start(fail, ledger=ledger) as worker_:
             job = await fail.enqueue("no\0ne")
             with pytest.raises(worker.JobFailed):
-                await job.result(timeout=5)
+                await job.result(timeout=30)
             await worker_.idle()
         kept = await row(job.job_id)
         assert (kept["state"], kept["tries"], kept["task"]) == ("failed", 1, "fail")
@@ -90,7 +90,7 @@ class TestFailures:
             enqueued_at = round(info.enqueued_at.timestamp() * 1000)
             await ledger.settle([Ending(job.job_id, enqueued_at, "outrun", "arq:queue", State.DONE, result=b"7")])
             release.set()
-            assert await job.result(timeout=5) == 7
+            assert await job.result(timeout=30) == 7
         assert await ledger.look_up(job.job_id, enqueued_at) == Known(State.DONE, b"7")
 
 
@@ -106,7 +106,7 @@ class TestRefused:
             kept = await fail.enqueue("words")
             for failing in (worker.Job[None](job_id), kept):
                 with pytest.raises(worker.JobFailed):
-                    await failing.result(timeout=5)
+                    await failing.result(timeout=30)
             await worker_.idle()
         assert (await row(kept.job_id))["state"] == "failed"
         assert "the ledger cannot keep what became of it" in caplog.text
@@ -125,7 +125,7 @@ class TestPendingRows:
         async with start(idle, ledger=ledger) as worker_:
             async with db.scope():
                 job = await idle.enqueue()
-            assert await job.result(timeout=5) == 7
+            assert await job.result(timeout=30) == 7
             await worker_.idle()
         kept = await row(job.job_id)
         assert (kept["state"], kept["result"], kept["check_at"]) == ("done", b"7", None)
@@ -145,7 +145,7 @@ class TestPendingRows:
         await queue.redis.set(f"arq:job:{job.job_id}", b"garbage")
         async with start(idle, ledger=ledger) as worker_:
             with pytest.raises(worker.JobFailed):
-                await job.result(timeout=5)
+                await job.result(timeout=30)
             await worker_.idle()
         kept = await row(job.job_id)
         assert (kept["state"], kept["task"]) == ("failed", "idle")
@@ -160,7 +160,7 @@ class TestPendingRows:
         async with start(light, ledger=ledger) as worker_:
             async with db.scope():
                 job = await light.enqueue()
-            await job.result(timeout=5)
+            await job.result(timeout=30)
             await worker_.idle()
         assert (await row(job.job_id))["state"] == "done"
 
@@ -189,7 +189,7 @@ class TestTrouble:
             assert len(worker_.engine._held) == 1
             await proxy.resume()
             with pytest.raises(worker.JobFailed):
-                await job.result(timeout=5)
+                await job.result(timeout=30)
             assert worker_.engine._counts.failed == 1
         assert seen.left() == set()
 
@@ -202,9 +202,9 @@ class TestTrouble:
                 stuck = await worker.default_queue().enqueue([_entry("held", 5), _entry("free", 5)])
                 assert stuck == [True, True]
                 with pytest.raises(worker.JobFailed):
-                    await worker.Job[None]("free").result(timeout=10)
+                    await worker.Job[None]("free").result(timeout=30)
                 await session.commit()
-            assert await worker.Job[int]("held").result(timeout=10) == 8
+            assert await worker.Job[int]("held").result(timeout=30) == 8
 
 
 def _entry(job_id: str, enqueued_at: int) -> Entry:

@@ -18,6 +18,12 @@ def bare_postgres(databases: Databases) -> Iterator[str]:
         databases.assert_no_open_transaction(url)
 
 
+@pytest.fixture(autouse=True)
+def _a_disk_may_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody else holds is not given up for the time that its statement takes."""
+    monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 20.0)
+
+
 @pytest.fixture(params=["postgresql", "psycopg", "sqlite"])
 async def database(
     request: pytest.FixtureRequest, database_url: str, sync_database_url: str, sqlite_url: str
