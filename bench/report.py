@@ -26,7 +26,7 @@ def markdown(
     """
     sizes, rounds = stage.sizes, "once"
     if sizes.rounds > 1:
-        rounds = f"{sizes.rounds} times ({sizes.close_rounds} times beside a bare loop or a backlog)"
+        rounds = f"{sizes.rounds} times ({sizes.close_rounds} beside a backlog, {sizes.bare_rounds} beside a bare loop)"
     parts = [
         "# Measurements",
         *([f"**Unfinished**: {', '.join(to_come)} are still to come."] if to_come else []),

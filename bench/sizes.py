@@ -10,6 +10,8 @@ class Sizes:
     rounds: int
     close_rounds: int
     """Where a bar is a fraction of something measured beside it: a machine's ups and downs alone come to more."""
+    bare_rounds: int
+    """Beside a bare loop, likewise."""
     noop: int
     first_inserts: int
     """Before the time begins."""
@@ -37,6 +39,7 @@ class Sizes:
 FULL = Sizes(
     rounds=3,
     close_rounds=5,
+    bare_rounds=9,
     noop=20_000,  # as in streaQ's benchmark
     first_inserts=600,
     inserts=6_000,
@@ -56,6 +59,7 @@ FULL = Sizes(
 QUICK = Sizes(
     rounds=1,
     close_rounds=1,
+    bare_rounds=1,
     noop=64,
     first_inserts=64,
     inserts=256,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-from bench.scenarios import backlog, enqueue, footprint, insert, latency, memory, noop, processes, recovery
+from bench.scenarios import backlog, bare, enqueue, footprint, insert, latency, memory, noop, processes, recovery
 from bench.section import Section
 from bench.stage import Stage
 
 SCENARIOS: Mapping[str, Callable[[Stage], Section]] = {
     "noop": noop.run,
     "insert": insert.run,
+    "bare": bare.run,
     "enqueue": enqueue.run,
     "latency": latency.run,
     "processes": processes.run,

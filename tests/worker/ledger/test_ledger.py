@@ -88,8 +88,11 @@ class TestEndings:
         await ledger.settle([DONE._replace(state=final, result=None)])
         assert await mark_done(ledger) == Known(final, None)
 
-    async def test_two_attempts_at_once(self, database_url: str, postgres: Any) -> None:
+    async def test_two_attempts_at_once(
+        self, database_url: str, postgres: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The second waits for the first, and gives up before its slot is lost to it (D7)."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.5)
         database = db.Database(database_url, default=True)
         await postgres.execute("SELECT 1")
         async with db.scope():
