@@ -83,7 +83,7 @@ def test_wrong_words_on_the_command_line_are_explained() -> None:
     """A scenario that there is not is named, with those that there are."""
     run = subprocess.run([*_BENCH, "--only", "nope"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert "'nope' is not one of noop, insert, enqueue" in run.stderr
+    assert "'nope' is not one of noop, insert, bare, enqueue" in run.stderr
 
 
 def test_a_peer_that_is_not_installed_is_absent_for_a_reason(contender: Contender) -> None:
