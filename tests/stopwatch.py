@@ -29,15 +29,24 @@ class _Pulse(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="pulse", daemon=True)
-        self.stood_still = 0.0
+        self._last_beat = 0.0, monotonic()
+
+    @property
+    def stood_still(self) -> float:
+        """Seconds, with those that end right now, before the next beat."""
+        return self._look()[0]
 
     def run(self) -> None:
         while True:
-            before = monotonic()
             sleep(_BEAT)
-            late = monotonic() - before - _BEAT
-            if late > _BEAT:
-                self.stood_still += late
+            self._last_beat = self._look()
+
+    def _look(self) -> tuple[float, float]:
+        """How long it has stood still by now, and when that is."""
+        counted, then = self._last_beat
+        now = monotonic()
+        late = now - then - _BEAT
+        return counted + (late if late > _BEAT else 0.0), now
 
 
 _PULSE = _Pulse()

@@ -1,18 +1,51 @@
 """What the other tests stand on: the fixtures, the proxy and the pooler."""
 
 import asyncio
+from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 import redis.asyncio
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.commands import Command
 from tests.conftest import StartPostgres, StartRedis
 from tests.pooler import Pooler
 from tests.proxy import Proxy, When
 from tests.servers import Observer, as_dsn
+from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
+
+_STOPS = """
+import os, signal, time
+from tests.stopwatch import Stopwatch
+
+watch = Stopwatch()
+time.sleep(0.5)
+print(f"blocked {watch.seconds} {watch.seconds_running}", flush=True)
+watch = Stopwatch()
+os.kill(os.getpid(), signal.SIGSTOP)
+print(f"stopped {watch.seconds} {watch.seconds_running}")
+"""
+
+
+async def test_a_stopwatch_does_not_count_the_seconds_of_a_machine_that_stands_still(tmp_path: Path) -> None:
+    """A process that is stopped has lost them; one that blocks has not."""
+    (tmp_path / "stops.py").write_text(_STOPS)
+    with Command("stops", folder=tmp_path, environment={}) as program:
+        await program.says("blocked")
+        process = psutil.Process(program.pid)
+        await eventually(process.status, equals=psutil.STATUS_STOPPED)
+        watch = Stopwatch()
+        await eventually(lambda: watch.seconds > 1)
+        process.resume()
+        assert await program.ends() == 0
+        blocked, stopped = (list(map(float, line.split()[1:])) for line in program.output.splitlines())
+    assert blocked[1] > 0.4
+    assert stopped[0] > 1
+    assert stopped[1] < stopped[0] - 0.8
 
 
 async def connect(url: str) -> "asyncpg.Connection[asyncpg.Record]":
