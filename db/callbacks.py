@@ -96,8 +96,9 @@ class Callbacks:
 
     def seal(self) -> None:
         """The COMMIT is about to be sent: what is made from now on belongs to the next one."""
-        self._sealed += self._on
-        self._on.clear()
+        if self._on:
+            self._sealed += self._on
+            self._on.clear()
 
     def take_on_commit(self) -> list[OnCommit]:
         """What is to be told of the COMMIT, which has happened."""
@@ -121,8 +122,9 @@ class Callbacks:
 
     def drop(self) -> None:
         """Forget all: the transaction was rolled back or closed."""
-        for entries in self._all:
-            entries.clear()
+        if self:
+            for entries in self._all:
+                entries.clear()
 
     def adopt_batches(self, other: "Callbacks") -> None:
         """Take those of `other` that are asked for together: they do not care which driver's session they get."""
@@ -142,7 +144,7 @@ class Callbacks:
         self._on[:0] = [entry for entry in kept._on if not entry.is_over]  # noqa: SLF001 - likewise
 
     def __bool__(self) -> bool:
-        return any(self._all)
+        return bool(self._before or self._asked or self._on or self._sealed)
 
     @property
     def _all(self) -> tuple[list[Entry], ...]:
@@ -175,13 +177,12 @@ def follow(session_class: type[Session]) -> None:
     @event.listens_for(session_class, "after_commit")
     def committed(session: Any) -> None:
         # SQLAlchemy tells of a released savepoint by the same event, while it is still the current one.
-        savepoint = session.get_nested_transaction()
-        if session.callbacks and savepoint is not None:
+        if session.callbacks and (savepoint := session.get_nested_transaction()) is not None:
             session.callbacks._released(savepoint)  # noqa: SLF001 - the other half of this module
 
     @event.listens_for(session_class, "after_transaction_end")
     def ended(session: Any, transaction: SessionTransaction) -> None:
-        if session.callbacks and transaction.nested:
+        if transaction.nested and session.callbacks:
             session.callbacks._ended(transaction)  # noqa: SLF001 - the other half of this module
 
 

@@ -18,9 +18,10 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     reported as a success first. It is dropped if whoever asked for it has taken it back by then: `asyncio.timeout`
     does so when its block ends.
     """
-    caller = _current_task()
+    caller = asyncio.current_task()
+    assert caller is not None  # noqa: S101 - coroutines run in tasks
     asked_before = caller.cancelling()
-    task = asyncio.create_task(work)
+    task = asyncio.get_running_loop().create_task(work)
     cancellation = await _absorbing_cancellation(task)
     if cancellation is not None:
         # One that was pending when we came is counted already, but was not delivered either.
@@ -66,8 +67,9 @@ async def _done(task: asyncio.Task[Any]) -> None:
     task.add_done_callback(tell)
     try:
         await done
-    finally:
+    except asyncio.CancelledError:
         task.remove_done_callback(tell)
+        raise
 
 
 def _deliver(caller: asyncio.Task[Any], asked_before: int, cancellation: asyncio.CancelledError) -> None:
@@ -75,9 +77,3 @@ def _deliver(caller: asyncio.Task[Any], asked_before: int, cancellation: asyncio
         # One request stays one request, whoever counts them; anyio knows its own by their message.
         caller.uncancel()
         caller.cancel(*cancellation.args)
-
-
-def _current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - coroutines run in tasks
-    return task

@@ -278,8 +278,8 @@ class Database(Generic[S]):
             self._open = None
 
     def _opened(self) -> OpenEngine:
-        self._forget_inherited()
-        if self._open is None:
+        if self._open is None or not self._open.of_this_process:
+            self._forget_inherited()
             self._open = self._bound(self._bind) if self._bind is not None else self._new_engine()
         return self._open
 

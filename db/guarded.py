@@ -49,8 +49,9 @@ class Guarded(sa_orm.Session):
         return super().get_bind(*args, **kwargs)
 
     def add(self, instance: object, *, _warn: bool = True) -> None:
-        # SQLAlchemy would miss an object that is added while another coroutine's flush is in flight.
+        # The event below comes after SQLAlchemy has begun a transaction, and not for an object that it has already.
         self.use.check()
+        # It would miss one that is added while another coroutine's flush is in flight.
         self.use.refuse_if_busy()
         super().add(instance, _warn=_warn)
 
@@ -61,8 +62,10 @@ class Guarded(sa_orm.Session):
             self.callbacks.drop()
 
     def close(self) -> None:
-        super().close()
-        self.callbacks.drop()
+        try:
+            super().close()
+        finally:
+            self.callbacks.drop()
 
     def invalidate(self) -> None:
         super().invalidate()
@@ -81,8 +84,10 @@ def _refuse_late_object(session: Guarded, _instance: object) -> None:
 @event.listens_for(Guarded, "before_commit", propagate=True)
 def _refuse_unowned_commit(session: Guarded) -> None:
     # Nobody would run the callbacks around it, or protect it from cancellation.
+    if session.owner is None or session.use.is_ending:
+        return
     releases_savepoint = session.get_nested_transaction() is not None
-    if session.owner is not None and not session.use.is_ending and not releases_savepoint:
+    if not releases_savepoint:
         raise RawTransactionError("the transaction was committed inside run_sync(), or on the transaction's own object")
 
 
@@ -168,9 +173,13 @@ class AsyncSession(sa_async.AsyncSession):
 
     @property
     def closes_at_once(self) -> bool:
-        """Whether closing it has nothing to send. Users' own classes may do more in `close` than SQLAlchemy's."""
+        """Whether closing it has nothing to send, and nobody to wait for.
+
+        Users' own classes may do more in `close` than SQLAlchemy's.
+        """
         inner = self.sync_session
-        return type(self) is AsyncSession and type(inner) is _LoopSession and not inner.in_transaction()
+        is_plain = type(self) is AsyncSession and type(inner) is _LoopSession
+        return is_plain and not inner.use.is_busy and not inner.in_transaction()
 
     async def commit(self) -> None:
         """Commit now. In a scope: with the callbacks made so far; the same session then goes on."""
@@ -294,11 +303,11 @@ async def send_rollback(session: AsyncSession | Session) -> None:
 async def send_close(session: AsyncSession | Session) -> None:
     """Give the connection back, past the session's owner. For the owner alone."""
     if isinstance(session, AsyncSession):
+        if session.closes_at_once:
+            session.sync_session.close()
+            return
         with session.use.ending():
-            if session.closes_at_once:
-                session.sync_session.close()
-            else:
-                await super(AsyncSession, session).close()
+            await super(AsyncSession, session).close()
     else:
         await _off_loop(session, _close_here)
 

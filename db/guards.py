@@ -9,8 +9,8 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext, ExecutionContext
@@ -31,6 +31,21 @@ _ENDS_TRANSACTION = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ROLLS_BACK_TO_SAVEPOINT = re.compile(_START + _TO_SAVEPOINT, re.IGNORECASE | re.DOTALL)
+_SHORT = 4096  # characters; longer statements are read each time, as to remember them would be to keep them
+
+
+class _Reading(NamedTuple):
+    """What a statement's text says about the transaction that it runs in."""
+
+    ends_by: str | None
+    """The word by which it would end it."""
+    is_to_savepoint: bool
+    """Whether it rolls back to a savepoint."""
+    may_be_several: bool
+    """Whether there may be other statements in it, which end it."""
+
+
+_HARMLESS = _Reading(None, is_to_savepoint=False, may_be_several=False)
 
 
 def watch(engine: Engine) -> None:
@@ -159,17 +174,28 @@ def _clear_returned(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None
 
 
 def _execute(execute: Callable[..., None], cursor: Any, statement: str, *rest: Any) -> None:
-    found = _ENDS_TRANSACTION.match(statement)
-    if found and statement != sqlite.BEGIN:
-        raise RawTransactionError(f"{found[1].upper()} was sent as text")
+    reading = _remembered(statement) if len(statement) <= _SHORT else _read(statement)
+    if reading.ends_by is not None:
+        raise RawTransactionError(f"{reading.ends_by} was sent as text")
     execute(cursor, statement, *rest)
-    if rest and isinstance(context := rest[-1], ExecutionContext):
-        _look_at_transaction(context.root_connection, cursor, statement)
+    if reading is not _HARMLESS and rest and isinstance(context := rest[-1], ExecutionContext):
+        _look_at_transaction(context.root_connection, cursor, reading)
 
 
-def _look_at_transaction(connection: Connection, cursor: Any, statement: str) -> None:
-    if _MARK in _info(connection.connection) and _ROLLS_BACK_TO_SAVEPOINT.match(statement):
-        _clear(connection)
+def _read(statement: str) -> _Reading:
+    found = None if statement == sqlite.BEGIN else _ENDS_TRANSACTION.match(statement)
+    to_savepoint = _ROLLS_BACK_TO_SAVEPOINT.match(statement) is not None
+    reading = _Reading(None if found is None else found[1].upper(), to_savepoint, ";" in statement)
+    return _HARMLESS if reading == _HARMLESS else reading
+
+
+# A job's few statements come again and again; to look one up, whose text is kept for it, costs less than to read it.
+_remembered = lru_cache(maxsize=1024)(_read)
+
+
+def _look_at_transaction(connection: Connection, cursor: Any, reading: _Reading) -> None:
+    if reading.is_to_savepoint:
+        _info(connection.connection).pop(_MARK, None)
     # psycopg sends several statements at once if they have no parameters.
-    if ";" in statement and postgres.has_lost_transaction(cursor) and not _autocommits(connection):
+    if reading.may_be_several and postgres.has_lost_transaction(cursor) and not _autocommits(connection):
         raise RawTransactionError("a statement among several ended the transaction")

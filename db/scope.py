@@ -29,7 +29,7 @@ from db.errors import (
     UnownedSessionError,
     WrongLoopError,
 )
-from db.guarded import AsyncSession, Session
+from db.guarded import AsyncSession, Guarded, Session, sync_part
 from db.unit import Unit, run_on_commit
 
 __all__ = ["Scope", "Unit", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
@@ -55,7 +55,7 @@ class Scope:
         """In the order in which they commit: that of their first use, the default database's last."""
         self._owned: tuple[Unit, ...] = ()
         self._by_database: dict[Database[Any], Unit] = {}
-        # Callbacks may be made before there is a session to run them around.
+        # Made before there is a session to run them around. There are hardly ever any, so that is asked first.
         self._early_callbacks: dict[Database[Any], Callbacks] = {}
         self._had_committed = False
         self.is_lent = False
@@ -196,23 +196,27 @@ class Scope:
         """What is made from here on belongs to the next COMMIT."""
         for unit in units:
             unit.callbacks.seal()
-        for early in self._early(database):
-            self._early_callbacks[early].seal()
+        if self._early_callbacks:
+            for early in self._early(database):
+                self._early_callbacks[early].seal()
 
     async def _commit_and_close(self) -> None:
         due: list[OnCommit] = []
         try:
             await self._commit_each(self._owned, due, last=True)
-            due += self._take_early_callbacks(None)
+            if self._early_callbacks:
+                due += self._take_early_callbacks(None)
         finally:
             await self._close_all()
-            await run_on_commit(due)
+            if due:
+                await run_on_commit(due)
 
     async def _commit_early(self, database: Database[Any] | None) -> None:
         due: list[OnCommit] = []
         try:
             await self._commit_each(self._chosen(database), due)
-            due += self._take_early_callbacks(database)
+            if self._early_callbacks:
+                due += self._take_early_callbacks(database)
         finally:
             await run_on_commit(due)
 
@@ -221,8 +225,9 @@ class Scope:
         for unit in chosen():
             unit.use.refuse_if_busy()
         while True:
-            for waiting in self._waiting_for_session(database):
-                await self.unit(waiting)
+            if self._early_callbacks:
+                for waiting in self._waiting_for_session(database):
+                    await self.unit(waiting)
             for unit in chosen():
                 await unit.prepare()
             if not self._wants_more(chosen(), database):
@@ -267,32 +272,34 @@ class Scope:
     def _open_unit(self, database: Database[Any], arguments: Mapping[str, Any]) -> Unit:
         if not self.is_open:
             raise ScopeEndedError
-        refuse_nested_writer(database, self)
+        if self.units or self.parent is not None:
+            refuse_nested_writer(database, self)
         session, lease = database.open_session(arguments)
+        if self._early_callbacks:
+            self._give_early_callbacks(database, sync_part(session))
         unit = Unit(database, session, lease)
-        inner = unit.inner
-        inner.owner = unit
-        inner.callbacks = self._early_callbacks.pop(database, inner.callbacks)
-        for other, callbacks in self._early_callbacks.items():
-            if other.is_same_as(database):
-                inner.callbacks.adopt_batches(callbacks)
+        unit.inner.owner = unit
         self._add(unit)
         return unit
 
+    def _give_early_callbacks(self, database: Database[Any], session: Guarded) -> None:
+        """To the session that they waited for."""
+        session.callbacks = self._early_callbacks.pop(database, session.callbacks)
+        for other, callbacks in self._early_callbacks.items():
+            if other.is_same_as(database):
+                session.callbacks.adopt_batches(callbacks)
+
     def _add(self, unit: Unit) -> None:
         self._by_database[unit.database] = unit
-        units = [*self.units, unit]
-        if len(units) > 1:
-            units.sort(key=lambda each: is_default(each.database))
-        self.units = tuple(units)
-        self._owned = tuple([each for each in units if each.owned])
+        self.units = (unit,) if not self.units else _in_order_of_commit(*self.units, unit)
+        self._owned = tuple(each for each in self.units if each.owned) if self.is_lent else self.units
 
     def _wants_more(self, prepared: Iterable[Unit], database: Database[Any] | None) -> bool:
         """Whether a callback of one database has made one for another, which was prepared already."""
         for unit in prepared:
             if unit.callbacks.wants_session:
                 return True
-        return bool(self._waiting_for_session(database))
+        return bool(self._early_callbacks and self._waiting_for_session(database))
 
     def _waiting_for_session(self, database: Database[Any] | None) -> list[Database[Any]]:
         """Where before-commit callbacks were made before there was a session to give them."""
@@ -303,8 +310,6 @@ class Scope:
 
     def _early(self, database: Database[Any] | None) -> list[Database[Any]]:
         """Where there are callbacks, and no session yet."""
-        if not self._early_callbacks:  # as nearly always
-            return []
         return [each for each in self._early_callbacks if database is None or each is database]
 
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:
@@ -318,6 +323,10 @@ class Scope:
     def _savepoint(self, database: Database[Any]) -> SessionTransaction | None:
         unit = self._by_database.get(database)
         return None if unit is None else unit.inner.get_nested_transaction()
+
+
+def _in_order_of_commit(*units: Unit) -> tuple[Unit, ...]:
+    return tuple(sorted(units, key=lambda each: is_default(each.database)))
 
 
 _current: ContextVar[Scope | None] = ContextVar("db.scope", default=None)

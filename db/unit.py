@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from db.blocks import rolled_back_meanwhile
-from db.callbacks import Callbacks, Entry, OnCommit
+from db.callbacks import Entry, OnCommit
 from db.cancellation import to_the_end
 from db.database import Database
 from db.engines import OpenEngine
@@ -36,17 +36,17 @@ class Unit:
         self.database = database
         self.session = session
         self.inner = sync_part(session)
-        self.use = session.use
+        self.use = self.inner.use
+        self.callbacks = self.inner.callbacks
         self.has_committed = False
         self.owned = lease is not None
         """Whether the scope made the session, and so ends it."""
         self._lease = lease
         self._loop = asyncio.get_running_loop()
-        self._patience = min(PATIENCE, database.connect_timeout)
 
     @property
-    def callbacks(self) -> Callbacks:
-        return self.inner.callbacks
+    def _patience(self) -> float:
+        return min(PATIENCE, self.database.connect_timeout)
 
     @property
     def has_begun(self) -> bool:
@@ -175,7 +175,7 @@ class Unit:
     async def _close(self) -> None:
         if self.inner.in_transaction():
             await self._rollback()
-        self.callbacks.drop()
+        self.callbacks.drop()  # whatever a class of the user's own does in its close
         await send_close(self.session)
 
     async def _discard(self) -> None:

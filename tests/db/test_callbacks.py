@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 import db
 from tests.db.conftest import INSERT, Count, insert
@@ -351,6 +352,29 @@ async def test_early_end_takes_the_callbacks(told: list[str], end: str, rows: Co
         db.on_commit(tell(told, "b"))
     assert told == ["b"]
     assert await rows() == 1
+
+
+async def test_close_that_fails_takes_the_callbacks(told: list[str], database: db.Database) -> None:
+    """Callbacks vanish with an early close also where a session class of the user's own fails in it."""
+
+    class Grumpy(AsyncSession):
+        has_failed = False
+
+        async def close(self) -> None:
+            if not self.has_failed:
+                self.has_failed = True
+                raise ConnectionError("not today")
+            await super().close()
+
+    own = db.Database(database.url, sessions=lambda bind: async_sessionmaker(bind, class_=Grumpy))
+    async with db.scope():
+        session = await db.session(own)
+        db.on_commit(tell(told, "a"), own)
+        with pytest.raises(ConnectionError):
+            await db.close(own)
+        await session.execute(INSERT, {"words": "b"})
+    assert told == []
+    await own.dispose()
 
 
 async def test_early_rollback_takes_callbacks_without_a_session(told: list[str]) -> None:

@@ -192,6 +192,7 @@ async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: 
         " ROLLBACK",
         "-- over\nCOMMIT",
         "/* a */ rollback work",
+        pytest.param(f"/* {'long ' * 2000}*/ COMMIT", id="after a long comment"),
         "BEGIN",
         "START TRANSACTION",
         "END",
@@ -201,6 +202,10 @@ async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: 
 async def test_ending_as_text(command: str, rows: Count) -> None:
     """A5: COMMIT, ROLLBACK or BEGIN as text is a named error, and 0 rows, so a retry can never make 2."""
     with pytest.raises(db.RawTransactionError, match="as text"):
+        async with db.scope():
+            await insert("a")
+            await (await db.session()).execute(text(command))
+    with pytest.raises(db.RawTransactionError, match="as text"):  # also when it was seen before
         async with db.scope():
             await insert("a")
             await (await db.session()).execute(text(command))

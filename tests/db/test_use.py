@@ -379,6 +379,21 @@ async def test_worker_thread(rows: Count, postgres: Observer) -> None:
     assert await postgres.idle_in_transaction() == 0
 
 
+async def test_adding_in_a_worker_thread_changes_nothing(rows: Count) -> None:
+    """C6: neither what is to be deleted nor an unused session's transaction hears of an `add` that is refused."""
+    await db.isolated(insert, "a")
+    async with db.scope() as work:
+        session = await db.session()
+        with pytest.raises(db.WrongThreadError):
+            await asyncio.to_thread(session.add, Note(words="thread"))
+        assert not work.has_begun
+        note = (await session.scalars(select(Note))).one()
+        await session.delete(note)
+        with pytest.raises(db.WrongThreadError):
+            await asyncio.to_thread(session.add, note)
+    assert await rows() == 0
+
+
 async def test_original_error_comes_out(rows: Count) -> None:
     """C7: after a failed flush and a rollback it is the first error that the caller gets, not what a log made of it."""
     from sqlalchemy.exc import IntegrityError

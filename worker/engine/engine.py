@@ -185,7 +185,7 @@ class Engine:
 
     def _start(self, claim: Claim, queue: str, token: str) -> None:
         job = HeldJob(claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance)
-        job.task = asyncio.create_task(self._run(job))
+        job.task = asyncio.get_running_loop().create_task(self._run(job))
         self._held.add(job)  # now the heartbeat's thread may cancel it
         self._jobs.add(job.task)
         job.task.add_done_callback(self._jobs.discard)
