@@ -1,7 +1,8 @@
 """``Claimer``: free slots -> claimed jobs.
 
 1. It asks for as many jobs as there are free slots, in one round trip a queue, the first queue first; but for half of
-   all slots at most: while one half runs, the next is on its way.
+   all slots at most: while one half runs, the next is on its way. Slots that are about to become free are waited for
+   while the loop is busy anyway.
 2. Now and then a lower queue comes first, so that a busy one does not starve it.
 3. With nothing due it sleeps until something is queued, falls due, or the fallback poll: stock producers wake nobody.
 4. While Redis is away leases end although nobody has died. So when it is back, heartbeats come first: jobs that still
@@ -20,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 from redis.exceptions import ResponseError
 
+from worker.engine.coalescing import coalesce
 from worker.exchange import Claim
 from worker.queue import Queue
 
@@ -91,9 +93,14 @@ class Claimer:
                 await listening.enter_async_context(self._queue.woken(name, self._look))
             while not self._stopped:
                 self._look.clear()
-                pause = await self._claim() if self.free_slots > 0 else None
+                pause = await self._claim_together() if self.free_slots > 0 else None
                 if pause != 0:
                     await self._until_worth_a_look(pause)
+
+    async def _claim_together(self) -> float:
+        """Claim for the slots that are free within the next turns of the loop, too."""
+        await coalesce(lambda: self.free_slots >= self._most_at_once)
+        return await self._claim()
 
     async def _claim(self) -> float:
         """Fill free slots; seconds until it is worth claiming again."""

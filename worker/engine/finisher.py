@@ -11,6 +11,7 @@ from itertools import islice
 
 from redis.exceptions import RedisError
 
+from worker.engine.coalescing import coalesce
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
 from worker.exchange import Settlement
@@ -21,6 +22,7 @@ logger = logging.getLogger("worker")
 Encode = Callable[[HeldJob, Outcome], Settlement]
 
 _BATCH = 500  # outcomes a round trip
+_ENOUGH = 16  # likewise: for so many it is made at once
 _BATCH_BYTES = 8 * 1024 * 1024  # likewise, of results
 
 
@@ -55,6 +57,7 @@ class Finisher:
         while True:
             await self._something.wait()
             while any(self._waiting.values()):
+                await coalesce(lambda: sum(map(len, self._waiting.values())) >= _ENOUGH)
                 await self._write_all()
             self._something.clear()
             self._nothing.set()

@@ -115,6 +115,30 @@ class TestWakeups:
         assert len(claimed) == 1
 
 
+async def test_neighbouring_slots_share_a_claim(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots that become free in neighbouring turns of the event loop are filled by one round trip."""
+    await queue.enqueue([Entry(f"j{number}", b"{}", "arq:queue") for number in range(20)])
+    claimed: list[Claim] = []
+    ours = Claimer(queue, ["arq:queue"], slots=8, lease=5, start=lambda claim, *_: claimed.append(claim))
+    claim = queue.claim
+    wanted: list[int] = []
+
+    async def noted_claim(name: str, token: str, lease: int, limit: int, suspects: int) -> Any:
+        wanted.append(limit)
+        return await claim(name, token, lease, limit, suspects)
+
+    monkeypatch.setattr(queue, "claim", noted_claim)
+    running = asyncio.create_task(ours.run())
+    await eventually(lambda: len(claimed) == 8, timeout=AT_ONCE)
+    for over in claimed[:3]:
+        ours.give_back(over)
+        await asyncio.sleep(0)
+    await eventually(lambda: len(claimed) == 11, timeout=AT_ONCE)
+    assert wanted == [4, 4, 3]
+    ours.stop()
+    await at_once(running)
+
+
 async def test_running_elsewhere(start: StartWorker, queue: Queue, observer: Any, seen: Seen) -> None:
     """A thousand due jobs that others run, a stock worker's too, do not keep the next one from starting at once."""
     with observer.pipeline() as pipe:

@@ -90,3 +90,28 @@ async def test_lost_reply(queue: Queue, redis_url: str, seen: Seen) -> None:
         await worker.stop()
     assert tries == [1, 2, 3]
     assert seen.left() == set()
+
+
+async def test_neighbours_share_a_round_trip(queue: Queue, redis_url: str) -> None:
+    """Jobs that end in neighbouring turns of the event loop are told together; one alone is not kept waiting."""
+    finish = Script.named("finish").sha
+    async with Proxy(redis_url) as proxy:
+        ours = Queue(proxy.url)
+        held, jobs = await held_jobs(queue, 4)
+        await ours.finish(QUEUE, [])  # so that the script is known
+        finisher = Finisher(ours, held, ended(1))
+        running = asyncio.create_task(finisher.run())
+        await asyncio.sleep(0)
+        before = proxy.count(finish)
+        for job in jobs[:3]:
+            finisher.report(job, Outcome.completed(b"1"))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(finisher.flushed(), 10)
+        assert proxy.count(finish) - before == 1
+        finisher.report(jobs[3], Outcome.completed(b"1"))
+        await asyncio.wait_for(finisher.flushed(), 10)
+        assert proxy.count(finish) - before == 2
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert len(held) == 0
+        await ours.close()
