@@ -26,7 +26,7 @@ class Sentinel:
         configuration.write_text(
             f"port {self.port}\n"
             f"sentinel monitor main 127.0.0.1 {self.primary.port} 1\n"
-            "sentinel down-after-milliseconds main 300\n"
+            "sentinel down-after-milliseconds main 1500\n"  # a machine that stands still for less is not to fail over
             "sentinel failover-timeout main 10000\n"
         )
         self._process = subprocess.Popen(

@@ -304,12 +304,12 @@ async def test_sentinel(sentinel: Sentinel) -> None:
         await began.wait()
         await eventually(lambda: replicated(first))
         sentinel.fail_over()
-        await eventually(sentinel.primary_port, timeout=20, equals=second.port)
+        await eventually(sentinel.primary_port, timeout=40, equals=second.port)
         follow(second, first)  # as the Sentinel would itself, ten seconds later
         await eventually(lambda: runs_now(worker, 2), timeout=10)
         await eventually(lambda: replicated(second))
         second.kill()
-        await eventually(sentinel.primary_port, timeout=20, equals=first.port)
+        await eventually(sentinel.primary_port, timeout=40, equals=first.port)
         await eventually(lambda: runs_now(worker, 3), timeout=10)
         go_on.set()
         assert await held.result(timeout=30) == "held"
