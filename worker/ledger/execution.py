@@ -80,15 +80,18 @@ class DriverStatement:
     @staticmethod
     def does_the_same(session: Guarded, connection: Connection) -> bool:
         """Whether it does there what the statement itself does."""
-        listeners = (
-            session.dispatch.do_orm_execute,
-            connection.dispatch.before_execute,
-            connection.dispatch.after_execute,
-        )
-        return not (_translation(connection) or any(listeners))
+        return not (_translation(connection) or session.dispatch.do_orm_execute or _is_listened_to(connection))
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Run it; how many rows it wrote."""
         given = {**self.constants, **values}
-        parameters = given if self.order is None else tuple(given[name] for name in self.order)
+        parameters = given if self.order is None else tuple(map(given.__getitem__, self.order))
         return connection.exec_driver_sql(self.words, parameters, self.options).rowcount
+
+
+def _is_listened_to(connection: Connection) -> bool:
+    """Whether somebody hears of the statements on it."""
+    # What SQLAlchemy asks itself before each event. To ask for the listeners makes lists of them, for each connection.
+    if not (getattr(connection, "_has_events", True) or getattr(connection.engine, "_has_events", True)):
+        return False
+    return any((connection.dispatch.before_execute, connection.dispatch.after_execute))

@@ -20,17 +20,20 @@ async def within_lock_wait(session: AnySession, writing: Coroutine[Any, Any, T],
     Raises:
         LedgerBusyError: it has waited too long.
     """
-    busy = LedgerBusyError(f"another attempt of this job holds its row in {name}")
     if isinstance(session, Session):
-        return await _evicting(session, writing, busy)
+        return await _evicting(session, writing, _busy(name))
     deadline = Deadline(_LOCK_WAIT)
     try:
         with deadline:
             return await writing
     except TimeoutError:
         if deadline.expired:
-            raise busy from None
+            raise _busy(name) from None
         raise
+
+
+def _busy(name: str) -> LedgerBusyError:
+    return LedgerBusyError(f"another attempt of this job holds its row in {name}")
 
 
 async def _evicting(session: Session, writing: Coroutine[Any, Any, T], busy: LedgerBusyError) -> T:
