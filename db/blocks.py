@@ -82,18 +82,21 @@ class Transaction(sa_async.AsyncSessionTransaction):
     async def start(self, is_ctxmanager: bool = False) -> "Transaction":
         self._earlier = self.session.callbacks.kept()
         as_block = is_ctxmanager and self._owner is None
-        await self.session.use.alone(lambda: super(Transaction, self).start(is_ctxmanager=as_block))
+        with self.session.use.operation():
+            await super().start(is_ctxmanager=as_block)
         return self
 
     async def commit(self) -> None:
         if self.nested:
-            await self.session.use.alone(super().commit)
+            with self.session.use.operation():
+                await super().commit()
         else:
             await self.session.commit()
 
     async def rollback(self) -> None:
         if self.nested:
-            await self.session.use.alone(super().rollback)
+            with self.session.use.operation():
+                await super().rollback()
         else:
             await self.session.rollback()
 

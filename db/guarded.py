@@ -4,13 +4,13 @@
 2. ``commit()``, ``rollback()`` and ``close()`` go through the owner (a scope), which runs the callbacks around them.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeAlias
 
 import sqlalchemy.exc
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, event
 
 from db.blocks import OwnedBlock, Savepoint, Transaction
 from db.callbacks import Callbacks, follow
@@ -43,11 +43,6 @@ class Guarded(sa_orm.Session):
         """Whether a flush would send anything."""
         return not self._is_clean()  # the public `new` and `deleted` make a set of all their objects each time
 
-    def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
-        # Every statement and every flush asks for its bind first.
-        self.use.check()
-        return super().get_bind(*args, **kwargs)
-
     def add(self, instance: object, *, _warn: bool = True) -> None:
         # The event below comes after SQLAlchemy has begun a transaction, and not for an object that it has already.
         self.use.check()
@@ -75,8 +70,8 @@ class Guarded(sa_orm.Session):
 follow(Guarded)
 
 
-@event.listens_for(Guarded, "before_attach", propagate=True)
-def _refuse_late_object(session: Guarded, _instance: object) -> None:
+@event.listens_for(Guarded, "before_attach", propagate=True, raw=True)
+def _refuse_late_object(session: Guarded, _state: object) -> None:
     # Also those that come by a cascade.
     session.use.check()
 
@@ -214,8 +209,8 @@ class AsyncSession(sa_async.AsyncSession):
 
 def _exclusive(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
     async def operation(self: AsyncSession, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(super(AsyncSession, self), name)
-        return await self.use.alone(lambda: method(*args, **kwargs))
+        with self.use.operation():
+            return await getattr(super(AsyncSession, self), name)(*args, **kwargs)
 
     _name_as(operation, sa_async.AsyncSession, name)
     return operation
@@ -238,7 +233,8 @@ def _name_as(operation: Any, of: type, name: str) -> None:
 
 # Set here, so that the types stay SQLAlchemy's. All that talks to the database comes down to these, in an AsyncSession
 # and in lazy loads, too;
-for _name in ("connection", "execute", "flush", "scalar", "scalars"):
+_BULK = ("bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings")
+for _name in ("connection", "execute", "flush", "scalar", "scalars", *_BULK):
     setattr(Guarded, _name, _exclusive_here(_name))
 # these do so several times, or not at all where they find what they need, and are one operation all the same.
 for _name in ("delete", "delete_all", "get", "get_one", "merge", "merge_all", "refresh", "run_sync"):
@@ -265,14 +261,9 @@ def sync_part(session: AsyncSession | Session) -> Guarded:
     return session.sync_session if isinstance(session, AsyncSession) else session
 
 
-async def flush(session: AsyncSession | Session) -> None:
-    """Send what is pending, if anything is."""
-    if not sync_part(session).has_pending:
-        return
-    if isinstance(session, AsyncSession):
-        await session.flush()
-    else:
-        await in_thread(session.flush)
+def flush(session: AsyncSession | Session) -> Awaitable[None]:
+    """Send what is pending."""
+    return session.flush() if isinstance(session, AsyncSession) else in_thread(session.flush)
 
 
 async def send_commit(session: AsyncSession | Session) -> None:

@@ -134,13 +134,13 @@ class Scope:
         self.is_lent = True
         self._add(Unit(database, session, None))
 
-    async def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None]:
         """Send what is pending and run the before-commit callbacks now, so that a last statement can follow them.
 
         Raises:
             ConcurrentUseError: another coroutine's statement is in flight.
         """
-        await self._prepare(lambda: self._owned, None)
+        return self._prepare(lambda: self._owned, None)
 
     async def commit(self, database: Database[Any] | None = None) -> None:
         """Commit now, one database or all, then tell; the sessions go on in new transactions.

@@ -82,11 +82,13 @@ class Unit:
 
         In this order, so that a callback's statement comes after those of the work that it is about.
         """
-        await flush(self.session)
+        if self.inner.has_pending:
+            await flush(self.session)
         while entries := self.callbacks.next_before_commit():
             try:
                 await run_before_commit(entries, self.session)
-                await flush(self.session)
+                if self.inner.has_pending:
+                    await flush(self.session)
             except BaseException:
                 self.callbacks.ask_again(entries)
                 raise

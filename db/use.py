@@ -9,18 +9,16 @@
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy.exc
 
 from db.errors import ConcurrentUseError, PoolExhaustedError, ScopeEndedError, WrongThreadError
 from db.interrupt import break_off, interrupt
 from db.threads import in_thread
-
-T = TypeVar("T")
 
 PATIENCE = 5.0
 """Seconds that a session's user gets to let go, or a ROLLBACK to be answered; then the connection is thrown away."""
@@ -29,13 +27,13 @@ PATIENCE = 5.0
 class Use(ABC):
     """The use of one session."""
 
-    def __init__(self) -> None:
-        self.ended = False
-        """Whether the scope has ended, so that nobody may use the session any more."""
-        self.is_ending = False
-        """Whether the session's owner is ending its transaction right now."""
-        self._stopped: BaseException | None = None
-        self._eviction: BaseException | None = None
+    # Defaults of the class, as each job makes one of these.
+    ended = False
+    """Whether the scope has ended, so that nobody may use the session any more."""
+    is_ending = False
+    """Whether the session's owner is ending its transaction right now."""
+    _stopped: BaseException | None = None
+    _eviction: BaseException | None = None
 
     def check(self) -> None:
         """Raise unless the session may be used here and now.
@@ -176,23 +174,18 @@ class _Ending(_Turn):
 class LoopUse(Use):
     """The use of an `AsyncSession`, by the tasks of one event loop."""
 
+    _user: asyncio.Task[Any] | None = None
+    _cancelling_before = 0
+    _free: asyncio.Event | None = None
+
     def __init__(self) -> None:
-        super().__init__()
         self._thread = threading.get_ident()
-        self._user: asyncio.Task[Any] | None = None
-        self._cancelling_before = 0
-        self._free: asyncio.Event | None = None
 
     def check(self) -> None:
         if self.ended or self._stopped is not None:
             super().check()
         if self._thread != threading.get_ident():
             raise WrongThreadError
-
-    async def alone(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run one operation; raises what `operation` does."""
-        with self.operation():
-            return await operation()
 
     @property
     def is_busy(self) -> bool:
@@ -248,7 +241,6 @@ class ThreadUse(Use):
     """The use of a `Session`, by any threads."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.driver_connections: list[Any] = []
         """Those of the transaction that is open."""
         self._lock = threading.Lock()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.util import greenlet_spawn
 
 import db
 from db.use import LoopUse, ThreadUse, Use
@@ -313,6 +314,27 @@ async def test_orphan_adds_an_object(rows: Count, postgres: Observer) -> None:
     with pytest.raises(db.ScopeEndedError):
         await child
     assert await rows() == 1
+    assert await postgres.idle_in_transaction() == 0
+
+
+LATE: dict[str, Callable[[Any], object]] = {
+    "bulk_insert_mappings": lambda inner: inner.bulk_insert_mappings(Note, [{"words": "late"}]),
+    "bulk_save_objects": lambda inner: inner.bulk_save_objects([Note(words="late")]),
+    "bulk_update_mappings": lambda inner: inner.bulk_update_mappings(Note, [{"id": 1, "words": "late"}]),
+    "connection": lambda inner: inner.connection(),
+    "query": lambda inner: inner.query(Note).all(),
+    "query.delete": lambda inner: inner.query(Note).delete(),
+}
+
+
+@pytest.mark.parametrize("operation", LATE.values(), ids=LATE)
+async def test_inner_session_after_the_end(operation: Callable[[Any], object], postgres: Observer) -> None:
+    """C3: whoever has kept the session inside an AsyncSession talks to the database by none of its methods."""
+    async with db.scope():
+        await insert("a")
+        inner = (await db.session()).sync_session
+    with pytest.raises(db.ScopeEndedError):
+        await greenlet_spawn(operation, inner)
     assert await postgres.idle_in_transaction() == 0
 
 
