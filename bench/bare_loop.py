@@ -5,13 +5,12 @@ With ``ledger`` each transaction ends with the statement that a job's does whose
 
 import asyncio
 import sys
-import time
 from collections.abc import Iterator
 from uuid import uuid4
 
 import uvloop
 
-from bench.yardstick import CONCURRENCY, Row, Rows, tell
+from bench.yardstick import CONCURRENCY, Row, Rows
 from worker.ledger import Ending, State
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME
@@ -30,14 +29,6 @@ class LedgerRows(Rows):
             await session.execute(self._settle, ending._asdict())
 
 
-async def _measure(rows: Rows, first: int, then: int) -> None:
-    """Add the first rows, and time those that follow."""
-    await _add_all(rows, iter(range(first)))
-    started = time.monotonic()
-    await _add_all(rows, iter(range(first, first + then)))
-    tell("took", time.monotonic() - started)
-
-
 async def _add_all(rows: Rows, numbers: Iterator[int]) -> None:
     await asyncio.gather(*(_add(rows, numbers) for _ in range(CONCURRENCY)))
 
@@ -47,8 +38,8 @@ async def _add(rows: Rows, numbers: Iterator[int]) -> None:
         await rows.add(number)
 
 
-async def _main(first: str, then: str, ledger: str = "") -> None:
-    await _measure(LedgerRows() if ledger else Rows(), int(first), int(then))
+async def _main(count: str, ledger: str = "") -> None:
+    await _add_all(LedgerRows() if ledger else Rows(), iter(range(int(count))))
 
 
 if __name__ == "__main__":

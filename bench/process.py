@@ -68,6 +68,13 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
+    def pause(self) -> None:
+        """Let it stand still until it is resumed. Its servers do not notice."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """End it and its children as a crash would."""
         with suppress(ProcessLookupError):

@@ -19,6 +19,12 @@ from worker.ledger.migrate import upgrade_on
 _CONNECTIONS = 300  # to PostgreSQL: two workers with a pool of 32 each, and what was killed a moment ago
 
 
+_ASIDE = "aside"
+_AT_WORK = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND state = 'active' AND backend_type = 'client backend' "
+    "AND pid <> pg_backend_pid()"
+)
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename !~ '^alembic|_version$'"
 
 
@@ -87,10 +93,27 @@ class PostgresServer:
     def port(self) -> int:
         return make_url(self.url).port or 5432
 
+    def create(self, name: str) -> "PostgresServer":
+        """Another database of the same server."""
+        with self.engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        return PostgresServer(make_url(self.url).set(database=name).render_as_string(hide_password=False))
+
+    def migrate(self) -> None:
+        """Create all tables."""
+        Table.metadata.create_all(self.engine)
+        with self.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            upgrade_on(connection)
+
     def number(self, query: str) -> int:
         """The one number that `query` gives."""
         with self.engine.connect() as connection:
             return int(connection.scalar(text(query)) or 0)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it has been asked something by others that it has not answered."""
+        return bool(self.number(_AT_WORK))
 
     def empty(self) -> None:
         """Remove all rows of all tables, but leave it migrated."""
@@ -105,6 +128,8 @@ class Servers:
 
     redis: RedisServer
     postgres: PostgresServer
+    aside: PostgresServer
+    """Another database of the same PostgreSQL, for who runs at the same time."""
     functional_redis: RedisServer | None
     """A Redis that has functions, for who needs them; often `redis` itself."""
 
@@ -114,6 +139,7 @@ class Servers:
             if server is not None:
                 server.client.flushall()
         self.postgres.empty()
+        self.aside.empty()
 
 
 @contextmanager
@@ -130,13 +156,13 @@ def started(redis_program: Path | None = None, *, functions: bool = True) -> Ite
     with ExitStack() as running:
         embedded = _OtherRedis(redis_program) if redis_program else EmbeddedRedis(tcp=True)
         main = _redis(running, embedded)
-        postgres = running.enter_context(EmbeddedPostgres(tcp=True, options={"max_connections": _CONNECTIONS}))
-        servers = Servers(main, PostgresServer(postgres.url), _functional(running, main) if functions else None)
-        running.callback(servers.postgres.engine.dispose)
-        Table.metadata.create_all(servers.postgres.engine)
-        with servers.postgres.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-            upgrade_on(connection)
-        yield servers
+        embedded_postgres = EmbeddedPostgres(tcp=True, options={"max_connections": _CONNECTIONS})
+        postgres = PostgresServer(running.enter_context(embedded_postgres).url)
+        aside = postgres.create(_ASIDE)
+        for database in (postgres, aside):
+            running.callback(database.engine.dispose)
+            database.migrate()
+        yield Servers(main, postgres, aside, _functional(running, main) if functions else None)
 
 
 def _functional(running: ExitStack, main: RedisServer) -> RedisServer | None:

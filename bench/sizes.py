@@ -16,6 +16,12 @@ class Sizes:
     first_inserts: int
     """Before the time begins."""
     inserts: int
+    beside_bare: int
+    """More than are done in all turns beside a bare loop."""
+    turns: int
+    """A round beside a bare loop, each one's."""
+    turn: float
+    """Seconds."""
     batch: int
     one_by_one: int
     trips: int
@@ -43,6 +49,9 @@ FULL = Sizes(
     noop=20_000,  # as in streaQ's benchmark
     first_inserts=600,
     inserts=6_000,
+    beside_bare=60_000,
+    turns=24,
+    turn=0.5,
     batch=20_000,
     one_by_one=2_000,
     trips=100,
@@ -63,6 +72,9 @@ QUICK = Sizes(
     noop=64,
     first_inserts=64,
     inserts=256,
+    beside_bare=4_000,
+    turns=2,
+    turn=0.1,
     batch=64,
     one_by_one=16,
     trips=50,

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from bench.bars import Bar, Finding
+from bench.by_turns import Runner
 from bench.contenders import ARQ, Contender, Library, enter
 from bench.environments import Environment
 from bench.figures import Figures, percentile
@@ -19,7 +20,9 @@ from bench.machine import stolen
 from bench.process import ContenderError, Process
 from bench.servers import PostgresServer, RedisServer, Servers
 from bench.turns import TurnCounter
+from bench.yardstick import Table
 from tests.conftest import StartRedis
+from tests.servers import as_dsn
 from tests.waiting import eventually
 
 _BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
@@ -28,7 +31,7 @@ _BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
 def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     """Tandem and stock arq are measured side by side, and what came of it is written down with the bars."""
     run = subprocess.run(
-        [*_BENCH, "--only", "noop,enqueue", "--output", str(tmp_path)],
+        [*_BENCH, "--only", "noop,bare,enqueue", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
@@ -40,6 +43,7 @@ def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
         "| no-op jobs, one process, concurrency 32, results kept, validation on: against arq | 30.0 x | 60.0 x |"
         in page
     )
+    assert "against a bare loop that runs the same statements | 0.85 x |  | not measured" not in page
     assert "| one enqueue: round trips | 1.0 |  | 1.0 | reached |" in page
     assert "Unfinished" not in page
     picture = ElementTree.parse(tmp_path / "results.svg").getroot()
@@ -88,14 +92,14 @@ def test_wrong_words_on_the_command_line_are_explained() -> None:
 
 def test_a_peer_that_is_not_installed_is_absent_for_a_reason(contender: Contender) -> None:
     """Nobody is left out silently."""
-    servers = Servers(contender.redis, contender.postgres, None)
+    servers = Servers(contender.redis, contender.postgres, contender.postgres, None)
     missing = Library("none", "None", "none", "none", "", environment=Environment("never-made", ()))
     assert enter(missing, servers) == "it is not installed: `make bench-peers`"
 
 
 def test_a_peer_that_needs_another_server_is_absent_for_a_reason(contender: Contender) -> None:
     """A store that cannot serve a peer is named."""
-    servers = Servers(contender.redis, contender.postgres, None)
+    servers = Servers(contender.redis, contender.postgres, contender.postgres, None)
     demanding = Library("arq", "arq", "arq", "bench.peers.arq", "", needs_functions=True)
     reason = enter(demanding, servers)
     assert isinstance(reason, str)
@@ -123,6 +127,44 @@ def test_a_program_that_ends_says_why() -> None:
     program = [sys.executable, "-c", "import sys; sys.exit('out of ink')"]
     with Process(program, {}) as process, pytest.raises(ContenderError, match=r"exit code 1.*out of ink"):
         process.told("began")
+
+
+_ADDS_ROWS = """
+import os, psycopg
+with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+    while True:
+        connection.execute("INSERT INTO bench_rows (number) VALUES (1)")
+"""
+
+
+def test_a_program_stands_still_while_it_is_not_its_turn(database_url: str) -> None:
+    """What counts is what was added in its turns, and between them it adds nothing."""
+    postgres = PostgresServer(database_url)
+    Table.metadata.create_all(postgres.engine)
+    program = [sys.executable, "-c", _ADDS_ROWS]
+    with Process(program, {"DATABASE_URL": as_dsn(postgres.engine.url)}) as process:
+        runner = Runner(process, postgres)
+        runner.warm_up(rows=10)
+        before = postgres.number("SELECT count(*) FROM bench_rows")
+        for _ in range(2):
+            assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+            runner.take_turn(0.1)
+        added = postgres.number("SELECT count(*) FROM bench_rows") - before
+        assert 0 < runner.speed <= added / 0.2
+        assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+    postgres.engine.dispose()
+
+
+def test_a_program_that_adds_nothing_has_failed(database_url: str) -> None:
+    """Nobody is told to be slow who did not work at all."""
+    postgres = PostgresServer(database_url)
+    Table.metadata.create_all(postgres.engine)
+    with Process([sys.executable, "-c", "import time; time.sleep(60)"], {}) as process:
+        runner = Runner(process, postgres)
+        runner.take_turn(0.1)
+        with pytest.raises(ContenderError, match="it added no row"):
+            _ = runner.speed
+    postgres.engine.dispose()
 
 
 def test_round_trips_are_counted_and_not_commands(own_redis: StartRedis) -> None:
