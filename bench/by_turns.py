@@ -5,6 +5,7 @@ after the other.
 """
 
 import time
+from collections.abc import Callable
 
 from bench.process import PATIENCE, ContenderError, Process
 from bench.progress import Step
@@ -35,12 +36,7 @@ class Runner:
 
     def warm_up(self, rows: int) -> None:
         """Let it add its first rows."""
-        deadline = time.monotonic() + PATIENCE
-        while self._count() < rows:
-            self._process.check()
-            if time.monotonic() > deadline:
-                raise ContenderError(f"it did not add {rows} rows within {PATIENCE:g} s; {self._process.last_words()}")
-            time.sleep(_PAUSE)
+        self._wait_until(lambda: self._count() >= rows, f"it did not add {rows} rows")
         self._stop()
 
     def take_turn(self, seconds: float) -> None:
@@ -56,9 +52,15 @@ class Runner:
     def _stop(self) -> None:
         """What it has sent by now is its own, and its server is not to be at it while it is the other one's turn."""
         self._process.pause()
-        while self._postgres.is_at_work:
+        self._wait_until(lambda: not self._postgres.is_at_work, "its database did not come to rest")
+
+    def _wait_until(self, reached: Callable[[], bool], otherwise: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not reached():
+            self._process.check()
+            if time.monotonic() > deadline:
+                raise ContenderError(f"{otherwise} within {PATIENCE:g} s; {self._process.last_words()}")
             time.sleep(_PAUSE)
-        self._process.check()
 
     def _count(self) -> int:
         return self._postgres.number("SELECT count(*) FROM bench_rows")

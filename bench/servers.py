@@ -20,10 +20,11 @@ _CONNECTIONS = 300  # to PostgreSQL: two workers with a pool of 32 each, and wha
 
 
 _ASIDE = "aside"
+# What waits for its client, in the middle of a statement, or for a lock of somebody who does, is not at work.
 _AT_WORK = (
     "SELECT count(*) FROM pg_stat_activity "
     "WHERE datname = current_database() AND state = 'active' AND backend_type = 'client backend' "
-    "AND pid <> pg_backend_pid()"
+    "AND coalesce(wait_event_type, '') NOT IN ('Client', 'Lock') AND pid <> pg_backend_pid()"
 )
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename !~ '^alembic|_version$'"
 
@@ -112,7 +113,7 @@ class PostgresServer:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether it has been asked something by others that it has not answered."""
+        """Whether it is doing something for others."""
         return bool(self.number(_AT_WORK))
 
     def empty(self) -> None:

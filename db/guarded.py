@@ -50,6 +50,10 @@ class Guarded(sa_orm.Session):
         self.use.refuse_if_busy()
         super().add(instance, _warn=_warn)
 
+    def begin(self, nested: bool = False) -> sa_orm.SessionTransaction:
+        self.use.check()
+        return super().begin(nested)
+
     def rollback(self) -> None:
         try:
             super().rollback()

@@ -318,6 +318,8 @@ async def test_orphan_adds_an_object(rows: Count, postgres: Observer) -> None:
 
 
 LATE: dict[str, Callable[[Any], object]] = {
+    "begin": lambda inner: inner.begin(),
+    "begin_nested": lambda inner: inner.begin_nested(),
     "bulk_insert_mappings": lambda inner: inner.bulk_insert_mappings(Note, [{"words": "late"}]),
     "bulk_save_objects": lambda inner: inner.bulk_save_objects([Note(words="late")]),
     "bulk_update_mappings": lambda inner: inner.bulk_update_mappings(Note, [{"id": 1, "words": "late"}]),
