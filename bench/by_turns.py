@@ -1,7 +1,7 @@
 """Two programs that live at the same time and run by turns, a moment each.
 
-A machine's moods last for some seconds, and are those of both then. So a ratio is known better than from two runs, one
-after the other.
+A machine's moods last for some seconds: so both have the same ones, and their ratio is known better than from two runs,
+one after the other.
 """
 
 import time
@@ -15,11 +15,16 @@ _PAUSE = 0.002  # seconds between two looks
 
 
 class Runner:
-    """A program that adds rows to a database of its own, and is stopped while it is not its turn."""
+    """A program that adds rows to a database of its own, and is stopped while it is not its turn.
 
-    def __init__(self, process: Process, postgres: PostgresServer) -> None:
+    Args:
+        name: what it is called where it fails.
+    """
+
+    def __init__(self, process: Process, postgres: PostgresServer, name: str) -> None:
         self._process = process
         self._postgres = postgres
+        self._name = name
         self._rows = 0
         self._seconds = 0.0
 
@@ -31,13 +36,14 @@ class Runner:
             ContenderError: there were none.
         """
         if self._rows == 0:
-            raise ContenderError(f"it added no row in {self._seconds:.1f} s; {self._process.last_words()}")
+            raise self._error(f"added no row in {self._seconds:.1f} s")
         return self._rows / self._seconds
 
     def warm_up(self, rows: int) -> None:
         """Let it add its first rows."""
-        self._wait_until(lambda: self._count() >= rows, f"it did not add {rows} rows")
-        self._stop()
+        self._wait_until(lambda: self._count() >= rows, f"did not add {rows} rows")
+        self._process.pause()
+        self._come_to_rest()
 
     def take_turn(self, seconds: float) -> None:
         """Let it run for so long."""
@@ -46,21 +52,30 @@ class Runner:
         time.sleep(seconds)
         self._process.pause()
         self._seconds += time.monotonic() - begun
-        self._stop()
+        self._come_to_rest()
         self._rows += self._count() - before
 
-    def _stop(self) -> None:
-        """What it has sent by now is its own, and its server is not to be at it while it is the other one's turn."""
-        self._process.pause()
-        self._wait_until(lambda: not self._postgres.is_at_work, "its database did not come to rest")
+    def _come_to_rest(self) -> None:
+        """What it has sent by now counts, and PostgreSQL is not to be at it while it is the other one's turn."""
+        self._wait_until(lambda: not self._postgres.is_at_work, "did not let its database come to rest")
+        self._check()
 
     def _wait_until(self, reached: Callable[[], bool], otherwise: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while not reached():
-            self._process.check()
+            self._check()
             if time.monotonic() > deadline:
-                raise ContenderError(f"{otherwise} within {PATIENCE:g} s; {self._process.last_words()}")
+                raise self._error(f"{otherwise} within {PATIENCE:g} s")
             time.sleep(_PAUSE)
+
+    def _check(self) -> None:
+        try:
+            self._process.check()
+        except ContenderError as error:
+            raise ContenderError(f"{self._name}: {error}") from None
+
+    def _error(self, problem: str) -> ContenderError:
+        return ContenderError(f"{self._name} {problem}; {self._process.last_words()}")
 
     def _count(self) -> int:
         return self._postgres.number("SELECT count(*) FROM bench_rows")

@@ -11,7 +11,7 @@ _HOW = (
     "{rounds}. They take turns, another one begins each round, and the servers are emptied in between. Figures are "
     "medians; a ratio is the median of the ratios within the rounds. Logging is at the level of warnings for all, a "
     "line only for jobs that fail. After each measurement the jobs that ended well are counted, by the library's own "
-    "account; one that did not complete them all is not listed but named."
+    "account, or, beside a bare loop, their rows; one that did not complete them all is not listed but named."
 )
 
 

@@ -17,8 +17,6 @@ from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 from worker.ledger.migrate import upgrade_on
 
 _CONNECTIONS = 300  # to PostgreSQL: two workers with a pool of 32 each, and what was killed a moment ago
-
-
 _ASIDE = "aside"
 # What waits for its client, in the middle of a statement, or for a lock of somebody who does, is not at work.
 _AT_WORK = (

@@ -19,7 +19,7 @@ class Sizes:
     beside_bare: int
     """More than are done in all turns beside a bare loop."""
     turns: int
-    """A round beside a bare loop, each one's."""
+    """That each of the two gets in a round beside a bare loop."""
     turn: float
     """Seconds."""
     batch: int

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import sqlalchemy.exc
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 
 from db.blocks import OwnedBlock, Savepoint, Transaction
 from db.callbacks import Callbacks, follow
@@ -43,16 +43,17 @@ class Guarded(sa_orm.Session):
         """Whether a flush would send anything."""
         return not self._is_clean()  # the public `new` and `deleted` make a set of all their objects each time
 
+    def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
+        # Every statement and every flush asks for its bind first, those inside an operation, too.
+        self.use.check()
+        return super().get_bind(*args, **kwargs)
+
     def add(self, instance: object, *, _warn: bool = True) -> None:
         # The event below comes after SQLAlchemy has begun a transaction, and not for an object that it has already.
         self.use.check()
         # It would miss one that is added while another coroutine's flush is in flight.
         self.use.refuse_if_busy()
         super().add(instance, _warn=_warn)
-
-    def begin(self, nested: bool = False) -> sa_orm.SessionTransaction:
-        self.use.check()
-        return super().begin(nested)
 
     def rollback(self) -> None:
         try:
@@ -237,8 +238,7 @@ def _name_as(operation: Any, of: type, name: str) -> None:
 
 # Set here, so that the types stay SQLAlchemy's. All that talks to the database comes down to these, in an AsyncSession
 # and in lazy loads, too;
-_BULK = ("bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings")
-for _name in ("connection", "execute", "flush", "scalar", "scalars", *_BULK):
+for _name in ("connection", "execute", "flush", "scalar", "scalars"):
     setattr(Guarded, _name, _exclusive_here(_name))
 # these do so several times, or not at all where they find what they need, and are one operation all the same.
 for _name in ("delete", "delete_all", "get", "get_one", "merge", "merge_all", "refresh", "run_sync"):

@@ -143,7 +143,7 @@ def test_a_program_stands_still_while_it_is_not_its_turn(database_url: str) -> N
     Table.metadata.create_all(postgres.engine)
     program = [sys.executable, "-c", _ADDS_ROWS]
     with Process(program, {"DATABASE_URL": as_dsn(postgres.engine.url)}) as process:
-        runner = Runner(process, postgres)
+        runner = Runner(process, postgres, "the program")
         runner.warm_up(rows=10)
         before = postgres.number("SELECT count(*) FROM bench_rows")
         for _ in range(2):
@@ -160,10 +160,22 @@ def test_a_program_that_adds_nothing_has_failed(database_url: str) -> None:
     postgres = PostgresServer(database_url)
     Table.metadata.create_all(postgres.engine)
     with Process([sys.executable, "-c", "import time; time.sleep(60)"], {}) as process:
-        runner = Runner(process, postgres)
+        runner = Runner(process, postgres, "the program")
         runner.take_turn(0.1)
-        with pytest.raises(ContenderError, match="it added no row"):
+        with pytest.raises(ContenderError, match="the program added no row"):
             _ = runner.speed
+    postgres.engine.dispose()
+
+
+def test_a_program_that_ends_in_its_turn_has_failed(database_url: str) -> None:
+    """Nobody is told to be slow, or the other one fast, because one of them has died."""
+    postgres = PostgresServer(database_url)
+    Table.metadata.create_all(postgres.engine)
+    with Process([sys.executable, "-c", "import sys; sys.exit('out of ink')"], {}) as process:
+        runner = Runner(process, postgres, "the program")
+        with pytest.raises(ContenderError, match=r"the program: it ended with exit code 1.*out of ink"):
+            for _ in range(100):
+                runner.take_turn(0.1)
     postgres.engine.dispose()
 
 

@@ -40,11 +40,12 @@ def run(stage: Stage) -> Section:
     return Section(
         title="Jobs that add a row, beside a bare loop",
         method="The same jobs, and a loop that does what they do with 32 sessions at once and nothing around them. "
-        "With `once=False` a job does not tell the ledger, and may happen again. Worker and loop live at the same "
-        f"time, each with a database of its own, and run by turns, {sizes.turns} of {sizes.turn:g} s each a round: "
-        "while one runs, the other one is stopped (SIGSTOP). Who begins changes from turn to turn. Each has added "
+        "With `once=False` a job does not tell the ledger, and may happen again. Worker and loop live at the "
+        f"same time, each with its own database, and take turns of {sizes.turn:g} s, {sizes.turns} of them each a "
+        "round: while one runs, the other one is stopped (SIGSTOP). Who begins changes from turn to turn. Each has added "
         f"{sizes.first_inserts} rows before, for which its connections were opened. A speed is that of a round: the "
-        "rows of all its turns by their seconds.",
+        "rows that were added in all turns, divided by their seconds. Of each row is made sure that no other job has "
+        "added it, too, and with the ledger that it knows of the job.",
         header=("", "jobs/s", "range"),
         rows=[(key, f"{speed.median:,.0f}", f"{speed.low:,.0f} to {speed.high:,.0f}") for key, speed in speeds.items()],
         findings=[
@@ -60,10 +61,10 @@ def _measure(stage: Stage, task: str, step: Step, *, with_ledger: bool) -> _Spee
     tandem.enqueue(task, sizes.beside_bare)
     command = [sys.executable, "-m", "bench.bare_loop", str(sizes.beside_bare), *(["ledger"] if with_ledger else [])]
     with Process(command, {"DATABASE_URL": aside.url}) as loop:
-        bare = Runner(loop, aside)
+        bare = Runner(loop, aside, "the bare loop")
         bare.warm_up(sizes.first_inserts)
         with tandem.worker() as worker:
-            ours = Runner(worker, tandem.postgres)
+            ours = Runner(worker, tandem.postgres, "the worker")
             ours.warm_up(sizes.first_inserts)
             take_turns(ours, bare, turns=sizes.turns, seconds=sizes.turn, step=step)
             for postgres in (tandem.postgres, aside):
@@ -72,7 +73,7 @@ def _measure(stage: Stage, task: str, step: Step, *, with_ledger: bool) -> _Spee
 
 
 def _check(postgres: PostgresServer, most: int, *, with_ledger: bool) -> None:
-    """Raise `ContenderError` unless each job that has run added one row, and told the ledger if it was to."""
+    """Raise `ContenderError` if a job has added two rows, or has not told the ledger though it was to."""
     rows = postgres.number("SELECT count(*) FROM bench_rows")
     if rows >= most:
         raise ContenderError(f"{most} jobs are too few: they had ended before the last turn had")

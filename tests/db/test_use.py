@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
+from sqlalchemy.orm import object_session
 from sqlalchemy.util import greenlet_spawn
 
 import db
@@ -318,8 +319,7 @@ async def test_orphan_adds_an_object(rows: Count, postgres: Observer) -> None:
 
 
 LATE: dict[str, Callable[[Any], object]] = {
-    "begin": lambda inner: inner.begin(),
-    "begin_nested": lambda inner: inner.begin_nested(),
+    "begin": lambda inner: inner.begin().connection(None),
     "bulk_insert_mappings": lambda inner: inner.bulk_insert_mappings(Note, [{"words": "late"}]),
     "bulk_save_objects": lambda inner: inner.bulk_save_objects([Note(words="late")]),
     "bulk_update_mappings": lambda inner: inner.bulk_update_mappings(Note, [{"id": 1, "words": "late"}]),
@@ -338,6 +338,26 @@ async def test_inner_session_after_the_end(operation: Callable[[Any], object], p
     with pytest.raises(db.ScopeEndedError):
         await greenlet_spawn(operation, inner)
     assert await postgres.idle_in_transaction() == 0
+
+
+async def test_flush_is_stopped_between_two_tables() -> None:
+    """Who is told to stop sends nothing more, also in the middle of what is one operation."""
+
+    def stop(_mapper: object, _connection: object, note: Note) -> None:
+        inner: Any = object_session(note)
+        inner.use.stop(ZeroDivisionError())
+
+    event.listen(Note, "after_insert", stop)
+    try:
+        with contextlib.suppress(ZeroDivisionError):
+            async with db.scope():
+                session = await db.session()
+                session.add(Note(words="a", comments=[Comment()]))
+                with pytest.raises(ZeroDivisionError):
+                    await session.flush()
+                raise ZeroDivisionError
+    finally:
+        event.remove(Note, "after_insert", stop)
 
 
 async def test_closing_after_the_end_does_nothing() -> None:
