@@ -42,10 +42,10 @@ def run(stage: Stage) -> Section:
         method="The same jobs, and a loop that does what they do with 32 sessions at once and nothing around them. "
         "With `once=False` a job does not tell the ledger, and may happen again. Worker and loop live at the "
         f"same time, each with its own database, and take turns of {sizes.turn:g} s, {sizes.turns} of them each a "
-        "round: while one runs, the other one is stopped (SIGSTOP). Who begins changes from turn to turn. Each has added "
-        f"{sizes.first_inserts} rows before, for which its connections were opened. A speed is that of a round: the "
-        "rows that were added in all turns, divided by their seconds. Of each row is made sure that no other job has "
-        "added it, too, and with the ledger that it knows of the job.",
+        "round: while one runs, the other one is stopped (SIGSTOP). Who begins changes from turn to turn. Each has "
+        f"added {sizes.first_inserts} rows before, for which its connections were opened. A speed is that of a round: "
+        "the rows that were added in all turns, divided by their seconds. No two rows may be of one job, and the "
+        "ledger must know of each that was to tell it.",
         header=("", "jobs/s", "range"),
         rows=[(key, f"{speed.median:,.0f}", f"{speed.low:,.0f} to {speed.high:,.0f}") for key, speed in speeds.items()],
         findings=[
