@@ -57,13 +57,12 @@ def _measure(stage: Stage, names: Sequence[str], output: Path | None) -> int:
         stage.progress.say(f"{what}: {fact}")
     for title, why in stage.absent.items():
         stage.progress.say(f"{title} is ABSENT: {why}")
-    steal = machine.Steal()
     sections: list[Section] = []
     for number, name in enumerate(names, 1):
         sections.append(SCENARIOS[name](stage))
         if output is not None:
-            _write(output, stage, {**facts, **steal.fact()}, sections, to_come=names[number:])
-    for what, fact in steal.fact().items():
+            _write(output, stage, {**facts, **stage.disturbances.fact()}, sections, to_come=names[number:])
+    for what, fact in stage.disturbances.fact().items():
         stage.progress.say(f"{what}: {fact}")
     console.print(f"\n{report.verdicts(sections)}", markup=False)
     if output is not None:

@@ -32,10 +32,34 @@ class Steal:
     def __init__(self) -> None:
         self._before = psutil.cpu_times()._asdict()
 
+    def share(self) -> float | None:
+        """Of all time; None where the system does not count it."""
+        return stolen(self._before, psutil.cpu_times()._asdict())
+
+
+class Disturbances:
+    """What the host has spoiled in a whole run."""
+
+    def __init__(self) -> None:
+        self._steal = Steal()
+        self._measured = self._repeated = 0
+        self._worst = 0.0
+
+    def note(self, tries: int, share: float) -> None:
+        """A measurement took so many tries, and the host `share` of the time of the one that counts."""
+        self._measured += 1
+        self._repeated += tries > 1
+        self._worst = max(self._worst, share)
+
     def fact(self) -> Mapping[str, str]:
         """Nothing where the system does not count it."""
-        share = stolen(self._before, psutil.cpu_times()._asdict())
-        return {} if share is None else {"Taken by the host meanwhile": f"{share:.1%} of the cores' time"}
+        share = self._steal.share()
+        if share is None:
+            return {}
+        return {
+            "Taken by the host meanwhile": f"{share:.1%} of the cores' time, {self._worst:.0%} at most in what counts; "
+            f"{self._repeated} of {self._measured} measurements were made again for that"
+        }
 
 
 def stolen(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:

@@ -4,14 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.contenders import Contender
 from bench.section import Section
-from bench.stage import Stage
+from bench.stage import LONG, LOUD, Stage
 
 _HOW = (
     "Made by `make bench`. All sides run in one go on one machine, each contender in its own process and environment, "
     "{rounds}. They take turns, another one begins each round, and the servers are emptied in between. Figures are "
-    "medians; a ratio is the median of the ratios within the rounds. Logging is at the level of warnings for all, a "
-    "line only for jobs that fail. After each measurement the jobs that ended well are counted, by the library's own "
-    "account, or, beside a bare loop, their rows; one that did not complete them all is not listed but named."
+    "medians; a ratio is the median of the ratios within the rounds. A measurement in which the host took more than "
+    f"{LOUD:.0%} of the cores' time is made again, and of {{tries}} tries that counts in which it took least; but none "
+    f"that takes {LONG:g} seconds. Logging is at the level of warnings for all, a line only for jobs that fail. After "
+    "each measurement the jobs that ended well are counted, by the library's own account, or, beside a bare loop, "
+    "their rows; one that did not complete them all is not listed but named."
 )
 
 
@@ -30,7 +32,7 @@ def markdown(
     parts = [
         "# Measurements",
         *([f"**Unfinished**: {', '.join(to_come)} are still to come."] if to_come else []),
-        _HOW.format(rounds=rounds),
+        _HOW.format(rounds=rounds, tries=sizes.tries),
         "\n".join(f"- {what}: {fact}" for what, fact in machine.items()),
         *([f"![Tandem beside the others]({plot})"] if plot else []),
         "## What is promised",

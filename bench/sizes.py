@@ -12,6 +12,8 @@ class Sizes:
     """Where a bar is a fraction of something measured beside it: a machine's ups and downs alone come to more."""
     bare_rounds: int
     """Beside a bare loop, likewise."""
+    tries: int
+    """Of a measurement that the host disturbs."""
     noop: int
     first_inserts: int
     """Before the time begins."""
@@ -46,6 +48,7 @@ FULL = Sizes(
     rounds=3,
     close_rounds=5,
     bare_rounds=9,
+    tries=3,
     noop=20_000,  # as in streaQ's benchmark
     first_inserts=600,
     inserts=6_000,
@@ -69,6 +72,7 @@ QUICK = Sizes(
     rounds=1,
     close_rounds=1,
     bare_rounds=1,
+    tries=1,
     noop=64,
     first_inserts=64,
     inserts=256,

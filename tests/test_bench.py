@@ -1,24 +1,30 @@
 """The measurements run, count what they measure, and leave nothing behind. How fast anything is, is not asked here."""
 
 import asyncio
+import itertools
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import psutil
 import pytest
 import redis
+from rich.console import Console
 
 from bench.bars import Bar, Finding
 from bench.by_turns import Runner
 from bench.contenders import ARQ, Contender, Library, enter
 from bench.environments import Environment
 from bench.figures import Figures, percentile
-from bench.machine import stolen
+from bench.machine import Steal, stolen
 from bench.process import ContenderError, Process
+from bench.progress import Progress
 from bench.servers import PostgresServer, RedisServer, Servers
+from bench.sizes import QUICK
+from bench.stage import Stage
 from bench.turns import TurnCounter
 from bench.yardstick import Table
 from tests.conftest import StartRedis
@@ -104,6 +110,25 @@ def test_a_peer_that_needs_another_server_is_absent_for_a_reason(contender: Cont
     reason = enter(demanding, servers)
     assert isinstance(reason, str)
     assert reason.startswith(f"it needs functions in Redis, which {contender.redis.title} has not")
+
+
+@pytest.mark.parametrize(
+    ("shares", "counts"),
+    [([0.0], 1), ([0.3, 0.04], 2), ([0.3, 0.2, 0.25], 2), ([None], 1)],
+    ids=["quiet", "quiet then", "never quiet", "not counted"],
+)
+def test_what_the_host_has_disturbed_is_measured_again(
+    shares: list[float | None], counts: int, contender: Contender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first measurement counts that the host has left alone, or else the one that it has disturbed least."""
+    Table.metadata.create_all(contender.postgres.engine)
+    servers = Servers(contender.redis, contender.postgres, contender.postgres, None)
+    stage = Stage(replace(QUICK, tries=3), servers, contender, (), {}, Progress(Console(quiet=True)))
+    taken, made = iter(shares), itertools.count(1)
+    monkeypatch.setattr(Steal, "share", lambda _: next(taken))
+    results = stage.alternate("a scenario", {"one": lambda _: next(made)}, str, rounds=1)
+    assert results.values == {"one": [counts]}
+    assert next(taken, "none is left") == "none is left"
 
 
 @pytest.fixture
