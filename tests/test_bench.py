@@ -5,6 +5,7 @@ import itertools
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -121,7 +122,6 @@ def test_what_the_host_has_disturbed_is_measured_again(
     shares: list[float | None], counts: int, contender: Contender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first measurement counts that the host has left alone, or else the one that it has disturbed least."""
-    Table.metadata.create_all(contender.postgres.engine)
     servers = Servers(contender.redis, contender.postgres, contender.postgres, None)
     stage = Stage(replace(QUICK, tries=3), servers, contender, (), {}, Progress(Console(quiet=True)))
     taken, made = iter(shares), itertools.count(1)
@@ -132,10 +132,19 @@ def test_what_the_host_has_disturbed_is_measured_again(
 
 
 @pytest.fixture
-def contender(own_redis: StartRedis, database_url: str) -> Contender:
+def contender(own_redis: StartRedis, postgres: PostgresServer) -> Contender:
     """Stock arq, on an empty Redis."""
     server = RedisServer(own_redis().url.rpartition("/")[0])
-    return Contender(ARQ, ARQ.version or "", server, PostgresServer(database_url))
+    return Contender(ARQ, ARQ.version or "", server, postgres)
+
+
+@pytest.fixture
+def postgres(database_url: str) -> Iterator[PostgresServer]:
+    """With the table that jobs add rows to."""
+    server = PostgresServer(database_url)
+    Table.metadata.create_all(server.engine)
+    yield server
+    server.engine.dispose()
 
 
 def test_a_contender_that_lost_a_job_has_failed(contender: Contender) -> None:
@@ -162,10 +171,8 @@ with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
 """
 
 
-def test_a_program_stands_still_while_it_is_not_its_turn(database_url: str) -> None:
+def test_a_program_stands_still_while_it_is_not_its_turn(postgres: PostgresServer) -> None:
     """What counts is what was added in its turns, and between them it adds nothing."""
-    postgres = PostgresServer(database_url)
-    Table.metadata.create_all(postgres.engine)
     program = [sys.executable, "-c", _ADDS_ROWS]
     with Process(program, {"DATABASE_URL": as_dsn(postgres.engine.url)}) as process:
         runner = Runner(process, postgres, "the program")
@@ -177,31 +184,24 @@ def test_a_program_stands_still_while_it_is_not_its_turn(database_url: str) -> N
         added = postgres.number("SELECT count(*) FROM bench_rows") - before
         assert 0 < runner.speed <= added / 0.2
         assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
-    postgres.engine.dispose()
 
 
-def test_a_program_that_adds_nothing_has_failed(database_url: str) -> None:
+def test_a_program_that_adds_nothing_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow who did not work at all."""
-    postgres = PostgresServer(database_url)
-    Table.metadata.create_all(postgres.engine)
     with Process([sys.executable, "-c", "import time; time.sleep(60)"], {}) as process:
         runner = Runner(process, postgres, "the program")
         runner.take_turn(0.1)
         with pytest.raises(ContenderError, match="the program added no row"):
             _ = runner.speed
-    postgres.engine.dispose()
 
 
-def test_a_program_that_ends_in_its_turn_has_failed(database_url: str) -> None:
+def test_a_program_that_ends_in_its_turn_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow, or the other one fast, because one of them has died."""
-    postgres = PostgresServer(database_url)
-    Table.metadata.create_all(postgres.engine)
     with Process([sys.executable, "-c", "import sys; sys.exit('out of ink')"], {}) as process:
         runner = Runner(process, postgres, "the program")
         with pytest.raises(ContenderError, match=r"the program: it ended with exit code 1.*out of ink"):
             for _ in range(100):
                 runner.take_turn(0.1)
-    postgres.engine.dispose()
 
 
 def test_round_trips_are_counted_and_not_commands(own_redis: StartRedis) -> None:
