@@ -69,7 +69,7 @@ class Process:
         return self._process.pid
 
     def pause(self) -> None:
-        """Let it stand still until it is resumed. Its servers do not notice."""
+        """Let it stand still until it is resumed; its connections stay open."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:

@@ -16,7 +16,7 @@ from bench.tables import against, chart, speed_rows
 
 def run(stage: Stage) -> Section:
     sizes = stage.sizes
-    entrants: dict[str, Measure[float]] = {one.key: partial(measure, one, sizes) for one in stage.contenders}
+    entrants: dict[str, Measure[float]] = {one.key: partial(_measure, one, sizes) for one in stage.contenders}
     results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
     speeds = figures(results)
     return Section(
@@ -33,16 +33,16 @@ def run(stage: Stage) -> Section:
     )
 
 
-def measure(contender: Contender, sizes: Sizes, step: Step, *, task: str = "insert") -> float:
+def _measure(contender: Contender, sizes: Sizes, step: Step) -> float:
     """Jobs a second."""
     count = sizes.inserts + sizes.first_inserts
-    contender.enqueue(task, count)
+    contender.enqueue("insert", count)
     speed = run_down(contender, step, count, warm_up=sizes.first_inserts, completed=count)
-    check_rows(contender.postgres, count)
+    _check_rows(contender.postgres, count)
     return speed
 
 
-def check_rows(postgres: PostgresServer, count: int) -> None:
+def _check_rows(postgres: PostgresServer, count: int) -> None:
     """Raise `ContenderError` unless each of `count` rows was added."""
     rows = postgres.number("SELECT count(DISTINCT number) FROM bench_rows")
     if rows != count:
