@@ -22,15 +22,14 @@ from db.transient import sqlstate
 
 _MARK = "db.poisoned"
 _READ_ONLY = "25006"
-# Comments may come first.
-_START = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
 _TO_SAVEPOINT = r"rollback\s+(?:work\s+|transaction\s+)?to\b"
 _ENDS_TRANSACTION = re.compile(
-    rf"{_START}(?!{_TO_SAVEPOINT})"
-    r"(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback)\b",
-    re.IGNORECASE | re.DOTALL,
+    rf"(?!{_TO_SAVEPOINT})(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback)\b", re.IGNORECASE
 )
-_ROLLS_BACK_TO_SAVEPOINT = re.compile(_START + _TO_SAVEPOINT, re.IGNORECASE | re.DOTALL)
+_ROLLS_BACK_TO_SAVEPOINT = re.compile(_TO_SAVEPOINT, re.IGNORECASE)
+# One pattern for all that may come first would try ever more ways through several comments.
+_BEFORE_WORDS = re.compile(r"[\s;]+|--.*|/\*")
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
 _SHORT = 4096  # characters; longer statements are read each time, as to remember them would be to keep them
 
 
@@ -183,10 +182,30 @@ def _execute(execute: Callable[..., None], cursor: Any, statement: str, *rest: A
 
 
 def _read(statement: str) -> _Reading:
-    found = None if statement == sqlite.BEGIN else _ENDS_TRANSACTION.match(statement)
-    to_savepoint = _ROLLS_BACK_TO_SAVEPOINT.match(statement) is not None
+    start = _first_word(statement)
+    found = None if statement == sqlite.BEGIN else _ENDS_TRANSACTION.match(statement, start)
+    to_savepoint = _ROLLS_BACK_TO_SAVEPOINT.match(statement, start) is not None
     reading = _Reading(None if found is None else found[1].upper(), to_savepoint, ";" in statement)
     return _HARMLESS if reading == _HARMLESS else reading
+
+
+def _first_word(statement: str) -> int:
+    """Where the first word of `statement` begins, after what the server ignores."""
+    at = 0
+    while before := _BEFORE_WORDS.match(statement, at):
+        at = _end_of_comment(statement, at) if before[0] == "/*" else before.end()
+    return at
+
+
+def _end_of_comment(statement: str, start: int) -> int:
+    """PostgreSQL's comments nest. SQLite's do not: what has no end for the one ends at the first `*/` for the other."""
+    depth = 0
+    for edge in _COMMENT_EDGE.finditer(statement, start):
+        depth += 1 if edge[0] == "/*" else -1
+        if depth == 0:
+            return edge.end()
+    first = statement.find("*/", start + 2)
+    return len(statement) if first < 0 else first + 2
 
 
 # A job's few statements come again and again; to look one up, whose text is kept for it, costs less than to read it.

@@ -29,8 +29,9 @@ from db.errors import (
     UnownedSessionError,
     WrongLoopError,
 )
-from db.guarded import AsyncSession, Guarded, Session, sync_part
+from db.guarded import AsyncSession, Session, sync_part
 from db.unit import Unit, run_on_commit
+from db.waiting import WaitingCallbacks
 
 __all__ = ["Scope", "Unit", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
 
@@ -55,8 +56,7 @@ class Scope:
         """In the order in which they commit: that of their first use, the default database's last."""
         self._owned: tuple[Unit, ...] = ()
         self._by_database: dict[Database[Any], Unit] = {}
-        # Made before there is a session to run them around. There are hardly ever any, so that is asked first.
-        self._early_callbacks: dict[Database[Any], Callbacks] = {}
+        self._waiting = WaitingCallbacks()
         self._had_committed = False
         self.is_lent = False
         """Whether it uses a session of its opener's: then that one's transaction is not its own."""
@@ -70,7 +70,7 @@ class Scope:
     @property
     def is_unused(self) -> bool:
         """Whether nobody has asked for a session, nor for a callback."""
-        return not (self.units or self._early_callbacks)
+        return not (self.units or self._waiting)
 
     @property
     def has_committed(self) -> bool:
@@ -88,7 +88,7 @@ class Scope:
     @property
     def has_begun(self) -> bool:
         """Whether a rollback would lose something."""
-        return any(unit.has_begun for unit in self.units) or any(self._early_callbacks.values())
+        return any(unit.has_begun for unit in self.units) or any(self._waiting.values())
 
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
@@ -184,7 +184,7 @@ class Scope:
     async def _end_committed(self) -> None:
         self._state = _State.ENDED
         self._seal(self._owned, None)
-        if self._owned or self._early_callbacks:
+        if self._owned or self._waiting:
             await to_the_end(self._commit_and_close())
 
     async def _end_rolled_back(self) -> None:
@@ -196,16 +196,15 @@ class Scope:
         """What is made from here on belongs to the next COMMIT."""
         for unit in units:
             unit.callbacks.seal()
-        if self._early_callbacks:
-            for early in self._early(database):
-                self._early_callbacks[early].seal()
+        if self._waiting:
+            self._waiting.seal(database)
 
     async def _commit_and_close(self) -> None:
         due: list[OnCommit] = []
         try:
             await self._commit_each(self._owned, due, last=True)
-            if self._early_callbacks:
-                due += self._take_early_callbacks(None)
+            if self._waiting:
+                due += self._waiting.take_on_commit(None)
         finally:
             await self._close_all()
             if due:
@@ -215,8 +214,8 @@ class Scope:
         due: list[OnCommit] = []
         try:
             await self._commit_each(self._chosen(database), due)
-            if self._early_callbacks:
-                due += self._take_early_callbacks(database)
+            if self._waiting:
+                due += self._waiting.take_on_commit(database)
         finally:
             await run_on_commit(due)
 
@@ -225,17 +224,16 @@ class Scope:
         for unit in chosen():
             unit.use.refuse_if_busy()
         while True:
-            if self._early_callbacks:
-                for waiting in self._waiting_for_session(database):
-                    await self.unit(waiting)
+            if self._waiting:
+                for each in self._waiting.that_want_a_session(database):
+                    await self.unit(each)
             for unit in chosen():
                 await unit.prepare()
             if not self._wants_more(chosen(), database):
                 return
 
     async def _abandon(self, database: Database[Any] | None, act: Callable[[Unit], Awaitable[None]]) -> None:
-        for early in self._early(database):
-            del self._early_callbacks[early]
+        self._waiting.drop(database)
         for unit in self._chosen(database):
             await act(unit)
 
@@ -275,19 +273,12 @@ class Scope:
         if self.units or self.parent is not None:
             refuse_nested_writer(database, self)
         session, lease = database.open_session(arguments)
-        if self._early_callbacks:
-            self._give_early_callbacks(database, sync_part(session))
+        if self._waiting:
+            self._waiting.give(database, sync_part(session))
         unit = Unit(database, session, lease)
         unit.inner.owner = unit
         self._add(unit)
         return unit
-
-    def _give_early_callbacks(self, database: Database[Any], session: Guarded) -> None:
-        """To the session that they waited for."""
-        session.callbacks = self._early_callbacks.pop(database, session.callbacks)
-        for other, callbacks in self._early_callbacks.items():
-            if other.is_same_as(database):
-                session.callbacks.adopt_batches(callbacks)
 
     def _add(self, unit: Unit) -> None:
         self._by_database[unit.database] = unit
@@ -299,23 +290,12 @@ class Scope:
         for unit in prepared:
             if unit.callbacks.wants_session:
                 return True
-        return bool(self._early_callbacks and self._waiting_for_session(database))
-
-    def _waiting_for_session(self, database: Database[Any] | None) -> list[Database[Any]]:
-        """Where before-commit callbacks were made before there was a session to give them."""
-        return [each for each in self._early(database) if self._early_callbacks[each].wants_session]
-
-    def _take_early_callbacks(self, database: Database[Any] | None) -> list[OnCommit]:
-        return [each for early in self._early(database) for each in self._early_callbacks[early].take_on_commit()]
-
-    def _early(self, database: Database[Any] | None) -> list[Database[Any]]:
-        """Where there are callbacks, and no session yet."""
-        return [each for each in self._early_callbacks if database is None or each is database]
+        return bool(self._waiting and self._waiting.that_want_a_session(database))
 
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:
         unit = self._by_database.get(database)
         if unit is None:
-            return self._early_callbacks.setdefault(database, Callbacks())
+            return self._waiting.of(database)
         if unit.inner.owner is None:
             raise UnownedSessionError
         return unit.callbacks

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import db
 from db import guards
-from db.guards import _ENDS_TRANSACTION, _ROLLS_BACK_TO_SAVEPOINT
+from db.guards import _read
 from db.transient import Transient, transient
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Note
@@ -192,7 +192,10 @@ async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: 
         " ROLLBACK",
         "-- over\nCOMMIT",
         "/* a */ rollback work",
+        "/* a /* b */ SELECT */ commit",
+        ";COMMIT",
         pytest.param(f"/* {'long ' * 2000}*/ COMMIT", id="after a long comment"),
+        pytest.param(f"{'/* a */ ' * 1000}COMMIT", id="after many comments"),
         "BEGIN",
         "START TRANSACTION",
         "END",
@@ -237,6 +240,9 @@ HARMLESS = [
     "RELEASE commit_point",
     "-- COMMIT\nSELECT 1",
     "/* BEGIN */ SELECT 1",
+    "/* a /* b */ COMMIT */ SELECT 1",
+    "/* a */ SELECT CASE WHEN true THEN 1 /* b */ END",
+    "/* a */" * 100 + "SELECT 1",
     "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
     "WITH ended AS (SELECT 1) SELECT * FROM ended",
 ]
@@ -255,7 +261,7 @@ async def test_harmless_statements(rows: Count) -> None:
 @pytest.mark.parametrize("statement", ["end_of_day()", "begin_work", "commits", "rollback to a", "ROLLBACK WORK TO a"])
 def test_what_does_not_end_a_transaction(statement: str) -> None:
     """Words that begin alike, and the rollback to a savepoint, are not taken for the end of a transaction."""
-    assert not _ENDS_TRANSACTION.match(statement)
+    assert _read(statement).ends_by is None
 
 
 @pytest.mark.parametrize(
@@ -263,7 +269,12 @@ def test_what_does_not_end_a_transaction(statement: str) -> None:
 )
 def test_what_rolls_back_to_a_savepoint(statement: str) -> None:
     """All of PostgreSQL's spellings are known."""
-    assert _ROLLS_BACK_TO_SAVEPOINT.match(statement)
+    assert _read(statement).is_to_savepoint
+
+
+def test_comment_that_does_not_nest() -> None:
+    """SQLite's comments do not nest: what follows the first end of one is a statement there."""
+    assert _read("/* a /* b */ COMMIT").ends_by == "COMMIT"
 
 
 async def test_isolation_level_can_be_set(rows: Count) -> None:
