@@ -181,6 +181,8 @@ OBAN = Library(
     environments.OBAN,
     on_postgres=True,
 )
+TANDEM_AT_LEAST_ONCE = "Tandem, @task(once=False)"
+"""What Tandem is called where its jobs do not tell the ledger."""
 PEERS = (ARQ, SAQ, STREAQ, TASKIQ, OBAN)
 
 

@@ -38,7 +38,7 @@ _BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
 def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     """Tandem and stock arq are measured side by side, and what came of it is written down with the bars."""
     run = subprocess.run(
-        [*_BENCH, "--only", "noop,bare,enqueue", "--output", str(tmp_path)],
+        [*_BENCH, "--only", "noop,insert,bare,enqueue", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
@@ -50,6 +50,7 @@ def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
         "| no-op jobs, one process, concurrency 32, results kept, validation on: against arq | 30.0 x | 60.0 x |"
         in page
     )
+    assert page.count("\n| Tandem, @task(once=False) | ") == 2
     assert "\n| Tandem, effects once | " in page
     assert "\n| a bare loop, the ledger's statement too | " in page
     assert "| one enqueue: round trips | 1.0 |  | 1.0 | reached |" in page

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from bench import bars
 from bench.by_turns import Runner, take_turns
+from bench.contenders import TANDEM_AT_LEAST_ONCE
 from bench.figures import Figures
 from bench.process import ContenderError, Process
 from bench.progress import Step
@@ -14,7 +15,7 @@ from bench.servers import PostgresServer
 from bench.stage import Measure, Stage
 from bench.tables import against
 
-_AT_LEAST_ONCE, _BARE = "Tandem, @task(once=False)", "a bare loop, no queue"
+_BARE = "a bare loop, no queue"
 _ONCE, _BARE_ONCE = "Tandem, effects once", "a bare loop, the ledger's statement too"
 
 
@@ -28,12 +29,12 @@ class _Speeds(NamedTuple):
 def run(stage: Stage) -> Section:
     sizes = stage.sizes
     pairs: dict[str, Measure[_Speeds]] = {
-        _AT_LEAST_ONCE: partial(_measure, stage, "insert_at_least_once", with_ledger=False),
+        TANDEM_AT_LEAST_ONCE: partial(_measure, stage, "insert_at_least_once", with_ledger=False),
         _ONCE: partial(_measure, stage, "insert", with_ledger=True),
     }
     results = stage.alternate("beside a bare loop", pairs, _shown, sizes.bare_rounds)
     speeds: dict[str, Figures] = {}
-    for ours, bare in ((_AT_LEAST_ONCE, _BARE), (_ONCE, _BARE_ONCE)):
+    for ours, bare in ((TANDEM_AT_LEAST_ONCE, _BARE), (_ONCE, _BARE_ONCE)):
         if rounds := results.values.get(ours):
             speeds[ours] = Figures.of(one.ours for one in rounds)
             speeds[bare] = Figures.of(one.bare for one in rounds)
@@ -49,7 +50,7 @@ def run(stage: Stage) -> Section:
         header=("", "jobs/s", "range"),
         rows=[(key, f"{speed.median:,.0f}", f"{speed.low:,.0f} to {speed.high:,.0f}") for key, speed in speeds.items()],
         findings=[
-            against(bars.INSERT_AGAINST_BARE, speeds, _BARE, ours=_AT_LEAST_ONCE),
+            against(bars.INSERT_AGAINST_BARE, speeds, _BARE, ours=TANDEM_AT_LEAST_ONCE),
             against(bars.INSERT_ONCE_AGAINST_BARE, speeds, _BARE_ONCE, ours=_ONCE),
         ],
         failures=stage.failures(results),

@@ -3,7 +3,7 @@
 from functools import partial
 
 from bench import bars
-from bench.contenders import OBAN, Contender
+from bench.contenders import OBAN, TANDEM_AT_LEAST_ONCE, Contender
 from bench.process import ContenderError
 from bench.progress import Step
 from bench.rundown import run_down
@@ -16,27 +16,34 @@ from bench.tables import against, chart, speed_rows
 
 def run(stage: Stage) -> Section:
     sizes = stage.sizes
-    entrants: dict[str, Measure[float]] = {one.key: partial(_measure, one, sizes) for one in stage.contenders}
+    entrants: dict[str, Measure[float]] = {
+        TANDEM_AT_LEAST_ONCE: partial(_measure, stage.tandem, "insert_at_least_once", sizes),
+        **{one.key: partial(_measure, one, "insert", sizes) for one in stage.contenders},
+    }
     results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
     speeds = figures(results)
     return Section(
         title="Jobs that add a row",
         method=f"{sizes.inserts:,} jobs, each of which adds one row through the SQLAlchemy ORM and commits: BEGIN, "
         "INSERT, COMMIT. Every contender has a pool of 32 connections (asyncpg). Tandem's job sets its ledger row done "
-        f"before the COMMIT, so that it happens once. The time begins once {sizes.first_inserts} more rows are there, "
-        "for which the connections were opened. The rows are counted afterwards.",
+        "before the COMMIT, so that it happens once; with `once=False` it does not, and may happen again, as all the "
+        f"others' may. The time begins once {sizes.first_inserts} more rows are there, for which the connections were "
+        "opened. The rows are counted afterwards.",
         header=("", "jobs/s", "range", "Tandem against it"),
         rows=speed_rows(stage, speeds),
-        findings=[against(bars.INSERT_AGAINST_OBAN, speeds, OBAN.key)],
+        findings=[
+            against(bars.INSERT_AGAINST_OBAN, speeds, OBAN.key, ours=TANDEM_AT_LEAST_ONCE),
+            against(bars.INSERT_ONCE_AGAINST_OBAN, speeds, OBAN.key),
+        ],
         chart=chart(stage, "Jobs that add a row", "jobs/s", speeds),
         failures=stage.failures(results),
     )
 
 
-def _measure(contender: Contender, sizes: Sizes, step: Step) -> float:
+def _measure(contender: Contender, task: str, sizes: Sizes, step: Step) -> float:
     """Jobs a second."""
     count = sizes.inserts + sizes.first_inserts
-    contender.enqueue("insert", count)
+    contender.enqueue(task, count)
     speed = run_down(contender, step, count, warm_up=sizes.first_inserts, completed=count)
     _check_rows(contender.postgres, count)
     return speed
