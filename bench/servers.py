@@ -127,18 +127,20 @@ class Servers:
 
     redis: RedisServer
     postgres: PostgresServer
-    aside: PostgresServer
-    """Another database of the same PostgreSQL, for who runs at the same time."""
+    redis_aside: RedisServer
+    """Another Redis, for who is measured at the same time."""
+    postgres_aside: PostgresServer
+    """Another database of the same PostgreSQL, likewise."""
     functional_redis: RedisServer | None
     """A Redis that has functions, for who needs them; often `redis` itself."""
 
     def empty(self) -> None:
         """Begin anew."""
-        for server in {self.redis, self.functional_redis}:
+        for server in {self.redis, self.redis_aside, self.functional_redis}:
             if server is not None:
                 server.client.flushall()
         self.postgres.empty()
-        self.aside.empty()
+        self.postgres_aside.empty()
 
 
 @contextmanager
@@ -153,15 +155,16 @@ def started(redis_program: Path | None = None, *, functions: bool = True) -> Ite
         EmbeddedServerError: one cannot be started.
     """
     with ExitStack() as running:
-        embedded = _OtherRedis(redis_program) if redis_program else EmbeddedRedis(tcp=True)
-        main = _redis(running, embedded)
+        main, aside = (
+            _redis(running, _OtherRedis(redis_program) if redis_program else EmbeddedRedis(tcp=True)) for _ in range(2)
+        )
         embedded_postgres = EmbeddedPostgres(tcp=True, options={"max_connections": _CONNECTIONS})
         postgres = PostgresServer(running.enter_context(embedded_postgres).url)
-        aside = postgres.create(_ASIDE)
-        for database in (postgres, aside):
+        postgres_aside = postgres.create(_ASIDE)
+        for database in (postgres, postgres_aside):
             running.callback(database.engine.dispose)
             database.migrate()
-        yield Servers(main, postgres, aside, _functional(running, main) if functions else None)
+        yield Servers(main, postgres, aside, postgres_aside, _functional(running, main) if functions else None)
 
 
 def _functional(running: ExitStack, main: RedisServer) -> RedisServer | None:

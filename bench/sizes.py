@@ -15,7 +15,7 @@ class Sizes:
     tries: int
     """Of a measurement that the host disturbs."""
     noop: int
-    first_inserts: int
+    warm_up: int
     """Before the time begins."""
     inserts: int
     beside_bare: int
@@ -36,7 +36,9 @@ class Sizes:
     elsewhere: int
     """Running on another worker."""
     beside_backlog: int
-    """Timed, with the others in the way."""
+    """More than are done in all turns with the others in the way."""
+    backlog_turns: int
+    """That each of the two gets in a round."""
     memory: int
     waiting: int
     footprint: int
@@ -50,7 +52,7 @@ FULL = Sizes(
     bare_rounds=9,
     tries=3,
     noop=20_000,  # as in streaQ's benchmark
-    first_inserts=600,
+    warm_up=600,
     inserts=6_000,
     beside_bare=60_000,
     turns=24,
@@ -62,7 +64,8 @@ FULL = Sizes(
     pause=0.3,
     backlog=1_000_000,
     elsewhere=1_000,
-    beside_backlog=50_000,
+    beside_backlog=100_000,
+    backlog_turns=8,
     memory=1_000_000,
     waiting=16_000,
     footprint=20_000,
@@ -74,7 +77,7 @@ QUICK = Sizes(
     bare_rounds=1,
     tries=1,
     noop=64,
-    first_inserts=64,
+    warm_up=64,
     inserts=256,
     beside_bare=4_000,
     turns=2,
@@ -84,9 +87,10 @@ QUICK = Sizes(
     trips=50,
     pings=3,
     pause=0.05,
-    backlog=500,
+    backlog=10_000,
     elsewhere=20,
-    beside_backlog=200,
+    beside_backlog=8_000,
+    backlog_turns=2,
     memory=1_000,
     waiting=200,
     footprint=64,

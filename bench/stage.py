@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Generic, TypeVar
 
@@ -53,6 +53,11 @@ class Stage:
     @property
     def contenders(self) -> tuple[Contender, ...]:
         return (self.tandem, *self.peers)
+
+    @property
+    def tandem_aside(self) -> Contender:
+        """Tandem on servers of its own, to be measured at the same time."""
+        return replace(self.tandem, redis=self.servers.redis_aside, postgres=self.servers.postgres_aside)
 
     def title(self, key: str) -> str:
         """A contender's name, with its version; another entrant is called by its key."""

@@ -16,7 +16,7 @@ import redis
 from rich.console import Console
 
 from bench.bars import Bar, Finding
-from bench.by_turns import Runner
+from bench.by_turns import Runner, rows
 from bench.contenders import ARQ, Contender, Library, enter
 from bench.environments import Environment
 from bench.figures import Figures, percentile
@@ -38,7 +38,7 @@ _BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
 def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     """Tandem and stock arq are measured side by side, and what came of it is written down with the bars."""
     run = subprocess.run(
-        [*_BENCH, "--only", "noop,insert,bare,enqueue", "--output", str(tmp_path)],
+        [*_BENCH, "--only", "noop,insert,bare,enqueue,backlog", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
@@ -53,6 +53,8 @@ def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     assert page.count("\n| Tandem, @task(once=False) | ") == 2
     assert "\n| Tandem, effects once | " in page
     assert "\n| a bare loop, the ledger's statement too | " in page
+    assert "\n| nothing else, by turns with 10,000 jobs queued | " in page
+    assert "\n| nothing else, by turns with 20 jobs running elsewhere | " in page
     assert "| one enqueue: round trips | 1.0 |  | 1.0 | reached |" in page
     assert "Unfinished" not in page
     picture = ElementTree.parse(tmp_path / "results.svg").getroot()
@@ -101,14 +103,14 @@ def test_wrong_words_on_the_command_line_are_explained() -> None:
 
 def test_a_peer_that_is_not_installed_is_absent_for_a_reason(contender: Contender) -> None:
     """Nobody is left out silently."""
-    servers = Servers(contender.redis, contender.postgres, contender.postgres, None)
+    servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     missing = Library("none", "None", "none", "none", "", environment=Environment("never-made", ()))
     assert enter(missing, servers) == "it is not installed: `make bench-peers`"
 
 
 def test_a_peer_that_needs_another_server_is_absent_for_a_reason(contender: Contender) -> None:
     """A store that cannot serve a peer is named."""
-    servers = Servers(contender.redis, contender.postgres, contender.postgres, None)
+    servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     demanding = Library("arq", "arq", "arq", "bench.peers.arq", "", needs_functions=True)
     reason = enter(demanding, servers)
     assert isinstance(reason, str)
@@ -124,7 +126,7 @@ def test_what_the_host_has_disturbed_is_measured_again(
     shares: list[float | None], counts: int, contender: Contender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first measurement counts that the host has left alone, or else the one that it has disturbed least."""
-    servers = Servers(contender.redis, contender.postgres, contender.postgres, None)
+    servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     stage = Stage(replace(QUICK, tries=3), servers, contender, (), {}, Progress(Console(quiet=True)))
     taken, made = iter(shares), itertools.count(1)
     monkeypatch.setattr(Steal, "share", lambda _: next(taken))
@@ -177,8 +179,8 @@ def test_a_program_stands_still_while_it_is_not_its_turn(postgres: PostgresServe
     """What counts is what was added in its turns, and between them it adds nothing."""
     program = [sys.executable, "-c", _ADDS_ROWS]
     with Process(program, {"DATABASE_URL": as_dsn(postgres.engine.url)}) as process:
-        runner = Runner(process, postgres, "the program")
-        runner.warm_up(rows=10)
+        runner = Runner(process, rows(postgres), "the program")
+        runner.warm_up(10)
         before = postgres.number("SELECT count(*) FROM bench_rows")
         for _ in range(2):
             assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
@@ -191,16 +193,16 @@ def test_a_program_stands_still_while_it_is_not_its_turn(postgres: PostgresServe
 def test_a_program_that_adds_nothing_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow who did not work at all."""
     with Process([sys.executable, "-c", "import time; time.sleep(60)"], {}) as process:
-        runner = Runner(process, postgres, "the program")
+        runner = Runner(process, rows(postgres), "the program")
         runner.take_turn(0.1)
-        with pytest.raises(ContenderError, match="the program added no row"):
+        with pytest.raises(ContenderError, match="the program did nothing"):
             _ = runner.speed
 
 
 def test_a_program_that_ends_in_its_turn_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow, or the other one fast, because one of them has died."""
     with Process([sys.executable, "-c", "import sys; sys.exit('out of ink')"], {}) as process:
-        runner = Runner(process, postgres, "the program")
+        runner = Runner(process, rows(postgres), "the program")
         with pytest.raises(ContenderError, match=r"the program: it ended with exit code 1.*out of ink"):
             for _ in range(100):
                 runner.take_turn(0.1)

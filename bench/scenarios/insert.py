@@ -27,7 +27,7 @@ def run(stage: Stage) -> Section:
         method=f"{sizes.inserts:,} jobs, each of which adds one row through the SQLAlchemy ORM and commits: BEGIN, "
         "INSERT, COMMIT. Every contender has a pool of 32 connections (asyncpg). Tandem's job sets its ledger row done "
         "before the COMMIT, so that it happens once; with `once=False` it does not, and may happen again, as all the "
-        f"others' may. The time begins once {sizes.first_inserts} more rows are there, for which the connections were "
+        f"others' may. The time begins once {sizes.warm_up} more rows are there, for which the connections were "
         "opened. The rows are counted afterwards.",
         header=("", "jobs/s", "range", "Tandem against it"),
         rows=speed_rows(stage, speeds),
@@ -42,9 +42,9 @@ def run(stage: Stage) -> Section:
 
 def _measure(contender: Contender, task: str, sizes: Sizes, step: Step) -> float:
     """Jobs a second."""
-    count = sizes.inserts + sizes.first_inserts
+    count = sizes.inserts + sizes.warm_up
     contender.enqueue(task, count)
-    speed = run_down(contender, step, count, warm_up=sizes.first_inserts, completed=count)
+    speed = run_down(contender, step, count, warm_up=sizes.warm_up, completed=count)
     _check_rows(contender.postgres, count)
     return speed
 
