@@ -28,7 +28,7 @@ _ENDS_TRANSACTION = re.compile(
 )
 _ROLLS_BACK_TO_SAVEPOINT = re.compile(_TO_SAVEPOINT, re.IGNORECASE)
 # One pattern for all that may come first would try ever more ways through several comments.
-_BEFORE_WORDS = re.compile(r"[\s;]+|--.*|/\*")
+_BEFORE_WORDS = re.compile(r"[\s;]+|--[^\r\n]*|/\*")
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _SHORT = 4096  # characters; longer statements are read each time, as to remember them would be to keep them
 

@@ -191,6 +191,7 @@ async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: 
         "commit",
         " ROLLBACK",
         "-- over\nCOMMIT",
+        "-- over\rCOMMIT",
         "/* a */ rollback work",
         "/* a /* b */ SELECT */ commit",
         ";COMMIT",
