@@ -58,7 +58,7 @@ class Runner:
         """What it has done a second, over all its turns.
 
         Raises:
-            ContenderError: nothing.
+            ContenderError: it has done nothing.
         """
         if self._done == 0:
             raise self._error(f"did nothing in {self._seconds:.1f} s")
