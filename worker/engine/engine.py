@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 from db.transient import transient
 from worker.config import Config
 from worker.ending import end
-from worker.engine.attempts import held_here
 from worker.engine.calling import AfterJob
 from worker.engine.claimer import Claimer
 from worker.engine.delivery import Delivery
@@ -118,7 +117,7 @@ class Engine:
         self._relay = None if ledger is None else Relay(queue, ledger, self._names)
         self._pruner = None if ledger is None else Pruner(ledger, config.keep_jobs)
         self._loops: list[asyncio.Task[None]] = []
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._running: dict[HeldJob, asyncio.Task[None]] = {}
         self._stopping = False
         self._hurry = asyncio.Event()
 
@@ -162,8 +161,8 @@ class Engine:
         await self._jobs_ended(self._config.grace)
         for job in self._held:
             job.cancel(Kind.INTERRUPTED)
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=_UNWINDING)
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=_UNWINDING)
         for job in self._held:
             if job.phase is Phase.RUNNING:
                 logger.error("%s does not end: it is left to the worker that takes it after its lease", job.job_id)
@@ -175,7 +174,7 @@ class Engine:
                 await self._finisher.flushed()
                 await self._health.forget()
         await self._stop()
-        return not self._jobs
+        return not self._running
 
     async def _stop(self) -> None:
         await end(self._loops)
@@ -185,10 +184,8 @@ class Engine:
 
     def _start(self, claim: Claim, queue: str, token: str) -> None:
         job = HeldJob(claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance)
-        job.task = asyncio.get_running_loop().create_task(self._run(job))
+        job.task = self._running[job] = asyncio.get_running_loop().create_task(self._run(job))
         self._held.add(job)  # now the heartbeat's thread may cancel it
-        self._jobs.add(job.task)
-        job.task.add_done_callback(self._jobs.discard)
 
     async def _run(self, job: HeldJob) -> None:
         """One held job, from its claim to its report."""
@@ -200,6 +197,7 @@ class Engine:
             if self._after_job is not None and job.delivery is not None:
                 await self._after_job.tell(job.delivery)
         finally:
+            del self._running[job]
             self._claimer.give_back(job.claim)
 
     async def _outcome(self, job: HeldJob) -> Outcome:
@@ -230,7 +228,6 @@ class Engine:
     def _execute(self, job: HeldJob) -> Awaitable[Outcome]:
         assert job.delivery is not None  # noqa: S101 - reception filled it in
         job.allowance = self._allowances[job.delivery.message.task]
-        held_here.set(job)
         self._log.started(job)
         return self._executor.execute(job.delivery)
 
@@ -244,8 +241,8 @@ class Engine:
         hurried = asyncio.create_task(self._hurry.wait())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._jobs and not hurried.done():
-                    await asyncio.wait({*self._jobs, hurried}, return_when=asyncio.FIRST_COMPLETED)
+                while self._running and not hurried.done():
+                    await asyncio.wait({*self._running.values(), hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
 
     async def _stop_claiming(self) -> None:

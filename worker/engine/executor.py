@@ -137,6 +137,7 @@ class Executor:
         return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
 
     async def _call(self, run: _Run, work: Scope) -> Any:
+        run.delivery.keep_lease()
         deadline = Deadline(run.timeout)
         try:
             with deadline:

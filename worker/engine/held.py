@@ -51,13 +51,10 @@ class HeldJob:
     def for_renewal(self) -> Held:
         return Held(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
 
-    def attempt_begins(self) -> None:
-        """Its body is called, for the first time or, for the database's sake, again."""
-        self._begun = time.monotonic()
-
     @property
     def is_to_renew(self) -> bool:
-        return self.phase is Phase.FINISHING or time.monotonic() < self._begun + self.allowance
+        begun = self._begun if self.delivery is None else self.delivery.begun
+        return self.phase is Phase.FINISHING or time.monotonic() < begun + self.allowance
 
     def asked_to_abort(self, abort_at: float | None) -> bool:
         """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""

@@ -8,7 +8,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from db import Database, default_database
@@ -57,30 +56,24 @@ class Attempt:
 
 
 class Once:
-    """Makes attempts whose effects happen once.
+    """Makes attempts whose effects happen once."""
 
-    Args:
-        keep_lease: called while the database does not tell the fate of a COMMIT, so that the job's lease is kept.
-    """
-
-    def __init__(self, ledger: Ledger | None, keep_lease: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, ledger: Ledger | None) -> None:
         self._ledger = ledger
-        self._keep_lease = keep_lease
 
     def attempt(self, delivery: Delivery, task: Task[..., object]) -> Attempt:
         """A new attempt of a job."""
         if self._ledger is None or not task.options.once:
             return Attempt()
-        return _OnceAttempt(self._ledger, delivery, self._keep_lease)
+        return _OnceAttempt(self._ledger, delivery)
 
 
 class _OnceAttempt(Attempt):
     """One attempt of a job whose effects happen once."""
 
-    def __init__(self, ledger: Ledger, delivery: Delivery, keep_lease: Callable[[], None]) -> None:
+    def __init__(self, ledger: Ledger, delivery: Delivery) -> None:
         self._ledger = ledger
         self._delivery = delivery
-        self._keep_lease = keep_lease
         self._result: bytes | None = None
 
     async def settled_before(self) -> Outcome | None:
@@ -117,7 +110,7 @@ class _OnceAttempt(Attempt):
         """Ask until the database says what became of the COMMIT."""
         pause = _FIRST_PAUSE
         while True:
-            self._keep_lease()
+            self._delivery.keep_lease()
             try:
                 known = await self._ledger.was_done(self._ending)
             except Exception as unknown:

@@ -15,8 +15,7 @@ from db.database import given_default
 from db.transient import Transient, transient
 from worker.config import Config
 from worker.context import Resource
-from worker.engine.attempts import AttemptCaller, keep_lease
-from worker.engine.calling import AfterJob, Hook
+from worker.engine.calling import AfterJob, Caller, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
@@ -83,7 +82,7 @@ class Runtime:
         ledger = self._use_ledger()
         resources = await self._resources()
         await self._run_hooks(arq_context)
-        caller = AttemptCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
+        caller = Caller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
             self._registry.tasks,
@@ -91,7 +90,7 @@ class Runtime:
             timeout=self._config.job_timeout,
             max_tries=self._config.max_tries,
             resources=resources,
-            once=Once(ledger, keep_lease),
+            once=Once(ledger),
         )
         return Engine(
             self._config,

@@ -11,8 +11,7 @@ import pytest
 import worker
 from worker import Queue
 from worker.config import Config
-from worker.engine.attempts import AttemptCaller, keep_lease
-from worker.engine.calling import AfterJob, Hook
+from worker.engine.calling import AfterJob, Caller, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
@@ -46,7 +45,7 @@ class Worker:
         self.config = Config.load(redis_url=url, **(defaults | settings))
         self.queue = Queue(url, name=self.config.queue)
         self._drained: asyncio.Task[bool] | None = None
-        self._caller = AttemptCaller(threads=4, on_job_start=on_job_start)
+        self._caller = Caller(threads=4, on_job_start=on_job_start)
         by_name = {task.name: task for task in tasks}
         self.engine = Engine(
             self.config,
@@ -57,7 +56,7 @@ class Worker:
                 self._caller,
                 timeout=self.config.job_timeout,
                 max_tries=self.config.max_tries,
-                once=Once(ledger, keep_lease),
+                once=Once(ledger),
             ),
             ask_database=ask_database,
             ledger=ledger,

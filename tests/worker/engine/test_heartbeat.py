@@ -13,9 +13,11 @@ from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker, Worker
 from worker import JobContext, Queue, task
+from worker.engine.delivery import Delivery
 from worker.engine.heartbeat import _WatchedLoop
-from worker.engine.held import HeldJob, HeldJobs
+from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.exchange import Claim
+from worker.message import Message
 
 BUSY: dict[str, Any] = {"lease": 1.0, "grace": 0.2}
 
@@ -271,7 +273,14 @@ class TestLetsGo:
         assert held.to_renew("arq:queue") == [job]
         time.sleep(0.25)
         assert held.to_renew("arq:queue") == []
-        job.attempt_begins()
+        job.delivery = Delivery(Message("a", "task"), "arq:queue")
+        assert held.to_renew("arq:queue") == [job]
+        time.sleep(0.25)
+        assert held.to_renew("arq:queue") == []
+        job.delivery.keep_lease()
+        assert held.to_renew("arq:queue") == [job]
+        time.sleep(0.25)
+        job.phase = Phase.FINISHING
         assert held.to_renew("arq:queue") == [job]
 
 
