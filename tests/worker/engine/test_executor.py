@@ -22,6 +22,7 @@ from sqlalchemy import text
 import db
 import worker
 from db.database import Database, default_database
+from db.errors import DatabaseUnreachableError
 from tests.commits import HeldCommits, held_commits
 from tests.conftest import StartPostgres
 from tests.servers import Observer
@@ -516,6 +517,21 @@ class TestLostConnections:
             await hogs.aclose()
             assert (await job).kind is Kind.COMPLETED
             assert await notes() == 1
+
+    async def test_the_lease_is_kept_from_each_attempt(self, bench: Bench) -> None:
+        """A job that runs again for the database's sake is granted the time of an attempt anew, each time."""
+        begun: list[float] = []
+
+        @task
+        async def need() -> None:
+            begun.append(delivery.begun)
+            if len(begun) == 1:
+                raise DatabaseUnreachableError("database", "away")
+
+        delivery = bench.deliver(need)
+        claimed = delivery.begun
+        assert (await bench.start(need, delivery)).kind is Kind.COMPLETED
+        assert claimed < begun[0] < begun[1]
 
     async def test_a_job_that_loses_its_connection_every_time_uses_up_its_tries(
         self, execute: Execute, rows: Count, monkeypatch: pytest.MonkeyPatch

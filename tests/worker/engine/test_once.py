@@ -487,14 +487,17 @@ class TestLostCommit:
     async def test_the_answer_is_waited_for(
         self, proxy: Proxy, through: Bench, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """While the database takes no connections the fate is unknown, and the job is neither done nor run again."""
+        """While the database takes no connections the fate is unknown: the job is held, neither done nor run again."""
         await through.run(anew)
         proxy.refuse()  # new connections: the one that is open goes on
         proxy.drop_on("^COMMIT", when="after")
-        job = through.start(anew, through.deliver(anew))
+        delivery = through.deliver(anew)
+        job = through.start(anew, delivery)
         await eventually(lambda: "the ledger is asked" in caplog.text)
+        begun = delivery.begun
         done, _ = await asyncio.wait({job}, timeout=1)
         assert not done
+        assert delivery.begun > begun  # the lease is kept meanwhile
         await proxy.resume()
         assert (await job).kind is Kind.COMPLETED
         assert await rows() == 2
