@@ -23,7 +23,7 @@ class Delivery:
     """When it was due, in milliseconds since the epoch."""
     stop: Kind | None = None
     """What becomes of the job now that it is cancelled; whoever cancels it says so here first."""
-    begun: float = field(default_factory=time.monotonic, init=False)
+    begun: float = field(default_factory=time.monotonic, init=False, compare=False, repr=False)
     """When its lease began to be kept for as long as one attempt may take, by the monotonic clock."""
 
     def keep_lease(self) -> None:

@@ -117,7 +117,7 @@ class Engine:
         self._relay = None if ledger is None else Relay(queue, ledger, self._names)
         self._pruner = None if ledger is None else Pruner(ledger, config.keep_jobs)
         self._loops: list[asyncio.Task[None]] = []
-        self._running: dict[HeldJob, asyncio.Task[None]] = {}
+        self._running: set[HeldJob] = set()
         self._stopping = False
         self._hurry = asyncio.Event()
 
@@ -161,8 +161,8 @@ class Engine:
         await self._jobs_ended(self._config.grace)
         for job in self._held:
             job.cancel(Kind.INTERRUPTED)
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=_UNWINDING)
+        if tasks := self._running_tasks():
+            await asyncio.wait(tasks, timeout=_UNWINDING)
         for job in self._held:
             if job.phase is Phase.RUNNING:
                 logger.error("%s does not end: it is left to the worker that takes it after its lease", job.job_id)
@@ -174,7 +174,7 @@ class Engine:
                 await self._finisher.flushed()
                 await self._health.forget()
         await self._stop()
-        return not self._running
+        return not self._running_tasks()
 
     async def _stop(self) -> None:
         await end(self._loops)
@@ -184,7 +184,8 @@ class Engine:
 
     def _start(self, claim: Claim, queue: str, token: str) -> None:
         job = HeldJob(claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance)
-        job.task = self._running[job] = asyncio.get_running_loop().create_task(self._run(job))
+        self._running.add(job)
+        job.task = asyncio.get_running_loop().create_task(self._run(job))
         self._held.add(job)  # now the heartbeat's thread may cancel it
 
     async def _run(self, job: HeldJob) -> None:
@@ -197,7 +198,7 @@ class Engine:
             if self._after_job is not None and job.delivery is not None:
                 await self._after_job.tell(job.delivery)
         finally:
-            del self._running[job]
+            self._running.discard(job)
             self._claimer.give_back(job.claim)
 
     async def _outcome(self, job: HeldJob) -> Outcome:
@@ -241,9 +242,13 @@ class Engine:
         hurried = asyncio.create_task(self._hurry.wait())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._running and not hurried.done():
-                    await asyncio.wait({*self._running.values(), hurried}, return_when=asyncio.FIRST_COMPLETED)
+                while (tasks := self._running_tasks()) and not hurried.done():
+                    await asyncio.wait({*tasks, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
+
+    def _running_tasks(self) -> set[asyncio.Task[None]]:
+        """Not those that others have cancelled before they began: they did not take their jobs off the list."""
+        return {job.task for job in self._running if job.task is not None and not job.task.done()}
 
     async def _stop_claiming(self) -> None:
         """A claim on its way is waited for: what it brings is ours."""

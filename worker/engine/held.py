@@ -1,7 +1,7 @@
 """The jobs that this worker holds: run by the event loop, and kept by the heartbeat's thread.
 
-A lease is kept for as long as one attempt may take, from its start; longer only while the outcome is on its way. A body
-that never ends must not keep it for ever.
+A lease is kept for as long as one attempt may take, from its start; longer only while the ledger is asked what became
+of it, and while the outcome is on its way. A body that never ends must not keep it for ever.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class HeldJob:
     allowance: float
     """Seconds that an attempt may take, with all that is granted to it past its timeout."""
     delivery: Delivery | None = None
-    """None: its payload could not be read."""
+    """None: its payload was not read yet, or cannot be."""
     task: "asyncio.Task[None] | None" = None
     phase: Phase = Phase.RUNNING
     job_id: str = field(init=False)

@@ -77,6 +77,7 @@ class _OnceAttempt(Attempt):
         self._result: bytes | None = None
 
     async def settled_before(self) -> Outcome | None:
+        self._delivery.keep_lease()
         message = self._delivery.message
         known = await self._ledger.look_up(message.job_id, message.enqueued_at)
         return None if known is None else outcome_of(known)

@@ -502,6 +502,20 @@ class TestLostCommit:
         assert (await job).kind is Kind.COMPLETED
         assert await rows() == 2
 
+    async def test_a_look_that_is_not_answered_keeps_the_lease(self, proxy: Proxy, through: Bench, rows: Count) -> None:
+        """A job that was started before is held while the database that is asked about it is away, and then runs."""
+        delivery = through.deliver(anew)
+        delivery.crashes = 1
+        proxy.refuse()
+        job = through.start(anew, delivery)
+        for _ in range(3):
+            begun = delivery.begun
+            await eventually(lambda: delivery.begun > begun)  # noqa: B023 - asked at once
+        assert not job.done()
+        await proxy.resume()
+        assert (await job).kind is Kind.COMPLETED
+        assert await rows() == 1
+
     @pytest.mark.parametrize(("asked", "kind"), [(Kind.INTERRUPTED, Kind.INTERRUPTED), (Kind.ABORTED, Kind.COMPLETED)])
     async def test_a_worker_that_ends_meanwhile_leaves_it_to_the_next(
         self, proxy: Proxy, through: Bench, rows: Count, asked: Kind, kind: Kind, caplog: pytest.LogCaptureFixture
