@@ -15,8 +15,10 @@ from bench.process import PATIENCE, ContenderError, Process
 from bench.progress import Step
 from bench.servers import PostgresServer
 from bench.stage import Results
+from bench.yardstick import CONCURRENCY
 
 _PAUSE = 0.002  # seconds between two looks
+_ONCE_MORE = 2 * CONCURRENCY  # more than can have been on their way when it was stopped
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,11 @@ class Runner:
             raise self._error(f"did nothing in {self._seconds:.1f} s")
         return self._done / self._seconds
 
-    def warm_up(self, first: int) -> None:
-        """Let it do so much that does not count."""
-        self._wait_until(lambda: self._work.done() >= first, f"did not do its first {first}")
+    def warm_up(self, more: int) -> None:
+        """Let it do so much, or so much more, that does not count."""
+        enough = self._work.done() + more
+        self._process.resume()
+        self._wait_until(lambda: self._work.done() >= enough, f"did not do {more} more")
         self._process.pause()
         self._come_to_rest()
 
@@ -125,6 +129,9 @@ def figures(results: Results[Speeds], beside: Mapping[str, str]) -> dict[str, Fi
 def take_turns(first: Runner, second: Runner, *, turns: int, seconds: float, step: Step) -> None:
     """Let each have so many turns; who begins changes from one to the next."""
     order = [first, second]
+    for runner in order:
+        # It has stood still while the other one started, and may have lost its patience with a server meanwhile.
+        runner.warm_up(_ONCE_MORE)
     for turn in range(turns):
         step.now(f"turn {turn + 1} of {turns}")
         for runner in order:
