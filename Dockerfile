@@ -7,7 +7,7 @@ RUN useradd --create-home --uid 10001 tandem
 WORKDIR /app
 
 # Installed where it lies, so that `db` and `worker` exist once, beside your `tasks`.
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY db db
 COPY worker worker
 RUN pip install --no-cache-dir --editable '.[web]'

@@ -8,6 +8,7 @@
     # committed here; rolled back if the block raised
 """
 
+from db import siblings as _siblings  # noqa: F401 - it refuses another worker than the one installed with this
 from db.database import Database, default_database, set_default_database
 from db.errors import (
     ConcurrentUseError,

@@ -13,6 +13,7 @@ task imports this.
 
 from typing import Any
 
+from worker import siblings as _siblings  # noqa: F401 - it refuses another db than the one installed with this
 from worker.context import JobContext, Resource, current_job, injected
 from worker.cron import cron
 from worker.errors import JobFailed, Retry, WorkerError

@@ -20,7 +20,7 @@ from worker.config import Config
 
 PROJECT = Path(__file__).parent.parent.parent
 README = (PROJECT / "README.md").read_text()
-PAGES = [PROJECT / "README.md", PROJECT / "bench" / "results.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [*sorted(PROJECT.glob("*.md")), PROJECT / "bench" / "results.md", *sorted((PROJECT / "docs").glob("*.md"))]
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 _CELL_END = re.compile(r"(?<!\\)\|")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -110,7 +110,7 @@ main()
 @pytest.mark.parametrize(
     ("source", "line"),
     [
-        (WITHOUT_WATCHFILES, "--watch needs the package watchfiles: pip install 'tandem[watch]'"),
+        (WITHOUT_WATCHFILES, "--watch needs the package watchfiles: pip install 'tandem-jobs[watch]'"),
         (
             WITHOUT_WATCHFILES.replace('"--watch"', '"."'),
             "a folder is only for --watch. Example: python -m worker run --watch .",

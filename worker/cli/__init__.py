@@ -1,4 +1,4 @@
-"""The command line: `python -m worker`.
+"""The command line: `tandem`, or `python -m worker`.
 
 A command returns its exit code: 0, 1, or 2 for a mistake of the user's. Whatever is wrong is said in a line.
 """
@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,7 @@ from worker.registry import load
 
 __all__ = ["main"]
 
-_PROGRAM = "python -m worker"
+_PROGRAM = "tandem" if Path(sys.argv[0]).stem == "tandem" else "python -m worker"
 
 app = typer.Typer(
     help="Tandem: background jobs with a session lifecycle. `arq worker.Settings` runs them, and so does `run`.",
@@ -70,8 +71,20 @@ def _exit_code() -> int:
         return explain(str(error), FAILED)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tandem {version('tandem-jobs')}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _commands(context: typer.Context) -> None:
+def _commands(
+    context: typer.Context,
+    *,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     if context.invoked_subcommand is None:
         context.get_help()  # prints it
         raise typer.Exit(MISTAKE)
@@ -218,7 +231,7 @@ def _check_watch(*, watch: bool, folder: Path | None) -> None:
     if folder is not None and not watch:
         raise ConfigError(f"a folder is only for --watch. Example: {_PROGRAM} run --watch {folder}")
     if watch and find_spec("watchfiles") is None:
-        raise ConfigError("--watch needs the package watchfiles: pip install 'tandem[watch]'")
+        raise ConfigError("--watch needs the package watchfiles: pip install 'tandem-jobs[watch]'")
 
 
 def _watch(folder: Path, processes: int, *, burst: bool) -> int:

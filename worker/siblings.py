@@ -1,0 +1,22 @@
+"""Tandem installs two packages, `db` and `worker`. A project with a module of the same name hides one of them.
+
+Importing this module is the check. Both packages hold it: neither can import the other before it knows that it is
+Tandem's.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def _require_sibling() -> None:
+    """Raise `ImportError` if Python finds another db than the one that was installed with this worker."""
+    spec = find_spec("db")
+    if spec is None:
+        return
+    ours = Path(__file__).resolve().parents[1] / "db" / "__init__.py"
+    theirs = Path(spec.origin or next(iter(spec.submodule_search_locations or ()), "")).resolve()
+    if theirs != ours:
+        raise ImportError(f"Tandem needs its own package db, {ours}, and Python finds {theirs}: rename that one")
+
+
+_require_sibling()
