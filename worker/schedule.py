@@ -1,10 +1,12 @@
 """Schedule: a crontab, or arq's cron keywords, in a time zone -> the next slot in UTC.
 
-1. Both spellings become one crontab of six fields, which cronsim matches.
-2. A schedule that runs in every hour of the day goes by elapsed time: it keeps its rhythm when the clock is
-   set forward or back, so an hourly one runs once for each hour of UTC.
-3. Any other schedule names times on the wall clock and runs once for each: at the first of two when the clock
-   is set back, and when it is set forward over that time, at the moment it lands.
+1. Both spellings become one crontab of six fields, which cronsim matches with the wall clock.
+2. A time that the clock shows once, and that matches, is a slot: in every zone, on every day.
+3. A schedule that runs in an hour and in one of the hours next to it keeps its rhythm there when the clock is set: it
+   runs at both of the times that the clock shows twice, and at none that the clock skips. An hourly one so runs once
+   for each hour of UTC.
+4. A time in an hour that stands alone, as in "30 2 * * *", runs once whatever happens: at the first of two, and where
+   the clock skips it, at the moment that the clock lands.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import difflib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from cronsim import CronSim, CronSimError
 from cronsim.explain import Expression
 
+from worker.clock_changes import ClockChange, first_change, offset_at
 from worker.errors import TaskDefinitionError
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ Misfire = Literal["skip", "once", "all"]
 _ANY_TIME = datetime(2000, 1, 1)  # noqa: DTZ001 - a time on the wall clock, of no zone
 
 _FIRST_REACH = timedelta(minutes=1)
+_SECOND = timedelta(seconds=1)
 
 _EXAMPLE = 'Example: "*/5 * * * *" (every five minutes) or "30 2 * * MON-FRI"'
 _KEYWORDS_EXAMPLE = "Example: hour={9, 17}, minute=30"
@@ -120,9 +125,7 @@ class Schedule:
         """
         if moment.tzinfo is None:
             raise ValueError(f"{moment!r} has no time zone: use datetime.now(UTC)")
-        past = moment.astimezone(UTC) - self._within_second
-        slot = self._next_elapsed(past) if self._runs_every_hour else self._next_on_wall_clock(past)
-        return slot + self._within_second
+        return self._next_after(moment.astimezone(UTC) - self._within_second) + self._within_second
 
     def slots_between(self, start: datetime, end: datetime, limit: int = 1000) -> tuple[datetime, ...]:
         """The slots later than `start` up to and including `end`, the latest `limit` of them, in UTC."""
@@ -146,18 +149,37 @@ class Schedule:
             yield slot
             slot = self.next_after(slot)
 
-    def _next_elapsed(self, past: datetime) -> datetime:
-        return next(self._matches(past.astimezone(self._zone))).astimezone(UTC)
+    def _next_after(self, past: datetime) -> datetime:
+        begin, offset = past, offset_at(past, self._zone)
+        wall = begin + offset
+        while True:
+            slot = next(self._shown_after(wall, offset))
+            change = first_change(self._zone, begin, slot)
+            if change is None:
+                return slot
+            if self._is_to_make_up_for(change):
+                return change.at
+            begin, offset = change.at, change.after
+            wall = begin + offset - _SECOND  # the moment of the change may be a slot itself
 
-    def _next_on_wall_clock(self, past: datetime) -> datetime:
-        walls = self._matches(past.astimezone(self._zone).replace(tzinfo=None))
-        # Later times on the wall are never earlier moments, so the first that lies ahead is the next.
-        return next(slot for wall in walls if (slot := _first_moment(wall, self._zone)) > past)
+    def _shown_after(self, wall: datetime, offset: timedelta) -> Iterator[datetime]:
+        """The slots after the clock has shown `wall`, for as long as it is `offset` ahead of UTC."""
+        for match in self._matches(wall.replace(tzinfo=None)):
+            slot = (match - offset).replace(tzinfo=UTC)
+            is_shown_again = slot.astimezone(self._zone).fold == 1
+            if not is_shown_again or match.hour in self._hours_in_a_row:
+                yield slot
+
+    def _is_to_make_up_for(self, change: ClockChange) -> bool:
+        """Whether the clock skips a time that runs whatever happens."""
+        skipped_from, skipped_to = change.at + change.before, change.at + change.after
+        matches = self._matches((skipped_from - _SECOND).replace(tzinfo=None))
+        skipped = takewhile(lambda match: match < skipped_to.replace(tzinfo=None), matches)
+        return any(match.hour not in self._hours_in_a_row for match in skipped)
 
     def _matches(self, after: datetime) -> CronSim:
-        """cronsim's iterator over the datetimes later than `after` that match; without end, or empty."""
+        """cronsim's iterator over the times on a wall clock later than `after` that match; without end, or empty."""
         fields = self.expression.split()
-        # Always six fields: with five, cronsim has rules of its own for the days on which the clock is set.
         seconds = ["0"] if len(fields) == 5 else []
         try:
             matches = CronSim(" ".join(seconds + fields), after)
@@ -174,24 +196,14 @@ class Schedule:
             raise _wrong_timezone(self.timezone) from None
 
     @cached_property
-    def _runs_every_hour(self) -> bool:
-        return self._matches(_ANY_TIME).hours == set(range(24))
+    def _hours_in_a_row(self) -> frozenset[int]:
+        """The hours of the day in which it runs, and in one of the hours next to them."""
+        hours = self._matches(_ANY_TIME).hours
+        return frozenset(hour for hour in hours if {(hour - 1) % 24, (hour + 1) % 24} & hours)
 
     @property
     def _within_second(self) -> timedelta:
         return timedelta(microseconds=self.microsecond)
-
-
-def _first_moment(wall: datetime, zone: ZoneInfo) -> datetime:
-    """When the clock in `zone` first shows `wall`, or, where it is set forward over that, when it lands."""
-    local = wall.replace(tzinfo=zone)
-    while _is_skipped(local):
-        local = (local + timedelta(minutes=1)).replace(second=0)
-    return local.astimezone(UTC)
-
-
-def _is_skipped(local: datetime) -> bool:
-    return local.astimezone(UTC).astimezone(local.tzinfo) != local
 
 
 def _crontab_field(name: str, value: int | Collection[int] | None, allowed: range) -> str:

@@ -4,17 +4,19 @@ import pickle
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from arq.cron import next_cron
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from worker.clock_changes import first_change
 from worker.errors import TaskDefinitionError
 from worker.schedule import Schedule
 
 BERLIN = ZoneInfo("Europe/Berlin")
+LORD_HOWE = ZoneInfo("Australia/Lord_Howe")
 HOUR = timedelta(hours=1)
 
 SPRING_FORWARD = datetime(2026, 3, 29, tzinfo=BERLIN)  # 02:00 CET becomes 03:00 CEST, at 01:00 UTC
@@ -146,30 +148,80 @@ class TestDaylightSaving:
         assert schedule.next_after(before) == datetime(2026, 3, 28, 22, tzinfo=UTC)
         assert schedule.next_after(before).astimezone(ZoneInfo("Asia/Beirut")).hour == 1
 
-    def test_half_hour_change(self) -> None:
-        """Where the clock is set by half an hour, an hourly schedule still runs at every full hour it shows."""
-        island = ZoneInfo("Australia/Lord_Howe")
-        start = datetime(2026, 4, 4, 9, 45, tzinfo=UTC)
-        slots = Schedule.parse("0 * * * *", timezone="Australia/Lord_Howe").slots_between(start, start + 10 * HOUR)
-        assert all(slot.astimezone(island).minute == 0 for slot in slots)
-        assert [slot.astimezone(island).hour for slot in slots] == [21, 22, 23, *range(7)]
+    @pytest.mark.parametrize("minute", [0, 15, 30, 45])
+    @pytest.mark.parametrize("start", [datetime(2025, 10, 4, 12, tzinfo=UTC), datetime(2025, 4, 5, 12, tzinfo=UTC)])
+    def test_half_hour_change(self, start: datetime, minute: int) -> None:
+        """Where the clock is set by half an hour, an hourly schedule runs whenever the clock shows its minute."""
+        slots = Schedule.parse(f"{minute} * * * *", timezone="Australia/Lord_Howe").slots_between(
+            start, start + 6 * HOUR
+        )
+        passed = [start + timedelta(minutes=number) for number in range(1, 361)]
+        assert list(slots) == [moment for moment in passed if moment.astimezone(LORD_HOWE).minute == minute]
+
+    def test_rhythm_in_the_repeated_hour(self) -> None:
+        """What runs in several hours in a row goes on in the hour that the clock shows twice, without a hole."""
+        for expression, pause in (("*/15 * 0-22 * * *", timedelta(seconds=15)), ("0 0-22 * * *", HOUR)):
+            slots = Schedule.parse(expression, timezone="Europe/Berlin").slots_between(
+                FALL_BACK.astimezone(UTC), (FALL_BACK + 4 * HOUR).astimezone(UTC), limit=10_000
+            )
+            assert {later - earlier for earlier, later in pairwise(slots)} == {pause}
+
+    def test_rhythm_in_the_skipped_hour(self) -> None:
+        """What runs in several hours in a row makes up for none that the clock skips: the next is soon enough."""
+        slots = slots_on(SPRING_FORWARD, Schedule.parse("5 0-22 * * *", timezone="Europe/Berlin"))
+        assert [slot.astimezone(BERLIN).hour for slot in slots] == [0, 1, *range(3, 23)]
+        assert all(slot.minute == 5 for slot in slots)
 
 
-def is_slot(moment: datetime, minutes: set[int], hours: set[int]) -> bool:
+def is_slot(moment: datetime, minutes: set[int], hours: set[int], zone: ZoneInfo = BERLIN) -> bool:
     """The rules of the module, asked of one moment: slow, and too simple to be wrong."""
-    wall = moment.astimezone(BERLIN)
-    shown = wall.minute in minutes and wall.hour in hours
-    if hours == set(range(24)):
-        return shown
-    lands = wall.utcoffset() != (moment - timedelta(minutes=1)).astimezone(BERLIN).utcoffset() and wall.fold == 0
-    return (shown and wall.fold == 0) or (lands and 2 in hours)
+
+    def is_in_a_row(hour: int) -> bool:
+        return (hour - 1) % 24 in hours or (hour + 1) % 24 in hours
+
+    wall = moment.astimezone(zone)
+    if wall.minute in minutes and wall.hour in hours and (wall.fold == 0 or is_in_a_row(wall.hour)):
+        return True
+    skipped = (moment - timedelta(minutes=1)).astimezone(zone).replace(tzinfo=None) + timedelta(minutes=1)
+    while skipped < wall.replace(tzinfo=None):
+        if skipped.minute in minutes and skipped.hour in hours and not is_in_a_row(skipped.hour):
+            return True
+        skipped += timedelta(minutes=1)
+    return False
+
+
+def next_slot(moment: datetime, minutes: set[int], hours: set[int], zone: ZoneInfo = BERLIN) -> datetime:
+    """The first minute after a moment that `is_slot`."""
+    minute = moment.replace(second=0, microsecond=0) + timedelta(minutes=1)
+    while not is_slot(minute, minutes, hours, zone):
+        minute += timedelta(minutes=1)
+    return minute
+
+
+some_minutes = st.sets(st.integers(0, 59), min_size=1, max_size=4)
+some_hours = st.one_of(
+    st.just(set(range(24))),
+    st.just(set(range(23))),
+    st.sets(st.integers(0, 23), min_size=1, max_size=4),
+    st.sets(st.integers(0, 4), min_size=1),
+)
+
+
+@st.composite
+def zones_near_changes(draw: st.DrawFn) -> tuple[ZoneInfo, datetime]:
+    """Any zone there is, and a moment near a change of its clock, if it has any."""
+    zone = ZoneInfo(draw(st.sampled_from(sorted(available_timezones()))))
+    start = draw(st.datetimes(datetime(1975, 1, 1), datetime(2036, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - zoned
+    change = first_change(zone, start, start + timedelta(days=400))
+    near = start if change is None else change.at
+    return zone, near + draw(st.timedeltas(timedelta(hours=-26), timedelta(hours=26)))
 
 
 class TestNextAfter:
     @settings(deadline=None)  # a slow machine is no failure
     @given(
-        minutes=st.sets(st.integers(0, 59), min_size=1, max_size=4),
-        hours=st.one_of(st.just(set(range(24))), st.sets(st.integers(0, 23), min_size=1, max_size=4)),
+        minutes=some_minutes,
+        hours=some_hours,
         moment=st.one_of(
             moments,
             st.timedeltas(timedelta(hours=-4), timedelta(hours=4)).map(SPRING_FORWARD.astimezone(UTC).__add__),
@@ -178,15 +230,27 @@ class TestNextAfter:
     )
     @example(minutes={30}, hours={2}, moment=datetime(2026, 3, 29, 0, 59, tzinfo=UTC))
     @example(minutes={30}, hours={2}, moment=datetime(2026, 10, 25, 0, 30, tzinfo=UTC))
+    @example(minutes={30}, hours={2, 3}, moment=datetime(2026, 10, 25, 0, 30, tzinfo=UTC))
     def test_is_the_next(self, minutes: set[int], hours: set[int], moment: datetime) -> None:
         """Minute by minute there is no slot between a moment and its next slot, also around both clock changes."""
         expression = f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *"
         slot = Schedule.parse(expression, timezone="Europe/Berlin").next_after(moment)
+        assert slot == next_slot(moment, minutes, hours)
 
-        minute = moment.replace(second=0, microsecond=0) + timedelta(minutes=1)
-        while not is_slot(minute, minutes, hours):
-            minute += timedelta(minutes=1)
-        assert slot == minute
+    @settings(deadline=None)  # a slow machine is no failure
+    @given(minutes=some_minutes, hours=some_hours, where=zones_near_changes())
+    @example(minutes={30}, hours=set(range(24)), where=(LORD_HOWE, datetime(2025, 10, 4, 15, tzinfo=UTC)))
+    @example(minutes={45}, hours={1}, where=(LORD_HOWE, datetime(2025, 4, 5, 14, 30, tzinfo=UTC)))
+    @example(minutes={0}, hours={12}, where=(ZoneInfo("Pacific/Apia"), datetime(2011, 12, 29, 23, tzinfo=UTC)))
+    def test_is_the_next_in_any_zone(
+        self, minutes: set[int], hours: set[int], where: tuple[ZoneInfo, datetime]
+    ) -> None:
+        """So it is in any zone, by however much the clock is set: what it shows once, and matches, is a slot."""
+        zone, moment = where
+        expression = f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *"
+        assert Schedule.parse(expression, timezone=zone.key).next_after(moment) == next_slot(
+            moment, minutes, hours, zone
+        )
 
     @settings(deadline=None)  # a slow machine is no failure
     @given(

@@ -1,0 +1,54 @@
+"""When the clock of a time zone is set forward or back."""
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+_STEP = timedelta(hours=6)  # no zone sets its clock twice within that
+_SECOND = timedelta(seconds=1)
+
+
+class ClockChange(NamedTuple):
+    """The clock is set: from `at` on, in UTC, it is `after` ahead of UTC, where it was `before` ahead."""
+
+    at: datetime
+    before: timedelta
+    after: timedelta
+
+
+def offset_at(moment: datetime, zone: ZoneInfo) -> timedelta:
+    """How far the clock in `zone` is ahead of UTC at `moment`."""
+    offset = moment.astimezone(zone).utcoffset()
+    assert offset is not None  # noqa: S101 - a ZoneInfo always knows
+    return offset
+
+
+def first_change(zone: ZoneInfo, start: datetime, end: datetime) -> ClockChange | None:
+    """The first change of the clock later than `start`, up to and including `end`; both are in UTC."""
+    changes = (change for year in range(start.year, end.year + 1) for change in _changes_in(year, zone))
+    return next((change for change in changes if start < change.at <= end), None)
+
+
+@lru_cache(maxsize=512)  # to find them takes a millisecond, and a schedule asks for the same year again and again
+def _changes_in(year: int, zone: ZoneInfo) -> tuple[ClockChange, ...]:
+    """The changes later than the first moment of a year, up to and including the first of the next."""
+    changes = []
+    moment, end = datetime(year, 1, 1, tzinfo=UTC), datetime(year + 1, 1, 1, tzinfo=UTC)
+    before = offset_at(moment, zone)
+    while moment < end:
+        earlier, moment = moment, min(moment + _STEP, end)
+        after = offset_at(moment, zone)
+        if after != before:
+            changes.append(ClockChange(_bisect(earlier, moment, before, zone), before, after))
+            before = after
+    return tuple(changes)
+
+
+def _bisect(earlier: datetime, later: datetime, before: timedelta, zone: ZoneInfo) -> datetime:
+    """The first second from `earlier` to `later` at which the clock is not `before` ahead of UTC any more."""
+    while later - earlier > _SECOND:
+        middle = earlier + (later - earlier) // 2
+        middle = middle.replace(microsecond=0)
+        earlier, later = (middle, later) if offset_at(middle, zone) == before else (earlier, middle)
+    return later
