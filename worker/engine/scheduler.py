@@ -1,8 +1,9 @@
 """``Scheduler``: cron slots -> queue, once per slot, whichever worker comes first.
 
 1. Slots are computed in UTC, and compared with Redis' clock: workers' own clocks may differ.
-2. While it runs, every slot that passes is queued, also if it looks a little late.
-3. What passed while no worker ran, or could look, follows the task's misfire policy; see :mod:`worker.engine.slots`.
+2. While it runs, every slot that passes is queued, late where the event loop was blocked or Redis was away.
+3. What passed while no worker ran follows the task's misfire policy; see :mod:`worker.engine.slots`.
+4. What is skipped is logged.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ _Passed = tuple[Task[..., Any], datetime, bool]
 """A slot of a task, and whether it is to run: otherwise it is only taken note of."""
 
 _LONGEST_SLEEP = 10.0  # seconds; then Redis' clock is asked again
-_ABSENCE = timedelta(minutes=1)  # without a look, which counts as not running: after an hour without Redis, say
-_MOST_SLOTS = 1000
+_LATE = timedelta(minutes=1)  # since the last look; then other workers are asked for what they have queued meanwhile
+_MOST_SLOTS = 1000  # of a task that are queued at once: the latest
 
 
 class Scheduler:
@@ -58,27 +59,40 @@ class Scheduler:
         """Queue slots as they pass."""
         while self._tasks:
             now = await self._queue.now(self._default_queue)
-            if self._seen is None or now - self._seen > _ABSENCE:
-                await self._queue_slots(await self._missed(now))
-            else:
-                await self._queue_slots(self._passed(self._seen, now))
+            await self._queue_slots(await self._passed(now))
             self._seen = now
             await self._run_at_startup(now)
             await asyncio.sleep(self._until_next(now))
 
+    async def _passed(self, now: datetime) -> list[_Passed]:
+        if self._seen is None:
+            return await self._missed(now)
+        if now - self._seen > _LATE:
+            return await self._overdue(self._seen, now)
+        return [slot for task in self._tasks for slot in _to_run(task, self._seen, now)]
+
     async def _missed(self, now: datetime) -> list[_Passed]:
-        """What passed while no worker ran, by each task's misfire policy."""
+        """What passed before this worker ran, by each task's misfire policy."""
         missed: list[_Passed] = []
         for task in self._tasks:
             last = await self._slots.last(task, self._queue_of(task))
             # The first worker ever begins to count here.
-            missed += [(task, now, False)] if last is None else _missed(task, last, now)
+            missed += [(task, now, False)] if last is None else _by_misfire(task, last, now)
         return missed
 
-    def _passed(self, seen: datetime, now: datetime) -> Iterable[_Passed]:
+    async def _overdue(self, seen: datetime, now: datetime) -> list[_Passed]:
+        """What passed since a last look of long ago, less what other workers have queued meanwhile.
+
+        They are asked, as a row of the ledger that would tell may have been pruned.
+        """
+        overdue: list[_Passed] = []
         for task in self._tasks:
-            for moment in _schedule(task).slots_between(seen, now, limit=_MOST_SLOTS):
-                yield task, moment, True
+            last = await self._slots.last(task, self._queue_of(task))
+            overdue += _to_run(task, seen if last is None else max(seen, last), now)
+        if overdue:
+            late = (now - seen).total_seconds()
+            logger.warning("%d slots of schedules are queued late: the last look was %.0f s ago", len(overdue), late)
+        return overdue
 
     async def _run_at_startup(self, now: datetime) -> None:
         if self._at_startup:
@@ -107,12 +121,28 @@ class Scheduler:
         return task.options.queue or self._default_queue
 
 
-def _missed(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
+def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
     """The slots after `last` that are to be made up for."""
-    schedule = _schedule(task)
     # What is skipped is not even taken note of: another worker may be about to queue the slot of this moment.
-    most = {"skip": 0, "once": 1, "all": _MOST_SLOTS}[schedule.misfire]
-    return [(task, moment, True) for moment in schedule.slots_between(last, now, limit=most)] if most else []
+    misfire = _schedule(task).misfire
+    most = {"skip": 0, "once": 1, "all": _MOST_SLOTS}[misfire]
+    return _to_run(task, last, now, most, why=f"no worker ran, and its misfire is {misfire!r}")
+
+
+def _to_run(
+    task: Task[..., Any], start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = "nobody looked"
+) -> list[_Passed]:
+    """The latest slots after `start`, `most` of them; earlier ones are skipped, and logged with the reason."""
+    schedule = _schedule(task)
+    slots = schedule.slots_between(start, end, limit=most) if most else ()
+    first, until = schedule.next_after(start), slots[0] if slots else end
+    if first <= end and first not in slots:
+        logger.warning("%s: its slots from %s until %s are skipped: %s", task.name, _shown(first), _shown(until), why)
+    return [(task, moment, True) for moment in slots]
+
+
+def _shown(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _schedule(task: Task[..., Any]) -> Schedule:

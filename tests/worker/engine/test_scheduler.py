@@ -25,7 +25,7 @@ from worker.engine.slots import LedgerSlots, slot_id
 from worker.exchange import Settlement, Slot, to_ms
 from worker.ledger import Ending, Ledger, State
 from worker.message import encode
-from worker.schedule import Misfire
+from worker.schedule import Misfire, Schedule
 from worker.task import Task
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -229,9 +229,8 @@ async def test_three_workers_in_real_time(start: StartWorker, queue: Queue) -> N
 
 
 async def test_redis_away(queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What passed while Redis could not be asked for long is missed; run_at_startup is not forgotten."""
+    """run_at_startup is not forgotten where Redis does not take it at once."""
     tick = hourly(run_at_startup=True)
-    monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.01)
     enqueue, failures = queue.enqueue, [RedisConnectionError("away")] * 2
 
     async def fail_twice(entries: Any) -> Any:
@@ -246,28 +245,86 @@ async def test_redis_away(queue: Queue, observer: Any, monkeypatch: pytest.Monke
             await one.run()
     running = asyncio.create_task(one.run())
     await eventually(lambda: observer.zcard(QUEUE) == 1)
-    assert one._seen is not None
-    observer.hset("arq:slots", tick.name, to_ms(one._seen - timedelta(hours=5)))
-    one._seen -= timedelta(hours=5)
-    before = one._seen
-    await eventually(lambda: one._seen and one._seen > before + timedelta(hours=1))
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert observer.zcard(QUEUE) == 1
 
 
-async def test_late_looks(queue: Queue, observer: Any) -> None:
-    """A slot that passed a few seconds ago, as while the loop was blocked, is queued whatever the policy."""
+async def look_again(one: Scheduler, queue: Queue, away: timedelta) -> datetime:
+    """Let a scheduler look for the first time in `away`; when it had looked before."""
+    one._seen = before = await queue.now(QUEUE) - away
+    running = asyncio.create_task(one.run())
+    await eventually(lambda: one._seen != before)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return before
+
+
+@pytest.mark.parametrize("misfire", ["skip", "once", "all"])
+@pytest.mark.parametrize("away", [timedelta(seconds=4), timedelta(seconds=75), timedelta(minutes=12)])
+async def test_late_looks(
+    queue: Queue,
+    observer: Any,
+    ledger: Ledger | None,
+    caplog: pytest.LogCaptureFixture,
+    misfire: Misfire,
+    away: timedelta,
+) -> None:
+    """What passes while the loop is blocked, or Redis is away, is queued late, for however long and by any policy."""
+
+    @cron("*/2 * * * * *", misfire=misfire)
+    async def beat() -> None: ...
+
+    one = Scheduler(queue, {beat.name: beat}, QUEUE, ledger)
+    before = await look_again(one, queue, away)
+    assert one._seen is not None
+    passed = Schedule.parse("*/2 * * * * *").slots_between(before, one._seen)
+    assert observer.zrange(QUEUE, 0, -1) == [slot_id(beat.name, to_ms(moment)) for moment in passed]
+    assert ("queued late" in caplog.text) == (away > timedelta(minutes=1))
+
+
+async def test_late_looks_of_one_of_two(queue: Queue, observer: Any, ledger: Ledger | None, postgres: Observer) -> None:
+    """What another worker has queued meanwhile is not queued again, also where its rows are gone."""
+    tick = hourly()
+    now = await queue.now(QUEUE)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    other, one = (Scheduler(queue, {tick.name: tick}, QUEUE, ledger) for _ in range(2))
+    await look_again(other, queue, now - hour + timedelta(hours=4, seconds=1))
+    assert observer.zcard(QUEUE) == 5
+    observer.delete(QUEUE)
+    await postgres.execute("DELETE FROM tandem_jobs")
+    await look_again(one, queue, now - hour + timedelta(hours=9))
+    assert observer.zcard(QUEUE) == 0
+
+
+async def test_very_late_looks(queue: Queue, caplog: pytest.LogCaptureFixture, observer: Any) -> None:
+    """A task's latest thousand slots are queued; that earlier ones are not is logged."""
 
     @cron("* * * * * *")
     async def beat() -> None: ...
 
-    one = Scheduler(queue, {beat.name: beat}, QUEUE)
-    one._seen = await queue.now(QUEUE) - timedelta(seconds=4)
-    running = asyncio.create_task(one.run())
-    await eventually(lambda: observer.zcard(QUEUE) >= 4)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    before = await look_again(Scheduler(queue, {beat.name: beat}, QUEUE), queue, timedelta(minutes=20))
+    assert observer.zcard(QUEUE) == 1000
+    first = before.replace(microsecond=0) + timedelta(seconds=1)
+    assert f"beat: its slots from {first:%Y-%m-%d %H:%M:%S} UTC until" in caplog.text
+
+
+@pytest.mark.parametrize("misfire", ["skip", "once", "all"])
+async def test_what_is_skipped_is_logged(
+    queue: Queue, observer: Any, caplog: pytest.LogCaptureFixture, misfire: Misfire
+) -> None:
+    """What is not made up for after no worker ran is told, from which slot to which, and why."""
+    tick = hourly(misfire)
+    hour = (await queue.now(QUEUE)).replace(minute=0, second=0, microsecond=0)
+    observer.hset("arq:slots", tick.name, to_ms(hour - timedelta(hours=2, minutes=30)))
+    async with scheduling(queue, tick) as one:
+        await eventually(lambda: one._seen)
+    told = [record.getMessage() for record in caplog.records if "skipped" in record.message]
+    if misfire == "all":
+        assert told == []
+    else:
+        (line,) = told
+        assert f"{tick.name}: its slots from {hour - timedelta(hours=2):%Y-%m-%d %H:%M:%S} UTC until" in line
+        assert line.endswith(f"are skipped: no worker ran, and its misfire is '{misfire}'")
 
 
 @pytest.mark.parametrize(
