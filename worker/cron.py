@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from worker.errors import TaskDefinitionError
-from worker.options import LONGEST, Options
+from worker.options import LONGEST, Options, text
 from worker.schedule import Misfire, Schedule
 from worker.task import Task, task
 
@@ -34,11 +34,12 @@ def cron(
         timezone: the zone whose clock the schedule speaks of (IANA name).
         misfire: what becomes of slots that passed while no worker ran: ``"skip"``, ``"once"`` or ``"all"``.
         run_at_startup: run once more when a worker starts.
-        options: those of `task`. Unlike other tasks, a scheduled one keeps no result unless it says so.
+        options: those of `task`. Unlike other tasks, a scheduled one keeps no result unless it says so. A second
+            schedule of a function needs a `name` of its own.
 
     Raises:
-        TaskDefinitionError: it is no schedule; `options` for a function that is a task already. A function that needs
-            arguments is refused when the registry is loaded.
+        TaskDefinitionError: it is no schedule; a task that has one already; options other than `name` for a function
+            that is a task already. A function that needs arguments is refused when the registry is loaded.
     """
     if crontab is not None and (second != 0 or any(f is not None for f in (month, day, weekday, hour, minute))):
         raise TaskDefinitionError('@cron takes a crontab, "*/5 * * * *", or keywords, minute=5, not both')
@@ -60,16 +61,36 @@ def cron(
     def scheduled(fn: Callable[..., Any]) -> Task[Any, Any]:
         if not isinstance(fn, Task):
             return on_schedule(task(**{"keep_result": 0, **options})(fn), schedule, run_at_startup=run_at_startup)
-        if options:
-            raise TaskDefinitionError(f"{fn.name} is a task already: give {', '.join(options)} to its @task")
-        return on_schedule(fn, schedule, run_at_startup=run_at_startup)
+        if fn.schedule is not None:
+            raise _second_schedule(fn, fn.schedule.expression, schedule.expression)
+        if others := options.keys() - {"name"}:
+            raise TaskDefinitionError(f"{fn.name} is a task already: give {', '.join(sorted(others))} to its @task")
+        return on_schedule(fn, schedule, name=_checked(options.get("name")), run_at_startup=run_at_startup)
 
     return scheduled
 
 
-def on_schedule(plain: Task[Any, Any], schedule: Schedule, *, run_at_startup: bool) -> Task[Any, Any]:
-    """`plain` as a task that runs by itself."""
-    return Task(plain.fn, plain.name, plain.options, schedule=schedule, run_at_startup=run_at_startup)
+def on_schedule(
+    plain: Task[Any, Any], schedule: Schedule, *, name: str | None = None, run_at_startup: bool
+) -> Task[Any, Any]:
+    """`plain` as a task that runs by itself; `name`: of its own, on the wire."""
+    return Task(plain.fn, name or plain.name, plain.options, schedule=schedule, run_at_startup=run_at_startup)
+
+
+def _checked(name: object) -> str | None:
+    try:
+        return text(name, "name")
+    except (TypeError, ValueError) as error:
+        raise TaskDefinitionError(f"@cron: {error}") from None
+
+
+def _second_schedule(scheduled: Task[Any, Any], first: str, second: str) -> TaskDefinitionError:
+    function = scheduled.fn.__name__
+    return TaskDefinitionError(
+        f"{scheduled.name} has the schedule {first!r} already, and a task has one. For {second!r} as well, make two "
+        "tasks of the plain function, each with a name of its own, and list both: "
+        f"{function}_2 = cron({second!r}, name='{function}_2')({function})"
+    )
 
 
 def adopt(job: Any) -> Task[Any, Any]:

@@ -49,6 +49,23 @@ class TestCron:
         with pytest.raises(TaskDefinitionError, match="clean is a task already: give timeout to its @task"):
             cron("* * * * *", timeout=5)(plain)
 
+    def test_a_second_schedule(self) -> None:
+        """A second schedule is another task, by `name`; put on the first one, it would replace it, and is refused."""
+        often, seldom = cron("* * * * *", name="often")(clean), cron("0 0 * * *", name="seldom")(clean)
+        assert (often.name, seldom.name) == ("often", "seldom")
+        with pytest.raises(TaskDefinitionError, match=r"clean has the schedule '\*/2 .*cron\('\*/3 .*name='clean_2'\)"):
+            cron("*/3 * * * *")(cron("*/2 * * * *")(clean))
+        with pytest.raises(TaskDefinitionError, match="has the schedule"):
+            cron("*/3 * * * *", name="seldom")(often)
+
+    def test_a_schedule_and_a_name_for_a_task(self) -> None:
+        """A task can be scheduled under another name, with its own options."""
+        plain = task(timeout=60)(clean)
+        nightly = cron("0 3 * * *", name="nightly")(plain)
+        assert (plain.name, plain.schedule, nightly.name, nightly.options) == ("clean", None, "nightly", plain.options)
+        with pytest.raises(TaskDefinitionError, match="give a text"):
+            cron("0 3 * * *", name="")(plain)
+
     @pytest.mark.parametrize(
         "arguments",
         [

@@ -339,6 +339,27 @@ class TestNames:
         write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send", "tasks.mail.send")'})
         assert problem() == "tasks.mail.send is listed twice."
 
+    @pytest.mark.parametrize(
+        "two",
+        [
+            "from worker import cron\nasync def send(): ...\na, b = cron(minute=1)(send), cron(minute=2)(send)\n",
+            "import arq\nasync def send(ctx): ...\na, b = arq.cron(send, minute=1), arq.cron(send, minute=2)\n",
+            "from worker import cron, task\n@task\nasync def a(): ...\nb = cron(minute=2)(a)\n",
+        ],
+    )
+    def test_two_schedules_of_one_function(self, root: Path, two: str) -> None:
+        """Two tasks of one function and one name are told how to be two."""
+        write(root, {"tasks/mail.py": two, "tasks/registry.py": 'TASKS = ("tasks.mail.a", "tasks.mail.b")'})
+        line = problem()
+        assert "tasks.mail.a and tasks.mail.b are two tasks of one function (tasks/mail.py:" in line
+        assert "name='other'" in line
+
+    def test_two_schedules_with_names(self, root: Path) -> None:
+        """With names of their own they are two tasks."""
+        two = "from worker import cron\nasync def f(): ...\na, b = cron(minute=1)(f), cron(minute=2, name='b')(f)\n"
+        write(root, {"tasks/mail.py": two, "tasks/registry.py": 'TASKS = ("tasks.mail.a", "tasks.mail.b")'})
+        assert list(load().tasks) == ["f", "b"]
+
     def test_listed_under_two_paths(self, root: Path) -> None:
         """So is a task that is listed where it is defined and where it is imported."""
         write(

@@ -1,6 +1,7 @@
 """docs/tasks.md: its Python runs."""
 
 import ast
+import asyncio
 import re
 from pathlib import Path
 from types import MappingProxyType
@@ -48,6 +49,7 @@ async def test_its_python_runs(redis_url: str, database_url: str) -> None:
     tasks = {value.name: value for value in names.values() if isinstance(value, Task)}
     for one in tasks.values():
         one.check()
+    tasks["sync_orders"].schedule = None  # its minute may come in the middle of the test
     config = Config.load(redis_url=redis_url, database_url=database_url, concurrency=8)
     registry = Registry("page", str(PAGE), MappingProxyType(tasks), names["lifespan"])
     runtime = Runtime(config, registry)
@@ -61,9 +63,27 @@ async def test_its_python_runs(redis_url: str, database_url: str) -> None:
         assert await (await names["poll_export"].enqueue(1)).result(timeout=20) == "ready"
         assert await (await names["resize"].enqueue(7)).result(timeout=20) == 7
         assert await (await names["greet"].enqueue("World")).result(timeout=20) == "Hello, World"
+        await runs_one_at_a_time(names)
     finally:
         await engine.drain()
         await runtime.close()
+
+
+async def runs_one_at_a_time(names: dict[str, Any]) -> None:
+    """The page's recipe: a run that starts while another one is at it does nothing."""
+    sync_orders = names["sync_orders"]
+    at_it, may_end = asyncio.Event(), asyncio.Event()
+
+    async def pull_orders(_session: Any) -> None:
+        at_it.set()
+        await may_end.wait()
+
+    names["pull_orders"] = pull_orders
+    first = await sync_orders.enqueue()
+    await asyncio.wait_for(at_it.wait(), 20)
+    assert await (await sync_orders.enqueue()).result(timeout=20) == "skipped: the run before is still at it"
+    may_end.set()
+    assert await first.result(timeout=20) == "done"
 
 
 @pytest.mark.parametrize("setting", ["JOB_TIMEOUT", "MAX_TRIES", "QUEUE", "KEEP_RESULT", "MAX_PAYLOAD", "CONCURRENCY"])

@@ -177,6 +177,11 @@ def _clashing_names(listed: Sequence[_Listed]) -> Iterator[str]:
                 f"two tasks are called {one.task.name!r}, {first.entry} ({first.place}) and {one.entry} ({one.place}): "
                 "rename one, or give it another name for its jobs, as in @task(name='other')."
             )
+        elif (first.task.options, first.task.schedule) != (one.task.options, one.task.schedule):
+            yield (
+                f"{first.entry} and {one.entry} are two tasks of one function ({one.place}), both called "
+                f"{one.task.name!r}: give one of them another name, as in cron('0 7 * * *', name='other')(function)."
+            )
         elif first.entry != one.entry:
             yield f"{first.entry} and {one.entry} are the same task ({one.place}): list one of them."
         else:
