@@ -5,6 +5,8 @@
 2. COMMIT, ROLLBACK or BEGIN sent as text ends the transaction behind its owner's back: refused.
 3. A server that has become read-only keeps its connections: such an error counts as a lost connection.
 4. A server that does not answer, or that is not there, is reported by each driver in its own way: one error for all.
+5. SQLAlchemy's asyncpg begins on the server with its own first statement: what the driver itself is asked for before
+   that would be committed at once, whatever became of the session. It begins when SQLAlchemy does.
 """
 
 import re
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext, ExecutionContext
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.util import await_only
 
 from db import postgres, sqlite
 from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
@@ -61,6 +64,8 @@ def watch(engine: Engine) -> None:
     # connection for all of them, which costs a short transaction a twentieth of its time.
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, partial(_execute, getattr(dialect, name)))
+    if dialect.driver == "asyncpg":
+        dialect.do_begin = _begin
     dialect.do_commit = partial(_commit, dialect.do_commit)
     dialect.do_rollback = partial(_roll_back, dialect.do_rollback)
     dialect.do_rollback_to_savepoint = partial(_roll_back_to_savepoint, dialect.do_rollback_to_savepoint)
@@ -135,6 +140,13 @@ def _aborted_by_server(connection: Connection, error: BaseException) -> bool:
 def _autocommits(connection: Connection) -> bool:
     dbapi_connection: Any = connection.connection.dbapi_connection
     return bool(getattr(dbapi_connection, "autocommit", False))
+
+
+def _begin(connection: PoolProxiedConnection) -> None:
+    # The BEGIN that the first statement would have sent. psycopg sends its own before whatever it is asked for.
+    dbapi_connection: Any = connection.dbapi_connection
+    if dbapi_connection._transaction is None:  # noqa: SLF001 - there is no public way; a "begin" event may have begun
+        await_only(dbapi_connection._start_transaction())  # noqa: SLF001 - likewise
 
 
 def _commit(commit: Callable[[Any], None], connection: PoolProxiedConnection) -> None:

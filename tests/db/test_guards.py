@@ -7,9 +7,9 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import String, TypeDecorator, bindparam, text
+from sqlalchemy import String, TypeDecorator, bindparam, event, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import db
 from db import guards
@@ -17,7 +17,8 @@ from db.guards import _read
 from db.transient import Transient, transient
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Note
-from tests.servers import Observer
+from tests.proxy import Proxy
+from tests.servers import Observer, as_url
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -305,6 +306,99 @@ async def test_autocommit_is_not_poisoned(rows: Count) -> None:
             await session.execute(FAILS)
         await insert("b")
     assert await rows() == 2
+
+
+async def add_by_driver(session: Any) -> None:
+    """Insert one row past SQLAlchemy, by what each driver is used directly for."""
+    if isinstance(session, db.Session):
+        await asyncio.to_thread(_add_by_sync_driver, session)
+        return
+    driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+    match type(driver).__module__.partition(".")[0]:
+        case "asyncpg":
+            await driver.copy_records_to_table("note", records=[("a",)], columns=["words"])
+        case "psycopg":
+            async with driver.cursor().copy("COPY note (words) FROM STDIN") as copy:
+                await copy.write_row(("a",))
+        case _:
+            await driver.execute("INSERT INTO note (words) VALUES ('a')")
+
+
+def _add_by_sync_driver(session: db.Session) -> None:
+    driver: Any = session.connection().connection.driver_connection
+    driver.execute("INSERT INTO note (words) VALUES ('a')")
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
+async def test_driver_used_before_any_statement(driver: str, database_url: str, rows: Count) -> None:
+    """What the driver itself does first on a session's connection is part of the transaction, with every driver."""
+    database: db.Database[Any] = db.Database(as_url(make_url(database_url), driver))
+    with pytest.raises(ValueError, match="after it"):
+        async with db.scope():
+            await add_by_driver(await db.session(database))
+            raise ValueError("after it")
+    assert await rows() == 0
+    async with db.scope():
+        await add_by_driver(await db.session(database))
+    assert await rows() == 1
+    await database.dispose()
+
+
+@pytest.mark.parametrize("driver", ["aiosqlite", "pysqlite"])
+async def test_driver_used_before_any_statement_on_sqlite(
+    driver: str, sqlite_database: db.Database, sqlite_rows: Callable[[], int]
+) -> None:
+    """The same on SQLite."""
+    database: Any = sqlite_database if driver == "aiosqlite" else sqlite_database.sync
+    with pytest.raises(ValueError, match="after it"):
+        async with db.scope():
+            await add_by_driver(await db.session(database))
+            raise ValueError("after it")
+    assert sqlite_rows() == 0
+
+
+async def test_driver_used_after_an_early_commit(rows: Count) -> None:
+    """Each transaction of a session begins on the server when it begins in SQLAlchemy, not only the first."""
+    with pytest.raises(ValueError, match="after it"):
+        async with db.scope():
+            await insert("b")
+            await db.commit()
+            await add_by_driver(await db.session())
+            raise ValueError("after it")
+    assert await rows() == 1
+
+
+async def test_begin_costs_nothing(database: db.Database, database_url: str, rows: Count) -> None:
+    """A unit of work is BEGIN, its own statements and COMMIT on the wire; one without statements sends nothing."""
+    async with Proxy(database_url) as proxy:
+        behind = db.Database(proxy.url, pre_ping=False)
+
+        async def add() -> None:
+            async with db.scope():
+                await (await db.session(behind)).execute(INSERT, {"words": "a"})
+                await db.rollback()
+
+        await add()  # it gets to know the server
+        proxy.statements.clear()
+        await add()
+        assert [sent.strip(";").partition(" ")[0] for sent in proxy.statements] == ["BEGIN", "INSERT", "ROLLBACK"]
+        proxy.statements.clear()
+        async with db.scope():
+            await db.session(behind)
+        assert proxy.statements == []
+        await behind.dispose()
+    assert await rows() == 0
+
+
+async def test_begin_event_that_sends_a_statement(database_url: str, rows: Count) -> None:
+    """A listener of the user's own may have begun the transaction with a statement of its own."""
+    engine = create_async_engine(database_url)
+    event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("SET LOCAL work_mem = 64"))
+    database = db.Database(bind=engine)
+    async with db.scope():
+        await (await db.session(database)).execute(INSERT, {"words": "a"})
+    assert await rows() == 1
+    await engine.dispose()
 
 
 async def test_many_rows_in_one_call(rows: Count) -> None:
