@@ -7,6 +7,7 @@
 4. A server that does not answer, or that is not there, is reported by each driver in its own way: one error for all.
 5. SQLAlchemy's asyncpg begins on the server with its own first statement: what the driver itself is asked for before
    that would be committed at once, whatever became of the session. It begins when SQLAlchemy does.
+6. A cancellation that asyncpg swallows while it writes many rows is heeded (:mod:`db.executemany`).
 """
 
 import re
@@ -21,6 +22,7 @@ from sqlalchemy.util import await_only
 
 from db import postgres, sqlite
 from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
+from db.executemany import heed_cancellation
 from db.transient import sqlstate
 
 _MARK = "db.poisoned"
@@ -60,6 +62,7 @@ def watch(engine: Engine) -> None:
         return
     event.listen(engine, "handle_error", _handle_error)
     event.listen(engine, "checkin", _clear_returned)
+    heed_cancellation(engine)
     # Not by the events of the same moments: where an engine has a single one of those, SQLAlchemy prepares each new
     # connection for all of them, which costs a short transaction a twentieth of its time.
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
