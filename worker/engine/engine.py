@@ -117,6 +117,8 @@ class Engine:
         self._relay = None if ledger is None else Relay(queue, ledger, self._names)
         self._pruner = None if ledger is None else Pruner(ledger, config.keep_jobs)
         self._loops: list[asyncio.Task[None]] = []
+        self._ending: set[str] = set()
+        """The names of the loops that are to end."""
         self._running: set[HeldJob] = set()
         self._stopping = False
         self._hurry = asyncio.Event()
@@ -166,7 +168,7 @@ class Engine:
         for job in self._held:
             if job.phase is Phase.RUNNING:
                 logger.error("%s does not end: it is left to the worker that takes it after its lease", job.job_id)
-        await end(self._loops_named("health"))  # it would write down again what is to be forgotten
+        await self._end("health")  # it would write down again what is to be forgotten
         # Redis may be away, and need not come back for our sake.
         with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_SETTLING):
@@ -177,7 +179,7 @@ class Engine:
         return not self._running_tasks()
 
     async def _stop(self) -> None:
-        await end(self._loops)
+        await self._end(*(loop.get_name() for loop in self._loops))
         await asyncio.to_thread(self._heartbeat.stop)
         counts = self._counts
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)
@@ -210,7 +212,10 @@ class Engine:
                 job.delivery = await self._delivery_by_row(job, self._ledger)
             return outcome or await self._execute(job)
         except asyncio.CancelledError as error:  # before the executor had begun
-            return Outcome((job.delivery and job.delivery.stop) or Kind.INTERRUPTED, error=error)
+            if job.stop is not None:
+                return Outcome(job.stop, error=error)
+            # Another job's code has cancelled whatever it found; this one has not begun.
+            return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
         except Exception as error:
             if job.delivery is None and transient(error) is not None:  # it could not be recalled
                 return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
@@ -228,6 +233,7 @@ class Engine:
 
     def _execute(self, job: HeldJob) -> Awaitable[Outcome]:
         assert job.delivery is not None  # noqa: S101 - reception filled it in
+        job.delivery.stop = job.stop  # it may have been cancelled before it was read
         job.allowance = self._allowances[job.delivery.message.task]
         self._log.started(job)
         return self._executor.execute(job.delivery)
@@ -253,16 +259,19 @@ class Engine:
     async def _stop_claiming(self) -> None:
         """A claim on its way is waited for: what it brings is ours."""
         self._claimer.stop()
-        claiming = self._loops_named("claimer")
-        await asyncio.wait(claiming, timeout=_SETTLING)
-        for loop in claiming:
-            loop.cancel()
+        await asyncio.wait(self._loops_named("claimer"), timeout=_SETTLING)
+        await self._end("claimer")
 
-    def _loops_named(self, name: str) -> list[asyncio.Task[None]]:
-        return [loop for loop in self._loops if loop.get_name() == name]
+    async def _end(self, *names: str) -> None:
+        """End these loops. A cancellation without this word is not the engine's, and they go on."""
+        self._ending.update(names)
+        await end(self._loops_named(*names))
+
+    def _loops_named(self, *names: str) -> list[asyncio.Task[None]]:
+        return [loop for loop in self._loops if loop.get_name() in names]
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        await supervise(name, run, trouble=self._health.trouble)
+        await supervise(name, run, trouble=self._health.trouble, is_ending=lambda: name in self._ending)
 
     async def _nothing_is_left(self) -> bool:
         try:

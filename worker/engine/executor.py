@@ -107,7 +107,7 @@ class Executor:
             try:
                 await patience.pause(outcome.why)
             except asyncio.CancelledError as error:
-                return Outcome(run.delivery.stop or Kind.INTERRUPTED, error=error)
+                return _stopped(run, error) or Outcome.failed(error)
 
     async def _attempt(self, run: _Run, *, look_first: bool) -> Outcome | Rerun:
         """Open a scope, call the task, serialise its result, tell the ledger; leaving the scope commits."""
@@ -129,25 +129,34 @@ class Executor:
 
     def _judge(self, error: BaseException, run: _Run) -> Outcome | Rerun:
         """What an error means for the job, now that all it did is rolled back."""
-        stopped = run.delivery.stop or _interrupted(error)
-        if stopped is not None:
-            return Outcome(stopped, error=error)
+        if (stopped := _stopped(run, error)) is not None:
+            return stopped
         if isinstance(error, LedgerBusyError):
             return Outcome(Kind.POSTPONED, error=error, delay=_UNTIL_SETTLED)
         return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
 
     async def _call(self, run: _Run, work: Scope) -> Any:
+        """Call the task; past its deadline it has timed out, also if it swallowed its cancellation and returned."""
         run.delivery.keep_lease()
         deadline = Deadline(run.timeout)
         try:
             with deadline:
-                return await self._caller.call(run.task, run.payload, run.context, work)
-        except TimeoutError as error:
+                value = await self._caller.call(run.task, run.payload, run.context, work)
+        except (TimeoutError, asyncio.CancelledError) as error:
             if not deadline.expired:
                 raise
-            raise TimeoutError(f"{run.task.name} took longer than its timeout, {run.timeout:g} s") from error.__cause__
+            raise _timed_out(run) from error.__cause__ or error
+        except Exception as error:
+            # A cancellation that cuts off a statement can cost the connection: running again would end likewise. It is
+            # not made the cause, by which the database's errors are told.
+            if deadline.expired and transient(error) is not None:
+                raise _timed_out(run)  # noqa: B904 - see above
+            raise
         finally:
             self._tell_of_early_commit(run.task, work)
+        if deadline.expired:
+            raise _timed_out(run)
+        return value
 
     def _tell_of_early_commit(self, task: Task[..., Any], work: Scope) -> None:
         """Say it once a task: what it committed early happens again if the attempt fails and is repeated."""
@@ -183,11 +192,15 @@ def _is_in_doubt(error: BaseException) -> bool:
     return refused is not None and transient(refused) is Transient.LOST
 
 
-def _interrupted(error: BaseException) -> Kind | None:
-    """What a cancellation makes of a job of which nobody has said so. One that the body made up is its own error.
+def _stopped(run: _Run, error: BaseException) -> Outcome | None:
+    """The outcome of a job that this engine has stopped.
 
-    The count of cancellations alone proves nothing: on Python 3.11 a `TaskGroup` whose child failed leaves it raised.
+    Only its own word counts. The count of cancellations proves nothing: a body can raise it, and on Python 3.11 and
+    3.12 a `TaskGroup` whose child failed leaves it raised.
     """
-    task = asyncio.current_task()
-    cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-    return Kind.INTERRUPTED if cancelled else None
+    stop = run.delivery.stop
+    return None if stop is None else Outcome(stop, error=error)
+
+
+def _timed_out(run: _Run) -> TimeoutError:
+    return TimeoutError(f"{run.task.name} took longer than its timeout, {run.timeout:g} s")

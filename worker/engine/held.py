@@ -42,7 +42,8 @@ class HeldJob:
     job_id: str = field(init=False)
     """The id as text, whatever bytes it is made of."""
     _begun: float = field(default_factory=time.monotonic, init=False)
-    _cancelled: bool = field(default=False, init=False)
+    stop: Kind | None = field(default=None, init=False)
+    """What becomes of it now that it is cancelled, by `cancel`."""
 
     def __post_init__(self) -> None:
         self.job_id = self.claim.raw_id.decode(errors="backslashreplace")
@@ -62,9 +63,9 @@ class HeldJob:
 
     def cancel(self, why: Kind) -> None:
         """Cancel the body, once: what it becomes is `why`. Call it on the event loop."""
-        if self._cancelled or self.phase is not Phase.RUNNING or self.task is None:
+        if self.stop is not None or self.phase is not Phase.RUNNING or self.task is None:
             return
-        self._cancelled = True
+        self.stop = why
         if self.delivery is not None:
             self.delivery.stop = why
         self.task.cancel()

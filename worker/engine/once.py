@@ -99,13 +99,14 @@ class _OnceAttempt(Attempt):
     async def fate(self) -> Outcome | None:
         job_id = self._delivery.message.job_id
         logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", job_id)
-        try:
-            return await self._answer()
-        except asyncio.CancelledError as cancellation:
-            if self._delivery.stop is Kind.ABORTED:
-                return await self._answer()  # an abort comes too late for what may be committed
-            # Whoever runs it next asks the ledger, too.
-            return Outcome(self._delivery.stop or Kind.INTERRUPTED, error=cancellation)
+        while True:
+            try:
+                return await self._answer()
+            except asyncio.CancelledError as cancellation:
+                stop = self._delivery.stop
+                # An abort comes too late for what may be committed, and so does a cancellation of the body's own.
+                if stop is not None and stop is not Kind.ABORTED:
+                    return Outcome(stop, error=cancellation)  # whoever runs it next asks the ledger, too
 
     async def _answer(self) -> Outcome | None:
         """Ask until the database says what became of the COMMIT."""

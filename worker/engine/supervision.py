@@ -23,11 +23,19 @@ class EngineError(Exception):
     """A loop of the engine keeps failing; the process should end and be started anew."""
 
 
-async def supervise(name: str, run: Callable[[], Awaitable[None]], *, trouble: Callable[[str], None]) -> None:
+async def supervise(
+    name: str,
+    run: Callable[[], Awaitable[None]],
+    *,
+    trouble: Callable[[str], None],
+    is_ending: Callable[[], bool],
+) -> None:
     """Run `run` until it returns.
 
     Args:
         trouble: told of each failure, so that the worker counts as unwell meanwhile.
+        is_ending: whether the engine wants the loop to end. Without that, a cancellation is one that the loop's own
+            code or a task's has made up, and a failure like any other.
 
     Raises:
         EngineError: it failed too often, and not for a server's sake, which is waited for without end.
@@ -37,7 +45,7 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]], *, trouble: C
         try:
             await run()
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _is_asked_to_end():
+            if isinstance(error, asyncio.CancelledError) and is_ending():
                 raise
             trouble(f"{name}: {type(error).__name__}: {error}")
             now = time.monotonic()
@@ -65,9 +73,3 @@ def _in_trouble(error: BaseException) -> str | None:
     if isinstance(error, DbError | LedgerBusyError) or transient(error) is not None:
         return "the database"
     return "Redis" if isinstance(error, RedisError | OSError) else None
-
-
-def _is_asked_to_end() -> bool:
-    """Whether this asyncio task was cancelled; otherwise a `CancelledError` is one that the loop's own code made up."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -180,6 +180,33 @@ class TestFailures:
                 await job.result(timeout=30)
             assert await (await double.enqueue(3)).result(timeout=30) == 6
 
+    async def test_a_body_that_cancels_all_that_runs(self, start: StartWorker) -> None:
+        """The loops of the engine go on, and neighbours fail or run again: nothing passes for a shutdown."""
+        runs: dict[str, int] = {"beside": 0, "careless": 0}
+
+        @task
+        async def beside() -> None:
+            runs["beside"] += 1
+            await asyncio.sleep(30)
+
+        @task
+        async def careless() -> None:
+            runs["careless"] += 1
+            for each in asyncio.all_tasks() - {test}:
+                each.cancel()
+            await asyncio.sleep(30)
+
+        test = asyncio.current_task()
+        async with start(beside, careless, double):
+            jobs = [await beside.enqueue()]
+            await eventually(lambda: runs["beside"], equals=1)
+            jobs.append(await careless.enqueue())
+            for job in jobs:
+                with pytest.raises(asyncio.CancelledError):
+                    await job.result(timeout=30)
+            assert await (await double.enqueue(3)).result(timeout=30) == 6
+        assert runs == {"beside": 1, "careless": 1}
+
     async def test_errors_that_cannot_be_said(self, start: StartWorker, seen: Seen) -> None:
         """An error that raises when it is looked at ends its job as failed."""
 

@@ -203,6 +203,33 @@ class TestOutcome:
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, LookupError)
         assert await rows() == 0
 
+    async def test_a_cancellation_of_the_bodys_own_is_its_failure(self, execute: Execute, rows: Count) -> None:
+        """Only the engine's word is an interruption: a job that leaves its task cancelled fails, and runs once."""
+        runs = 0
+
+        @task
+        async def leaves_one(session: db.AsyncSession) -> None:
+            nonlocal runs
+            runs += 1
+            await insert(session)
+            await leave_a_cancellation()
+            child = asyncio.create_task(asyncio.sleep(30))
+            asyncio.get_running_loop().call_soon(child.cancel)
+            await child
+
+        @task
+        async def last_act(session: db.AsyncSession) -> None:
+            nonlocal runs
+            runs += 1
+            await insert(session)
+            cancel_this_task()
+
+        for each in (leaves_one, last_act):
+            outcome = await execute(each)
+            assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, asyncio.CancelledError)
+        assert runs == 2
+        assert await rows() == 0
+
     async def test_the_error_recorded_is_the_first_one(self, execute: Execute, rows: Count) -> None:
         """C7: an exception that touches ORM state when it is printed does not hide itself behind another."""
 
@@ -229,6 +256,19 @@ class TestOutcome:
 
 async def raise_value_error() -> None:
     raise ValueError
+
+
+def cancel_this_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+async def leave_a_cancellation() -> None:
+    """Leave this task's count of cancellations raised, as a `TaskGroup` may before Python 3.13."""
+    cancel_this_task()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
 
 
 class TestPoisonedTransaction:
@@ -771,6 +811,52 @@ class TestTimeout:
             trace = trace.tb_next
         assert "the_slow_part" in names
 
+    @pytest.mark.parametrize("leaves_one", [False, True])
+    async def test_of_a_body_that_swallows_it(self, execute: Execute, rows: Count, leaves_one: bool) -> None:
+        """A body that swallows its cancellation and returns is too late all the same: it is rolled back."""
+
+        @task(timeout=0.05)
+        async def careless(session: db.AsyncSession) -> str:
+            await insert(session)
+            if leaves_one:
+                await leave_a_cancellation()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            return "done"
+
+        outcome = await execute(careless)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert await rows() == 0
+
+    async def test_after_a_cancellation_of_the_bodys_own(self, execute: Execute) -> None:
+        """A raised count of cancellations does not make an interruption of it."""
+
+        @task(timeout=0.05)
+        async def late() -> None:
+            await leave_a_cancellation()
+            await asyncio.sleep(30)
+
+        outcome = await execute(late)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+
+    async def test_that_costs_the_connection(self, execute: Execute, postgres: Observer) -> None:
+        """What the cancellation itself has broken is not taken for the database's trouble, which would run it again."""
+        runs = 0
+
+        @task(timeout=0.3)
+        async def careless(session: db.AsyncSession) -> None:
+            nonlocal runs
+            runs += 1
+            await insert(session)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            await postgres.terminate_backends()
+            await insert(session)
+
+        outcome = await execute(careless)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert runs == 1
+
     async def test_of_a_thread_waits_for_it(self, execute: Execute, rows: Count) -> None:
         """A thread cannot be cancelled: its slot stays taken until it returns, its next statement raises, and its
         scope ends rolled back."""
@@ -920,9 +1006,11 @@ class TestStop:
         async def ask(session: db.AsyncSession) -> None:
             await insert(session)
 
-        job = bench.start(ask, bench.deliver(ask))
+        delivery = bench.deliver(ask)
+        job = bench.start(ask, delivery)
         await asyncio.sleep(0.5)
         assert not job.done()
+        delivery.stop = Kind.INTERRUPTED
         job.cancel()
         async with asyncio.timeout(1):
             assert (await job).kind is Kind.INTERRUPTED
@@ -939,8 +1027,10 @@ class TestStop:
                 session.execute(INSERT, {"words": str(number)})
                 time.sleep(0.01)
 
-        job = bench.start(busy, bench.deliver(busy))
+        delivery = bench.deliver(busy)
+        job = bench.start(busy, delivery)
         await begun.wait()
+        delivery.stop = Kind.INTERRUPTED
         job.cancel()
         async with asyncio.timeout(3):
             assert (await job).kind is Kind.INTERRUPTED

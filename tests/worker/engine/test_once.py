@@ -537,6 +537,22 @@ class TestLostCommit:
         assert (await through.start(anew, delivery)).kind is Kind.DUPLICATE
         assert await rows() == 2
 
+    async def test_a_cancellation_that_nobody_asked_for(
+        self, proxy: Proxy, through: Bench, rows: Count, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The ledger is asked again, as the job may be committed: only the engine's word leaves it to the next."""
+        await through.run(add, "warm")
+        proxy.refuse()
+        proxy.drop_on("^COMMIT", when="after")
+        job: asyncio.Task[Outcome] = through.start(anew, through.deliver(anew))
+        await eventually(lambda: "the ledger is asked" in caplog.text)
+        job.cancel()
+        done, _ = await asyncio.wait({job}, timeout=0.2)
+        assert not done
+        await proxy.resume()
+        assert (await job).kind is Kind.COMPLETED
+        assert await rows() == 2
+
     async def test_the_old_backend_is_waited_for(self, own_postgres: StartPostgres) -> None:
         """A COMMIT that is still on its way in the server when the ledger is asked is not taken for none."""
         server = own_postgres()

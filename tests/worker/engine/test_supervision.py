@@ -7,6 +7,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from tests.waiting import eventually
 from worker.engine import supervision
 from worker.engine.supervision import EngineError, supervise
 
@@ -32,7 +33,7 @@ class Loop:
             raise self._error()
 
     async def supervised(self) -> None:
-        await supervise("loop", self.run, trouble=self.trouble.append)
+        await supervise("loop", self.run, trouble=self.trouble.append, is_ending=lambda: False)
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError, ResponseError, ConnectionRefusedError, OSError])
@@ -76,13 +77,19 @@ async def test_cancelled_by_its_own_code() -> None:
 
 
 async def test_cancelled() -> None:
-    """A cancellation ends it."""
+    """A cancellation ends it once the engine has said so; one by anybody else is a failure like any other."""
+    runs, ending = 0, False
 
     async def run() -> None:
+        nonlocal runs
+        runs += 1
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(supervise("loop", run, trouble=print))
-    await asyncio.sleep(0.01)
+    task = asyncio.create_task(supervise("loop", run, trouble=lambda _: None, is_ending=lambda: ending))
+    await eventually(lambda: runs, equals=1)
+    task.cancel()
+    await eventually(lambda: runs, equals=2)
+    ending = True
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
