@@ -30,7 +30,8 @@ class Proxy:
     2. `drop` cuts all connections; `refuse` takes no new ones; `blackhole` takes them, and keeps all bytes to
        itself, both ways; `resume` ends both and delivers what was kept, as a network that is whole again does.
     3. `drop_on` cuts one connection at one statement: before the server sees it, or once it has answered.
-    4. `statements` is what clients sent to be executed, in order; `connections` is how many were accepted.
+    4. `rate` is how many bytes a second each connection carries to the server; None: as many as it can.
+    5. `statements` is what clients sent to be executed, in order; `connections` is how many were accepted.
     """
 
     def __init__(self, url: str) -> None:
@@ -39,6 +40,7 @@ class Proxy:
         self._protocol = PostgresConversation if url.startswith("postgresql") else RedisConversation
         self._flow = asyncio.Event()
         self._trap: Trap | None = None
+        self.rate: float | None = None
         self.statements: list[str] = []
 
     async def __aenter__(self) -> Self:
@@ -131,6 +133,8 @@ class _Link:
     async def pass_requests(self, client: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         """Until the client ends, or is cut before a statement."""
         while data := await self._proxy.receive(client):
+            if self._proxy.rate is not None:
+                await asyncio.sleep(len(data) / self._proxy.rate)
             for request in self._conversation.requests(data):
                 trap = self._proxy.spring(request.statements)
                 if trap and trap.when == "before":

@@ -100,6 +100,10 @@ DottedPath = Annotated[
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), _MustBe("a name", "mail")]
 Count = Annotated[int, Field(ge=1), _MustBe("a whole number, 1 or more", "8")]
 Bytes = Annotated[ByteSize, Field(ge=1), _MustBe("a number of bytes, 1 or more", "2MiB")]
+# Redis takes up to 512 MiB at once, and others wait while it does.
+ResultBytes = Annotated[
+    ByteSize, Field(ge=1, le=256 * 1024 * 1024), _MustBe("a number of bytes, 256MiB at most", "2MiB")
+]
 Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False), _MustBe("a number of seconds, more than 0", "60")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _MustBe("a number of seconds, 0 or more", "60")]
 Switch = Annotated[bool, _MustBe("true or false", "true")]
@@ -179,6 +183,9 @@ class Config(BaseSettings):
 
     max_payload: Bytes = ByteSize(1024 * 1024)
     """Bytes that the arguments of one job may have on the wire."""
+
+    max_result: ResultBytes = ByteSize(32 * 1024 * 1024)
+    """Bytes that the result of one job may have as JSON; a job that returns more fails, and is rolled back."""
 
     pool_size: Count = Field(default_factory=lambda settings: int(settings["concurrency"]) + 3)
     """Connections that the worker keeps to the default database. Default: concurrency + 3."""

@@ -12,9 +12,10 @@
     ├── JobExpiredError           a job waited longer than it may
     ├── PoisonJobError            a job whose worker died each time it ran
     ├── TriesExhaustedError       a task asked for one attempt more than it may have
+    ├── ResultTooLargeError       what a task returned is larger than WORKER_MAX_RESULT
     ├── LedgerError               the ledger's table is missing or old, or its database can hold none
     ├── LedgerAwayError           the ledger's database does not say what it knows of a job
-    ├── LedgerBusyError           another attempt's transaction holds a job's row in the ledger
+    ├── LedgerBusyError           another transaction holds a job's row in the ledger, or the whole table
     ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
     └── JobFailed                 the exception that ended a job, as data
 
@@ -47,6 +48,7 @@ __all__ = [
     "PoisonJobError",
     "RegistryError",
     "ResultNotFoundError",
+    "ResultTooLargeError",
     "Retry",
     "TaskDefinitionError",
     "TriesExhaustedError",
@@ -115,6 +117,10 @@ class TriesExhaustedError(WorkerError):
     """A task raised `Retry` in its last attempt: give it more with `@task(max_tries=...)`."""
 
 
+class ResultTooLargeError(WorkerError):
+    """What a task returned is larger than `WORKER_MAX_RESULT`: store it, and return its key. Nothing was committed."""
+
+
 class LedgerError(WorkerError):
     """The ledger's table is missing or old, or its database can hold none: one line says what to do."""
 
@@ -124,7 +130,7 @@ class LedgerAwayError(WorkerError):
 
 
 class LedgerBusyError(WorkerError):
-    """Another attempt's transaction holds a job's row in the ledger, for longer than it is worth waiting."""
+    """Another transaction holds a job's row in the ledger, or the whole table, for longer than it is worth waiting."""
 
 
 class ResultNotFoundError(WorkerError):

@@ -23,7 +23,6 @@ from worker.failure import error_data, error_from
 
 _PICKLE_MAGIC = b"\x80"
 _LATEST = 253_402_300_799_999  # the last millisecond that a datetime can say
-_LARGEST_RESULT = 32 * 1024 * 1024  # bytes; Redis, which others wait for, takes long for each
 _SEQUENCES = (list, tuple)
 _DEEPEST_JSON = 200  # levels that the parser of pydantic-core reads
 
@@ -88,7 +87,7 @@ def dump(value: Any) -> bytes:
     """A value as JSON: what pydantic knows to write, by the value's own type; bytes as base64.
 
     Raises:
-        TypeError: JSON has no way to say it, nobody could read it back, or it takes more than 32 MiB.
+        TypeError: JSON has no way to say it, or nobody could read it back.
     """
     if value is None:
         return b"null"
@@ -100,8 +99,6 @@ def dump(value: Any) -> bytes:
             require_readable(raw)
     except ValueError as error:
         raise TypeError(f"JSON cannot say this {type(value).__name__}: {error}") from None
-    if len(raw) > _LARGEST_RESULT:
-        raise TypeError(f"{len(raw)} bytes of JSON are too many for a result: store them, and return their key")
     return raw
 
 

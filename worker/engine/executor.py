@@ -22,14 +22,15 @@ from worker.engine.calling import Caller
 from worker.engine.delivery import Delivery
 from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
-from worker.engine.patience import Patience
-from worker.errors import LedgerBusyError, UnknownTaskError
+from worker.engine.patience import BusyRows, Patience
+from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownTaskError
 from worker.message import dump
 from worker.task import Task
 
 logger = logging.getLogger("worker")
 
-_UNTIL_SETTLED = 1.0  # seconds until a job is tried again that another attempt is about to settle
+MAX_RESULT = 32 * 1024 * 1024
+"""Bytes that a result may have, unless the settings say otherwise."""
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class Executor:
         caller: calls their functions.
         timeout: seconds that one attempt may take, for tasks that do not say.
         max_tries: attempts before a job fails for good, likewise.
+        max_result: bytes that a result may have as JSON.
         resources: what the registry's lifespan yielded, by name.
         once: keeps effects from happening twice (default: nothing does).
     """
@@ -63,6 +65,7 @@ class Executor:
         *,
         timeout: float,
         max_tries: int,
+        max_result: int = MAX_RESULT,
         resources: Mapping[str, Any] | None = None,
         once: Once | None = None,
     ) -> None:
@@ -70,8 +73,10 @@ class Executor:
         self._caller = caller
         self._timeout = timeout
         self._max_tries = max_tries
+        self._max_result = max_result
         self._resources = resources or {}
         self._once = once or Once(None)
+        self._busy_rows = BusyRows()
         self._known_to_commit_early: set[str] = set()
 
     async def execute(self, delivery: Delivery) -> Outcome:
@@ -117,7 +122,7 @@ class Executor:
                 return settled
             async with scope() as work:
                 value = await self._call(run, work)
-                result = dump(value)
+                result = self._serialized(value)
                 await attempt.settle(work, result)
         except SettledBeforeError as before:
             return before.outcome
@@ -132,8 +137,21 @@ class Executor:
         if (stopped := _stopped(run, error)) is not None:
             return stopped
         if isinstance(error, LedgerBusyError):
-            return Outcome(Kind.POSTPONED, error=error, delay=_UNTIL_SETTLED)
+            delay = self._busy_rows.put_off(run.delivery.message)
+            if delay is None:
+                busy = Rerun(Transient.CONFLICT, error)
+                return count_as_try(busy, tries=run.delivery.tries, max_tries=run.max_tries)
+            return Outcome(Kind.POSTPONED, error=error, delay=delay)
         return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
+
+    def _serialized(self, value: object) -> bytes:
+        result = dump(value)
+        if len(result) > self._max_result:
+            raise ResultTooLargeError(
+                f"{len(result)} bytes of JSON are too many for a result, WORKER_MAX_RESULT allows {self._max_result}: "
+                "store them, and return their key"
+            )
+        return result
 
     async def _call(self, run: _Run, work: Scope) -> Any:
         """Call the task; past its deadline it has timed out, also if it swallowed its cancellation and returned."""

@@ -7,10 +7,13 @@ import time
 from db.errors import DatabaseUnreachableError
 from db.transient import Transient, sqlstate
 from worker.engine.outcome import Rerun
+from worker.message import Message
 
 _CONFLICT_RERUNS = 5
 _LOSSES = 10
 _AWAY = frozenset({"53300", "57P03"})  # too many connections; the server is starting or stopping
+_BUSY_RERUNS = 5
+_BUSY_FORGOTTEN = 600.0  # seconds after which a job that met a busy row is taken to have ended elsewhere
 LONGEST_PAUSE = 2.0
 """Seconds between two looks at a database that is away."""
 _READ_ONLY_PATIENCE = 60.0  # seconds that a failover may take; after that, writing to a replica was the task's mistake
@@ -54,6 +57,32 @@ class Patience:
             longest = min(0.05 * 2 ** min(self._pauses, 10), LONGEST_PAUSE)  # an outage may last for thousands of them
             self._pauses += 1
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+
+
+class BusyRows:
+    """Counts, for each job, how often another transaction held its row in the ledger.
+
+    Such a job is put back, so that its slot is free, and its next delivery begins anew: so the count is kept here, and
+    not with one attempt. It is this worker's own.
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[tuple[str, int], tuple[int, float]] = {}
+
+    def put_off(self, message: Message) -> float | None:
+        """Seconds after which the job may run again at no cost; None where that has been granted often enough."""
+        now = time.monotonic()
+        key = (message.job_id, message.enqueued_at)
+        times, _ = self._met.pop(key, (0, now))
+        self._met[key] = times + 1, now
+        self._forget_old_ones(now)
+        return None if times >= _BUSY_RERUNS else float(2**times)
+
+    def _forget_old_ones(self, now: float) -> None:
+        for key, (_, last) in list(self._met.items()):  # the one that was met longest ago first
+            if now - last <= _BUSY_FORGOTTEN:
+                return
+            del self._met[key]
 
 
 def _is_away(error: BaseException) -> bool:

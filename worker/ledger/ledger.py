@@ -24,7 +24,7 @@ from db.sessions import independent
 from db.transient import sqlstate
 from worker.errors import LedgerBusyError
 from worker.ledger.execution import AnySession, DriverStatement, execute, execute_here, run
-from worker.ledger.lock_wait import within_lock_wait
+from worker.ledger.lock_wait import LockWait
 from worker.ledger.presence import explained
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
@@ -70,10 +70,11 @@ class Ledger:
         """Set a row done in the session's transaction; if another attempt has settled it already, how.
 
         Raises:
-            LedgerBusyError: another attempt's transaction holds the row, or has just deleted it.
+            LedgerBusyError: another transaction holds the row, or the whole table, or has just deleted the row.
             PoisonedTransactionError: an earlier error, which was swallowed, has aborted the transaction.
         """
-        if await within_lock_wait(session, run(session, partial(self._mark, ending)), self.name):
+        wait = LockWait(session, self.name, [ending])
+        if await wait.limit(run(session, partial(self._mark, ending, wait))):
             return None
         known = await self.known(session, ending)
         if known is None:
@@ -89,7 +90,7 @@ class Ledger:
             LedgerBusyError: the old backend has not ended yet.
         """
         async with independent(default_database()) as session:
-            return await self.mark_done(session, ending)
+            return await self.mark_done(session, ending._replace(result=None))  # it is rolled back: let it be small
 
     async def settle(self, endings: Sequence[Ending]) -> list[Known]:
         """Write how jobs have ended, in a transaction of its own.
@@ -98,13 +99,15 @@ class Ledger:
             Of each, how it stands now: not as asked for, where it was settled before.
 
         Raises:
-            LedgerBusyError: another transaction holds one of the rows.
+            LedgerBusyError: another transaction holds one of the rows, or the whole table.
         """
         async with scope() as work:
             session = await work.session(default_database())
             statements = self._of(session)
-            rows = [ending._asdict() for ending in endings]
-            await within_lock_wait(session, execute(session, statements.settle, rows), self.name)
+            wait = LockWait(session, self.name, endings)
+            written = await wait.limit(run(session, partial(self._settle, endings, wait)))
+            if len(endings) == written == 1:
+                return [Known(ending.state, ending.result) for ending in endings]
             keys = [(ending.id, ending.enqueued_at) for ending in endings]
             parameters = {"ids": [job_id for job_id, _ in keys], "since": min(moment for _, moment in keys)}
             standing = await execute(session, statements.standing, parameters)
@@ -196,10 +199,15 @@ class Ledger:
     def _of(self, session: AnySession | Guarded) -> Statements:
         return Statements.of(session.get_bind().dialect.name, self.name)
 
-    def _mark(self, ending: Ending, session: Guarded) -> int:
+    def _settle(self, endings: Sequence[Ending], wait: LockWait, session: Guarded) -> int:
+        statement = self._of(session).settle
+        wait.connection = session.connection(bind_arguments={"clause": statement})
+        return int(execute_here(session, statement, [ending._asdict() for ending in endings]).rowcount)
+
+    def _mark(self, ending: Ending, wait: LockWait, session: Guarded) -> int:
         statement = self._of(session).settle
         # The clause, as some sessions have another bind for each table, or for what writes.
-        connection = session.connection(bind_arguments={"clause": statement})
+        connection = wait.connection = session.connection(bind_arguments={"clause": statement})
         try:
             if DriverStatement.does_the_same(session, connection):
                 return self._in_words_of(connection.dialect, statement).write(connection, ending._asdict())

@@ -59,6 +59,11 @@ class Ending(NamedTuple):
     started_at: int | None = None
     """Milliseconds since the epoch."""
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it is."""
+        return sum(len(value) for value in (self.payload, self.result, self.error, self.traceback) if value)
+
 
 class Known(NamedTuple):
     """What the ledger knows of a job."""

@@ -89,6 +89,7 @@ class Runtime:
             caller,
             timeout=self._config.job_timeout,
             max_tries=self._config.max_tries,
+            max_result=self._config.max_result,
             resources=resources,
             once=Once(ledger),
         )

@@ -224,7 +224,7 @@ class TestFailures:
         assert seen.result(job.job_id)["s"] is False
 
     async def test_huge_results(self, start: StartWorker, seen: Seen) -> None:
-        """A result that is too large fails its job, and one that is large costs no other job its place."""
+        """A result of more than WORKER_MAX_RESULT fails its job; one that is large costs no other job its place."""
 
         @task
         async def make(mebibytes: int) -> str:
@@ -234,7 +234,9 @@ class TestFailures:
             jobs = await make.enqueue_many({"mebibytes": size} for size in (1, 9, 9, 33, 1))
             await worker.idle(timeout=30)
         assert [seen.result(job.job_id)["s"] for job in jobs] == [True, True, True, False, True]
-        assert "too many for a result" in seen.result(jobs[3].job_id)["r"]["message"]
+        error = seen.result(jobs[3].job_id)["r"]
+        assert error["type"] == "worker.errors.ResultTooLargeError"
+        assert "too many for a result, WORKER_MAX_RESULT allows 33554432: store them" in error["message"]
 
     async def test_arguments_that_json_cannot_say(self, start: StartWorker, observer: Any, seen: Seen) -> None:
         """A pickle's arguments, where those are accepted, may be anything: the job's end is recorded without them."""

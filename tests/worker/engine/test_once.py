@@ -253,6 +253,57 @@ class TestSecondDelivery:
         assert (outcome.kind, type(outcome.error)) == (Kind.POSTPONED, LedgerBusyError)
         assert await rows() == 0
 
+    @pytest.mark.parametrize("kind", [db.AsyncSession, db.Session])
+    async def test_a_large_result_on_a_slow_network_waits_for_nobody(
+        self, kind: type, database_url: str, postgres: Observer, rows: Count, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The time that a job's own result takes is not taken for another transaction's lock: one start, one row."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
+        starts: list[int] = []
+        large = "x" * 1_000_000
+
+        @task
+        async def fetch(session: db.AsyncSession) -> str:
+            starts.append(1)
+            await session.execute(INSERT, {"words": "a"})
+            return large
+
+        @task
+        def fetch_plainly(session: db.Session) -> str:
+            starts.append(1)
+            session.execute(INSERT, {"words": "a"})
+            return large
+
+        await postgres.execute(NOTES)
+        async with Proxy(database_url) as proxy:
+            database = Database(proxy.url, default=True, pre_ping=False)
+            bench = Bench()
+            try:
+                proxy.rate = 1_000_000  # bytes a second: five times what may pass for a lock
+                outcome = await bench.run(fetch_plainly if kind is db.Session else fetch)
+            finally:
+                bench.caller.close()
+                await database.dispose()
+        assert (outcome.kind, outcome.in_ledger, starts) == (Kind.COMPLETED, True, [1])
+        assert await rows() == 1
+
+    async def test_a_locked_table_costs_tries_in_the_end(
+        self, bench: Bench, rows: Count, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Five reruns are free, later each time; from then on each one is a try, and the last try fails the job."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
+        delivery = bench.deliver(add, "a")
+        async with db.scope():
+            await (await db.session()).execute(text("LOCK TABLE tandem_jobs IN SHARE MODE"))
+            outcomes = [await bench.start(add, delivery) for _ in range(6)]
+            delivery.tries = 2
+            outcomes.append(await bench.start(add, delivery))
+        kinds = [outcome.kind for outcome in outcomes]
+        assert kinds == [Kind.POSTPONED] * 5 + [Kind.RETRIED, Kind.FAILED]
+        assert [outcome.delay for outcome in outcomes[:5]] == [1, 2, 4, 8, 16]
+        assert {type(outcome.error) for outcome in outcomes} == {LedgerBusyError}
+        assert await rows() == 0
+
     async def test_in_a_translated_schema(self, bench: Bench, rows: Count, postgres: Observer) -> None:
         """A task whose session works in a tenant's schema leaves its rows in the ledger, which finds them again."""
         await postgres.execute("CREATE SCHEMA tenant; CREATE TABLE tenant.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")

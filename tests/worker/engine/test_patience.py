@@ -9,7 +9,8 @@ from db import DatabaseUnreachableError
 from db.transient import Transient
 from worker.engine import patience
 from worker.engine.outcome import Rerun
-from worker.engine.patience import Patience
+from worker.engine.patience import BusyRows, Patience
+from worker.message import Message
 
 CONFLICT = Rerun(Transient.CONFLICT, ValueError())
 STALE = Rerun(Transient.STALE_PLAN, ValueError())
@@ -93,3 +94,26 @@ class TestPause:
             await limited.pause(Transient.LOST)
         assert pauses[0] < 0.1
         assert all(1.0 <= pause <= 2.0 for pause in pauses[10:])
+
+
+class TestBusyRows:
+    def test_each_job_is_counted_by_itself(self) -> None:
+        """A job is known by its id and its enqueue time."""
+        busy = BusyRows()
+        first, second = Message("j1", "send", enqueued_at=1), Message("j1", "send", enqueued_at=2)
+        assert [busy.put_off(first) for _ in range(7)] == [1, 2, 4, 8, 16, None, None]
+        assert busy.put_off(second) == 1
+
+    def test_what_was_met_long_ago_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A job that is not met for ten minutes has ended, here or elsewhere."""
+        now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        busy = BusyRows()
+        for job_id in ("j1", "j2"):
+            busy.put_off(Message(job_id, "send"))
+        now += 400
+        busy.put_off(Message("j1", "send"))
+        now += 400
+        busy.put_off(Message("j3", "send"))
+        assert busy.put_off(Message("j1", "send")) == 4
+        assert busy.put_off(Message("j2", "send")) == 1
