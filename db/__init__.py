@@ -12,6 +12,7 @@ from db import siblings as _siblings  # noqa: F401 - it refuses another worker t
 from db.database import Database, default_database, set_default_database
 from db.errors import (
     ConcurrentUseError,
+    ConnectionEndedError,
     DatabaseUnreachableError,
     DatabaseURLError,
     DbError,
@@ -47,6 +48,7 @@ from db.sessions import (
 __all__ = [
     "AsyncSession",
     "ConcurrentUseError",
+    "ConnectionEndedError",
     "Database",
     "DatabaseURLError",
     "DatabaseUnreachableError",

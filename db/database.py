@@ -20,6 +20,7 @@ from db import guards, postgres, sqlite
 from db.engines import OpenEngine
 from db.errors import DatabaseURLError, WrongLoopError
 from db.guarded import AsyncSession, Session, guarded
+from db.reset import Reset, Resetting
 from db.threads import in_thread
 from db.url import host_of, parse_url, same_database, sync_twin, with_host
 
@@ -71,6 +72,9 @@ class Database(Generic[S]):
         idle_in_transaction_timeout: seconds that a transaction may sit idle before the server ends it (default 60).
         pooler: the URL leads to PgBouncer in transaction mode: unique statement names and no session settings; set the
             timeouts for the role instead.
+        reset: which returned connections of a URL are made as new: those on which a statement left something set, or
+            whose driver was used directly (``"changed"``, the default; one round trip, theirs alone), ``"always"``, for
+            functions that do so under names of their own, or ``"never"``.
         engine_options: more for `create_engine`.
 
     Raises:
@@ -95,6 +99,7 @@ class Database(Generic[S]):
         statement_timeout: float = 60.0,
         idle_in_transaction_timeout: float = 60.0,
         pooler: bool = False,
+        reset: Reset = "changed",
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         if sum(source is not None for source in (url, engine, bind)) != 1:
@@ -119,6 +124,7 @@ class Database(Generic[S]):
             "idle_in_transaction_timeout": idle_in_transaction_timeout,
             "pooler": pooler,
         }
+        self._reset = reset
         self._engine_options: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": 0,
@@ -175,6 +181,7 @@ class Database(Generic[S]):
                 before_session=self._before_session,
                 engine_options=options,
                 pool_size=self.pool_size,
+                reset=self._reset,
                 **self._limits,
             )
             twin.host = self.host
@@ -285,8 +292,17 @@ class Database(Generic[S]):
 
     def _new_engine(self) -> OpenEngine:
         engine = self._make_engine(self.host)
-        _watch(engine)
+        if self.url is None:
+            _watch(engine)
+        else:
+            self._watch_own(_sync_part(engine))
         return OpenEngine(engine, self._maker(engine), owned=True)
+
+    def _watch_own(self, engine: Engine) -> None:
+        pooler: bool = self._limits["pooler"]
+        guards.watch(engine, idle_limit=None if pooler else self._limits["idle_in_transaction_timeout"])
+        if self._reset != "never":
+            Resetting(engine, self._reset, timeout=self.connect_timeout, pooler=pooler)
 
     def _bound(self, bind: AsyncEngine | AsyncConnection | Engine | Connection) -> OpenEngine:
         _watch(bind)
@@ -370,8 +386,11 @@ def is_default(database: "Database[Any]") -> bool:
 
 
 def _watch(source: AsyncEngine | AsyncConnection | Engine | Connection) -> None:
-    engine = source.engine if isinstance(source, AsyncConnection | Connection) else source
-    guards.watch(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
+    guards.watch(_sync_part(source.engine if isinstance(source, AsyncConnection | Connection) else source))
+
+
+def _sync_part(engine: AsyncEngine | Engine) -> Engine:
+    return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
 
 
 async def _check_in_thread(engine: Engine) -> None:

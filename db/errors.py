@@ -5,6 +5,7 @@
     DbError
     ├── DatabaseURLError (ValueError)        a URL is missing, wrong, or names what cannot work
     ├── DatabaseUnreachableError (ConnectionError)   no connection could be opened, or it stopped answering
+    ├── ConnectionEndedError (ConnectionError)       the server ended it for what the session itself did
     ├── WrongLoopError                       an engine or scope was used on a second event loop
     ├── ScopeError
     │   ├── NoScopeError                     session() where no scope is open
@@ -37,6 +38,16 @@ class DatabaseURLError(DbError, ValueError):
 
 class DatabaseUnreachableError(DbError, ConnectionError):
     """The database is down, refuses connections, or has stopped answering on an open one."""
+
+
+class ConnectionEndedError(DbError, ConnectionError):
+    """The server has ended the connection for what the session itself did, and would do so again."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the server has ended this session's connection: {why}; call 'await session.close()' or commit before "
+            "waiting for something else, or raise idle_in_transaction_timeout"
+        )
 
 
 class WrongLoopError(DbError):

@@ -144,7 +144,7 @@ class Session(Guarded):
 
 @event.listens_for(Session, "after_begin", propagate=True)
 def _note_connection(session: Session, _transaction: sa_orm.SessionTransaction, connection: Connection) -> None:
-    session.use.driver_connections.append(connection.connection.driver_connection)
+    session.use.driver_connections.append(connection.connection.dbapi_connection)
 
 
 @event.listens_for(Session, "after_transaction_end", propagate=True)

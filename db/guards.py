@@ -3,14 +3,18 @@
 1. A swallowed error aborts the transaction on the server, which then answers COMMIT with ROLLBACK and nobody says so:
    the connection is marked, and its COMMIT refused.
 2. COMMIT, ROLLBACK or BEGIN sent as text ends the transaction behind its owner's back: refused.
-3. A server that has become read-only keeps its connections: such an error counts as a lost connection.
+3. A server that has become read-only keeps its connections: such an error counts as a lost connection. Where the
+   transaction itself was made read-only it does not.
 4. A server that does not answer, or that is not there, is reported by each driver in its own way: one error for all.
-5. SQLAlchemy's asyncpg begins on the server with its own first statement: what the driver itself is asked for before
+5. A server that ends a connection for what the session itself did (it sat idle for too long, it ended its backend)
+   would do so again: it says so, where the drivers only say that the connection is lost.
+6. SQLAlchemy's asyncpg begins on the server with its own first statement: what the driver itself is asked for before
    that would be committed at once, whatever became of the session. It begins when SQLAlchemy does.
-6. A cancellation that asyncpg swallows while it writes many rows is heeded (:mod:`db.executemany`).
+7. A cancellation that asyncpg swallows while it writes many rows is heeded (:mod:`db.executemany`).
 """
 
 import re
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -21,12 +25,17 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from db import postgres, sqlite
-from db.errors import ConcurrentUseError, PoisonedTransactionError, RawTransactionError
+from db.effects import Effect, effects
+from db.errors import ConcurrentUseError, ConnectionEndedError, PoisonedTransactionError, RawTransactionError
 from db.executemany import heed_cancellation
+from db.reset import driver_of, forget, note, noted
 from db.transient import sqlstate
 
 _MARK = "db.poisoned"
+_TURN = "db.turn"
 _READ_ONLY = "25006"
+_TOOK_TOO_LONG = frozenset({"25P03", "25P04"})
+_ALMOST = 0.9  # of a limit: the server's clock began a little earlier
 _TO_SAVEPOINT = r"rollback\s+(?:work\s+|transaction\s+)?to\b"
 _ENDS_TRANSACTION = re.compile(
     rf"(?!{_TO_SAVEPOINT})(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback)\b", re.IGNORECASE
@@ -47,28 +56,33 @@ class _Reading(NamedTuple):
     """Whether it rolls back to a savepoint."""
     may_be_several: bool
     """Whether there may be other statements in it, which end it."""
+    effects: Effect
+    """What else it may do."""
 
 
-_HARMLESS = _Reading(None, is_to_savepoint=False, may_be_several=False)
+_HARMLESS = _Reading(None, is_to_savepoint=False, may_be_several=False, effects=Effect.NONE)
 
 
-def watch(engine: Engine) -> None:
+def watch(engine: Engine, *, idle_limit: float | None = None) -> None:
     """Guard every connection of `engine` from now on; an engine that is watched already stays as it is.
 
     So does one with other execution options: its dialect and its pool are those of the engine that it was made of.
+
+    Args:
+        engine: of any of the known drivers.
+        idle_limit: seconds after which the server ends a transaction that sits idle, where they are known.
     """
     dialect: Any = engine.dialect
     if getattr(dialect.do_commit, "func", None) is _commit:
         return
-    event.listen(engine, "handle_error", _handle_error)
+    event.listen(engine, "handle_error", partial(_handle_error, idle_limit))
     event.listen(engine, "checkin", _clear_returned)
     heed_cancellation(engine)
     # Not by the events of the same moments: where an engine has a single one of those, SQLAlchemy prepares each new
     # connection for all of them, which costs a short transaction a twentieth of its time.
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, partial(_execute, getattr(dialect, name)))
-    if dialect.driver == "asyncpg":
-        dialect.do_begin = _begin
+    dialect.do_begin = partial(_begin, dialect.do_begin, begins_late=dialect.driver == "asyncpg")
     dialect.do_commit = partial(_commit, dialect.do_commit)
     dialect.do_rollback = partial(_roll_back, dialect.do_rollback)
     dialect.do_rollback_to_savepoint = partial(_roll_back_to_savepoint, dialect.do_rollback_to_savepoint)
@@ -93,13 +107,23 @@ def swallowed(connection: Connection) -> BaseException | None:
     return error
 
 
-def _handle_error(context: ExceptionContext) -> BaseException | None:
+def may_be_read_only(connection: Connection) -> bool:
+    """Whether the transaction of `connection` may have been made read-only, in any way but by a function."""
+    dbapi_connection: Any = connection.connection.dbapi_connection
+    by_option = getattr(dbapi_connection, "readonly", None) or getattr(dbapi_connection, "read_only", None)
+    return bool(by_option) or bool(noted(_info(connection.connection)) & Effect.READ_ONLY)
+
+
+def _handle_error(idle_limit: float | None, context: ExceptionContext) -> BaseException | None:
     error = context.original_exception
     if context.is_pre_ping:  # a connection that is found dead is replaced, and nobody need know
         return None
     if context.dialect.name == "postgresql" and _came_from_driver(context):
-        if sqlstate(error) == _READ_ONLY:
+        if sqlstate(error) == _READ_ONLY and _is_server_read_only(context.connection):
             context.is_disconnect = True
+        if (why := _why_it_ended_itself(context, idle_limit)) is not None:
+            context.is_disconnect = True
+            return ConnectionEndedError(why)
         unreachable = postgres.unreachable(error, is_connecting=context.connection is None)
         if unreachable is not None:
             context.is_disconnect = True
@@ -108,6 +132,39 @@ def _handle_error(context: ExceptionContext) -> BaseException | None:
             return ConcurrentUseError()
         _mark_poisoned(context)
     return None
+
+
+def _is_server_read_only(connection: Connection | None) -> bool:
+    """Whether it is the server that takes no writes, and not only this transaction."""
+    if connection is None or connection.invalidated:
+        return True
+    return not may_be_read_only(connection) and postgres.takes_no_writes(
+        driver_of(connection.connection.dbapi_connection)
+    )
+
+
+def _why_it_ended_itself(context: ExceptionContext, idle_limit: float | None) -> str | None:
+    """What the session has done for which the server ended its connection; None where it did nothing, or lives."""
+    error, connection = context.original_exception, context.connection
+    if sqlstate(error) in _TOOK_TOO_LONG:
+        return str(error).partition("\n")[0]
+    is_lost = context.is_disconnect or postgres.unreachable(error, is_connecting=False) is not None
+    if not is_lost or connection is None or connection.invalidated:
+        return None
+    done = noted(_info(connection.connection))
+    if Effect.TERMINATION in done and "pg_terminate_backend" in (context.statement or "").lower():
+        return "its own statement ended its backend"
+    limit = 0.0 if Effect.TIME_LIMIT in done else idle_limit
+    idle = _idle_before_loss(connection)
+    if limit is None or idle <= limit * _ALMOST:
+        return None
+    return f"its transaction sat idle for {idle:.1f} s, longer than it may"
+
+
+def _idle_before_loss(connection: Connection) -> float:
+    """Seconds that the transaction did nothing before what has just failed."""
+    started, ended = _info(connection.connection).get(_TURN) or (0.0, 0.0)
+    return (started if started > ended else time.monotonic()) - ended if ended else 0.0
 
 
 def _came_from_driver(context: ExceptionContext) -> bool:
@@ -145,17 +202,21 @@ def _autocommits(connection: Connection) -> bool:
     return bool(getattr(dbapi_connection, "autocommit", False))
 
 
-def _begin(connection: PoolProxiedConnection) -> None:
-    # The BEGIN that the first statement would have sent. psycopg sends its own before whatever it is asked for.
+def _begin(begin: Callable[[Any], None], connection: PoolProxiedConnection, *, begins_late: bool) -> None:
+    now = time.monotonic()
+    _info(connection)[_TURN] = [now, now]
+    begin(connection)
     dbapi_connection: Any = connection.dbapi_connection
-    if dbapi_connection._transaction is None:  # noqa: SLF001 - there is no public way; a "begin" event may have begun
+    # The BEGIN that the first statement would have sent. psycopg sends its own before whatever it is asked for.
+    if begins_late and dbapi_connection._transaction is None:  # noqa: SLF001 - no public way; a listener may have begun
         await_only(dbapi_connection._start_transaction())  # noqa: SLF001 - likewise
 
 
 def _commit(commit: Callable[[Any], None], connection: PoolProxiedConnection) -> None:
-    noted = _info(connection)
-    if _MARK in noted:
-        raise PoisonedTransactionError from noted[_MARK]
+    info = _info(connection)
+    if _MARK in info:
+        raise PoisonedTransactionError from info[_MARK]
+    info.pop(_TURN, None)  # a COMMIT whose answer is lost is in doubt, however long the transaction had sat idle
     commit(connection)
 
 
@@ -185,22 +246,35 @@ def _clear(connection: Connection) -> None:
 def _clear_returned(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
     # A refused COMMIT ends SQLAlchemy's transaction without a ROLLBACK of its own; the pool sends it.
     record.info.pop(_MARK, None)
+    forget(record.info)
 
 
 def _execute(execute: Callable[..., None], cursor: Any, statement: str, *rest: Any) -> None:
     reading = _remembered(statement) if len(statement) <= _SHORT else _read(statement)
     if reading.ends_by is not None:
         raise RawTransactionError(f"{reading.ends_by} was sent as text")
+    context = rest[-1] if rest else None
+    if not isinstance(context, ExecutionContext):
+        execute(cursor, statement, *rest)
+        return
+    connection = context.root_connection
+    info = _info(connection.connection)
+    if reading.effects is not Effect.NONE:
+        note(info, reading.effects)  # before it runs: an advisory lock outlives the statement's failure
+    turn = info.get(_TURN) or [0.0, 0.0]
+    turn[0] = time.monotonic()
     execute(cursor, statement, *rest)
-    if reading is not _HARMLESS and rest and isinstance(context := rest[-1], ExecutionContext):
-        _look_at_transaction(context.root_connection, cursor, reading)
+    turn[1] = time.monotonic()
+    if reading is not _HARMLESS:
+        _look_at_transaction(connection, cursor, reading)
 
 
 def _read(statement: str) -> _Reading:
     start = _first_word(statement)
     found = None if statement == sqlite.BEGIN else _ENDS_TRANSACTION.match(statement, start)
     to_savepoint = _ROLLS_BACK_TO_SAVEPOINT.match(statement, start) is not None
-    reading = _Reading(None if found is None else found[1].upper(), to_savepoint, ";" in statement)
+    ends_by = None if found is None else found[1].upper()
+    reading = _Reading(ends_by, to_savepoint, ";" in statement, effects(statement, start))
     return _HARMLESS if reading == _HARMLESS else reading
 
 

@@ -7,8 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import await_only
 
 from db.errors import DatabaseUnreachableError
+from db.reset import driver_of
 
 # asyncpg's words, for which it has no class or code of their own.
 _BUSY = "another operation is in progress"
@@ -74,7 +76,7 @@ def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
     def ping(dbapi_connection: Any) -> bool:
         try:
             # Not an empty one, for which asyncpg 0.32 has no answer.
-            dbapi_connection.run_async(lambda connection: connection.execute("SELECT 1", timeout=timeout))
+            await_only(driver_of(dbapi_connection).execute("SELECT 1", timeout=timeout))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             return False
         return True
@@ -98,11 +100,28 @@ def is_busy(error: BaseException) -> bool:
     return _BUSY in str(error) and "InterfaceError" in {type(error).__name__, *map(_name, type(error).__mro__)}
 
 
+def takes_no_writes(driver_connection: Any) -> bool:
+    """Whether the server is in recovery, or begins every transaction read-only, as it reports by itself.
+
+    One before PostgreSQL 14 does not report it: then it is assumed.
+    """
+    reported = [_reported(driver_connection, name) for name in ("in_hot_standby", "default_transaction_read_only")]
+    return "on" in reported or reported == [None, None]
+
+
 def has_lost_transaction(cursor: Any) -> bool:
     """Whether a psycopg connection is outside of a transaction after a statement."""
     info = getattr(getattr(cursor, "connection", None), "info", None)
     status = getattr(info, "transaction_status", None)
     return getattr(status, "name", None) == "IDLE"
+
+
+def _reported(driver_connection: Any, name: str) -> str | None:
+    """The server's last word on one of the settings that it reports."""
+    if hasattr(driver_connection, "pgconn"):  # psycopg
+        value: bytes | None = driver_connection.pgconn.parameter_status(name.encode())
+        return None if value is None else value.decode()
+    return getattr(driver_connection.get_settings(), name, None)
 
 
 async def _connect(*args: Any, **kwargs: Any) -> Any:

@@ -10,8 +10,10 @@ from sqlite3 import SQLITE_BUSY, OperationalError
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.util import await_only
 
 from db.errors import DatabaseURLError, PoisonedTransactionError
+from db.reset import driver_of
 
 BEGIN = "BEGIN IMMEDIATE"
 
@@ -51,7 +53,7 @@ def prepare(engine: Engine, busy_timeout: float) -> None:
     @event.listens_for(engine, "commit")
     def refuse_lost_transaction(connection: Connection) -> None:
         # A full disk or an interrupt makes SQLite roll back by itself; COMMIT would then save nothing.
-        driver_connection: Any = connection.connection.driver_connection
+        driver_connection: Any = driver_of(connection.connection.dbapi_connection)
         if driver_connection is not None and not driver_connection.in_transaction:
             raise PoisonedTransactionError
 
@@ -77,6 +79,6 @@ def _write_ahead(dbapi_connection: Any, deadline: float) -> None:
 def _run(dbapi_connection: Any, script: str) -> None:
     """Run it to its end: a row that a cancelled statement has not read would keep the file locked."""
     if hasattr(dbapi_connection, "run_async"):
-        dbapi_connection.run_async(lambda connection: connection.executescript(script))
+        await_only(driver_of(dbapi_connection).executescript(script))
     else:
         dbapi_connection.executescript(script)

@@ -8,7 +8,7 @@ from enum import Enum
 
 from sqlalchemy.exc import DataError, DBAPIError
 
-from db.errors import DatabaseUnreachableError, PoisonedTransactionError
+from db.errors import ConnectionEndedError, DatabaseUnreachableError, PoisonedTransactionError
 
 
 class Transient(Enum):
@@ -16,13 +16,15 @@ class Transient(Enum):
 
     CONFLICT = "two transactions met, and this one lost"
     LOST = "the connection is gone, or the server takes none right now"
+    ENDED = "the server ended the connection for what the session itself did"
     READ_ONLY = "the server takes no writes: it may have just been demoted"
     STALE_PLAN = "the schema changed under a prepared statement"
 
 
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 # Class 08 is the connection itself; the others are the server's ways to say "not now".
-_LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
+_LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
+_ENDED = frozenset({"25P03", "25P04"})  # a transaction that sat idle, or took, longer than it may
 _READ_ONLY = "25006"
 _TOO_LARGE = "54000"
 # SQLite's words for "another connection is writing".
@@ -40,6 +42,8 @@ def transient(error: BaseException) -> Transient | None:
         return None if None in reasons else reasons[0]
     if isinstance(error, PoisonedTransactionError) and error.__cause__ is not None:
         return transient(error.__cause__)
+    if isinstance(error, ConnectionEndedError):
+        return Transient.ENDED
     if isinstance(error, DatabaseUnreachableError):
         return Transient.LOST
     return _of_database(error)
@@ -62,7 +66,12 @@ def _of_database(error: BaseException) -> Transient | None:
     # Not only what SQLAlchemy has wrapped: an error that arrives while a result is streamed is the driver's own.
     code = sqlstate(error)
     if code == _READ_ONLY:
-        return Transient.READ_ONLY
+        # The guards count a server that takes no writes as a lost connection, and only such a one. A driver's own error
+        # says nothing about that.
+        is_servers = getattr(error, "connection_invalidated", True)
+        return Transient.READ_ONLY if is_servers else None
+    if code in _ENDED:
+        return Transient.ENDED
     if code in _CONFLICTS:
         return Transient.CONFLICT
     if getattr(error, "connection_invalidated", False) or (code or "") in _LOST or (code or "").startswith("08"):

@@ -45,7 +45,7 @@ async def insert(words: str = "a") -> None:
 
 async def select_one() -> None:
     async with db.scope():
-        await (await db.session()).execute(text("SELECT 1"))
+        await _run(await db.session(), "SELECT 1")
 
 
 async def count(url: str) -> int:
@@ -274,9 +274,10 @@ async def test_server_is_left_when_it_takes_no_writes(database_url: str, postgre
     """25006: the connection to such a server is not used again; the next one may lead to the new primary."""
     await postgres.execute(CREATE)
     async with default(as_url(make_url(database_url), driver)):
-        async with db.scope():
-            session: Any = await db.session()
-            await _run(session, "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+        name = make_url(database_url).database
+        await postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await select_one()
+        await postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         with pytest.raises(DBAPIError) as refused:
             await db.isolated(insert)
         assert transient(refused.value) is Transient.READ_ONLY
@@ -289,6 +290,43 @@ async def _run(session: Any, statement: str) -> None:
         await asyncio.to_thread(session.execute, text(statement))
     else:
         await session.execute(text(statement))
+
+
+async def test_transaction_that_may_not_write(database_url: str, postgres: Observer, driver: str) -> None:
+    """25006 by the session's own wish is its own error, and its connection stays."""
+    await postgres.execute(CREATE)
+    async with default(as_url(make_url(database_url), driver), pool_size=1):
+        await select_one()
+        before = await postgres.backends()
+        for wish in ("SET TRANSACTION READ ONLY", "option"):
+            with pytest.raises(DBAPIError) as refused:
+                async with db.scope():
+                    session: Any = await db.session()
+                    if wish != "option":
+                        await _run(session, wish)
+                    elif isinstance(session, db.Session):
+                        options = {"postgresql_readonly": True}
+                        await asyncio.to_thread(session.connection, execution_options=options)
+                    else:
+                        await session.connection(execution_options={"postgresql_readonly": True})
+                    await insert()
+            assert transient(refused.value) is None
+            assert await postgres.backends() == before
+        await db.isolated(insert)
+
+
+async def test_session_that_sits_idle(database_url: str, postgres: Observer, driver: str) -> None:
+    """25P03: the server ends a transaction that sits idle, and the error says so, with whichever driver."""
+    async with default(as_url(make_url(database_url), driver), idle_in_transaction_timeout=0.1):
+        await select_one()
+        with pytest.raises(db.ConnectionEndedError) as ended:
+            async with db.scope():
+                session: Any = await db.session()
+                await _run(session, "SELECT 1")
+                await eventually(postgres.backends, equals=0)
+                await _run(session, "SELECT 1")
+        assert transient(ended.value) is Transient.ENDED
+        await select_one()
 
 
 async def test_schema_that_changes(database_url: str, postgres: Observer) -> None:

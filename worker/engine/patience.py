@@ -10,7 +10,7 @@ from worker.engine.outcome import Rerun
 from worker.message import Message
 
 _CONFLICT_RERUNS = 5
-_LOSSES = 10
+_LOSSES = 5
 _AWAY = frozenset({"53300", "57P03"})  # too many connections; the server is starting or stopping
 _BUSY_RERUNS = 5
 _BUSY_FORGOTTEN = 600.0  # seconds after which a job that met a busy row is taken to have ended elsewhere
@@ -48,6 +48,8 @@ class Patience:
             case Transient.LOST:
                 self._losses += not _is_away(rerun.error)
                 return self._losses <= _LOSSES
+            case Transient.ENDED:
+                return False
 
     async def pause(self, why: Transient) -> None:
         """Wait before the next rerun, longer each time, with jitter."""

@@ -573,22 +573,43 @@ class TestLostConnections:
         assert (await bench.start(need, delivery)).kind is Kind.COMPLETED
         assert claimed < begun[0] < begun[1]
 
-    async def test_a_job_that_loses_its_connection_every_time_uses_up_its_tries(
-        self, execute: Execute, rows: Count, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("way", ["hidden", "plain"])
+    async def test_a_job_that_ends_its_own_backend(
+        self, execute: Execute, rows: Count, postgres: Observer, monkeypatch: pytest.MonkeyPatch, way: str
     ) -> None:
-        """A statement that kills its own backend does not run for ever: the losses count as a try in the end."""
+        """It is a try at once where its statement says so; else the losses count as a try in the end."""
         monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
+        await postgres.execute("CREATE FUNCTION quietly() RETURNS bool RETURN pg_terminate_backend(pg_backend_pid())")
         attempts = Attempts()
 
         @task(max_tries=2)
         async def suicidal(session: db.AsyncSession) -> None:
             attempts()
             await insert(session)
-            await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+            ends = "quietly()" if way == "hidden" else "pg_terminate_backend(pg_backend_pid())"
+            await session.execute(text(f"SELECT {ends}"))
 
         outcome = await execute(suicidal)
-        assert (outcome.kind, attempts.made) == (Kind.RETRIED, 11)
+        assert (outcome.kind, attempts.made) == (Kind.RETRIED, 6 if way == "hidden" else 1)
         assert (await execute(suicidal, tries=1)).kind is Kind.FAILED
+        assert await rows() == 0
+
+    async def test_a_job_that_sits_idle_for_too_long(self, execute: Execute, rows: Count, postgres: Observer) -> None:
+        """25P03: it would do so again, so it is a try, and the error says what to do."""
+        attempts = Attempts()
+
+        @task(max_tries=1)
+        async def idle(session: db.AsyncSession) -> None:
+            attempts()
+            await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 50"))
+            await insert(session)
+            await eventually(postgres.backends, equals=0)
+            await session.execute(text("SELECT 1"))
+
+        outcome = await execute(idle)
+        assert (outcome.kind, attempts.made) == (Kind.FAILED, 1)
+        assert isinstance(outcome.error, db.ConnectionEndedError)
+        assert "session.close()" in str(outcome.error)
         assert await rows() == 0
 
 
@@ -632,18 +653,35 @@ class TestReadOnly:
         assert attempts.made in (3, 4)
         assert await rows() == 1
 
-    async def test_not_for_ever(self, execute: Execute, rows: Count, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A task that writes where it may only read fails, once a failover would be over."""
-        monkeypatch.setattr(patience, "_READ_ONLY_PATIENCE", 0.3)
+    async def test_the_jobs_own_forbidden_write_is_final(
+        self, execute: Execute, rows: Count, postgres: Observer
+    ) -> None:
+        """A task that writes where it has said that it will not fails at once, and costs no connection."""
+        attempts = Attempts()
+        backends: set[int] = set()
 
         @task(max_tries=1)
-        async def add(session: db.AsyncSession) -> None:
-            await session.execute(text("SET TRANSACTION READ ONLY"))
+        async def add(session: db.AsyncSession, how: str) -> None:
+            attempts()
+            backends.add((await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+            match how:
+                case "statement":
+                    await session.execute(text("SET TRANSACTION READ ONLY"))
+                case "option":
+                    await db.commit()
+                    await session.connection(execution_options={"postgresql_readonly": True})
+                case "function":
+                    await session.execute(text("SELECT quietly()"))
             await insert(session)
 
-        outcome = await execute(add)
-        assert outcome.kind is Kind.FAILED
-        assert "read-only" in str(outcome.error)
+        await postgres.execute(
+            "CREATE FUNCTION quietly() RETURNS text RETURN set_config('transaction_read_only', 'on', true)"
+        )
+        for number, how in enumerate(("statement", "option", "function"), start=1):
+            outcome = await execute(add, how)
+            assert (outcome.kind, attempts.made) == (Kind.FAILED, number)
+            assert "read-only" in str(outcome.error)
+        assert len(backends) == 1
         assert await rows() == 0
 
 

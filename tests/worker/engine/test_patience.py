@@ -36,9 +36,13 @@ class TestAllows:
         """Two transactions that meet five times in a row meet for a reason."""
         assert allowed(rerun, 6) == [True] * 5 + [False]
 
-    def test_ten_lost_connections(self) -> None:
+    def test_five_lost_connections(self) -> None:
         """A job that loses its connection every time may be what ends it."""
-        assert allowed(LOST, 11) == [True] * 10 + [False]
+        assert allowed(LOST, 6) == [True] * 5 + [False]
+
+    def test_no_connection_that_it_ended_itself(self) -> None:
+        """A job that sat idle for too long, or ended its own backend, would do so again."""
+        assert allowed(Rerun(Transient.ENDED, ValueError()), 1) == [False]
 
     @pytest.mark.parametrize("rerun", [AWAY, full("53300"), full("57P03")])
     def test_a_server_that_takes_no_connections_for_ever(self, rerun: Rerun) -> None:
@@ -61,7 +65,8 @@ class TestAllows:
     def test_each_kind_is_counted_by_itself(self) -> None:
         """A conflict after an outage is the first conflict."""
         mixed = Patience()
-        assert all(mixed.allows(rerun) for rerun in [CONFLICT, LOST, AWAY] * 5)
+        assert all(mixed.allows(rerun) for rerun in [CONFLICT, LOST, AWAY] * 4)
+        assert mixed.allows(CONFLICT)
         assert not mixed.allows(CONFLICT)
         assert mixed.allows(LOST)
 

@@ -1,0 +1,196 @@
+"""Makes a returned connection as new, where its unit of work has left something set on it.
+
+1. What its statements said (:mod:`db.effects`), and that its driver's own connection was asked for, tells which one.
+   All others cost nothing.
+2. PostgreSQL forgets what was set by one round trip, but for the settings that the connection was opened with.
+3. A connection that cannot forget is replaced: SQLite's, which is cheap to open; one that somebody's `connect` listener
+   has set up, of which nobody knows what it did; and one on which the reset fails.
+"""
+
+import logging
+from functools import cache
+from typing import Any, Literal
+
+from sqlalchemy import AdaptedConnection, Engine, event
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
+from sqlalchemy.util.concurrency import in_greenlet
+
+from db.effects import Effect
+
+logger = logging.getLogger("db")
+
+Reset = Literal["changed", "always", "never"]
+"""Which connections are reset when they are returned."""
+
+_EFFECTS = "db.effects"
+_REPLACE = "db.replace"
+# Not DISCARD ALL, as the drivers remember which statements they have prepared. RESET ALL leaves the role alone, and
+# goes back to the settings that the connection was opened with.
+_FORGET = """
+    SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;
+    SELECT pg_advisory_unlock_all();
+    DO $$ DECLARE left_over text; BEGIN
+        FOR left_over IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP
+            EXECUTE format('DEALLOCATE %I', left_over);
+        END LOOP;
+    END $$
+"""
+# Drivers' connections that somebody has asked for, by identity: not all of them can be referred to weakly.
+_used: set[int] = set()
+
+
+def note(info: dict[Any, Any], effects: Effect) -> None:
+    """Note what a statement may do to the connection with this `info`."""
+    info[_EFFECTS] = info.get(_EFFECTS, Effect.NONE) | effects
+
+
+def noted(info: dict[Any, Any]) -> Effect:
+    """What statements may have done to it since it was taken from the pool."""
+    effects: Effect = info.get(_EFFECTS, Effect.NONE)
+    return effects
+
+
+def driver_of(dbapi_connection: Any) -> Any:
+    """The driver's own connection. For `db` alone: whoever asks SQLAlchemy for it is thought to change it."""
+    return getattr(dbapi_connection, "_connection", dbapi_connection)
+
+
+def forget(info: dict[Any, Any]) -> None:
+    """Begin anew with a returned connection, however it is kept."""
+    info.pop(_EFFECTS, None)
+
+
+class Resetting:
+    """Resets the returned connections of an engine.
+
+    Args:
+        engine: one that was made from a URL.
+        which: see `Database`.
+        timeout: seconds that a reset may take.
+        pooler: PgBouncer stands between: a setting stays with a backend that has been given to somebody else by now.
+    """
+
+    def __init__(self, engine: Engine, which: Reset, *, timeout: float, pooler: bool) -> None:
+        self._engine = engine
+        self._always = which == "always"
+        self._timeout = timeout
+        self._pooler = pooler
+        self._has_warned = False
+        _notice_use(engine)
+        event.listen(engine, "reset", self._reset)
+        event.listen(engine, "checkin", self._replace)
+
+    def _reset(self, dbapi_connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
+        if state.terminate_only or not self._is_due(dbapi_connection, record):
+            return
+        if self._pooler:
+            self._warn()
+            return
+        if not state.asyncio_safe or not self._can_forget(dbapi_connection):
+            record.info[_REPLACE] = True
+            return
+        try:
+            if not state.transaction_was_reset:
+                dbapi_connection.rollback()
+            self._forget(dbapi_connection)
+        except Exception as error:  # noqa: BLE001 - a connection that cannot be reset is not used again
+            logger.info("a connection is replaced, as it could not be reset: %s: %s", type(error).__name__, error)
+            record.info[_REPLACE] = True
+
+    def _replace(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        _used.discard(id(driver_of(dbapi_connection)))
+        forget(record.info)
+        if record.info.pop(_REPLACE, False) and dbapi_connection is not None:
+            record.invalidate()
+
+    def _is_due(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> bool:
+        return (
+            self._always
+            or bool(noted(record.info) & Effect.SESSION_STATE)
+            or (bool(_used) and id(driver_of(dbapi_connection)) in _used)
+        )
+
+    def _can_forget(self, dbapi_connection: Any) -> bool:
+        is_reachable = in_greenlet() or not isinstance(dbapi_connection, AdaptedConnection)
+        return self._engine.dialect.name == "postgresql" and is_reachable and not self._is_set_up_by_others()
+
+    def _is_set_up_by_others(self) -> bool:
+        listeners = self._engine.pool.dispatch.connect
+        return any(not _module(listener).startswith(("sqlalchemy.", "db.")) for listener in listeners)
+
+    def _forget(self, dbapi_connection: Any) -> None:
+        if not isinstance(dbapi_connection, AdaptedConnection):
+            _forget_here(dbapi_connection)
+        elif self._engine.dialect.driver == "asyncpg":
+            AdaptedConnection.run_async(dbapi_connection, self._forget_by_asyncpg)
+        else:
+            AdaptedConnection.run_async(dbapi_connection, _forget_by_psycopg)
+
+    async def _forget_by_asyncpg(self, driver_connection: Any) -> None:
+        if id(driver_connection) in _used:
+            await driver_connection.reset(timeout=self._timeout)  # it forgets its own listeners, too
+        await driver_connection.execute(_FORGET, timeout=self._timeout)
+
+    def _warn(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "session state was set behind a pooler, where it reaches whoever gets that backend next: "
+                "use SET LOCAL, set_config(..., true), pg_advisory_xact_lock() and ON COMMIT DROP"
+            )
+
+
+async def _forget_by_psycopg(driver_connection: Any) -> None:
+    await driver_connection.set_autocommit(True)
+    await driver_connection.execute(_FORGET, prepare=False)
+    await driver_connection.set_autocommit(False)
+
+
+def _forget_here(driver_connection: Any) -> None:
+    driver_connection.autocommit = True
+    driver_connection.execute(_FORGET, prepare=False)
+    driver_connection.autocommit = False
+
+
+def _notice_use(engine: Engine) -> None:
+    """Note which drivers' connections somebody asks for."""
+    dialect = engine.dialect
+
+    def get_driver_connection(dbapi_connection: Any) -> Any:
+        driver_connection = driver_of(dbapi_connection)
+        _used.add(id(driver_connection))
+        return driver_connection
+
+    # A public method of the dialect; there is no event for it.
+    dialect.get_driver_connection = get_driver_connection  # type: ignore[method-assign, assignment]
+
+    @event.listens_for(engine, "connect")
+    def connected(dbapi_connection: Any, _record: ConnectionPoolEntry) -> None:
+        if isinstance(dbapi_connection, AdaptedConnection):
+            # SQLAlchemy makes it of a class of its own choice.
+            kind: Any = type(dbapi_connection)
+            dbapi_connection.__class__ = _noticing(kind)
+        _used.discard(id(driver_of(dbapi_connection)))  # whoever has set it up
+
+
+@cache
+def _noticing(kind: Any) -> Any:
+    """`kind`, noticing who asks for the driver's connection."""
+
+    class Noticing(kind):  # type: ignore[misc]  # a class that is known when it runs
+        __slots__ = ()
+
+        @property
+        def driver_connection(self) -> Any:
+            _used.add(id(self._connection))
+            return self._connection
+
+        def run_async(self, fn: Any) -> Any:
+            _used.add(id(self._connection))
+            return super().run_async(fn)
+
+    return Noticing
+
+
+def _module(listener: Any) -> str:
+    return str(getattr(listener, "__module__", None) or "")
