@@ -215,10 +215,13 @@ class Database(Generic[S]):
     async def dispose(self) -> None:
         """Close all connections, those of sessions in flight when they end. The next use opens the engine again.
 
+        Sessions of tasks that are cancelled already are waited for, five seconds at most: when this returns, the server
+        has been told to stop their statements.
+
         Raises:
             WrongLoopError: the engine belongs to another event loop, which is still there.
         """
-        await self._retire()
+        await self._retire(after_cancelled=True)
         if self._twin is not None:
             await self._twin.dispose()
 
@@ -230,9 +233,7 @@ class Database(Generic[S]):
             sqlalchemy.exc.DBAPIError: it refuses, e.g. the password or the database's name.
             WrongLoopError: the engine belongs to another event loop.
         """
-        opened = self._opened()
-        opened.check_loop(self.name)
-        engine = opened.engine
+        engine = self._opened_here().engine
         if isinstance(engine, AsyncEngine):
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -255,8 +256,7 @@ class Database(Generic[S]):
         """A new session, and the lease on its engine, which its owner gives back. For `db.scope` and `db.sessions`."""
         if "bind" in arguments:
             _watch(arguments["bind"])
-        opened = self._opened()
-        opened.check_loop(self.name)
+        opened = self._opened_here()
         session: S = opened.maker(**arguments)
         opened.lease()
         return session, opened
@@ -272,21 +272,38 @@ class Database(Generic[S]):
         finally:
             self._bind, self._open = before
 
-    async def _retire(self) -> None:
-        self._forget_inherited()
-        if self._open is not None:
-            self._open.check_retirable(self.name)
-            retired, self._open = self._open, None
+    async def _retire(self, *, after_cancelled: bool = False) -> None:
+        self._forget_unusable()
+        if self._open is None:
+            return
+        self._open.check_loop(self.name)
+        retired, self._open = self._open, None
+        try:
+            if after_cancelled:
+                await retired.wait_for_cancelled()
+        finally:
             await retired.retire()
 
-    def _forget_inherited(self) -> None:
-        if self._open is not None and not self._open.of_this_process:
+    def _forget_unusable(self) -> None:
+        """Drop the engine if it belongs to the process that this one was forked from, or to a loop that is closed."""
+        if self._open is None:
+            return
+        if not self._open.of_this_process:
             self._open.forget()
             self._open = None
+        elif self._open.has_lost_its_loop:
+            self._open.abandon()
+            self._open = None
+
+    def _opened_here(self) -> OpenEngine:
+        """The engine, for use in the running event loop."""
+        opened = self._opened()
+        opened.check_loop(self.name)
+        return opened
 
     def _opened(self) -> OpenEngine:
-        if self._open is None or not self._open.of_this_process:
-            self._forget_inherited()
+        self._forget_unusable()
+        if self._open is None:
             self._open = self._bound(self._bind) if self._bind is not None else self._new_engine()
         return self._open
 

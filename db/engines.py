@@ -1,6 +1,6 @@
 """One open engine of a database, leased by the sessions that use it.
 
-1. It belongs to the event loop and the process that opened it.
+1. It belongs to the event loop and the process that opened it. It ends with the loop, which closes its connections.
 2. It is disposed when it has been retired (another host took its place) and the last session has given it back.
 3. Its connections are closed in the background and within a time limit, so that neither a second cancellation can
    interrupt the request that stops a statement on the server, nor a dead server keep the closing waiting.
@@ -8,10 +8,12 @@
 
 import asyncio
 import os
+import threading
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine, Pool
+from sqlalchemy import Engine, NullPool
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
@@ -19,10 +21,11 @@ from db.errors import WrongLoopError
 from db.threads import in_thread
 
 _CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
+_CANCELLED_TIMEOUT = 5.0  # seconds for the sessions of cancelled tasks to end; a ROLLBACK may take as long
 
 # Connections of the process that this one was forked from. They are never closed here, not even by the garbage
 # collector: it would take them out of the epoll set that both processes share.
-_inherited: list[Pool] = []
+_inherited: list[Any] = []
 
 
 class OpenEngine:
@@ -41,35 +44,66 @@ class OpenEngine:
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._leases = 0
+        self._returned: asyncio.Event | None = None
         self._retired = False
         self._closing: set[asyncio.Task[None]] = set()
+        self._lifetime: AsyncGenerator[None, None] | None = None
         if isinstance(engine, AsyncEngine) and owned:
             self._close_connections_in_background(engine)
+            self._lifetime = _begun(self._live(engine))
 
     @property
     def of_this_process(self) -> bool:
         return self._pid == os.getpid()
 
+    @property
+    def has_lost_its_loop(self) -> bool:
+        """Whether its loop is closed, so that nobody can use it any more. `abandon` it, and open another one.
+
+        An engine of the user's own is theirs to close, unless there is nothing to close between its sessions.
+        """
+        if not self._loop.is_closed() or not isinstance(self.engine, AsyncEngine):
+            return False
+        return self._owned or isinstance(self.engine.pool, NullPool)
+
     def check_loop(self, name: str) -> None:
         """Raise :class:`WrongLoopError` on any loop but the one that opened the engine."""
         if isinstance(self.engine, AsyncEngine) and self._loop is not asyncio.get_running_loop():
             raise WrongLoopError(
-                f"the engine of {name} belongs to another event loop: call 'await database.dispose()' on that loop "
-                "before it ends (asyncio.run makes a new loop each time), or use one Database a loop"
+                f"the engine of {name} belongs to another event loop, which is still there: call 'await "
+                "database.dispose()' on that loop before you use it here, or use one Database a loop"
             )
 
-    def check_retirable(self, name: str) -> None:
-        """Raise :class:`WrongLoopError` if another loop is still there that could close the connections."""
-        if not self._loop.is_closed():
-            self.check_loop(name)
+    def abandon(self) -> None:
+        """Hang up its connections, whose loop is closed, without a goodbye."""
+        if self._owned:
+            self._sync_engine.dispose()
 
     def lease(self) -> None:
         self._leases += 1
 
     async def give_back(self) -> None:
         self._leases -= 1
+        if self._returned is not None:
+            self._returned.set()
         if self._retired and self._leases == 0:
             await self._dispose()
+
+    async def wait_for_cancelled(self) -> None:
+        """Wait until the sessions of tasks that are cancelled already have ended, `_CANCELLED_TIMEOUT` at most.
+
+        A server that is being stopped cancels its requests and goes on at once. Their statements are still on the
+        database's server then, and would stay there once the process is gone.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CANCELLED_TIMEOUT):
+                while self._leases and (cancelled := _cancelled_tasks()):
+                    self._returned = asyncio.Event()
+                    returned = asyncio.ensure_future(self._returned.wait())
+                    await asyncio.wait({*cancelled, returned}, return_when=asyncio.FIRST_COMPLETED)
+                    returned.cancel()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     async def retire(self) -> None:
         """Dispose of the engine as soon as no session uses it."""
@@ -79,7 +113,7 @@ class OpenEngine:
 
     def forget(self) -> None:
         """Drop the pool and leave the connections alone: they belong to the process this one was forked from."""
-        _inherited.append(self._sync_engine.pool)
+        _inherited.extend((self._sync_engine.pool, self._lifetime))
         self._sync_engine.dispose(close=False)
 
     @property
@@ -87,25 +121,37 @@ class OpenEngine:
         return self.engine.sync_engine if isinstance(self.engine, AsyncEngine) else self.engine
 
     async def _dispose(self) -> None:
-        if not self._owned:
-            return
-        if not isinstance(self.engine, AsyncEngine):
-            await in_thread(self.engine.dispose)
-        elif self._loop.is_closed():
-            self.engine.sync_engine.dispose(close=False)  # nobody can say goodbye any more
-        else:
-            await self.engine.dispose()
-        if self._closing:
-            await asyncio.wait(self._closing)
+        if self._lifetime is not None:
+            await self._lifetime.aclose()
+        elif self._owned:
+            await in_thread(self._sync_engine.dispose)
+
+    async def _live(self, engine: AsyncEngine) -> AsyncGenerator[None, None]:
+        """Close the connections when this is closed: by `_dispose`, or by the loop before it ends.
+
+        What a loop closes at its end are asynchronous generators (`asyncio.run` and all like it do so).
+        """
+        try:
+            yield
+        finally:
+            await engine.dispose()
+            if self._closing:
+                await asyncio.wait(self._closing)
 
     def _close_connections_in_background(self, engine: AsyncEngine) -> None:
         def close(dbapi_connection: Any) -> None:
+            if self._loop.is_closed():
+                _hang_up(dbapi_connection.driver_connection)
+                return
             try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # the garbage collector, after the loop
+                running = asyncio.get_running_loop()
+            except RuntimeError:  # the garbage collector, between two runs of the loop
                 dbapi_connection.terminate()
                 return
-            closing = loop.create_task(_close(dbapi_connection.driver_connection))
+            if running is not self._loop:  # the garbage collector, in another thread
+                self._loop.call_soon_threadsafe(close, dbapi_connection)
+                return
+            closing = running.create_task(_close(dbapi_connection.driver_connection))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -132,3 +178,30 @@ async def _close(driver_connection: Any) -> None:
         driver_connection.terminate()
         if not isinstance(error, Exception):
             raise
+
+
+def _hang_up(driver_connection: Any) -> None:
+    """Close a connection whose loop, which would have to do it, is closed."""
+    if hasattr(driver_connection, "pgconn"):  # psycopg
+        driver_connection.pgconn.finish()
+    elif hasattr(driver_connection, "stop"):  # aiosqlite: ends its thread, which would tell the loop that runs here
+        stopping = threading.Thread(target=driver_connection.stop)
+        stopping.start()
+        stopping.join()
+    else:
+        transport = driver_connection._transport  # noqa: SLF001 - asyncpg gives it to nobody
+        with suppress(RuntimeError):  # all is done but what is left to the loop
+            driver_connection.terminate()
+        if hasattr(transport, "_call_connection_lost"):  # asyncio's, which would warn of a socket that is not closed
+            transport._call_connection_lost(None)  # noqa: SLF001 - what it has left to the loop
+
+
+def _cancelled_tasks() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if task.cancelling() and task is not asyncio.current_task()}
+
+
+def _begun(generator: AsyncGenerator[None, None]) -> AsyncGenerator[None, None]:
+    """`generator` at its first `yield`, before which it must not wait: the running loop knows it from now on."""
+    with suppress(StopIteration):
+        generator.__anext__().send(None)
+    return generator

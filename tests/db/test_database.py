@@ -3,24 +3,28 @@
 import asyncio
 import gc
 import os
+import threading
 import traceback
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import make_url, text
+import uvloop
+from sqlalchemy import NullPool, make_url, text
 from sqlalchemy import orm as sa_orm
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext import asyncio as sa_async
 
 import db
+from db import engines
 from db.database import given_default, is_default
 from tests.db.conftest import INSERT, Count, insert
 from tests.proxy import Proxy
-from tests.servers import Observer
-from tests.waiting import eventually
+from tests.servers import Observer, as_dsn
+from tests.waiting import at_once, eventually
 
 
 async def test_default_database_from_the_environment(
@@ -390,6 +394,57 @@ async def test_dispose_with_a_session_in_flight(database: db.Database, postgres:
     assert await rows() == 2
 
 
+async def sleep_on_the_server() -> None:
+    async with db.scope():
+        await insert("a")
+        await (await db.session()).execute(text("SELECT pg_sleep(60)"))
+
+
+async def as_a_child(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work())
+
+
+@pytest.mark.parametrize("act", [sleep_on_the_server, lambda: as_a_child(sleep_on_the_server)], ids=["own", "child"])
+async def test_dispose_waits_for_what_is_cancelled(
+    database: db.Database, postgres: Observer, act: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """A session whose task was cancelled a moment ago has ended, and the server has stopped, when `dispose` returns."""
+    request = asyncio.create_task(act())
+    await eventually(lambda: postgres.backends("active"), equals=1)
+    request.cancel()
+    await at_once(database.dispose())
+    assert await postgres.backends("active") == 0
+    assert request.done()
+    await eventually(postgres.backends, equals=0)
+
+
+async def test_dispose_does_not_wait_for_ever(
+    database: db.Database, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled task that does not let go of its session is waited for no longer than the limit."""
+    monkeypatch.setattr(engines, "_CANCELLED_TIMEOUT", 0.1)
+    let_go = asyncio.Event()
+
+    async def stubborn() -> None:
+        async with db.scope():
+            await insert("a")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await let_go.wait()
+
+    request = asyncio.create_task(stubborn())
+    await eventually(postgres.idle_in_transaction, equals=1)
+    request.cancel()
+    await at_once(database.dispose())
+    assert not request.done()
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    await eventually(postgres.backends, equals=0)
+
+
 async def test_check(database: db.Database, database_url: str) -> None:
     """`check` says what stands in the way: an unreachable server, a refusal by the server, or nothing."""
     await database.check()
@@ -431,26 +486,76 @@ def test_second_loop(database_url: str) -> None:
     asyncio.run(use_and_dispose())
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_loop_that_is_gone(database_url: str) -> None:
-    """A database whose loop was closed first can still be disposed of, on another loop, and used there."""
+ASYNC_DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg_async", "sqlite+aiosqlite"]
+
+
+@pytest.fixture(params=ASYNC_DRIVERS)
+def async_url(request: pytest.FixtureRequest) -> str:
+    """A database's URL, through each driver that belongs to an event loop."""
+    if request.param.startswith("sqlite"):
+        return str(request.getfixturevalue("sqlite_url"))
+    return str(request.getfixturevalue("database_url")).replace("postgresql+asyncpg", request.param)
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+async def use(database: db.Database) -> None:
+    async with db.scope():
+        await (await db.session(database)).execute(text("SELECT 1"))
+
+
+def test_a_loop_after_the_other(async_url: str, new_loop: Any) -> None:
+    """A loop for each test, or `asyncio.run` twice: connections end with their loop, and the next one opens others."""
+    database = db.Database(async_url)
+    before = {*threading.enumerate()}
+    for _ in range(3):
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(use(database))
+        for thread in {*threading.enumerate()} - before:  # aiosqlite has one for each connection
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+        gc.collect()
+
+
+def test_connections_end_with_their_loop(database_url: str) -> None:
+    """They do not wait for the next use: once the loop is closed, the server has none of them."""
     database = db.Database(database_url)
+    asyncio.run(use(database))
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with psycopg.connect(as_dsn(make_url(database_url))) as observer:
+        assert observer.execute(others).fetchone() == (0,)
 
-    async def use() -> None:
-        async with db.scope():
-            await (await db.session(database)).execute(text("SELECT 1"))
 
-    asyncio.run(use())
-
-    async def dispose_and_use() -> None:
-        with pytest.raises(db.WrongLoopError):
-            await use()
-        await database.dispose()
-        await use()
-        await database.dispose()
-
-    asyncio.run(dispose_and_use())
+def test_loop_that_was_just_closed(async_url: str) -> None:
+    """Where a loop is closed without its `shutdown_asyncgens`, the next use hangs up what is left, and nobody warns."""
+    database = db.Database(async_url)
+    for _ in range(2):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(use(database))
+        loop.close()
+        gc.collect()
+    asyncio.run(database.dispose())
     gc.collect()
+
+
+def test_engine_without_a_pool_on_a_second_loop(database_url: str) -> None:
+    """An engine of the user's own can be used on one loop after the other if it keeps no connections."""
+    database = db.Database(bind=sa_async.create_async_engine(database_url, poolclass=NullPool))
+    for _ in range(2):
+        asyncio.run(use(database))
+    engine = sa_async.create_async_engine(database_url)
+    pooled = db.Database(bind=engine)
+
+    async def use_and_close() -> None:
+        await use(pooled)
+        await engine.dispose()
+
+    asyncio.run(use_and_close())
+    with pytest.raises(db.WrongLoopError):
+        asyncio.run(use(pooled))
 
 
 async def backend() -> int:
