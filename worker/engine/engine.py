@@ -175,6 +175,8 @@ class Engine:
                 await self._settler.flushed()
                 await self._finisher.flushed()
                 await self._health.forget()
+        if unwritten := sum(job.phase is Phase.FINISHING for job in self._held):
+            logger.error("%d outcomes could not be written: those jobs run again after their leases", unwritten)
         await self._stop()
         return not self._running_tasks()
 
@@ -291,6 +293,7 @@ class Engine:
             is_claiming=not self._stopping and self._claimer.free_slots > 0,
             last_claim=self._claimer.last_answer,
             last_beat=self._heartbeat.last_beat,
+            standstill=self._settler.standstill,
         )
 
     def _timeout(self, task: Task[..., Any]) -> float:

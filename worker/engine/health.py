@@ -1,7 +1,7 @@
 """``Health``: whether this worker can really work, written down for whoever asks.
 
-The record lives a few seconds and is written only while Redis answers claims, leases are renewed, and the database
-answers; so ``arq --check`` and ``python -m worker health`` believe no worker that only exists.
+The record lives a few seconds and is written only while Redis answers claims, leases are renewed, the database answers,
+and outcomes reach the ledger; so ``arq --check`` and ``python -m worker health`` believe no worker that only exists.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ logger = logging.getLogger("worker")
 _INTERVAL = 1.0  # seconds between two records
 _LIFETIME = 4000  # milliseconds that a record is believed
 _FRESH = 3.0  # seconds for which an answer counts as the present
+_STANDSTILL = 15.0  # seconds that outcomes may wait for the ledger while none is written
 _DATABASE_TIMEOUT = 2.0  # seconds
 
 
@@ -39,6 +40,8 @@ class Vitals:
     """When Redis last answered, by the monotonic clock."""
     last_beat: float
     """When leases were last renewed, likewise."""
+    standstill: float
+    """Seconds for which outcomes have waited for the ledger, and none was written."""
 
 
 class Health:
@@ -93,6 +96,7 @@ class Health:
             now - self._last_trouble > _FRESH
             and (not vitals.is_claiming or now - vitals.last_claim < _FRESH)
             and now - vitals.last_beat < _FRESH
+            and vitals.standstill < _STANDSTILL
             and await self._database_answers()
         )
 

@@ -5,16 +5,19 @@
 3. What the ledger knows to have ended otherwise, in another attempt, has ended as it says.
 4. All other outcomes, and those that the job's own transaction has written, go straight to the finisher.
 
-An outcome stays here, and its lease stays held, until the ledger has taken it. One whose row the database cannot hold
-(its id has a NUL, say) is Redis' alone.
+An outcome stays here, and its lease stays held, until the ledger has taken it. One that fails goes to the end of the
+line, so that the others need not wait for it. One whose row the database cannot hold (its id has a NUL, say), or does
+not take again and again although it takes others, is Redis' alone.
 """
 
 import asyncio
 import logging
+import time
 from collections import deque
-from itertools import islice
+from dataclasses import dataclass
 
 from db.transient import is_refused, transient
+from worker.batches import batches
 from worker.engine.finisher import Finisher
 from worker.engine.held import HeldJob, Phase
 from worker.engine.once import outcome_of
@@ -27,12 +30,29 @@ from worker.message import serialize
 logger = logging.getLogger("worker")
 
 _BATCH = 200  # outcomes a transaction
+# Bytes, likewise. asyncpg sends so much of many rows at once; with more it may wait while it sends, and lose the
+# cancellation of a statement that waits for a lock. What is larger goes alone, and then it does not.
+_BATCH_BYTES = 64 * 1024
+_HOPELESS = 5  # failures of one outcome, after each of which others were written
 _STATES = {
     Kind.COMPLETED: State.DONE,
     Kind.FAILED: State.FAILED,
     Kind.ABORTED: State.ABORTED,
     Kind.EXPIRED: State.EXPIRED,
 }
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """An outcome on its way to the ledger."""
+
+    job: HeldJob
+    outcome: Outcome
+    ending: Ending
+    failures: int = 0
+    """How often it failed, and others were written after that."""
+    written_before: int = 0
+    """How many outcomes were written when it last failed."""
 
 
 class Settler:
@@ -45,7 +65,9 @@ class Settler:
     def __init__(self, ledger: Ledger | None, finisher: Finisher) -> None:
         self._ledger = ledger
         self._finisher = finisher
-        self._waiting: deque[tuple[HeldJob, Outcome, Ending]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._written = self._written_before_failure = 0
+        self._moved_at = 0.0
         self._something = asyncio.Event()
         self._nothing = asyncio.Event()
         self._nothing.set()
@@ -57,7 +79,9 @@ class Settler:
             self._finisher.report(job, outcome)
             return
         job.phase = Phase.FINISHING
-        self._waiting.append((job, outcome, ending))
+        if not self._waiting:
+            self._moved_at = time.monotonic()
+        self._waiting.append(_Waiting(job, outcome, ending))
         self._nothing.clear()
         self._something.set()
 
@@ -66,7 +90,7 @@ class Settler:
         while True:
             await self._something.wait()
             while self._waiting:
-                await self._write(list(islice(self._waiting, _BATCH)))
+                await self._write(self._first())
             self._something.clear()
             self._nothing.set()
 
@@ -74,35 +98,64 @@ class Settler:
         """Wait until the ledger has taken every outcome."""
         await self._nothing.wait()
 
-    async def _write(self, batch: list[tuple[HeldJob, Outcome, Ending]]) -> None:
+    @property
+    def standstill(self) -> float:
+        """Seconds for which outcomes have waited, and none of them was written."""
+        return time.monotonic() - self._moved_at if self._waiting else 0.0
+
+    def _first(self) -> list[_Waiting]:
+        """As many as one transaction may write."""
+        return next(batches(self._waiting, lambda entry: entry.ending.size, most=_BATCH, most_bytes=_BATCH_BYTES))
+
+    async def _write(self, batch: list[_Waiting]) -> None:
         """Settle a batch in one transaction; where one of its rows is in the way, each in its own."""
         assert self._ledger is not None  # noqa: S101 - otherwise nothing waits
         try:
-            standing = await self._ledger.settle([ending for _, _, ending in batch])
+            standing = await self._ledger.settle([entry.ending for entry in batch])
         except Exception as error:
             if len(batch) > 1 and not _is_away(error):
                 for entry in batch:
                     await self._write([entry])
                 return
-            if len(batch) == 1 and is_refused(error):
-                self._let_go(*batch[0], error)
+            if len(batch) == 1 and self._is_hopeless(batch[0], error):
+                self._let_go(batch[0], error)
                 return
-            if len(batch) == 1 and isinstance(error, LedgerBusyError):
-                self._waiting.rotate(-1)  # another attempt is about to settle it: the others need not wait
+            if self._put_off(batch) and not _is_away(error):
+                return
             raise
-        for (job, outcome, ending), known in zip(batch, standing, strict=True):
-            self._waiting.remove((job, outcome, ending))
-            before = None if known.state is ending.state else outcome_of(known)
+        self._moved_at = time.monotonic()
+        self._written += len(batch)
+        for entry, known in zip(batch, standing, strict=True):
+            self._waiting.remove(entry)
+            before = None if known.state is entry.ending.state else outcome_of(known)
             if before is not None:
-                logger.info("%s: another attempt of it was settled before: %s", job.job_id, known.state)
-            self._finisher.report(job, before or outcome)
+                logger.info("%s: another attempt of it was settled before: %s", entry.job.job_id, known.state)
+            self._finisher.report(entry.job, before or entry.outcome)
 
-    def _let_go(self, job: HeldJob, outcome: Outcome, ending: Ending, refused: Exception) -> None:
+    def _put_off(self, batch: list[_Waiting]) -> bool:
+        """Let others come first; whether any was written since the last failure."""
+        for entry in batch:
+            self._waiting.remove(entry)
+            self._waiting.append(entry)
+        others_move = self._written > self._written_before_failure
+        self._written_before_failure = self._written
+        return others_move
+
+    def _is_hopeless(self, entry: _Waiting, error: Exception) -> bool:
+        """Whether the ledger will never take it. A row that another attempt holds is about to be settled by that."""
+        if is_refused(error):
+            return True
+        if not isinstance(error, LedgerBusyError):
+            entry.failures += self._written > entry.written_before
+            entry.written_before = self._written
+        return entry.failures >= _HOPELESS
+
+    def _let_go(self, entry: _Waiting, refused: Exception) -> None:
         """Nobody can ever write this row, and nobody is to wait for it: the outcome is in Redis and in the log."""
         why = getattr(refused, "orig", refused)
-        logger.error("%s: the ledger cannot keep what became of it: %s", job.job_id, why)
-        self._waiting.remove((job, outcome, ending))
-        self._finisher.report(job, outcome)
+        logger.error("%s: the ledger cannot keep what became of it: %s", entry.job.job_id, why)
+        self._waiting.remove(entry)
+        self._finisher.report(entry.job, entry.outcome)
 
 
 def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:

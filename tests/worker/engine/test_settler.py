@@ -39,6 +39,17 @@ def ledger(database: Database[db.AsyncSession]) -> Ledger:
     return Ledger()
 
 
+@pytest.fixture
+async def proxy(database_url: str, postgres: Observer) -> AsyncIterator[Proxy]:
+    """Stands between the default database and its server."""
+    await postgres.execute(NOTES)
+    await create_ledger(database_url)
+    async with Proxy(database_url) as proxy:
+        database = Database(proxy.url, default=True, pre_ping=False)
+        yield proxy
+        await database.dispose()
+
+
 async def row(job_id: str) -> dict[str, Any]:
     return dict(await Ledger().latest(job_id) or {})
 
@@ -118,6 +129,55 @@ class TestRefused:
             await worker_.idle()
         assert ((await row("odd"))["state"], (await row("odd"))["task"]) == ("failed", "no\\x00ne")
 
+    async def test_what_the_database_never_takes(
+        self, start: StartWorker, ledger: Ledger, postgres: Observer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A row that fails again and again, while others are written, is Redis' and the log's alone."""
+        await postgres.execute("ALTER TABLE tandem_jobs ADD CONSTRAINT no_odd_ones CHECK (id <> 'odd')")
+        async with start(fail, ledger=ledger) as worker_:
+            odd = await fail.using(job_id="odd").enqueue("words")
+            kept: list[worker.Job[None]] = []
+
+            async def odd_one_has_ended() -> bool:
+                kept.append(await fail.enqueue("words"))
+                return await odd.status() == "complete"
+
+            await eventually(odd_one_has_ended)
+            await worker_.idle()
+        assert [(await row(job.job_id)).get("state") for job in (odd, *kept)] == [None, *["failed"] * len(kept)]
+        assert "odd: the ledger cannot keep what became of it" in caplog.text
+
+
+class TestLarge:
+    """Jobs with large arguments that fail: each has a row that takes long."""
+
+    async def test_many_on_a_slow_network(
+        self, proxy: Proxy, start: StartWorker, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They are written in small transactions, and the time that takes is not taken for a lock."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
+        proxy.rate = 4_000_000  # bytes a second
+        async with start(fail, ledger=Ledger()) as worker_:
+            await fail.enqueue_many({"words": "x" * 500_000} for _ in range(20))
+            await worker_.idle(timeout=30)
+        assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'failed'") == 20
+
+    async def test_beside_a_row_that_is_locked(
+        self, start: StartWorker, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The statement that waits for the lock is given up, whatever is to follow it; the others are written."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
+        async with db.independent() as session:
+            await ledger.mark_done(session, Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8"))
+            others = ["other1", "other2", "other3", "other4"]  # sent after it
+            await worker.default_queue().enqueue([_entry(job_id, 5, b"x" * 900_000) for job_id in ["held", *others]])
+            async with start(fail, ledger=ledger):
+                for job_id in others:
+                    with pytest.raises(worker.JobFailed):
+                        await worker.Job[None](job_id).result(timeout=15)
+                await session.commit()
+                assert await worker.Job[int]("held").result(timeout=30) == 8
+
 
 class TestPendingRows:
     async def test_a_job_that_touches_nothing_settles_its_row(self, start: StartWorker, ledger: Ledger) -> None:
@@ -166,15 +226,6 @@ class TestPendingRows:
 
 
 class TestTrouble:
-    @pytest.fixture
-    async def proxy(self, database_url: str, postgres: Observer) -> AsyncIterator[Proxy]:
-        await postgres.execute(NOTES)
-        await create_ledger(database_url)
-        async with Proxy(database_url) as proxy:
-            database = Database(proxy.url, default=True, pre_ping=False)
-            yield proxy
-            await database.dispose()
-
     async def test_while_the_database_is_away_redis_hears_nothing(
         self, proxy: Proxy, start: StartWorker, seen: Seen
     ) -> None:
@@ -193,6 +244,31 @@ class TestTrouble:
             assert worker_.engine._counts.failed == 1
         assert seen.left() == set()
 
+    async def test_a_standstill_is_told(
+        self,
+        proxy: Proxy,
+        start: StartWorker,
+        seen: Seen,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A worker whose outcomes reach no ledger is unwell, though nothing fails; at its end it says what is lost."""
+        monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 60.0)
+        monkeypatch.setattr("worker.engine.health._STANDSTILL", 1.0)
+        monkeypatch.setattr("worker.engine.engine._SETTLING", 0.5)
+        async with start(fail, ledger=Ledger(), lease=5) as worker_:
+            with pytest.raises(worker.JobFailed):
+                await (await fail.enqueue("words")).result(timeout=30)
+            await eventually(seen.well)
+            proxy.blackhole()
+            job = await fail.enqueue("words")
+            await eventually(lambda: worker_.engine._settler.standstill > 1)
+            await eventually(lambda: not seen.well())
+            await worker_.drain()
+            assert seen.result(job.job_id) == {}
+            await proxy.resume()
+        assert "1 outcomes could not be written" in caplog.text
+
     async def test_a_row_that_is_locked_does_not_keep_the_others(self, start: StartWorker, ledger: Ledger) -> None:
         """Another attempt holds one row: the outcomes of other jobs are written meanwhile."""
         async with start(fail, ledger=ledger, concurrency=3):
@@ -207,5 +283,5 @@ class TestTrouble:
             assert await worker.Job[int]("held").result(timeout=30) == 8
 
 
-def _entry(job_id: str, enqueued_at: int) -> Entry:
-    return Entry(job_id, encode("fail", b'{"words":"x"}', enqueued_at), "arq:queue")
+def _entry(job_id: str, enqueued_at: int, words: bytes = b"x") -> Entry:
+    return Entry(job_id, encode("fail", b'{"words":"%b"}' % words, enqueued_at), "arq:queue")

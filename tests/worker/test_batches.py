@@ -1,0 +1,21 @@
+"""Cutting what is sent into batches."""
+
+import pytest
+
+from worker.batches import batches
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([1, 1, 1, 1], [[1, 1, 1], [1]]),
+        ([4, 4, 4], [[4, 4], [4]]),
+        ([1, 99, 1], [[1], [99], [1]]),
+        ([99, 99], [[99], [99]]),
+    ],
+    ids=["nothing", "by number", "by bytes", "a large one is alone", "all are large"],
+)
+def test_batches(sizes: list[int], expected: list[list[int]]) -> None:
+    """At most three items, and at most ten bytes unless one item has more; all of them, in order."""
+    assert list(batches(sizes, lambda size: size, most=3, most_bytes=10)) == expected
