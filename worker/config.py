@@ -12,16 +12,14 @@ import re
 import socket
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ByteSize, Field, GetCoreSchemaHandler, StringConstraints, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.connection import parse_url as parse_redis_url
 
 from db.database import parse_url as parse_database_url
-from worker.connection import CLUSTER, SENTINEL, SentinelAddress, cluster_address
 from worker.errors import ConfigError
+from worker.redis_url import RedisAddress
 
 __all__ = ["Config", "SecretUrl"]
 
@@ -67,26 +65,7 @@ def _is_database_url(url: SecretUrl) -> SecretUrl:
 
 
 def _is_redis_url(url: SecretUrl) -> SecretUrl:
-    # Only the shape is told: redis-py's own errors quote what may be a piece of the password.
-    if url.startswith(SENTINEL):
-        SentinelAddress.parse(url)
-        return url
-    if url.startswith(CLUSTER):
-        cluster_address(url)
-        return url
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError(f"not a Redis URL: it begins with redis://, rediss:// or unix://, e.g. {_REDIS_EXAMPLE}")
-    try:
-        parse_redis_url(url)
-        path = urlsplit(url).path.strip("/")
-        well_formed = path.isdecimal() or not path or url.startswith("unix://")
-    except ValueError:
-        well_formed = False
-    if not well_formed:
-        raise ValueError(
-            "not a Redis URL: write scheme://user:password@host:port/number, with / @ : and # in the password as "
-            f"%2F %40 %3A and %23, e.g. {_REDIS_EXAMPLE}"
-        )
+    RedisAddress.parse(url)
     return url
 
 

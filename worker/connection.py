@@ -1,39 +1,36 @@
-"""Connections to Redis, from one URL.
+"""Connections to Redis, as :mod:`worker.redis_url` has read its URL.
 
-``redis://``, ``rediss://`` (TLS) and ``unix://`` as redis-py reads them, with its options after the ``?``;
-``redis+sentinel://user:password@host-1:26379,host-2:26379/service/0`` asks Sentinels for the primary of `service`, each
-time that it connects; ``redis+cluster://user:password@host-1:6379,host-2:6379`` finds the nodes of a Redis Cluster.
+Sentinels are asked for the primary each time that a connection is opened; the nodes of a Redis Cluster are found.
 """
 
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import redis
 import redis.asyncio
 import redis.asyncio.cluster
+import redis.asyncio.connection
 import redis.asyncio.sentinel
 import redis.cluster
 import redis.exceptions
 import redis.sentinel
+from redis.asyncio.connection import AbstractConnection
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from worker.closed_loop import drop_connection
 from worker.deadline import Deadline
-
-SENTINEL = "redis+sentinel://"
-CLUSTER = "redis+cluster://"
+from worker.pool import BoundedPool, BoundedSentinelPool, Turns
+from worker.redis_url import RedisAddress
 
 TIMEOUT = 5.0
 """Seconds that a reply may take: a black-holed server must not hold a worker for longer."""
 
 _NO_CLUSTER = "Cluster mode is not enabled on this node"  # in redis-py's words
-_SENTINEL_PORT, _REDIS_PORT = 26379, 6379
 
 AsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 SyncClient = redis.Redis | redis.cluster.RedisCluster
@@ -41,136 +38,111 @@ SyncClient = redis.Redis | redis.cluster.RedisCluster
 R = TypeVar("R", bound=redis.asyncio.Redis)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Several hosts, and whom to be there."""
-
-    hosts: tuple[tuple[str, int], ...]
-    username: str | None
-    password: str | None
-
-    @classmethod
-    def parse(cls, netloc: str, port: int) -> "Address":
-        user_info, _, hosts = netloc.rpartition("@")
-        username, _, password = user_info.partition(":")
-        return cls(
-            hosts=tuple(_host(host, port) for host in hosts.split(",") if host),
-            username=unquote(username) or None,
-            password=unquote(password) or None,
-        )
-
-    @property
-    def login(self) -> dict[str, Any]:
-        return {"username": self.username, "password": self.password}
-
-
-@dataclass(frozen=True, slots=True)
-class SentinelAddress:
-    """Where to ask for the primary, and as whom to talk to that."""
-
-    sentinels: Address
-    service: str
-    database: int
-
-    @classmethod
-    def parse(cls, url: str) -> "SentinelAddress":
-        """
-        Raises:
-            ValueError: no host or no service, or there is what it does not understand.
-        """
-        with _told_as(f"{SENTINEL}user:password@host-1:26379,host-2:26379/service/0"):
-            parts = urlsplit(url)
-            service, _, database = parts.path.strip("/").partition("/")
-            sentinels = Address.parse(parts.netloc, _SENTINEL_PORT)
-            _require(sentinels.hosts and service and not parts.query and not parts.fragment)
-            _require(database.isdecimal() or not database)
-            return cls(sentinels, service, int(database or 0))
-
-
-def cluster_address(url: str) -> Address:
-    """Where to ask for the nodes.
+def connect(url: str) -> AsyncClient:
+    """A client with connections of its own; none is opened yet.
 
     Raises:
-        ValueError: no host, or a database, of which a cluster has only one, or there is what it does not understand.
+        ValueError: the URL cannot be used.
     """
-    with _told_as(f"{CLUSTER}user:password@host-1:6379,host-2:6379"):
-        parts = urlsplit(url)
-        address = Address.parse(parts.netloc, _REDIS_PORT)
-        _require(address.hosts and not parts.path.strip("/") and not parts.query and not parts.fragment)
-        return address
-
-
-@contextmanager
-def _told_as(shape: str) -> Iterator[None]:
-    """Any `ValueError` says what to write, and quotes nothing of what may be a piece of the password."""
-    try:
-        yield
-    except ValueError:
-        raise ValueError(
-            f"write {shape} without options after it, and / @ : ? and # in the password as %2F %40 %3A %3F and %23"
-        ) from None
-
-
-def _require(fulfilled: object) -> None:
-    if not fulfilled:
-        raise ValueError
-
-
-def connect(url: str) -> AsyncClient:
-    """A client with connections of its own; none is opened yet."""
-    if url.startswith(CLUSTER):
-        address = cluster_address(url)
-        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        cluster = _AsyncCluster(startup_nodes=nodes, **address.login, **_limits(url))  # type: ignore[abstract]  # it is not
-        return _improved_cluster(cluster)
-    return connect_as(redis.asyncio.Redis, url)
+    address = RedisAddress.parse(url)
+    if address.kind != "cluster":
+        return _connect_as(redis.asyncio.Redis, address)
+    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
+    cluster = _AsyncCluster(  # type: ignore[abstract]  # it is not
+        Turns(address.max_connections, address.wait), startup_nodes=nodes, **address.login, **_options(address)
+    )
+    return _improved_cluster(cluster)
 
 
 def connect_as(kind: type[R], url: str) -> R:
     """`connect`, to one server or through Sentinels, as a client of another class."""
-    limits = _limits(url)
-    client: R
-    if url.startswith(SENTINEL):
-        address = SentinelAddress.parse(url)
-        sentinel = redis.asyncio.sentinel.Sentinel(list(address.sentinels.hosts), **limits)
-        client = sentinel.master_for(
-            address.service, redis_class=kind, db=address.database, **address.sentinels.login, **limits
-        )
-    else:
-        client = kind.from_url(url, **limits)
-    return _improved(client)
+    return _connect_as(kind, RedisAddress.parse(url))
 
 
 def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
     """A client whose connection hears what is published; of a cluster to any node, another one at each `turn`."""
-    if not url.startswith(CLUSTER):
-        return connect_as(redis.asyncio.Redis, url)
-    address = cluster_address(url)
+    address = RedisAddress.parse(url)
+    if address.kind != "cluster":
+        return _connect_as(redis.asyncio.Redis, address)
     host, port = address.hosts[turn % len(address.hosts)]
-    return _improved(redis.asyncio.Redis(host=host, port=port, **address.login, **_limits(url)))
+    return _improved(redis.asyncio.Redis(host=host, port=port, **address.login, **_options(address)))
 
 
 def connect_sync(url: str, *, longest_wait: float | None = None) -> SyncClient:
-    """`connect`, for a thread; `longest_wait`, in seconds, instead of `TIMEOUT`.
+    """`connect`, for a thread; `longest_wait`, in seconds, where the URL allows longer.
 
     Raises:
+        ValueError: the URL cannot be used.
         redis.RedisError: no node of a cluster says what others there are.
     """
-    limits = _limits(url, longest_wait)
-    if url.startswith(CLUSTER):
-        address = cluster_address(url)
-        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        with _as_redis_error():
-            cluster: redis.cluster.RedisCluster = _SyncCluster(startup_nodes=nodes, **address.login, **limits)
-        return cluster
-    if url.startswith(SENTINEL):
-        sentinels = SentinelAddress.parse(url)
-        sentinel = redis.sentinel.Sentinel(list(sentinels.sentinels.hosts), **limits)
-        primary: redis.Redis = sentinel.master_for(
-            sentinels.service, db=sentinels.database, **sentinels.sentinels.login, **limits
+    address = RedisAddress.parse(url)
+    options = _options(address, longest_wait)
+    match address.kind:
+        case "cluster":
+            nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
+            with _as_redis_error():
+                cluster: redis.cluster.RedisCluster = _SyncCluster(startup_nodes=nodes, **address.login, **options)
+            return cluster
+        case "sentinel":
+            sentinel = redis.sentinel.Sentinel(
+                list(address.hosts), sentinel_kwargs={**address.sentinel_login, **options}
+            )
+            primary: redis.Redis = sentinel.master_for(address.service, db=address.database, **address.login, **options)
+            return primary
+        case kind:
+            where = _SYNC_CONNECTIONS[kind]
+            pool = redis.ConnectionPool(
+                connection_class=where, db=address.database, **_place(address), **address.login, **options
+            )
+            return redis.Redis.from_pool(pool)
+
+
+def _connect_as(kind: type[R], address: RedisAddress) -> R:
+    options = {**address.login, "db": address.database, **_options(address)}
+    options |= {"max_connections": address.max_connections, "wait": address.wait}
+    pool: redis.asyncio.ConnectionPool
+    if address.kind == "sentinel":
+        sentinel = redis.asyncio.sentinel.Sentinel(
+            list(address.hosts), sentinel_kwargs={**address.sentinel_login, **_options(address)}
         )
-        return primary
-    return redis.Redis.from_url(url, **limits)
+        pool = BoundedSentinelPool(service_name=address.service, sentinel_manager=sentinel, **options)
+    else:
+        pool = BoundedPool(connection_class=_ASYNC_CONNECTIONS[address.kind], **_place(address), **options)
+    client: R = kind.from_pool(pool)  # type: ignore[assignment]  # redis-py forgets which class it was asked for
+    return _improved(client)
+
+
+_ASYNC_CONNECTIONS: dict[str, type[AbstractConnection]] = {
+    "tcp": redis.asyncio.Connection,
+    "tls": redis.asyncio.SSLConnection,
+    "unix": redis.asyncio.UnixDomainSocketConnection,
+}
+_SYNC_CONNECTIONS: dict[str, Any] = {
+    "tcp": redis.Connection,
+    "tls": redis.SSLConnection,
+    "unix": redis.UnixDomainSocketConnection,
+}
+
+
+def _place(address: RedisAddress) -> dict[str, Any]:
+    """Of one server."""
+    if address.kind == "unix":
+        return {"path": address.path}
+    ((host, port),) = address.hosts
+    return {"host": host, "port": port}
+
+
+def _options(address: RedisAddress, longest_wait: float | None = None) -> dict[str, Any]:
+    """Of each connection: the URL's own, and limits where it sets none."""
+    limits: dict[str, Any] = {"socket_timeout": TIMEOUT}
+    if address.kind != "unix":
+        limits |= {"socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
+    options = limits | dict(address.options)
+    if longest_wait is not None:
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            if name in options:
+                options[name] = min(options[name], longest_wait)
+    return options
 
 
 async def close(client: AsyncClient) -> None:
@@ -187,6 +159,14 @@ def close_sync(client: SyncClient) -> None:
         sentinel.close()
 
 
+def abandon(client: AsyncClient) -> None:
+    """`close`, where the client's event loop is closed."""
+    for connection in _connections(client):
+        drop_connection(connection)
+    for sentinel in _sentinels(client):
+        abandon(sentinel)
+
+
 async def drop_connections(client: AsyncClient) -> None:
     """Close the idle ones: a server that answers READONLY is not the primary any more. A cluster's client knows."""
     if isinstance(client, redis.asyncio.Redis):
@@ -197,6 +177,14 @@ def drop_connections_sync(client: SyncClient) -> None:
     """`drop_connections`, for a thread."""
     if isinstance(client, redis.Redis):
         client.connection_pool.disconnect(inuse_connections=False)
+
+
+def _connections(client: AsyncClient) -> list[AbstractConnection]:
+    if isinstance(client, redis.asyncio.Redis):
+        pool: Any = client.connection_pool
+        return [*pool._available_connections, *pool._in_use_connections]  # noqa: SLF001 - redis-py tells of them nowhere
+    nodes: Any = client.nodes_manager.nodes_cache.values()
+    return [connection for node in nodes for connection in node._connections]  # noqa: SLF001 - likewise
 
 
 def _sentinels(client: AsyncClient | SyncClient) -> list[Any]:
@@ -226,8 +214,9 @@ def _as_redis_error() -> Iterator[None]:
 
 
 class _AsyncCluster(redis.asyncio.cluster.RedisCluster):
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, turns: Turns, **options: Any) -> None:
         super().__init__(**options)
+        self._turns = turns
         self._given = dict(self.nodes_manager.startup_nodes)
 
     async def initialize(self) -> Any:
@@ -238,8 +227,9 @@ class _AsyncCluster(redis.asyncio.cluster.RedisCluster):
             return await super().initialize()
 
     async def execute_command(self, *words: Any, **options: Any) -> Any:
-        with _as_redis_error():
-            return await super().execute_command(*words, **options)
+        async with self._turns:
+            with _as_redis_error():
+                return await super().execute_command(*words, **options)
 
 
 class _SyncCluster(redis.cluster.RedisCluster):
@@ -329,16 +319,3 @@ def _cancelling() -> int:
 @cache
 def _mixed(connection_class: type[Any]) -> type[Any]:
     return type(connection_class.__name__, (_Improved, connection_class), {})
-
-
-def _limits(url: str, timeout: float | None = None) -> dict[str, Any]:
-    timeout = timeout or TIMEOUT
-    if url.startswith("unix:"):
-        return {"socket_timeout": timeout}
-    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "socket_keepalive": True}
-
-
-def _host(text: str, port: int) -> tuple[str, int]:
-    name, _, given = text.partition(":")
-    _require(name and (not given or (given.isdecimal() and 0 < int(given) < 65536)))
-    return name, int(given or port)

@@ -17,12 +17,13 @@ from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
 
 from worker.config import Config
-from worker.connection import CLUSTER, AsyncClient, close, connect, connect_to_subscribe, drop_connections
+from worker.connection import AsyncClient, close, connect, connect_to_subscribe, drop_connections
 from worker.errors import WorkerError
 from worker.exchange import EXPIRES, Claim, Claims, Entry, Settlement, Slot, Trace
 from worker.keys import Keys
 from worker.line import Line
 from worker.notices import Notices
+from worker.redis_url import CLUSTER, RedisAddress
 from worker.scripts import Script
 
 _BEGUN = b"?"  # before an epoch that nobody has completed
@@ -49,6 +50,7 @@ class Queue:
         self.name = name
         self.max_payload = max_payload
         self.url = url
+        RedisAddress.parse(url)  # where it is wrong, that is told here
         self._redis: AsyncClient | None = None
         self._lines: dict[str, Line] = {}
         self._notices: Notices | None = None

@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 from arq.connections import RedisSettings
 from arq.worker import Worker, func
-from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from worker.config import Config
-from worker.connection import CLUSTER, SENTINEL, SentinelAddress, connect_as
+from worker.connection import connect_as
 from worker.engine.calling import Hook
 from worker.errors import ConfigError, RegistryError
 from worker.keys import Keys
@@ -24,6 +23,7 @@ from worker.process.arq_command import end_with, prepare
 from worker.process.host import Host
 from worker.process.redis_wait import await_redis
 from worker.process.runtime import Runtime, StartupError, require_urls
+from worker.redis_url import RedisAddress
 from worker.registry import Registry, load
 
 logger = logging.getLogger("worker")
@@ -191,31 +191,26 @@ def redis_settings(url: str) -> RedisSettings:
     Raises:
         ConfigError: it is a Redis Cluster, where arq's keys would lie on several nodes.
     """
-    if url.startswith(CLUSTER):
+    address = RedisAddress.parse(url)
+    if address.kind == "cluster":
         raise ConfigError("REDIS_URL: arq cannot serve a Redis Cluster: use 'python -m worker run' instead")
-    if url.startswith(SENTINEL):
-        address = SentinelAddress.parse(url)
+    if address.kind == "sentinel":
         return RedisSettings(
-            host=list(address.sentinels.hosts),
+            host=list(address.hosts),
             sentinel=True,
             sentinel_master=address.service,
             database=address.database,
-            **address.sentinels.login,
+            **address.login,
         )
-    options: dict[str, Any] = dict(parse_url(url))
-    connection = options.pop("connection_class", None)
-    tls = connection is not None and issubclass(connection, SSLConnection)
-    socket = options.get("path") if connection is UnixDomainSocketConnection else None
-    ssl = {name: value for name, value in options.items() if name.startswith("ssl_") and name in _SSL_FIELDS}
+    ((host, port),) = address.hosts or (("localhost", 6379),)
     return RedisSettings(
-        host=options.get("host", "localhost"),
-        port=int(options.get("port", 6379)),
-        unix_socket_path=socket,
-        database=int(options.get("db", 0)),
-        username=options.get("username"),
-        password=options.get("password"),
-        ssl=tls,
-        **ssl,
+        host=host,
+        port=port,
+        unix_socket_path=address.path,
+        database=address.database,
+        ssl=address.kind == "tls",
+        **address.login,
+        **{name: value for name, value in address.options.items() if name in _SSL_FIELDS},
     )
 
 

@@ -26,10 +26,8 @@ from tests.waiting import AT_ONCE, at_once, eventually
 from tests.worker.engine.conftest import Worker
 from worker import Job, Queue, WorkerError, task
 from worker.connection import (
-    SentinelAddress,
     close,
     close_sync,
-    cluster_address,
     connect,
     connect_as,
     connect_sync,
@@ -59,60 +57,6 @@ async def working(url: str, *tasks: Any, **settings: Any) -> AsyncIterator[Worke
     finally:
         await worker.stop()
         await queue.close()
-
-
-class TestUrls:
-    def test_sentinel(self) -> None:
-        """Several hosts, a service, a database, and a login whose characters may be encoded."""
-        address = SentinelAddress.parse("redis+sentinel://us%40er:p%2Fw@one,two:7000/main/3")
-        assert address.sentinels.hosts == (("one", 26379), ("two", 7000))
-        assert (address.service, address.database) == ("main", 3)
-        assert address.sentinels.login == {"username": "us@er", "password": "p/w"}
-
-    def test_cluster(self) -> None:
-        """Several hosts, and a login."""
-        address = cluster_address("redis+cluster://:secret@one,two:7000")
-        assert address.hosts == (("one", 6379), ("two", 7000))
-        assert address.login == {"username": None, "password": "secret"}
-
-    @pytest.mark.parametrize(
-        "rest",
-        [
-            "host",
-            "/service",
-            "h/s/x",
-            "u:s3cret/w@host/service",
-            "h:s3cret/s",
-            "h/s?ssl=1",
-            ":a[s3cret]@h/s",
-            "h:0/s",
-            "h/s/-1",
-        ],
-    )
-    def test_no_sentinel(self, rest: str) -> None:
-        """What does not name both hosts and service, or more, is refused, and nothing of it quoted."""
-        with pytest.raises(ValueError, match=re.escape("write redis+sentinel://")) as caught:
-            SentinelAddress.parse(f"redis+sentinel://{rest}")
-        assert "s3cret" not in str(caught.value)
-
-    @pytest.mark.parametrize(
-        "rest",
-        [
-            "",
-            "host/0",
-            ":s3cret/w@host",
-            ":s3cret#w@host",
-            "host:s3cret",
-            "host?ssl=true",
-            ":a[s3cret]@host",
-            "h:70000",
-        ],
-    )
-    def test_no_cluster(self, rest: str) -> None:
-        """A cluster has hosts, no databases and no options; nothing of what is refused is quoted."""
-        with pytest.raises(ValueError, match=re.escape("write redis+cluster://")) as caught:
-            cluster_address(f"redis+cluster://{rest}")
-        assert "s3cret" not in str(caught.value)
 
 
 class TestCommands:

@@ -9,7 +9,7 @@ from typing import Any
 from arq.connections import ArqRedis
 
 from worker.config import Config
-from worker.connection import CLUSTER, connect_as
+from worker.connection import connect_as
 from worker.message import deserialize, deserialize_trusting, serialize
 from worker.process.event_loop import new_event_loop
 from worker.process.lifecycle import Lifecycle
@@ -17,6 +17,7 @@ from worker.process.logs import log_without_arq
 from worker.process.redis_wait import await_redis
 from worker.process.runtime import Runtime, require_urls
 from worker.process.stop_signals import exit_code_after
+from worker.redis_url import CLUSTER
 from worker.registry import Registry, load
 
 logger = logging.getLogger("worker")

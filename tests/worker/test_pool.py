@@ -1,0 +1,130 @@
+"""The pool: a burst of calls shares a limited number of connections, and each call gets its turn."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import Redis
+
+from tests.conftest import StartRedis
+from tests.waiting import at_once, eventually
+from worker import Queue, task
+from worker.connection import connect_as
+from worker.exchange import Entry
+from worker.pool import BoundedPool
+
+
+@task
+async def noop(number: int) -> int:
+    return number
+
+
+def with_options(url: str, options: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{options}"
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, options: str) -> AsyncIterator[Redis]:
+    client = connect_as(Redis, with_options(url, options))
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+def clients(observer: Any) -> int:
+    """How many connections the server has, less the observer's own."""
+    return len(observer.client_list()) - 1
+
+
+async def test_a_burst_shares_the_connections(redis_url: str, observer: Any) -> None:
+    """Two thousand jobs enqueued at once, and their statuses: fifty connections, and no call fails."""
+    queue = Queue(redis_url, default=True)
+    before = clients(observer)
+    jobs = await asyncio.gather(*(noop.enqueue(number) for number in range(2000)))
+    assert observer.zcard("arq:queue") == 2000
+    assert set(await asyncio.gather(*(job.status() for job in jobs))) == {"queued"}
+    assert clients(observer) - before <= 50
+    await queue.close()
+
+
+async def test_the_url_says_how_many(redis_url: str, observer: Any) -> None:
+    """`max_connections` is heeded."""
+    before = clients(observer)
+    async with connected(redis_url, "max_connections=3") as client:
+        assert await asyncio.gather(*(client.echo(str(number)) for number in range(100))) == [
+            str(number).encode() for number in range(100)
+        ]
+        assert clients(observer) - before == 3
+
+
+async def test_first_come_first_served(redis_url: str) -> None:
+    """Calls have their turns in the order in which they came, also those that come while others wait."""
+    answered: list[int] = []
+
+    async def call(client: Redis, number: int) -> None:
+        await client.ping()
+        answered.append(number)
+
+    async with connected(redis_url, "max_connections=1") as client:
+        await asyncio.gather(*(call(client, number) for number in range(50)))
+    assert answered == sorted(answered)
+
+
+async def test_whoever_is_cancelled_passes_the_turn_on(redis_url: str) -> None:
+    """A cancelled call keeps nobody waiting, whether it waits still or has just been given its turn."""
+    async with connected(redis_url, "max_connections=1") as client:
+        for turns in range(30):
+            calls = [asyncio.ensure_future(client.echo("x")) for _ in range(3)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            calls[0].cancel()
+            calls[1].cancel()
+            assert await at_once(calls[2])
+            await asyncio.gather(*calls, return_exceptions=True)
+        pool = client.connection_pool
+        assert isinstance(pool, BoundedPool)
+        assert not pool._in_use_connections
+
+
+async def test_a_wait_has_an_end(redis_url: str, observer: Any) -> None:
+    """A call that gets no connection in time is told what to change."""
+    async with connected(redis_url, "max_connections=1&timeout=0.2") as client:
+        reading: asyncio.Future[Any] = asyncio.ensure_future(client.blpop(["nothing"], timeout=3))  # type: ignore[arg-type]
+        await eventually(lambda: observer.info("clients")["blocked_clients"])
+        with pytest.raises(redis.ConnectionError, match=r"all 1 connections .* in use for 0\.2 s.*max_connections"):
+            await client.ping()
+        observer.rpush("nothing", "x")
+        assert await reading
+        assert await client.ping()
+
+
+class TestAServerThatIsFull:
+    async def test_its_connections_are_shared(self, own_redis: StartRedis) -> None:
+        """Where the server allows fewer connections than the pool, no call fails, and some are given back."""
+        server = own_redis(maxclients=12)
+        queue = Queue(server.url, default=True)
+        assert await queue.enqueue([Entry("first", b"{}", "arq:queue")]) == [True]
+        jobs = await asyncio.gather(*(noop.enqueue(number) for number in range(500)))
+        assert len(jobs) == 500
+        with redis.Redis.from_url(server.url) as other:
+            assert other.zcard("arq:queue") == 501
+            assert clients(other) <= 10
+        await queue.close()
+
+    async def test_with_no_connection_at_all(self, own_redis: StartRedis) -> None:
+        """Who has none to share is told at once."""
+        server = own_redis(maxclients=1)
+        async with connected(server.url, "max_connections=5") as one, connected(server.url, "timeout=20") as other:
+
+            async def is_in() -> bool:
+                with contextlib.suppress(redis.ConnectionError):  # the server may not have seen the last one leave
+                    return bool(await one.ping())
+                return False
+
+            await eventually(is_in)
+            with pytest.raises(redis.ConnectionError):
+                await at_once(other.echo("x"))
