@@ -61,7 +61,8 @@ class Scope:
         self.is_lent = False
         """Whether it uses a session of its opener's: then that one's transaction is not its own."""
         self._opening: asyncio.Lock | None = None
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        """The event loop that it was opened on."""
 
     @property
     def is_open(self) -> bool:
@@ -101,7 +102,7 @@ class Scope:
         return (await self.unit(database)).session  # type: ignore[return-value]  # keyed by its database
 
     async def unit(self, database: Database[Any]) -> Unit:
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self.loop:
             raise WrongLoopError("this scope belongs to another event loop: open one of its own there")
         unit = self._by_database.get(database)
         if unit is not None:

@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from worker.closed_loop import drop_connection
 from worker.connection import TIMEOUT
 from worker.deadline import Deadline
 
@@ -53,9 +54,18 @@ class Line:
             except TimeoutError:
                 raise RedisTimeoutError(f"no answer within {self._timeout:g} s") from None
 
+    async def open(self) -> None:
+        """Open it now; raises as `execute_command`, as far as no command is sent."""
+        async with self._alone:
+            await self._connect()
+
     async def close(self) -> None:
         """Close it; a command that is under way loses it. The next one opens it again."""
         await self._connection.disconnect()
+
+    def abandon(self) -> None:
+        """`close`, where its event loop is closed."""
+        drop_connection(self._connection)
 
     async def _connect(self) -> None:
         """Open the connection unless it is open."""

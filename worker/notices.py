@@ -19,7 +19,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from worker.connection import close
+from worker.closed_loop import drop_connection, drop_task
+from worker.connection import abandon, close
 from worker.ending import end
 
 logger = logging.getLogger("worker")
@@ -65,6 +66,15 @@ class Notices:
         await end([*self._tidying, *([] if self._reader is None else [self._reader])])
         self._reader = None
         await self._drop_connection()
+
+    def abandon(self) -> None:
+        """`close`, where its event loop is closed."""
+        for task in [*self._tidying, *([] if self._reader is None else [self._reader])]:
+            drop_task(task)
+        if self._connection is not None:
+            drop_connection(self._connection)
+        if self._redis is not None:
+            abandon(self._redis)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it soon: whoever has stopped waiting must not wait for a Redis that does not answer."""

@@ -8,27 +8,28 @@
 import asyncio
 import functools
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
 
+from worker import loop_thread
 from worker.config import Config
-from worker.connection import AsyncClient, close, connect, connect_to_subscribe, drop_connections
+from worker.connection import AsyncClient, drop_connections
 from worker.errors import WorkerError
 from worker.exchange import EXPIRES, Claim, Claims, Entry, Settlement, Slot, Trace
 from worker.keys import Keys
-from worker.line import Line
-from worker.notices import Notices
+from worker.loop_connections import LoopConnections
 from worker.redis_url import CLUSTER, RedisAddress
 from worker.scripts import Script
 
 _BEGUN = b"?"  # before an epoch that nobody has completed
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_ON_LINES = ("claim", "finish")  # the scripts that have a connection each, as a worker runs them all the time
 _CHUNK = 1000  # jobs a round trip: more would block Redis for longer than a few milliseconds
 _CHUNK_BYTES = 8 * 1024 * 1024  # of payload a round trip: Redis ends a connection that sends a gigabyte at once
 
@@ -38,10 +39,15 @@ class Queue:
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+sentinel://`` or ``redis+cluster://``: see
-            :mod:`worker.connection`.
+            :mod:`worker.redis_url`.
         name: the queue that jobs go to unless their task says otherwise (default: ``arq:queue``, as in arq).
         max_payload: bytes that the arguments of one job may have (default: 1 MiB).
         default: this is the default queue from now on, in place of the one that ``REDIS_URL`` names.
+
+    Each event loop that uses it has connections of its own: threads that run loops may share it.
+
+    Raises:
+        ValueError: the URL cannot be used.
     """
 
     def __init__(
@@ -51,10 +57,8 @@ class Queue:
         self.max_payload = max_payload
         self.url = url
         RedisAddress.parse(url)  # where it is wrong, that is told here
-        self._redis: AsyncClient | None = None
-        self._lines: dict[str, Line] = {}
-        self._notices: Notices | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnections] = {}
+        self._opening = threading.Lock()
         if default:
             set_default_queue(self)
 
@@ -92,7 +96,7 @@ class Queue:
     async def claim(self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1) -> Claims:
         """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed; of suspects up to `suspects`."""
         arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects]
-        now, next_score, *jobs = await self._run("claim", queue, arguments, on_line=True)
+        now, next_score, *jobs = await self._run("claim", queue, arguments)
         claims = [
             Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at))
             for raw_id, payload, score, tries, crashes, abort_at in jobs
@@ -105,7 +109,7 @@ class Queue:
         arguments: list[Any] = [keys.prefix, keys.wake]
         for settlement in settlements:
             arguments += settlement
-        return [bool(reply) for reply in await self._run("finish", queue, arguments, on_line=True)]
+        return [bool(reply) for reply in await self._run("finish", queue, arguments)]
 
     async def add_slots(self, queue: str, slots: Sequence[Slot]) -> list[bool]:
         """Queue the jobs of schedule slots, oldest first; tells of each whether nobody had done it before."""
@@ -198,11 +202,11 @@ class Queue:
 
     def woken(self, queue: str, event: asyncio.Event) -> AbstractAsyncContextManager[None]:
         """Set `event` whenever something is put into `queue`."""
-        return self._listening.on(Keys.of(queue).wake, event)
+        return self._here.notices.on(Keys.of(queue).wake, event)
 
     def ended(self, queue: str, job_id: str, event: asyncio.Event) -> AbstractAsyncContextManager[None]:
         """Set `event` when the job has ended."""
-        return self._listening.on(Keys.of(queue).ended(job_id), event)
+        return self._here.notices.on(Keys.of(queue).ended(job_id), event)
 
     async def ping(self) -> None:
         """Ask Redis for an answer; raises what stands in the way."""
@@ -213,43 +217,46 @@ class Queue:
         microseconds = await self._run("clock", queue, [])
         return _EPOCH + timedelta(microseconds=microseconds)
 
+    async def open(self) -> None:
+        """Open what a worker needs all the time, before others have taken all that the server allows."""
+        here = self._here
+        for script in _ON_LINES:
+            if (line := here.line(script)) is not None:
+                await line.open()
+        await here.client.ping()
+
     async def close(self) -> None:
-        """Close the connections. The next use opens them again."""
-        notices, redis, self._notices, self._redis = self._notices, self._redis, None, None
-        lines, self._lines = self._lines, {}
-        if notices is not None:
-            await notices.close()
-        for line in lines.values():
-            await line.close()
-        if redis is not None:
-            await close(redis)
+        """Close the connections of the event loop that runs now, and those of `enqueue_sync`. The next use opens them.
+
+        Those of other loops are closed by their own `close`, or when their loop ends.
+        """
+        self._drop_those_of_closed_loops()
+        here = self._by_loop.pop(asyncio.get_running_loop(), None)
+        of_threads = self._by_loop.pop(loop, None) if (loop := loop_thread.own_loop()) is not None else None
+        if here is not None:
+            await here.close()
+        if of_threads is not None:
+            await asyncio.to_thread(loop_thread.run, of_threads.close())
 
     @property
     def redis(self) -> AsyncClient:
-        """The client, of the loop that runs now."""
-        self._enter_loop()
-        if self._redis is None:
-            self._redis = connect(self.url)
-        return self._redis
+        """The client of the event loop that runs now."""
+        return self._here.client
 
     @property
-    def _listening(self) -> Notices:
-        self._enter_loop()
-        if self._notices is None:
-            self._notices = Notices(functools.partial(connect_to_subscribe, self.url))
-        return self._notices
-
-    def _enter_loop(self) -> None:
+    def _here(self) -> LoopConnections:
+        """The connections of the event loop that runs now."""
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return
-        if self._loop is not None and not self._loop.is_closed() and self._redis is not None:
-            raise WorkerError(
-                "this Queue belongs to another event loop: 'await queue.close()' there first, or use one Queue a loop"
-            )
-        self._redis = self._notices = None  # what there was went with its loop
-        self._lines = {}
-        self._loop = loop
+        here = self._by_loop.get(loop)
+        if here is None:
+            self._drop_those_of_closed_loops()
+            here = self._by_loop[loop] = LoopConnections(self.url)
+        return here
+
+    def _drop_those_of_closed_loops(self) -> None:
+        with self._opening:  # other threads have loops, too
+            for loop in [loop for loop in list(self._by_loop) if loop.is_closed()]:
+                self._by_loop.pop(loop).abandon()
 
     async def _put(self, script: str, entries: Sequence[Entry]) -> list[bool]:
         """Run `script` on the jobs, in pieces; what it replies of each."""
@@ -271,23 +278,16 @@ class Queue:
             arguments += (entry.job_id, entry.payload, _when(entry.delay, entry.due, entry.expires))
         return await self._run(script, queue, arguments)
 
-    async def _run(self, script: str, queue: str, arguments: Sequence[Any], *, on_line: bool = False) -> Any:
-        """Run a script; `on_line`: on a connection that it has to itself, for what a worker does all the time."""
+    async def _run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
         self.check_name(queue)
-        client = self.redis
-        line = self._line(script, client) if on_line and isinstance(client, Redis) else None
+        here = self._here
+        line = here.line(script) if script in _ON_LINES else None
         try:
-            return await Script.named(script).run(line or client, queue, arguments)
+            return await Script.named(script).run(line or here.client, queue, arguments)
         except ReadOnlyError:  # the server is not the primary any more: the next try asks who is
-            await drop_connections(client)
-            for each in self._lines.values():
-                await each.close()
+            await drop_connections(here.client)
+            await here.close_lines()
             raise
-
-    def _line(self, name: str, client: Redis) -> Line:
-        if name not in self._lines:
-            self._lines[name] = Line(client)
-        return self._lines[name]
 
 
 def _chunks(positions: Sequence[int], entries: Sequence[Entry]) -> Iterator[list[int]]:

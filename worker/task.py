@@ -6,6 +6,7 @@
 3. Called like the function it wraps, it is that function.
 """
 
+import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -16,9 +17,11 @@ from secrets import token_hex
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from db import AsyncSession, Session
-from db.scope import open_scope
+from db.errors import ScopeEndedError
+from db.scope import Scope, open_scope
+from worker import loop_thread
 from worker.context import JobContext
-from worker.errors import PayloadTooLargeError, TaskDefinitionError
+from worker.errors import EnqueueError, PayloadTooLargeError, TaskDefinitionError
 from worker.exchange import now_ms, to_ms
 from worker.job import Job
 from worker.message import Envelope
@@ -66,6 +69,18 @@ class Task(Generic[P, R]):
             EnqueueError: a payload that JSON would change, or that is too large; nothing is queued.
         """
         return await Request(self, When()).enqueue(*args, **kwargs)
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue`, for code that runs on no event loop: a plain function, a thread, a synchronous view.
+
+        Inside a scope, one of the request or job that started this thread for example, it is as transactional as
+        `enqueue`.
+
+        Raises:
+            EnqueueError: an event loop runs here, which this would block; besides, as `enqueue`.
+            ScopeEndedError: the scope has ended meanwhile.
+        """
+        return Request(self, When()).enqueue_sync(*args, **kwargs)
 
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
         """Ask for many runs, each with its arguments by name, in one round trip for each thousand."""
@@ -161,6 +176,15 @@ class Request(Generic[P, R]):
         (job,) = await self._submit([self.task.signature.validate(args, kwargs)])
         return job
 
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As `Task.enqueue_sync`."""
+        _refuse_on_loop(self.task.name)
+        payloads = [self.task.signature.validate(args, kwargs)]
+        scope = self._scope
+        submitted = self._submit_here(payloads, scope)
+        (job,) = loop_thread.run(submitted) if scope is None else loop_thread.run_on(scope.loop, submitted)
+        return job
+
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
         """As `Task.enqueue_many`.
 
@@ -173,9 +197,18 @@ class Request(Generic[P, R]):
         return await self._submit(payloads)
 
     async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
+        scope = self._scope
+        if scope is None or scope.loop is asyncio.get_running_loop():
+            return await self._submit_here(payloads, scope)
+        # A thread with a loop of its own, in the scope of another loop, whose sessions only that one can use.
+        return await asyncio.to_thread(loop_thread.run_on, scope.loop, self._submit_here(payloads, scope))
+
+    async def _submit_here(self, payloads: list[bytes], scope: Scope | None) -> list[Job[R]]:
+        """Submit on the scope's loop."""
+        if scope is not None and not scope.is_open:
+            raise ScopeEndedError
         queue = default_queue()
         self._check_size(payloads, queue)
-        scope = open_scope() if self._transactional else None
         terms = self._terms(queue)
         envelope = Envelope(self.task.name, terms.enqueued_at, in_ledger=scope is not None)
         jobs = [
@@ -184,6 +217,11 @@ class Request(Generic[P, R]):
         ]
         added = await (submit(jobs, queue) if scope is None else submit_in(scope, jobs, queue))
         return [self._job(job, queue, is_new) for job, is_new in zip(jobs, added, strict=True)]
+
+    @property
+    def _scope(self) -> Scope | None:
+        """The scope whose transaction the jobs are part of, if there is one."""
+        return open_scope() if self._transactional else None
 
     @property
     def _transactional(self) -> bool:
@@ -329,6 +367,14 @@ def task(
         raise TaskDefinitionError(f"@task: {error}") from None
     decorator = _Decorator(name, options)
     return decorator if fn is None else decorator(fn)
+
+
+def _refuse_on_loop(name: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise EnqueueError(f"enqueue_sync would block the event loop that runs here: write 'await {name}.enqueue(...)'")
 
 
 def _generates(fn: Callable[..., Any]) -> str | None:

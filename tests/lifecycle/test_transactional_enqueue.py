@@ -9,7 +9,7 @@ from typing import Annotated
 
 import pytest
 import redis
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 
 import db
 import worker
@@ -39,6 +39,26 @@ async def app(
 
 async def rows(postgres: Observer) -> int:
     return int(await postgres.fetchval("SELECT count(*) FROM tandem_jobs"))
+
+
+async def test_an_endpoint_without_async(app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str) -> None:
+    """A `def` endpoint enqueues in its request's transaction: a 500 leaves no job, a 200 leaves one with its row."""
+
+    @app[0].post("/orders")
+    def order(*, fails: bool) -> str:
+        job = chores.add.enqueue_sync(words="confirm")
+        if fails:
+            raise HTTPException(500)
+        return job.job_id
+
+    with redis.Redis.from_url(redis_url) as observer:
+        async with serving(app[0]) as client:
+            assert (await client.post("/orders?fails=true")).status_code == 500
+            assert (observer.keys("*"), await rows(postgres)) == ([], 0)
+            response = await client.post("/orders?fails=false")
+        assert response.status_code == 200
+        assert observer.zrange("arq:queue", 0, -1) == [response.json().encode()]
+    assert await rows(postgres) == 1
 
 
 async def test_a_request_whose_commit_fails_leaves_nothing_anywhere(

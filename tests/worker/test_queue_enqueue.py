@@ -9,7 +9,6 @@ import redis
 import worker
 from tests.conftest import StartRedis
 from tests.worker.conftest import RoundTrips
-from worker.errors import WorkerError
 from worker.exchange import Entry
 from worker.queue import Queue
 
@@ -62,32 +61,7 @@ class TestEnqueue:
         await queue.close()
 
 
-class TestLoops:
-    def test_a_queue_follows_to_the_next_loop(self, redis_url: str) -> None:
-        """A script may call `asyncio.run` again and again with one queue, closed or not."""
-        queue = Queue(redis_url)
-
-        async def once(job_id: str, *, close: bool) -> list[bool]:
-            added = await queue.enqueue(entries(job_id))
-            if close:
-                await queue.close()
-            return added
-
-        assert asyncio.run(once("a", close=True)) == [True]
-        assert asyncio.run(once("b", close=True)) == [True]
-
-    def test_a_queue_in_use_belongs_to_its_loop(self, redis_url: str) -> None:
-        """A second loop beside the first gets an error that says what to do."""
-        queue = Queue(redis_url)
-
-        async def first() -> None:
-            await queue.ping()
-            with pytest.raises(WorkerError, match="belongs to another event loop"):
-                await asyncio.to_thread(asyncio.run, queue.ping())
-            await queue.close()
-
-        asyncio.run(first())
-
+class TestDefault:
     async def test_there_is_one_default(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """`set_default_queue(None)` goes back to what REDIS_URL names."""
         ours = Queue(redis_url, default=True)

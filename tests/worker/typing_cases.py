@@ -112,6 +112,10 @@ async def right() -> None:
     assert_type(await (await plain.enqueue(a=1)).result(), Receipt)
     assert_type(await plain.using(delay=5).enqueue(1, "x"), Job[Receipt])
     assert_type(await plain.enqueue_many([{"a": 1}]), list[Job[Receipt]])
+    assert_type(plain.enqueue_sync(1), Job[Receipt])
+    assert_type(with_session.enqueue_sync(7, copy_to="a@b.c"), Job[Receipt])
+    assert_type(in_a_thread.using(delay=5).enqueue_sync(1), Job[bytes])
+    with_session.enqueue_sync("seven")  # type: ignore[arg-type]
     assert_type(await with_options.enqueue(1), Job[str])
     assert_type(await with_session.enqueue(7), Job[Receipt])
     assert_type(await with_session.enqueue(order_id=7, copy_to="a@b.c"), Job[Receipt])

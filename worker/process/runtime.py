@@ -7,8 +7,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
+
+from redis.exceptions import RedisError
 
 import db
 from db.database import given_default
@@ -78,7 +80,7 @@ class Runtime:
         self._check_pool(database)
         await self._check_sessions(database)
         await self._check_ledger(database)
-        queue = self._open_queue()
+        queue = await self._open_queue()
         ledger = self._use_ledger()
         resources = await self._resources()
         await self._run_hooks(arq_context)
@@ -129,17 +131,25 @@ class Runtime:
         self._open.push_async_callback(database.dispose)
         return database
 
-    def _open_queue(self) -> Queue:
-        """The queue to work on, which is the default one too unless the project made its own."""
-        theirs = given_default_queue()
-        queue = Queue(self._config.require_redis_url(), name=self._config.queue, max_payload=self._config.max_payload)
+    async def _open_queue(self) -> Queue:
+        """The worker's own queue, and the default one for tasks, unless the project made its own.
+
+        Two, as a task that enqueues thousands of jobs at once must not keep the engine waiting for a connection.
+        """
+        queue, for_tasks = self._new_queue(), given_default_queue()
         self._open.push_async_callback(queue.close)
-        if theirs is None:
-            set_default_queue(queue)
+        if for_tasks is None:
+            for_tasks = self._new_queue()
+            set_default_queue(for_tasks)
             self._open.callback(set_default_queue, None)
-        else:
-            self._open.push_async_callback(theirs.close)
+        self._open.push_async_callback(for_tasks.close)
+        with suppress(RedisError, OSError):  # the engine's loops wait for Redis, and tell
+            await queue.open()
         return queue
+
+    def _new_queue(self) -> Queue:
+        config = self._config
+        return Queue(config.require_redis_url(), name=config.queue, max_payload=config.max_payload)
 
     def _use_ledger(self) -> Ledger:
         """The ledger, which is the default one too: what jobs enqueue is kept where their own rows are."""

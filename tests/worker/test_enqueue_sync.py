@@ -1,0 +1,197 @@
+"""`enqueue_sync`: code without an event loop enqueues, and is as transactional as any other."""
+
+import asyncio
+import contextvars
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+from pydantic import ValidationError
+from sqlalchemy import text
+
+import db
+from tests.conftest import StartRedis
+from tests.worker.conftest import Count, Execute
+from worker import Job, Queue, WorkerError, task
+from worker.engine.outcome import Kind
+from worker.errors import EnqueueError
+from worker.ledger import Ledger
+
+
+@task
+async def ship(order_id: int) -> int:
+    return order_id
+
+
+@task
+def order(session: db.Session, order_id: int, *, fails: bool = False, job_id: str | None = None) -> str:
+    session.execute(text("INSERT INTO note (words) VALUES ('ordered')"))
+    job = ship.using(job_id=job_id).enqueue_sync(order_id)
+    if fails:
+        raise LookupError
+    return job.job_id
+
+
+@pytest.fixture
+def scripts_queue(redis_url: str) -> Iterator[Queue]:
+    """The default queue of a test that has no loop."""
+    queue = Queue(redis_url, default=True)
+    yield queue
+    asyncio.run(queue.close())
+
+
+def queued(observer: redis.Redis) -> list[str]:
+    """The ids in the default queue."""
+    ids: Any = observer.zrange("arq:queue", 0, -1)
+    return list(ids)
+
+
+class TestOutsideAScope:
+    @pytest.mark.usefixtures("scripts_queue")
+    def test_without_any_loop(self, observer: redis.Redis) -> None:
+        """A script enqueues, with settings too, and gets a handle whose result it may wait for as it likes."""
+        job = ship.enqueue_sync(order_id=7)
+        later = ship.using(delay=60, job_id="later").enqueue_sync(8)
+        again = ship.using(job_id="later").enqueue_sync(8)
+        assert (job.is_new, later.is_new, again.is_new) == (True, True, False)
+        assert queued(observer) == [job.job_id, "later"]
+        assert asyncio.run(later.status()) == "deferred"
+
+    @pytest.mark.usefixtures("scripts_queue")
+    def test_from_many_threads(self, observer: Any) -> None:
+        """All jobs of many threads arrive, over the connections of one loop."""
+        with ThreadPoolExecutor(20) as threads:
+            jobs = list(threads.map(ship.enqueue_sync, range(400)))
+        assert set(queued(observer)) == {job.job_id for job in jobs}
+        assert len(observer.client_list()) < 60
+
+    @pytest.mark.usefixtures("scripts_queue")
+    def test_wrong_arguments(self, observer: redis.Redis) -> None:
+        """They are told as everywhere, and nothing is queued."""
+        with pytest.raises(ValidationError):
+            ship.enqueue_sync(order_id="x")  # type: ignore[arg-type]  # what it is about
+        assert queued(observer) == []
+
+    def test_a_redis_that_is_away(self, own_redis: StartRedis) -> None:
+        """Its error is the caller's; once Redis is back, so are the jobs."""
+        server = own_redis()
+        queue = Queue(server.url, default=True)
+        assert ship.enqueue_sync(1).is_new
+        server.kill()
+        with pytest.raises(redis.ConnectionError):
+            ship.enqueue_sync(2)
+        server.restart()
+        assert ship.enqueue_sync(3).is_new
+        asyncio.run(queue.close())
+
+    @pytest.mark.usefixtures("queue")
+    async def test_on_an_event_loop(self, observer: redis.Redis) -> None:
+        """There it would block everything, and says what to write instead."""
+        with pytest.raises(EnqueueError, match=r"write 'await ship\.enqueue\(\.\.\.\)'"):
+            ship.enqueue_sync(7)
+        with pytest.raises(EnqueueError):
+            await asyncio.to_thread(asyncio.run, on_a_loop())
+        assert queued(observer) == []
+
+    def test_in_a_forked_child(self, redis_url: str, observer: redis.Redis) -> None:
+        """A child that was forked after the first use has a loop of its own."""
+        script = (
+            "import os, sys, threading; from worker import Queue, task\n"
+            "@task\nasync def ship(order_id: int) -> int: ...\n"
+            f"Queue({redis_url!r}, default=True); ship.using(job_id='parent').enqueue_sync(1)\n"
+            "child = os.fork()\n"
+            "ship.using(job_id='child' if child == 0 else 'again').enqueue_sync(2)\n"
+            "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        )
+        subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60, env=dict(os.environ))
+        assert set(queued(observer)) == {"parent", "child", "again"}
+
+
+async def on_a_loop() -> None:
+    ship.enqueue_sync(7)
+
+
+@pytest.mark.usefixtures("queue", "database")
+class TestInsideAScope:
+    @pytest.mark.parametrize("job_id", [None, "named"])
+    async def test_in_a_plain_task(self, execute: Execute, observer: redis.Redis, rows: Count, job_id: str) -> None:
+        """What a plain function enqueues beside its `Session` exists if and only if its job commits."""
+        failed = await execute(order, 7, fails=True, job_id=job_id)
+        assert failed.kind is Kind.FAILED
+        assert isinstance(failed.error, LookupError)
+        assert (queued(observer), await rows()) == ([], 0)
+        done = await execute(order, 7, job_id=job_id)
+        assert done.kind is Kind.COMPLETED
+        (job,) = queued(observer)
+        assert done.result == f'"{job}"'.encode()
+        assert await Ledger().pending(job) is not None
+        assert await rows() == 1
+
+    @pytest.mark.parametrize(
+        "enqueue",
+        [
+            ship.enqueue_sync,
+            ship.using(job_id="named").enqueue_sync,
+            lambda order_id: asyncio.run(ship.enqueue(order_id)),
+            lambda order_id: asyncio.run(ship.using(job_id="named").enqueue(order_id)),
+        ],
+        ids=["sync", "sync, with an id", "asyncio.run", "asyncio.run, with an id"],
+    )
+    async def test_in_a_thread(self, observer: redis.Redis, enqueue: Callable[[int], Job[int]]) -> None:
+        """A thread that was started in a scope enqueues in its transaction, also by a loop of its own."""
+        with pytest.raises(ZeroDivisionError):
+            async with db.scope():
+                await (await db.session()).execute(text("SELECT 1"))
+                await asyncio.to_thread(enqueue, 7)
+                raise ZeroDivisionError
+        assert queued(observer) == []
+        async with db.scope():
+            job = await asyncio.to_thread(enqueue, 7)
+            assert queued(observer) == []
+        assert queued(observer) == [job.job_id]
+        assert await Ledger().pending(job.job_id) is not None
+
+    async def test_at_once_where_asked(self, observer: redis.Redis) -> None:
+        """`using(transactional=False)` does not wait for the COMMIT."""
+        with pytest.raises(ZeroDivisionError):
+            async with db.scope():
+                await asyncio.to_thread(ship.using(transactional=False).enqueue_sync, 7)
+                raise ZeroDivisionError
+        assert len(queued(observer)) == 1
+
+    async def test_a_scope_that_ends_meanwhile(self, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is an error, and not a job that is enqueued outside of it."""
+        asked = threading.Event()
+        ask = asyncio.run_coroutine_threadsafe
+
+        def ask_and_tell(coroutine: Any, loop: asyncio.AbstractEventLoop) -> Any:
+            future = ask(coroutine, loop)
+            asked.set()
+            return future
+
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", ask_and_tell)
+        with ThreadPoolExecutor(1) as thread:
+            async with db.scope():
+                enqueued = thread.submit(contextvars.copy_context().run, ship.enqueue_sync, 7)
+                assert asked.wait(20)  # this loop does not answer before the scope has ended
+            with pytest.raises(db.ScopeEndedError):
+                await asyncio.wrap_future(enqueued)
+        assert queued(observer) == []
+
+    def test_a_scope_whose_loop_is_closed(self, observer: redis.Redis) -> None:
+        """A thread that outlives the loop of its scope gets an error, and queues nothing."""
+
+        async def leave_open() -> contextvars.Context:
+            await db.scope().__aenter__()
+            return contextvars.copy_context()
+
+        context = asyncio.run(leave_open())
+        with ThreadPoolExecutor(1) as thread, pytest.raises(WorkerError, match=r"the event loop .* is closed"):
+            thread.submit(context.run, ship.enqueue_sync, 7).result(20)
+        assert queued(observer) == []

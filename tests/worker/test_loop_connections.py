@@ -1,0 +1,129 @@
+"""Connections and event loops: each loop has its own, and leaves nothing behind when it ends."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import uvloop
+
+from tests.tls import CERTIFICATE, in_tls
+from tests.waiting import eventually
+from worker import Queue, task
+from worker.exchange import Entry
+
+
+@task
+async def noop(number: int) -> int:
+    return number
+
+
+async def use(queue: Queue, job_id: str = "a") -> None:
+    """Use all that a queue opens: the client, a line, and the subscription."""
+    await queue.enqueue([Entry(job_id, b"{}", "arq:queue")])
+    await queue.claim("arq:queue", "t" * 28, 1000, 1)
+    async with queue.ended("arq:queue", job_id, asyncio.Event()):
+        pass
+
+
+def run_unfinished(use: Any) -> None:
+    """Close the loop without ending what runs on it."""
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(use)
+    loop.close()
+
+
+def sockets() -> int:
+    """How many sockets this process has open."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count
+
+
+class TestOneLoopAfterAnother:
+    @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+    def test_closed_with_their_loop(self, redis_url: str, run: Callable[[Any], None]) -> None:
+        """A loop that ends in order closes its connections: none is left, and nothing is warned of."""
+        queue = Queue(redis_url)
+        before = sockets()
+        for number in range(3):
+            run(use(queue, str(number)))
+            gc.collect()
+            assert sockets() == before
+
+    def test_dropped_after_their_loop(self, redis_url: str) -> None:
+        """What a loop has left open is dropped by the next use, without a warning."""
+        queue = Queue(redis_url)
+        before = sockets()
+        for number in range(3):
+            run_unfinished(use(queue, str(number)))
+            gc.collect()
+        asyncio.run(use(queue, "last"))
+        gc.collect()
+        assert sockets() == before
+
+    async def test_dropped_in_tls(self, redis_url: str, observer: Any) -> None:
+        """The same of encrypted connections."""
+        before = len(observer.client_list())
+        async with in_tls(redis_url) as url:
+            queue = Queue(f"{url}?ssl_ca_certs={CERTIFICATE}")
+            await asyncio.to_thread(run_unfinished, use(queue))
+            assert len(observer.client_list()) > before
+            await asyncio.to_thread(asyncio.run, queue.close())
+            gc.collect()
+            await eventually(lambda: len(observer.client_list()), equals=before)
+
+    def test_closed_by_hand(self, redis_url: str) -> None:
+        """A queue that was closed is opened by its next use, on any loop."""
+        queue = Queue(redis_url)
+
+        async def once(job_id: str) -> list[bool]:
+            for _ in range(2):
+                added = await queue.enqueue([Entry(job_id, b"{}", "arq:queue")])
+                await queue.close()
+            return added
+
+        assert asyncio.run(once("a")) == [False]
+        assert asyncio.run(once("b")) == [False]
+
+
+class TestLoopsBesideEachOther:
+    def test_threads_that_run_loops(self, redis_url: str, observer: redis.Redis) -> None:
+        """Eight threads enqueue fifty jobs each by `asyncio.run`: all are queued, and no connection is left."""
+        Queue(redis_url, default=True)
+
+        def enqueue(thread: int) -> None:
+            for number in range(50):
+                asyncio.run(noop.enqueue(thread * 50 + number))
+
+        observer.ping()
+        before = sockets()
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(enqueue, range(8)))
+        assert observer.zcard("arq:queue") == 400
+        gc.collect()
+        assert sockets() == before
+
+    async def test_each_closes_its_own(self, redis_url: str) -> None:
+        """What one loop closes is open for the others."""
+        queue = Queue(redis_url)
+        mine = queue.redis
+
+        async def theirs() -> None:
+            assert queue.redis is not mine
+            await queue.ping()
+            await queue.close()
+
+        await queue.ping()
+        await asyncio.to_thread(asyncio.run, theirs())
+        assert queue.redis is mine
+        await queue.ping()
+        await queue.close()
+        assert queue.redis is not mine
