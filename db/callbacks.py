@@ -66,9 +66,10 @@ class Callbacks:
 
     def add_on_commit_batch(
         self, callback: OnCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
-    ) -> None:
+    ) -> Entry:
         """Call `callback` once, with the items of all who asked for it and were committed."""
-        self._on.append(Entry(savepoint, callback, items))
+        self._on.append(entry := Entry(savepoint, callback, items))
+        return entry
 
     @property
     def wants_session(self) -> bool:
@@ -111,10 +112,13 @@ class Callbacks:
         for entry in self._sealed:
             if entry.items is None:
                 due.append(entry.callback)
-            elif entry.callback in batches:
-                batches[entry.callback] += entry.items
+                continue
+            # Whoever keeps the entry, to see whether it is over, need not keep the items.
+            items, entry.items = entry.items, []
+            if entry.callback in batches:
+                batches[entry.callback] += items
             else:
-                batches[entry.callback] = batch = list(entry.items)
+                batches[entry.callback] = batch = list(items)
                 due.append(partial(entry.callback, batch))
         self._sealed.clear()
         self._asked.clear()

@@ -265,6 +265,11 @@ def sync_part(session: AsyncSession | Session) -> Guarded:
     return session.sync_session if isinstance(session, AsyncSession) else session
 
 
+def joins_transaction(session: AsyncSession | Session) -> bool:
+    """Whether it works in a transaction of somebody else's, which its own COMMIT does not end: a test's, say."""
+    return isinstance(sync_part(session).bind, Connection)
+
+
 def flush(session: AsyncSession | Session) -> Awaitable[None]:
     """Send what is pending."""
     return session.flush() if isinstance(session, AsyncSession) else in_thread(session.flush)

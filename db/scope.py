@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession as AnyAsyncSession
 from sqlalchemy.orm import SessionTransaction
 
-from db.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, OnCommit, OnCommitBatch
+from db.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, Entry, OnCommit, OnCommitBatch
 from db.cancellation import to_the_end
 from db.database import Database, default_database, is_default
 from db.errors import (
@@ -126,9 +126,13 @@ class Scope:
         """See :func:`db.on_commit`."""
         self._callbacks_of(database).add_on_commit(callback, self._savepoint(database))
 
-    def on_commit_batch(self, callback: OnCommitBatch[T], items: list[T], database: Database[Any]) -> None:
-        """Call `callback` once after the COMMIT, with the items of all who asked for it and were committed."""
-        self._callbacks_of(database).add_on_commit_batch(callback, items, self._savepoint(database))
+    def on_commit_batch(self, callback: OnCommitBatch[T], items: list[T], database: Database[Any]) -> Entry:
+        """Call `callback` once after the COMMIT, with the items of all who asked for it and were committed.
+
+        Returns:
+            What tells whether that COMMIT has happened: `is_over`.
+        """
+        return self._callbacks_of(database).add_on_commit_batch(callback, items, self._savepoint(database))
 
     def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
         """Use a session of the caller's, which this scope does not end."""

@@ -17,6 +17,7 @@
     ├── LedgerAwayError           the ledger's database does not say what it knows of a job
     ├── LedgerBusyError           another transaction holds a job's row in the ledger, or the whole table
     ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
+    ├── JobNotCommittedError      a job that cannot run yet: the transaction it was enqueued in is not committed
     └── JobFailed                 the exception that ended a job, as data
 
     Retry                         not an error: "run this job again"
@@ -39,6 +40,7 @@ __all__ = [
     "EnqueueError",
     "JobExpiredError",
     "JobFailed",
+    "JobNotCommittedError",
     "LedgerAwayError",
     "LedgerBusyError",
     "LedgerError",
@@ -135,6 +137,10 @@ class LedgerBusyError(WorkerError):
 
 class ResultNotFoundError(WorkerError):
     """There is no such job, or its result was not kept or is kept no longer."""
+
+
+class JobNotCommittedError(WorkerError):
+    """A job cannot be waited for, as the transaction that it was enqueued in is open: it exists from the COMMIT on."""
 
 
 class JobFailed(WorkerError):  # noqa: N818 - reads as what happened: the job failed, not the one who asks

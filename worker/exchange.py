@@ -10,6 +10,9 @@ EXPIRES = 24 * 60 * 60 * 1000
 NEVER = 100 * 365 * 24 * 60 * 60 * 1000
 """The same, for a job that does not expire: Redis knows no expiry without end."""
 
+ABORTED = b'{"aborted":'
+"""How the result of an aborted job begins; its enqueue time follows. The scripts look for it."""
+
 _WARY = 2  # crashes, as in scripts/claim.lua
 
 
@@ -47,6 +50,14 @@ class Trace(NamedTuple):
     """Its score in the queue, in milliseconds since the epoch; None where it is not queued."""
     now: float
     """Redis' clock, likewise."""
+    set_aside: bytes | None = None
+    """The result of the job that was asked for, where it was aborted and its id is used again."""
+
+    @property
+    def holds_id(self) -> bool:
+        """Whether a new job cannot have the id. The result of an aborted one does not keep it."""
+        is_kept = self.result is not None and not self.result.startswith(ABORTED)
+        return is_kept or self.in_progress or self.due is not None
 
     @property
     def status(self) -> JobStatus:

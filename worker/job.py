@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from db.errors import NestedWriterError
 from worker.context import from_milliseconds
-from worker.errors import JobFailed, LedgerAwayError, ResultNotFoundError
-from worker.exchange import JobStatus, Trace
+from worker.errors import JobFailed, JobNotCommittedError, LedgerAwayError, PayloadError, ResultNotFoundError
+from worker.exchange import JobStatus, Trace, to_ms
 from worker.message import Message, deserialize, dump
 from worker.queue import Queue, default_queue
 from worker.recollection import Recollection, abort_pending, recollect
 from worker.signature import Signature
+from worker.submission import Transaction
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105 - a plain name reads better in signatures
 
@@ -46,13 +48,21 @@ class _Ending(NamedTuple):
 
 
 class Job(Generic[R]):
-    """One job, by its id. Made by `Task.enqueue`, or by hand: ``Job("r7")``.
+    """One job. Made by `Task.enqueue`, or by hand: ``Job("r7")``.
+
+    An id that is free again may be used again. The handle that `enqueue` gave speaks of its own job and no other; one
+    that does not know when its job was enqueued, of the last job of that id.
 
     Args:
         job_id: its id.
         queue_name: the queue it was put into (default: the one that `queue` puts jobs into).
         queue: the Redis to ask (default: the default queue).
+        enqueued_at: when it was enqueued, as `enqueued_at` of another handle or of its `info()` has it (default: not
+            known).
         is_new: whether `enqueue` put it there; False where its id was taken, so that this is the earlier job.
+
+    Raises:
+        ValueError: `enqueued_at` has no time zone.
     """
 
     def __init__(
@@ -61,14 +71,20 @@ class Job(Generic[R]):
         *,
         queue_name: str | None = None,
         queue: Queue | None = None,
+        enqueued_at: datetime | None = None,
         is_new: bool = False,
         signature: Signature | None = None,
+        transaction: Transaction | None = None,
     ) -> None:
+        if enqueued_at is not None and enqueued_at.tzinfo is None:
+            raise ValueError(f"Job(enqueued_at={enqueued_at!r}) has no time zone: give it as info() has it")
         self.job_id = job_id
+        self.enqueued_at = enqueued_at
         self.is_new = is_new
         self._queue_name = queue_name
         self._queue = queue
         self._signature = signature
+        self._transaction = transaction
 
     def __repr__(self) -> str:
         return f"<Job {self.job_id}>"
@@ -103,8 +119,10 @@ class Job(Generic[R]):
         Raises:
             TimeoutError: it did not end in time.
             ResultNotFoundError: neither Redis nor the ledger knows the job, or its result was not kept.
+            JobNotCommittedError: the scope that it was enqueued in has not committed, so that it cannot run.
             JobFailed: it ended with an exception that is not built in; built-in ones are raised as themselves.
         """
+        self._require_committed()
         ending = await self._ended(timeout)
         if ending.success:
             return self._as_promised(ending.result)
@@ -124,9 +142,11 @@ class Job(Generic[R]):
         Raises:
             TimeoutError: it did not end in time.
             LedgerAwayError: it is not in Redis, and the database does not say whether it is still to get there.
+            JobNotCommittedError: the scope that it was enqueued in has not committed; roll that back instead.
         """
-        if not await self._redis.abort(self.queue_name, self.job_id):
-            return await abort_pending(self.job_id)
+        self._require_committed()
+        if not await self._redis.abort(self.queue_name, self.job_id, self._moment):
+            return await abort_pending(self.job_id, self._moment)
         try:
             ending = await self._ended(timeout)
         except ResultNotFoundError:
@@ -160,20 +180,40 @@ class Job(Generic[R]):
         if trace.status is not JobStatus.not_found:
             return None
         try:
-            remembered = await recollect(self.job_id)
-        except LedgerAwayError:
+            remembered = await recollect(self.job_id, self._moment)
+        except LedgerAwayError as error:
+            if isinstance(error.__cause__, NestedWriterError):
+                raise  # to wait would be to wait for oneself
             return None  # whether there is such a job can be told later
         if remembered is None:
-            raise ResultNotFoundError(
-                f"job {self.job_id} is not in Redis: there is none of this id, or its result was not kept"
+            raise ResultNotFoundError(f"job {self.job_id} is not in Redis: {self._why_not_found}")
+        if not remembered.is_pending:
+            return _Ending(remembered.success, remembered.result)
+        if self._transaction is not None and self._transaction.is_joined:
+            raise JobNotCommittedError(
+                f"job {self.job_id} was enqueued in a transaction that is part of another one, a test's say: no worker "
+                "can run it before that is committed"
             )
-        return None if remembered.is_pending else _Ending(remembered.success, remembered.result)
+        return None
+
+    @property
+    def _why_not_found(self) -> str:
+        if self._transaction is not None and not self._transaction.is_committed:
+            return "the transaction that it was enqueued in was not committed"
+        return "there is none of this id, or its result was not kept"
 
     async def _recollection(self) -> Recollection | None:
         """What the ledger remembers. Where the database is away, Redis' word stands."""
         with contextlib.suppress(LedgerAwayError):
-            return await recollect(self.job_id)
+            return await recollect(self.job_id, self._moment)
         return None
+
+    def _require_committed(self) -> None:
+        if self._transaction is not None and self._transaction.is_open:
+            raise JobNotCommittedError(
+                f"job {self.job_id} exists once its scope has committed, and not before: leave the scope first, or "
+                "'await db.commit()', or enqueue it with using(transactional=False)"
+            )
 
     def _as_promised(self, value: Any) -> R:
         result: R = value if self._signature is None else self._signature.restore_result(dump(value))
@@ -218,7 +258,25 @@ class Job(Generic[R]):
         )
 
     async def _trace(self) -> Trace:
-        return await self._redis.trace(self.queue_name, self.job_id)
+        """What Redis knows of this job; nothing where another one has its id by now."""
+        trace = await self._redis.trace(self.queue_name, self.job_id, self._moment)
+        if trace.set_aside is not None or not self._is_own(trace):
+            return Trace(None, trace.set_aside, in_progress=False, due=None, now=trace.now)
+        return trace
+
+    def _is_own(self, trace: Trace) -> bool:
+        """Whether Redis speaks of this very job. What does not say when it was enqueued does not speak against it."""
+        raw = trace.result or trace.payload
+        if self._moment is None or raw is None:
+            return True
+        try:
+            return deserialize(raw).get("et") in (self._moment, 0)
+        except PayloadError:
+            return False
+
+    @property
+    def _moment(self) -> int | None:
+        return None if self.enqueued_at is None else to_ms(self.enqueued_at)
 
     @property
     def _redis(self) -> Queue:

@@ -3,7 +3,9 @@
 1. A job is ``{"t": try, "f": task, "a": args, "k": kwargs, "et": enqueue time}``; a result has besides ``s``
    (success), ``r`` (the result, or the error as data), ``st``, ``ft`` (start, finish), ``q`` (queue) and ``id``.
    Times are milliseconds since the epoch. (arq 0.28, ``jobs.py``: ``serialize_job``, ``serialize_result``)
-   A job that the ledger has a row for says so: ``"ledger": true``, which arq reads over.
+   A job that the ledger has a row for says so: ``"ledger": true``, which arq reads over. The result of an aborted job
+   begins with ``"aborted"`` and its enqueue time, as it does not keep the id. The scripts in Redis read that beginning,
+   and the enqueue time at the end of a job, without reading all of it: nothing else may come there.
 2. An error crosses as data. Built-in exceptions and `CancelledError` come back as themselves, others as `JobFailed`.
 3. Pickle is never loaded, unless the caller accepts it: whoever can write to Redis could then run code here.
 

@@ -78,20 +78,22 @@ class Queue:
         """Which of these jobs Redis has, waiting or running; a kept result does not count."""
         return [bool(reply) for reply in await self._run("known", queue, [Keys.of(queue).prefix, *job_ids])]
 
-    async def trace(self, queue: str, job_id: str) -> Trace:
-        """What Redis knows of the job, in one round trip."""
-        payload, result, in_progress, due, now = await self._run("trace", queue, [Keys.of(queue).prefix, job_id])
-        return Trace(payload, result, bool(in_progress), None if due is None else float(due), float(now))
+    async def trace(self, queue: str, job_id: str, enqueued_at: int | None = None) -> Trace:
+        """What Redis knows of the job of this id, in one round trip; and of the one that was enqueued at that time."""
+        arguments = [Keys.of(queue).prefix, job_id, "" if enqueued_at is None else enqueued_at]
+        payload, result, in_progress, due, now, set_aside = await self._run("trace", queue, arguments)
+        return Trace(payload, result, bool(in_progress), None if due is None else float(due), float(now), set_aside)
 
     def check_name(self, queue: str) -> None:
         """Raise :class:`~worker.errors.WorkerError` for a queue that this Redis cannot serve under its name."""
         if self.url.startswith(CLUSTER) and not Keys.of(queue).in_one_slot:
             raise WorkerError(f"a Redis Cluster serves hash-tagged queues only: call it {{{queue}}} instead of {queue}")
 
-    async def abort(self, queue: str, job_id: str) -> bool:
-        """Ask for a job to be aborted; False where there is none of this id."""
+    async def abort(self, queue: str, job_id: str, enqueued_at: int | None = None) -> bool:
+        """Ask for a job to be aborted; False where there is none of this id, or it was not enqueued at that time."""
         keys = Keys.of(queue)
-        return bool(await self._run("abort", queue, [keys.prefix, keys.wake, job_id]))
+        arguments = [keys.prefix, keys.wake, job_id, "" if enqueued_at is None else enqueued_at]
+        return bool(await self._run("abort", queue, arguments))
 
     async def claim(self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1) -> Claims:
         """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed; of suspects up to `suspects`."""

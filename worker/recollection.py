@@ -85,23 +85,26 @@ class Recollection:
         return _moment(self._row["finished_at"])
 
 
-async def recollect(job_id: str) -> Recollection | None:
-    """The job of this id that was enqueued last; None where the ledger has none, or there is no ledger to ask.
+async def recollect(job_id: str, enqueued_at: int | None) -> Recollection | None:
+    """The job of this id that was enqueued then, or last; None where the ledger has none, or there is none to ask.
 
     Raises:
         LedgerAwayError: the database does not answer.
     """
-    row = await _asked(lambda ledger: ledger.latest(job_id), otherwise=None)
+    row = await _asked(lambda ledger: ledger.latest(job_id, enqueued_at), otherwise=None)
     return None if row is None else Recollection(row)
 
 
-async def abort_pending(job_id: str) -> bool:
+async def abort_pending(job_id: str, enqueued_at: int | None) -> bool:
     """Let a job that is not in the queue yet never get there; whether there was one.
+
+    Args:
+        enqueued_at: as in `recollect`.
 
     Raises:
         LedgerAwayError: the database does not answer.
     """
-    return await _asked(lambda ledger: ledger.abort(job_id), otherwise=False)
+    return await _asked(lambda ledger: ledger.abort(job_id, enqueued_at), otherwise=False)
 
 
 async def _asked(ask: Callable[[Ledger], Awaitable[T]], *, otherwise: T) -> T:

@@ -20,7 +20,8 @@ from db import AsyncSession, Session
 from db.errors import ScopeEndedError
 from db.scope import Scope, open_scope
 from worker import loop_thread
-from worker.context import JobContext
+from worker.context import JobContext, from_milliseconds
+from worker.enqueue_time import enqueue_time
 from worker.errors import EnqueueError, PayloadTooLargeError, TaskDefinitionError
 from worker.exchange import now_ms, to_ms
 from worker.job import Job
@@ -29,7 +30,7 @@ from worker.options import Options, When, text
 from worker.queue import Queue, default_queue
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
-from worker.submission import Submitted, Terms, submit, submit_in
+from worker.submission import Submitted, Terms, Transaction, submit, submit_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,9 +101,9 @@ class Task(Generic[P, R]):
 
         Args:
             delay: seconds to wait before the job is due.
-            at: instead of `delay`: when it is due, with its time zone.
+            at: instead of `delay`: when it is due, with its time zone; a time that has passed means now.
             job_id: an id of your own. While a job of this id waits or runs, or its result is kept, enqueueing it again
-                adds nothing, and the job's `is_new` is False.
+                adds nothing, and the job's `is_new` is False. An aborted job leaves its id free.
             queue: another queue than the task's.
             expires: seconds past its due time after which it is not started any more (default: a day; for a job that is
                 enqueued in a transaction: never).
@@ -209,14 +210,19 @@ class Request(Generic[P, R]):
             raise ScopeEndedError
         queue = default_queue()
         self._check_size(payloads, queue)
-        terms = self._terms(queue)
-        envelope = Envelope(self.task.name, terms.enqueued_at, in_ledger=scope is not None)
+        transaction = None if scope is None else Transaction(scope)
+        terms = self._terms(queue, transaction)
+        envelope = Envelope(self.task.name, terms.enqueued_at, in_ledger=transaction is not None)
         jobs = [
             Submitted(job_id, envelope.around(payload), terms)
             for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
         ]
-        added = await (submit(jobs, queue) if scope is None else submit_in(scope, jobs, queue))
-        return [self._job(job, queue, is_new) for job, is_new in zip(jobs, added, strict=True)]
+        added = await (submit(jobs, queue) if transaction is None else submit_in(transaction, jobs, queue))
+        enqueued_at = from_milliseconds(terms.enqueued_at)
+        return [
+            self._job(job, queue, enqueued_at) if is_new else self._earlier_job(job, queue)
+            for job, is_new in zip(jobs, added, strict=True)
+        ]
 
     @property
     def _scope(self) -> Scope | None:
@@ -242,20 +248,33 @@ class Request(Generic[P, R]):
                 "store them, and enqueue their key"
             )
 
-    def _terms(self, queue: Queue) -> Terms:
+    def _terms(self, queue: Queue, transaction: Transaction | None) -> Terms:
         when = self.when
         return Terms(
             is_named=when.job_id is not None,
-            enqueued_at=now_ms(),
+            enqueued_at=now_ms() if when.job_id is None else enqueue_time(when.job_id),
             task=self.task.name,
             queue=when.queue or self.task.options.queue or queue.name,
             due=None if when.at is None else to_ms(when.at),
             delay=round(when.delay * 1000),
             expires=None if when.expires is None else math.ceil(when.expires * 1000),
+            transaction=transaction,
         )
 
-    def _job(self, job: Submitted, queue: Queue, is_new: bool) -> Job[R]:
-        return Job(job.id, queue_name=job.terms.queue, queue=queue, is_new=is_new, signature=self.task.signature)
+    def _job(self, job: Submitted, queue: Queue, enqueued_at: datetime) -> Job[R]:
+        return Job(
+            job.id,
+            queue_name=job.terms.queue,
+            queue=queue,
+            enqueued_at=enqueued_at,
+            is_new=True,
+            signature=self.task.signature,
+            transaction=job.terms.transaction,
+        )
+
+    def _earlier_job(self, job: Submitted, queue: Queue) -> Job[R]:
+        """The one that has the id; when it was enqueued is not known here."""
+        return Job(job.id, queue_name=job.terms.queue, queue=queue, signature=self.task.signature)
 
 
 # What is injected is not asked of the caller: a leading session, a leading context, or both go from the signature that

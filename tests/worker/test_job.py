@@ -15,7 +15,9 @@ from pydantic import BaseModel
 import worker
 from tests.stopwatch import Stopwatch
 from worker import Job, JobFailed, JobStatus, deserialize, serialize, task
+from worker.enqueue_time import enqueue_time
 from worker.errors import ResultNotFoundError
+from worker.exchange import to_ms
 from worker.settings import redis_settings
 
 
@@ -37,6 +39,12 @@ def worker_side(observer: redis.Redis) -> "WorkerSide":
     return WorkerSide(observer)
 
 
+def enqueued_at(job: Job[Any]) -> int:
+    """As it is on the wire."""
+    assert job.enqueued_at is not None
+    return to_ms(job.enqueued_at)
+
+
 class WorkerSide:
     """Does to a job in Redis what a worker does."""
 
@@ -48,7 +56,8 @@ class WorkerSide:
 
     def end(self, job: Job[Any], result: Any, *, success: bool = True, keep: bool = True) -> None:
         raw = serialize_result(
-            *("send", (), {"number": 7}, 2, 1_000, success, result, 2_000, 3_500, "ref", "arq:queue", job.job_id),
+            *("send", (), {"number": 7}, 2, enqueued_at(job), success, result),
+            *(2_000, 3_500, "ref", "arq:queue", job.job_id),
             serializer=serialize,
         )
         with self._redis.pipeline() as pipe:
@@ -187,6 +196,82 @@ class TestResult:
             await asked
         with pytest.raises(ResultNotFoundError, match="job nobody is not in Redis"):
             await Job("nobody").result()
+
+
+@pytest.mark.usefixtures("queue")
+class TestOwnJob:
+    """An id that is used again: the handle of one job speaks of no other."""
+
+    async def test_that_is_waiting(self, worker_side: WorkerSide) -> None:
+        """The earlier job is not known any more, whatever becomes of the later one."""
+        old = await send.using(job_id="r7").enqueue(7)
+        worker_side.end(old, RECEIPT, keep=False)
+        new = await send.using(job_id="r7").enqueue(7)
+        for begin in (False, True):
+            if begin:
+                worker_side.begin(new)
+            assert await new.status() is (JobStatus.in_progress if begin else JobStatus.queued)
+            assert (await old.status(), await old.info()) == (JobStatus.not_found, None)
+            with pytest.raises(ResultNotFoundError):
+                await old.result()
+        worker_side.end(new, RECEIPT)
+        assert (await old.status(), await new.status()) == (JobStatus.not_found, JobStatus.complete)
+        with pytest.raises(ResultNotFoundError):
+            await old.result()
+        assert await new.result() == RECEIPT
+
+    async def test_by_hand(self, worker_side: WorkerSide) -> None:
+        """A handle knows its job by id and enqueue time; one without a time speaks of the last job of the id."""
+        old = await send.using(job_id="r7").enqueue(7)
+        worker_side.end(old, RECEIPT, keep=False)
+        new = await send.using(job_id="r7").enqueue(7)
+        assert await Job("r7").status() is JobStatus.queued
+        assert await Job("r7", enqueued_at=new.enqueued_at).status() is JobStatus.queued
+        assert await Job("r7", enqueued_at=old.enqueued_at).status() is JobStatus.not_found
+        with pytest.raises(ValueError, match="has no time zone"):
+            Job("r7", enqueued_at=datetime(2026, 1, 2))  # noqa: DTZ001 - naive on purpose
+
+    async def test_whose_id_was_taken(self) -> None:
+        """The handle of a job that adds nothing speaks of the one that is there."""
+        await send.using(job_id="r7").enqueue(7)
+        again = await send.using(job_id="r7").enqueue(8)
+        assert (again.is_new, again.enqueued_at) == (False, None)
+        info = await again.info()
+        assert info is not None
+        assert info.kwargs == {"number": 7}
+
+    async def test_that_expired_unread(self, worker_side: WorkerSide, observer: redis.Redis) -> None:
+        """A result that does not say when its job was enqueued is the last job's."""
+        job = await send.using(job_id="r7").enqueue(7)
+        worker_side.end(job, KeyError("k"), success=False)
+        raw = str(observer.get("arq:result:r7"))
+        observer.set("arq:result:r7", raw.replace(f'"et":{enqueued_at(job)}', '"et":0'))
+        with pytest.raises(KeyError):
+            await job.result()
+
+    async def test_what_other_software_has_put_there(self, observer: redis.Redis) -> None:
+        """It is not this job."""
+        job = await send.using(job_id="r7").enqueue(7)
+        observer.set("arq:job:r7", b"\x80\x04.")
+        assert await job.status() is JobStatus.not_found
+
+    async def test_at_a_clock_that_stands_still(self, monkeypatch: pytest.MonkeyPatch, worker_side: WorkerSide) -> None:
+        """Or was set back: of one id each job is enqueued later than the one before."""
+        times = []
+        for now in (5_000, 5_000, 4_000):
+            monkeypatch.setattr("worker.enqueue_time.now_ms", lambda now=now: now)
+            job = await send.using(job_id="stands still").enqueue(7)
+            times.append(enqueued_at(job))
+            worker_side.end(job, RECEIPT, keep=False)
+        assert times == [5_000, 5_001, 5_002]
+
+
+def test_enqueue_times_are_remembered_of_some_ids_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were used last."""
+    monkeypatch.setattr("worker.enqueue_time._REMEMBERED", 2)
+    monkeypatch.setattr("worker.enqueue_time._last", {})
+    monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: 5_000)
+    assert [enqueue_time(job_id) for job_id in "aabacaba"] == [5_000, 5_001, 5_000, 5_002, 5_000, 5_003, 5_000, 5_004]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker import Job, JobFailed, Queue, task
-from worker.errors import LedgerAwayError, ResultNotFoundError
+from worker.errors import EnqueueError, LedgerAwayError, ResultNotFoundError
 from worker.exchange import Entry, JobStatus, Settlement
 from worker.ledger import Ending, Ledger, State
 
@@ -114,6 +114,48 @@ class TestEnded:
         assert caught.value.type == error
 
 
+class TestAnEarlierJob:
+    """The ledger's row of an earlier job of the id says nothing of this one."""
+
+    async def test_that_ended(self, observer: redis.Redis, postgres: Observer) -> None:
+        """A job that left no row, and of which Redis keeps no result, has none: not the earlier one's."""
+        old = await lost(observer, job_id="daily")
+        await settle(old, postgres, State.DONE, result=b'{"number":7}')
+        new = await send.using(job_id="daily").enqueue(7)
+        assert new.is_new
+        observer.flushdb()
+        assert (await new.status(), await new.info()) == (JobStatus.not_found, None)
+        with pytest.raises(ResultNotFoundError):
+            await new.result(timeout=30)
+        assert await old.result(timeout=30) == Receipt(number=7)
+        assert await Job[Receipt]("daily").status() is JobStatus.complete
+
+    async def test_that_is_pending(self, observer: redis.Redis) -> None:
+        """It is not aborted in place of the other."""
+        old = await lost(observer, job_id="daily")
+        new = await send.using(job_id="daily").enqueue(7)
+        observer.flushdb()
+        assert not await new.abort(timeout=5)
+        assert await old.abort(timeout=5)
+
+    async def test_with_the_same_enqueue_time(
+        self, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process may be at a clock that stands still, too. Then the job is refused: the ledger would take it
+        for the earlier one, and never run it.
+        """
+        monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: 5_000)
+        monkeypatch.setattr("worker.enqueue_time._last", {})
+        monkeypatch.setattr("worker.enqueue_time._REMEMBERED", 0)  # as if each job had a process of its own
+        old = await lost(observer, job_id="daily")
+        async with db.scope():
+            assert not (await send.using(job_id="daily").enqueue(7)).is_new  # it is pending
+        await settle(old, postgres, State.DONE, result=b'{"number":7}')
+        async with db.scope():
+            with pytest.raises(EnqueueError, match="clock stands still or was set back"):
+                await send.using(job_id="daily").enqueue(7)
+
+
 class TestNothingToAsk:
     async def test_an_unknown_job(self) -> None:
         """Neither knows it."""
@@ -175,9 +217,9 @@ async def test_the_database_is_asked_seldom(observer: redis.Redis, postgres: Obs
     asked: list[str] = []
 
     class Counting(Ledger):
-        async def latest(self, job_id: str) -> Any:
+        async def latest(self, job_id: str, enqueued_at: int | None = None) -> Any:
             asked.append(job_id)
-            return await super().latest(job_id)
+            return await super().latest(job_id, enqueued_at)
 
     monkey = pytest.MonkeyPatch()
     monkey.setattr("worker.recollection.default_ledger", Counting)
@@ -199,6 +241,7 @@ async def test_a_waiting_result_is_pushed(queue: Queue, observer: redis.Redis) -
     await queue.publish([Entry(row.id, row.payload, row.queue)])
     claimed = await queue.claim("arq:queue", "t" * 28, 5_000, 1)
     await eventually(job.status, equals=JobStatus.in_progress)
-    raw = b'{"t":1,"f":"send","a":[],"k":{},"et":1,"s":true,"st":1,"ft":2,"q":"arq:queue","id":"x","r":{"number":7}}'
+    raw = b'{"t":1,"f":"send","a":[],"k":{},"et":%d,"s":true,"st":1,"ft":2,"q":"arq:queue","id":"x","r":{"number":7}}'
+    raw %= row.enqueued_at
     await queue.finish("arq:queue", [Settlement(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
     assert await waiting == Receipt(number=7)

@@ -8,7 +8,8 @@ from redis import Redis
 
 from tests.redis_programs import PROGRAMS, running
 from worker import JobStatus, Queue
-from worker.exchange import Claim, Entry, Settlement, Slot
+from worker.exchange import ABORTED, Claim, Entry, Settlement, Slot
+from worker.message import encode
 from worker.renewal import Grip, Held, Renewal
 
 QUEUE = "arq:queue"
@@ -494,6 +495,66 @@ class TestAbort:
         await claim_one(queue)
         assert await queue.abort(QUEUE, "a")
         assert await claim(queue, THEIRS) == []
+
+    @pytest.mark.parametrize("in_ledger", [False, True])
+    async def test_of_an_earlier_job(self, queue: Queue, observer: Any, in_ledger: bool) -> None:
+        """Whoever knows when the job was enqueued aborts that one, and not the one that has its id by now."""
+        kwargs = b'{"o":{"et":2000},"s":"\\",\\"et\\":2000}"}'
+        await queue.enqueue([entry(payload=encode("send", kwargs, 3_000, in_ledger=in_ledger))])
+        assert not await queue.abort(QUEUE, "a", 2_000)
+        assert not observer.exists("arq:abort")
+        assert await queue.abort(QUEUE, "a", 3_000)
+        assert await queue.abort(QUEUE, "a")
+
+    async def test_of_one_whose_payload_is_lost(self, queue: Queue, observer: Any) -> None:
+        """Nothing says that it is another job."""
+        await queue.enqueue([entry()])
+        observer.delete("arq:job:a")
+        assert await queue.abort(QUEUE, "a", 2_000)
+
+    async def test_of_one_whose_producer_is_years_ahead(self, queue: Queue) -> None:
+        """The abort does not pass for that of an earlier job: it is dated after the job, whatever the clocks say."""
+        years_ahead = 4_000_000_000_000
+        await queue.enqueue([entry(payload=encode("send", b"{}", years_ahead))])
+        assert await queue.abort(QUEUE, "a")
+        abort_at = (await claim_one(queue)).abort_at
+        assert abort_at is not None
+        assert abort_at >= years_ahead
+
+
+class TestAfterAnAbort:
+    """The result of an aborted job is kept, and does not keep its id."""
+
+    RESULT = ABORTED + b'2000,"r":"it was aborted"}'
+
+    @pytest.fixture(autouse=True)
+    async def _an_aborted_job(self, queue: Queue) -> None:
+        await queue.enqueue([entry()])
+        await claim_one(queue)
+        await finish(queue, "end", value=self.RESULT)
+        trace = await queue.trace(QUEUE, "a")
+        assert (trace.status, trace.holds_id) == (JobStatus.complete, False)
+
+    @pytest.mark.parametrize("verb", ["enqueue", "publish"])
+    async def test_the_id_is_free(self, queue: Queue, observer: Any, verb: str) -> None:
+        """A new job gets it. Whoever asks for the aborted one, by its enqueue time, still hears of its end."""
+        assert await getattr(queue, verb)([entry(payload=b"new")]) == [True]
+        new = await queue.trace(QUEUE, "a")
+        assert (new.payload, new.result, new.status, new.set_aside) == (b"new", None, JobStatus.queued, None)
+        assert (await queue.trace(QUEUE, "a", 2_000)).set_aside == self.RESULT
+        assert (await queue.trace(QUEUE, "a", 3_000)).set_aside is None
+        assert 0 < observer.pttl("arq:aborted:a:2000") <= 60_000
+
+    async def test_any_other_result_keeps_the_id(self, queue: Queue, observer: Any) -> None:
+        """Also one that speaks of aborts."""
+        observer.set("arq:result:a", '{"r":{"aborted":2000}}')
+        assert (await queue.trace(QUEUE, "a")).holds_id
+        assert await queue.enqueue([entry(payload=b"new")]) == [False]
+
+    async def test_while_the_new_job_waits_the_id_is_taken(self, queue: Queue) -> None:
+        """As ever."""
+        assert await queue.enqueue([entry(), entry()]) == [True, False]
+        assert (await queue.trace(QUEUE, "a")).holds_id
 
 
 class TestSlots:

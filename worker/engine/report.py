@@ -80,6 +80,8 @@ def _encoded(job: HeldJob, outcome: Outcome, message: Message | None) -> bytes:
         "q": job.queue,
         "id": job.job_id,
     }
+    if outcome.kind is Kind.ABORTED:
+        head = {"aborted": head["et"], **head}
     return to_json(head)[:-1] + b',"r":' + value + b"}"
 
 

@@ -31,6 +31,7 @@ from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
 
 _ABORTED = "25P02"
+_LATEST = 2**63 - 1  # milliseconds since the epoch: the largest that a column holds
 
 
 class Ledger:
@@ -126,11 +127,11 @@ class Ledger:
             row = await self._first(session, self._of(session).known, {"id": job_id, "enqueued_at": enqueued_at})
         return None if row is None else Known(State(row["state"]), row["result"])
 
-    async def latest(self, job_id: str) -> Mapping[str, Any] | None:
-        """The row of `job_id` that was enqueued last, by column."""
+    async def latest(self, job_id: str, enqueued_at: int | None = None) -> Mapping[str, Any] | None:
+        """The row of `job_id` that was enqueued last, or at this time, by column."""
         async with scope() as work:
             session = await work.session(default_database())
-            return await self._first(session, self._of(session).latest, {"id": job_id})
+            return await self._first(session, self._of(session).latest, {"id": job_id, **_between(enqueued_at)})
 
     async def pending(self, job_id: str) -> Unpublished | None:
         """The pending row of `job_id`."""
@@ -139,11 +140,16 @@ class Ledger:
             row = await self._first(session, self._of(session).pending, {"id": job_id})
         return None if row is None else Unpublished(**row)
 
-    async def abort(self, job_id: str) -> bool:
-        """Set the pending row of `job_id` aborted, so that nobody will publish it; whether there was one."""
+    async def abort(self, job_id: str, enqueued_at: int | None = None) -> bool:
+        """Set the pending row of `job_id` aborted, so that nobody will publish it; whether there was one.
+
+        Args:
+            enqueued_at: only the row that was enqueued at this time.
+        """
         async with scope() as work:
             session = await work.session(default_database())
-            return bool((await execute(session, self._of(session).abort, {"of_id": job_id})).rowcount)
+            parameters = {"of_id": job_id, **_between(enqueued_at)}
+            return bool((await execute(session, self._of(session).abort, parameters)).rowcount)
 
     async def add_new(self, rows: Sequence[Pending]) -> list[Pending]:
         """Write those rows whose id and enqueue time are not known yet; which they were."""
@@ -228,3 +234,8 @@ class Ledger:
     ) -> Mapping[str, Any] | None:
         row = (await execute(session, statement, parameters)).mappings().first()
         return None if row is None else dict(row)
+
+
+def _between(enqueued_at: int | None) -> dict[str, int]:
+    """The enqueue times that are meant: this one, or any."""
+    return {"since": 0, "until": _LATEST} if enqueued_at is None else {"since": enqueued_at, "until": enqueued_at}

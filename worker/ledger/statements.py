@@ -60,11 +60,11 @@ class Statements:
     standing: Executable
     """The same, of the rows of a list of ids that were enqueued since."""
     latest: Executable
-    """The row of an id that was enqueued last, and the time `now`."""
+    """The row of an id that was enqueued last between two times, and the time `now`."""
     pending: Executable
     """The pending row of an id."""
     abort: Executable
-    """Set the pending row of an id aborted."""
+    """Set the pending row of an id, enqueued between two times, aborted."""
     last_enqueued: Executable
     """The enqueue time of the last row in a range of a task's ids."""
     take_due: Executable
@@ -93,10 +93,10 @@ class Statements:
 def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     job = jobs.c
     fields = ("id", "enqueued_at", "task", "queue", "payload", "patience")
-    due = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
-    add = insert(jobs).values(
-        **_named(job, fields), state=literal(State.PENDING.value), due=due, check_at=_later(due, now_ms()) + GRACE
-    )
+    # How long a job may wait counts from a due time that is to come, else from now, as in Redis.
+    asked = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
+    due = _later(asked, now_ms())
+    add = insert(jobs).values(**_named(job, fields), state=literal(State.PENDING.value), due=due, check_at=due + GRACE)
     return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
 
 
@@ -114,7 +114,7 @@ def _ending(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     )
     abort = (
         update(jobs)
-        .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text))
+        .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text), _in_time(job))
         .values(state=State.ABORTED.value, finished_at=now_ms(), check_at=None)
     )
     return {"settle": over_what_may_run.execution_options(**_COUNTED), "abort": abort}
@@ -142,7 +142,10 @@ def _asking(jobs: Table) -> dict[str, Executable]:
         ),
         # Not by pairs, nor `unpublished`: of 500 PostgreSQL makes as many searches, and takes 30 times as long.
         "standing": select(job.id, job.enqueued_at, job.state, job.result).where(of_ids, since),
-        "latest": select(jobs, now_ms().label("now")).where(of_id).order_by(job.enqueued_at.desc()).limit(1),
+        "latest": select(jobs, now_ms().label("now"))
+        .where(of_id, _in_time(job))
+        .order_by(job.enqueued_at.desc())
+        .limit(1),
         "pending": unpublished.where(of_id),
         # An id is unique among pending rows.
         "unpublished": unpublished.where(of_ids),
@@ -195,6 +198,14 @@ def _pruning(jobs: Table, dialect: str) -> dict[str, Executable]:
 def _named(job: Any, columns: Sequence[str]) -> dict[str, BindParameter[Any]]:
     """A parameter for each column, of its name and type."""
     return {column: bindparam(column, type_=job[column].type) for column in columns}
+
+
+def _in_time(job: Any) -> ColumnElement[bool]:
+    """Enqueued between two times; one that is meant is both. As a range, so that the primary key finds it."""
+    inside: ColumnElement[bool] = job.enqueued_at.between(
+        bindparam("since", type_=BigInteger), bindparam("until", type_=BigInteger)
+    )
+    return inside
 
 
 def _now() -> ScalarSelect[int]:

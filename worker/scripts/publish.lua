@@ -1,10 +1,11 @@
 -- Put jobs into the queue that the ledger says are to run, unless they are there: a job that has lost its payload, or
--- its place in the queue, gets it back. A kept result is that of an earlier run, and goes.
+-- its place in the queue, gets it back. A kept result is that of an earlier run, and goes; that of an aborted job goes where
+-- only those look who ask for that very job.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
 -- then for each job: id, payload, and when: 'in 500 86400000' is in 500 ms, and then it may wait for a day; 'at' is followed
--- by ms since the epoch instead
+-- by ms since the epoch instead; one that was due before has its place there, and waits from now
 -- Returns for each job 1, or 0 where Redis had it.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
@@ -13,6 +14,15 @@ local LONGEST = 100 * 365 * 86400 * 1000  -- ms; SET takes no expiry without end
 
 local abort = prefix .. 'abort'
 local aborts = redis.call('EXISTS', abort) == 1
+
+local function make_way(id, result)
+    local head = redis.pcall('GETRANGE', result, 0, 31)
+    if head == '' then return end
+    local aborted = type(head) == 'string' and string.match(head, '^{"aborted":(%d+),')  -- see worker/message.py
+    if aborted then redis.call('RENAME', result, prefix .. 'aborted:' .. id .. ':' .. aborted)
+    else redis.call('DEL', result) end
+end
+
 local published, any = {}, false
 local last_when, score, expiry  -- jobs that come together are mostly due together
 for i = 3, #ARGV, 3 do
@@ -32,7 +42,7 @@ for i = 3, #ARGV, 3 do
         end
         if not has_payload then redis.call('SET', job, payload, 'PX', expiry) end
         if not place then redis.call('ZADD', queue, score, id) end
-        redis.call('DEL', prefix .. 'result:' .. id)
+        make_way(id, prefix .. 'result:' .. id)
         if aborts then redis.pcall('ZREM', abort, id) end
         if redis.pcall('GET', prefix .. 'in-progress:' .. id) == 'ended' then
             redis.call('DEL', prefix .. 'in-progress:' .. id)  -- a tombstone: see finish.lua

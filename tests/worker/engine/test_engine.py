@@ -14,7 +14,7 @@ from arq.jobs import Job as StockJob
 from tests.stopwatch import Stopwatch
 from tests.waiting import at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
-from worker import Job, JobContext, JobFailed, Queue, Retry, deserialize, serialize, task
+from worker import Job, JobContext, JobFailed, JobStatus, Queue, Retry, deserialize, serialize, task
 from worker.engine import claimer
 from worker.exchange import Entry
 
@@ -335,6 +335,33 @@ class TestAbort:
             assert await job.result(timeout=30) == 2
             assert not await job.abort(timeout=1)
             assert await at_once(job.result()) == 2
+
+    async def test_leaves_the_id_free(self, start: StartWorker, seen: Seen) -> None:
+        """A fresh job of the id runs at once, and whoever has awaited the aborted one learns that it was aborted."""
+        async with start(double):
+            old = await double.using(job_id="x", delay=3600).enqueue(1)
+            awaited = asyncio.create_task(old.result(timeout=30))
+            assert await old.abort(timeout=5)
+            fresh = await double.using(job_id="x").enqueue(2)
+            assert fresh.is_new
+            assert await fresh.result(timeout=30) == 4
+            for result in (awaited, old.result(timeout=30)):
+                with pytest.raises(asyncio.CancelledError):
+                    await result
+            assert (await old.status(), await fresh.status()) == (JobStatus.complete, JobStatus.complete)
+            assert not await old.abort(timeout=5)
+        assert seen.result("x")["r"] == 4
+
+    async def test_of_an_earlier_job_of_the_id(self, start: StartWorker, wait: Any, body: Body) -> None:
+        """The handle of a job that has ended aborts no later one."""
+        async with start(wait):
+            old = await wait.using(job_id="x", delay=3600).enqueue()
+            assert await old.abort(timeout=5)
+            fresh = await wait.using(job_id="x").enqueue()
+            await eventually(lambda: body.began)
+            assert not await old.abort(timeout=5)
+            body.go_on.set()
+            assert await fresh.result(timeout=30) == "waited"
 
 
 class TestExpiry:

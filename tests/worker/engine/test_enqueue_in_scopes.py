@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -10,10 +12,12 @@ from sqlalchemy import text
 import db
 from db.guarded import commit_here
 from db.scope import current_scope
+from db.testing import rolled_back, savepoints
 from tests.worker.engine.conftest import StartWorker
 from tests.worker.engine.test_either_database import affect, affect_here, database, effects
-from worker import Job, Queue, Task, task
-from worker.errors import LedgerAwayError
+from worker import Job, JobStatus, Queue, Task, task
+from worker.errors import JobNotCommittedError, LedgerAwayError, ResultNotFoundError
+from worker.exchange import now_ms
 from worker.ledger import Ledger
 
 __all__ = ["database"]  # a fixture
@@ -182,6 +186,153 @@ class TestBlocks:
             running = asyncio.create_task(block())
             await asyncio.wait({running})
         assert await run(start) == (["own"] if running.cancelled() else ["block", "block, job", "own"])
+
+
+class TestHandles:
+    """Of a job that waits for a COMMIT."""
+
+    @pytest.mark.parametrize("job_id", [None, "x"])
+    async def test_in_the_scope(self, start: StartWorker, job_id: str | None) -> None:
+        """Whoever waits for the job, or aborts it, hears that it does not exist yet."""
+        async with start(affect, ledger=Ledger()):
+            async with db.scope():
+                job = await affect.using(job_id=job_id).enqueue("job")
+                for ask in (job.result, job.abort):
+                    with pytest.raises(JobNotCommittedError, match="exists once its scope has committed"):
+                        await ask(timeout=20)
+            assert await job.result(timeout=30) == "job"
+
+    async def test_after_an_early_commit(self, start: StartWorker) -> None:
+        """The job exists, though its scope is open."""
+        async with start(affect, ledger=Ledger()), db.scope():
+            job = await affect.enqueue("job")
+            await db.commit()
+            assert await job.result(timeout=30) == "job"
+
+    async def test_after_a_rollback(self) -> None:
+        """There never was such a job, and the error says why."""
+        with suppress(LookupError):
+            async with db.scope():
+                job = await affect.enqueue("job")
+                raise LookupError
+        with pytest.raises(ResultNotFoundError, match="the transaction that it was enqueued in was not committed"):
+            await job.result(timeout=20)
+        assert not await job.abort(timeout=20)
+
+    async def test_that_would_wait_for_its_own_scope(self, database: db.Database[Any], queue: Queue) -> None:
+        """A scope that holds SQLite's write lock cannot wait for what only the ledger knows: it is told so."""
+        async with db.scope():
+            job = await affect.enqueue("job")
+        await queue.redis.flushdb()
+        async with db.scope():
+            await affect_here(await db.session(), "own")
+            with pytest.raises(LedgerAwayError if database.is_sqlite else TimeoutError):
+                await job.result(timeout=0.2)
+
+
+class TestTransactionsOfTests:
+    """`db.testing`: what is never committed is never published, and no worker runs it."""
+
+    async def test_savepoints(self, start: StartWorker, queue: Queue) -> None:
+        """A scope commits into the test's transaction: its callbacks run, its job's row is there, Redis has no key."""
+        told: list[str] = []
+        async with savepoints():
+            async with db.scope():
+                jobs = [await affect.enqueue("job"), await affect.using(job_id="x").enqueue("named")]
+                db.on_commit(lambda: told.append("committed"))
+            async with db.scope():
+                await affect_here(await db.session(), "own")
+                jobs.append(await affect.enqueue("after a statement"))
+            assert told == ["committed"]
+            assert await queue.redis.keys() == []
+            for job in jobs:
+                assert await job.status() is JobStatus.queued
+                with pytest.raises(JobNotCommittedError, match="part of another one, a test's say"):
+                    await job.result(timeout=20)
+            assert not (await again("x")).is_new
+            assert await jobs[1].abort(timeout=5)
+            with pytest.raises(asyncio.CancelledError):
+                await jobs[1].result(timeout=20)
+        assert [await job.status() for job in jobs] == [JobStatus.not_found] * 3
+        assert await run(start) == []
+
+    async def test_a_session_that_is_rolled_back(self, start: StartWorker, queue: Queue) -> None:
+        """The same for code that is given its session."""
+        async with rolled_back() as session:
+            async with db.scope(session=session):
+                await affect.enqueue("job")
+                await affect.using(job_id="x").enqueue("named")
+                await session.commit()
+            assert await queue.redis.keys() == []
+        assert await run(start) == []
+
+    async def test_the_synchronous_driver(
+        self, start: StartWorker, queue: Queue, database: db.Database[db.AsyncSession]
+    ) -> None:
+        """Likewise."""
+        async with savepoints(database.sync):
+            async with db.scope():
+                await asyncio.to_thread(write, await db.session(database.sync), "own")
+                await affect.enqueue("job")
+            assert await queue.redis.keys() == []
+        assert await run(start) == []
+
+    async def test_that_is_committed_after_all(self, start: StartWorker, database: db.Database[Any]) -> None:
+        """Whoever binds a database to a connection may commit that: then the relay publishes its jobs."""
+        session: db.AsyncSession
+        async with db.independent(database) as session:
+            connection = await session.connection()
+            with database.bound_to(connection):
+                async with db.scope():
+                    await affect.enqueue("job")
+            await session.commit()
+        assert await run(start) == ["job"]
+
+
+async def again(job_id: str) -> Job[str]:
+    async with db.scope():
+        return await affect.using(job_id=job_id).enqueue("again")
+
+
+class TestIds:
+    """Of callers' own."""
+
+    async def test_after_an_abort(self, start: StartWorker) -> None:
+        """The id is free, in a scope too."""
+        async with start(affect, ledger=Ledger()):
+            async with db.scope():
+                old = await affect.using(job_id="x", delay=3600).enqueue("old")
+            assert await old.abort(timeout=5)
+            async with db.scope():
+                fresh = await affect.using(job_id="x").enqueue("fresh")
+            await fresh.result(timeout=30)
+            with pytest.raises(asyncio.CancelledError):
+                await old.result(timeout=30)
+        assert await effects() == ["fresh"]
+
+    async def test_at_a_clock_that_stands_still(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two jobs of one id are two, whichever way they are enqueued."""
+        moment = now_ms()
+        monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: moment)
+        asked = affect.using(job_id="stands still")
+        async with start(affect, ledger=Ledger(), keep_result=0) as one:
+            for words in ("1", "2"):
+                async with db.scope():
+                    await asked.enqueue(words)
+                await one.idle()
+            await asked.enqueue("3")
+            await one.idle()
+        assert await effects() == ["1", "2", "3"]
+
+    @pytest.mark.parametrize("published", [True, False])
+    async def test_due_before_and_expiring(self, start: StartWorker, queue: Queue, published: bool) -> None:
+        """How long a job may wait counts from its enqueueing, whether Redis has it from its scope or from the relay."""
+        an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        async with db.scope():
+            await affect.using(at=an_hour_ago, expires=60).enqueue("ran")
+        if not published:
+            await queue.redis.flushdb()
+        assert await run(start) == ["ran"]
 
 
 class TestSessions:
