@@ -31,6 +31,7 @@ from db.errors import (
     WrongThreadError,
 )
 from db.guarded import AsyncSession, Session
+from db.log_records import keep_printable
 from db.scope import scope
 from db.sessions import (
     atomic,
@@ -81,3 +82,5 @@ __all__ = [
     "session",
     "set_default_database",
 ]
+
+keep_printable("db")

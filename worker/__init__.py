@@ -14,6 +14,9 @@ task imports this.
 from typing import Any
 
 from worker import siblings as _siblings  # noqa: F401 - it refuses another db than the one installed with this
+
+# isort: split
+from db.log_records import keep_printable
 from worker.context import JobContext, Resource, current_job, injected
 from worker.cron import cron
 from worker.errors import JobFailed, Retry, WorkerError
@@ -43,6 +46,9 @@ __all__ = [
     "set_default_queue",
     "task",
 ]
+
+
+keep_printable("worker")
 
 
 def __getattr__(name: str) -> Any:

@@ -179,6 +179,17 @@ class TestHealth:
         done = run("health", "--json", cwd=tmp_path, REDIS_URL=redis_url, WORKER_QUEUE="low")
         assert json.loads(done.stdout) == {"workers": {"host-1": RECORD}}
 
+    async def test_text_from_outside(self, tmp_path: Path, redis_url: str) -> None:
+        """What a record says is shown as it is, without markup, and what would speak to the terminal as an escape."""
+        queue = Queue(redis_url)
+        record = RECORD | {"queued": {"arq:queue": 1, "a\x1b[2J": 2}, "database": "[red]ok\n[/red]"}
+        await queue.record_health("arq:queue", "[red]w\x9b", json.dumps(record).encode(), 60_000)
+        await queue.close()
+        done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
+        _head, line = done.stdout.splitlines()
+        assert line.startswith("[red]w\\x9b  arq:queue: 1, a\\x1b[2J: 2 ")
+        assert line.rstrip().endswith("[red]ok\\n[/red]")
+
     def test_no_worker(self, tmp_path: Path, redis_url: str) -> None:
         """Without a worker it ends with one line and 1."""
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)

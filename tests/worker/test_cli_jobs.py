@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,20 @@ class Desk:
         os.close(ours)
         os.close(theirs)
         return done.returncode, done.stdout + done.stderr
+
+    def on_terminal(self, *arguments: str) -> str:
+        """Run it on a terminal; what it printed there."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "worker", "jobs", *arguments]
+        environment = bare_environment(**self._settings, TERM="xterm-256color")
+        with subprocess.Popen(command, cwd=self._folder, env=environment, stdout=theirs, stderr=theirs):
+            os.close(theirs)
+            output = b""
+            with suppress(OSError):  # the end of what a terminal's other side has written
+                while chunk := os.read(ours, 4096):
+                    output += chunk
+        os.close(ours)
+        return output.decode()
 
     async def states(self) -> dict[str, int]:
         rows = await self._postgres.fetch("SELECT state, count(*) AS count FROM tandem_jobs GROUP BY state")
@@ -105,6 +120,47 @@ class TestList:
         ]
         assert found["counts"] == [{"jobs": 2, "task": "send", "error": "ValueError: no"}]
 
+    async def test_one_line_for_each(self, desk: Desk) -> None:
+        """An error of many lines takes one in the list; what differs in numbers only is counted together."""
+        for number in (6, 7, 8):
+            await desk.failed(f"o{number}-", error=f"ValueError: card of order {number}\n[SQL: SELECT 1]\n(Background)")
+        lines = desk("list").stdout.splitlines()
+        assert [line.rpartition("  ")[2] for line in lines[1:4]] == [
+            f"ValueError: card of order {number} …" for number in (8, 7, 6)
+        ]
+        assert lines[4:] == ["3 failed jobs", "        3  send  ValueError: card of order #"]
+        shown = desk("show", "o6-1").stdout
+        indent = " " * 12
+        assert f"  error     ValueError: card of order 6\n{indent}[SQL: SELECT 1]\n{indent}(Background)\n" in shown
+
+
+class TestTextFromOutside:
+    """Ids, names and errors are shown as what they are, on a terminal and in a pipe."""
+
+    HOSTILE = "x\n00:00:00: 7:transfer \x1b[2J\x9b\u202e[red]:bomb:"
+    SHOWN = "x\\n00:00:00: 7:transfer \\x1b[2J\\x9b\\u202e[red]:bomb:"
+
+    async def test_in_a_pipe(self, desk: Desk) -> None:
+        """Neither a list nor a single job forges a line or speaks to the terminal; `--json` has the text itself."""
+        await desk.failed(self.HOSTILE, task=self.HOSTILE, error=f"ValueError: {self.HOSTILE}")
+        listed, shown = desk("list").stdout, desk("show", f"{self.HOSTILE}1").stdout
+        refused = desk("retry", self.HOSTILE).stderr + desk("show", self.HOSTILE).stderr
+        for output in (listed, shown, refused):
+            assert self.SHOWN in output
+            assert "\n00:00:00" not in output
+            assert not {"\x1b", "\x9b", "\u202e"} & set(output)
+        assert json.loads(desk("list", "--json").stdout)["jobs"][0]["id"] == f"{self.HOSTILE}1"
+
+    async def test_on_a_terminal(self, desk: Desk) -> None:
+        """So it is where colours are printed."""
+        await desk.failed("a", error=f"ValueError: {self.HOSTILE}")
+        listed, shown = desk.on_terminal("list"), desk.on_terminal("show", "a1")
+        for output in (listed, shown):
+            assert "\x1b[" in output
+            assert "\x1b[2J" not in output
+            assert not {"\x9b", "\u202e"} & set(output)
+        assert "[red]:bomb:" in shown
+
 
 class TestShow:
     async def test_all_that_is_known(self, desk: Desk) -> None:
@@ -121,7 +177,7 @@ class TestShow:
             "  ended     2023-11-14 22:13:20 UTC",
             "  tries     3",
             "  error     ValueError: no",
-            "Traceback: here",
+            "  Traceback: here",
         ]
         assert desk("retry", "a1").returncode == 0
         done = desk("show", "a1")

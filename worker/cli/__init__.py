@@ -18,10 +18,11 @@ from pydantic_core import to_json
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from rich.text import Text
 
+from db.printable import printable
 from worker.cli.child import Parent
 from worker.cli.fleet import WorkerRecord, fleet
 from worker.cli.jobs import app as jobs_app
-from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, wide_out
+from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.cli.supervisor import supervise
 from worker.cli.task_list import describe_problems, describe_tasks
 from worker.cli.worker_table import describe_workers
@@ -61,7 +62,7 @@ def _exit_code() -> int:
     try:
         return app(prog_name=_PROGRAM, standalone_mode=False) or 0
     except typer.TyperException as mistake:
-        return explain(" ".join(mistake.format_message().split()), MISTAKE)
+        return explain(printable(" ".join(mistake.format_message().split())), MISTAKE)
     except RegistryError as error:
         print_all(describe_problems(Config.load().registry, error), err)
         return MISTAKE
@@ -179,9 +180,9 @@ def health(
     try:
         workers = asyncio.run(_workers(config.require_redis_url(), config.queue_names))
     except (AuthenticationError, ResponseError) as error:
-        return explain(f"REDIS_URL: the server refuses: {error}", FAILED)
+        return explain(printable(f"REDIS_URL: the server refuses: {error}"), FAILED)
     except (RedisError, OSError) as error:
-        return explain(f"REDIS_URL: no answer ({error}); is the server up?", FAILED)
+        return explain(printable(f"REDIS_URL: no answer ({error}); is the server up?"), FAILED)
     if json:
         typer.echo(to_json({"workers": {worker_id: record.model_dump() for worker_id, record in workers.items()}}))
     elif workers:
@@ -248,4 +249,4 @@ def _set_for_children(**settings: object) -> None:
 
 def _warn_of_typos() -> None:
     for typo in Config.likely_typos():
-        err.print(Text(typo, style="yellow"))
+        err.print(printable_text(typo, style="yellow"))

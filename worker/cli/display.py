@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from db.printable import printable
 from worker.process.logs import log_without_arq
 
 logger = logging.getLogger("worker")
@@ -70,7 +71,7 @@ class OnTerminal:
         self._rest = b""
 
     def show(self, line: str) -> None:
-        self._live.update(Text(line, style="bold", no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._live.update(Text(printable(line), style="bold", no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def open(self) -> None:
         os.set_blocking(self._pipe, False)

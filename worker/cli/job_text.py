@@ -8,6 +8,8 @@ from pydantic_core import to_json
 from rich.table import Table
 from rich.text import Text
 
+from db.printable import first_line, printable_lines
+from worker.cli.output import printable_text
 from worker.context import from_milliseconds
 from worker.errors import PayloadError
 from worker.ledger.desk import Line, Tally, Which, earlier_ends
@@ -28,7 +30,7 @@ def describe_lines(lines: Sequence[Line]) -> Table:
         table.add_column(column, no_wrap=column != "error")
     for line in lines:
         cells = (line.id, line.task, line.queue, f"{line.tries}", _when(line.enqueued_at), _when(line.finished_at))
-        table.add_row(*map(Text, (*cells, line.error or "")))
+        table.add_row(*map(printable_text, (*cells, first_line(line.error or ""))))
     return table
 
 
@@ -38,7 +40,7 @@ def describe_tallies(which: Which, shown: int, tallies: Sequence[Tally]) -> Iter
     most = f", of which {shown:,} are shown" if 0 < shown < total else ""
     yield Text(f"{total:,} {which.state} {'job' if total == 1 else 'jobs'}{most}", style="bold")
     for tally in tallies[:_TALLIES]:
-        yield Text.assemble(f"{tally.jobs:>9,}  ", (tally.task, "cyan"), f"  {tally.error or ''}".rstrip())
+        yield printable_text(f"{tally.jobs:>9,}  ", (tally.task, "cyan"), f"  {first_line(tally.error or '')}".rstrip())
     if len(tallies) > _TALLIES:
         rest = sum(tally.jobs for tally in tallies[_TALLIES:])
         yield Text(f"{rest:>9,}  in {len(tallies) - _TALLIES:,} more kinds")
@@ -58,11 +60,11 @@ def as_data(lines: Sequence[Line], tallies: Sequence[Tally]) -> dict[str, Any]:
 def describe_job(rows: Sequence[Mapping[str, Any]], *, accept_pickle: bool) -> Iterator[Text]:
     """All of a job's row, the first one; and a line for each earlier job of this id."""
     row, *earlier = rows
-    yield Text.assemble((row["id"], "bold cyan"), f"  {row['state']}")
+    yield printable_text((row["id"], "bold cyan"), f"  {row['state']}")
     for label, value in _properties(row, accept_pickle=accept_pickle):
-        yield Text.assemble((f"  {label:<10}", "dim"), value)
+        yield Text.assemble((f"  {label:<10}", "dim"), printable_lines(value, indent=" " * 12))
     if row["traceback"]:
-        yield Text(row["traceback"].rstrip("\n"))
+        yield Text(f"  {printable_lines(row['traceback'].strip(), indent='  ')}")
     for end in earlier_ends(row):
         yield _line("retried after", [_when(end["finished_at"]), f"tries {end['tries']}", end["error"]])
     for other in earlier:
@@ -111,7 +113,7 @@ def _shown(value: Any) -> str:
 
 
 def _line(label: str, parts: Sequence[str | None]) -> Text:
-    return Text.assemble((f"  {label}  ", "dim"), "  ".join(part for part in parts if part))
+    return printable_text((f"  {label}  ", "dim"), "  ".join(first_line(part) for part in parts if part))
 
 
 def _when(milliseconds: int | None) -> str:

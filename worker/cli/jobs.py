@@ -12,11 +12,11 @@ import typer
 from pydantic_core import to_json
 from redis.exceptions import RedisError
 from rich.progress import Progress
-from rich.text import Text
 
+from db.printable import printable
 from worker.cli.database import opened
 from worker.cli.job_text import as_data, describe_job, describe_lines, describe_tallies
-from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, wide_out
+from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
 from worker.errors import ConfigError
 from worker.exchange import NEVER, Entry
@@ -56,7 +56,7 @@ def show_list(
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many to show; all are counted.")] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> int:
-    """Show jobs, the latest first, and how many there are by task and error."""
+    """Show jobs, the latest first, and how many there are by task and kind of error."""
     which = Which(state, task, queue, error)
 
     async def read(desk: Desk) -> tuple[list[Line], list[Tally]]:
@@ -78,7 +78,7 @@ def show(job_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
     config = Config.load()
     rows = _at_desk(config, lambda desk: desk.all_of(job_id))
     if not rows:
-        return explain(f"{job_id}: the ledger has no such job", FAILED)
+        return explain(f"{printable(job_id)}: the ledger has no such job", FAILED)
     print_all(describe_job(rows, accept_pickle=config.accept_pickle), out)
     return 0
 
@@ -198,7 +198,7 @@ async def _in_batches(done: str, chosen: _Chosen, act: Callable[[Sequence[Key]],
 
 def _tell_refusals(refusals: Sequence[Refusal]) -> int:
     for job_id, why in refusals:
-        err.print(Text(f"{job_id}: {why}", style="yellow"))
+        err.print(printable_text(f"{job_id}: {why}", style="yellow"))
     return len(refusals)
 
 
@@ -226,7 +226,8 @@ class _Publisher:
         try:
             await self._queue.publish([_entry(job) for job in retried])
         except (RedisError, OSError) as error:
-            err.print(Text(f"Redis does not take them ({error}): the workers will, in a few seconds", style="yellow"))
+            why = f"Redis does not take them ({error}): the workers will, in a few seconds"
+            err.print(printable_text(why, style="yellow"))
             await self._queue.close()
             self._queue = None
 

@@ -1,4 +1,7 @@
-"""Where commands speak to: results to standard output, all else to standard error."""
+"""Where commands speak to: results to standard output, all else to standard error.
+
+Ids, names and errors come from outside. `printable_text` takes them as they are: no markup, no control characters.
+"""
 
 import sys
 from collections.abc import Iterable
@@ -6,11 +9,19 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
+from db.printable import printable, printable_lines
+
 FAILED, MISTAKE = 1, 2
 """Exit codes."""
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+def printable_text(*parts: str | tuple[str, str], style: str = "") -> Text:
+    """A line of these parts, each with or without a style."""
+    whole = [(part, "") if isinstance(part, str) else part for part in parts]
+    return Text.assemble(*((printable(text), of_part) for text, of_part in whole), style=style)
 
 
 def print_all(lines: Iterable[Text], console: Console) -> None:
@@ -24,6 +35,6 @@ def wide_out() -> Console:
 
 
 def explain(why: str, exit_code: int) -> int:
-    """Say why it did not go well; the exit code."""
-    err.print(Text(why, style="red"))
+    """Say why it did not go well, in as many lines as `why` has; the exit code."""
+    err.print(Text(printable_lines(why), style="red"))
     return exit_code

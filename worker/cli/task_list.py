@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from worker.cli.output import printable_text
 from worker.config import Config
 from worker.context import Resource
 from worker.errors import RegistryError
@@ -18,19 +19,19 @@ from worker.task import Task
 
 def describe_problems(registry: str, error: RegistryError) -> Iterator[Text]:
     """A line for each problem."""
-    yield Text(f"{registry}: {_count(len(error.problems), 'problem')}", style="bold red")
+    yield printable_text(f"{registry}: {_count(len(error.problems), 'problem')}", style="bold red")
     for problem in error.problems:
-        yield Text(f"- {problem}")
+        yield printable_text(f"- {problem}")
 
 
 def describe_tasks(registry: Registry, config: Config) -> Iterator[Text]:
     """A paragraph for each task."""
-    yield Text(f"{registry.module} ({shown(registry.file)}): {_count(len(registry.tasks), 'task')}")
+    yield printable_text(f"{registry.module} ({shown(registry.file)}): {_count(len(registry.tasks), 'task')}")
     for task in registry.tasks.values():
         yield Text()
-        yield Text.assemble((task.name, "bold cyan"), f"  {shown(task.file)}:{task.line}")
+        yield printable_text((task.name, "bold cyan"), f"  {shown(task.file)}:{task.line}")
         for label, value in _properties(task, config).items():
-            yield Text.assemble((f"  {label:<9}", "dim"), value)
+            yield printable_text((f"  {label:<9}", "dim"), value)
 
 
 def _properties(task: Task[Any, Any], config: Config) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from worker.cli.fleet import WorkerRecord
+from worker.cli.output import printable_text
 
 
 def describe_workers(workers: Mapping[str, WorkerRecord]) -> Table:
@@ -17,7 +18,7 @@ def describe_workers(workers: Mapping[str, WorkerRecord]) -> Table:
     for column in ("redis", "database"):
         table.add_column(column)
     for worker_id, record in workers.items():
-        table.add_row(worker_id, *_cells(record))
+        table.add_row(*map(printable_text, (worker_id, *_cells(record))))
     return table
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic_core import to_json
 
+from db.printable import first_line
 from worker.engine.held import HeldJob
 from worker.engine.outcome import Kind, Outcome
 from worker.exchange import Settlement, now_ms
@@ -127,7 +128,7 @@ class JobLog:
                 logger.info("%6.2fs ⊘ %s:%s aborted", took, job.job_id, name)
             case Kind.FAILED | Kind.EXPIRED:
                 error = outcome.error
-                kind, message = type(error).__name__, "" if error is None else message_of(error)
+                kind, message = type(error).__name__, "" if error is None else first_line(message_of(error))
                 logger.error("%6.2fs ! %s:%s failed, %s: %s", took, job.job_id, name, kind, message, exc_info=error)
 
 

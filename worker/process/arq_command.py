@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 from arq.cli import cli
 
+from db.printable import printable_lines
 from worker.errors import ConfigError
 from worker.process.event_loop import new_event_loop
 
@@ -41,6 +42,6 @@ def _give_loop() -> None:
 
 
 def end_with(message: str, *, code: int) -> NoReturn:
-    """End the process, with this line on standard error."""
-    print(message, file=sys.stderr)  # noqa: T201 - for a person, who may have set up no logging
+    """End the process, with these lines on standard error."""
+    print(printable_lines(message), file=sys.stderr)  # noqa: T201 - for a person, who may have set up no logging
     raise SystemExit(code)

@@ -2,6 +2,8 @@
 
 import logging
 
+from db.printable import printable
+
 _OURS = ("worker", "db")
 
 
@@ -31,5 +33,5 @@ def log_without_arq(name: str | None = None) -> None:
 class _Format(logging.Formatter):
     def __init__(self, name: str | None) -> None:
         # A name may hold a %, which the format would take for a field.
-        before = "" if name is None else f"{name.replace('%', '%%')}: "
+        before = "" if name is None else f"{printable(name).replace('%', '%%')}: "
         super().__init__(f"%(asctime)s: {before}%(message)s", "%H:%M:%S")

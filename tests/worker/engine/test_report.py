@@ -55,3 +55,24 @@ async def test_which(caplog: pytest.LogCaptureFixture, start: StartWorker, which
     """All jobs, those that fail, or none; of what is long only the beginning."""
     found = await said(caplog, start, which)
     assert [line[: len(expected)] for line, expected in zip(found, lines, strict=True)] == lines
+
+
+@task
+async def fails(what: str) -> None:
+    raise ValueError(what)
+
+
+async def test_text_from_outside(caplog: pytest.LogCaptureFixture, start: StartWorker) -> None:
+    """An id, an argument or an error with control characters is shown with escapes, each line as one."""
+    with caplog.at_level(logging.INFO, "worker"):
+        async with start(add, fails, log_jobs="all") as worker_:
+            await add.using(job_id="x\n00:00:00: 7:transfer \x1b[2J").enqueue(1, two="\u202e\x9b")
+            await fails.enqueue("no\n[SQL: \x1b[2J]\n00:00:00: 7:transfer")
+            await worker_.idle()
+    shown = [record.getMessage() for record in caplog.records]
+    assert all(line.isprintable() for line in shown)
+    assert any("→ x\\n00:00:00: 7:transfer \\x1b[2J:add(one=1, two='\\u202e\\x9b')" in line for line in shown)
+    assert any('● "1\\u202e\\x9b"' in line for line in shown)
+    assert any(line.endswith("fails failed, ValueError: no …") for line in shown)
+    assert "\n00:00:00" not in caplog.text
+    assert "\x1b[2J" not in caplog.text
