@@ -8,6 +8,7 @@
 """
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from sqlalchemy.exc import IntegrityError
 from db import default_database
 from db.scope import scope
 from worker.errors import PayloadError
+from worker.ledger.error_kind import beginning, kind_of, without_numbers
 from worker.ledger.execution import AnySession, execute
 from worker.ledger.table import NAME, State, now_ms, table
 from worker.message import with_row
@@ -72,11 +74,12 @@ class Line(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """How many rows there are of one task that ended with one error."""
+    """How many rows there are of one task that ended with one kind of error."""
 
     jobs: int
     task: str
     error: str | None
+    """What all of them say; where they differ, what `kind_of` makes of it."""
 
 
 class Refusal(NamedTuple):
@@ -113,11 +116,12 @@ class Desk:
         return [Line(*row) for row in await self._read(statement.order_by(latest.desc()).limit(limit))]
 
     async def tallies(self, which: Which) -> list[Tally]:
-        """How many there are, by task and error, the most first."""
+        """How many there are, by task and kind of error, the most first."""
         job = self._jobs.c
-        jobs = func.count()
-        statement = select(jobs, job.task, job.error).where(self._are(which)).group_by(job.task, job.error)
-        return [Tally(*row) for row in await self._read(statement.order_by(jobs.desc(), job.task, job.error))]
+        said = beginning(job.error)
+        statement = select(func.count(), job.task, func.min(said), func.max(said)).where(self._are(which))
+        rows = await self._read(statement.group_by(job.task, without_numbers(job.error)))
+        return _by_kind(rows)
 
     async def keys(self, which: Which) -> list[Key]:
         """The rows, the one that ended first before the others."""
@@ -256,6 +260,21 @@ class Desk:
             session = await work.session(default_database())
             rows: Sequence[Any] = (await execute(session, statement)).all()
         return rows
+
+
+def _by_kind(rows: Sequence[Any]) -> list[Tally]:
+    """Tallies from rows of a count, a task, and the first and last by the alphabet of the errors that were counted."""
+    jobs: Counter[tuple[str, str | None]] = Counter()
+    errors: defaultdict[tuple[str, str | None], set[str]] = defaultdict(set)
+    for count, task, first, last in rows:
+        kind = task, None if first is None else kind_of(first)
+        jobs[kind] += count
+        errors[kind] |= {first, last} - {None}
+    tallies = [
+        Tally(count, task, *errors[task, kind]) if len(errors[task, kind]) == 1 else Tally(count, task, kind)
+        for (task, kind), count in jobs.items()
+    ]
+    return sorted(tallies, key=lambda tally: (-tally.jobs, tally.task, tally.error or ""))
 
 
 def earlier_ends(row: Mapping[str, Any]) -> list[dict[str, Any]]:

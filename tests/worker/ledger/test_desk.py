@@ -67,7 +67,29 @@ class TestFinding:
             await ledger.settle([FAILED._replace(id=f"j{number}", error="E: 1" if number else "E: 0")])
             await asyncio.sleep(0.002)  # the database's clock tells them apart
         assert [line.id for line in await desk.lines(Which(), 2)] == ["j3", "j2"]
-        assert await desk.tallies(Which()) == [Tally(3, "send", "E: 1"), Tally(1, "send", "E: 0")]
+        await ledger.settle([FAILED._replace(id="j9", error="KeyError: 'x'")])
+        assert await desk.tallies(Which()) == [Tally(4, "send", "E: #"), Tally(1, "send", "KeyError: 'x'")]
+
+    async def test_kinds_of_failures(self, ledger: Ledger, desk: Desk) -> None:
+        """Errors that differ in numbers are one kind, with a sign for the numbers; equal ones are shown as they are."""
+        errors = [
+            *(f"ValueError: card of order {number} is void" for number in (6, 7, 1234)),
+            *(f"mail.S3Error: HTTP 404\nrequest {number}" for number in (1, 1)),
+            "IntegrityError: key 5e0f-11 exists\n[SQL: INSERT]\n(Background)",
+            "IntegrityError: key ad7f-99 exists\n[SQL: INSERT]\n(Background)",
+            "IntegrityError: no such table",
+            "KeyError",
+        ]
+        await ledger.settle([FAILED._replace(id=f"j{number}", error=error) for number, error in enumerate(errors)])
+        await ledger.settle([FAILED._replace(id="bill", task="bill", error=errors[0])])
+        assert await desk.tallies(Which()) == [
+            Tally(3, "send", "ValueError: card of order # is void"),
+            Tally(2, "send", "IntegrityError: key # exists"),
+            Tally(2, "send", "mail.S3Error: HTTP 404\nrequest 1"),
+            Tally(1, "bill", errors[0]),
+            Tally(1, "send", "IntegrityError: no such table"),
+            Tally(1, "send", "KeyError"),
+        ]
 
     async def test_pending_jobs(self, ledger: Ledger, desk: Desk) -> None:
         """Those that have not ended are listed by when they were enqueued."""
