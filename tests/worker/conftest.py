@@ -133,6 +133,7 @@ class Bench:
         self.caller = Caller(threads=4, arq_context={"redis": "arq's"}, **hooks)
         self.resources: dict[str, Any] = {"http": "a client"}
         self.timeout = 20.0
+        self.ledger = Ledger()
         self._delivered = 0
         self._tasks: dict[str, worker.Task[..., Any]] = {}
 
@@ -150,7 +151,12 @@ class Bench:
     @cached_property
     def _executor(self) -> Executor:
         return Executor(
-            self._tasks, self.caller, timeout=self.timeout, max_tries=3, resources=self.resources, once=Once(Ledger())
+            self._tasks,
+            self.caller,
+            timeout=self.timeout,
+            max_tries=3,
+            resources=self.resources,
+            once=Once(self.ledger),
         )
 
     async def run(self, task: worker.Task[..., Any], /, *args: Any, tries: int = 0, **kwargs: Any) -> Outcome:

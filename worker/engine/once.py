@@ -3,7 +3,8 @@
 1. A job that has touched the database sets its ledger row done, as its transaction's last statement: effects and row
    are committed as one. Where the row is settled already, another attempt was first, and this one is rolled back.
 2. Where the connection is lost in the COMMIT, the ledger tells on another one whether it happened.
-3. A job that was started before may have committed before its worker died: the ledger is asked first.
+3. A transaction that was read-only has no effects: it writes no row, and the job is settled as one without a database.
+4. A job that was started before may have committed before its worker died: the ledger is asked first.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from db.transient import transient
 from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError
-from worker.ledger import Ending, Known, Ledger, State
+from worker.ledger import Ending, Known, Ledger, NothingWrittenError, State
 from worker.task import Task
 
 logger = logging.getLogger("worker")
@@ -90,7 +91,10 @@ class _OnceAttempt(Attempt):
             return
         self._result = result
         session = await work.session(_database_of_effects(work))
-        known = await self._ledger.mark_done(session, self._ending)
+        try:
+            known = await self._ledger.mark_done(session, self._ending)
+        except NothingWrittenError:
+            return
         settled = None if known is None else outcome_of(known)
         if settled is not None:
             raise SettledBeforeError(settled)

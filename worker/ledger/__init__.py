@@ -4,8 +4,8 @@ A job that is enqueued in a transaction is a row of that transaction; one that h
 exists if and only if what enqueued it was committed, and its effects happen once, whatever is killed in between.
 """
 
-from worker.ledger.ledger import Ledger
+from worker.ledger.ledger import Ledger, NothingWrittenError
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.table import State, table
 
-__all__ = ["Ending", "Known", "Ledger", "Pending", "State", "Unpublished", "table"]
+__all__ = ["Ending", "Known", "Ledger", "NothingWrittenError", "Pending", "State", "Unpublished", "table"]

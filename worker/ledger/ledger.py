@@ -12,26 +12,30 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Dialect, Executable
+from sqlalchemy import Connection, Dialect, Executable, text
 from sqlalchemy.exc import DBAPIError
 
 from db import default_database
 from db.errors import PoisonedTransactionError
 from db.guarded import Guarded
-from db.guards import swallowed
+from db.guards import may_be_read_only, swallowed
 from db.scope import scope
 from db.sessions import independent
 from db.transient import sqlstate
 from worker.errors import LedgerBusyError
 from worker.ledger.execution import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
-from worker.ledger.presence import explained
+from worker.ledger.presence import explain, explained, read_only
 from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
 
-_ABORTED = "25P02"
 _LATEST = 2**63 - 1  # milliseconds since the epoch: the largest that a column holds
+_STANDING = text("SELECT current_setting('transaction_read_only')::bool, txid_current_if_assigned() IS NOT NULL")
+
+
+class NothingWrittenError(Exception):
+    """A read-only transaction cannot write its job's row, and needs none: it has no effects."""
 
 
 class Ledger:
@@ -71,7 +75,9 @@ class Ledger:
         """Set a row done in the session's transaction; if another attempt has settled it already, how.
 
         Raises:
+            NothingWrittenError: the transaction is read-only, and has no effects that a row would have to be one with.
             LedgerBusyError: another transaction holds the row, or the whole table, or has just deleted the row.
+            LedgerError: the transaction may not write the row: it is read-only by now, or in a role without the right.
             PoisonedTransactionError: an earlier error, which was swallowed, has aborted the transaction.
         """
         wait = LockWait(session, self.name, [ending])
@@ -214,14 +220,33 @@ class Ledger:
         statement = self._of(session).settle
         # The clause, as some sessions have another bind for each table, or for what writes.
         connection = wait.connection = session.connection(bind_arguments={"clause": statement})
+        if may_be_read_only(connection):
+            self._refuse_read_only(connection)
         try:
             if DriverStatement.does_the_same(session, connection):
                 return self._in_words_of(connection.dialect, statement).write(connection, ending._asdict())
             return int(execute_here(session, statement, ending._asdict()).rowcount)
         except DBAPIError as error:
-            if sqlstate(error) == _ABORTED:
-                raise PoisonedTransactionError from swallowed(connection)
-            raise
+            meaning = self._meaning(error, connection)
+            if meaning is None:
+                raise
+            raise meaning from meaning.__cause__
+
+    def _refuse_read_only(self, connection: Connection) -> None:
+        is_read_only, has_written = connection.execute(_STANDING).one()
+        if is_read_only:
+            raise read_only(self.name) if has_written else NothingWrittenError
+
+    def _meaning(self, error: DBAPIError, connection: Connection) -> Exception | None:
+        """What an error of the ledger's statement says of the job's transaction; None where it says so itself."""
+        match sqlstate(error):
+            case "25P02":  # an earlier error has aborted it
+                aborted = PoisonedTransactionError()
+                aborted.__cause__ = swallowed(connection)
+                return aborted
+            case "55P03":  # by a lock_timeout of the job's own
+                return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
+        return explain(error, self.name)
 
     def _in_words_of(self, dialect: Dialect, statement: Executable) -> DriverStatement:
         settle = self._settle_of.get(dialect)

@@ -79,9 +79,9 @@ class Runtime:
         database = self._open_database()
         self._check_pool(database)
         await self._check_sessions(database)
-        await self._check_ledger(database)
+        ledger_name = await self._check_ledger(database)
         queue = await self._open_queue()
-        ledger = self._use_ledger()
+        ledger = self._use_ledger(ledger_name)
         resources = await self._resources()
         await self._run_hooks(arq_context)
         caller = Caller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
@@ -151,9 +151,9 @@ class Runtime:
         config = self._config
         return Queue(config.require_redis_url(), name=config.queue, max_payload=config.max_payload)
 
-    def _use_ledger(self) -> Ledger:
+    def _use_ledger(self, name: str) -> Ledger:
         """The ledger, which is the default one too: what jobs enqueue is kept where their own rows are."""
-        ledger = Ledger(self._config.ledger)
+        ledger = Ledger(name)
         set_default_ledger(ledger)
         self._open.callback(set_default_ledger, None)
         return ledger
@@ -202,16 +202,23 @@ class Runtime:
 
             await answering("DATABASE_URL", ask_twin, self._config.connect_wait)
 
-    async def _check_ledger(self, database: db.Database[Any]) -> None:
-        """Jobs that cannot be written down must not be run: the table has to be there, and up to date."""
+    async def _check_ledger(self, database: db.Database[Any]) -> str:
+        """Jobs that cannot be written down must not be run: the table has to be there, and up to date.
+
+        Returns:
+            Its name, with its schema.
+        """
+        name = self._config.ledger
 
         async def ask() -> None:
+            nonlocal name
             try:
-                await check(database, self._config.ledger)
+                name = await check(database, self._config.ledger)
             except LedgerError as error:
                 raise StartupError(str(error)) from None
 
         await answering("DATABASE_URL", ask, self._config.connect_wait)
+        return name
 
     async def _resources(self) -> Mapping[str, Any]:
         lifespan = self._registry.lifespan

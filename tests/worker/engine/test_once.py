@@ -25,6 +25,7 @@ from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError
 from worker.exchange import now_ms
 from worker.ledger import Ending, Known, Ledger, Pending, State
+from worker.ledger.presence import GRANTS, check
 from worker.message import encode
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
@@ -60,6 +61,167 @@ async def waiters(postgres: Observer) -> int:
 
 async def known(delivery: Delivery) -> Known | None:
     return await Ledger().look_up(delivery.message.job_id, delivery.message.enqueued_at)
+
+
+class TestWhatTheBodyLeavesSet:
+    """The ledger's word does not depend on the state in which a task leaves its session: each starts once."""
+
+    @pytest.mark.parametrize(
+        "left",
+        [
+            "SET LOCAL lock_timeout = 1",
+            "SET LOCAL search_path TO pg_catalog",
+            "SET search_path TO pg_catalog",
+            "SAVEPOINT left_open",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "SET CONSTRAINTS ALL DEFERRED",
+        ],
+    )
+    async def test_the_row_is_written_with_the_effects(self, bench: Bench, rows: Count, left: str) -> None:
+        """Whatever they are: the row is in the job's own transaction."""
+        bench.ledger = Ledger(await check(db.default_database(), "tandem_jobs"))
+        starts: list[str] = []
+
+        @task(max_tries=1)
+        async def leaves(session: db.AsyncSession) -> None:
+            starts.append(left)
+            if "ISOLATION" in left:
+                await session.execute(text(left))
+            await session.execute(INSERT, {"words": "a"})
+            await session.execute(text(left if "ISOLATION" not in left else "SELECT 1"))
+
+        delivery = bench.deliver(leaves)
+        outcome = await bench.start(leaves, delivery)
+        assert (outcome.kind, outcome.in_ledger, len(starts)) == (Kind.COMPLETED, True, 1)
+        assert await known(delivery) == Known(State.DONE, b"null")
+        assert await rows() == 1
+
+    @pytest.mark.parametrize("level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
+    async def test_isolation_levels(self, bench: Bench, rows: Count, level: str) -> None:
+        """As SQLAlchemy sets them."""
+
+        @task(max_tries=1)
+        async def leaves(session: db.AsyncSession) -> None:
+            await session.connection(execution_options={"isolation_level": level})
+            await session.execute(INSERT, {"words": "a"})
+
+        delivery = bench.deliver(leaves)
+        assert (await bench.start(leaves, delivery)).in_ledger
+        assert await known(delivery) == Known(State.DONE, b"null")
+        assert await rows() == 1
+
+    async def test_savepoint_of_the_sessions(self, bench: Bench, rows: Count) -> None:
+        """`begin_nested()` that nobody has released."""
+
+        @task(max_tries=1)
+        async def leaves(session: db.AsyncSession) -> None:
+            await session.begin_nested()
+            await session.execute(INSERT, {"words": "a"})
+
+        delivery = bench.deliver(leaves)
+        assert (await bench.start(leaves, delivery)).in_ledger
+        assert await known(delivery) == Known(State.DONE, b"null")
+        assert await rows() == 1
+
+    @pytest.mark.parametrize("how", ["statement", "option", "sync", "default"])
+    async def test_read_only_transaction(self, bench: Bench, how: str) -> None:
+        """It has no effects, and writes no row: what becomes of the job is settled outside."""
+        starts: list[str] = []
+
+        async def reads(session: Any) -> int:
+            starts.append(how)
+            match how:
+                case "statement":
+                    await session.execute(text("SET TRANSACTION READ ONLY"))
+                case "option":
+                    await session.connection(execution_options={"postgresql_readonly": True})
+                case "default":
+                    await session.execute(text("SET LOCAL transaction_read_only = on"))
+            return int(await session.scalar(text("SELECT 42")))
+
+        def reads_in_thread(session: Any) -> int:
+            starts.append(how)
+            session.connection(execution_options={"postgresql_readonly": True})
+            return int(session.scalar(text("SELECT 42")))
+
+        reads.__annotations__["session"] = db.AsyncSession
+        reads_in_thread.__annotations__["session"] = db.Session
+        report = task(max_tries=1)(reads if how != "sync" else reads_in_thread)
+        delivery = bench.deliver(report)
+        outcome = await bench.start(report, delivery)
+        assert (outcome.kind, outcome.result, outcome.in_ledger) == (Kind.COMPLETED, b"42", False)
+        assert len(starts) == 1
+        assert await known(delivery) is None
+
+    async def test_read_only_after_it_has_written(self, bench: Bench, rows: Count) -> None:
+        """Its effects cannot be one with a row any more: it fails, rolled back, and is told what to do."""
+
+        @task(max_tries=1)
+        async def late(session: db.AsyncSession) -> None:
+            await session.execute(INSERT, {"words": "a"})
+            await session.execute(text("SET TRANSACTION READ ONLY"))
+
+        outcome = await bench.run(late)
+        assert outcome.kind is Kind.FAILED
+        assert "write nothing before SET TRANSACTION READ ONLY" in str(outcome.error)
+        assert await rows() == 0
+
+    async def test_read_only_by_a_function(self, bench: Bench, postgres: Observer) -> None:
+        """Nobody could see that, so nobody knows what was written before: it fails, and is told what to do."""
+        await postgres.execute(
+            "CREATE FUNCTION quietly() RETURNS text RETURN set_config('transaction_read_only', 'on', true)"
+        )
+
+        @task(max_tries=1)
+        async def quiet(session: db.AsyncSession) -> None:
+            await session.execute(text("SELECT quietly()"))
+
+        outcome = await bench.run(quiet)
+        assert outcome.kind is Kind.FAILED
+        assert "read-only" in str(outcome.error)
+
+    @pytest.mark.parametrize("granted", [False, True])
+    async def test_role_of_a_tenant(self, bench: Bench, rows: Count, postgres: Observer, granted: bool) -> None:
+        """A role needs rights on the ledger: without them the error names them, with them the job is done."""
+        role = f"tenant_{uuid4().hex}"
+        await postgres.execute(f"CREATE ROLE {role}; GRANT ALL ON note, note_id_seq TO {role}")
+        if granted:
+            await postgres.execute(f"GRANT {GRANTS} ON tandem_jobs TO {role}")
+
+        @task(max_tries=1)
+        async def tenants(session: db.AsyncSession) -> None:
+            await session.execute(text(f"SET LOCAL ROLE {role}"))
+            await session.execute(INSERT, {"words": "a"})
+
+        try:
+            outcome = await bench.run(tenants)
+        finally:
+            await postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        if granted:
+            assert outcome.kind is Kind.COMPLETED
+        else:
+            assert outcome.kind is Kind.FAILED
+            assert "GRANT SELECT, INSERT, UPDATE ON tandem_jobs" in str(outcome.error)
+        assert await rows() == granted
+
+    async def test_lock_timeout_while_another_attempt_settles(self, bench: Bench, rows: Count) -> None:
+        """It is put back, as it is without a limit of its own, and not run again at once."""
+        starts: list[int] = []
+
+        @task(max_tries=1)
+        async def hasty(session: db.AsyncSession) -> None:
+            starts.append(1)
+            await session.execute(INSERT, {"words": "a"})
+            await session.execute(text("SET LOCAL lock_timeout = 1"))
+
+        delivery = bench.deliver(hasty)
+        message = delivery.message
+        done = Ending(message.job_id, message.enqueued_at, message.task, "arq:queue", State.DONE)
+        async with db.scope():
+            await Ledger().mark_done(await db.session(), done)
+            outcome = await bench.start(hasty, delivery)
+        assert (outcome.kind, len(starts)) == (Kind.POSTPONED, 1)
+        assert await rows() == 0
 
 
 class TestOneStatement:
