@@ -86,7 +86,7 @@ def _properties(row: Mapping[str, Any], *, accept_pickle: bool) -> Iterator[tupl
     if row["patience"] is not None:
         yield "expires", f"{row['patience'] / 1000:g} s after it is due"
     if row["state"] == State.PENDING:
-        yield "next look", _when(row["check_at"])
+        yield "looked after from", _when(row["check_at"])
     else:
         yield "tries", str(row["tries"])
     if row["error"] is not None:

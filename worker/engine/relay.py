@@ -1,7 +1,7 @@
 """``Relay``: pending rows that Redis has lost, or never had -> queue.
 
-1. It takes rows that nobody has looked after for a while, puts them off, and COMMITS: no row stays locked while Redis
-   is asked.
+1. It goes through the rows whose time has come, lap after lap, and rests between laps for as long as makes them a small
+   part of its time. It writes none of them: a job that runs at REPEATABLE READ could not set such a row done any more.
 2. What Redis does not know is read again, as a job may have finished meanwhile, and published if it is pending still.
 3. Each queue has an epoch: a key that goes when Redis loses its memory. Then every pending row is looked after at once,
    so that losing all of Redis costs seconds, and what is merely waiting costs next to nothing.
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
+import time
 from collections.abc import Sequence
 
 from worker.errors import WorkerError
@@ -22,6 +23,9 @@ logger = logging.getLogger("worker")
 
 _PAUSE = 1.0  # seconds between two rounds, with jitter, so that workers take turns
 _BATCH = 500  # rows a round
+_SHORTEST_REST, _LONGEST_REST = 5.0, 600.0  # seconds between two laps
+_REST_FOR_LAP = 20  # a backlog of a million rows would else be all that anybody looks at
+_START = (-1, "")
 
 _Row = tuple[str, int, str]
 """A row's id, enqueue time and queue."""
@@ -39,6 +43,7 @@ class Relay:
         self._ledger = ledger
         self._queues = tuple(queues)
         self._epochs: dict[str, bytes] = {}
+        self._lap = _Lap()
 
     async def run(self) -> None:
         """Look after pending rows, round after round."""
@@ -87,10 +92,12 @@ class Relay:
 
     async def _round(self) -> int:
         """Look after a batch of rows whose time has come; how many there were."""
-        rows = await self._ledger.take_due(_BATCH)
-        if published := await self._look_after(rows):
+        due = await self._ledger.due(self._lap.position(), _BATCH)
+        # Before they are looked after: rows that nobody can publish must not be in the way of others.
+        self._lap.pass_over(due)
+        if published := await self._look_after([(job_id, enqueued_at, name) for _, job_id, enqueued_at, name in due]):
             logger.info("%d pending jobs were not in Redis, and are now", published)
-        return len(rows)
+        return len(due)
 
     async def _look_after(self, rows: Sequence[_Row]) -> int:
         """Publish what Redis does not know; how many that were."""
@@ -116,6 +123,35 @@ class Relay:
         if expired:
             await self._ledger.settle(expired)
         return sum(published)
+
+
+class _Lap:
+    """Where a relay is among the rows whose time has come."""
+
+    def __init__(self) -> None:
+        self._position: tuple[int, str] = _START
+        self._began = 0.0
+        self._next = 0.0
+        self._goes_on = False
+
+    def position(self) -> tuple[int, str]:
+        """After which time and id it goes on: from the start, when it is time for the next lap.
+
+        Between two laps it looks after what has become due since.
+        """
+        now = time.monotonic()
+        if not self._goes_on and now >= self._next:
+            self._position, self._began, self._goes_on = _START, now, True
+        return self._position
+
+    def pass_over(self, rows: Sequence[tuple[int, str, int, str]]) -> None:
+        """Go on after these rows; where they are few, the lap is over."""
+        if rows:
+            self._position = rows[-1][:2]
+        if self._goes_on and len(rows) < _BATCH:
+            now = time.monotonic()
+            self._next = now + min(max((now - self._began) * _REST_FOR_LAP, _SHORTEST_REST), _LONGEST_REST)
+            self._goes_on = False
 
 
 def entry(row: Unpublished) -> Entry:

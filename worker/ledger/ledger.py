@@ -3,7 +3,7 @@
 1. `add` and `reserve` write in the transaction of whoever enqueues: the job exists if and only if that commits.
 2. `mark_done` writes in the job's own transaction, as its last statement: effects and the row are one.
 3. `settle` writes, in a transaction of its own, how other jobs have ended.
-4. The relay reads what is pending; no row stays locked while it asks Redis.
+4. The relay reads what is pending, and writes none of it: a job may have begun that is to set its row done.
 5. What people do with rows is :mod:`worker.ledger.desk`.
 """
 
@@ -175,15 +175,21 @@ class Ledger:
         last: int | None = None if row is None else row["enqueued_at"]
         return last
 
-    async def take_due(self, limit: int) -> list[tuple[str, int, str]]:
-        """Up to `limit` rows to look after, as id, enqueue time and queue; each is due for its next look later."""
+    async def due(self, after: tuple[int, str], limit: int) -> list[tuple[int, str, int, str]]:
+        """Up to `limit` pending rows to look after, that come after one of that time and id.
+
+        Returns:
+            Of each the time (milliseconds) from which on it is looked after, its id, enqueue time and queue.
+        """
         async with scope() as work:
             session = await work.session(default_database())
-            taken = await execute(session, self._of(session).take_due, {"limit": limit})
-            return [(row.id, row.enqueued_at, row.queue) for row in taken]
+            after_time, after_id = after
+            parameters = {"after_time": after_time, "after_id": after_id, "limit": limit}
+            found = await execute(session, self._of(session).due, parameters)
+            return [(row.check_at, row.id, row.enqueued_at, row.queue) for row in found]
 
     async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
-        """Those of these rows, by id and enqueue time, that are pending still."""
+        """Those of these rows, by id and enqueue time, that are pending still, and that nobody is about to write."""
         wanted = set(keys)
         async with scope() as work:
             session = await work.session(default_database())

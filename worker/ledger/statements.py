@@ -27,14 +27,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.ledger.table import FINAL, State, now_ms, table
+from worker.ledger.table import FINAL, State, now_ms, spread, table
 
 GRACE = 3000
 """Milliseconds that whoever committed a row has to publish it, before the relay looks after it."""
-_PAST_DUE = 5000  # milliseconds past its due time at which a deferred job is looked after
-_FIRST_PAUSE, _LONGEST_PAUSE = 5000, 10 * 60 * 1000  # milliseconds between two looks at one row
-# Fourfold from look to look: a look is a write, and a backlog of a million rows would be all that anybody looks at.
-_DOUBLINGS, _MOST_DOUBLINGS = 2, 8
 
 # Whether an INSERT wrote its row: psycopg's cursor does not say any more once it is closed, as SQLAlchemy does at once.
 _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
@@ -67,10 +63,10 @@ class Statements:
     """Set the pending row of an id, enqueued between two times, aborted."""
     last_enqueued: Executable
     """The enqueue time of the last row in a range of a task's ids."""
-    take_due: Executable
-    """Rows that the relay is to look after; each is due for its next look later."""
+    due: Executable
+    """Pending rows that the relay is to look after, by the time from which on, and id."""
     unpublished: Executable
-    """Those rows of a list of ids that are pending still."""
+    """Those rows of a list of ids that are pending still, and that nobody is about to write."""
     pending_after: Executable
     """Pending rows of some queues, by id."""
     prune: Executable
@@ -85,7 +81,7 @@ class Statements:
             **_enqueueing(jobs, _INSERT[dialect]),
             **_ending(jobs, _INSERT[dialect]),
             **_asking(jobs),
-            **_relaying(jobs, dialect),
+            **_relaying(jobs),
             **_pruning(jobs, dialect),
         )
 
@@ -96,7 +92,9 @@ def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     # How long a job may wait counts from a due time that is to come, else from now, as in Redis.
     asked = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
     due = _later(asked, now_ms())
-    add = insert(jobs).values(**_named(job, fields), state=literal(State.PENDING.value), due=due, check_at=due + GRACE)
+    add = insert(jobs).values(
+        **_named(job, fields), state=literal(State.PENDING.value), due=due, check_at=due + GRACE + spread()
+    )
     return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
 
 
@@ -148,7 +146,7 @@ def _asking(jobs: Table) -> dict[str, Executable]:
         .limit(1),
         "pending": unpublished.where(of_id),
         # An id is unique among pending rows.
-        "unpublished": unpublished.where(of_ids),
+        "unpublished": unpublished.where(of_ids).with_for_update(read=True, skip_locked=True),
         "last_enqueued": select(job.enqueued_at)
         .where(*ids_between, job.task == bindparam("task", type_=Text))
         .order_by(job.id.desc())
@@ -156,23 +154,17 @@ def _asking(jobs: Table) -> dict[str, Executable]:
     }
 
 
-def _relaying(jobs: Table, dialect: str) -> dict[str, Executable]:
+def _relaying(jobs: Table) -> dict[str, Executable]:
+    # It only reads: a job that runs at REPEATABLE READ could not set a row done that was written since it began.
     job = jobs.c
     is_pending = job.state == State.PENDING.value
-    due_now = (
-        select(jobs)
-        .where(is_pending, job.check_at <= _now())
-        .order_by(job.check_at)
+    after_time, after_id = bindparam("after_time", type_=BigInteger), bindparam("after_id", type_=Text)
+    due = (
+        select(job.check_at, job.id, job.enqueued_at, job.queue)
+        .where(is_pending, job.check_at >= after_time, job.check_at <= _now())
+        .where(or_(job.check_at > after_time, job.id > after_id))
+        .order_by(job.check_at, job.id)
         .limit(bindparam("limit"))
-        .with_for_update(skip_locked=True)
-    )
-    grown = literal(_FIRST_PAUSE).bitwise_lshift(_earlier(job.checks * _DOUBLINGS, literal(_MOST_DOUBLINGS)))
-    pause = _earlier(grown, literal(_LONGEST_PAUSE))
-    take_due = (
-        update(jobs)
-        .where(_at(dialect, due_now))
-        .values(check_at=_later(now_ms() + pause, job.due + _PAST_DUE), checks=job.checks + 1)
-        .returning(job.id, job.enqueued_at, job.queue)
     )
     of_queues = job.queue.in_(bindparam("queues", expanding=True))
     pending_after = (
@@ -181,7 +173,7 @@ def _relaying(jobs: Table, dialect: str) -> dict[str, Executable]:
         .order_by(job.id)
         .limit(bindparam("limit"))
     )
-    return {"take_due": take_due, "pending_after": pending_after}
+    return {"due": due, "pending_after": pending_after}
 
 
 def _pruning(jobs: Table, dialect: str) -> dict[str, Executable]:
@@ -222,7 +214,3 @@ def _at(dialect: str, rows: Select[Any]) -> ColumnElement[bool]:
 
 def _later(one: Any, other: Any) -> Any:
     return case((one > other, one), else_=other)
-
-
-def _earlier(one: Any, other: Any) -> Any:
-    return case((one < other, one), else_=other)

@@ -54,6 +54,26 @@ def _sqlite_now(_element: Any, _compiler: Any, **_: Any) -> str:
     return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 
 
+class spread(FunctionElement[int]):  # noqa: N801 - an SQL function
+    """Milliseconds from 0 to `SPREAD`, by chance."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+SPREAD = 400
+
+
+@compiles(spread, "postgresql")
+def _postgresql_spread(_element: Any, _compiler: Any, **_: Any) -> str:
+    return f"CAST(random() * {SPREAD} AS bigint)"
+
+
+@compiles(spread, "sqlite")
+def _sqlite_spread(_element: Any, _compiler: Any, **_: Any) -> str:
+    return f"abs(random() % {SPREAD + 1})"
+
+
 # By bytes: people expect no order of ids, and a primary key in a language's order may be broken by the next update of
 # the system's locales. This one is what keeps effects from happening twice.
 _Id = Text().with_variant(Text(collation="C"), "postgresql")
@@ -85,7 +105,9 @@ def table(name: str = NAME) -> Table:
         Column("started_at", BigInteger),
         Column("finished_at", BigInteger),
         Column("check_at", BigInteger),
-        Column("checks", Integer, nullable=False, server_default="0"),
+        Column(
+            "checks", Integer, nullable=False, server_default="0"
+        ),  # of earlier versions, which a deploy may still run
         Index(f"{bare}_check", "check_at", **_where("state = 'pending'")),
         Index(f"{bare}_pending", "id", unique=True, **_where("state = 'pending'")),
         Index(f"{bare}_failed", "finished_at", **_where("state = 'failed'")),
