@@ -220,5 +220,5 @@ async def run_on_commit(callbacks: list[OnCommit]) -> None:
             told = callback()
             if inspect.isawaitable(told):
                 await told
-        except Exception:
+        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt):
             logger.exception("an on_commit callback failed; the transaction is committed")

@@ -69,11 +69,14 @@ async def test_not_after_a_failed_commit(told: list[str], rows: Count) -> None:
     assert await rows() == 0
 
 
-async def test_failing_callback_is_logged(told: list[str], rows: Count, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+async def test_failing_callback_is_logged(
+    told: list[str], rows: Count, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
     """An on-commit callback that raises changes nothing for the caller, whose row is saved, nor for those after it."""
 
     def fail() -> None:
-        raise LookupError("nobody listens")
+        raise error("nobody listens")
 
     with caplog.at_level(logging.ERROR, "db"):
         async with db.scope():

@@ -1,14 +1,16 @@
 """What the workers run that the tests of ``python -m worker run`` start: the tasks and their registry."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
+import db
 from worker import cron, task
 
 TASKS = tuple(
     f"tests.lifecycle.errands.{name}"
-    for name in ("double", "wait_for", "who_runs", "pass_on", "ask_arq", "once_in_a_leap_year")
+    for name in ("double", "wait_for", "who_runs", "pass_on", "ask_arq", "leave", "once_in_a_leap_year")
 )
 
 
@@ -49,6 +51,29 @@ async def pass_on(hops: int, queue: str, other: str) -> None:
 async def ask_arq(ctx: dict[Any, Any], number: int) -> None:
     """Enqueue `double` as an arq task does."""
     await ctx["redis"].enqueue_job("double", number, _job_id="by-arq")
+
+
+@task
+async def leave(how: str) -> str:
+    """End the process, as code that parses a command line does where it does not like one."""
+
+    async def child() -> None:
+        await asyncio.sleep(0.01)
+        sys.exit(how)
+
+    match how:
+        case "in a child":
+            await asyncio.gather(child(), asyncio.sleep(1))
+        case "in a thread":
+            await asyncio.to_thread(sys.exit, how)
+        case "in a child that nobody waits for":
+            await asyncio.wait({asyncio.create_task(child())})
+        case "in a callback":
+            asyncio.get_running_loop().call_soon(sys.exit, how)
+            await asyncio.sleep(0.01)
+        case "after the commit":
+            db.on_commit(lambda: sys.exit(how))
+    return "stayed"
 
 
 @cron("0 0 29 2 *")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.commands import Command
-from tests.lifecycle.errands import ask_arq, double, pass_on, wait_for, who_runs
+from tests.lifecycle.errands import ask_arq, double, leave, pass_on, wait_for, who_runs
 from tests.waiting import at_once, eventually
-from worker import Job, Queue
+from worker import Job, JobFailed, Queue
 
 ERRANDS = {"WORKER_REGISTRY": "tests.lifecycle.errands"}
 
@@ -54,6 +54,25 @@ async def test_jobs_run_on_uvloop(settings: dict[str, str], tmp_path: Path) -> N
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
         assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
+async def test_a_job_that_ends_the_process(command: tuple[str, ...], settings: dict[str, str], tmp_path: Path) -> None:
+    """`SystemExit` outside a body's own task fails its job at most; the worker goes on with all others, and drains."""
+    file = tmp_path / "go-on"
+    with Command(*command, folder=tmp_path, environment=settings) as run:
+        beside = await wait_for.enqueue(str(file))
+        for how in ("in a child", "in a thread"):
+            with pytest.raises(JobFailed, match=f"SystemExit: {how}"):
+                await (await leave.enqueue(how)).result(timeout=30)
+        for how in ("in a child that nobody waits for", "in a callback", "after the commit"):
+            assert await (await leave.enqueue(how)).result(timeout=30) == "stayed"
+            await run.says(f"SystemExit: {how}")
+        file.touch()
+        assert await beside.result(timeout=30) == "waited"
+        assert Path(f"{file}.begun").read_text() == "begun\n"  # noqa: ASYNC240 - the workers are other processes
+        run.send(signal.SIGTERM)
+        assert await run.ends() == 0
 
 
 async def test_arq_runs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:

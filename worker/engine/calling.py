@@ -74,7 +74,7 @@ class Caller:
             return
         try:
             await self._on_job_end(context)
-        except Exception:
+        except (Exception, SystemExit, KeyboardInterrupt):
             logger.exception("on_job_end failed, after its job had")
 
     async def _call(self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope) -> Any:
@@ -140,7 +140,7 @@ class AfterJob:
         }
         try:
             await self._hook(context)
-        except Exception:
+        except (Exception, SystemExit, KeyboardInterrupt):
             logger.exception("after_job_end failed; its job has ended all the same")
 
 

@@ -218,7 +218,7 @@ class Engine:
                 return Outcome(job.stop, error=error)
             # Another job's code has cancelled whatever it found; this one has not begun.
             return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             if job.delivery is None and transient(error) is not None:  # it could not be recalled
                 return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
             logger.exception("the engine stumbled over %s; the job fails, the worker goes on", job.job_id)

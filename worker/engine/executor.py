@@ -91,7 +91,7 @@ class Executor:
             return Outcome.failed(UnknownTaskError(f"no task {message.task!r} in this worker's registry"))
         try:
             payload = task.signature.restore(message.args, message.kwargs)
-        except Exception as error:  # noqa: BLE001 - a validator of the task's own may raise anything
+        except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             return Outcome.failed(error)
         return await self._until_settled(self._run(delivery, task, payload))
 

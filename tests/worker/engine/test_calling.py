@@ -267,13 +267,14 @@ class TestHooks:
             assert (outcome.kind, repr(outcome.error)) == (Kind.FAILED, f"LookupError('{which}')")
         assert await rows() == 0
 
+    @pytest.mark.parametrize("error", [LookupError, SystemExit])
     async def test_one_that_raises_at_the_end_does_not_hide_why_the_job_failed(
-        self, make_bench: MakeBench, caplog: pytest.LogCaptureFixture
+        self, make_bench: MakeBench, caplog: pytest.LogCaptureFixture, error: type[BaseException]
     ) -> None:
         """The job's own error is its outcome, and the hook's is logged."""
 
         async def broken(ctx: dict[Any, Any]) -> None:
-            raise LookupError
+            raise error
 
         @task
         async def fail() -> None:

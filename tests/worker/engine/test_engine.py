@@ -159,7 +159,7 @@ class TestFailures:
 
         async def fail(ctx: dict[Any, Any]) -> None:
             calls.append(ctx["job_id"])
-            raise asyncio.CancelledError if len(calls) % 2 else ValueError
+            raise (asyncio.CancelledError, ValueError, SystemExit)[len(calls) % 3]
 
         async with start(double, after_job_end=fail, concurrency=1):
             for number in range(4):

@@ -109,7 +109,8 @@ class TestOutcome:
         assert isinstance(outcome.error, ValueError | TypeError)
         assert await postgres.backends() == 0
 
-    async def test_a_validator_may_raise_anything(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("error", [KeyError, SystemExit, KeyboardInterrupt])
+    async def test_a_validator_may_raise_anything(self, bench: Bench, error: type[BaseException]) -> None:
         """An argument's own validator that breaks fails the job and not the worker."""
 
         class Broken(BaseModel):
@@ -118,7 +119,7 @@ class TestOutcome:
             @field_validator("number")
             @classmethod
             def check(cls, number: int) -> int:
-                raise KeyError(number)
+                raise error(number)
 
         async def fn(broken: Any) -> None: ...
 
@@ -126,7 +127,7 @@ class TestOutcome:
         broken = task(fn)
         delivery = Delivery(Message("1", broken.name, ({"number": 1},), {}, 1), "arq:queue")
         outcome = await bench.start(broken, delivery)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, KeyError)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, error)
 
     @pytest.mark.parametrize(
         "result",
