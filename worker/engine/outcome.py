@@ -4,9 +4,11 @@
 2. `Retry`, and the exceptions in `retry_on`, run the job again while tries are left; all others are final.
 3. The database's transient errors run it again in a new session without costing a try (`Rerun`); those that go on count
    as one.
+4. An exception group is asked member by member: one that is final makes it final; else the longest wait counts.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -70,15 +72,16 @@ class Rerun:
 
 def judge(error: BaseException, task: Task[..., object], *, tries: int, max_tries: int) -> Outcome | Rerun:
     """What `error`, which ended an attempt of `task`, means for its job; `tries` counts the earlier failures."""
-    defer = _asked_for(error)
-    if defer is not None:
-        return _again(_exhausted(error, tries), tries, max_tries, defer)
+    wait = _wait(error, task.options.retry_on, tries)
+    if wait is None:
+        return Outcome.failed(error)
+    members = [*_members(error)]
     why = transient(error)
-    if why is not None:
+    if why is not None and not any(map(_is_request, members)):
         return Rerun(why, error)
-    if _is_one_of(error, task.options.retry_on):
-        return _again(error, tries, max_tries, backoff(tries))
-    return Outcome.failed(error)
+    if all(_is_request(member) or transient(member) is not None for member in members):
+        error = _exhausted(error, tries)
+    return _again(error, tries, max_tries, wait)
 
 
 def count_as_try(rerun: Rerun, *, tries: int, max_tries: int) -> Outcome:
@@ -110,6 +113,10 @@ def _asked_for(error: BaseException) -> float | None:
     return None
 
 
+def _is_request(error: BaseException) -> bool:
+    return _asked_for(error) is not None
+
+
 def _exhausted(asked: BaseException, tries: int) -> TriesExhaustedError:
     error = TriesExhaustedError(
         f"gave up after {tries + 1} tries: it asked for one more than @task(max_tries=...) allows"
@@ -118,8 +125,25 @@ def _exhausted(asked: BaseException, tries: int) -> TriesExhaustedError:
     return error
 
 
-def _is_one_of(error: BaseException, kinds: tuple[type[Exception], ...]) -> bool:
-    """Whether `error` is of these kinds; a group is if all of its members are."""
+def _wait(error: BaseException, retry_on: tuple[type[Exception], ...], tries: int) -> float | None:
+    """Seconds until an attempt that ended with `error` may run again; None where that is final."""
+    defer = _asked_for(error)
+    if defer is not None:
+        return defer
     if isinstance(error, BaseExceptionGroup):
-        return isinstance(error, kinds) or all(_is_one_of(member, kinds) for member in error.exceptions)
-    return isinstance(error, kinds)
+        waits = [_wait(member, retry_on, tries) for member in error.exceptions]
+        longest = [wait for wait in waits if wait is not None]
+        if len(longest) == len(waits):
+            return max(longest)
+    elif transient(error) is not None:
+        return 0.0
+    return backoff(tries) if isinstance(error, retry_on) else None
+
+
+def _members(error: BaseException) -> Iterator[BaseException]:
+    """The members of a group, also of groups in it; of any other error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _members(member)
+    else:
+        yield error

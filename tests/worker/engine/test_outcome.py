@@ -78,6 +78,43 @@ class TestJudge:
         assert last.error is not None
         assert last.error.__cause__ is asked
 
+    @pytest.mark.parametrize(
+        ("members", "wait"),
+        [
+            ([Retry(defer=5)], 5.0),
+            ([Retry(defer=5), arq.worker.Retry(defer=7)], 7.0),
+            ([Retry(defer=5), answered("40001")], 5.0),
+            ([Retry(defer=500), KeyError()], 500.0),
+            ([answered("57P01"), ExceptionGroup("inner", [Retry(defer=9), KeyError()])], 9.0),
+        ],
+    )
+    def test_a_group_is_asked_member_by_member(self, members: list[Exception], wait: float) -> None:
+        """What a `TaskGroup` raises runs again if each member asks for it, after the longest wait, at the cost of a
+        try."""
+        error = ExceptionGroup("g", members)
+        assert verdict(error, retry_on=(LookupError,)) == Outcome(Kind.RETRIED, error=_any(), delay=wait)
+        last = verdict(error, tries=2, max_tries=3, retry_on=(LookupError,))
+        assert isinstance(last, Outcome)
+        assert last.kind is Kind.FAILED
+        assert last.error is error or (last.error is not None and last.error.__cause__ is error)
+        final = ExceptionGroup("g", [*members, ValueError()])
+        assert verdict(final, retry_on=(LookupError,)) == Outcome.failed(final)
+
+    def test_a_group_with_a_longer_backoff(self) -> None:
+        """The wait of an exception in `retry_on` counts beside a `Retry`, and its error is the one that is kept."""
+        error = ExceptionGroup("g", [Retry(), KeyError()])
+        again = verdict(error, tries=1, retry_on=(LookupError,))
+        assert isinstance(again, Outcome)
+        assert 1.5 <= again.delay <= 2.5
+        assert verdict(error, tries=2, retry_on=(LookupError,)) == Outcome.failed(error)
+
+    def test_a_group_that_is_named_itself(self) -> None:
+        """A group that `retry_on` names runs again whatever is in it; a `Retry` in it still says when."""
+        odd = ExceptionGroup("g", [ValueError(), TypeError()])
+        assert verdict(odd, retry_on=(ExceptionGroup,)) == Outcome(Kind.RETRIED, error=odd, delay=_any())
+        asked = ExceptionGroup("g", [Retry(defer=77), ValueError()])
+        assert verdict(asked, retry_on=(Exception,)) == Outcome(Kind.RETRIED, error=asked, delay=77.0)
+
     def test_arqs_retry_is_told_by_its_class(self) -> None:
         """arq's `Retry` and its subclasses are requests; other classes of that name are errors."""
         assert verdict(arq.worker.Retry(defer=2)) == Outcome(Kind.RETRIED, error=_any(), delay=2.0)
