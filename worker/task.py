@@ -139,8 +139,11 @@ class Task(Generic[P, R]):
 
     @cached_property
     def is_sync(self) -> bool:
-        """Whether the function is a plain one, which runs in a thread."""
-        return not any(map(inspect.iscoroutinefunction, (self.fn, inspect.unwrap(self.fn))))
+        """Whether the function is a plain one, which is called in a thread.
+
+        What it wraps does not count: a wrapper may run it by `asyncio.run`, and only a call tells.
+        """
+        return not any(map(inspect.iscoroutinefunction, (self.fn, type(self.fn).__call__)))
 
     def check(self) -> None:
         """Raise :class:`TaskDefinitionError` for a function that cannot serve."""
@@ -160,7 +163,9 @@ class Task(Generic[P, R]):
         match self.injected[name]:
             case InjectedSession(sync=True) if not self.is_sync:
                 return f"{name} is a Session in an async function: annotate it AsyncSession"
-            case InjectedSession(sync=False) if self.is_sync:
+            case InjectedSession(sync=False) if self.is_sync and not inspect.iscoroutinefunction(
+                inspect.unwrap(self.fn)
+            ):
                 return f"{name} is an AsyncSession in a plain function: annotate it Session"
         return None
 
@@ -361,8 +366,8 @@ def task(
 ) -> Any:
     """Make a function a task: ``@task``, or ``@task(timeout=30)``.
 
-    An `async def` runs on the worker's event loop, a plain function in a thread. What is injected:
-    :mod:`worker.signature`.
+    An `async def` runs on the worker's event loop, a plain function in a thread; an awaitable that a plain function
+    returns is awaited on the loop. What is injected: :mod:`worker.signature`.
 
     Args:
         name: its name on the wire (default: the function's ``__qualname__``, as in arq).

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import db
 import worker
 from db.database import Database
 from tests.worker.conftest import Count, RoundTrips
-from worker import cron, task
+from worker import Task, cron, task
 from worker.errors import ConfigError, PayloadNotJSONError, PayloadTooLargeError, TaskDefinitionError
 from worker.ledger import Ledger
+from worker.options import Options
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -62,8 +63,8 @@ class TestDeclaring:
         assert add.name == "add"
         assert task(name="mail.send")(send.fn).name == "mail.send"
 
-    def test_a_coroutine_function_is_told_through_a_wrapper(self) -> None:
-        """A decorated `async def` is awaited, whichever of wrapper and function is asynchronous."""
+    def test_a_coroutine_function_is_told_by_what_is_called(self) -> None:
+        """An `async def` runs on the loop; a plain wrapper is called in a thread, whatever it wraps."""
 
         def plain(fn: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(fn)
@@ -82,7 +83,14 @@ class TestDeclaring:
         async def coroutine() -> None: ...
         def function() -> None: ...
 
-        assert not task(plain(coroutine)).is_sync
+        class Resizer:
+            async def __call__(self) -> None: ...
+
+        assert not task(coroutine).is_sync
+        assert not Task(partial(coroutine), "partial", Options()).is_sync
+        assert not Task(Resizer(), "callable", Options()).is_sync
+        assert Task(partial(function), "partial", Options()).is_sync
+        assert task(plain(coroutine)).is_sync
         assert not task(asynchronous(function)).is_sync
         assert task(plain(function)).is_sync
         assert task(function).is_sync

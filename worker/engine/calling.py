@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -110,17 +111,22 @@ class Caller:
         }
 
     async def _in_thread(self, task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
-        """A thread cannot be cancelled: its next statement raises, and it is waited for before its scope may end."""
-        run = contextvars.copy_context().run
-        call = asyncio.get_running_loop().run_in_executor(self._threads, run, _call_plainly, task, payload, values)
+        """A thread cannot be cancelled: its next statement raises, and it is waited for before its scope may end.
+
+        What it returns is awaited here if it can be, in the context that the call has left.
+        """
+        loop = asyncio.get_running_loop()
+        context = contextvars.copy_context()
+        call = loop.run_in_executor(self._threads, context.run, _call_plainly, task, payload, values)
         try:
-            return await asyncio.shield(call)
+            result = await asyncio.shield(call)
         except asyncio.CancelledError:
             for value in values.values():
                 if isinstance(value, Session):
                     value.use.stop(TimeoutError(f"{task.name} was told to stop"))
             await _ended(call)
             raise
+        return await loop.create_task(_awaited(result), context=context) if inspect.isawaitable(result) else result
 
 
 class AfterJob:
@@ -152,6 +158,10 @@ def _call_plainly(task: Task[..., Any], payload: Mapping[str, Any], values: Mapp
         raise RuntimeError(f"{task.name} raised StopIteration") from error
 
 
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
+
+
 async def _ended(call: asyncio.Future[Any]) -> None:
     """Wait for a thread, whatever it returns or raises, and whoever asks to hurry."""
     while not call.done():
@@ -159,4 +169,5 @@ async def _ended(call: asyncio.Future[Any]) -> None:
             await asyncio.wait({call})
         except asyncio.CancelledError:
             continue
-    call.exception()  # retrieved, as nobody else will
+    if call.exception() is None and inspect.iscoroutine(call.result()):
+        call.result().close()  # it comes too late to be awaited

@@ -1,6 +1,8 @@
 """Calling a task: what it is given, in which thread it runs, and the hooks around it."""
 
 import asyncio
+import contextvars
+import functools
 import threading
 import time
 from datetime import UTC, datetime
@@ -150,6 +152,59 @@ class TestThreads:
         assert outcome.kind is Kind.FAILED
         assert error in (outcome.error, outcome.error and outcome.error.__cause__)
         assert await rows() == 0
+
+    async def test_what_it_returns_is_awaited(self, execute: Execute, rows: Count) -> None:
+        """A wrapper may run an `async def` itself, or return its coroutine, which the loop then awaits in the job's
+        scope, with what the wrapper has set."""
+        tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody's")
+
+        async def body(words: str) -> str:
+            await asyncio.sleep(0.01)
+            return f"{tenant.get()} {words}, {threading.current_thread() is threading.main_thread()}"
+
+        @task
+        @functools.wraps(body)
+        def runs_it(words: str) -> str:
+            return asyncio.run(body(words))
+
+        @task
+        @functools.wraps(body)
+        def returns_it(words: str) -> Any:
+            tenant.set("mine")
+            return body(words)
+
+        async def add(session: db.AsyncSession) -> None:
+            await session.execute(INSERT, {"words": "a"})
+
+        @task
+        @functools.wraps(add)
+        def wrapped(session: db.AsyncSession) -> Any:
+            return add(session)
+
+        wrapped.check()
+        assert from_json((await execute(runs_it, "a")).result) == "nobody's a, False"
+        assert from_json((await execute(returns_it, "b")).result) == "mine b, True"
+        assert (await execute(wrapped)).kind is Kind.COMPLETED
+        assert await rows() == 1
+
+    async def test_what_it_returns_too_late_is_not_awaited(self, execute: Execute) -> None:
+        """A coroutine that comes after the deadline is closed."""
+
+        async def body() -> None:
+            raise AssertionError("it is too late")
+
+        @task(timeout=0.05)
+        @functools.wraps(body)
+        def slow() -> Any:
+            time.sleep(0.2)
+            return body()
+
+        @task(timeout=0.05)
+        def returns_slow() -> Any:
+            return asyncio.sleep(5)
+
+        for each in (slow, returns_slow):
+            assert isinstance((await execute(each)).error, TimeoutError)
 
     async def test_a_swallowed_error_fails_the_job(self, execute: Execute, rows: Count) -> None:
         """A1 holds for psycopg too."""
