@@ -31,7 +31,8 @@ class Proxy:
        itself, both ways; `resume` ends both and delivers what was kept, as a network that is whole again does.
     3. `drop_on` cuts one connection at one statement: before the server sees it, or once it has answered.
     4. `rate` is how many bytes a second each connection carries to the server; None: as many as it can.
-    5. `statements` is what clients sent to be executed, in order; `connections` is how many were accepted.
+    5. `statements` is what clients sent to be executed, in order; `connections` is how many were accepted; `carried`
+       is how many bytes have passed, both ways.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,6 +43,7 @@ class Proxy:
         self._trap: Trap | None = None
         self.rate: float | None = None
         self.statements: list[str] = []
+        self.carried = 0
 
     async def __aenter__(self) -> Self:
         await self.resume()
@@ -101,6 +103,7 @@ class Proxy:
     async def receive(self, reader: asyncio.StreamReader) -> bytes:
         """The next bytes, once anything gets through; empty at the end."""
         data = await reader.read(65_536)
+        self.carried += len(data)
         await self._flow.wait()
         return data
 

@@ -161,7 +161,7 @@ class Config(BaseSettings):
     """Seconds that a starting worker waits for the database and Redis to answer."""
 
     max_payload: Bytes = ByteSize(1024 * 1024)
-    """Bytes that the arguments of one job may have on the wire."""
+    """Bytes that the arguments of one job may have on the wire. A worker reads up to eight times as many."""
 
     max_result: ResultBytes = ByteSize(32 * 1024 * 1024)
     """Bytes that the result of one job may have as JSON; a job that returns more fails, and is rolled back."""

@@ -92,7 +92,10 @@ class EnqueueError(WorkerError):
 
 
 class PayloadTooLargeError(EnqueueError):
-    """The arguments are larger than `WORKER_MAX_PAYLOAD`: store them, and enqueue their key."""
+    """The arguments are larger than `WORKER_MAX_PAYLOAD`: store them, and enqueue their key.
+
+    It also ends a job that other software has queued with more than eight times as many bytes: no worker reads it.
+    """
 
 
 class PayloadNotJSONError(EnqueueError, TypeError):

@@ -76,7 +76,7 @@ class Claim(NamedTuple):
     raw_id: bytes
     """Its id as it is in Redis: whoever put it there need not have heard of UTF-8."""
     payload: bytes | None
-    """None: the job has expired, or was never there."""
+    """None: the job has expired, or was never there, or is too large to be read."""
     score: bytes
     """When it was due, in milliseconds since the epoch, as Redis writes it."""
     tries: int
@@ -85,6 +85,8 @@ class Claim(NamedTuple):
     """Claims that nobody finished."""
     abort_at: float | None
     """When it was asked to abort, in milliseconds since the epoch."""
+    unread: int = 0
+    """Bytes of a payload that is too large to be read; 0 of any other."""
 
     @property
     def is_suspect(self) -> bool:

@@ -31,6 +31,7 @@ _NO_TIME = 15  # digits of milliseconds, which no datetime can say
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _ON_LINES = ("claim", "finish")  # the scripts that have a connection each, as a worker runs them all the time
 _CHUNK = 1000  # jobs a round trip: more would block Redis for longer than a few milliseconds
+_READ = 8  # times `max_payload` that a worker reads
 _CHUNK_BYTES = 8 * 1024 * 1024  # of payload a round trip: Redis ends a connection that sends a gigabyte at once
 
 
@@ -41,7 +42,8 @@ class Queue:
         url: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+sentinel://`` or ``redis+cluster://``: see
             :mod:`worker.redis_url`.
         name: the queue that jobs go to unless their task says otherwise (default: ``arq:queue``, as in arq).
-        max_payload: bytes that the arguments of one job may have (default: 1 MiB).
+        max_payload: bytes that the arguments of one job may have (default: 1 MiB). Workers read eight times as many,
+            as other producers have other limits.
         default: this is the default queue from now on, in place of the one that ``REDIS_URL`` names.
 
     Each event loop that uses it has connections of its own: threads that run loops may share it.
@@ -96,14 +98,24 @@ class Queue:
         return bool(await self._run("abort", queue, arguments))
 
     async def claim(self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1) -> Claims:
-        """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed; of suspects up to `suspects`."""
-        arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects]
+        """Take up to `wanted` due jobs, for `lease` milliseconds unless it is renewed; of suspects up to `suspects`.
+
+        Fewer where they are large. A payload of more than `largest_read` bytes stays where it is.
+        """
+        arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects, self.largest_read]
         now, next_score, *jobs = await self._run("claim", queue, arguments)
         claims = [
             Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at))
+            if not isinstance(payload, int)  # the size of one that was not read
+            else Claim(raw_id, None, score, tries, crashes, None, unread=payload)
             for raw_id, payload, score, tries, crashes, abort_at in jobs
         ]
         return Claims(claims, None if next_score is None else max(float(next_score) - now, 0.0) / 1000)
+
+    @property
+    def largest_read(self) -> int:
+        """Bytes that a payload may have to be read by a worker."""
+        return _READ * self.max_payload
 
     async def finish(self, queue: str, settlements: Sequence[Settlement]) -> list[bool]:
         """Record what became of held jobs; tells of each whether it was still this worker's."""

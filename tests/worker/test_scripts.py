@@ -150,6 +150,26 @@ class TestEnqueue:
 
 
 class TestClaim:
+    async def test_a_payload_that_is_too_large(self, redis_url: str, observer: Any) -> None:
+        """It is not read: the claim tells its size, and takes the jobs around it as ever."""
+        queue = Queue(redis_url, max_payload=1000)
+        await queue.enqueue([entry("a"), entry("b", b"x" * 8000), entry("c", b"x" * 8001), entry("d")])
+        claimed = {job.raw_id: (job.payload, job.unread) for job in await claim(queue)}
+        assert claimed == {b"a": (b"{}", 0), b"b": (b"x" * 8000, 0), b"c": (None, 8001), b"d": (b"{}", 0)}
+        assert observer.strlen("arq:job:c") == 8001
+        await queue.close()
+
+    async def test_large_payloads(self, queue: Queue, observer: Any) -> None:
+        """One claim brings a few megabytes, so that its reply arrives in time; the next one goes on where it ended."""
+        ids = [f"j{n:02}" for n in range(10)]
+        await queue.enqueue([entry(job_id, b"x" * 1024 * 1024) for job_id in ids])
+        first = await queue.claim(QUEUE, OURS, LEASE, 100)
+        assert [job.raw_id.decode() for job in first.jobs] == ids[:4]
+        assert first.next_due == 0
+        assert len(observer.keys("arq:in-progress:*")) == 4
+        rest = [job.raw_id.decode() for _ in range(3) for job in await claim(queue)]
+        assert rest == ids[4:]
+
     async def test_keys(self, queue: Queue, observer: Any) -> None:
         """A claim says who holds the job and when it was due, and moves its score to the end of the lease."""
         await queue.enqueue([entry(payload=b"[1]")])

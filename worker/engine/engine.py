@@ -207,7 +207,7 @@ class Engine:
 
     async def _outcome(self, job: HeldJob) -> Outcome:
         try:
-            if job.claim.payload is None and self._ledger is not None:
+            if job.claim.payload is None and not job.claim.unread and self._ledger is not None:
                 job.claim = await recall(job.claim, self._ledger)
             outcome = self._reception.receive(job)
             if job.delivery is None and self._ledger is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from worker.engine.delivery import Delivery
 from worker.engine.held import HeldJob
 from worker.engine.outcome import Kind, Outcome
-from worker.errors import JobExpiredError, PayloadError, PoisonJobError, UnknownTaskError
+from worker.errors import JobExpiredError, PayloadError, PayloadTooLargeError, PoisonJobError, UnknownTaskError
 from worker.exchange import Claim
 from worker.message import Message
 from worker.task import Task
@@ -39,6 +39,8 @@ class Reception:
     def receive(self, job: HeldJob) -> Outcome | None:
         """Fill in the job's delivery; its outcome if it is not to run at all."""
         claim = job.claim
+        if claim.unread:
+            return Outcome.failed(_too_large(claim))
         if claim.payload is None:
             return Outcome(Kind.EXPIRED, error=JobExpiredError("job expired: it waited longer than it may"))
         try:
@@ -84,6 +86,13 @@ class Reception:
             if now - met <= 2 * self._unknown_for + 60:
                 return
             del self._strangers[raw_id]
+
+
+def _too_large(claim: Claim) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"its payload has {claim.unread} bytes, and a worker reads 8 times WORKER_MAX_PAYLOAD at most: store the "
+        "arguments and enqueue their key, or raise it"
+    )
 
 
 def _milliseconds(claim: Claim) -> int:

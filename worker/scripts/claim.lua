@@ -4,16 +4,20 @@
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  token     ARGV[3]  lease in ms     ARGV[4]  n
 -- ARGV[5]  how many of them may be suspects: jobs whose workers have died WARY times or more
+-- ARGV[6]  the most bytes that a payload may have
 -- Returns the time, when the next job is due (or false), and for each taken job: id, payload (or false), its score,
--- failed tries, claims that were never finished, when it was asked to abort (or false).
+-- failed tries, claims that were never finished, when it was asked to abort (or false). A payload that is too large is
+-- not read: its size is returned instead. After ENOUGH bytes no more jobs are taken, as the reply has to arrive in time.
 --
 -- What can be asked or written for many jobs at once is: the calls are what this costs.
 local queue, prefix, token, lease, wanted = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local suspects = tonumber(ARGV[5])
-local PASS_OVER, AT_ONCE, MOST, WARY, LATER = 1000, 1000, 1000000000, 2, 500
+local largest, bytes = tonumber(ARGV[6]), 0
+local PASS_OVER, AT_ONCE, MOST, WARY, LATER, ENOUGH = 1000, 1000, 1000000000, 2, 500, 4 * 1024 * 1024
 local started, abort = prefix .. 'started', prefix .. 'abort'
+local first_claim = '1:' .. token
 local lease_end = string.format('%.0f', now + lease)
 local aborts = redis.call('EXISTS', abort) == 1
 
@@ -31,6 +35,18 @@ local function keys(kind, ids)
     local names = {}
     for i = 1, #ids do names[i] = prefix .. kind .. ids[i] end
     return names
+end
+
+local function read(job)
+    local size = redis.pcall('STRLEN', job)
+    if type(size) ~= 'number' then
+        -- A user who may not ask for it must hear so: the job has not expired.
+        if not string.find(size.err, 'WRONGTYPE', 1, true) then redis.call('STRLEN', job) end
+        return false
+    end
+    if size > largest then return size end
+    bytes = bytes + size
+    return text(redis.pcall('GETEX', job, 'PERSIST'))  -- begun is begun: it cannot expire any more
 end
 
 local reply, taken, passed = { now, false }, 0, 0
@@ -61,10 +77,10 @@ while taken < wanted and passed < PASS_OVER do
                 taken = taken + 1
                 redis.call('SET', holders[i], token .. ':' .. score, 'PX', lease)
                 claims[#claims + 1] = id
-                claims[#claims + 1] = string.format('%.0f:%s', crashes + 1, token)
+                claims[#claims + 1] = crashes == 0 and first_claim or string.format('%.0f:%s', crashes + 1, token)
                 reply[#reply + 1] = {
                     id,
-                    text(redis.pcall('GETEX', jobs[i], 'PERSIST')),  -- begun is begun: it cannot expire any more
+                    read(jobs[i]),
                     score,
                     count(retries[i]),
                     crashes,
@@ -82,6 +98,10 @@ while taken < wanted and passed < PASS_OVER do
         end
         scores[#scores + 1] = until_then
         scores[#scores + 1] = id
+        if bytes >= ENOUGH then
+            wanted = taken
+            break
+        end
     end
     passed = passed + #ids - #claims / 2
     redis.call('ZADD', queue, unpack(scores))

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import redis
 
+import db
+from tests.proxy import Proxy
 from tests.waiting import at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
@@ -122,6 +124,38 @@ class TestGarbage:
             "pydantic_core._pydantic_core.ValidationError",
         )
         assert seen.left() == set()
+
+    async def test_larger_than_a_worker_reads(
+        self, start: StartWorker, redis_url: str, queue: Queue, seen: Seen
+    ) -> None:
+        """A payload of more than eight times WORKER_MAX_PAYLOAD never reaches a worker: its job fails and says so."""
+        await queue.redis.set("arq:job:huge", GOOD.replace(b"21", b"2" * 9 * 1024 * 1024))
+        await queue.redis.zadd("arq:queue", {"huge": 1})
+        async with Proxy(redis_url) as proxy, start(double, url=proxy.url) as worker:
+            job = await double.enqueue(1)
+            await worker.idle(timeout=30)
+            assert await at_once(job.result()) == 2
+        error = seen.result("huge")["r"]
+        assert error["type"] == "worker.errors.PayloadTooLargeError"
+        assert error["message"].startswith(
+            "its payload has 9437237 bytes, and a worker reads 8 times WORKER_MAX_PAYLOAD"
+        )
+        assert proxy.carried < 1024 * 1024
+        assert seen.left() == set()
+
+    @pytest.mark.usefixtures("database")
+    async def test_larger_than_a_worker_reads_with_a_row(self, start: StartWorker, queue: Queue) -> None:
+        """The row of a job that was enqueued in a transaction is failed, and keeps the arguments that it has."""
+        async with db.scope():
+            job = await double.enqueue(1)
+        await queue.redis.set(f"arq:job:{job.job_id}", b"x" * 9 * 1024 * 1024)
+        async with start(double, ledger=Ledger()) as worker:
+            with pytest.raises(JobFailed, match="WORKER_MAX_PAYLOAD"):
+                await job.result(timeout=30)
+            await worker.idle()
+        row = await Ledger().latest(job.job_id)
+        assert row is not None
+        assert (row["state"], b'"number":1' in row["payload"]) == ("failed", True)
 
     async def test_pickle(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
         """A pickle is not loaded, and the error says what to do."""
