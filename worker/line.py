@@ -1,9 +1,9 @@
 """``Line``: one connection to Redis, for commands that follow one another.
 
 1. It is opened by the first command, and anew by the next one after it was lost.
-2. One deadline covers a whole command. redis-py has one for each of its steps, at several times the cost, and checks a
-   pooled connection before each use, which costs as much again: a worker would feel both. To connect may take longer:
-   there may be Sentinels to be asked, one of which does not answer.
+2. One deadline covers a whole command, and comes later for one with many bytes. redis-py has one for each of its steps,
+   at several times the cost, and checks a pooled connection before each use, which costs as much again: a worker would
+   feel both. To connect may take longer: there may be Sentinels to be asked, one of which does not answer.
 3. Where it has lain idle it is looked at before it is used: the server may have closed it meanwhile.
 """
 
@@ -22,6 +22,7 @@ from worker.connection import TIMEOUT
 from worker.deadline import Deadline
 
 _IDLE = 1.0  # seconds without a command
+_SLOW_NETWORK = 1024 * 1024  # bytes a second; to send a large result takes longer than any reply
 
 
 class Line:
@@ -48,11 +49,13 @@ class Line:
         """
         async with self._alone:
             await self._connect()
+            packed: list[bytes] = self._connection.pack_command(*command)
+            limit = self._timeout + sum(map(len, packed)) / _SLOW_NETWORK
             try:
-                with Deadline(self._timeout):
-                    return await self._run(command)
+                with Deadline(limit):
+                    return await self._run(packed)
             except TimeoutError:
-                raise RedisTimeoutError(f"no answer within {self._timeout:g} s") from None
+                raise RedisTimeoutError(f"no answer within {limit:.3g} s") from None
 
     async def open(self) -> None:
         """Open it now; raises as `execute_command`, as far as no command is sent."""
@@ -82,10 +85,10 @@ class Line:
             raise
         connection.socket_timeout = None  # from here on the deadline is ours
 
-    async def _run(self, command: tuple[Any, ...]) -> Any:
+    async def _run(self, packed: list[bytes]) -> Any:
         connection = self._connection
         try:
-            await connection.send_command(*command, check_health=False)
+            await connection.send_packed_command(packed, check_health=False)
             reply = await connection.read_response()
         except ResponseError:
             self._used_at = time.monotonic()

@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tests.conftest import StartRedis
+from tests.proxy import Proxy
 from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
 from worker import line as module
@@ -112,3 +113,15 @@ async def test_server_that_is_away(own_redis: StartRedis) -> None:
     assert await line.execute_command("PING") == b"PONG"
     await line.close()
     await client.aclose()
+
+
+async def test_many_bytes_on_a_slow_network(redis_url: str) -> None:
+    """The time that a large command takes to be sent is not taken for a server that does not answer."""
+    async with Proxy(redis_url) as proxy:
+        proxy.rate = 2_000_000  # bytes a second
+        client = connect_as(Redis, f"{proxy.url}?socket_timeout=0.5")
+        line = Line(client)
+        large = b"x" * 3_000_000
+        assert await line.execute_command("ECHO", large) == large
+        await line.close()
+        await client.aclose()
