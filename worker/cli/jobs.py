@@ -5,7 +5,7 @@ Named by id, jobs are acted upon at once; in bulk they are counted first, and so
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import typer
@@ -20,7 +20,7 @@ from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, pri
 from worker.config import Config
 from worker.errors import ConfigError
 from worker.exchange import NEVER, Entry
-from worker.ledger.desk import BATCH, Desk, Key, Line, Refusal, Retried, Tally, Which
+from worker.ledger.desk import Desk, Key, Line, Refusal, Retried, Tally, Which
 from worker.ledger.presence import check
 from worker.ledger.table import State
 from worker.queue import Queue
@@ -105,7 +105,7 @@ def retry(
                 await publisher.publish(retried)
                 return refusals
 
-            return await _in_batches("retried", chosen, retry_batch)
+            return await _in_batches("retried", desk, chosen, retry_batch)
 
     return _at_desk(config, act)
 
@@ -124,7 +124,7 @@ def discard(
 
     async def act(desk: Desk) -> int:
         chosen = await _chosen(desk, "discard", ids, _bulk(task, queue, error, everything=everything), yes=yes)
-        return await _in_batches("discarded", chosen, desk.discard)
+        return await _in_batches("discarded", desk, chosen, desk.discard)
 
     return _at_desk(Config.load(), act)
 
@@ -183,12 +183,14 @@ def _agrees(question: str) -> bool:
         return False
 
 
-async def _in_batches(done: str, chosen: _Chosen, act: Callable[[Sequence[Key]], Awaitable[list[Refusal]]]) -> int:
+async def _in_batches(
+    done: str, desk: Desk, chosen: _Chosen, act: Callable[[Sequence[Key]], Awaitable[list[Refusal]]]
+) -> int:
     """Act upon all of them, and say of which it was refused; the exit code."""
     refused = _tell_refusals(chosen.refusals)
     with Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task(done, total=len(chosen.keys))
-        for batch in _batches(chosen.keys):
+        async for batch in desk.batches(chosen.keys):
             refused += _tell_refusals(await act(batch))
             progress.advance(bar, len(batch))
     total = len(chosen.keys) + len(chosen.refusals)
@@ -200,11 +202,6 @@ def _tell_refusals(refusals: Sequence[Refusal]) -> int:
     for job_id, why in refusals:
         err.print(printable_text(f"{job_id}: {why}", style="yellow"))
     return len(refusals)
-
-
-def _batches(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
-    for first in range(0, len(keys), BATCH):
-        yield keys[first : first + BATCH]
 
 
 class _Publisher:

@@ -113,7 +113,8 @@ class Relay:
                 continue
             unknown = [key for key, is_known in zip(keys, known, strict=True) if not is_known]
             if unknown:
-                published += await self._publish(await self._ledger.unpublished(unknown))
+                for batch in await self._ledger.in_batches(unknown, _BATCH):
+                    published += await self._publish(await self._ledger.unpublished(batch))
         return published
 
     async def _publish(self, rows: Sequence[Unpublished]) -> int:

@@ -9,7 +9,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from db.scope import scope
 from worker.errors import PayloadError
 from worker.ledger.error_kind import beginning, kind_of, without_numbers
 from worker.ledger.execution import AnySession, execute
+from worker.ledger.ledger import Ledger
 from worker.ledger.table import NAME, State, now_ms, table
 from worker.message import with_row
 
@@ -107,6 +108,7 @@ class Desk:
 
     def __init__(self, name: str = NAME) -> None:
         self._jobs = table(name)
+        self._ledger = Ledger(name)
 
     async def lines(self, which: Which, limit: int) -> list[Line]:
         """The rows that ended last; of pending ones those that were enqueued last."""
@@ -129,6 +131,12 @@ class Desk:
         statement = select(job.id, job.enqueued_at).where(self._are(which))
         return [Key(*row) for row in await self._read(statement.order_by(job.finished_at))]
 
+    async def batches(self, keys: Sequence[Key]) -> AsyncIterator[Sequence[Key]]:
+        """The rows, in batches that one transaction may change: up to `BATCH`, and fewer where they are large."""
+        for first in range(0, len(keys), BATCH):
+            for batch in await self._ledger.in_batches(keys[first : first + BATCH], BATCH):
+                yield batch
+
     async def latest(self, job_id: str) -> tuple[Key, State] | None:
         """The row of an id that was enqueued last, and its state."""
         rows = await self.all_of(job_id)
@@ -142,7 +150,7 @@ class Desk:
         return [dict(zip(fields, row, strict=True)) for row in await self._read(statement)]
 
     async def retry(self, keys: Sequence[Key], *, accept_pickle: bool = False) -> tuple[list[Retried], list[Refusal]]:
-        """Let failed jobs run again, up to `BATCH`; they are the caller's to publish, once this has returned.
+        """Let failed jobs run again, one of `batches`; they are the caller's to publish, once this has returned.
 
         Args:
             accept_pickle: whether jobs that an arq producer has pickled may be read, as they must be.
@@ -156,7 +164,7 @@ class Desk:
         raise AssertionError("unreachable")
 
     async def discard(self, keys: Sequence[Key]) -> list[Refusal]:
-        """Let failed jobs be over, up to `BATCH`; they are pruned as others are."""
+        """Let failed jobs be over, one of `batches`; they are pruned as others are."""
         async with scope() as work:
             session = await work.session(default_database())
             failed = await self._failed(session, keys)

@@ -9,7 +9,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Dialect, Executable, text
@@ -22,6 +22,7 @@ from db.guards import may_be_read_only, swallowed
 from db.scope import scope
 from db.sessions import independent
 from db.transient import sqlstate
+from worker.batches import batches
 from worker.errors import LedgerBusyError
 from worker.ledger.execution import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
@@ -30,8 +31,11 @@ from worker.ledger.rows import Ending, Known, Pending, Unpublished
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
 
+_AT_ONCE = 8 * 1024 * 1024  # bytes of payloads that are read at once
 _LATEST = 2**63 - 1  # milliseconds since the epoch: the largest that a column holds
 _STANDING = text("SELECT current_setting('transaction_read_only')::bool, txid_current_if_assigned() IS NOT NULL")
+
+Key = TypeVar("Key", bound=tuple[str, int])
 
 
 class NothingWrittenError(Exception):
@@ -195,6 +199,14 @@ class Ledger:
             session = await work.session(default_database())
             found = await execute(session, self._of(session).unpublished, {"ids": [job_id for job_id, _ in wanted]})
             return [Unpublished(**row) for row in found.mappings() if (row["id"], row["enqueued_at"]) in wanted]
+
+    async def in_batches(self, keys: Sequence[Key], most: int) -> list[list[Key]]:
+        """These rows, by id and enqueue time, up to `most` in a batch, and so that a batch can be read at once."""
+        async with scope() as work:
+            session = await work.session(default_database())
+            found = await execute(session, self._of(session).sizes, {"ids": [job_id for job_id, _ in keys]})
+            sizes = {(row.id, row.enqueued_at): row.size or 0 for row in found}
+        return [*batches(keys, lambda key: sizes.get(key, 0), most=most, most_bytes=_AT_ONCE)]
 
     async def pending_after(self, job_id: str, queues: Sequence[str], limit: int) -> list[tuple[str, int, str]]:
         """Up to `limit` pending rows of `queues` whose ids come after `job_id`, as id, enqueue time and queue."""

@@ -67,6 +67,8 @@ class Statements:
     """Pending rows that the relay is to look after, by the time from which on, and id."""
     unpublished: Executable
     """Those rows of a list of ids that are pending still, and that nobody is about to write."""
+    sizes: Executable
+    """The bytes of the payloads of a list of ids."""
     pending_after: Executable
     """Pending rows of some queues, by id."""
     prune: Executable
@@ -147,6 +149,7 @@ def _asking(jobs: Table) -> dict[str, Executable]:
         "pending": unpublished.where(of_id),
         # An id is unique among pending rows.
         "unpublished": unpublished.where(of_ids).with_for_update(read=True, skip_locked=True),
+        "sizes": select(job.id, job.enqueued_at, func.length(job.payload).label("size")).where(of_ids),
         "last_enqueued": select(job.enqueued_at)
         .where(*ids_between, job.task == bindparam("task", type_=Text))
         .order_by(job.id.desc())

@@ -299,6 +299,28 @@ class TestQueues:
         assert queued(observer) == [job.job_id]
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'pending'") == 2
 
+    @pytest.mark.usefixtures("ledger")
+    async def test_large_rows_are_read_a_few_at_a_time(
+        self, queue: Queue, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What Redis has lost of large jobs is not brought into memory all at once; all of it is published."""
+        monkeypatch.setattr("worker.ledger.ledger._AT_ONCE", 150_000)
+        read: list[int] = []
+
+        class Noting(Ledger):
+            async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
+                rows = await super().unpublished(keys)
+                read.append(len(rows))
+                return rows
+
+        async with db.scope():
+            await count.enqueue_many([{"number": 10**3000 + number} for number in range(120)])
+        observer.flushdb()
+        await all_due(postgres)
+        await Relay(queue, Noting(), [queue.name])._round()
+        assert len(queued(observer)) == sum(read) == 120
+        assert 3 <= len(read) <= 4
+
 
 class TestRaces:
     async def test_a_job_that_finishes_meanwhile_is_not_published(

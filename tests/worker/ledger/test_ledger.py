@@ -167,6 +167,18 @@ class TestPendingRows:
         assert await ledger.unpublished([("j1", 2_000)]) == []
         assert len(await ledger.unpublished([("j1", 1_000), ("j1", 2_000)])) == 1
 
+    async def test_what_is_read_at_once_is_bounded_in_bytes(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Rows with large payloads are read a few at a time; one that is gone is in a batch, too."""
+        monkeypatch.setattr("worker.ledger.ledger._AT_ONCE", 1000)
+        sizes = {"j1": 400, "j2": 400, "j3": 400, "j4": 5000, "j5": 1}
+        await add(ledger, *(ROW._replace(id=job_id, payload=b"x" * size) for job_id, size in sizes.items()))
+        keys = [(job_id, 1_000) for job_id in (*sizes, "gone")]
+        batches = await ledger.in_batches(keys, 500)
+        assert [[job_id for job_id, _ in batch] for batch in batches] == [["j1", "j2"], ["j3"], ["j4"], ["j5", "gone"]]
+        assert await ledger.in_batches(keys[-2:], 1) == [keys[-2:-1], keys[-1:]]
+
     async def test_what_is_pending_still_is_read_with_what_its_publishing_takes(self, ledger: Ledger) -> None:
         """Due and expiry are told by the database's clock; a job that was due before counts from when it is written."""
         await add(
@@ -214,6 +226,7 @@ class TestPlans:
         [
             ("due", {"after_time": 7, "after_id": "a", "limit": 500}, "Index Cond: ((check_at >= "),
             ("unpublished", {"ids": ["a", "b"]}, "Index Cond: (id = ANY"),
+            ("sizes", {"ids": ["a", "b"]}, "Index Cond: (id = ANY"),
             ("pending_after", {"after": "a", "queues": ["mail"], "limit": 500}, "Index Cond: (id > "),
             ("standing", {"ids": ["a", "b"], "since": 1_000}, "Index Cond: ((id = ANY"),
             ("prune", {"limit": 500, "keep": 1000}, "Index Cond: (finished_at < "),
