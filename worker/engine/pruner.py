@@ -1,20 +1,26 @@
 """``Pruner``: rows of jobs that have long been over -> gone.
 
-A few at a time, in short transactions with pauses between them: nobody is to notice. Any number of workers do it, each
-leaving the rows to the others that they are at.
+A few at a time, in short transactions with pauses between them: nobody is to notice. Fewer at a time where rows are so
+large that the database ends the statement, as it takes too long. Any number of workers do it, each leaving the rows to
+the others that they are at.
 """
 
 import asyncio
 import logging
 import random
 
+from sqlalchemy.exc import DBAPIError
+
+from db.transient import sqlstate
 from worker.ledger import Ledger
 
 logger = logging.getLogger("worker")
 
 _INTERVAL = 300.0  # seconds between two looks, with jitter, so that workers that started together take turns
 _BATCH = 1000  # rows a transaction
+_FEWER = 10  # times as few, after a statement that took too long
 _PAUSE = 0.2  # seconds between two transactions
+_TOOK_TOO_LONG = "57014"
 
 
 class Pruner:
@@ -27,6 +33,7 @@ class Pruner:
     def __init__(self, ledger: Ledger, keep: float) -> None:
         self._ledger = ledger
         self._keep = round(keep * 1000)
+        self._batch = _BATCH
 
     async def run(self) -> None:
         """Look at once, as some workers live for a short time only, and then now and then, for ever."""
@@ -35,10 +42,18 @@ class Pruner:
             await asyncio.sleep(_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
     async def _prune(self) -> None:
-        pruned = batch = await self._ledger.prune(self._keep, _BATCH)
-        while batch == _BATCH:
-            await asyncio.sleep(_PAUSE)
-            batch = await self._ledger.prune(self._keep, _BATCH)
-            pruned += batch
+        pruned, is_done = 0, False
+        while not is_done:
+            try:
+                latest = await self._ledger.prune(self._keep, self._batch)
+            except DBAPIError as error:
+                if self._batch == 1 or sqlstate(error) != _TOOK_TOO_LONG:
+                    raise
+                self._batch = max(self._batch // _FEWER, 1)
+            else:
+                pruned += latest
+                is_done = latest < self._batch
+            if not is_done:
+                await asyncio.sleep(_PAUSE)
         if pruned:
             logger.info("%d rows of jobs that were over are deleted", pruned)

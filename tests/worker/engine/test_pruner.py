@@ -109,6 +109,27 @@ async def test_rows_that_others_hold_are_left_to_them(postgres_database: db.Data
     assert await left() == {"a"}
 
 
+async def test_rows_that_take_too_long(database_url: str, postgres: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the database ends the statement, fewer rows are deleted at once, from then on: they go all the same."""
+    monkeypatch.setattr(pruner, "_BATCH", 20)
+    monkeypatch.setattr(pruner, "_PAUSE", 0.0)
+    database = db.Database(database_url, default=True, statement_timeout=0.5)
+    await ended(database, State.DONE, 2 * HOUR, *(str(number) for number in range(20)))
+    await postgres.execute(
+        "CREATE FUNCTION be_large() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_sleep(0.1); RETURN OLD; END';"
+        "CREATE TRIGGER large BEFORE DELETE ON tandem_jobs FOR EACH ROW EXECUTE FUNCTION be_large()"
+    )
+    one = Pruner(Ledger(), 3600.0)
+    running = asyncio.create_task(one.run())
+    await eventually(left, equals=set())
+    assert one._batch == 2
+    running.cancel()
+    await asyncio.wait({running})
+    await database.dispose()
+    db.set_default_database(None)
+
+
 @pytest.mark.parametrize("over", [0, 20_000])
 @pytest.mark.usefixtures("postgres_database")
 async def test_it_reads_what_it_deletes_and_no_more(postgres: Observer, over: int) -> None:
