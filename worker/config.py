@@ -152,7 +152,7 @@ class Config(BaseSettings):
     """Seconds after which another worker takes over the jobs of one that has died."""
 
     unknown_for: Seconds = 600.0
-    """Seconds that a job of an unknown task is put back for before it fails: a deploy may be under way."""
+    """Seconds for which a job may be unknown to all living workers, by its task or its arguments, before it fails."""
 
     grace: Seconds = 30.0
     """Seconds that running jobs get to finish when the worker is told to stop; then they are rolled back."""

@@ -8,6 +8,7 @@
     │   ├── PayloadTooLargeError      its arguments are larger than WORKER_MAX_PAYLOAD
     │   └── PayloadNotJSONError       an argument that JSON would change (also a TypeError)
     ├── UnknownTaskError          a job for a task that this worker does not have
+    ├── UnknownArgumentsError     a job with arguments that this worker's task does not take
     ├── PayloadError              a message in the queue that cannot be decoded
     ├── JobExpiredError           a job waited longer than it may
     ├── PoisonJobError            a job whose worker died each time it ran
@@ -54,6 +55,7 @@ __all__ = [
     "Retry",
     "TaskDefinitionError",
     "TriesExhaustedError",
+    "UnknownArgumentsError",
     "UnknownTaskError",
     "WorkerError",
 ]
@@ -103,7 +105,32 @@ class PayloadNotJSONError(EnqueueError, TypeError):
 
 
 class UnknownTaskError(WorkerError):
-    """A job names a task that is not in this worker's registry."""
+    """A job names a task that is not in this worker's registry, nor in that of another living one of its queue."""
+
+    @classmethod
+    def of(cls, task: str) -> UnknownTaskError:
+        return cls(f"no task {task!r} in this worker's registry")
+
+    def for_good(self, seconds: float) -> UnknownTaskError:
+        """The error of a job that has waited for so long."""
+        return UnknownTaskError(
+            f"{self}, nor in that of another living worker of its queue, for {seconds:g} s: list it in TASKS"
+        )
+
+
+class UnknownArgumentsError(WorkerError):
+    """A job has arguments that the task of this worker does not take: whoever enqueued it runs other code."""
+
+    @classmethod
+    def of(cls, call: str, arguments: Iterable[str]) -> UnknownArgumentsError:
+        return cls(f"{call} does not take {', '.join(arguments)}")
+
+    def for_good(self, seconds: float) -> UnknownArgumentsError:
+        """The error of a job that has waited for so long."""
+        return UnknownArgumentsError(
+            f"{self}, and no worker that does has come for {seconds:g} s: deploy the code that takes it to the workers "
+            "before the code that enqueues it"
+        )
 
 
 class PayloadError(WorkerError):

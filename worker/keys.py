@@ -71,6 +71,11 @@ class Keys:
         return ":health-check:" in key
 
     @property
+    def tasks(self) -> str:
+        """The tasks that living workers know: a sorted set by until when that is believed."""
+        return f"{self.queue}:tasks"
+
+    @property
     def healthy(self) -> str:
         """The ids of the workers that may have a record: a set."""
         return f"{self.queue}:health-checks"

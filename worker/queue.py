@@ -214,6 +214,15 @@ class Queue:
             await self.redis.srem(keys.healthy, *gone)  # type: ignore[misc]
         return {worker_id: record for worker_id, record in zip(ids, records, strict=True) if record is not None}
 
+    async def announce(self, queue: str, tasks: Sequence[str], lifetime: int) -> None:
+        """Say that a living worker of `queue` knows these tasks, which is believed for `lifetime` milliseconds."""
+        await self._run("announce", queue, [Keys.of(queue).tasks, lifetime, *tasks])
+
+    async def announced(self, queue: str) -> frozenset[str]:
+        """The tasks that living workers of `queue` know; none where no worker serves it."""
+        tasks = await self._run("announced", queue, [Keys.of(queue).tasks])
+        return frozenset(task.decode(errors="replace") for task in tasks)
+
     def woken(self, queue: str, event: asyncio.Event) -> AbstractAsyncContextManager[None]:
         """Set `event` whenever something is put into `queue`."""
         return self._here.notices.on(Keys.of(queue).wake, event)

@@ -108,6 +108,12 @@ class Signature:
         raw = to_json(named, bytes_mode="base64", inf_nan_mode="constants")
         return dict(self._adapter.validator.validate_json(raw)) if named or self.payload else {}
 
+    def unknown_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """What of a job from the wire the function does not take, as its caller may run newer code."""
+        unknown = sorted(kwargs.keys() - self.payload.keys())
+        surplus = len(args) - len(self._positional)
+        return [*unknown, f"{len(args)} positional arguments"] if surplus > 0 else unknown
+
     def restore_result(self, raw: bytes) -> Any:
         """A result from the wire, as the type that the function promises.
 

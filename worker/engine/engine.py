@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from db.transient import transient
 from worker.config import Config
 from worker.ending import end
+from worker.engine.announcer import Announcer
 from worker.engine.calling import AfterJob
 from worker.engine.claimer import Claimer
 from worker.engine.delivery import Delivery
@@ -38,6 +39,7 @@ from worker.engine.report import Counts, JobLog, settlement
 from worker.engine.scheduler import Scheduler
 from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
+from worker.engine.unknown import UnknownJobs
 from worker.exchange import Claim, Settlement, now_ms
 from worker.ledger import Ledger
 from worker.message import Message
@@ -91,9 +93,10 @@ class Engine:
         self._reception = Reception(
             tasks,
             max_crashes=config.max_crashes,
-            unknown_for=config.unknown_for,
             accept_pickle=config.accept_pickle,
         )
+        self._unknown = UnknownJobs(queue, unknown_for=config.unknown_for)
+        self._announcer = Announcer(queue, self._names, list(tasks))
         self._claimer = Claimer(
             queue,
             self._names,
@@ -126,8 +129,8 @@ class Engine:
     def start(self) -> None:
         """Begin to work."""
         self._heartbeat.start()
-        loops: list[_Loop | None] = [self._claimer, self._settler, self._finisher, self._scheduler, self._health]
-        for loop in filter(None, [*loops, self._relay, self._pruner]):
+        loops: list[_Loop | None] = [self._announcer, self._claimer, self._settler, self._finisher, self._scheduler]
+        for loop in filter(None, [*loops, self._health, self._relay, self._pruner]):
             name = type(loop).__name__.lower()
             self._loops.append(asyncio.create_task(self._supervised(name, loop.run), name=name))
 
@@ -212,7 +215,8 @@ class Engine:
             outcome = self._reception.receive(job)
             if job.delivery is None and self._ledger is not None:
                 job.delivery = await self._delivery_by_row(job, self._ledger)
-            return outcome or await self._execute(job)
+            outcome = outcome or await self._execute(job)
+            return outcome if outcome.kind is not Kind.POSTPONED else await self._unknown.judge(job, outcome)
         except asyncio.CancelledError as error:  # before the executor had begun
             if job.stop is not None:
                 return Outcome(job.stop, error=error)

@@ -23,7 +23,7 @@ from worker.engine.delivery import Delivery
 from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
 from worker.engine.patience import BusyRows, Patience
-from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownTaskError
+from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError, UnknownTaskError
 from worker.message import dump
 from worker.task import Task
 
@@ -88,10 +88,14 @@ class Executor:
         message = delivery.message
         task = self._tasks.get(message.task)
         if task is None:
-            return Outcome.failed(UnknownTaskError(f"no task {message.task!r} in this worker's registry"))
+            return Outcome.failed(UnknownTaskError.of(message.task))
         try:
             payload = task.signature.restore(message.args, message.kwargs)
         except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
+            unknown = task.signature.unknown_arguments(message.args, message.kwargs)
+            if unknown:
+                call = f"{task.name}{task.signature.text}"
+                return Outcome(Kind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
             return Outcome.failed(error)
         return await self._until_settled(self._run(delivery, task, payload))
 

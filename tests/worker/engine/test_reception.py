@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import random
-import time
 from typing import Any
 
 import pytest
@@ -103,7 +102,9 @@ class TestGarbage:
                 assert [job_id for job_id in bad if outcomes[job_id]["s"]] == []
                 assert [outcomes[job_id]["r"] for job_id in good] == [42] * 100
             assert {
-                key for key in client.keys("*") if not key.startswith((b"arq:result:", b"arq:queue:epoch"))
+                key
+                for key in client.keys("*")
+                if not key.startswith((b"arq:result:", b"arq:queue:epoch", b"arq:queue:tasks"))
             } == set()
 
     async def test_huge(self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,39 +172,6 @@ class TestGarbage:
         async with start(double) as worker:
             await worker.idle()
         assert {seen.result(job_id)["r"]["type"] for job_id in ("none", "list")} == {"worker.errors.JobExpiredError"}
-        assert seen.left() == set()
-
-
-class TestUnknownTask:
-    async def test_is_put_back(self, start: StartWorker, seen: Seen) -> None:
-        """A job of an unknown task waits for a worker that knows it, at no cost."""
-        job = await double.enqueue(3)
-        async with start() as old:
-            await eventually(lambda: old.engine._reception._strangers)
-            await eventually(lambda: "arq:started" not in seen.left())
-            assert await job.status() == "deferred"
-        # While both work it may come back to the old one, which puts it back for longer each time.
-        async with start(double, id="new"):
-            assert await job.result(timeout=30) == 6
-        assert seen.result(job.job_id)["t"] == 1
-
-    async def test_of_whom_it_has_heard_no_more(self, start: StartWorker) -> None:
-        """A worker forgets the jobs that another one must have taken by now."""
-        async with start(unknown_for=5) as old:
-            strangers = old.engine._reception._strangers
-            strangers[b"long gone"] = time.monotonic() - 71
-            strangers[b"may come again"] = time.monotonic() - 60
-            job = await double.enqueue(3)
-            await eventually(lambda: set(strangers), equals={b"may come again", job.job_id.encode()})
-
-    async def test_fails_in_the_end(self, start: StartWorker, seen: Seen) -> None:
-        """After the time that a deploy may take it fails, and says what to do."""
-        job = await double.enqueue(3)
-        async with start(unknown_for=0.5):
-            with pytest.raises(
-                JobFailed, match=r"no task 'double' in this worker's registry for 0\.5 s: list it in TASKS"
-            ):
-                await job.result(timeout=30)
         assert seen.left() == set()
 
 

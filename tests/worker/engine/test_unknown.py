@@ -1,0 +1,161 @@
+"""Jobs that a worker does not know: they wait for one that does, and fail once nobody has known them for long."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from tests.waiting import eventually
+from tests.worker.engine.conftest import Seen, StartWorker
+from worker import JobFailed, Queue, task
+from worker.engine import announcer, unknown
+from worker.engine.delivery import Delivery
+from worker.engine.held import HeldJob
+from worker.engine.outcome import Kind, Outcome
+from worker.engine.unknown import UnknownJobs, _Met
+from worker.errors import UnknownTaskError
+from worker.exchange import Claim
+from worker.message import Message
+
+
+@task
+async def double(number: int) -> int:
+    return 2 * number
+
+
+@task(name="double")
+async def double_with_more(number: int, more: int = 0, *, note: str = "") -> str:
+    return f"{2 * number + more}{note}"
+
+
+@task
+async def hold(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+class TestTasks:
+    async def test_are_put_back(self, start: StartWorker, seen: Seen) -> None:
+        """A job of an unknown task waits for a worker that knows it, at no cost."""
+        job = await double.enqueue(3)
+        async with start() as old:
+            await eventually(lambda: old.engine._unknown._met)
+            await eventually(lambda: "arq:started" not in seen.left())
+            assert await job.status() == "deferred"
+        # While both work it may come back to the old one, which puts it back for longer each time.
+        async with start(double, id="new"):
+            assert await job.result(timeout=30) == 6
+        assert seen.result(job.job_id)["t"] == 1
+
+    async def test_of_which_it_has_heard_no_more(self, start: StartWorker) -> None:
+        """A worker forgets the jobs that another one must have taken by now."""
+        async with start(unknown_for=5) as old:
+            met, now = old.engine._unknown._met, time.monotonic()
+            met[b"long gone"] = _Met(now - 71)
+            met[b"may come again"] = _Met(now - 60)
+            job = await double.enqueue(3)
+            await eventually(lambda: set(met), equals={b"may come again", job.job_id.encode()})
+
+    async def test_fail_in_the_end(self, start: StartWorker, seen: Seen) -> None:
+        """After the time that a deploy may take they fail, and say what to do."""
+        job = await double.enqueue(3)
+        async with start(unknown_for=0.5):
+            with pytest.raises(JobFailed, match=r"no task 'double' in this worker's registry, .* for 0\.5 s: list it"):
+                await job.result(timeout=30)
+        assert seen.left() == set()
+
+
+class TestTasksOfAnotherService:
+    async def test_wait_while_a_worker_that_knows_them_lives(self, start: StartWorker, queue: Queue) -> None:
+        """Two services share a queue: a job of the one is not failed by the other, however long the one is busy."""
+        async with start(double, hold, id="theirs", concurrency=1) as theirs:
+            await hold.enqueue(3.0)
+            await eventually(lambda: theirs.engine._held.running)
+            async with start(hold, id="ours", unknown_for=0.2) as ours:
+                job = await double.enqueue(3)
+                met = await eventually(lambda: ours.engine._unknown._met)
+                await eventually(lambda: time.monotonic() - met[job.job_id.encode()].first > 1.5)
+                assert await job.status() in ("deferred", "in_progress")
+                assert await job.result(timeout=30) == 6
+        assert await queue.announced("arq:queue") == {"double", "hold"}
+
+    async def test_fail_once_no_such_worker_lives(
+        self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a worker that is gone had known is forgotten; then the time begins for which nobody may know a job."""
+        monkeypatch.setattr(announcer, "_INTERVAL", 0.1)
+        monkeypatch.setattr(announcer, "_LIFETIME", 500)
+        await queue.announce("arq:queue", ["double"], 2000)
+        begun = time.monotonic()
+        job = await double.enqueue(3)
+        async with start(hold, unknown_for=1):
+            with pytest.raises(JobFailed, match="no task 'double'"):
+                await job.result(timeout=30)
+        assert time.monotonic() - begun > 2.5
+
+    async def test_each_queue_has_its_own(self, start: StartWorker, queue: Queue) -> None:
+        """Whoever serves another queue does not help."""
+        await queue.announce("mail", ["double"], 20_000)
+        job = await double.enqueue(3)
+        async with start(unknown_for=0):
+            with pytest.raises(JobFailed, match="no task 'double'"):
+                await job.result(timeout=30)
+
+    async def test_are_asked_for_once_a_second(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Many unknown jobs cost one question, and known ones none."""
+        monkeypatch.setattr(announcer, "_INTERVAL", 60)
+        monkeypatch.setattr(unknown, "_BELIEVED", 60)
+        jobs = await double.enqueue_many([{"number": number} for number in range(200)])
+        asked: list[str] = []
+        announced = Queue.announced
+
+        async def count(self: Queue, name: str) -> Any:
+            asked.append(name)
+            return await announced(self, name)
+
+        monkeypatch.setattr(Queue, "announced", count)
+        async with start(concurrency=50) as old:
+            await eventually(lambda: len(old.engine._unknown._met), equals=len(jobs))
+        assert asked == ["arq:queue"]
+        async with start(double, id="new") as one:
+            await one.idle(timeout=60)
+        assert asked == ["arq:queue"]
+
+    async def test_a_redis_that_does_not_say(self) -> None:
+        """Nothing fails because Redis was away just then."""
+        job = HeldJob(Claim(b"1", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, 10.0)
+        job.delivery = Delivery(Message("1", "double"), "arq:queue")
+        outcome = Outcome(Kind.POSTPONED, error=UnknownTaskError.of("double"))
+        judged = await UnknownJobs(Queue("redis://127.0.0.1:1"), unknown_for=0).judge(job, outcome)
+        assert (judged.kind, judged.delay) == (Kind.POSTPONED, 1.0)
+
+
+class TestArguments:
+    @pytest.mark.parametrize("call", [{"number": 3, "note": "!"}, {"number": 3, "more": 1}])
+    async def test_are_put_back(self, start: StartWorker, seen: Seen, call: dict[str, Any]) -> None:
+        """Producers are deployed first: the job waits for a worker that takes its arguments, at no cost."""
+        (job,) = await double_with_more.enqueue_many([call])
+        async with start(double) as old:
+            await eventually(lambda: old.engine._unknown._met)
+            await eventually(lambda: "arq:started" not in seen.left())
+            assert await job.status() == "deferred"
+        async with start(double_with_more, id="new"):
+            assert await job.result(timeout=30) == ("6!" if "note" in call else "7")
+        assert seen.result(job.job_id)["t"] == 1
+
+    async def test_fail_in_the_end(self, start: StartWorker) -> None:
+        """After the time that a deploy may take they fail, and say what to do."""
+        job = await double_with_more.enqueue(3, note="!")
+        async with start(double, unknown_for=0.5):
+            with pytest.raises(JobFailed, match=r"\(number: int\) does not take note, .* 0\.5 s: deploy"):
+                await job.result(timeout=30)
+
+    async def test_that_are_wrong_fail_at_once(self, start: StartWorker) -> None:
+        """What fails validation would fail in any worker."""
+        job = await task(name="double")(_double_a_text).enqueue("three")
+        async with start(double):
+            with pytest.raises(JobFailed, match="valid integer"):
+                await job.result(timeout=5)
+
+
+async def _double_a_text(number: str) -> None: ...

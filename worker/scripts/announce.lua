@@ -1,0 +1,10 @@
+-- Say which tasks a worker of the queue knows, for a while.
+--
+-- KEYS[1]  the queue
+-- ARGV[1]  key of the tasks that living workers know     ARGV[2]  ms that this is believed     then the tasks
+local key, lifetime = ARGV[1], tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for i = 3, #ARGV do redis.call('ZADD', key, now + lifetime, ARGV[i]) end
+redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+redis.call('PEXPIRE', key, lifetime)
