@@ -4,7 +4,7 @@
    first parameter named ``ctx`` gets arq's context; all others are payload.
 2. Payload is validated with pydantic when a job is enqueued, and again from JSON in the worker.
 3. What is enqueued is what arrives: where the annotations do not make sure of that (none, `Any`, a union, a model), the
-   arguments are read back when they are enqueued, and refused if JSON has changed them.
+   arguments are read back when they are enqueued, and refused if JSON has changed them. Zones are, too.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 from db import AsyncSession, Database, Session
 from worker.context import JobContext, Resource
 from worker.errors import PayloadNotJSONError, TaskDefinitionError
-from worker.fidelity import is_exact, require_same
+from worker.fidelity import is_exact, is_on_the_clock, require_offset, require_same
 from worker.message import require_readable
 
 _CODEC = ConfigDict(
@@ -85,6 +85,9 @@ class Signature:
         """
         payload = self._adapter.validate_python(self._by_name(args, kwargs))
         inexact = self._inexact & payload.keys()
+        if self._on_the_clock:
+            for name in self._on_the_clock & payload.keys():
+                require_offset(name, payload[name])
         try:
             raw = self._serializer.to_json(payload, by_alias=True, round_trip=True)
             if len(raw) > _SURELY_READABLE:
@@ -205,6 +208,10 @@ class Signature:
     @cached_property
     def _inexact(self) -> frozenset[str]:
         return frozenset(name for name in self.payload if not is_exact(self._hint(name)))
+
+    @cached_property
+    def _on_the_clock(self) -> frozenset[str]:
+        return frozenset(name for name in self.payload.keys() - self._inexact if is_on_the_clock(self._hint(name)))
 
     @cached_property
     def _positional_only(self) -> tuple[tuple[str, Any], ...]:
