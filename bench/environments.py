@@ -41,7 +41,7 @@ class Environment:
         Raises:
             NotInstalledError: one line says why.
         """
-        creator = _python_for(self.oldest_python)
+        creator = python_for(self.oldest_python)
         _run([creator, "-m", "venv", "--clear", str(self.folder)])
         pip = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         _run([*pip, *self.packages, *_SHARED])
@@ -80,7 +80,7 @@ def main() -> int:
     return 1 if missing else 0
 
 
-def _python_for(oldest: tuple[int, int]) -> str:
+def python_for(oldest: tuple[int, int]) -> str:
     """A Python of at least this version: this one, or one on PATH, or pyenv's, whose programs on PATH may refuse."""
     for candidate in _pythons():
         asked = [candidate, "-c", f"import sys, venv; sys.exit(sys.version_info < {oldest})"]
@@ -96,8 +96,15 @@ def _python_for(oldest: tuple[int, int]) -> str:
 def _pythons() -> Iterator[str]:
     yield sys.executable
     yield from ("python3.12", "python3.13", "python3.14")
+    yield from _pythons_of_pyenv()
+
+
+def _pythons_of_pyenv() -> list[str]:
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    yield from map(str, sorted(pyenv.glob("versions/3.1*/bin/python")))
+    try:
+        return sorted(map(str, pyenv.glob("versions/3.1*/bin/python")))
+    except OSError:  # another user's, say, which has nothing for this one
+        return []
 
 
 def _run(command: list[str]) -> None:

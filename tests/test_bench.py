@@ -18,7 +18,7 @@ from rich.console import Console
 from bench.bars import Bar, Finding
 from bench.by_turns import Runner, rows
 from bench.contenders import ARQ, Contender, Library, enter
-from bench.environments import Environment
+from bench.environments import Environment, NotInstalledError, python_for
 from bench.figures import Figures, percentile
 from bench.machine import Steal, stolen
 from bench.process import ContenderError, Process
@@ -33,6 +33,19 @@ from tests.servers import as_dsn
 from tests.waiting import eventually
 
 _BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
+
+
+@pytest.mark.parametrize("root", ["unreadable", "a" * 300])
+def test_a_folder_that_cannot_be_looked_into_has_no_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    """The pyenv of another user is passed over: what else there is serves, or the peer is told of as not installed."""
+    folder = tmp_path / root
+    if root == "unreadable":
+        folder.mkdir(mode=0)
+    monkeypatch.setenv("PYENV_ROOT", str(folder))
+    with pytest.raises(NotInstalledError, match=r"needs Python 3\.99 or newer, and there is none"):
+        python_for((3, 99))
 
 
 def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
