@@ -11,7 +11,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, ByteSize, Field, GetCoreSchemaHandler, StringConstraints, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
@@ -90,6 +90,11 @@ Lease = Annotated[float, Field(ge=1, le=3600), _MustBe("a number of seconds from
 Retention = Annotated[
     float, Field(ge=3600, allow_inf_nan=False), _MustBe("a number of seconds, 3600 or more", "604800")
 ]
+QueueName = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"^[^,]+$"),
+    _MustBe("the name of one queue: WORKER_QUEUES takes several", "mail"),
+]
 QueueNames = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
@@ -124,7 +129,7 @@ class Config(BaseSettings):
     registry: DottedPath = "tasks.registry"
     """The module whose `TASKS` lists the tasks."""
 
-    queue: Name = "arq:queue"
+    queue: QueueName = "arq:queue"
     """The queue to work on, and to enqueue to by default: the Redis key of its sorted set, as in arq."""
 
     queues: QueueNames | None = None
@@ -227,8 +232,9 @@ class Config(BaseSettings):
 
     @property
     def queue_names(self) -> tuple[str, ...]:
-        """The queues to work on, the most urgent first."""
-        return (self.queue,) if self.queues is None else tuple(name.strip() for name in self.queues.split(","))
+        """The queues to work on, the most urgent first, each once."""
+        names = [self.queue] if self.queues is None else [name.strip() for name in self.queues.split(",")]
+        return tuple(dict.fromkeys(names))
 
     @classmethod
     def variable(cls, field: str) -> str:
@@ -266,5 +272,12 @@ def _line(problem: ErrorDetails) -> str:
     variable = Config.variable(field)
     if field in _EXAMPLES:
         return f"{variable}: {problem['msg'].removeprefix('Value error, ')}"
-    rule = next(rule for rule in Config.model_fields[field].metadata if isinstance(rule, _MustBe))
+    rule = _rule_of(field)
     return f"{variable}={problem['input']!r} is not {rule.expected}. Example: {variable}={rule.example}"
+
+
+def _rule_of(field: str) -> _MustBe:
+    """What the value of a field has to be; that of an optional one is part of its annotation."""
+    info = Config.model_fields[field]
+    optional = (rule for kind in get_args(info.annotation) for rule in getattr(kind, "__metadata__", ()))
+    return next(rule for rule in (*info.metadata, *optional) if isinstance(rule, _MustBe))

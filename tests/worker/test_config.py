@@ -86,6 +86,11 @@ class TestLoad:
             assert info.description.startswith("Seconds ")
 
 
+    def test_a_queue_named_twice(self) -> None:
+        """A queue is worked on once, however often it is named."""
+        assert Config.load(queues="high, low,high").queue_names == ("high", "low")
+
+
 class TestWrongSettings:
     @pytest.mark.parametrize(
         ("variable", "value", "expected"),
@@ -101,7 +106,10 @@ class TestWrongSettings:
             ("WORKER_MAX_PAYLOAD", "1 potato", "a number of bytes, 1 or more"),
             ("WORKER_LOG_JOBS", "some", "all, failed or off"),
             ("WORKER_ACCEPT_PICKLE", "perhaps", "true or false"),
-            ("WORKER_QUEUE", " ", "a name"),
+            ("WORKER_ID", " ", "a name"),
+            ("WORKER_QUEUE", " ", "the name of one queue: WORKER_QUEUES takes several"),
+            ("WORKER_QUEUE", "high,low", "the name of one queue: WORKER_QUEUES takes several"),
+            ("WORKER_QUEUES", "high,,low", "names of queues with commas between them"),
             ("WORKER_REGISTRY", "tasks/registry.py", "the absolute dotted path of a module"),
             ("WORKER_REGISTRY", ".registry", "the absolute dotted path of a module"),
             ("WORKER_REGISTRY", "tasks.registry:TASKS", "the absolute dotted path of a module"),
