@@ -85,7 +85,6 @@ class TestLoad:
         if info.annotation is float:
             assert info.description.startswith("Seconds ")
 
-
     def test_a_queue_named_twice(self) -> None:
         """A queue is worked on once, however often it is named."""
         assert Config.load(queues="high, low,high").queue_names == ("high", "low")

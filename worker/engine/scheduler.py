@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from worker.engine.slots import LedgerSlots, Slots, slot_id
-from worker.exchange import Entry, Slot, to_ms
+from worker.engine.slots import LedgerSlots, Passed, Slots
+from worker.exchange import Entry, to_ms
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.queue import Queue
@@ -22,9 +22,6 @@ from worker.schedule import Schedule
 from worker.task import Task
 
 logger = logging.getLogger("worker")
-
-_Passed = tuple[Task[..., Any], datetime, bool]
-"""A slot of a task, and whether it is to run: otherwise it is only taken note of."""
 
 _LONGEST_SLEEP = 10.0  # seconds; then Redis' clock is asked again
 _LATE = timedelta(minutes=1)  # since the last look; then other workers are asked for what they have queued meanwhile
@@ -38,6 +35,7 @@ class Scheduler:
         tasks: all of them; those without a schedule are passed over.
         default_queue: where jobs go whose task does not say.
         ledger: keeps slots, besides Redis (default: nothing does).
+        home: where they go from other workers of the service, which may serve other queues (default: the same).
     """
 
     def __init__(
@@ -46,9 +44,12 @@ class Scheduler:
         tasks: Mapping[str, Task[..., Any]],
         default_queue: str,
         ledger: Ledger | None = None,
+        *,
+        home: str | None = None,
     ) -> None:
         self._queue = queue
-        self._slots = Slots(queue) if ledger is None else LedgerSlots(queue, ledger)
+        home = home or default_queue
+        self._slots = Slots(queue, home) if ledger is None else LedgerSlots(queue, home, ledger)
         self._tasks = [task for task in tasks.values() if task.schedule is not None]
         self._default_queue = default_queue
         self._seen: datetime | None = None
@@ -64,28 +65,28 @@ class Scheduler:
             await self._run_at_startup(now)
             await asyncio.sleep(self._until_next(now))
 
-    async def _passed(self, now: datetime) -> list[_Passed]:
+    async def _passed(self, now: datetime) -> list[Passed]:
         if self._seen is None:
             return await self._missed(now)
         if now - self._seen > _LATE:
             return await self._overdue(self._seen, now)
         return [slot for task in self._tasks for slot in _to_run(task, self._seen, now)]
 
-    async def _missed(self, now: datetime) -> list[_Passed]:
+    async def _missed(self, now: datetime) -> list[Passed]:
         """What passed before this worker ran, by each task's misfire policy."""
-        missed: list[_Passed] = []
+        missed: list[Passed] = []
         for task in self._tasks:
             last = await self._slots.last(task, self._queue_of(task))
             # The first worker ever begins to count here.
-            missed += [(task, now, False)] if last is None else _by_misfire(task, last, now)
+            missed += [Passed(task, now, runs=False)] if last is None else _by_misfire(task, last, now)
         return missed
 
-    async def _overdue(self, seen: datetime, now: datetime) -> list[_Passed]:
+    async def _overdue(self, seen: datetime, now: datetime) -> list[Passed]:
         """What passed since a last look of long ago, less what other workers have queued meanwhile.
 
         They are asked, as a row of the ledger that would tell may have been pruned.
         """
-        overdue: list[_Passed] = []
+        overdue: list[Passed] = []
         for task in self._tasks:
             last = await self._slots.last(task, self._queue_of(task))
             overdue += _to_run(task, seen if last is None else max(seen, last), now)
@@ -104,12 +105,10 @@ class Scheduler:
             )
             self._at_startup.clear()
 
-    async def _queue_slots(self, slots: Iterable[_Passed]) -> None:
-        by_queue: dict[str, list[Slot]] = {}
-        for task, moment, runs in slots:
-            at = to_ms(moment)
-            payload = encode(task.name, b"{}", at) if runs else b""
-            by_queue.setdefault(self._queue_of(task), []).append(Slot(task.name, at, slot_id(task.name, at), payload))
+    async def _queue_slots(self, slots: Iterable[Passed]) -> None:
+        by_queue: dict[str, list[Passed]] = {}
+        for slot in slots:
+            by_queue.setdefault(self._queue_of(slot.task), []).append(slot)
         for name, found in by_queue.items():
             await self._slots.put(name, found)
 
@@ -121,7 +120,7 @@ class Scheduler:
         return task.options.queue or self._default_queue
 
 
-def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
+def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[Passed]:
     """The slots after `last` that are to be made up for."""
     # What is skipped is not even taken note of: another worker may be about to queue the slot of this moment.
     misfire = _schedule(task).misfire
@@ -131,14 +130,14 @@ def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[_Pa
 
 def _to_run(
     task: Task[..., Any], start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = "nobody looked"
-) -> list[_Passed]:
+) -> list[Passed]:
     """The latest slots after `start`, `most` of them; earlier ones are skipped, and logged with the reason."""
     schedule = _schedule(task)
     slots = schedule.slots_between(start, end, limit=most) if most else ()
     first, until = schedule.next_after(start), slots[0] if slots else end
     if first <= end and first not in slots:
         logger.warning("%s: its slots from %s until %s are skipped: %s", task.name, _shown(first), _shown(until), why)
-    return [(task, moment, True) for moment in slots]
+    return [Passed(task, moment) for moment in slots]
 
 
 def _shown(moment: datetime) -> str:
