@@ -1,12 +1,16 @@
 """``@cron``: a task that runs by itself, on a schedule."""
 
+import logging
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from typing import Any
 
 from worker.errors import TaskDefinitionError
 from worker.options import LONGEST, Options, text
 from worker.schedule import Misfire, Schedule
 from worker.task import Task, task
+
+logger = logging.getLogger("worker")
 
 _Field = int | Collection[int] | None
 
@@ -114,4 +118,16 @@ def adopt(job: Any) -> Task[Any, Any]:
         schedule = Schedule.from_keywords(**{name: getattr(job, name) for name in fields})
     except AttributeError:
         raise TaskDefinitionError(f"{job!r} is neither a task nor what arq's func() or cron() return") from None
+    if _here_is_not_utc() and any(getattr(job, name) is not None for name in ("month", "day", "weekday", "hour")):
+        logger.warning(
+            "%s is arq's cron() and runs by UTC here, where arq goes by the zone of the machine: "
+            "write @cron(..., timezone=...) with that zone, or with 'UTC'",
+            job.name,
+        )
     return on_schedule(adopted, schedule, run_at_startup=job.run_at_startup)
+
+
+def _here_is_not_utc() -> bool:
+    """Whether the clock of this machine shows another time than UTC, in winter or in summer."""
+    now = datetime.now(UTC)
+    return any(now.replace(month=month, day=1).astimezone().utcoffset() for month in (1, 7))

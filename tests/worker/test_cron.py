@@ -1,5 +1,6 @@
 """``@cron``, and what arq's own ``cron()`` and ``func()`` become."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -119,6 +120,31 @@ class TestAdopt:
         assert adopted.schedule is not None
         assert adopted.schedule.next_after(MIDNIGHT).replace(microsecond=0) == MIDNIGHT.replace(hour=3)
         assert (adopted.name, adopted.run_at_startup) == ("cron:clean", True)
+
+    @pytest.mark.parametrize(
+        ("zone", "when", "warns"),
+        [
+            ("Europe/London", {"hour": 3}, True),
+            ("America/New_York", {"weekday": "mon"}, True),
+            ("Europe/Berlin", {"minute": 5}, False),
+            ("UTC", {"hour": 3}, False),
+        ],
+    )
+    def test_arqs_cron_where_the_machine_is_not_on_utc(
+        self,
+        zone: str,
+        when: dict[str, Any],
+        warns: bool,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Under arq it went by the machine's zone, and now by UTC: that is said, with what to write instead."""
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            adopt(arq.cron(clean, **when))
+        time.tzset()
+        assert ("cron:clean is arq's cron() and runs by UTC here" in caplog.text) == warns
 
     def test_what_it_adopts_can_be_enqueued_and_checked(self) -> None:
         """An adopted function is a task."""
