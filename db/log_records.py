@@ -20,16 +20,15 @@ def keep_printable(logger: str) -> None:
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
-    if isinstance(record.msg, str):
-        record.msg = printable(record.msg)
+    record.msg = _as_printable(record.msg)
     if isinstance(record.args, tuple):
-        record.args = tuple(map(_printable_argument, record.args))
+        record.args = tuple(map(_as_printable, record.args))
     if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         record.exc_text = _text_of(record.exc_info[1])
     return True
 
 
-def _printable_argument(value: Any) -> Any:
+def _as_printable(value: Any) -> Any:
     """`value` itself where what a record shows of it is printable."""
     if isinstance(value, str):
         return printable(value)

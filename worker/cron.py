@@ -42,11 +42,19 @@ def cron(
             schedule of a function needs a `name` of its own.
 
     Raises:
-        TaskDefinitionError: it is no schedule; a task that has one already; options other than `name` for a function
-            that is a task already. A function that needs arguments is refused when the registry is loaded.
+        TaskDefinitionError: it is no schedule, or there is none; a task that has one already; options other than
+            `name` for a function that is a task already. A function that needs arguments is refused when the registry
+            is loaded.
     """
-    if crontab is not None and (second != 0 or any(f is not None for f in (month, day, weekday, hour, minute))):
+    by_keywords = second != 0 or any(field is not None for field in (month, day, weekday, hour, minute))
+    if crontab is not None and not isinstance(crontab, str):
+        raise TaskDefinitionError(
+            f'@cron takes a crontab, @cron("*/5 * * * *"), or keywords, @cron(minute=5); not {crontab!r}'
+        )
+    if crontab is not None and by_keywords:
         raise TaskDefinitionError('@cron takes a crontab, "*/5 * * * *", or keywords, minute=5, not both')
+    if crontab is None and not by_keywords:  # it would run every minute: a setting that is not set, say
+        raise TaskDefinitionError('@cron was given no schedule: "* * * * *" is every minute')
     schedule = (
         Schedule.parse(crontab, timezone=timezone, misfire=misfire)
         if crontab is not None

@@ -75,6 +75,11 @@ class TestCron:
             (("every day",), {}),
             (("* * * * *",), {"timezone": "Mars/Olympus"}),
             ((), {"hour": 25}),
+            ((), {}),
+            ((None,), {"timezone": "Europe/Berlin"}),
+            ((), {"run_at_startup": True}),
+            ((clean,), {}),
+            ((5,), {}),
             (("* * * * *",), {"timeout": 0}),
         ],
     )
