@@ -11,7 +11,7 @@ import redis
 
 import db
 from tests.proxy import Proxy
-from tests.waiting import at_once, eventually
+from tests.waiting import at_once
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
 from worker.engine import report
