@@ -27,6 +27,8 @@ _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
 _ENDED = frozenset({"25P03", "25P04"})  # a transaction that sat idle, or took, longer than it may
 _READ_ONLY = "25006"
 _TOO_LARGE = "54000"
+# The words of asyncpg and of psycopg, where they were used directly and have no code.
+_GONE = ("connection is closed", "connection was closed", "server closed the connection", "connection is lost")
 # SQLite's words for "another connection is writing".
 _SQLITE_BUSY = ("database is locked", "database table is locked")
 
@@ -78,11 +80,16 @@ def _of_database(error: BaseException) -> Transient | None:
         return Transient.LOST
     if _names(error, "InvalidCachedStatementError"):
         return Transient.STALE_PLAN
-    if _names(error, "ConnectionDoesNotExistError", "ConnectionFailureError"):
+    if _names(error, "ConnectionDoesNotExistError", "ConnectionFailureError") or _is_gone(error):
         return Transient.LOST
     if isinstance(error, DBAPIError) and any(words in str(error.orig) for words in _SQLITE_BUSY):
         return Transient.CONFLICT
     return None
+
+
+def _is_gone(error: BaseException) -> bool:
+    is_drivers = type(error).__module__.partition(".")[0] in ("asyncpg", "psycopg")
+    return is_drivers and any(words in str(error) for words in _GONE)
 
 
 def _names(error: BaseException, *names: str) -> bool:

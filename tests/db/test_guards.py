@@ -523,6 +523,27 @@ async def test_terminated_connection(terminated: str, rows: Count, postgres: Obs
     assert await rows() == 1
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+async def test_terminated_connection_of_the_driver(
+    driver: str, database_url: str, rows: Count, postgres: Observer
+) -> None:
+    """A7: the same where the driver, used directly, is the first to notice."""
+    database: db.Database[Any] = db.Database(as_url(make_url(database_url), driver))
+    with pytest.raises(Exception, match=r"closed|terminat|lost") as lost:
+        async with db.scope():
+            connection = await (await db.session(database)).connection()
+            driver_connection: Any = (await connection.get_raw_connection()).driver_connection
+            await driver_connection.execute("SELECT 1")
+            await postgres.terminate_backends()
+            await eventually(postgres.backends, equals=0)
+            await driver_connection.execute("INSERT INTO note (words) VALUES ('a')")
+    assert transient(lost.value) is Transient.LOST
+    async with db.scope():
+        await add_by_driver(await db.session(database))
+    assert await rows() == 1
+    await database.dispose()
+
+
 async def test_reading_survives_in_the_same_scope(postgres: Observer) -> None:
     """After a swallowed lost connection the scope cannot end well; after an early rollback it can."""
     async with db.scope():
