@@ -227,10 +227,15 @@ _TASKS: tuple[tuple[Task[..., Any], int], ...] = (
     (tasks.fail, 1),
     (tasks.fan_out, 1),
     (tasks.think, 1),
+    (tasks.copy_first, 1),
+    (tasks.see_one_snapshot, 1),
+    (tasks.only_read, 1),
 )
 
 _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "dawdle": lambda dice: {"seconds": dice.choice([0.3, 1.0, 3.0])},
     "falter": lambda dice: {"failures": dice.randint(1, 3)},
+    "see_one_snapshot": lambda dice: {"seconds": dice.choice([0.3, 4.0])},
+    "copy_first": lambda dice: {"fails": dice.random() < 0.3},
     "fan_out": lambda dice: {"children": dice.randint(1, 4), "fails": dice.random() < 0.3},
 }

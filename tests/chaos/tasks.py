@@ -7,6 +7,7 @@ whose effects may happen again.
 import asyncio
 import os
 import time
+from typing import Any
 
 from sqlalchemy import text
 
@@ -19,7 +20,10 @@ ONCE = os.environ.get("CHAOS_ONCE", "true") == "true"
 SLOW_QUEUE = "chaos:slow"
 TASKS = tuple(
     f"tests.chaos.tasks.{name}"
-    for name in ("insert", "insert_in_thread", "dawdle", "falter", "fail", "fan_out", "think")
+    for name in (
+        *("insert", "insert_in_thread", "dawdle", "falter", "fail", "fan_out", "think"),
+        *("copy_first", "see_one_snapshot", "only_read"),
+    )
 )
 
 
@@ -86,6 +90,36 @@ async def think(key: str) -> str:
     await asyncio.sleep(0.05)
     Diary.of_environment().note(key)
     return f"{time.monotonic() - started:.3f}"
+
+
+@task(once=ONCE)
+async def copy_first(session: db.AsyncSession, key: str, fails: bool = False) -> str:
+    """One effect, by the driver's own COPY before any statement; with `fails` none."""
+    effect = _effect(key)
+    connection = await session.connection()
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    await driver.copy_records_to_table("effect", records=[tuple(effect.values())], columns=list(effect))
+    if fails:
+        raise ValueError(f"{key} is to fail")
+    return key
+
+
+@task(once=ONCE, queue=SLOW_QUEUE)
+async def see_one_snapshot(session: db.AsyncSession, key: str, seconds: float) -> str:
+    """One effect, in a transaction that sees nothing of what is committed while it lasts."""
+    await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+    await _add_effect(session, key)
+    await asyncio.sleep(seconds)
+    return key
+
+
+@task(once=ONCE)
+async def only_read(session: db.AsyncSession, key: str) -> str:
+    """No effect, in a transaction that can have none: a line in a file, as `think`."""
+    await session.execute(text("SET TRANSACTION READ ONLY"))
+    await session.execute(text("SELECT count(*) FROM marker"))
+    Diary.of_environment().note(key)
+    return key
 
 
 async def _add_effect(session: db.AsyncSession, key: str) -> None:

@@ -52,7 +52,11 @@ class _Court:
         return [
             self._each("committed: one effect", filter(_leaves_effect, committed), self._happened_once),
             self._each("committed, and fails: no effect, a failed row", filter(_fails, committed), self._failed),
-            self._each("committed, without the database: has run", filter(_only_thinks, committed), self._was_thought),
+            self._each(
+                "committed, without effects: has run",
+                filter(_only_thinks, committed),
+                self._was_thought,
+            ),
             self._each("rolled back whole: nothing", self._meant(Fate.ROLLED_BACK), self._never_happened),
             self._each("rolled back to a savepoint: nothing", self._meant(Fate.SAVEPOINT), self._never_happened),
             self._each("not committed, or id taken: nothing", self._uncommitted(), self._never_happened),
@@ -176,7 +180,7 @@ def _fails(wish: Wish) -> bool:
 
 
 def _only_thinks(wish: Wish) -> bool:
-    return wish.task == "think"
+    return wish.task in ("think", "only_read")
 
 
 def _leaves_effect(wish: Wish) -> bool:
