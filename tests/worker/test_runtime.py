@@ -116,7 +116,7 @@ class TestLedger:
         """Jobs that cannot be written down are not run; the line names the command that makes the table."""
         await postgres.execute("DROP TABLE tandem_jobs")
         why = await refused(config, registry(plain))
-        assert why.startswith("the ledger's table tandem_jobs is missing: run 'python -m worker migrate'")
+        assert why == "the ledger's table tandem_jobs is missing: run 'python -m worker migrate'"
 
     async def test_it_is_looked_for_by_its_name(self, config: Config) -> None:
         """``WORKER_LEDGER`` says which table it is, and in which schema."""

@@ -60,7 +60,7 @@ class Ledger:
         Raises:
             LedgerError: there is no such table.
         """
-        with explained(self.name):
+        with explained(self.name, lent=True):
             await execute(session, self._of(session).add, [row._asdict() for row in rows])
 
     async def reserve(self, session: AnySession, row: Pending) -> bool:
@@ -71,7 +71,7 @@ class Ledger:
         Raises:
             LedgerError: there is no such table.
         """
-        with explained(self.name):
+        with explained(self.name, lent=True):
             written = await execute(session, self._of(session).reserve, row._asdict())
         return bool(written.rowcount)
 
@@ -264,7 +264,7 @@ class Ledger:
                 return aborted
             case "55P03":  # by a lock_timeout of the job's own
                 return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
-        return explain(error, self.name)
+        return explain(error, self.name, lent=True)
 
     def _in_words_of(self, dialect: Dialect, statement: Executable) -> DriverStatement:
         settle = self._settle_of.get(dialect)

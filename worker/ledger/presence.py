@@ -45,23 +45,28 @@ async def check(database: Database[Any], name: str) -> str:
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Inside, an error about the table itself becomes a `LedgerError` that says what to do."""
+def explained(name: str, *, lent: bool = False) -> Iterator[None]:
+    """Inside, an error about the table itself becomes a `LedgerError` that says what to do.
+
+    Args:
+        name: of the table.
+        lent: the session is somebody else's, who may have set a search_path.
+    """
     try:
         yield
     except DBAPIError as error:
-        explanation = explain(error, name)
+        explanation = explain(error, name, lent=lent)
         if explanation is None:
             raise
         raise explanation from None
 
 
-def explain(error: DBAPIError, name: str) -> LedgerError | None:
+def explain(error: DBAPIError, name: str, *, lent: bool = False) -> LedgerError | None:
     """What to say of an error about the table itself: it is not there, or old, or may not be written."""
     what = _what_is_wrong(error)
     if what is not None:
         elsewhere = ""
-        if sqlstate(error) == _MISSING[0] and "." not in name:
+        if lent and sqlstate(error) == _MISSING[0] and "." not in name:
             elsewhere = f" (or, if the session has set another search_path, WORKER_LEDGER=<schema>.{name})"
         return LedgerError(f"the ledger's table {name} is {what}: run 'python -m worker migrate'{elsewhere}")
     if sqlstate(error) == _FORBIDDEN:
