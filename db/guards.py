@@ -28,7 +28,7 @@ from db import postgres, sqlite
 from db.effects import Effect, effects
 from db.errors import ConcurrentUseError, ConnectionEndedError, PoisonedTransactionError, RawTransactionError
 from db.executemany import heed_cancellation
-from db.reset import driver_of, forget, note, noted
+from db.reset import driver_of, forget, may_have, note
 from db.transient import sqlstate
 
 _MARK = "db.poisoned"
@@ -111,7 +111,7 @@ def may_be_read_only(connection: Connection) -> bool:
     """Whether the transaction of `connection` may have been made read-only, in any way but by a function."""
     dbapi_connection: Any = connection.connection.dbapi_connection
     by_option = getattr(dbapi_connection, "readonly", None) or getattr(dbapi_connection, "read_only", None)
-    return bool(by_option) or bool(noted(_info(connection.connection)) & Effect.READ_ONLY)
+    return bool(by_option) or may_have(Effect.READ_ONLY, _info(connection.connection))
 
 
 def _handle_error(idle_limit: float | None, context: ExceptionContext) -> BaseException | None:
@@ -151,19 +151,19 @@ def _why_it_ended_itself(context: ExceptionContext, idle_limit: float | None) ->
     is_lost = context.is_disconnect or postgres.unreachable(error, is_connecting=False) is not None
     if not is_lost or connection is None or connection.invalidated:
         return None
-    done = noted(_info(connection.connection))
-    if Effect.TERMINATION in done and "pg_terminate_backend" in (context.statement or "").lower():
+    info = _info(connection.connection)
+    if may_have(Effect.TERMINATION, info) and "pg_terminate_backend" in (context.statement or "").lower():
         return "its own statement ended its backend"
-    limit = 0.0 if Effect.TIME_LIMIT in done else idle_limit
-    idle = _idle_before_loss(connection)
+    limit = 0.0 if may_have(Effect.TIME_LIMIT, info) else idle_limit
+    idle = _idle_before_loss(info)
     if limit is None or idle <= limit * _ALMOST:
         return None
     return f"its transaction sat idle for {idle:.1f} s, longer than it may"
 
 
-def _idle_before_loss(connection: Connection) -> float:
+def _idle_before_loss(info: dict[Any, Any]) -> float:
     """Seconds that the transaction did nothing before what has just failed."""
-    started, ended = _info(connection.connection).get(_TURN) or (0.0, 0.0)
+    started, ended = info.get(_TURN) or (0.0, 0.0)
     return (started if started > ended else time.monotonic()) - ended if ended else 0.0
 
 
@@ -259,7 +259,7 @@ def _execute(execute: Callable[..., None], cursor: Any, statement: str, *rest: A
         return
     connection = context.root_connection
     info = _info(connection.connection)
-    if reading.effects is not Effect.NONE:
+    if reading is not _HARMLESS and reading.effects is not Effect.NONE:
         note(info, reading.effects)  # before it runs: an advisory lock outlives the statement's failure
     turn = info.get(_TURN) or [0.0, 0.0]
     turn[0] = time.monotonic()

@@ -8,7 +8,6 @@
 """
 
 import logging
-from functools import cache
 from typing import Any, Literal
 
 from sqlalchemy import AdaptedConnection, Engine, event
@@ -23,6 +22,7 @@ Reset = Literal["changed", "always", "never"]
 """Which connections are reset when they are returned."""
 
 _EFFECTS = "db.effects"
+_RESETTING = "db.resetting"
 _REPLACE = "db.replace"
 # Not DISCARD ALL, as the drivers remember which statements they have prepared. RESET ALL leaves the role alone, and
 # goes back to the settings that the connection was opened with.
@@ -42,12 +42,14 @@ _used: set[int] = set()
 def note(info: dict[Any, Any], effects: Effect) -> None:
     """Note what a statement may do to the connection with this `info`."""
     info[_EFFECTS] = info.get(_EFFECTS, Effect.NONE) | effects
+    if Effect.SESSION_STATE in effects and _RESETTING in info:
+        info[_RESETTING].listen()
 
 
-def noted(info: dict[Any, Any]) -> Effect:
-    """What statements may have done to it since it was taken from the pool."""
-    effects: Effect = info.get(_EFFECTS, Effect.NONE)
-    return effects
+def may_have(effect: Effect, info: dict[Any, Any]) -> bool:
+    """Whether a statement may have done that to the connection since it was taken from the pool."""
+    effects = info.get(_EFFECTS)  # to ask a flag takes ten times as long
+    return effects is not None and effect in effects
 
 
 def driver_of(dbapi_connection: Any) -> Any:
@@ -76,9 +78,54 @@ class Resetting:
         self._timeout = timeout
         self._pooler = pooler
         self._has_warned = False
-        _notice_use(engine)
-        event.listen(engine, "reset", self._reset)
+        self._listens = False
+        self._kind: Any = None
+        # A public method of the dialect; there is no event for it.
+        engine.dialect.get_driver_connection = self._get_driver_connection  # type: ignore[method-assign]
+        event.listen(engine, "connect", self._connected)
         event.listen(engine, "checkin", self._replace)
+        if self._always:
+            self.listen()
+
+    def listen(self) -> None:
+        """Be told of returned connections from now on: that alone takes 3 us each time, and most need none of it."""
+        if not self._listens:
+            self._listens = True
+            event.listen(self._engine, "reset", self._reset)
+
+    def _get_driver_connection(self, connection: Any) -> Any:
+        self._use(driver_of(connection))
+        return driver_of(connection)
+
+    def _use(self, driver_connection: Any) -> None:
+        _used.add(id(driver_connection))
+        self.listen()
+
+    def _connected(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[_RESETTING] = self
+        if isinstance(dbapi_connection, AdaptedConnection):
+            # SQLAlchemy makes it of a class of its own choice.
+            self._kind = self._kind or self._noticing(type(dbapi_connection))
+            dbapi_connection.__class__ = self._kind
+        _used.discard(id(driver_of(dbapi_connection)))  # whoever has set it up
+
+    def _noticing(self, kind: Any) -> Any:
+        """`kind`, noticing who asks for the driver's connection."""
+        use = self._use
+
+        class Noticing(kind):  # type: ignore[misc]  # a class that is known when it runs
+            __slots__ = ()
+
+            @property
+            def driver_connection(self) -> Any:
+                use(self._connection)
+                return self._connection
+
+            def run_async(self, fn: Any) -> Any:
+                use(self._connection)
+                return super().run_async(fn)
+
+        return Noticing
 
     def _reset(self, dbapi_connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
         if state.terminate_only or not self._is_due(dbapi_connection, record):
@@ -106,7 +153,7 @@ class Resetting:
     def _is_due(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> bool:
         return (
             self._always
-            or bool(noted(record.info) & Effect.SESSION_STATE)
+            or may_have(Effect.SESSION_STATE, record.info)
             or (bool(_used) and id(driver_of(dbapi_connection)) in _used)
         )
 
@@ -150,46 +197,6 @@ def _forget_here(driver_connection: Any) -> None:
     driver_connection.autocommit = True
     driver_connection.execute(_FORGET, prepare=False)
     driver_connection.autocommit = False
-
-
-def _notice_use(engine: Engine) -> None:
-    """Note which drivers' connections somebody asks for."""
-    dialect = engine.dialect
-
-    def get_driver_connection(dbapi_connection: Any) -> Any:
-        driver_connection = driver_of(dbapi_connection)
-        _used.add(id(driver_connection))
-        return driver_connection
-
-    # A public method of the dialect; there is no event for it.
-    dialect.get_driver_connection = get_driver_connection  # type: ignore[method-assign, assignment]
-
-    @event.listens_for(engine, "connect")
-    def connected(dbapi_connection: Any, _record: ConnectionPoolEntry) -> None:
-        if isinstance(dbapi_connection, AdaptedConnection):
-            # SQLAlchemy makes it of a class of its own choice.
-            kind: Any = type(dbapi_connection)
-            dbapi_connection.__class__ = _noticing(kind)
-        _used.discard(id(driver_of(dbapi_connection)))  # whoever has set it up
-
-
-@cache
-def _noticing(kind: Any) -> Any:
-    """`kind`, noticing who asks for the driver's connection."""
-
-    class Noticing(kind):  # type: ignore[misc]  # a class that is known when it runs
-        __slots__ = ()
-
-        @property
-        def driver_connection(self) -> Any:
-            _used.add(id(self._connection))
-            return self._connection
-
-        def run_async(self, fn: Any) -> Any:
-            _used.add(id(self._connection))
-            return super().run_async(fn)
-
-    return Noticing
 
 
 def _module(listener: Any) -> str:
