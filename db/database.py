@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias
 
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from typing_extensions import TypeVar
 
-from db import guards, postgres, sqlite
+from db import guards, libpq, postgres, sqlite
 from db.engines import OpenEngine
 from db.errors import DatabaseURLError, WrongLoopError
 from db.guarded import AsyncSession, Session, guarded
@@ -45,7 +45,7 @@ BeforeSession: TypeAlias = Callable[["Database[Any]", dict[str, Any]], Awaitable
 """Gets the database and the session's arguments: may `await database.change_host(...)`, or set `bind` and others."""
 
 # Engine options that only the driver understands for which they were given.
-_OF_ONE_DRIVER = ("connect_args", "poolclass", "creator", "async_creator")
+_OF_ONE_DRIVER = ("connect_args", "pool", "poolclass", "creator", "async_creator")
 
 
 class Database(Generic[S]):
@@ -66,8 +66,8 @@ class Database(Generic[S]):
         pool_size: connections kept and at most open (default 10).
         pool_timeout: seconds to wait for one of them (default 30).
         pre_ping: ask each connection whether it lives before it is used; one round trip a scope (default True).
-        connect_timeout: seconds to open a connection, or to ask whether it lives (default 10). For SQLite: to wait for
-            another writer.
+        connect_timeout: seconds to open a connection, or to ask whether it lives (default 10); one in the URL wins. For
+            SQLite: to wait for another writer.
         statement_timeout: seconds that one statement may take on the server (default 60).
         idle_in_transaction_timeout: seconds that a transaction may sit idle before the server ends it (default 60).
         pooler: the URL leads to PgBouncer in transaction mode: unique statement names and no session settings; set the
@@ -75,7 +75,9 @@ class Database(Generic[S]):
         reset: which returned connections of a URL are made as new: those on which a statement left something set, or
             whose driver was used directly (``"changed"``, the default; one round trip, theirs alone), ``"always"``, for
             functions that do so under names of their own, or ``"never"``.
-        engine_options: more for `create_engine`.
+        engine_options: more for `create_engine`. Its `connect_args` are merged with ours, and win. A `poolclass` of
+            another kind (`NullPool`) has no `pool_size` and no `pool_timeout`. Errors do not show the values of a
+            statement, a password perhaps, unless `hide_parameters` is False.
 
     Raises:
         DatabaseURLError: `url` cannot be parsed, names an unknown driver, or a shared ``:memory:``.
@@ -105,11 +107,15 @@ class Database(Generic[S]):
         if sum(source is not None for source in (url, engine, bind)) != 1:
             raise DatabaseURLError("give a Database one of url, engine (a factory) or bind")
         self.url = None if url is None else parse_url(url)
+        if self.url is not None:
+            connect_timeout = libpq.connect_timeout(self.url) or connect_timeout
         self._kind = None if self.url is None else self.url.get_backend_name()
         self._first_host = host if self.url is None else host_of(self.url)
         self.host = self._first_host
         self.name = name or (self.url.database if self.url is not None else None) or "database"
-        self.pool_size = pool_size
+        given = engine_options or {}
+        self.pool_size: int | None = given.get("pool_size", pool_size) if _has_pool(given) else None
+        """Connections at most; None where there is no pool, or one of the user's own."""
         self.connect_timeout = connect_timeout
         # The client's own limit comes after the server's, so that a server that can still answer says what
         # happened; it is there for the one that cannot.
@@ -125,13 +131,8 @@ class Database(Generic[S]):
             "pooler": pooler,
         }
         self._reset = reset
-        self._engine_options: dict[str, Any] = {
-            "pool_size": pool_size,
-            "max_overflow": 0,
-            "pool_timeout": pool_timeout,
-            "pool_pre_ping": pre_ping,
-            **(engine_options or {}),
-        }
+        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": pool_timeout} if _has_pool(given) else {}
+        self._engine_options: dict[str, Any] = {"pool_pre_ping": pre_ping, "hide_parameters": True, **pool, **given}
         self._open: OpenEngine | None = None
         self._twin: Database[Session] | None = None
         if default:
@@ -175,12 +176,14 @@ class Database(Generic[S]):
             if not self.is_async:
                 return self  # type: ignore[return-value]  # the URL says that S is Session
             options = {key: value for key, value in self._engine_options.items() if key not in _OF_ONE_DRIVER}
+            if self._engine_options.get("poolclass") is NullPool:
+                options["poolclass"] = NullPool
             twin = Database[Session](
                 url,
                 name=self.name,
                 before_session=self._before_session,
                 engine_options=options,
-                pool_size=self.pool_size,
+                pool_size=self.pool_size or 0,
                 reset=self._reset,
                 **self._limits,
             )
@@ -341,6 +344,8 @@ class Database(Generic[S]):
         if url.get_backend_name() == "sqlite":
             return self._sqlite_engine(url)
         options = self._engine_options | {"connect_args": self._connect_arguments(url)}
+        if url.get_driver_name() in libpq.DRIVERS:
+            url = libpq.for_sqlalchemy(url)
         if not url.get_dialect().is_async:
             return create_engine(url, **options)
         engine = create_async_engine(url, **options)
@@ -355,14 +360,15 @@ class Database(Generic[S]):
         return engine
 
     def _connect_arguments(self, url: URL) -> dict[str, Any]:
-        own = dict(self._engine_options.get("connect_args", {}))
+        """Our limits, what the URL says, and what `engine_options` says: the later ones win."""
+        own: dict[str, Any] = self._engine_options.get("connect_args", {})
         match url.get_driver_name():
             case "asyncpg":
-                return postgres.asyncpg_arguments(**self._limits) | own
+                return postgres.merged(postgres.asyncpg_arguments(**self._limits), libpq.driver_arguments(url), own)
             case "psycopg" | "psycopg_async":
-                return postgres.psycopg_arguments(**self._limits) | own
+                return postgres.merged(postgres.psycopg_arguments(**self._limits), libpq.driver_arguments(url), own)
             case _:
-                return own
+                return dict(own)
 
 
 _default: "Database[Any] | None" = None
@@ -400,6 +406,11 @@ def set_default_database(database: "Database[Any] | None") -> None:
 def is_default(database: "Database[Any]") -> bool:
     """Whether `database` is the default one, perhaps through another driver."""
     return _default is not None and database.is_same_as(_default)
+
+
+def _has_pool(engine_options: Mapping[str, Any]) -> bool:
+    """Whether it is a pool of a certain size: another class or a pool of the user's own takes no size from us."""
+    return "pool" not in engine_options and issubclass(engine_options.get("poolclass", QueuePool), QueuePool)
 
 
 def _watch(source: AsyncEngine | AsyncConnection | Engine | Connection) -> None:

@@ -119,6 +119,8 @@ def _handle_error(idle_limit: float | None, context: ExceptionContext) -> BaseEx
     if context.is_pre_ping:  # a connection that is found dead is replaced, and nobody need know
         return None
     if context.dialect.name == "postgresql" and _came_from_driver(context):
+        if context.engine is not None and context.engine.hide_parameters:
+            postgres.hide_detail(context.sqlalchemy_exception, error)
         if sqlstate(error) == _READ_ONLY and _is_server_read_only(context.connection):
             context.is_disconnect = True
         if (why := _why_it_ended_itself(context, idle_limit)) is not None:
@@ -131,6 +133,7 @@ def _handle_error(idle_limit: float | None, context: ExceptionContext) -> BaseEx
         if postgres.is_busy(error):
             return ConcurrentUseError()
         _mark_poisoned(context)
+        return postgres.leads_to_pooler(error)
     return None
 
 

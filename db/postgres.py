@@ -3,13 +3,17 @@
 Limits are set once, when a connection is opened, and cost no statement.
 """
 
+import re
+import socket
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
-from db.errors import DatabaseUnreachableError
+from db.errors import DatabaseUnreachableError, DatabaseURLError
+from db.libpq import settings_in
 from db.reset import driver_of
 
 # asyncpg's words, for which it has no class or code of their own.
@@ -21,6 +25,13 @@ _NOT_NOW = (
     "too many clients", "remaining connection slots", "starting up", "shutting down", "recovery mode",
     "not yet accepting connections", "not accepting connections",
 )  # fmt: skip
+
+# To the end, or to the next of the server's fields.
+_DETAIL = re.compile(r"\nDETAIL:  .*?(?=\n(?:HINT|QUERY|CONTEXT|LOCATION):  |\Z)", re.DOTALL)
+# What a pooler in transaction mode says to our limits; and the server, where a pooler has kept those to itself and
+# lends a connection to one client after the other.
+_NO_SETTING_OF_A_SESSION = "unsupported startup parameter"
+_STATEMENT_OF_ANOTHER_CLIENT = re.compile('prepared statement "__asyncpg_.*(already exists|does not exist)')
 
 
 def asyncpg_arguments(
@@ -65,6 +76,20 @@ def psycopg_arguments(
     return arguments | {"options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
 
 
+def merged(*arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Several `connect_args`: the later ones win, and their settings of the session come together."""
+    together: dict[str, Any] = {}
+    for each in arguments:
+        settings = {**together.get("server_settings", {}), **_by_name(each.get("server_settings", {}))}
+        options = " ".join(filter(None, (together.get("options"), each.get("options"))))
+        together = {**together, **each}
+        if settings:
+            together["server_settings"] = settings
+        if options:
+            together["options"] = options
+    return together
+
+
 def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
     """Let the pool ask an asyncpg connection whether it lives by one plain statement, for `timeout` seconds at most.
 
@@ -93,6 +118,32 @@ def unreachable(error: BaseException, *, is_connecting: bool) -> DatabaseUnreach
     if is_connecting and _is_psycopg_operational(error) and _is_temporary(str(error)):
         return _away(error)
     return None
+
+
+def leads_to_pooler(error: BaseException) -> DatabaseURLError | None:
+    """What to say instead of `error` if a pooler in transaction mode has refused what only a server can do."""
+    said = str(error)
+    if _NO_SETTING_OF_A_SESSION not in said and not _STATEMENT_OF_ANOTHER_CLIENT.search(said):
+        return None
+    return DatabaseURLError(
+        f"PgBouncer or a pooler like it answers at the database's URL ({said.splitlines()[0]}): make the database with "
+        "db.Database(url, default=True, pooler=True), without options and settings of the session"
+    )
+
+
+def hide_detail(*errors: BaseException | None) -> None:
+    """Take the server's DETAIL out of what these errors, and those behind them, say: it shows the values of a row.
+
+    psycopg's `diag` still has it, for whoever asks.
+    """
+    for error in errors:
+        said = error
+        while said is not None:
+            if said.args and isinstance(said.args[0], str):
+                said.args = (_DETAIL.sub("", said.args[0]), *said.args[1:])
+            if isinstance(getattr(said, "detail", None), str):  # asyncpg's, which is not in its args
+                said.detail = None  # type: ignore[attr-defined]  # it was there
+            said = said.__cause__
 
 
 def is_busy(error: BaseException) -> bool:
@@ -124,14 +175,27 @@ def _reported(driver_connection: Any, name: str) -> str | None:
     return getattr(driver_connection.get_settings(), name, None)
 
 
-async def _connect(*args: Any, **kwargs: Any) -> Any:
+async def _connect(*args: Any, socket_options: Sequence[tuple[int, int, int]] = (), **kwargs: Any) -> Any:
     """Open a connection; what the network says becomes one error, which no error of a task's own can be taken for."""
     import asyncpg  # noqa: PLC0415 - a SQLite-only app has no asyncpg loaded
 
     try:
-        return await asyncpg.connect(*args, **kwargs)
+        connection = await asyncpg.connect(*args, **kwargs)
     except OSError as error:  # TimeoutError is one
         raise _away(error) from error
+    network = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg gives it to nobody
+    if network.family != socket.AF_UNIX:
+        for option in socket_options:
+            network.setsockopt(*option)
+    return connection
+
+
+def _by_name(server_settings: Mapping[str, str]) -> dict[str, str]:
+    # The server reads `options` before the settings by name, which would win then.
+    settings = dict(server_settings)
+    if by_name := settings_in(settings.get("options", "")):
+        del settings["options"]
+    return by_name | settings
 
 
 def _away(error: BaseException) -> DatabaseUnreachableError:

@@ -1,9 +1,11 @@
 """Database URLs: what people write, and what each driver needs."""
 
+import re
+
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from db import sqlite
+from db import libpq, sqlite
 from db.errors import DatabaseURLError
 
 # What people write, and the driver that is meant where the URL names none.
@@ -13,17 +15,21 @@ _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
 }
 _SYNC_DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
+# Up to the hosts, several hosts, and what follows.
+_SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(.*)", re.DOTALL)
+_HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(\d+))?")
 _EXAMPLE = "postgresql+asyncpg://user:password@host/name"
 
 
 def parse_url(url: str | URL) -> URL:
-    """The URL with its driver named.
+    """The URL with its driver named, and PostgreSQL's parameters under libpq's names.
 
     Raises:
-        DatabaseURLError: it cannot be parsed, its driver is unknown or not installed, or it is a shared ``:memory:``.
+        DatabaseURLError: it cannot be parsed, its driver is unknown, not installed, or cannot do what a parameter asks
+            for, or it is a shared ``:memory:``.
     """
     try:
-        parsed = make_url(url)
+        parsed = _make_url(url)
         parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
         parsed.get_dialect().import_dbapi()
     except ImportError as error:
@@ -33,13 +39,13 @@ def parse_url(url: str | URL) -> URL:
         raise DatabaseURLError(f"not a database URL ({type(error).__name__}): write e.g. {_EXAMPLE}") from None
     if parsed.get_backend_name() == "sqlite":
         sqlite.refuse_memory(parsed)
-    return _with_driver_words(parsed)
+    return libpq.checked(parsed) if parsed.get_backend_name() == "postgresql" else parsed
 
 
 def sync_twin(url: URL) -> URL | None:
     """`url` through a synchronous driver; None where we know of none."""
     driver = _SYNC_DRIVERS.get(url.get_backend_name())
-    return None if driver is None else _with_driver_words(url.set(drivername=driver))
+    return None if driver is None else libpq.without_asyncpgs_own(url).set(drivername=driver)
 
 
 def same_database(one: URL | None, other: URL | None) -> bool:
@@ -75,9 +81,15 @@ def _place(url: URL) -> tuple[object, ...]:
     return url.get_backend_name(), host_of(url), port, url.database, url.username
 
 
-def _with_driver_words(url: URL) -> URL:
-    """libpq and asyncpg have two words for the same setting, and providers print libpq's."""
-    spoken, meant = ("sslmode", "ssl") if url.get_driver_name() == "asyncpg" else ("ssl", "sslmode")
-    if url.get_backend_name() != "postgresql" or spoken not in url.query:
-        return url
-    return url.difference_update_query([spoken]).update_query_dict({meant: url.query[spoken]})
+def _make_url(url: str | URL) -> URL:
+    """SQLAlchemy's `make_url`, which takes several hosts only as parameters."""
+    several = None if isinstance(url, URL) else _SEVERAL_HOSTS.fullmatch(url)
+    if several is None:
+        return make_url(url)
+    before, hosts, after = several.groups()
+    found = [_HOST_AND_PORT.fullmatch(host) for host in hosts.split(",")]
+    named = [(each[1] or each[2], each[3] or "5432") for each in found if each is not None]
+    if len(named) < len(found):
+        raise ValueError("a host without a name, or a port that is no number")
+    names, ports = zip(*named, strict=True)
+    return make_url(before + after).update_query_dict({"host": ",".join(names), "port": ",".join(ports)})

@@ -486,6 +486,50 @@ def test_second_loop(database_url: str) -> None:
     asyncio.run(use_and_dispose())
 
 
+DRIVERS = ["asyncpg", "psycopg", "psycopg_async"]
+
+
+async def insert_secret(database: db.Database[Any]) -> None:
+    async with db.scope():
+        session = await db.session(database)
+        statement = text("INSERT INTO account VALUES (:name, :password)")
+        values = {"name": None, "password": "hunter" + "2"}  # not as the traceback shows this line
+        if isinstance(session, db.Session):
+            await asyncio.to_thread(lambda: session.execute(statement, values))
+        else:
+            await session.execute(statement, values)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("hide", [True, False])
+async def test_values_in_errors(database_url: str, postgres: Observer, driver: str, hide: bool) -> None:
+    """What was to be stored, a password perhaps, is in no error and in no traceback, unless it is asked for."""
+    await postgres.execute("CREATE TABLE account (name text NOT NULL, password text)")
+    options = {} if hide else {"hide_parameters": False}
+    database: db.Database[Any] = db.Database(database_url.replace("asyncpg", driver), engine_options=options)
+    with pytest.raises(DBAPIError, match='null value in column "name"') as refused:
+        await insert_secret(database)
+    said = "".join(traceback.format_exception(refused.value))
+    assert ("hunter2" in said) is not hide
+    assert ("Failing row" in said) is not hide
+    assert ("hunter2" in str(refused.value)) is not hide
+    await database.dispose()
+
+
+@pytest.mark.parametrize("driver", [*DRIVERS, "sqlite"])
+async def test_without_a_pool(driver: str, database_url: str, sqlite_url: str) -> None:
+    """`poolclass=NullPool`: each session opens a connection, and closes it at its end; the twin does so, too."""
+    url = sqlite_url if driver == "sqlite" else database_url.replace("asyncpg", driver)
+    database: db.Database[Any] = db.Database(url, engine_options={"poolclass": NullPool})
+    assert database.pool_size is None
+    await database.check()
+    await database.sync.check()
+    async with db.scope():
+        for session in (await db.session(database), await db.session(database.sync)):
+            assert isinstance(session.get_bind().engine.pool, NullPool)
+    await database.dispose()
+
+
 ASYNC_DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg_async", "sqlite+aiosqlite"]
 
 

@@ -79,15 +79,37 @@ def test_sqlite_file_with_a_mode() -> None:
     parse_url("sqlite:///file:app.db?mode=rw&uri=true")
 
 
-def test_libpqs_words_for_asyncpg() -> None:
-    """`sslmode`, which providers print, is what asyncpg calls `ssl`, and the twin gets its own word."""
-    url = parse_url("postgresql://host/name?sslmode=require&application_name=app")
-    assert dict(url.query) == {"ssl": "require", "application_name": "app"}
+def test_parameters_keep_libpqs_names() -> None:
+    """`ssl`, which asyncpg and others say, is libpq's `sslmode`; the twin has the same parameters."""
+    url = parse_url("postgresql://host/name?ssl=true&application_name=app&statement_cache_size=0")
+    assert dict(url.query) == {"sslmode": "require", "application_name": "app", "statement_cache_size": "0"}
     twin = sync_twin(url)
     assert twin is not None
     assert dict(twin.query) == {"sslmode": "require", "application_name": "app"}
     assert same_database(url, twin)
-    assert parse_url("postgresql+psycopg://host/name?sslmode=require").query["sslmode"] == "require"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "query"),
+    [
+        ("db-1,db-2", {"host": "db-1,db-2", "port": "5432,5432"}),
+        ("db-1:5433,db-2", {"host": "db-1,db-2", "port": "5433,5432"}),
+        ("[::1]:5433,[::2]", {"host": "::1,::2", "port": "5433,5432"}),
+    ],
+)
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
+def test_several_hosts(hosts: str, query: dict[str, str], driver: str) -> None:
+    """Several hosts, as libpq writes them, are tried one after the other."""
+    url = parse_url(f"{driver}://app:p%40ss,word@{hosts}/name?target_session_attrs=read-write")
+    assert dict(url.query) == {"target_session_attrs": "read-write", **query}
+    assert (url.username, url.password, url.database) == ("app", "p@ss,word", "name")
+
+
+@pytest.mark.parametrize("hosts", ["db-1,", "db-1,db-2:port", ",,"])
+def test_several_hosts_that_are_none(hosts: str) -> None:
+    """A host without a name, or with a port that is no number, is no URL."""
+    with pytest.raises(db.DatabaseURLError, match="not a database URL"):
+        parse_url(f"postgresql://{hosts}/name")
 
 
 @pytest.mark.parametrize(

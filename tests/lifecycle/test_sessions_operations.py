@@ -373,11 +373,26 @@ async def test_behind_a_pooler(database_url: str, postgres: Observer, driver: st
     assert await postgres.fetchval("SELECT count(*) FROM note") == 12
 
 
-async def test_behind_a_pooler_without_saying_so(database_url: str) -> None:
-    """Without `pooler=True` such a pooler refuses the connection because of the settings: it cannot go unnoticed."""
-    async with Pooler(database_url, size=1) as pooler, default(pooler.url):
-        with pytest.raises(DBAPIError, match="unsupported startup parameter"):
-            await db.isolated(insert)
+async def test_behind_a_pooler_without_saying_so(database_url: str, driver: str) -> None:
+    """Without `pooler=True` such a pooler refuses the connection because of the settings: the error says what to do."""
+    async with Pooler(database_url, size=1) as pooler, default(as_url(make_url(pooler.url), driver)) as database:
+        with pytest.raises(db.DatabaseURLError, match=r"PgBouncer .*unsupported startup parameter.*pooler=True"):
+            await database.check()
+
+
+async def test_statement_that_a_pooler_has_lost(database_url: str) -> None:
+    """A pooler that ignores the settings lends connections which do not know our statements: the same advice."""
+    async with default(database_url, pool_size=1):
+        for _ in range(2):
+            await db.isolated(answer)
+        with pytest.raises(db.DatabaseURLError, match=r"PgBouncer .*prepared statement .*does not exist.*pooler=True"):
+            async with db.scope():
+                await (await db.session()).execute(text("DEALLOCATE ALL"))  # what the pooler's other clients have
+                await answer()
+
+
+async def answer() -> Any:
+    return await (await db.session()).scalar(text("SELECT 7"))
 
 
 async def test_statement_timeout(database_url: str, postgres: Observer) -> None:

@@ -47,6 +47,8 @@ async def opened(config: Config, **options: Any) -> AsyncIterator[db.Database[An
     try:
         await answering("DATABASE_URL", database.check, config.connect_wait)
         yield database
+    except db.DatabaseURLError as error:
+        raise StartupError(f"DATABASE_URL: {error}") from None
     except (DBAPIError, db.DatabaseUnreachableError) as error:
         raise StartupError(f"DATABASE_URL: the server refuses: {first_line(error)}") from None
     finally:

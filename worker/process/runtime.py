@@ -170,7 +170,9 @@ class Runtime:
         The health check needs a connection besides, or a worker whose jobs all hold one for long would seem to be dead.
         """
         wanted = self._config.concurrency
-        if database.url is None or database.pool_size > wanted:  # of a factory's engine nobody knows the size
+        if database.url is None or database.pool_size is None:  # of a factory's engine nobody knows the size
+            return
+        if database.pool_size > wanted:
             return
         shortage = (
             f"{wanted} jobs run at once (WORKER_CONCURRENCY), and the health check, on {database.pool_size} "
