@@ -204,7 +204,9 @@ def _request(wish: Wish) -> Any:
 
 
 def _payload(wish: Wish) -> dict[str, Any]:
-    return {"key": wish.key, **wish.arguments}
+    size = wish.arguments.get("size")
+    filler = {} if size is None else {"filler": "x" * size}  # it is not to be in the journal
+    return {"key": wish.key, **wish.arguments, **filler}
 
 
 ACTS: tuple[tuple[Callable[[Desk], Awaitable[None]], int], ...] = (
@@ -230,6 +232,7 @@ _TASKS: tuple[tuple[Task[..., Any], int], ...] = (
     (tasks.copy_first, 1),
     (tasks.see_one_snapshot, 1),
     (tasks.only_read, 1),
+    (tasks.carry, 1),
 )
 
 _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
@@ -238,4 +241,5 @@ _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "see_one_snapshot": lambda dice: {"seconds": dice.choice([0.3, 4.0])},
     "copy_first": lambda dice: {"fails": dice.random() < 0.3},
     "fan_out": lambda dice: {"children": dice.randint(1, 4), "fails": dice.random() < 0.3},
+    "carry": lambda dice: {"size": dice.choice([10_000, 10_000, 1_000_000]), "fails": dice.random() < 0.5},
 }

@@ -22,7 +22,7 @@ TASKS = tuple(
     f"tests.chaos.tasks.{name}"
     for name in (
         *("insert", "insert_in_thread", "dawdle", "falter", "fail", "fan_out", "think"),
-        *("copy_first", "see_one_snapshot", "only_read"),
+        *("copy_first", "see_one_snapshot", "only_read", "carry"),
     )
 )
 
@@ -120,6 +120,16 @@ async def only_read(session: db.AsyncSession, key: str) -> str:
     await session.execute(text("SELECT count(*) FROM marker"))
     Diary.of_environment().note(key)
     return key
+
+
+@task(once=ONCE)
+async def carry(session: db.AsyncSession, key: str, size: int, filler: str, fails: bool = False) -> str:
+    """One effect, of a job with `size` bytes of arguments and of result; with `fails` none."""
+    await _add_effect(session, key)
+    if fails:
+        raise ValueError(f"{key} is to fail")
+    assert len(filler) == size
+    return filler
 
 
 async def _add_effect(session: db.AsyncSession, key: str) -> None:
