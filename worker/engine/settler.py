@@ -142,10 +142,14 @@ class Settler:
         return others_move
 
     def _is_hopeless(self, entry: _Waiting, error: Exception) -> bool:
-        """Whether the ledger will never take it. A row that another attempt holds is about to be settled by that."""
+        """Whether the ledger will never take it.
+
+        A row that another attempt holds is about to be settled by that, and a small one does not lose a connection.
+        """
         if is_refused(error):
             return True
-        if not isinstance(error, LedgerBusyError):
+        is_small = entry.ending.size <= _BATCH_BYTES
+        if not isinstance(error, LedgerBusyError) and not (is_small and _is_away(error)):
             entry.failures += self._written > entry.written_before
             entry.written_before = self._written
         return entry.failures >= _HOPELESS

@@ -19,6 +19,14 @@ from worker.exchange import Entry
 from worker.ledger import Ending, Known, Ledger, State
 from worker.message import encode
 
+NO_ODD_ONES = "ALTER TABLE tandem_jobs ADD CONSTRAINT no_odd_ones CHECK (id <> 'odd')"
+NO_LARGE_ONES = """
+    CREATE FUNCTION hang_up() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END';
+    CREATE TRIGGER no_large_ones BEFORE INSERT ON tandem_jobs
+        FOR EACH ROW WHEN (length(NEW.payload) > 100000) EXECUTE FUNCTION hang_up();
+"""
+
 
 class OddError(Exception):
     """Not one of Python's own."""
@@ -129,13 +137,14 @@ class TestRefused:
             await worker_.idle()
         assert ((await row("odd"))["state"], (await row("odd"))["task"]) == ("failed", "no\\x00ne")
 
+    @pytest.mark.parametrize("obstacle", [NO_ODD_ONES, NO_LARGE_ONES], ids=["refused", "loses its connection"])
     async def test_what_the_database_never_takes(
-        self, start: StartWorker, ledger: Ledger, postgres: Observer, caplog: pytest.LogCaptureFixture
+        self, start: StartWorker, ledger: Ledger, postgres: Observer, caplog: pytest.LogCaptureFixture, obstacle: str
     ) -> None:
         """A row that fails again and again, while others are written, is Redis' and the log's alone."""
-        await postgres.execute("ALTER TABLE tandem_jobs ADD CONSTRAINT no_odd_ones CHECK (id <> 'odd')")
+        await postgres.execute(obstacle)
         async with start(fail, ledger=ledger) as worker_:
-            odd = await fail.using(job_id="odd").enqueue("words")
+            odd = await fail.using(job_id="odd").enqueue("x" * 200_000)
             kept: list[worker.Job[None]] = []
 
             async def odd_one_has_ended() -> bool:
