@@ -24,7 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.closed_loop import drop_connection
 from worker.deadline import Deadline
-from worker.pool import BoundedPool, BoundedSentinelPool, Turns
+from worker.pool import BoundedPool, BoundedSentinelPool, ServerFullError, Turns
 from worker.redis_url import RedisAddress
 
 TIMEOUT = 5.0
@@ -258,7 +258,9 @@ class _Improved:
        https://github.com/python/cpython/issues/102780
     4. A cancellation is heard, also one that arrives while a command is sent, which `asyncio.wait_for` may lose, in
        CPython before 3.12: https://github.com/python/cpython/issues/86296
-    5. What a server refuses in the beginning, a password or a database, is that error also over a Unix socket, and ends
+    5. A server that takes no more clients is told apart. It says so and closes the connection, but often redis-py has
+       written to that by then, and only hears that it is lost.
+    6. What a server refuses in the beginning, a password or a database, is that error also over a Unix socket, and ends
        the connection: redis-py would wrap it there, and go on with it in database 0.
     """
 
@@ -272,6 +274,14 @@ class _Improved:
             if isinstance(error.__cause__, redis.RedisError):
                 raise error.__cause__ from None
             raise
+
+    async def on_connect(self) -> None:
+        try:
+            await super().on_connect()  # type: ignore[misc]  # mixed into a connection
+        except RedisConnectionError as error:
+            if type(error) is not RedisConnectionError:  # a wrong password, say
+                raise
+            raise ServerFullError(f"Redis takes no more clients (maxclients), or is going away: {error}") from None
 
     def pack_command(self, *arguments: Any) -> list[bytes]:
         packed: list[bytes] = self._serializer.pack(*arguments)

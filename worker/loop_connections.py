@@ -77,9 +77,10 @@ class LoopConnections:
     async def _close_all(self) -> None:
         notices, client, self._notices, self._client = self._notices, self._client, None, None
         lines, self._lines = self._lines, {}
-        if notices is not None:
-            await notices.close()
-        for line in lines.values():
-            await line.close()
-        if client is not None:
-            await close(client)
+        async with contextlib.AsyncExitStack() as closing:  # the others too, whatever one of them raises
+            if client is not None:
+                closing.push_async_callback(close, client)
+            for line in lines.values():
+                closing.push_async_callback(line.close)
+            if notices is not None:
+                closing.push_async_callback(notices.close)

@@ -11,6 +11,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -18,7 +19,11 @@ from worker.errors import WorkerError
 
 T = TypeVar("T")
 
+_CLOSED = "the event loop that this was to run on is closed"
+_SILENT = "the event loop that this was to run on does not answer: does its thread wait for this one?"
+
 _LOOK = 1.0  # seconds between two looks at whether a loop is still there
+_BEGINNING = 10.0  # seconds that a loop may need to begin: one whose thread waits for the caller never does
 _STOPPING = 2.0  # seconds that the process's own loop gets to close its connections
 
 
@@ -36,29 +41,37 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -
     """Run on a loop of another thread, and wait for the end.
 
     Raises:
-        WorkerError: the loop is closed, or was closed meanwhile.
+        WorkerError: the loop is closed, or does not begin: then the coroutine has not run, and will not.
     """
+    undecided = threading.Lock()  # whoever takes it first says whether the coroutine runs
+
+    async def begin() -> T:
+        if not undecided.acquire(blocking=False):
+            raise asyncio.CancelledError
+        return await coroutine
+
+    beginning = begin()
     try:
-        result = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        result = asyncio.run_coroutine_threadsafe(beginning, loop)
     except RuntimeError:
+        beginning.close()
         coroutine.close()
-        raise _closed() from None
+        raise WorkerError(_CLOSED) from None
+    give_up_at = time.monotonic() + _BEGINNING
     try:
-        _wait(result, loop)
-    except BaseException:
-        result.cancel()
-        raise
+        while not concurrent.futures.wait([result], _LOOK).done:
+            is_closed = loop.is_closed()
+            if is_closed or time.monotonic() > give_up_at:
+                has_begun = not undecided.acquire(blocking=False)
+                if not has_begun:
+                    coroutine.close()
+                if is_closed:
+                    beginning.close()
+                if is_closed or not has_begun:
+                    raise WorkerError(_CLOSED if is_closed else _SILENT)
+    finally:
+        result.cancel()  # which does nothing where it has ended
     return result.result()
-
-
-def _wait(result: concurrent.futures.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
-    while not concurrent.futures.wait([result], _LOOK).done:
-        if loop.is_closed():
-            raise _closed()
-
-
-def _closed() -> WorkerError:
-    return WorkerError("the event loop that this was to run on is closed")
 
 
 class _LoopThread:

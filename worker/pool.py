@@ -21,6 +21,10 @@ from worker.redis_url import LONGEST_WAIT, MOST_CONNECTIONS
 _FULL = 30.0  # seconds for which a server that refused a connection is not asked for more
 
 
+class ServerFullError(RedisConnectionError):
+    """The server has closed a new connection at once, as it does where it takes no more clients."""
+
+
 class Waiting:
     """A pool of redis-py's whose `get_connection` waits instead of failing. Mixed into one of its classes.
 
@@ -50,8 +54,8 @@ class Waiting:
             connection = self.get_available_connection() if self._has_one else await self._turn()
             try:
                 await self.ensure_connection(connection)
-            except RedisConnectionError:
-                if not self._is_refused_beside_others(connection):
+            except ServerFullError:
+                if not self._goes_on_without(connection):
                     await self.release(connection)
                     raise
             except BaseException:
@@ -88,13 +92,13 @@ class Waiting:
         in_use = len(self._in_use_connections)
         return bool(self._available_connections) or not in_use or in_use < self._limit
 
-    def _is_refused_beside_others(self, connection: AbstractConnection) -> bool:
-        """Whether a connection could not be opened while others are open: then the pool goes on with those."""
-        others = {*self._available_connections, *self._in_use_connections} - {connection}
+    def _goes_on_without(self, refused: AbstractConnection) -> bool:
+        """Whether the pool has other connections to go on with, and does."""
+        others = {*self._available_connections, *self._in_use_connections} - {refused}
         are_open = sum(each.is_connected for each in others)
-        if connection.is_connected or not are_open:
+        if not are_open:
             return False
-        self._in_use_connections.discard(connection)
+        self._in_use_connections.discard(refused)
         self._room = max(are_open * 3 // 4, 1)
         self._full_until = time.monotonic() + _FULL
         return True

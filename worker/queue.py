@@ -60,7 +60,6 @@ class Queue:
         self.url = url
         RedisAddress.parse(url)  # where it is wrong, that is told here
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnections] = {}
-        self._opening = threading.Lock()
         if default:
             set_default_queue(self)
 
@@ -277,9 +276,9 @@ class Queue:
         return here
 
     def _drop_those_of_closed_loops(self) -> None:
-        with self._opening:  # other threads have loops, too
-            for loop in [loop for loop in list(self._by_loop) if loop.is_closed()]:
-                self._by_loop.pop(loop).abandon()
+        for loop in [loop for loop in list(self._by_loop) if loop.is_closed()]:
+            if (left := self._by_loop.pop(loop, None)) is not None:  # unless another thread has just done so
+                left.abandon()
 
     async def _put(self, script: str, entries: Sequence[Entry]) -> list[bool]:
         """Run `script` on the jobs, in pieces; what it replies of each."""
@@ -334,6 +333,7 @@ def _when(delay: int, due: int | None, expires: int) -> str:
 
 
 _default: Queue | None = None
+_making = threading.Lock()
 
 
 def default_queue() -> Queue:
@@ -343,8 +343,10 @@ def default_queue() -> Queue:
         ConfigError: there is neither.
     """
     if _default is None:
-        config = Config.load()
-        set_default_queue(Queue(config.require_redis_url(), name=config.queue, max_payload=config.max_payload))
+        with _making:  # threads may ask at the same time
+            if _default is None:
+                config = Config.load()
+                set_default_queue(Queue(config.require_redis_url(), name=config.queue, max_payload=config.max_payload))
     assert _default is not None  # noqa: S101 - just set
     return _default
 

@@ -17,6 +17,7 @@ _KEPT = (
     *(names.result("") for names in _NAMES),
     *(names.slots for names in _NAMES),
     *(names.epoch for names in _NAMES),
+    *(names.tasks for names in _NAMES),
 )
 """What keys that may stay begin with: results for as long as they are kept, and what outlives all jobs by design."""
 

@@ -65,7 +65,7 @@ def crew(fork_server: ForkServerContext, environment: dict[str, str], queue: Que
 
 def left(observer: Any) -> set[str]:
     """All keys but results, the slots that have passed, and what workers say of themselves."""
-    kept = ("arq:result:", "arq:slots", "arq:queue:health-check", "arq:queue:epoch")
+    kept = ("arq:result:", "arq:slots", "arq:queue:health-check", "arq:queue:epoch", "arq:queue:tasks")
     return {key for key in observer.keys("*") if not key.startswith(kept)}
 
 

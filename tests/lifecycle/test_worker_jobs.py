@@ -148,12 +148,11 @@ class TestStockClient:
         """What our own `enqueue` would have refused fails in the worker, before a session is opened."""
         for job in (
             await arq_client.enqueue_job("add"),
-            await arq_client.enqueue_job("add", 1, 2),
-            await arq_client.enqueue_job("add", "a", more=1),
+            await arq_client.enqueue_job("add", words=1),
             await arq_client.enqueue_job("add", {"a": 1}),
         ):
             assert job is not None
-            with pytest.raises((JobFailed, TypeError), match=r"words|more"):
+            with pytest.raises((JobFailed, TypeError), match="words"):
                 await job.result(timeout=SOON, poll_delay=0.05)
         assert await words() == []
 

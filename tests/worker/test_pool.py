@@ -126,5 +126,19 @@ class TestAServerThatIsFull:
                 return False
 
             await eventually(is_in)
-            with pytest.raises(redis.ConnectionError):
+            with pytest.raises(redis.ConnectionError, match=r"takes no more clients \(maxclients\)"):
                 await at_once(other.echo("x"))
+
+    async def test_a_server_that_is_away_is_not_full(self, own_redis: StartRedis) -> None:
+        """A restart of the server leaves the pool as large as it was."""
+        server = own_redis()
+        async with connected(server.url, "max_connections=5") as client:
+            await asyncio.gather(*(client.echo("x") for _ in range(20)))
+            server.kill()
+            with pytest.raises(redis.ConnectionError):
+                await client.echo("x")
+            server.restart()
+            await asyncio.gather(*(client.echo("x") for _ in range(20)))
+            pool = client.connection_pool
+            assert isinstance(pool, BoundedPool)
+            assert pool._limit == 5
