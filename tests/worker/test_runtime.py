@@ -21,6 +21,8 @@ from tests.waiting import eventually
 from worker import Resource, Task, task
 from worker.config import Config
 from worker.errors import ConfigError
+from worker.exchange import Entry, now_ms
+from worker.message import encode
 from worker.process.runtime import Runtime, StartupError, require_urls
 from worker.queue import given_default_queue
 from worker.registry import Lifespan, Registry
@@ -109,6 +111,46 @@ class TestOpen:
         assert worker.default_queue() is queue
         await runtime.close()
         assert given_default() is theirs
+
+
+class TestQueue:
+    async def test_tasks_do_not_keep_the_engine_waiting_for_a_connection(
+        self, config: Config, redis_url: str, observer: Any
+    ) -> None:
+        """While a task has taken every connection of the default queue, other jobs run, and the worker is well."""
+
+        @task(name="hog")
+        async def hog() -> None:
+            redis = worker.default_queue().redis
+            taken = asyncio.create_task(redis.execute_command("BLPOP", "let go", 20))
+            waiting = [asyncio.create_task(plain.enqueue()) for _ in range(100)]
+            await asyncio.gather(taken, *waiting)
+
+        url = f"{redis_url}{'&' if '?' in redis_url else '?'}max_connections=1&timeout=30&socket_timeout=30"
+        runtime = Runtime(changed(config, redis_url=url, id="w", log_jobs="off"), registry(hog, plain))
+        engine = await runtime.open({})
+        engine.start()
+        queue = worker.Queue(redis_url)
+        try:
+            hogging = worker.Job[None](await enqueued(queue, hog), queue=queue)
+            await eventually(lambda: observer.info("clients")["blocked_clients"] == 1)
+            other = worker.Job[None](await enqueued(queue, plain), queue=queue)
+            await asyncio.wait_for(other.result(), 10)
+            observer.delete("arq:queue:health-check:w")
+            await eventually(lambda: observer.exists("arq:queue:health-check:w"))
+            assert await hogging.status() == "in_progress"
+            observer.rpush("let go", "x")
+            await hogging.result(timeout=20)
+        finally:
+            await engine.drain()
+            await runtime.close()
+            await queue.close()
+
+
+async def enqueued(queue: worker.Queue, wanted: Task[..., Any]) -> str:
+    """The id of a job that is enqueued through this queue."""
+    await queue.enqueue([Entry(wanted.name, encode(wanted.name, b"{}", now_ms()), queue.name)])
+    return wanted.name
 
 
 class TestLedger:
