@@ -25,6 +25,7 @@ from worker.keys import Keys
 from worker.loop_connections import LoopConnections
 from worker.redis_url import CLUSTER, RedisAddress
 from worker.scripts import Script
+from worker.unserved import tell_unserved
 
 _BEGUN = b"?"  # before an epoch that nobody has completed
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
@@ -293,12 +294,16 @@ class Queue:
                     replies[position] = bool(answer)
         return replies
 
-    async def _put_chunk(self, script: str, queue: str, entries: Sequence[Entry]) -> Any:
+    async def _put_chunk(self, script: str, queue: str, entries: Sequence[Entry]) -> list[int]:
         keys = Keys.of(queue)
         arguments: list[Any] = [keys.prefix, keys.wake]
         for entry in entries:
             arguments += (entry.job_id, entry.payload, _when(entry.delay, entry.due, entry.expires))
-        return await self._run(script, queue, arguments)
+        answers: list[int]
+        *answers, is_served = await self._run(script, queue, arguments)
+        if not is_served:
+            tell_unserved(queue)
+        return answers
 
     async def _run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
         self.check_name(queue)

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 class TestCheck:
     def test_tasks(self, project: Path) -> None:
         """`check` shows each task with its name, place, parameters, queue and schedule; it needs no server."""
-        done = run("check", cwd=project)
+        done = run("check", cwd=project, WORKER_QUEUES="arq:queue,mail")
         assert (done.returncode, done.stderr) == (0, "")
         head, send, clean_up = done.stdout.split("\n\n")
         assert head == "tasks.registry (tasks/registry.py): 2 tasks"
@@ -75,6 +76,24 @@ class TestCheck:
         """It shows what the settings make of the tasks."""
         done = run("check", cwd=project, WORKER_QUEUE="reports")
         assert "  queue    reports\n" in done.stdout
+
+    def test_tasks_that_nobody_serves(self, project: Path) -> None:
+        """It names the tasks of other queues; without Redis nobody knows whether another worker serves them."""
+        for redis in ({}, {"REDIS_URL": "redis://127.0.0.1:1"}):
+            done = run("check", cwd=project, **redis)
+            assert done.returncode == 0
+            assert done.stderr == (
+                "the jobs of send go to the queue mail, which this worker does not serve; another one may: name it in "
+                "WORKER_QUEUES, which is arq:queue here\n"
+            )
+
+    async def test_tasks_that_another_worker_serves(self, project: Path, queue: Queue) -> None:
+        """Redis tells whether there is one."""
+        alone = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
+        assert "the jobs of send go to the queue mail, which no worker serves: name it in WORKER_QUEUES" in alone.stderr
+        await queue.record_health("mail", "another", b"{}", 60_000)
+        served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
+        assert (served.returncode, served.stderr) == (0, "")
 
     def test_problems(self, project: Path) -> None:
         """Every problem is a line on stderr, no task is shown, and the exit code is 1."""
@@ -112,7 +131,7 @@ class TestCheck:
 
     def test_typo(self, project: Path) -> None:
         """A variable that looks like a misspelled setting is a warning."""
-        done = run("check", cwd=project, WORKER_CONCURENCY="8")
+        done = run("check", cwd=project, WORKER_CONCURENCY="8", WORKER_QUEUES="arq:queue,mail")
         assert done.returncode == 0
         assert done.stderr == "WORKER_CONCURENCY is not a setting: did you mean WORKER_CONCURRENCY?\n"
 

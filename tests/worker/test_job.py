@@ -257,6 +257,7 @@ class TestOwnJob:
 
     async def test_at_a_clock_that_stands_still(self, monkeypatch: pytest.MonkeyPatch, worker_side: WorkerSide) -> None:
         """Or was set back: of one id each job is enqueued later than the one before."""
+        monkeypatch.setattr("worker.enqueue_time._last", {})
         times = []
         for now in (5_000, 5_000, 4_000):
             monkeypatch.setattr("worker.enqueue_time.now_ms", lambda now=now: now)

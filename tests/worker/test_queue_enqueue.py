@@ -11,6 +11,7 @@ from tests.conftest import StartRedis
 from tests.worker.conftest import RoundTrips
 from worker.exchange import Entry
 from worker.queue import Queue
+from worker.unserved import serve
 
 
 def entries(*ids: str, queue: str = "q", **more: Any) -> list[Entry]:
@@ -44,6 +45,27 @@ class TestEnqueue:
         observer.zadd("arq:abort", {"a": 1})
         await queue.enqueue(entries("a"))
         assert observer.zscore("arq:abort", "a") is None
+
+    async def test_to_a_queue_that_no_worker_serves(
+        self, queue: Queue, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Is said, once for each queue, however jobs come there; and it costs no round trip."""
+        monkeypatch.setattr("worker.unserved._told", set())
+        await queue.record_health("served", "w", b"{}", 60_000)
+        for put in (queue.enqueue, queue.publish):
+            await put(entries("first", queue="served"))  # so that Redis knows the scripts
+        trips = RoundTrips(observer)
+        for number in range(2):
+            for name in ("served", "left", "ours"):
+                if name == "ours":
+                    serve(["ours"])
+                assert await queue.enqueue(entries(f"{name} {number}", queue=name)) == [True]
+            assert await queue.publish(entries(f"published {number}", queue="also left")) == [True]
+        assert trips() == 8
+        assert caplog.messages == [
+            f"no worker serves the queue {name} now: its jobs wait until one does (WORKER_QUEUES)"
+            for name in ("left", "also left")
+        ]
 
     async def test_survives_a_redis_that_has_forgotten_the_script(self, queue: Queue, observer: redis.Redis) -> None:
         """After SCRIPT FLUSH, or on a new server, the text is sent again."""

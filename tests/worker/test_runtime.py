@@ -17,13 +17,14 @@ import worker
 from db.database import given_default
 from tests.conftest import StartPostgres
 from tests.servers import Observer
-from tests.waiting import eventually
+from tests.waiting import at_once, eventually
 from worker import Resource, Task, task
 from worker.config import Config
 from worker.errors import ConfigError
 from worker.exchange import Entry, now_ms
 from worker.message import encode
 from worker.process.runtime import Runtime, StartupError, require_urls
+from worker.process.served import tell_unserved
 from worker.queue import given_default_queue
 from worker.registry import Lifespan, Registry
 from worker.submission import default_ledger
@@ -151,6 +152,42 @@ async def enqueued(queue: worker.Queue, wanted: Task[..., Any]) -> str:
     """The id of a job that is enqueued through this queue."""
     await queue.enqueue([Entry(wanted.name, encode(wanted.name, b"{}", now_ms()), queue.name)])
     return wanted.name
+
+
+@task(queue="mail")
+async def elsewhere() -> None: ...
+
+
+class TestQueues:
+    @pytest.fixture(autouse=True)
+    def _others_have_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("worker.process.served._STARTING", 0.01)
+
+    async def test_that_no_worker_serves_are_named(self, config: Config, caplog: pytest.LogCaptureFixture) -> None:
+        """With the tasks whose jobs would wait there in silence."""
+        runtime = Runtime(config, registry(plain, elsewhere))
+        await runtime.open({})
+        await eventually(lambda: "the jobs of elsewhere go to the queue mail, which no worker serves" in caplog.text)
+        await runtime.close()
+
+    async def test_that_others_serve_are_not(
+        self, config: Config, queue: worker.Queue, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """They have told Redis of themselves."""
+        await queue.record_health("mail", "another", b"{}", 60_000)
+        await tell_unserved([plain, elsewhere], config, queue)
+        assert "mail" not in caplog.text
+        await tell_unserved([plain, elsewhere], changed(config, queues="a, b"), queue)
+        assert "the jobs of plain go to the queue arq:queue, which no worker serves" in caplog.text
+        assert "WORKER_QUEUES, which is a,b here" in caplog.text
+
+    async def test_a_worker_that_ends_first_is_not_kept(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody waits for what is only to be told."""
+        monkeypatch.setattr("worker.process.served._STARTING", 60.0)
+        runtime = Runtime(config, registry(elsewhere))
+        await runtime.open({})
+        await at_once(runtime.close())
+        assert len(asyncio.all_tasks()) == 1
 
 
 class TestLedger:

@@ -6,7 +6,8 @@ A command returns its exit code: 0, 1, or 2 for a mistake of the user's. Whateve
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,12 +33,14 @@ from worker.embedded.local_servers import as_shell, find, local_servers, message
 from worker.errors import ConfigError, LedgerError, RegistryError
 from worker.process.alone import work
 from worker.process.runtime import StartupError
+from worker.process.served import describe, left_to_others, unserved
 from worker.process.stop_signals import leave_on_signal
 from worker.queue import Queue
-from worker.registry import load
+from worker.registry import Registry, load
 
 __all__ = ["main"]
 
+_PATIENCE = 3.0  # seconds that Redis may take to tell of workers
 _PROGRAM = "tandem" if Path(sys.argv[0]).stem == "tandem" else "python -m worker"
 
 app = typer.Typer(
@@ -107,6 +110,7 @@ def check(
         print_all(describe_problems(config.registry, error), err)
         return FAILED
     print_all(describe_tasks(loaded, config), out)
+    print_all((printable_text(line, style="yellow") for line in _unserved(loaded, config)), err)
     return 0
 
 
@@ -218,6 +222,26 @@ def env() -> int:
         )
     typer.echo(as_shell(urls))
     return 0
+
+
+def _unserved(registry: Registry, config: Config) -> Sequence[str]:
+    """A line for each queue of a task that no worker serves, as far as Redis can be asked."""
+    left = left_to_others(registry.tasks.values(), config)
+    if not left:
+        return ()
+    if config.redis_url is not None:
+        with suppress(RedisError, OSError):
+            return tuple(describe(asyncio.run(_without_worker(config.redis_url, left)), config))
+    return tuple(describe(left, config, is_known=False))
+
+
+async def _without_worker(url: str, left: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+    queue = Queue(url)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await unserved(left, queue)
+    finally:
+        await queue.close()
 
 
 async def _workers(url: str, names: Sequence[str]) -> dict[str, WorkerRecord]:

@@ -17,6 +17,7 @@ from db.database import given_default
 from db.transient import Transient, transient
 from worker.config import Config
 from worker.context import Resource
+from worker.ending import end
 from worker.engine.calling import AfterJob, Caller, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
@@ -24,11 +25,13 @@ from worker.engine.once import Once
 from worker.errors import ConfigError, LedgerError, WorkerError
 from worker.ledger import Ledger
 from worker.ledger.presence import check
+from worker.process.served import tell_unserved
 from worker.queue import Queue, given_default_queue, set_default_queue
 from worker.registry import Registry
 from worker.signature import InjectedSession
 from worker.submission import set_default_ledger
 from worker.task import Task
+from worker.unserved import serve
 
 logger = logging.getLogger("worker")
 
@@ -84,6 +87,7 @@ class Runtime:
         ledger = self._use_ledger(ledger_name)
         resources = await self._resources()
         await self._run_hooks(arq_context)
+        self._tell_unserved(queue)
         caller = Caller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
@@ -136,6 +140,7 @@ class Runtime:
 
         Two, as a task that enqueues thousands of jobs at once must not keep the engine waiting for a connection.
         """
+        serve(self._config.queue_names)
         queue, for_tasks = self._new_queue(), given_default_queue()
         self._open.push_async_callback(queue.close)
         if for_tasks is None:
@@ -146,6 +151,11 @@ class Runtime:
         with suppress(RedisError, OSError):  # the engine's loops wait for Redis, and tell
             await queue.open()
         return queue
+
+    def _tell_unserved(self, queue: Queue) -> None:
+        """Name, in a moment, the tasks whose queue no worker serves."""
+        telling = asyncio.create_task(tell_unserved(self._registry.tasks.values(), self._config, queue))
+        self._open.push_async_callback(end, [telling])
 
     def _new_queue(self) -> Queue:
         config = self._config

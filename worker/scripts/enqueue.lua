@@ -5,7 +5,7 @@
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
 -- then for each job: id, payload, and when: 'in 500 86400000' is in 500 ms, and then it may wait for a day; 'at' is followed
 -- by ms since the epoch instead; one that was due before has its place there, and waits from now
--- Returns for each job 1, or 0 where its id was taken.
+-- Returns for each job 1, or 0 where its id was taken; and then 1, or 0 where no worker that is well serves the queue.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -53,4 +53,6 @@ if #scores > 0 then
     redis.call('ZADD', queue, unpack(scores))
     redis.call('PUBLISH', ARGV[2], '1')
 end
+local served = redis.pcall('EXISTS', queue .. ':health-checks')
+added[#added + 1] = type(served) == 'number' and served or 1  -- a producer may not be allowed to look
 return added

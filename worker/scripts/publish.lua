@@ -6,7 +6,7 @@
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
 -- then for each job: id, payload, and when: 'in 500 86400000' is in 500 ms, and then it may wait for a day; 'at' is followed
 -- by ms since the epoch instead; one that was due before has its place there, and waits from now
--- Returns for each job 1, or 0 where Redis had it.
+-- Returns for each job 1, or 0 where Redis had it; and then 1, or 0 where no worker that is well serves the queue.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -52,4 +52,6 @@ for i = 3, #ARGV, 3 do
     end
 end
 if any then redis.call('PUBLISH', ARGV[2], '1') end
+local served = redis.pcall('EXISTS', queue .. ':health-checks')
+published[#published + 1] = type(served) == 'number' and served or 1  -- a producer may not be allowed to look
 return published
