@@ -205,7 +205,7 @@ class Queue:
         They are found by the set of ids: to look for their keys would be to look at the key of every job.
         """
         keys = Keys.of(queue)
-        ids = sorted(raw_id.decode() for raw_id in await self.redis.smembers(keys.healthy))  # type: ignore[misc]
+        ids = sorted(raw_id.decode(errors="replace") for raw_id in await self.redis.smembers(keys.healthy))  # type: ignore[misc]
         if not ids:
             return {}
         records = await self.redis.mget([keys.health(worker_id) for worker_id in ids])

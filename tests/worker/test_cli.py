@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,11 +199,12 @@ class TestHealth:
         done = run("health", "--json", cwd=tmp_path, REDIS_URL=redis_url, WORKER_QUEUE="low")
         assert json.loads(done.stdout) == {"workers": {"host-1": RECORD}}
 
-    async def test_text_from_outside(self, tmp_path: Path, redis_url: str) -> None:
+    async def test_text_from_outside(self, tmp_path: Path, redis_url: str, observer: Any) -> None:
         """What a record says is shown as it is, without markup, and what would speak to the terminal as an escape."""
         queue = Queue(redis_url)
         record = RECORD | {"queued": {"arq:queue": 1, "a\x1b[2J": 2}, "database": "[red]ok\n[/red]"}
         await queue.record_health("arq:queue", "[red]w\x9b", json.dumps(record).encode(), 60_000)
+        observer.sadd("arq:queue:health-checks", b"\xff")
         await queue.close()
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
         _head, line = done.stdout.splitlines()

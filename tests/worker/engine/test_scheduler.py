@@ -282,6 +282,25 @@ async def test_late_looks(
     assert ("queued late" in caplog.text) == (away > timedelta(minutes=1))
 
 
+async def test_redis_does_not_answer_for_a_while(
+    start: StartWorker, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose Redis stands still runs what passed meanwhile as soon as it answers."""
+    monkeypatch.setattr(scheduler, "_LATE", timedelta(seconds=1))
+    ran: list[int] = []
+
+    @cron("* * * * * *")
+    async def beat() -> None:
+        ran.append(current_job().score // 1000)
+
+    async with start(beat):
+        await eventually(lambda: ran)
+        stands_still_from = observer.time()[0]
+        observer.client_pause(3500)
+        await eventually(lambda: ran[-1] > stands_still_from + 4, timeout=30)
+    assert sorted(set(ran)) == list(range(min(ran), max(ran) + 1))
+
+
 async def test_late_looks_of_one_of_two(queue: Queue, observer: Any, ledger: Ledger | None, postgres: Observer) -> None:
     """What another worker has queued meanwhile is not queued again, also where its rows are gone."""
     tick = hourly()
