@@ -115,7 +115,7 @@ class Engine:
             silence=config.lease + config.grace,
         )
         default_queue = config.queue if config.queue in self._names else self._names[0]
-        self._scheduler = Scheduler(queue, tasks, default_queue, ledger, home=config.queue)
+        self._scheduler = Scheduler(queue, tasks, default_queue, ledger)
         self._health = Health(queue, self._names, config.id, vitals=self._vitals, ask_database=ask_database)
         self._relay = None if ledger is None else Relay(queue, ledger, self._names)
         self._pruner = None if ledger is None else Pruner(ledger, config.keep_jobs)

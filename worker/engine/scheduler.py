@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from worker.engine.slots import LedgerSlots, Passed, Slots
-from worker.exchange import Entry, to_ms
+from worker.engine.slots import LedgerSlots, Slots, slot_id
+from worker.exchange import Entry, Slot, to_ms
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.queue import Queue
@@ -22,6 +22,9 @@ from worker.schedule import Schedule
 from worker.task import Task
 
 logger = logging.getLogger("worker")
+
+_Passed = tuple[Task[..., Any], datetime, bool]
+"""A slot of a task, and whether it is to run: otherwise it is only taken note of."""
 
 _LONGEST_SLEEP = 10.0  # seconds; then Redis' clock is asked again
 _LATE = timedelta(minutes=1)  # since the last look; then other workers are asked for what they have queued meanwhile
@@ -35,7 +38,6 @@ class Scheduler:
         tasks: all of them; those without a schedule are passed over.
         default_queue: where jobs go whose task does not say.
         ledger: keeps slots, besides Redis (default: nothing does).
-        home: where they go from other workers of the service, which may serve other queues (default: the same).
     """
 
     def __init__(
@@ -44,12 +46,9 @@ class Scheduler:
         tasks: Mapping[str, Task[..., Any]],
         default_queue: str,
         ledger: Ledger | None = None,
-        *,
-        home: str | None = None,
     ) -> None:
         self._queue = queue
-        home = home or default_queue
-        self._slots = Slots(queue, home) if ledger is None else LedgerSlots(queue, home, ledger)
+        self._slots = Slots(queue) if ledger is None else LedgerSlots(queue, ledger)
         self._tasks = [task for task in tasks.values() if task.schedule is not None]
         self._default_queue = default_queue
         self._seen: datetime | None = None
@@ -65,28 +64,28 @@ class Scheduler:
             await self._run_at_startup(now)
             await asyncio.sleep(self._until_next(now))
 
-    async def _passed(self, now: datetime) -> list[Passed]:
+    async def _passed(self, now: datetime) -> list[_Passed]:
         if self._seen is None:
             return await self._missed(now)
         if now - self._seen > _LATE:
             return await self._overdue(self._seen, now)
         return [slot for task in self._tasks for slot in _to_run(task, self._seen, now)]
 
-    async def _missed(self, now: datetime) -> list[Passed]:
+    async def _missed(self, now: datetime) -> list[_Passed]:
         """What passed before this worker ran, by each task's misfire policy."""
-        missed: list[Passed] = []
+        missed: list[_Passed] = []
         for task in self._tasks:
             last = await self._slots.last(task, self._queue_of(task))
             # The first worker ever begins to count here.
-            missed += [Passed(task, now, runs=False)] if last is None else _by_misfire(task, last, now)
+            missed += [(task, now, False)] if last is None else _by_misfire(task, last, now)
         return missed
 
-    async def _overdue(self, seen: datetime, now: datetime) -> list[Passed]:
+    async def _overdue(self, seen: datetime, now: datetime) -> list[_Passed]:
         """What passed since a last look of long ago, less what other workers have queued meanwhile.
 
         They are asked, as a row of the ledger that would tell may have been pruned.
         """
-        overdue: list[Passed] = []
+        overdue: list[_Passed] = []
         for task in self._tasks:
             last = await self._slots.last(task, self._queue_of(task))
             overdue += _to_run(task, seen if last is None else max(seen, last), now)
@@ -105,10 +104,12 @@ class Scheduler:
             )
             self._at_startup.clear()
 
-    async def _queue_slots(self, slots: Iterable[Passed]) -> None:
-        by_queue: dict[str, list[Passed]] = {}
-        for slot in slots:
-            by_queue.setdefault(self._queue_of(slot.task), []).append(slot)
+    async def _queue_slots(self, slots: Iterable[_Passed]) -> None:
+        by_queue: dict[str, list[Slot]] = {}
+        for task, moment, runs in slots:
+            at = to_ms(moment)
+            payload = encode(task.name, b"{}", at) if runs else b""
+            by_queue.setdefault(self._queue_of(task), []).append(Slot(task.name, at, slot_id(task.name, at), payload))
         for name, found in by_queue.items():
             await self._slots.put(name, found)
 
@@ -120,7 +121,7 @@ class Scheduler:
         return task.options.queue or self._default_queue
 
 
-def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[Passed]:
+def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
     """The slots after `last` that are to be made up for."""
     # What is skipped is not even taken note of: another worker may be about to queue the slot of this moment.
     misfire = _schedule(task).misfire
@@ -130,14 +131,14 @@ def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[Pas
 
 def _to_run(
     task: Task[..., Any], start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = "nobody looked"
-) -> list[Passed]:
+) -> list[_Passed]:
     """The latest slots after `start`, `most` of them; earlier ones are skipped, and logged with the reason."""
     schedule = _schedule(task)
     slots = schedule.slots_between(start, end, limit=most) if most else ()
     first, until = schedule.next_after(start), slots[0] if slots else end
     if first <= end and first not in slots:
         logger.warning("%s: its slots from %s until %s are skipped: %s", task.name, _shown(first), _shown(until), why)
-    return [Passed(task, moment) for moment in slots]
+    return [(task, moment, True) for moment in slots]
 
 
 def _shown(moment: datetime) -> str:

@@ -21,9 +21,10 @@ from worker import Queue, cron, current_job, task
 from worker.engine import scheduler
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
-from worker.engine.slots import LedgerSlots, Passed
-from worker.exchange import Settlement, to_ms
+from worker.engine.slots import LedgerSlots, slot_id
+from worker.exchange import Settlement, Slot, to_ms
 from worker.ledger import Ending, Ledger, State
+from worker.message import encode
 from worker.schedule import Misfire, Schedule
 from worker.task import Task
 
@@ -37,10 +38,6 @@ def hourly(misfire: Misfire = "skip", *, run_at_startup: bool = False) -> Task[A
     async def tick() -> None: ...
 
     return tick
-
-
-def slot_id(task: str, at: int) -> str:
-    return f"cron:{task}:{at}"
 
 
 @contextlib.asynccontextmanager
@@ -149,7 +146,10 @@ async def test_redis_loses_its_memory(
     ledger, tick = Ledger(), hourly(misfire)
     now = datetime.fromtimestamp(observer.time()[0], UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
-    await LedgerSlots(queue, QUEUE, ledger).put(QUEUE, [Passed(tick, hour - timedelta(hours=2))])
+    at = to_ms(hour - timedelta(hours=2))
+    await LedgerSlots(queue, ledger).put(
+        QUEUE, [Slot(tick.name, at, slot_id(tick.name, at), encode(tick.name, b"{}", at))]
+    )
     await postgres.execute("UPDATE tandem_jobs SET state = 'done'")
     observer.flushdb()
     for _ in range(2):
@@ -285,13 +285,13 @@ async def test_late_looks(
 async def test_redis_does_not_answer_for_a_while(
     start: StartWorker, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose Redis stands still runs what passed meanwhile as soon as it answers."""
+    """A worker whose Redis stands still runs what passed meanwhile as soon as it answers, each with its slot."""
     monkeypatch.setattr(scheduler, "_LATE", timedelta(seconds=1))
     ran: list[int] = []
 
     @cron("* * * * * *")
     async def beat() -> None:
-        ran.append(current_job().score // 1000)
+        ran.append(round(current_job().enqueued_at.timestamp()))
 
     async with start(beat):
         await eventually(lambda: ran)
@@ -366,24 +366,12 @@ async def test_default_queue(start: StartWorker, queue: Queue, settings: dict[st
         await eventually(lambda: queues == [lands_in])
 
 
-async def test_two_services(queue: Queue, observer: Any, ledger: Ledger | None) -> None:
-    """Tasks of one name on queues of their own, in one Redis and one ledger: each has all of its slots."""
-    for name in ("a", "b"):
-        one = Scheduler(queue, {"tick": hourly()}, name, ledger)
-        one._seen = await queue.now(name) - timedelta(hours=2)
-        await asyncio.wait_for(one._queue_slots(await one._passed(await queue.now(name))), 10)
-    first, second = (observer.zrange(name, 0, -1) for name in ("a", "b"))
-    assert len(first) == len(second) == 2
-    assert all(map(observer.exists, (f"arq:job:{job_id}" for job_id in (*first, *second))))
-    assert not set(first) & set(second)
-
-
-async def test_one_service_with_several_queues(queue: Queue, observer: Any, ledger: Ledger | None) -> None:
+async def test_workers_of_different_queues(queue: Queue, observer: Any, ledger: Ledger | None) -> None:
     """Workers of one service that serve different queues share its schedules: one of them queues each slot."""
     for name in ("high", "low"):
-        one = Scheduler(queue, {"tick": hourly()}, name, ledger, home=QUEUE)
+        one = Scheduler(queue, {"tick": hourly()}, name, ledger)
         one._seen = await queue.now(name) - timedelta(hours=2)
-        await asyncio.wait_for(one._queue_slots(await one._passed(await queue.now(name))), 10)
+        await one._queue_slots(await one._passed(await queue.now(name)))
     assert (observer.zcard("high"), observer.zcard("low")) == (2, 0)
 
 
