@@ -26,8 +26,8 @@ from worker.engine.claimer import Claimer
 from worker.engine.delivery import Delivery
 from worker.engine.executor import Executor
 from worker.engine.finisher import Finisher
-from worker.engine.health import Health, Vitals
-from worker.engine.heartbeat import Heartbeat
+from worker.engine.health import UNWELL_WITHIN, Health, Vitals
+from worker.engine.heartbeat import STUCK, Heartbeat
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.patience import LONGEST_PAUSE
@@ -50,8 +50,15 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 _SETTLING = 10.0  # seconds that the last outcomes have to reach Redis; after that, leases bring their jobs back
+_LOOK = 0.5  # seconds between two looks at whether all slots are held for good
 _LATER = 1.0  # seconds until a job is looked at again that the database must be asked about
 _UNWINDING = 10.0  # seconds that interrupted jobs have to roll back; after that, likewise
+
+
+class SlotsHeldError(EngineError):
+    """No slot of this worker will ever be free again."""
+
+    exit_code = STUCK
 
 
 class _Loop(Protocol):
@@ -133,6 +140,7 @@ class Engine:
         for loop in filter(None, [*loops, self._health, self._relay, self._pruner]):
             name = type(loop).__name__.lower()
             self._loops.append(asyncio.create_task(self._supervised(name, loop.run), name=name))
+        self._loops.append(asyncio.create_task(self._until_slots_are_held(), name="slots"))
 
     async def failed(self) -> EngineError:
         """Wait until a loop has failed for good; why."""
@@ -287,6 +295,25 @@ class Engine:
         except Exception:  # noqa: BLE001 - nobody knows; the loops ask the same servers, and tell
             return False
 
+    async def _until_slots_are_held(self) -> None:
+        """Fail once all slots have been held for some time by jobs that nothing can end.
+
+        Raises:
+            SlotsHeldError: it is so.
+        """
+        held_for = 0.0
+        while held_for < UNWELL_WITHIN:  # whoever asks is told before the process ends
+            await asyncio.sleep(_LOOK)
+            held_for = held_for + _LOOK if self._slots_are_held else 0.0
+        self.hurry()  # what they were granted has passed
+        raise SlotsHeldError(
+            f"all {self._config.concurrency} slots are held by jobs past their limits, which do not end"
+        )
+
+    @property
+    def _slots_are_held(self) -> bool:
+        return self._held.overdue >= self._config.concurrency
+
     def _vitals(self) -> Vitals:
         return Vitals(
             running=self._held.running,
@@ -298,6 +325,7 @@ class Engine:
             last_claim=self._claimer.last_answer,
             last_beat=self._heartbeat.last_beat,
             standstill=self._settler.standstill,
+            slots_are_held=self._slots_are_held,
         )
 
     def _timeout(self, task: Task[..., Any]) -> float:

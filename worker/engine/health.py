@@ -19,6 +19,8 @@ logger = logging.getLogger("worker")
 
 _INTERVAL = 1.0  # seconds between two records
 _LIFETIME = 4000  # milliseconds that a record is believed
+UNWELL_WITHIN = 5.0
+"""Seconds within which whoever asks after a worker that has become unwell hears of it."""
 _FRESH = 3.0  # seconds for which an answer counts as the present
 _STANDSTILL = 15.0  # seconds that outcomes may wait for the ledger while none is written
 _DATABASE_TIMEOUT = 2.0  # seconds
@@ -42,6 +44,8 @@ class Vitals:
     """When leases were last renewed, likewise."""
     standstill: float
     """Seconds for which outcomes have waited for the ledger, and none was written."""
+    slots_are_held: bool
+    """Whether each slot is held by a job that runs past its limit and does not end."""
 
 
 class Health:
@@ -93,7 +97,8 @@ class Health:
     async def _is_well(self) -> bool:
         vitals, now = self._vitals(), time.monotonic()
         return (
-            now - self._last_trouble > _FRESH
+            not vitals.slots_are_held
+            and now - self._last_trouble > _FRESH
             and (not vitals.is_claiming or now - vitals.last_claim < _FRESH)
             and now - vitals.last_beat < _FRESH
             and vitals.standstill < _STANDSTILL

@@ -3,8 +3,8 @@
 1. It renews every lease a few times before its end, so a blocked event loop loses nothing.
 2. A lease that ended or was lost (a failover, a flush) is taken again; a job that another worker has taken, or ended
    meanwhile, is cancelled and rolls back.
-3. It lets go of a job that runs for longer than an attempt may take; an event loop that is silent for that long ends
-   the process.
+3. It lets go of a job that runs for longer than an attempt may take, and says so; an event loop that is silent for that
+   long ends the process.
 """
 
 import asyncio
@@ -83,6 +83,8 @@ class Heartbeat:
         while not self._stop.wait(self._interval):
             if self._loop.is_stuck(self._held.longest_allowance):
                 _end_process(self._loop.silent_for)
+            for job in self._held.became_overdue():
+                _tell_of_overdue(job)
             # Each for itself: what is wrong with one queue must not cost the leases of another.
             kept = [self._beats(queue) for queue in self._queues]
             if all(kept):
@@ -172,6 +174,17 @@ class _WatchedLoop:
     def _answer(self) -> None:
         self._answered = True
         self.lag = time.monotonic() - self._asked_at
+
+
+def _tell_of_overdue(job: HeldJob) -> None:
+    name = job.delivery.message.task if job.delivery is not None else "<unknown>"
+    logger.error(
+        "%s:%s does not end: it has run for longer than its timeout and what is granted past it, %.0f s. It keeps its "
+        "slot, and its lease is let go: another worker runs it again, which counts as a crash",
+        job.job_id,
+        name,
+        job.allowance,
+    )
 
 
 def _end_process(silent_for: float) -> None:

@@ -44,6 +44,7 @@ class HeldJob:
     _begun: float = field(default_factory=time.monotonic, init=False)
     stop: Kind | None = field(default=None, init=False)
     """What becomes of it now that it is cancelled, by `cancel`."""
+    _is_known_overdue: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.job_id = self.claim.raw_id.decode(errors="backslashreplace")
@@ -53,9 +54,19 @@ class HeldJob:
         return Held(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
 
     @property
-    def is_to_renew(self) -> bool:
-        begun = self._begun if self.delivery is None else self.delivery.begun
-        return self.phase is Phase.FINISHING or time.monotonic() < begun + self.allowance
+    def limit(self) -> float:
+        """When the attempt has taken as long as it may, by the monotonic clock."""
+        return (self._begun if self.delivery is None else self.delivery.begun) + self.allowance
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it runs for longer than an attempt may take: its lease is not kept any more."""
+        return self.phase is Phase.RUNNING and time.monotonic() >= self.limit
+
+    def became_overdue(self) -> bool:
+        """Whether that is so and was not so before; True once for each attempt."""
+        before, self._is_known_overdue = self._is_known_overdue, self.is_overdue
+        return self._is_known_overdue and not before
 
     def asked_to_abort(self, abort_at: float | None) -> bool:
         """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""
@@ -94,7 +105,16 @@ class HeldJobs:
         self._jobs.pop(job, None)
 
     def to_renew(self, queue: str) -> list[HeldJob]:
-        return [job for job in self if job.queue == queue and job.is_to_renew]
+        return [job for job in self if job.queue == queue and not job.is_overdue]
+
+    @property
+    def overdue(self) -> int:
+        """How many hold a slot although their attempt has taken longer than it may."""
+        return sum(job.is_overdue for job in self)
+
+    def became_overdue(self) -> list[HeldJob]:
+        """Those that are so since the last call."""
+        return [job for job in self if job.became_overdue()]
 
     @property
     def longest_allowance(self) -> float:

@@ -20,7 +20,10 @@ _TOO_OFTEN = 10
 
 
 class EngineError(Exception):
-    """A loop of the engine keeps failing; the process should end and be started anew."""
+    """The engine cannot go on; the process should end, and be started anew."""
+
+    exit_code = 1
+    """Of the process."""
 
 
 async def supervise(

@@ -2,7 +2,7 @@
 
 1. `begin` takes over SIGINT and SIGTERM, opens what the worker needs, and starts the engine.
 2. The first signal drains, a second one interrupts what still runs. One that comes during the opening ends the opening.
-3. An engine that has failed is drained too, and the process is to end with code 1.
+3. An engine that has failed is drained too, and the process is to end with code 1, or 70 where jobs hold all its slots.
 4. `ended` returns once all is closed.
 """
 
@@ -33,7 +33,7 @@ class Lifecycle:
         self.stopped_by: signal.Signals | None = None
         """The signal that ended it, if one did."""
         self.exit_code = 0
-        """1 once the engine has failed."""
+        """1 or 70 once the engine has failed: see `EngineError`."""
 
     async def begin(self, arq_context: dict[Any, Any], *, until_empty: bool = False) -> None:
         """Open, and start the engine.
@@ -99,7 +99,7 @@ class Lifecycle:
     async def _stop_when_failed(self, engine: Engine) -> None:
         error = await engine.failed()
         logger.critical("%s: ending the process", error)
-        self.exit_code = 1
+        self.exit_code = error.exit_code
         self._stopping.set()
 
     async def _stop_when_empty(self, engine: Engine) -> None:

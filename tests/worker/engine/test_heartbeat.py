@@ -1,6 +1,7 @@
 """The heartbeat: leases that hold, leases that are lost, and jobs that are let go."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker, Worker
 from worker import JobContext, Queue, task
 from worker.engine.delivery import Delivery
+from worker.engine.engine import SlotsHeldError
 from worker.engine.heartbeat import _WatchedLoop
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.exchange import Claim
@@ -242,6 +244,37 @@ class TestLetsGo:
             release.set()
         assert len(runs) == 2
         assert seen.left() == set()
+
+    async def test_says_so_of_each(self, start: StartWorker, caplog: pytest.LogCaptureFixture) -> None:
+        """A body that goes on past its limit is told of once; the worker goes on until all of its slots are so held."""
+        go_on = asyncio.Event()
+
+        @task(timeout=0.2)
+        async def stay() -> None:
+            while not go_on.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await go_on.wait()
+
+        def told() -> list[str]:
+            return [
+                record.getMessage() for record in caplog.records if "does not end: it has run" in record.getMessage()
+            ]
+
+        async with start(stay, **BUSY | {"lease": 10.0, "concurrency": 2}) as worker:
+            failed = asyncio.create_task(worker.engine.failed())
+            try:
+                first = await stay.enqueue()
+                await eventually(told)
+                await asyncio.sleep(2 * worker.engine._heartbeat._interval)
+                assert not worker.engine._vitals().slots_are_held
+                second = await stay.enqueue()
+                await eventually(lambda: len(told()) == 2)
+                assert [told()[number].split(":")[0] for number in (0, 1)] == [first.job_id, second.job_id]
+                assert worker.engine._vitals().slots_are_held
+                error = await asyncio.wait_for(failed, 30)
+                assert (type(error), error.exit_code) == (SlotsHeldError, 70)
+            finally:
+                go_on.set()
 
     async def test_not_of_one_that_waits_for_its_database(
         self, start: StartWorker, attempts: Attempts, seen: Seen
