@@ -112,6 +112,13 @@ class Queue:
         ]
         return Claims(claims, None if next_score is None else max(float(next_score) - now, 0.0) / 1000)
 
+    async def renew(self, queue: str, token: str, lease: int, raw_ids: Sequence[bytes]) -> list[bool]:
+        """Renew the leases of one claim, for `lease` milliseconds; tells of each whether it still held."""
+        arguments: list[Any] = [Keys.of(queue).prefix, lease]
+        for raw_id in raw_ids:
+            arguments += (raw_id, token)
+        return [state == 1 for state in (await self._run("renew", queue, arguments))[::2]]
+
     @property
     def largest_read(self) -> int:
         """Bytes that a payload may have to be read by a worker."""

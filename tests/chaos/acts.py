@@ -28,6 +28,8 @@ REDIS_TROUBLE: Trouble = (RedisError, OSError)
 
 _SHARED_IDS = 4  # few, so that producers often ask for one that is taken, or has just become free
 _BULK = 30
+_LONG = 5.0  # seconds that a job keeps its worker's interpreter: more than two leases
+_OFTEN = 0.03  # of such jobs: for so long it stops all of them, and they are to get something done, too
 
 
 class RefusedError(Exception):
@@ -233,10 +235,12 @@ _TASKS: tuple[tuple[Task[..., Any], int], ...] = (
     (tasks.see_one_snapshot, 1),
     (tasks.only_read, 1),
     (tasks.carry, 1),
+    (tasks.keep_interpreter, 1),
 )
 
 _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "dawdle": lambda dice: {"seconds": dice.choice([0.3, 1.0, 3.0])},
+    "keep_interpreter": lambda dice: {"seconds": 0.05 if dice.random() > _OFTEN else _LONG},
     "falter": lambda dice: {"failures": dice.randint(1, 3)},
     "see_one_snapshot": lambda dice: {"seconds": dice.choice([0.3, 4.0])},
     "copy_first": lambda dice: {"fails": dice.random() < 0.3},

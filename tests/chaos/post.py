@@ -111,8 +111,13 @@ class Post:
         return [
             " ".join(process.info["cmdline"] or ["?"])
             for process in psutil.process_iter(["pid", "cmdline"])
-            if process.pid not in self.pids and _session(process.pid) in self.pids
+            if process.pid not in self.pids and (_session(process.pid) in self.pids or self._is_keeper(process))
         ]
+
+    def _is_keeper(self, process: psutil.Process) -> bool:
+        """Whether it is one of ours, in a session of its own."""
+        words = (process.info["cmdline"] or [""])[-1].partition("keeper of ")
+        return words[1] != "" and words[2].isdecimal() and int(words[2]) in self.pids
 
     @property
     def _running(self) -> "subprocess.Popen[bytes]":

@@ -5,6 +5,7 @@ whose effects may happen again.
 """
 
 import asyncio
+import ctypes
 import os
 import time
 from typing import Any
@@ -22,7 +23,7 @@ TASKS = tuple(
     f"tests.chaos.tasks.{name}"
     for name in (
         *("insert", "insert_in_thread", "dawdle", "falter", "fail", "fan_out", "think"),
-        *("copy_first", "see_one_snapshot", "only_read", "carry"),
+        *("copy_first", "see_one_snapshot", "only_read", "carry", "keep_interpreter"),
     )
 )
 
@@ -51,6 +52,14 @@ async def dawdle(session: db.AsyncSession, key: str, seconds: float) -> str:
     """One effect, in a transaction that stays open for a while."""
     await _add_effect(session, key)
     await asyncio.sleep(seconds)
+    return key
+
+
+@task(once=ONCE, queue=SLOW_QUEUE)
+async def keep_interpreter(session: db.AsyncSession, key: str, seconds: float) -> str:
+    """One effect, of a job that lets no thread of its worker run for a while, as a C call may."""
+    await _add_effect(session, key)
+    ctypes.PyDLL(None).usleep(round(seconds * 1_000_000))
     return key
 
 

@@ -1,7 +1,9 @@
 """What the workers run that the tests kill: the tasks and their registry. What they do is appended to a file."""
 
 import asyncio
+import ctypes
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +20,10 @@ from worker import JobContext, cron, current_job, task
 
 TASKS = tuple(
     f"tests.lifecycle.perils.{name}"
-    for name in ("nap", "hold", "insert", "fall", "die", "spin", "stay", "once_in_a_leap_year")
+    for name in (
+        *("nap", "hold", "insert", "fall", "die", "spin", "stay", "once_in_a_leap_year"),
+        *("keep_interpreter", "keep_interpreter_early", "keep_interpreter_for_good", "fork", "linger"),
+    )
 )
 LIFESPAN = "tests.lifecycle.perils.lifespan"
 
@@ -110,6 +115,57 @@ def stay(job: JobContext) -> None:
     """A thread that nothing can stop."""
     write_down(f"begin {job.job_id}")
     time.sleep(60)
+
+
+def _no_python_for(seconds: float) -> None:
+    """As a C call that does not release the interpreter: no other thread runs meanwhile."""
+    ctypes.PyDLL(None).usleep(round(seconds * 1_000_000))
+
+
+@task
+async def keep_interpreter(job: JobContext, seconds: float) -> None:
+    """Let no thread of this process run."""
+    write_down(f"begin {job.job_id}")
+    _no_python_for(seconds)
+    write_down(f"end {job.job_id}")
+
+
+def _keep(seconds: float) -> float:
+    if "DIARY" in os.environ:  # not where it is enqueued
+        write_down("kept early")
+        _no_python_for(seconds)
+    return seconds
+
+
+@task
+async def keep_interpreter_early(job: JobContext, seconds: Annotated[float, AfterValidator(_keep)]) -> None:
+    """The same, before the body begins."""
+    write_down(f"begin {job.job_id}")
+
+
+@task(timeout=0.3)
+async def keep_interpreter_for_good(job: JobContext) -> None:
+    """The same, for longer than anybody would wait."""
+    write_down(f"begin {job.job_id}")
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+@task
+async def fork(job: JobContext, seconds: float) -> None:
+    """Have a child that outlives this process."""
+    if os.fork() == 0:
+        time.sleep(seconds)  # noqa: ASYNC251 - in the child, which runs nothing else
+        os._exit(0)
+    write_down(f"begin {job.job_id}")
+    await asyncio.sleep(60)
+
+
+@task(timeout=0.3)
+def linger(job: JobContext, file: str) -> None:
+    """A thread that goes on until there is a file."""
+    write_down(f"begin {job.job_id} {job.previous}")
+    while not Path(file).exists():
+        time.sleep(0.01)
 
 
 @cron("0 0 29 2 *")

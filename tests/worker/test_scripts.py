@@ -9,8 +9,10 @@ from redis import Redis
 from tests.redis_programs import PROGRAMS, running
 from worker import JobStatus, Queue
 from worker.exchange import ABORTED, Claim, Entry, Settlement, Slot
+from worker.keys import Keys
 from worker.message import encode
 from worker.renewal import Grip, Held, Renewal
+from worker.scripts import Script
 
 QUEUE = "arq:queue"
 OURS, THEIRS = "o" * 28, "t" * 28
@@ -486,6 +488,43 @@ class TestRetake:
         await queue.enqueue([entry(payload=b"new")])
         assert line.retake([held(job)]) == [False]
         assert (await claim_one(queue, THEIRS)).payload == b"new"
+
+
+async def release(queue: Queue, *jobs: tuple[str, str]) -> list[int]:
+    """Give back jobs, each with the token of the worker that has died."""
+    keys = Keys.of(QUEUE)
+    words = [word for job in jobs for word in job]
+    replies: list[int] = await Script.named("release").run(queue.redis, QUEUE, [keys.prefix, keys.wake, *words])
+    return replies
+
+
+class TestRelease:
+    async def test_ours(self, queue: Queue, observer: Any) -> None:
+        """A dead worker's job is due at once, wakes others, and its next claim counts a crash."""
+        await queue.enqueue([entry(payload=b"[1]")])
+        await claim_one(queue)
+        woken = asyncio.Event()
+        async with queue.woken(QUEUE, woken):
+            woken.clear()
+            assert await release(queue, ("a", OURS)) == [1]
+            await asyncio.wait_for(woken.wait(), 5)
+        job = await claim_one(queue, THEIRS)
+        assert (job.payload, job.tries, job.crashes) == (b"[1]", 0, 1)
+        assert observer.get("arq:in-progress:a").startswith(THEIRS)
+
+    async def test_others(self, queue: Queue, observer: Any) -> None:
+        """What is finished does not come back; what another worker holds, or has put back, stays as it is."""
+        await queue.enqueue([entry(name) for name in ("ended", "later", "taken", "lost")])
+        await claim(queue)
+        await finish(queue, "end", job_id="ended")
+        await finish(queue, "later", job_id="later", delay=60_000)
+        observer.set("arq:in-progress:taken", f"{THEIRS}:1")
+        observer.delete("arq:in-progress:lost")
+        observer.rpush("arq:in-progress:garbage", "x")
+        before = {key: observer.dump(key) for key in observer.scan_iter()}
+        names = ("ended", "later", "taken", "lost", "garbage", "unknown")
+        assert await release(queue, *((name, OURS) for name in names)) == [0] * 6
+        assert {key: observer.dump(key) for key in observer.scan_iter()} == before
 
 
 class TestAbort:

@@ -9,6 +9,9 @@
    run somewhere, here above all, are not claimed from under their workers.
 5. Jobs whose workers have died again and again run one at a time: the one that kills them must not take others along
    each time, until they all count as poison.
+6. What it has claimed is in the keeper's table before it starts: a body that keeps the interpreter right away loses no
+   lease. What came so late that a lease may end before anybody has renewed it is renewed first; what is lost by then
+   goes back unstarted, at no cost.
 """
 
 import asyncio
@@ -17,12 +20,13 @@ import itertools
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from redis.exceptions import ResponseError
 
 from worker.engine.coalescing import coalesce
-from worker.exchange import Claim
+from worker.exchange import Claim, Settlement
+from worker.keeper.table import LeaseTable, Place
 from worker.queue import Queue
 
 _POLL = 0.5  # seconds, as arq polls
@@ -30,7 +34,8 @@ _WAIT = 0.1  # seconds between two looks at whether the heartbeat is back
 _TRUCE = 1.0  # seconds: a few heartbeats
 _TURN = 8  # every so many claims another queue comes first
 
-Start = Callable[[Claim, str, str], None]
+_LATE = 0.25  # of a lease
+Start = Callable[[Claim, str, str, Place], None]
 
 
 class Claimer:
@@ -40,7 +45,9 @@ class Claimer:
         queues: their names, the most urgent first.
         slots: how many jobs may run at once.
         lease: seconds that a claim holds without a renewal.
-        start: gets each claimed job, with its queue and token; `give_back` says when it is over.
+        start: gets each claimed job, with its queue, token and place; `give_back` says when it is over.
+        table: what the keeper is told through.
+        allowance: seconds for which the lease of a job is kept that has not begun.
         keeps_leases: whether the leases of what it runs are known to hold.
     """
 
@@ -52,12 +59,17 @@ class Claimer:
         slots: int,
         lease: float,
         start: Start,
+        table: LeaseTable,
+        allowance: float,
         keeps_leases: Callable[[], bool] = lambda: True,
     ) -> None:
         self._queue = queue
         self._queues = tuple(queues)
         self._lease = round(lease * 1000)
+        self._late = lease * _LATE
         self._start = start
+        self._table = table
+        self._allowance = allowance
         self._keeps_leases = keeps_leases
         self._stopped = self._begun = False
         self._look = asyncio.Event()
@@ -113,16 +125,15 @@ class Claimer:
                 break
             token = next(self._tokens)
             wanted = min(self.free_slots, self._most_at_once)
+            asked = time.monotonic()
             try:
                 claims = await self._queue.claim(name, token, self._lease, wanted, self._free_suspects)
             except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
                 refused = error
                 continue
             self.last_answer = time.monotonic()
-            for claim in claims.jobs:
-                self.free_slots -= 1
-                self._free_suspects -= claim.is_suspect
-                self._start(claim, name, token)
+            if claims.jobs:
+                await self._start_all(claims.jobs, name, token, asked)
             if len(claims.jobs) == wanted:
                 return 0.0
             if claims.next_due is not None:
@@ -130,6 +141,43 @@ class Claimer:
         if refused is not None:
             raise refused
         return pause
+
+    async def _start_all(self, claims: list[Claim], queue: str, token: str, asked: float) -> None:
+        """Start claimed jobs."""
+        limit = time.monotonic() + self._allowance
+        places = self._table.add(self._queues.index(queue), token, [claim.raw_id for claim in claims], limit)
+        # Only now: what has been in the table since before this look is renewed in time, whatever stands still.
+        if time.monotonic() - asked > self._late:
+            claims, places = await self._still_held(claims, queue, token, places)
+        for claim, place in zip(claims, places, strict=True):
+            self.free_slots -= 1
+            self._free_suspects -= claim.is_suspect
+            self._start(claim, queue, token, place)
+
+    async def _still_held(
+        self, claims: list[Claim], queue: str, token: str, places: list[Place]
+    ) -> tuple[list[Claim], list[Place]]:
+        """Of a claim that was answered late, the jobs whose leases have just been renewed. The others are put back."""
+        try:
+            held = await self._renewed(claims, queue, token)
+            lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
+            if lost:
+                back = [Settlement(claim.raw_id, token, "back", claim.payload or b"") for claim in lost]
+                await self._queue.finish(queue, back)
+        except BaseException:
+            _forget(places)
+            raise
+        _forget(place for place, is_held in zip(places, held, strict=True) if not is_held)
+        return list(itertools.compress(claims, held)), list(itertools.compress(places, held))
+
+    async def _renewed(self, claims: list[Claim], queue: str, token: str) -> list[bool]:
+        """Renew the leases of a claim until Redis answers in time; which of them were still ours."""
+        raw_ids = [claim.raw_id for claim in claims]
+        while True:
+            asked = time.monotonic()
+            held = await self._queue.renew(queue, token, self._lease, raw_ids)
+            if time.monotonic() - asked <= self._late:
+                return held
 
     def _in_turn(self) -> tuple[str, ...]:
         """The queues in the order of this round."""
@@ -143,3 +191,9 @@ class Claimer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._look.wait()
+
+
+def _forget(places: Iterable[Place]) -> None:
+    """Take jobs out of the keeper's table."""
+    for batch, word in places:
+        batch.end(word)

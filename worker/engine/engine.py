@@ -41,6 +41,8 @@ from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
 from worker.engine.unknown import UnknownJobs
 from worker.exchange import Claim, Settlement, now_ms
+from worker.keeper.keeper import Keeper
+from worker.keeper.table import LeaseTable, Place
 from worker.ledger import Ledger
 from worker.message import Message
 from worker.queue import Queue
@@ -50,6 +52,7 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 _SETTLING = 10.0  # seconds that the last outcomes have to reach Redis; after that, leases bring their jobs back
+_ROOM = 4  # batches a slot that the keeper is told of: outcomes on their way are held, too
 _LOOK = 0.5  # seconds between two looks at whether all slots are held for good
 _LATER = 1.0  # seconds until a job is looked at again that the database must be asked about
 _UNWINDING = 10.0  # seconds that interrupted jobs have to roll back; after that, likewise
@@ -104,22 +107,28 @@ class Engine:
         )
         self._unknown = UnknownJobs(queue, unknown_for=config.unknown_for)
         self._announcer = Announcer(queue, self._names, list(tasks))
+        self._table = LeaseTable(_ROOM * config.concurrency)
         self._claimer = Claimer(
             queue,
             self._names,
             slots=config.concurrency,
             lease=config.lease,
             start=self._start,
+            table=self._table,
+            allowance=self._longest_allowance,
             keeps_leases=lambda: not self._held or self._heartbeat.is_fresh,
         )
         self._finisher = Finisher(queue, self._held, self._settlement)
         self._settler = Settler(ledger, self._finisher)
+        lease, silence = config.lease, config.lease + config.grace
         self._heartbeat = Heartbeat(
             self._held,
-            lambda name: Renewal(queue.url, name, round(config.lease * 1000)),
+            lambda name: Renewal(queue.url, name, round(lease * 1000)),
             self._names,
-            lease=config.lease,
-            silence=config.lease + config.grace,
+            self._table,
+            Keeper(self._table, queue.url, self._names, lease=lease, silence=silence),
+            lease=lease,
+            silence=silence,
         )
         default_queue = config.queue if config.queue in self._names else self._names[0]
         self._scheduler = Scheduler(queue, tasks, default_queue, ledger)
@@ -197,8 +206,11 @@ class Engine:
         counts = self._counts
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)
 
-    def _start(self, claim: Claim, queue: str, token: str) -> None:
-        job = HeldJob(claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance)
+    def _start(self, claim: Claim, queue: str, token: str, place: Place) -> None:
+        batch, word = place
+        job = HeldJob(
+            claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance, batch=batch, word=word
+        )
         self._running.add(job)
         job.task = asyncio.get_running_loop().create_task(self._run(job))
         self._held.add(job)  # now the heartbeat's thread may cancel it
@@ -248,7 +260,8 @@ class Engine:
     def _execute(self, job: HeldJob) -> Awaitable[Outcome]:
         assert job.delivery is not None  # noqa: S101 - reception filled it in
         job.delivery.stop = job.stop  # it may have been cancelled before it was read
-        job.allowance = self._allowances[job.delivery.message.task]
+        job.allowance = allowance = self._allowances[job.delivery.message.task]
+        self._table.begin(job.word, job.delivery.begun + allowance)
         self._log.started(job)
         return self._executor.execute(job.delivery)
 

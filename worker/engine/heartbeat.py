@@ -5,6 +5,8 @@
    meanwhile, is cancelled and rolls back.
 3. It lets go of a job that runs for longer than an attempt may take, and says so; an event loop that is silent for that
    long ends the process.
+4. It tells the keeper that it is alive, and has it replaced if it ends. Where code keeps the interpreter, so that no
+   thread runs, the keeper does 1 and 3 instead.
 """
 
 import asyncio
@@ -20,6 +22,8 @@ from redis.exceptions import RedisError
 
 from worker.engine.held import HeldJob, HeldJobs, Phase
 from worker.engine.outcome import Kind
+from worker.keeper.keeper import Keeper
+from worker.keeper.table import LeaseTable
 from worker.renewal import Grip, Renewal
 
 logger = logging.getLogger("worker")
@@ -38,14 +42,26 @@ class Heartbeat:
     Args:
         connect: opens the line to one queue's Redis.
         queues: their names.
+        table: what the keeper is told through.
+        keeper: the keeper.
         lease: seconds that a claim holds without a renewal.
         silence: seconds that the event loop may be silent, if no job that runs may take longer.
     """
 
     def __init__(
-        self, held: HeldJobs, connect: Callable[[str], Renewal], queues: Sequence[str], *, lease: float, silence: float
+        self,
+        held: HeldJobs,
+        connect: Callable[[str], Renewal],
+        queues: Sequence[str],
+        table: LeaseTable,
+        keeper: Keeper,
+        *,
+        lease: float,
+        silence: float,
     ) -> None:
         self._held = held
+        self._table = table
+        self._keeper = keeper
         self._connect = connect
         self._queues = queues
         self._lines: dict[str, Renewal] = {}
@@ -72,25 +88,45 @@ class Heartbeat:
         """Begin, for the event loop that runs now."""
         self._loop.enter()
         self.last_beat = time.monotonic()
+        self._table.thread_is_alive(self.last_beat)
+        self._table.leases_are_kept(self.last_beat)
+        self._tell_from_loop()
+        self._keeper.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the thread, unless Redis keeps it from answering: it is a daemon."""
+        """End, and wait for the thread, unless Redis keeps it from answering: it is a daemon. The keeper goes, too."""
         self._stop.set()
         self._thread.join(_STOPPING)
+        self._keeper.dismiss()
 
     def _run(self) -> None:
+        woke_at = time.monotonic()
         while not self._stop.wait(self._interval):
+            slept_at, woke_at = woke_at, time.monotonic()
+            self._table.thread_is_alive(woke_at)
+            if woke_at - slept_at > self._interval + self._lease:
+                _tell_of_standstill(woke_at - slept_at)
             if self._loop.is_stuck(self._held.longest_allowance):
                 _end_process(self._loop.silent_for)
             for job in self._held.became_overdue():
                 _tell_of_overdue(job)
+            self._keeper.look_after()
             # Each for itself: what is wrong with one queue must not cost the leases of another.
             kept = [self._beats(queue) for queue in self._queues]
             if all(kept):
                 self.last_beat = time.monotonic()
+                self._table.leases_are_kept(woke_at)
+            woke_at = time.monotonic()
         for line in self._lines.values():
             line.close()
+
+    def _tell_from_loop(self) -> None:
+        """Tell the keeper, now and then, that the loop is alive although the thread may be waiting for a server."""
+        if not self._stop.is_set():
+            self._table.loop_is_alive(time.monotonic())
+            self._held.note_limits(self._table)
+            asyncio.get_running_loop().call_later(self._interval, self._tell_from_loop)
 
     def _beats(self, queue: str) -> bool:
         """Whether the leases of one queue are kept."""
@@ -174,6 +210,14 @@ class _WatchedLoop:
     def _answer(self) -> None:
         self._answered = True
         self.lag = time.monotonic() - self._asked_at
+
+
+def _tell_of_standstill(seconds: float) -> None:
+    logger.warning(
+        "this process stood still for %.1f s: it was frozen, or code kept the interpreter (a regular expression that "
+        "backtracks, a C call); run such code in a process of its own",
+        seconds,
+    )
 
 
 def _tell_of_overdue(job: HeldJob) -> None:

@@ -13,6 +13,7 @@ from enum import Enum
 from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind
 from worker.exchange import Claim
+from worker.keeper.table import NOWHERE, Batch, LeaseTable
 from worker.renewal import Held
 
 
@@ -38,6 +39,9 @@ class HeldJob:
     delivery: Delivery | None = None
     """None: its payload was not read yet, or cannot be."""
     task: "asyncio.Task[None] | None" = None
+    batch: Batch | None = None
+    """Where the keeper finds it: its batch, and its word there."""
+    word: int = NOWHERE
     phase: Phase = Phase.RUNNING
     job_id: str = field(init=False)
     """The id as text, whatever bytes it is made of."""
@@ -102,7 +106,12 @@ class HeldJobs:
         self._jobs[job] = None
 
     def remove(self, job: HeldJob) -> None:
-        self._jobs.pop(job, None)
+        try:
+            del self._jobs[job]
+        except KeyError:
+            return
+        if job.batch is not None:
+            job.batch.end(job.word)
 
     def to_renew(self, queue: str) -> list[HeldJob]:
         return [job for job in self if job.queue == queue and not job.is_overdue]
@@ -115,6 +124,12 @@ class HeldJobs:
     def became_overdue(self) -> list[HeldJob]:
         """Those that are so since the last call."""
         return [job for job in self if job.became_overdue()]
+
+    def note_limits(self, table: LeaseTable) -> None:
+        """Tell the keeper until when each attempt may take, as some have begun anew. Call it on the event loop."""
+        for job in self._jobs:
+            if job.delivery is not None:
+                table.begin(job.word, job.limit)
 
     @property
     def longest_allowance(self) -> float:

@@ -12,6 +12,7 @@ from worker import Job, JobContext, Queue, task
 from worker.engine import claimer
 from worker.engine.claimer import Claimer
 from worker.exchange import Claim, Entry
+from worker.keeper.table import LeaseTable, TableReader
 
 ran: list[str] = []
 
@@ -65,12 +66,25 @@ class TestSeveralQueues:
             observer.delete("first")
 
 
+def claiming(queue: Queue, claimed: list[Claim], *, slots: int) -> Claimer:
+    """A claimer whose jobs are not run, but noted."""
+    return Claimer(
+        queue,
+        ["arq:queue"],
+        slots=slots,
+        lease=5,
+        start=lambda claim, *_: claimed.append(claim),
+        table=LeaseTable(slots),
+        allowance=60.0,
+    )
+
+
 class TestWakeups:
     async def test_notice_during_a_claim(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is queued while a claim is on its way is not left to the poll."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         claimed: list[Claim] = []
-        ours = Claimer(queue, ["arq:queue"], slots=5, lease=5, start=lambda claim, *_: claimed.append(claim))
+        ours = claiming(queue, claimed, slots=5)
         claim, meanwhile = queue.claim, asyncio.Event()
 
         async def slow_claim(*arguments: Any) -> Any:
@@ -99,7 +113,7 @@ class TestWakeups:
         """What a claim on its way brings after `stop` is still handed over; nothing more is asked for."""
         await queue.enqueue([Entry(name, b"{}", "arq:queue") for name in "ab"])
         claimed: list[Claim] = []
-        ours = Claimer(queue, ["arq:queue"], slots=1, lease=5, start=lambda claim, *_: claimed.append(claim))
+        ours = claiming(queue, claimed, slots=1)
         claim = queue.claim
 
         async def slow_claim(*arguments: Any) -> Any:
@@ -115,11 +129,48 @@ class TestWakeups:
         assert len(claimed) == 1
 
 
+async def test_what_comes_late(queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a claim that is answered late, what is still held is started with a new lease; what is lost by then is not
+    started, and is back where it was, at no cost."""
+    await queue.enqueue([Entry(name, b"{}", "arq:queue") for name in ("held", "lost")])
+    claimed: list[Claim] = []
+    ours = claiming(queue, claimed, slots=4)
+    claim, finish = queue.claim, queue.finish
+    put_back: list[bool] = []
+
+    async def slow_claim(*arguments: Any) -> Any:
+        claims = await claim(*arguments)
+        if not put_back and claims.jobs:
+            observer.delete("arq:in-progress:lost")
+            observer.pexpire("arq:in-progress:held", 2_000)
+            await asyncio.sleep(5 * claimer._LATE + 0.01)
+        return claims
+
+    async def noted_finish(*arguments: Any) -> Any:
+        put_back.extend(await finish(*arguments))
+        assert claimed == []
+        assert 2_000 < observer.pttl("arq:in-progress:held") <= 5_000
+        assert observer.zscore("arq:queue", "lost") <= observer.time()[0] * 1000 + 1000
+        assert not observer.hexists("arq:started", "lost")
+        return put_back
+
+    monkeypatch.setattr(queue, "claim", slow_claim)
+    monkeypatch.setattr(queue, "finish", noted_finish)
+    running = asyncio.create_task(ours.run())
+    await eventually(lambda: [claim.raw_id for claim in claimed] == [b"held", b"lost"])
+    assert put_back == [True]
+    assert [claim.crashes for claim in claimed] == [0, 0]
+    assert ours.free_slots == 2
+    assert {job.job_id for job in TableReader(ours._table.descriptor, ours._table.size).jobs()} == {b"held", b"lost"}
+    ours.stop()
+    await at_once(running)
+
+
 async def test_neighbouring_slots_share_a_claim(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots that become free in neighbouring turns of the event loop are filled by one round trip."""
     await queue.enqueue([Entry(f"j{number}", b"{}", "arq:queue") for number in range(20)])
     claimed: list[Claim] = []
-    ours = Claimer(queue, ["arq:queue"], slots=8, lease=5, start=lambda claim, *_: claimed.append(claim))
+    ours = claiming(queue, claimed, slots=8)
     claim = queue.claim
     wanted: list[int] = []
 

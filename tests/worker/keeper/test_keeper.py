@@ -1,0 +1,175 @@
+"""The keeper, of this process: what it renews and what it leaves, what it costs, and where none can be started."""
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.tls import CERTIFICATE, in_tls
+from tests.waiting import eventually
+from worker import Queue
+from worker.exchange import Entry, Settlement
+from worker.keeper.keeper import Keeper
+from worker.keeper.table import LeaseTable
+
+QUEUE, TOKEN, THEIRS = "arq:queue", "o" * 28, "t" * 28
+LEASE = 1.0
+NEVER = 3600.0  # seconds of silence: it is this process that would be killed
+
+Start = Callable[..., Keeper]
+
+
+@pytest.fixture
+def table() -> LeaseTable:
+    """A table of a worker that has just kept all leases."""
+    table = LeaseTable(8)
+    table.thread_is_alive(time.monotonic())
+    table.leases_are_kept(time.monotonic())
+    return table
+
+
+@pytest.fixture
+def start(table: LeaseTable, redis_url: str) -> Iterator[Start]:
+    """Starts a keeper of `table`, for the length of the test."""
+    started: list[Keeper] = []
+
+    def start(url: str = redis_url, lease: float = LEASE) -> Keeper:
+        keeper = Keeper(table, url, [QUEUE], lease=lease, silence=NEVER)
+        started.append(keeper)
+        keeper.start()
+        return keeper
+
+    yield start
+    for keeper in started:
+        keeper.dismiss()
+
+
+async def claim(queue: Queue, table: LeaseTable, *ids: str, until: float = NEVER, lease: float = LEASE) -> None:
+    """Claim new jobs, and tell the keeper."""
+    await queue.enqueue([Entry(job_id, b"{}", QUEUE) for job_id in ids])
+    claims = await queue.claim(QUEUE, TOKEN, round(lease * 1000), len(ids))
+    table.add(0, TOKEN, [claim.raw_id for claim in claims.jobs], time.monotonic() + until)
+
+
+def holder(observer: Any, job_id: str) -> str:
+    return str(observer.get(f"arq:in-progress:{job_id}"))
+
+
+class TestRenews:
+    async def test_while_the_heartbeat_is_silent(
+        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+    ) -> None:
+        """Where nobody else keeps the leases, it does, of each job until its limit."""
+        start()
+        await claim(queue, table, "short", until=1.5 * LEASE)
+        await claim(queue, table, "long")
+        await eventually(lambda: not observer.exists("arq:in-progress:short"), timeout=5 * LEASE)
+        assert holder(observer, "long").startswith(TOKEN)
+        assert (await queue.claim(QUEUE, THEIRS, 1000, 10)).jobs[0].raw_id == b"short"
+
+    async def test_not_while_the_heartbeat_is_there(
+        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+    ) -> None:
+        """It does nothing where the worker says that it keeps its leases itself."""
+        start()
+        await claim(queue, table, "a")
+
+        def is_lost() -> bool:
+            table.leases_are_kept(time.monotonic())
+            return not observer.exists("arq:in-progress:a")
+
+        await eventually(is_lost, timeout=3 * LEASE)
+
+    async def test_neither_what_is_over_nor_what_others_hold(
+        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+    ) -> None:
+        """A job that is finished does not come back, and one that another worker has taken stays with that."""
+        start()
+        await claim(queue, table, "finished", "lost", "taken", "kept")
+        await queue.finish(QUEUE, [Settlement(b"finished", TOKEN, "end")])
+        observer.delete("arq:in-progress:lost")
+        observer.set("arq:in-progress:taken", f"{THEIRS}:1", px=round(3 * LEASE * 1000))
+        await eventually(lambda: not observer.exists("arq:in-progress:taken"), timeout=5 * LEASE)
+        assert holder(observer, "kept").startswith(TOKEN)
+        assert not observer.exists("arq:in-progress:finished", "arq:in-progress:lost", "arq:job:finished")
+        assert observer.zscore(QUEUE, "finished") is None
+
+
+class TestDismissed:
+    async def test_gives_nothing_back(self, queue: Queue, observer: Any, table: LeaseTable, start: Start) -> None:
+        """A keeper that is told to go has gone, and what the worker holds stays as it is."""
+        keeper = start(lease=60.0)
+        await eventually(lambda: table.keeper == keeper.pid)
+        await claim(queue, table, "a", lease=60.0)
+        process = psutil.Process(table.keeper)
+        keeper.dismiss()
+        keeper.look_after()
+        assert not process.is_running()
+        assert keeper.pid is None
+        assert holder(observer, "a").startswith(TOKEN)
+
+    async def test_before_it_works(self, start: Start) -> None:
+        """So does one that was told so before it had read what to keep."""
+        start().dismiss()
+
+
+class TestCannotBeStarted:
+    @pytest.mark.parametrize(
+        ("program", "why"), [("/not/there", "FileNotFoundError"), (shutil.which("false") or "", "ended with code 1")]
+    )
+    async def test_says_so(
+        self,
+        table: LeaseTable,
+        start: Start,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        program: str,
+        why: str,
+    ) -> None:
+        """Where no process can be started the log says once what that means; it is tried again."""
+        caplog.set_level(logging.WARNING, "worker")
+        monkeypatch.setattr(sys, "executable", program)
+        monkeypatch.setattr("worker.keeper.keeper._FIRST_PAUSE", 0.01)
+        keeper = start()
+
+        def look_after() -> int:
+            keeper._start_at = 0.0
+            keeper.look_after()
+            return len(caplog.records)
+
+        await eventually(look_after)
+        for _ in range(20):
+            look_after()
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith("no keeper process (")
+        assert why in said
+        monkeypatch.undo()
+        await eventually(lambda: look_after() and table.keeper == keeper.pid)
+
+
+@pytest.mark.parametrize("how", ["plain", "TLS"])
+async def test_costs(queue: Queue, observer: Any, table: LeaseTable, start: Start, redis_url: str, how: str) -> None:
+    """It takes less than 25 MB, of its own and shared, and while the worker keeps its leases under 1 % of a core."""
+    async with in_tls(redis_url) as tls_url:
+        keeper = start(f"{tls_url}?ssl_ca_certs={CERTIFICATE}" if how == "TLS" else redis_url)
+        await claim(queue, table, *(f"job {number}" for number in range(50)))
+        await asyncio.sleep(3 * LEASE)  # it has done all that it may ever do
+        assert holder(observer, "job 49").startswith(TOKEN)
+        assert keeper.pid is not None
+        process = psutil.Process(keeper.pid)
+        memory = process.memory_full_info()
+        print(f"{memory.rss / 1e6:.1f} MB, of its own {memory.uss / 1e6:.1f} MB, {memory.pss / 1e6:.1f} MB by share")  # noqa: T201
+        assert memory.rss < 25e6
+        before, then = sum(process.cpu_times()[:2]), time.monotonic()
+        while time.monotonic() - then < 4:
+            table.leases_are_kept(time.monotonic())
+            await asyncio.sleep(LEASE / 4)
+        assert sum(process.cpu_times()[:2]) - before <= 0.01 * (time.monotonic() - then)
+    assert os.getpid() == psutil.Process(keeper.pid).ppid()

@@ -1,0 +1,82 @@
+"""The table that a worker shares with its keeper: what one writes, the other reads."""
+
+import pytest
+
+from worker.keeper.table import KeptJob, LeaseTable, TableReader
+
+TOKEN = "t" * 28
+
+
+@pytest.fixture
+def table() -> LeaseTable:
+    return LeaseTable(4)
+
+
+@pytest.fixture
+def reader(table: LeaseTable) -> TableReader:
+    """The keeper's side of `table`."""
+    return TableReader(table.descriptor, table.size)
+
+
+def test_jobs(table: LeaseTable, reader: TableReader) -> None:
+    """A batch is there with its queue, its token and its limit, whatever bytes its ids are made of."""
+    table.add(3, TOKEN, [b"a", b"", b"\x00\xff"], until=7.5)
+    assert reader.jobs() == [
+        KeptJob(3, TOKEN.encode(), job_id, 7.5, has_begun=False) for job_id in (b"a", b"", b"\x00\xff")
+    ]
+
+
+def test_begun(table: LeaseTable, reader: TableReader) -> None:
+    """A job that has begun has a limit of its own, and the others keep theirs."""
+    _, (_, second) = table.add(0, TOKEN, [b"a", b"b"], until=7.0)
+    table.begin(second, 9.0)
+    assert [(job.job_id, job.until, job.has_begun) for job in reader.jobs()] == [(b"a", 7.0, False), (b"b", 9.0, True)]
+
+
+def test_over(table: LeaseTable, reader: TableReader) -> None:
+    """A job that is over is not there any more, and a batch whose jobs are all over makes room for another."""
+    for _ in range(100):
+        first, second = table.add(0, TOKEN, [b"a", b"b"], until=1.0)
+        first[0].end(first[1])
+        assert [job.job_id for job in reader.jobs()] == [b"b"]
+        second[0].end(second[1])
+        assert reader.jobs() == []
+
+
+def test_many_and_long_ids(table: LeaseTable, reader: TableReader) -> None:
+    """A batch too large for one page takes several; an id too long for any is left out, and its neighbours are not."""
+    ids = [f"{number:032d}".encode() for number in range(150)] + [b"x" * 5000] + [b"y" * 3000]
+    places = table.add(0, TOKEN, ids, until=1.0)
+    assert len(places) == len(ids)
+    assert [job.job_id for job in reader.jobs()] == [job_id for job_id in ids if len(job_id) < 5000]
+    for batch, word in places:
+        batch.end(word)
+    assert reader.jobs() == []
+    assert len(table.add(0, TOKEN, ids, until=1.0)) == len(ids)
+
+
+def test_full(table: LeaseTable, reader: TableReader) -> None:
+    """Where there is no room the jobs are left out, and what is there stays as it is."""
+    there = [table.add(0, TOKEN, [b"there"], until=1.0) for _ in range(4)]
+    ((batch, word),) = table.add(0, TOKEN, [b"left out"], until=1.0)
+    table.begin(word, 2.0)
+    batch.end(word)
+    assert [job.job_id for job in reader.jobs()] == [b"there"] * 4
+    ((batch, word),) = there[0]
+    batch.end(word)
+    table.add(0, TOKEN, [b"next"], until=1.0)
+    assert sorted(job.job_id for job in reader.jobs()) == [b"next", *[b"there"] * 3]
+
+
+def test_signs_of_life(table: LeaseTable, reader: TableReader) -> None:
+    """The worker is alive when either its thread or its loop was last seen; who keeps the table is told back."""
+    table.thread_is_alive(5.0)
+    table.loop_is_alive(4.0)
+    assert reader.alive_at == 5.0
+    table.loop_is_alive(6.0)
+    assert reader.alive_at == 6.0
+    table.leases_are_kept(3.0)
+    assert reader.kept_since == 3.0
+    assert table.keeper == 0
+    reader.tell(1234)
+    assert table.keeper == 1234

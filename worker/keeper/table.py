@@ -1,0 +1,233 @@
+"""``LeaseTable``: the memory that a worker shares with its keeper.
+
+1. The worker adds each batch of jobs that it has claimed before it starts them, with one write to memory.
+2. A job's place tells until when its lease is to be kept. A batch's page is used again once all its jobs are over.
+3. The worker says when it was last seen alive, and when it last kept all leases. In between the keeper need not look at
+   anything else.
+
+A page is copied as a whole and may be changed meanwhile. The worst that comes of it is the id of one batch with the
+token of another, and Redis says of such a pair that nobody holds it.
+
+All times are seconds of the monotonic clock, which is the same in all processes of a machine.
+"""
+
+import os
+import struct
+import sys
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterator, Sequence
+from mmap import mmap
+from typing import NamedTuple
+
+_PAGE = 4096  # bytes
+_WORDS = _PAGE // 8
+
+# The first page: words that are written alone, each by one thread.
+_THREAD_ALIVE, _LOOP_ALIVE, _LEASES_KEPT, _KEEPER, NOWHERE = range(5)
+# Every other page: how many jobs, of which queue; then a word a job, then bytes: the token, the ids' lengths, the ids.
+_JOBS, _QUEUE, _FIRST = range(3)
+
+_LENGTH = struct.calcsize("<H")
+_TOKEN = 28  # bytes
+
+
+class KeptJob(NamedTuple):
+    """One job of the table."""
+
+    queue: int
+    """Which of the worker's queues it is from."""
+    token: bytes
+    job_id: bytes
+    until: float
+    """When its lease is to be kept no longer."""
+    has_begun: bool
+    """Whether its payload was read; before that nobody knows how long the job may take."""
+
+
+class Batch:
+    """The page of one batch, until all its jobs are over."""
+
+    __slots__ = ("_left", "_page", "_table")
+
+    def __init__(self, table: "LeaseTable", page: int, jobs: int) -> None:
+        self._table = table
+        self._page = page
+        self._left = jobs
+
+    def end(self, place: int) -> None:
+        """The job of this place is over."""
+        self._table.words[place] = 0.0
+        self._left -= 1
+        if not self._left:
+            self._table.free(self._page)
+
+
+Place = tuple[Batch, int]
+"""Where a job is: its batch, and its word."""
+
+
+class LeaseTable:
+    """The worker's side. Only the event loop's thread may add, begin and end.
+
+    Args:
+        batches: how many it has room for. Jobs of further ones are not in it, and are kept by the heartbeat alone.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.size = _PAGE * (1 + batches)
+        self.descriptor = _memory_without_a_name(self.size)
+        """Of the memory, to be inherited by the keeper; -1 where this system has none that can be."""
+        if self.descriptor >= 0:
+            weakref.finalize(self, os.close, self.descriptor)
+        self._memory = mmap(self.descriptor, self.size)
+        self.words = memoryview(self._memory).cast("d")
+        self._free = list(range(batches, 0, -1))  # the last one is taken first: few pages are ever touched
+        self._outside = (Batch(self, 0, -1), NOWHERE)  # its count never comes to nothing
+
+    def add(self, queue: int, token: str, ids: Sequence[bytes], until: float) -> list[Place]:
+        """Add a batch; the place of each job.
+
+        Args:
+            until: when its lease is to be kept no longer if the job has not begun by then.
+        """
+        places: list[Place] = []
+        while len(places) < len(ids):
+            left = ids[len(places) :] if places else ids
+            places += self._add_page(queue, token, left, until)
+        return places
+
+    def begin(self, place: int, until: float) -> None:
+        """A job's payload is read: its lease is to be kept until then."""
+        self.words[place] = until
+
+    def free(self, page: int) -> None:
+        """All jobs of a page are over."""
+        self.words[page * _WORDS + _JOBS] = 0.0
+        self._free.append(page)
+
+    def thread_is_alive(self, now: float) -> None:
+        """The heartbeat's thread runs."""
+        self.words[_THREAD_ALIVE] = now
+
+    def loop_is_alive(self, now: float) -> None:
+        """The event loop runs."""
+        self.words[_LOOP_ALIVE] = now
+
+    def leases_are_kept(self, since: float) -> None:
+        """Whatever was in the table at `since` has been renewed after it."""
+        self.words[_LEASES_KEPT] = since
+
+    def attach(self, words: bytes) -> None:
+        """Leave something for the keeper to read: unlike a pipe, it is there whole before the keeper is.
+
+        Raises:
+            OSError: there is no memory for it.
+        """
+        os.ftruncate(self.descriptor, self.size)
+        os.pwrite(self.descriptor, words, self.size)
+
+    @property
+    def keeper(self) -> int:
+        """The process that has last said that it keeps this table; 0 where none has."""
+        return int(self.words[_KEEPER])
+
+    def _add_page(self, queue: int, token: str, ids: Sequence[bytes], until: float) -> list[Place]:
+        """Add as many as fit into one page."""
+        sizes = [len(job_id) for job_id in ids]
+        fitting = _fitting(sizes)
+        if not fitting or not self._free:
+            return [self._outside] * (fitting or 1)
+        if fitting < len(ids):
+            ids, sizes = ids[:fitting], sizes[:fitting]
+        page = self._free.pop()
+        start = page * _WORDS
+        first = start + _FIRST
+        self.words[first : first + fitting] = memoryview(array("d", (-until,)) * fitting)
+        text = b"".join((token.encode(), struct.pack(f"<{fitting}H", *sizes), *ids))
+        at = (first + fitting) * 8
+        self._memory[at : at + len(text)] = text
+        self.words[start + _QUEUE] = float(queue)
+        self.words[start + _JOBS] = float(fitting)  # last: from here on it counts
+        batch = Batch(self, page, fitting)
+        return [(batch, first + number) for number in range(fitting)]
+
+
+class TableReader:
+    """The keeper's side."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._memory = mmap(descriptor, size)
+        self._words = memoryview(self._memory).cast("d")
+        self._pages = size // _PAGE
+        self._descriptor = descriptor
+
+    def attached(self) -> bytes:
+        """What the worker has left to be read."""
+        size = len(self._memory)
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size - size, size)
+
+    @property
+    def alive_at(self) -> float:
+        """When the worker was last seen alive."""
+        return max(self._words[_THREAD_ALIVE], self._words[_LOOP_ALIVE])
+
+    @property
+    def kept_since(self) -> float:
+        """Whatever was in the table by then has been renewed after it."""
+        return self._words[_LEASES_KEPT]
+
+    def tell(self, keeper: int) -> None:
+        """This process keeps the table now."""
+        self._words[_KEEPER] = float(keeper)
+
+    def jobs(self) -> list[KeptJob]:
+        """All jobs that are not over."""
+        return [job for page in range(1, self._pages) for job in self._page(page)]
+
+    def _page(self, number: int) -> Iterator[KeptJob]:
+        if not self._words[number * _WORDS + _JOBS]:
+            return
+        page = self._memory[number * _PAGE : (number + 1) * _PAGE]
+        jobs, queue = map(int, struct.unpack_from("2d", page))
+        token_at = (_FIRST + jobs) * 8
+        at = token_at + _TOKEN + jobs * _LENGTH
+        if not 0 < jobs < at <= _PAGE:
+            return
+        limits = struct.unpack_from(f"{jobs}d", page, _FIRST * 8)
+        token = page[token_at : token_at + _TOKEN]
+        lengths = struct.unpack_from(f"<{jobs}H", page, token_at + _TOKEN)
+        for limit, length in zip(limits, lengths, strict=True):
+            if limit:
+                yield KeptJob(queue, token, page[at : at + length], abs(limit), has_begun=limit > 0)
+            at += length
+
+
+def _fitting(sizes: Sequence[int]) -> int:
+    """How many ids of these sizes fit into one page."""
+    left = _PAGE - _FIRST * 8 - _TOKEN
+    each = 8 + _LENGTH
+    if len(sizes) * each + sum(sizes) <= left:
+        return len(sizes)
+    for number, size in enumerate(sizes):
+        left -= each + size
+        if left < 0:
+            return number
+    return len(sizes)
+
+
+def _memory_without_a_name(size: int) -> int:
+    """The descriptor of a file that no folder lists; -1 where there is none."""
+    if os.name != "posix":
+        return -1
+    try:
+        if sys.platform == "linux":
+            descriptor = os.memfd_create("tandem-leases")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+    except OSError:
+        return -1
+    os.ftruncate(descriptor, size)
+    return descriptor
