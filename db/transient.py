@@ -41,7 +41,9 @@ def transient(error: BaseException) -> Transient | None:
     """
     if isinstance(error, BaseExceptionGroup):
         reasons = [transient(member) for member in error.exceptions]
-        return None if None in reasons else reasons[0]
+        if None in reasons:
+            return None
+        return Transient.ENDED if Transient.ENDED in reasons else reasons[0]
     if isinstance(error, PoisonedTransactionError) and error.__cause__ is not None:
         return transient(error.__cause__)
     if isinstance(error, ConnectionEndedError):

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 import db
-from db.transient import is_refused
+from db.transient import Transient, is_refused, transient
 from tests.db.conftest import INSERT
 
 NEVER = {"a NUL": "a\0b", "too long for an index": secrets.token_hex(8000)}
@@ -39,3 +39,10 @@ class TestIsRefused:
         with pytest.raises(DBAPIError) as caught:
             await insert(chosen, "a")
         assert not is_refused(caught.value)
+
+
+def test_group_with_a_connection_that_a_member_ended() -> None:
+    """A group would end its connection again if one of its members did."""
+    lost, ended = db.DatabaseUnreachableError("lost"), db.ConnectionEndedError("it sat idle")
+    assert transient(ExceptionGroup("both", [lost, ended])) is Transient.ENDED
+    assert transient(ExceptionGroup("mixed", [ended, ValueError()])) is None

