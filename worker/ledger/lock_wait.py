@@ -97,9 +97,11 @@ class LockWait:
 
     async def _is_blocked(self) -> bool | None:
         """Whether the server says that the statement waits for a lock; None where it cannot be asked."""
+        if self.connection is None:  # the pool has none yet: whoever waits for the ledger may come again
+            return None
         try:
             async with asyncio.timeout(_LOCK_WAIT):
-                return None if self.connection is None else await _ask(self.connection)
+                return await _ask(self.connection)
         except Exception:  # noqa: BLE001 - whatever stands in the way, there is no answer
             return None
 

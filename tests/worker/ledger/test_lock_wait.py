@@ -1,30 +1,55 @@
-"""How long a statement on the ledger's table may take where no server says what it waits for."""
+"""How long a statement on the ledger's table may take, by what it waits for."""
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 import db
+from tests.pooler import Pooler
+from tests.servers import as_url
 from worker.errors import LedgerBusyError
-from worker.ledger import Ending, State
+from worker.ledger import Ending, Ledger, State
 from worker.ledger.lock_wait import LockWait
 
 SMALL = Ending("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
 LARGE = SMALL._replace(result=b"7" * 1024 * 1024)
 
 
-async def limited(ending: Ending) -> float:
-    """Seconds after which a statement that never ends is given up."""
+@pytest.fixture
+async def sqlite(sqlite_url: str) -> AsyncIterator[None]:
+    """The default database on SQLite, which cannot be asked."""
+    database = db.Database(sqlite_url, default=True)
+    yield
+    await database.dispose()
+    db.set_default_database(None)
+
+
+async def limit(ending: Ending, writing: Coroutine[Any, Any, str]) -> str:
+    """Limit `writing`, as if it were a statement of the default database's."""
     async with db.scope():
         session = await db.session()
-        began = time.monotonic()
-        with pytest.raises(LedgerBusyError, match="another transaction holds the row of this job in tandem_jobs"):
-            await LockWait(session, "tandem_jobs", [ending]).limit(asyncio.sleep(3600))
-        return time.monotonic() - began
+        wait = LockWait(session, "tandem_jobs", [ending])
+        wait.connection = (await session.connection()).sync_connection
+        return await wait.limit(writing)
 
 
-@pytest.mark.usefixtures("postgres_database")
+async def given_up_after(ending: Ending) -> float:
+    """Seconds after which a statement that never ends is given up."""
+    began = time.monotonic()
+    with pytest.raises(LedgerBusyError, match="another transaction holds the row of this job in tandem_jobs"):
+        await limit(ending, asyncio.sleep(3600, ""))
+    return time.monotonic() - began
+
+
+async def mark_done() -> None:
+    await Ledger().mark_done(await db.session(), SMALL)
+
+
+@pytest.mark.usefixtures("sqlite")
 class TestNobodyToAsk:
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,15 +58,38 @@ class TestNobodyToAsk:
 
     async def test_a_small_statement(self) -> None:
         """It has no bytes that could take long: it is given up when the server would have been asked."""
-        assert await limited(SMALL) < 0.9
+        assert await given_up_after(SMALL) < 0.9
 
     async def test_a_large_statement(self) -> None:
         """It gets the time that its bytes take on a slow network."""
-        assert await limited(LARGE) > 1.0
+        assert await given_up_after(LARGE) > 1.0
 
     async def test_what_ends_in_time(self) -> None:
         """A statement that ends first leaves nothing behind."""
+        assert await limit(LARGE, asyncio.sleep(0.3, "written")) == "written"
+        assert not [task for task in asyncio.all_tasks() if "_UnlessBlocked" in repr(task)]
+
+
+async def test_behind_a_pooler(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ids that it makes up say nothing: a row that is held is given up by the time of its bytes."""
+    monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.5)
+    async with Pooler(database_url, size=3) as pooler:
+        database = db.Database(as_url(make_url(pooler.url), "asyncpg"), pooler=True, default=True)
         async with db.scope():
-            wait = LockWait(await db.session(), "tandem_jobs", [LARGE])
-            assert await wait.limit(asyncio.sleep(0.3, "written")) == "written"
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+            await mark_done()
+            with pytest.raises(LedgerBusyError):
+                await db.isolated(mark_done)
+        await database.dispose()
+        db.set_default_database(None)
+
+
+async def test_waiting_for_a_connection(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for one of the pool's is told so before the pool gives up, and may come again."""
+    monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
+    database = db.Database(database_url, default=True, pool_size=1)
+    async with db.scope():
+        await (await db.session()).connection()
+        with pytest.raises(LedgerBusyError):
+            await db.isolated(mark_done)
+    await database.dispose()
+    db.set_default_database(None)
