@@ -123,11 +123,11 @@ class TestQueue:
         @task(name="hog")
         async def hog() -> None:
             redis = worker.default_queue().redis
-            taken = asyncio.create_task(redis.execute_command("BLPOP", "let go", 20))
+            taken = asyncio.create_task(redis.execute_command("BLPOP", "let go", 60))
             waiting = [asyncio.create_task(plain.enqueue()) for _ in range(100)]
             await asyncio.gather(taken, *waiting)
 
-        url = f"{redis_url}{'&' if '?' in redis_url else '?'}max_connections=1&timeout=30&socket_timeout=30"
+        url = f"{redis_url}{'&' if '?' in redis_url else '?'}max_connections=1&timeout=60&socket_timeout=60"
         runtime = Runtime(changed(config, redis_url=url, id="w", log_jobs="off"), registry(hog, plain))
         engine = await runtime.open({})
         engine.start()
@@ -138,7 +138,7 @@ class TestQueue:
             other = worker.Job[None](await enqueued(queue, plain), queue=queue)
             await asyncio.wait_for(other.result(), 10)
             observer.delete("arq:queue:health-check:w")
-            await eventually(lambda: observer.exists("arq:queue:health-check:w"))
+            await eventually(lambda: observer.exists("arq:queue:health-check:w"), timeout=10)
             assert await hogging.status() == "in_progress"
             observer.rpush("let go", "x")
             await hogging.result(timeout=20)

@@ -126,7 +126,9 @@ class TestTasksOfAnotherService:
         job = HeldJob(Claim(b"1", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, 10.0)
         job.delivery = Delivery(Message("1", "double"), "arq:queue")
         outcome = Outcome(Kind.POSTPONED, error=UnknownTaskError.of("double"))
-        judged = await UnknownJobs(Queue("redis://127.0.0.1:1"), unknown_for=0).judge(job, outcome)
+        queue = Queue("redis://127.0.0.1:1")
+        judged = await UnknownJobs(queue, unknown_for=0).judge(job, outcome)
+        await queue.close()
         assert (judged.kind, judged.delay) == (Kind.POSTPONED, 1.0)
 
 
