@@ -50,7 +50,7 @@ class OpenEngine:
         self._lifetime: AsyncGenerator[None, None] | None = None
         if isinstance(engine, AsyncEngine) and owned:
             self._close_connections_in_background(engine)
-            self._lifetime = _begun(self._live(engine))
+            self._lifetime = _begun(self._live())
 
     @property
     def of_this_process(self) -> bool:
@@ -123,10 +123,11 @@ class OpenEngine:
     async def _dispose(self) -> None:
         if self._lifetime is not None:
             await self._lifetime.aclose()
+            await self._close_connections()  # of a loop that has closed its generators, and then gone on
         elif self._owned:
             await in_thread(self._sync_engine.dispose)
 
-    async def _live(self, engine: AsyncEngine) -> AsyncGenerator[None, None]:
+    async def _live(self) -> AsyncGenerator[None, None]:
         """Close the connections when this is closed: by `_dispose`, or by the loop before it ends.
 
         What a loop closes at its end are asynchronous generators (`asyncio.run` and all like it do so).
@@ -134,9 +135,13 @@ class OpenEngine:
         try:
             yield
         finally:
-            await engine.dispose()
-            if self._closing:
-                await asyncio.wait(self._closing)
+            await self._close_connections()
+
+    async def _close_connections(self) -> None:
+        assert isinstance(self.engine, AsyncEngine)  # noqa: S101 - only such a one lives with a loop
+        await self.engine.dispose()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def _close_connections_in_background(self, engine: AsyncEngine) -> None:
         def close(dbapi_connection: Any) -> None:

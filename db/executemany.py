@@ -35,9 +35,13 @@ def _connection_class() -> type:
     class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
         __slots__ = ()
 
-        async def executemany(self, command: str, args: Iterable[Any], *, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - asyncpg's signature
+        async def executemany(self, command: str, args: Iterable[Any], **options: Any) -> Any:
             rows = _Rows(args)
-            return await _Heeding(super().executemany(command, rows, timeout=timeout), rows)
+            return await _Heeding(super().executemany(command, rows, **options), rows)
+
+        async def fetchmany(self, query: str, args: Iterable[Any], **options: Any) -> Any:
+            rows = _Rows(args)
+            return await _Heeding(super().fetchmany(query, rows, **options), rows)
 
     return Connection
 

@@ -183,11 +183,16 @@ async def _connect(*args: Any, socket_options: Sequence[tuple[int, int, int]] = 
         connection = await asyncpg.connect(*args, **kwargs)
     except OSError as error:  # TimeoutError is one
         raise _away(error) from error
+    if socket_options:
+        _set(connection, socket_options)
+    return connection
+
+
+def _set(connection: Any, socket_options: Sequence[tuple[int, int, int]]) -> None:
     network = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg gives it to nobody
     if network.family != socket.AF_UNIX:
         for option in socket_options:
             network.setsockopt(*option)
-    return connection
 
 
 def _by_name(server_settings: Mapping[str, str]) -> dict[str, str]:

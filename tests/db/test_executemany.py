@@ -27,6 +27,10 @@ async def driver_execute_many(session: db.AsyncSession) -> None:
     await (await driver_connection(session)).executemany("INSERT INTO load VALUES ($1, $2)", ROWS)
 
 
+async def driver_fetch_many(session: db.AsyncSession) -> None:
+    await (await driver_connection(session)).fetchmany("INSERT INTO load VALUES ($1, $2) RETURNING id", ROWS)
+
+
 async def driver_copy(session: db.AsyncSession) -> None:
     await (await driver_connection(session)).copy_records_to_table("load", records=ROWS)
 
@@ -93,7 +97,7 @@ async def test_cancelled_while_rows_are_written(postgres: Observer) -> None:
 
 
 @asyncpg_alone
-@pytest.mark.parametrize("how", [driver_execute_many, driver_copy])
+@pytest.mark.parametrize("how", [driver_execute_many, driver_fetch_many, driver_copy])
 @pytest.mark.usefixtures("database", "locked")
 async def test_cancelled_while_the_driver_is_used_directly(how: Write, postgres: Observer) -> None:
     """The same where the driver's own connection writes the rows."""
