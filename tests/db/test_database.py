@@ -424,18 +424,19 @@ async def test_dispose_does_not_wait_for_ever(
 ) -> None:
     """A cancelled task that does not let go of its session is waited for no longer than the limit."""
     monkeypatch.setattr(engines, "_CANCELLED_TIMEOUT", 0.1)
-    let_go = asyncio.Event()
+    has_session, let_go = asyncio.Event(), asyncio.Event()
 
     async def stubborn() -> None:
         async with db.scope():
             await insert("a")
+            has_session.set()
             try:
                 await asyncio.sleep(60)
             finally:
                 await let_go.wait()
 
     request = asyncio.create_task(stubborn())
-    await eventually(postgres.idle_in_transaction, equals=1)
+    await has_session.wait()
     request.cancel()
     await at_once(database.dispose())
     assert not request.done()
