@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
 from db.errors import WrongLoopError
+from db.reset import driver_of
 from db.threads import in_thread
 
 _CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
@@ -146,7 +147,7 @@ class OpenEngine:
     def _close_connections_in_background(self, engine: AsyncEngine) -> None:
         def close(dbapi_connection: Any) -> None:
             if self._loop.is_closed():
-                _hang_up(dbapi_connection.driver_connection)
+                _hang_up(driver_of(dbapi_connection))
                 return
             try:
                 running = asyncio.get_running_loop()
@@ -156,7 +157,7 @@ class OpenEngine:
             if running is not self._loop:  # the garbage collector, in another thread
                 self._loop.call_soon_threadsafe(close, dbapi_connection)
                 return
-            closing = running.create_task(_close(dbapi_connection.driver_connection))
+            closing = running.create_task(_close(driver_of(dbapi_connection)))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 

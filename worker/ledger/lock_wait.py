@@ -16,6 +16,7 @@ from sqlalchemy import BigInteger, Connection, Engine, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db import Session
+from db.reset import driver_of
 from db.threads import in_thread
 from worker.deadline import Deadline
 from worker.ending import end
@@ -147,7 +148,7 @@ def _ask_here(engine: Engine, pid: int) -> bool | None:
 
 def _process_id(connection: Connection) -> int | None:
     """What the server calls the connection, by its driver; None where there is no such number."""
-    driver_connection: Any = connection.connection.driver_connection
+    driver_connection: Any = driver_of(connection.connection.dbapi_connection)
     if hasattr(driver_connection, "get_server_pid"):  # asyncpg
         return int(driver_connection.get_server_pid())
     return getattr(getattr(driver_connection, "info", None), "backend_pid", None)  # psycopg
