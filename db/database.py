@@ -175,14 +175,11 @@ class Database(Generic[S]):
                 raise DatabaseURLError(f"{self!r} has no URL to reach it through a synchronous driver")
             if not self.is_async:
                 return self  # type: ignore[return-value]  # the URL says that S is Session
-            options = {key: value for key, value in self._engine_options.items() if key not in _OF_ONE_DRIVER}
-            if self._engine_options.get("poolclass") is NullPool:
-                options["poolclass"] = NullPool
             twin = Database[Session](
                 url,
                 name=self.name,
                 before_session=self._before_session,
-                engine_options=options,
+                engine_options=self._engine_options_for_twin(),
                 pool_size=self.pool_size or 0,
                 reset=self._reset,
                 **self._limits,
@@ -190,6 +187,15 @@ class Database(Generic[S]):
             twin.host = self.host
             self._twin = twin
         return self._twin
+
+    def _engine_options_for_twin(self) -> dict[str, Any]:
+        options = {key: value for key, value in self._engine_options.items() if key not in _OF_ONE_DRIVER}
+        if self._engine_options.get("poolclass") is NullPool:
+            options["poolclass"] = NullPool
+        own = self._engine_options.get("connect_args", {})
+        if settings := libpq.options_for(own.get("server_settings", {})) or own.get("options"):
+            options["connect_args"] = {"options": settings}
+        return options
 
     async def change_host(self, host: str | None) -> None:
         """Open new sessions on `host`; those in flight end where they began, and then that engine is disposed.

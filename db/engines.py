@@ -101,8 +101,10 @@ class OpenEngine:
                 while self._leases and (cancelled := _cancelled_tasks()):
                     self._returned = asyncio.Event()
                     returned = asyncio.ensure_future(self._returned.wait())
-                    await asyncio.wait({*cancelled, returned}, return_when=asyncio.FIRST_COMPLETED)
-                    returned.cancel()
+                    try:
+                        await asyncio.wait({*cancelled, returned}, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        returned.cancel()
         if self._closing:
             await asyncio.wait(self._closing)
 

@@ -128,6 +128,13 @@ def settings_in(options: str) -> dict[str, str]:
     return settings
 
 
+def options_for(settings: Mapping[str, str]) -> str:
+    """The settings of a session as `options`; one that is `options` already stays as it is."""
+    escaped = {name: re.sub(r"([\s\\])", r"\\\1", value) for name, value in settings.items() if name != "options"}
+    words = [f"-c {name}={value}" for name, value in escaped.items()]
+    return " ".join([*words, settings["options"]] if "options" in settings else words)
+
+
 def _asyncpg_arguments(given: dict[str, str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: given[name] for name in _SAME_IN_ASYNCPG if name in given}
     arguments |= {name: read(given[name]) for name, read in _ASYNCPGS_OWN.items() if name in given}

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
 from db.errors import DatabaseUnreachableError, DatabaseURLError
-from db.libpq import settings_in
+from db.libpq import options_for, settings_in
 from db.reset import driver_of
 
 # asyncpg's words, for which it has no class or code of their own.
@@ -72,8 +72,7 @@ def psycopg_arguments(
     }
     if pooler:
         return arguments | {"prepare_threshold": None}
-    settings = _settings(statement_timeout, idle_in_transaction_timeout)
-    return arguments | {"options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
+    return arguments | {"options": options_for(_settings(statement_timeout, idle_in_transaction_timeout))}
 
 
 def merged(*arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 import db
-from db.libpq import settings_in
+from db.libpq import options_for, settings_in
 from db.url import parse_url
 from tests.conftest import StartPostgres
 from tests.servers import Observer
@@ -163,7 +163,8 @@ async def test_connect_args_are_merged(database_url: str, driver: str, arguments
     """A setting of one's own leaves our limits and the URL's settings alone."""
     url = extended(database_url.replace("asyncpg", driver), "options=-csearch_path%3Dx")
     async with opened(url, engine_options={"connect_args": arguments}) as database:
-        assert await settings(database) == DEFAULTS | {"application_name": "shop", "search_path": "x"}
+        for each in (database, database.sync):
+            assert await settings(each) == DEFAULTS | {"application_name": "shop", "search_path": "x"}
 
 
 async def test_own_limit_wins(database_url: str) -> None:
@@ -180,3 +181,6 @@ def test_options_that_are_no_settings() -> None:
     assert settings_in("endpoint=ep-cool-1") == {}
     assert settings_in("-c") == {}
     assert settings_in("") == {}
+    settings = {"a": "b c\\", "d": ""}
+    assert settings_in(options_for(settings)) == settings
+    assert options_for({"options": "endpoint=ep-cool-1", "a": "b"}) == "-c a=b endpoint=ep-cool-1"
