@@ -16,4 +16,5 @@ COPY tasks tasks
 COPY examples examples
 
 USER tandem
-CMD ["arq", "worker.Settings"]
+# Linux drops a signal that the first process of a container does not handle yet. Blocked, it waits until the worker hears it.
+CMD ["env", "--block-signal=INT,TERM", "arq", "worker.Settings"]

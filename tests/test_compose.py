@@ -1,6 +1,7 @@
 """`compose.yaml` and `Dockerfile`: as much of them as can be proved without Docker."""
 
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -156,13 +157,14 @@ def test_commands_name_what_exists() -> None:
     ]
     distributions = {Requirement(line).name for line in installed}
     for name in ("worker", "web"):
-        program = SERVICES[name]["command"][0]
+        program = next(word for word in SERVICES[name]["command"] if word in scripts)
         dist = scripts[program]
         assert dist
         assert dist.name in distributions
     module, attribute = SERVICES["web"]["command"][1].split(":")
     assert hasattr(importlib.import_module(module), attribute)
-    assert SERVICES["worker"]["command"] == ["arq", "worker.Settings"]
+    assert SERVICES["worker"]["command"] == image_command()
+    assert image_command()[-2:] == ["arq", "worker.Settings"]
     assert SERVICES["worker"]["healthcheck"]["test"] == ["CMD", "arq", "--check", "worker.Settings"]
 
 
@@ -174,6 +176,13 @@ def test_jobs_get_their_grace_time() -> None:
 def dockerfile() -> str:
     """The image's recipe."""
     return (ROOT / "Dockerfile").read_text()
+
+
+def image_command() -> list[str]:
+    """What the image runs."""
+    (words,) = re.findall(r"^CMD (.+)$", dockerfile(), re.MULTILINE)
+    command: list[str] = json.loads(words)
+    return command
 
 
 def test_image_has_all_it_copies() -> None:

@@ -54,6 +54,9 @@ keep_printable("worker")
 def __getattr__(name: str) -> Any:
     if name != "Settings":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from worker.process.arq_command import leave_on_signal_meanwhile  # noqa: PLC0415 - arq and its command
+
+    leave_on_signal_meanwhile()
     from worker.settings import resolve  # noqa: PLC0415 - it loads the engine and every task
 
     return resolve()

@@ -19,7 +19,7 @@ from worker.errors import ConfigError, RegistryError
 from worker.keys import Keys
 from worker.message import deserialize, deserialize_trusting, serialize
 from worker.process.arq_client import ArqClient
-from worker.process.arq_command import end_with, prepare
+from worker.process.arq_command import end_with, leave_on_signal_meanwhile, prepare
 from worker.process.host import Host
 from worker.process.redis_wait import await_redis
 from worker.process.runtime import Runtime, StartupError, require_urls
@@ -58,6 +58,7 @@ def build(
         ConfigError: a setting is missing or wrong, or this is ``arq --watch``.
         RegistryError: the registry cannot be loaded.
     """
+    leave_on_signal_meanwhile()
     prepare()
     config = config or Config.load()
     given = {

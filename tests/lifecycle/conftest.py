@@ -60,9 +60,12 @@ class Project:
 
     def arq(self, *arguments: str, **settings: str) -> Command:
         """``arq worker.Settings``, or with other arguments, in the project's folder. An empty setting is unset."""
-        arguments = arguments or ("worker.Settings",)
+        return self.command("arq", *(arguments or ("worker.Settings",)), **settings)
+
+    def command(self, *arguments: str, **settings: str) -> Command:
+        """``python -m <arguments>`` in the project's folder. An empty setting is unset."""
         environment = {name: value for name, value in {**self.settings, **settings}.items() if value}
-        return Command("arq", *arguments, folder=self.folder, environment=environment)
+        return Command(*arguments, folder=self.folder, environment=environment)
 
 
 @pytest.fixture

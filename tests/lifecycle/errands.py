@@ -1,7 +1,13 @@
 """What the workers run that the tests of ``python -m worker run`` start: the tasks and their registry."""
 
 import asyncio
+import multiprocessing
+import os
+import signal
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,10 @@ from worker import cron, task
 
 TASKS = tuple(
     f"tests.lifecycle.errands.{name}"
-    for name in ("double", "wait_for", "who_runs", "pass_on", "ask_arq", "leave", "once_in_a_leap_year")
+    for name in (
+        *("double", "wait_for", "who_runs", "pass_on", "ask_arq", "leave"),
+        *("terminate_a_child", "terminate_a_pool", "once_in_a_leap_year"),
+    )
 )
 
 
@@ -74,6 +83,35 @@ async def leave(how: str) -> str:
         case "after the commit":
             db.on_commit(lambda: sys.exit(how))
     return "stayed"
+
+
+@task
+def terminate_a_child(method: str) -> int | None:
+    """Start a process, send it SIGTERM, and say with which code it ended; None if it did not."""
+    processes: Any = multiprocessing.get_context(method)  # of a class that its stub knows by a literal alone
+    child = processes.Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join(20)
+    code: int | None = child.exitcode
+    child.kill()
+    return code
+
+
+@task
+async def terminate_a_pool() -> str:
+    """Let a process of a pool die of a SIGTERM of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        try:
+            await asyncio.get_running_loop().run_in_executor(pool, _end_by_sigterm)
+        except BrokenProcessPool:
+            return "broken"
+    return "whole"
+
+
+def _end_by_sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
 
 
 @cron("0 0 29 2 *")

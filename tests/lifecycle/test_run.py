@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.commands import Command
-from tests.lifecycle.errands import ask_arq, double, leave, pass_on, wait_for, who_runs
+from tests.lifecycle.errands import (
+    ask_arq,
+    double,
+    leave,
+    pass_on,
+    terminate_a_child,
+    terminate_a_pool,
+    wait_for,
+    who_runs,
+)
 from tests.waiting import at_once, eventually
 from worker import Job, JobFailed, Queue
 
@@ -72,6 +81,19 @@ async def test_a_job_that_ends_the_process(command: tuple[str, ...], settings: d
         assert await beside.result(timeout=30) == "waited"
         assert Path(f"{file}.begun").read_text() == "begun\n"  # noqa: ASYNC240 - the workers are other processes
         run.send(signal.SIGTERM)
+        assert await run.ends() == 0
+
+
+@pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
+async def test_children_of_a_job(command: tuple[str, ...], settings: dict[str, str], tmp_path: Path) -> None:
+    """A signal for a process that a job has started ends that process, and is none for the worker."""
+    with Command(*command, folder=tmp_path, environment=settings) as run:
+        for method in ("fork", "forkserver"):
+            assert await (await terminate_a_child.enqueue(method)).result(timeout=30) == -signal.SIGTERM
+        assert await (await terminate_a_pool.enqueue()).result(timeout=30) == "broken"
+        assert await (await double.enqueue(3)).result(timeout=30) == 6
+        assert "stopping" not in run.output
+        run.send(signal.SIGINT)
         assert await run.ends() == 0
 
 

@@ -3,9 +3,13 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+import anyio
 import pytest
 
 from db.cancellation import to_the_end
@@ -16,11 +20,29 @@ from worker.engine.engine import Engine
 from worker.process.lifecycle import Lifecycle
 from worker.process.runtime import Runtime
 from worker.process.stop_signals import STOP_SIGNALS
-from worker.registry import Registry
+from worker.registry import Lifespan, Registry
 
 
 @task
 async def plain() -> None: ...
+
+
+@pytest.fixture
+def config(database_url: str, redis_url: str) -> Config:
+    return Config.load(database_url=database_url, redis_url=redis_url, connect_wait=20)
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """The signals' handlers are the tests' own afterwards."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def registry(lifespan: Lifespan | None = None) -> Registry:
+    return Registry("tasks.registry", "tasks/registry.py", MappingProxyType({plain.name: plain}), lifespan)
 
 
 class SignalledAtTheEnd(Runtime):
@@ -38,17 +60,77 @@ class SignalledAtTheEnd(Runtime):
         await heard.wait()
 
 
-async def test_a_signal_at_the_end_of_the_opening(database_url: str, redis_url: str) -> None:
-    """It ends the opening, and what was opened is closed."""
-    registry = Registry("tasks.registry", "tasks/registry.py", MappingProxyType({plain.name: plain}), None)
-    config = Config.load(database_url=database_url, redis_url=redis_url, connect_wait=20)
-    lifecycle = Lifecycle(SignalledAtTheEnd(config, registry))
-    try:
-        with pytest.raises(asyncio.CancelledError):
-            await lifecycle.begin({})
-        assert lifecycle.stopped_by is signal.SIGTERM
-        assert given_default() is None
-        await lifecycle.ended()
-    finally:
-        for number in STOP_SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
+async def test_a_signal_at_the_end_of_the_opening(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the opening, and what was opened is closed; the process would be ended soon in any case."""
+    codes: list[int] = []
+    monkeypatch.setattr("worker.process.lifecycle.leave_soon", codes.append)
+    lifecycle = Lifecycle(SignalledAtTheEnd(config, registry()))
+    with pytest.raises(asyncio.CancelledError):
+        await lifecycle.begin({})
+    assert lifecycle.stopped_by is signal.SIGTERM
+    assert codes == [0]
+    assert given_default() is None
+    await lifecycle.ended()
+
+
+async def test_one_task_enters_and_leaves(config: Config) -> None:
+    """A lifespan may have a task group open, and it and the hooks may bind what only their own context can reset."""
+    region: ContextVar[str] = ContextVar("region")
+    seen: list[Any] = []
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[dict[str, Any]]:
+        token = region.set("eu")
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep_forever)
+            seen.append(asyncio.current_task())
+            yield {}
+            seen.append(asyncio.current_task())
+            group.cancel_scope.cancel()
+        region.reset(token)
+
+    async def startup(ctx: dict[Any, Any]) -> None:
+        seen.append(asyncio.current_task())
+        ctx["token"] = region.set("us")
+
+    async def shutdown(ctx: dict[Any, Any]) -> None:
+        seen.append(asyncio.current_task())
+        region.reset(ctx["token"])
+
+    lifecycle = Lifecycle(Runtime(config, registry(lifespan), on_startup=startup, on_shutdown=shutdown))
+    async with asyncio.timeout(30):
+        await lifecycle.begin({})
+        await lifecycle.close()
+    assert len(seen) == 4
+    assert len(set(seen)) == 1
+    assert lifecycle.exit_code == 0
+
+
+@pytest.mark.parametrize("make_group", [anyio.create_task_group, asyncio.TaskGroup])
+async def test_a_lifespan_that_fails(config: Config, make_group: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Its task's error ends the worker, drained, with code 1 and with that error."""
+    fails = asyncio.Event()
+
+    async def fail() -> None:
+        await fails.wait()
+        raise LookupError("lost")
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[dict[str, Any]]:
+        async with make_group() as group:
+            if isinstance(group, asyncio.TaskGroup):
+                group.create_task(fail())
+            else:
+                group.start_soon(fail)
+            yield {}
+
+    lifecycle = Lifecycle(Runtime(config, registry(lifespan)))
+    await lifecycle.begin({})
+    fails.set()
+    with pytest.raises(ExceptionGroup) as raised:
+        async with asyncio.timeout(30):
+            await lifecycle.ended()
+    assert raised.group_contains(LookupError, match="lost")
+    assert lifecycle.exit_code == 1
+    assert "ending the process" in caplog.text
+    assert given_default() is None

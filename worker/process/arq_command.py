@@ -4,6 +4,8 @@
    would do it too, but Python 3.14 deprecates those, and setting one changes loops that are none of our business.
 2. Its ``--watch`` imports nothing anew, and so runs the old code again: it is refused.
 3. It shows a traceback for whatever ends it but `SystemExit`, so that is how a problem is told: in a line.
+4. It hears no signals until it has made its worker: importing the tasks may take long, and the first process of a
+   container is not even killed by a signal that it does not handle.
 """
 
 import asyncio
@@ -18,6 +20,14 @@ from arq.cli import cli
 from db.printable import printable_lines
 from worker.errors import ConfigError
 from worker.process.event_loop import new_event_loop
+from worker.process.stop_signals import leave_on_signal
+
+
+def leave_on_signal_meanwhile() -> None:
+    """Do the last of these, if that command runs a worker in this process."""
+    context = _context()
+    if context is not None and not context.params["check"]:
+        _leave_on_signal()
 
 
 def prepare() -> None:
@@ -26,14 +36,24 @@ def prepare() -> None:
     Raises:
         ConfigError: it was asked to ``--watch``.
     """
-    context = click.get_current_context(silent=True)
-    if context is None or context.command is not cli:
+    context = _context()
+    if context is None:
         return
     if context.params["watch"]:
         folder = shlex.quote(context.params["watch"])
         raise ConfigError(f"arq --watch runs the old code again: use 'python -m worker run --watch {folder}' instead")
     if not context.params["check"]:
         _give_loop()
+
+
+def _context() -> click.Context | None:
+    context = click.get_current_context(silent=True)
+    return context if context is not None and context.command is cli else None
+
+
+@cache
+def _leave_on_signal() -> None:
+    leave_on_signal(until_empty=False)
 
 
 @cache

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Awaitable, Generator
 from typing import Any, TypeVar
 
+from worker.process.stop_signals import Stopped
+
 logger = logging.getLogger("worker")
 
 T = TypeVar("T")
@@ -47,7 +49,7 @@ class _GoesOn(asyncio.AbstractEventLoop):
             try:
                 super().run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
-                if self._main is None or _ended_by(self._main, error):
+                if self._main is None or isinstance(error, Stopped) or _ended_by(self._main, error):
                     raise
                 logger.exception("a job's task or callback asked to end the process: the worker goes on")
             else:

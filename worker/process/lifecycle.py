@@ -1,22 +1,27 @@
 """``Lifecycle``: one engine's life in its process, whether arq or ``python -m worker run`` gave the process.
 
 1. `begin` takes over SIGINT and SIGTERM, opens what the worker needs, and starts the engine.
-2. The first signal drains, a second one interrupts what still runs. One that comes during the opening ends the opening.
-3. An engine that has failed is drained too, and the process is to end with code 1, or 70 where jobs hold all its slots.
-4. `ended` returns once all is closed.
+2. The first signal drains, a second one interrupts what still runs. One that comes during the opening ends the opening:
+   the engine is not started, so nothing is claimed.
+3. One task opens, waits and closes. So what a lifespan or a hook binds to its task or context is left where it was
+   entered.
+4. An engine that has failed is drained too, and the process is to end with code 1, or 70 where jobs hold all
+   its slots.
+5. `ended` returns once all is closed.
 """
 
 import asyncio
 import logging
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 from worker.engine.engine import Engine
 from worker.engine.heartbeat import STUCK
 from worker.process import memory
 from worker.process.runtime import Runtime
-from worker.process.stop_signals import STOP_SIGNALS
+from worker.process.stop_signals import exit_code_after, hear, leave_soon
 
 logger = logging.getLogger("worker")
 
@@ -26,14 +31,14 @@ class Lifecycle:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._opening: asyncio.Task[Any] | None = None
         self._engine: Engine | None = None
+        self._works = asyncio.Event()
         self._stopping = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self.stopped_by: signal.Signals | None = None
         """The signal that ended it, if one did."""
         self.exit_code = 0
-        """1 or 70 once the engine has failed: see `EngineError`."""
+        """1 once the engine, or what it needs, has failed; or 70: see `EngineError`."""
 
     async def begin(self, arq_context: dict[Any, Any], *, until_empty: bool = False) -> None:
         """Open, and start the engine.
@@ -46,19 +51,16 @@ class Lifecycle:
             StartupError: see `Runtime.open`.
             asyncio.CancelledError: a signal came first.
         """
-        self._opening = asyncio.current_task()
-        for number in STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
-        engine = await self._runtime.open(arq_context)
-        try:
-            await asyncio.sleep(0)  # a cancellation that was put off, as in `to_the_end`, comes here
-        except asyncio.CancelledError:
-            await self._runtime.close()
-            raise
-        self._engine = engine
-        memory.settle()
-        self._engine.start()
-        self._life = asyncio.create_task(self._live(self._engine, until_empty=until_empty))
+        loop = asyncio.get_running_loop()
+        hear(lambda number: self._hear(number, loop, until_empty=until_empty))
+        self._life = loop.create_task(self._live(arq_context, until_empty=until_empty))
+        works = loop.create_task(self._works.wait())
+        await asyncio.wait({self._life, works}, return_when=asyncio.FIRST_COMPLETED)
+        works.cancel()
+        if not self._works.is_set():
+            opening, self._life = self._life, None
+            await opening
+            raise asyncio.CancelledError
 
     async def ended(self) -> None:
         """Wait until the engine has drained and all is closed."""
@@ -70,6 +72,13 @@ class Lifecycle:
         self._stopping.set()
         await self.ended()
 
+    def _hear(self, number: signal.Signals, loop: asyncio.AbstractEventLoop, *, until_empty: bool) -> None:
+        """Take note at once, whatever the loop does."""
+        if self._engine is None:
+            leave_soon(exit_code_after(number, until_empty=until_empty))
+        self.stopped_by = self.stopped_by or number
+        loop.call_soon_threadsafe(self._on_signal, number)
+
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
             logger.info("%s: interrupting what still runs", number.name)
@@ -77,24 +86,51 @@ class Lifecycle:
                 self._engine.hurry()
             return
         logger.info("stopping on %s", number.name)
-        self.stopped_by = number
         self._stopping.set()
-        if self._engine is None and self._opening is not None:
-            self._opening.cancel()
+        if self._engine is None and self._life is not None:
+            self._life.cancel()
 
-    async def _live(self, engine: Engine, *, until_empty: bool) -> None:
+    async def _live(self, arq_context: dict[Any, Any], *, until_empty: bool) -> None:
+        try:
+            engine = await self._runtime.open(arq_context)
+        except Exception:
+            if self.stopped_by is None:
+                raise
+            logger.exception("what was being opened ended with an error, after %s", self.stopped_by.name)
+            return
+        all_ended = True
+        try:
+            self._engine = engine
+            if self.stopped_by is None and not self._stopping.is_set():  # the opening may swallow its cancellation
+                all_ended = await self._work(engine, until_empty=until_empty)
+        finally:
+            await self._runtime.close()
+        if not all_ended:
+            os._exit(STUCK)  # a thread would keep the interpreter from ending for as long as it pleases
+
+    async def _work(self, engine: Engine, *, until_empty: bool) -> bool:
+        """Run the engine until it is to stop, and drain it; whether all jobs have ended."""
+        memory.settle()
+        engine.start()
+        self._works.set()
         watching = [asyncio.create_task(self._stop_when_failed(engine))]
         if until_empty:
             watching.append(asyncio.create_task(self._stop_when_empty(engine)))
         try:
             await self._stopping.wait()
-            all_ended = await engine.drain()
+        except asyncio.CancelledError:
+            # We cancel nothing here, but a task group that LIFESPAN has open does, when one of its tasks fails.
+            logger.critical("LIFESPAN, or a hook, has cancelled the worker: ending the process")
+            self.exit_code = 1
         finally:
+            draining = asyncio.create_task(engine.drain())
+            while not draining.done():
+                # Who has cancelled this task goes on doing so, and is to be heard where it was entered: in closing.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({draining})
             for task in watching:
                 task.cancel()
-            await self._runtime.close()
-        if not all_ended:
-            os._exit(STUCK)  # a thread would keep the interpreter from ending for as long as it pleases
+        return draining.result()
 
     async def _stop_when_failed(self, engine: Engine) -> None:
         error = await engine.failed()

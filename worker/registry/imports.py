@@ -20,6 +20,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from worker.process.stop_signals import Stopped
+
 __all__ = ["Importer", "MissingModuleError", "NotImportableError", "Step", "describe_circle", "imported_files", "shown"]
 
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -90,6 +92,8 @@ class Importer:
             raise NotImportableError(shadow)
         try:
             return importlib.import_module(name)
+        except Stopped:
+            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise anything when it is run
             raise self._problem(name, error) from None
 
