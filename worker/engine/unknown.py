@@ -68,7 +68,7 @@ class UnknownJobs:
             met.unknown_since = met.unknown_since or now
             longest = min(_LONGEST_DELAY, self._unknown_for)
             if now - met.unknown_since >= self._unknown_for:
-                del self._met[job.claim.raw_id]
+                self._met.pop(job.claim.raw_id, None)
                 return Outcome.failed(error.for_good(self._unknown_for))
         self._forget_old_ones(now)
         return Outcome(Kind.POSTPONED, error=error, delay=min(max(now - met.first, _FIRST_DELAY), longest))
