@@ -25,7 +25,7 @@ from worker.keys import Keys
 from worker.loop_connections import LoopConnections
 from worker.redis_url import CLUSTER, RedisAddress
 from worker.scripts import Script
-from worker.unserved import tell_unserved
+from worker.unserved import is_time_to_look, tell_unserved
 
 _BEGUN = b"?"  # before an epoch that nobody has completed
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
@@ -303,12 +303,12 @@ class Queue:
 
     async def _put_chunk(self, script: str, queue: str, entries: Sequence[Entry]) -> list[int]:
         keys = Keys.of(queue)
-        arguments: list[Any] = [keys.prefix, keys.wake]
+        is_looking = is_time_to_look(queue)
+        arguments: list[Any] = [keys.prefix, keys.wake, "1" if is_looking else ""]
         for entry in entries:
             arguments += (entry.job_id, entry.payload, _when(entry.delay, entry.due, entry.expires))
-        answers: list[int]
-        *answers, is_served = await self._run(script, queue, arguments)
-        if not is_served:
+        answers: list[int] = await self._run(script, queue, arguments)
+        if is_looking and not answers.pop():
             tell_unserved(queue)
         return answers
 

@@ -1,6 +1,7 @@
 """``Queue.enqueue`` and ``trace``: what is in Redis afterwards."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ class TestEnqueue:
         self, queue: Queue, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Is said, once for each queue, however jobs come there; and it costs no round trip."""
-        monkeypatch.setattr("worker.unserved._told", set())
+        monkeypatch.setattr("worker.unserved._next_look", {})
         await queue.record_health("served", "w", b"{}", 60_000)
         for put in (queue.enqueue, queue.publish):
             await put(entries("first", queue="served"))  # so that Redis knows the scripts
@@ -66,6 +67,21 @@ class TestEnqueue:
             f"no worker serves the queue {name} now: its jobs wait until one does (WORKER_QUEUES)"
             for name in ("left", "also left")
         ]
+
+    async def test_to_a_queue_whose_workers_have_gone(
+        self, queue: Queue, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Is said likewise, at the first look after that: there is one a minute."""
+        monkeypatch.setattr("worker.unserved._next_look", {})
+        await queue.record_health("q", "w", b"{}", 60_000)
+        await queue.enqueue(entries("a"))
+        await queue.forget_health("q", "w")
+        await queue.enqueue(entries("b"))
+        assert caplog.messages == []
+        monkeypatch.setattr("worker.unserved._next_look", {"q": time.monotonic()})
+        await queue.enqueue(entries("c"))
+        assert len(caplog.messages) == 1
+        assert observer.zcard("q") == 3
 
     async def test_survives_a_redis_that_has_forgotten_the_script(self, queue: Queue, observer: redis.Redis) -> None:
         """After SCRIPT FLUSH, or on a new server, the text is sent again."""

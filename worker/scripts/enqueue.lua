@@ -2,10 +2,11 @@
 -- of an aborted job takes no id: it goes where only those look who ask for that very job.
 --
 -- KEYS[1]  the queue: a sorted set of ids by due time
--- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
+-- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers     ARGV[3]  '1' to look for workers
 -- then for each job: id, payload, and when: 'in 500 86400000' is in 500 ms, and then it may wait for a day; 'at' is followed
 -- by ms since the epoch instead; one that was due before has its place there, and waits from now
--- Returns for each job 1, or 0 where its id was taken; and then 1, or 0 where no worker that is well serves the queue.
+-- Returns for each job 1, or 0 where its id was taken; and then, if it was to look, 1, or 0 where no worker that is well
+-- serves the queue.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -25,7 +26,7 @@ end
 
 local added, scores = {}, {}
 local last_when, score, expiry  -- jobs that come together are mostly due together
-for i = 3, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
     local id, payload, when = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local job, holder, result = prefix .. 'job:' .. id, prefix .. 'in-progress:' .. id, prefix .. 'result:' .. id
     local taken = redis.call('EXISTS', job, result, holder)
@@ -53,6 +54,8 @@ if #scores > 0 then
     redis.call('ZADD', queue, unpack(scores))
     redis.call('PUBLISH', ARGV[2], '1')
 end
-local served = redis.pcall('EXISTS', queue .. ':health-checks')
-added[#added + 1] = type(served) == 'number' and served or 1  -- a producer may not be allowed to look
+if ARGV[3] ~= '' then
+    local served = redis.pcall('EXISTS', queue .. ':health-checks')
+    added[#added + 1] = type(served) == 'number' and served or 1  -- a producer may not be allowed to look
+end
 return added
