@@ -18,7 +18,7 @@ TASKS = tuple(
     f"tests.lifecycle.errands.{name}"
     for name in (
         *("double", "wait_for", "who_runs", "pass_on", "ask_arq", "leave"),
-        *("terminate_a_child", "terminate_a_pool", "once_in_a_leap_year"),
+        *("terminate_a_child", "terminate_a_pool", "terminate_forks", "once_in_a_leap_year"),
     )
 )
 
@@ -96,6 +96,20 @@ def terminate_a_child(method: str) -> int | None:
     code: int | None = child.exitcode
     child.kill()
     return code
+
+
+@task
+def terminate_forks(count: int) -> list[int]:
+    """Send as many processes a SIGTERM as soon as they are forked, and say with which codes they ended."""
+    codes = set()
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            time.sleep(1)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return sorted(codes)
 
 
 @task

@@ -16,6 +16,7 @@ from tests.lifecycle.errands import (
     pass_on,
     terminate_a_child,
     terminate_a_pool,
+    terminate_forks,
     wait_for,
     who_runs,
 )
@@ -90,6 +91,7 @@ async def test_children_of_a_job(command: tuple[str, ...], settings: dict[str, s
     with Command(*command, folder=tmp_path, environment=settings) as run:
         for method in ("fork", "forkserver"):
             assert await (await terminate_a_child.enqueue(method)).result(timeout=30) == -signal.SIGTERM
+        assert await (await terminate_forks.enqueue(50)).result(timeout=60) == [-signal.SIGTERM]
         assert await (await terminate_a_pool.enqueue()).result(timeout=30) == "broken"
         assert await (await double.enqueue(3)).result(timeout=30) == 6
         assert "stopping" not in run.output

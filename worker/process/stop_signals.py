@@ -85,14 +85,25 @@ def held_back() -> Iterator[None]:
 
 @cache
 def _reset_in_children() -> None:
-    """Let a forked child die of a signal: the handlers, and the descriptor that wakes the loop, are its parent's."""
-    os.register_at_fork(after_in_child=_reset)
+    """Let a forked child die of a signal: the handlers, and the descriptor that wakes the loop, are its parent's.
 
+    Signals wait until that is done: in the child, the parent's handler would lose one that came before.
+    """
+    before = threading.local()
 
-def _reset() -> None:
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def hold_back() -> None:
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def reset() -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_go()
+
+    os.register_at_fork(before=hold_back, after_in_parent=let_go, after_in_child=reset)
 
 
 def _wake_up() -> None:
