@@ -236,6 +236,8 @@ _TASKS: tuple[tuple[Task[..., Any], int], ...] = (
     (tasks.only_read, 1),
     (tasks.carry, 1),
     (tasks.keep_interpreter, 1),
+    (tasks.terminate_a_child, 1),
+    (tasks.exit_in_a_child, 1),
 )
 
 _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
@@ -244,6 +246,7 @@ _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "falter": lambda dice: {"failures": dice.randint(1, 3)},
     "see_one_snapshot": lambda dice: {"seconds": dice.choice([0.3, 4.0])},
     "copy_first": lambda dice: {"fails": dice.random() < 0.3},
+    "exit_in_a_child": lambda dice: {"fails": dice.random() < 0.3},
     "fan_out": lambda dice: {"children": dice.randint(1, 4), "fails": dice.random() < 0.3},
     "carry": lambda dice: {"size": dice.choice([10_000, 10_000, 1_000_000]), "fails": dice.random() < 0.5},
 }

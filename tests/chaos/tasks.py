@@ -7,6 +7,7 @@ whose effects may happen again.
 import asyncio
 import ctypes
 import os
+import signal
 import time
 from typing import Any
 
@@ -24,6 +25,7 @@ TASKS = tuple(
     for name in (
         *("insert", "insert_in_thread", "dawdle", "falter", "fail", "fan_out", "think"),
         *("copy_first", "see_one_snapshot", "only_read", "carry", "keep_interpreter"),
+        *("terminate_a_child", "exit_in_a_child"),
     )
 )
 
@@ -120,6 +122,36 @@ async def see_one_snapshot(session: db.AsyncSession, key: str, seconds: float) -
     await _add_effect(session, key)
     await asyncio.sleep(seconds)
     return key
+
+
+@task(once=ONCE)
+async def terminate_a_child(session: db.AsyncSession, key: str) -> str:
+    """One effect, of a job that forks a process and ends it by SIGTERM. It fails if the process does not end so."""
+    await _add_effect(session, key)
+    child = os.fork()
+    if child == 0:
+        time.sleep(2)  # noqa: ASYNC251 - another process, without a loop
+        os._exit(0)
+    os.kill(child, signal.SIGTERM)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    if os.waitstatus_to_exitcode(status) != -signal.SIGTERM:
+        raise ValueError(f"the child of {key} ended with {os.waitstatus_to_exitcode(status)}")
+    return key
+
+
+@task(once=ONCE)
+async def exit_in_a_child(session: db.AsyncSession, key: str, fails: bool = False) -> str:
+    """One effect, beside a task that asks to end the process; with `fails` none, as that task is waited for."""
+    await _add_effect(session, key)
+    child = asyncio.create_task(_exit(key))
+    await asyncio.wait({child})
+    if fails:
+        await child
+    return key
+
+
+async def _exit(key: str) -> None:
+    raise SystemExit(f"{key} is to fail")
 
 
 @task(once=ONCE)
