@@ -182,7 +182,7 @@ class Resetting:
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "session state was set behind a pooler, where it reaches whoever gets that backend next: "
+                "session state was set behind a pooler, where the next client of that server connection meets it: "
                 "use SET LOCAL, set_config(..., true), pg_advisory_xact_lock() and ON COMMIT DROP"
             )
 

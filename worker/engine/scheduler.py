@@ -29,6 +29,7 @@ _Passed = tuple[Task[..., Any], datetime, bool]
 _LONGEST_SLEEP = 10.0  # seconds; then Redis' clock is asked again
 _LATE = timedelta(minutes=1)  # since the last look; then other workers are asked for what they have queued meanwhile
 _MOST_SLOTS = 1000  # of a task that are queued at once: the latest
+_TOO_MANY = f"only the latest {_MOST_SLOTS} are queued"
 
 
 class Scheduler:
@@ -130,7 +131,7 @@ def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[_Pa
 
 
 def _to_run(
-    task: Task[..., Any], start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = "nobody looked"
+    task: Task[..., Any], start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = _TOO_MANY
 ) -> list[_Passed]:
     """The latest slots after `start`, `most` of them; earlier ones are skipped, and logged with the reason."""
     schedule = _schedule(task)

@@ -1,4 +1,4 @@
-"""Tasks whose jobs go to queues that nobody serves: they wait in silence, so a worker's start and `check` name them."""
+"""Tasks whose jobs go to queues without a worker: they wait in silence, so a worker's start and `check` name them."""
 
 import asyncio
 import logging
@@ -50,14 +50,14 @@ def describe(queues: Mapping[str, Sequence[str]], config: Config, *, is_known: b
 
 
 async def tell_unserved(tasks: Iterable[Task[..., Any]], config: Config, queue: Queue) -> None:
-    """Warn of the tasks whose queue nobody serves, once other workers have had the time to start."""
+    """Warn of the tasks whose queue has no worker, once other workers have had the time to start."""
     left = left_to_others(tasks, config)
     if not left:
         return
     await asyncio.sleep(_STARTING)
     try:
-        nobodys = await unserved(left, queue)
+        without_worker = await unserved(left, queue)
     except (RedisError, OSError):  # the engine tells of that
         return
-    for line in describe(nobodys, config):
+    for line in describe(without_worker, config):
         logger.warning("%s", line)
