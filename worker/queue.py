@@ -25,7 +25,7 @@ from worker.keys import Keys
 from worker.loop_connections import LoopConnections
 from worker.redis_url import CLUSTER, RedisAddress
 from worker.scripts import Script
-from worker.unserved import is_time_to_look, tell_unserved
+from worker.unserved import is_time_to_look, take_note
 
 _BEGUN = b"?"  # before an epoch that nobody has completed
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
@@ -308,8 +308,8 @@ class Queue:
         for entry in entries:
             arguments += (entry.job_id, entry.payload, _when(entry.delay, entry.due, entry.expires))
         answers: list[int] = await self._run(script, queue, arguments)
-        if is_looking and not answers.pop():
-            tell_unserved(queue)
+        if is_looking:
+            take_note(queue, is_served=bool(answers.pop()))
         return answers
 
     async def _run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:

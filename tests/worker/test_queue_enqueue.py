@@ -1,7 +1,6 @@
 """``Queue.enqueue`` and ``trace``: what is in Redis afterwards."""
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -17,6 +16,14 @@ from worker.unserved import serve
 
 def entries(*ids: str, queue: str = "q", **more: Any) -> list[Entry]:
     return [Entry(job_id, b"{}", queue, **more) for job_id in ids]
+
+
+def look_at_each_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process begin anew to look for workers, and do so each time."""
+    monkeypatch.setattr("worker.unserved._next_look", {})
+    monkeypatch.setattr("worker.unserved._doubtful", set())
+    monkeypatch.setattr("worker.unserved._LOOK_AGAIN", 0.0)
+    monkeypatch.setattr("worker.unserved._STARTING", 0.0)
 
 
 class TestEnqueue:
@@ -51,7 +58,7 @@ class TestEnqueue:
         self, queue: Queue, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Is said, once for each queue, however jobs come there; and it costs no round trip."""
-        monkeypatch.setattr("worker.unserved._next_look", {})
+        look_at_each_enqueue(monkeypatch)
         await queue.record_health("served", "w", b"{}", 60_000)
         for put in (queue.enqueue, queue.publish):
             await put(entries("first", queue="served"))  # so that Redis knows the scripts
@@ -64,24 +71,37 @@ class TestEnqueue:
             assert await queue.publish(entries(f"published {number}", queue="also left")) == [True]
         assert trips() == 8
         assert caplog.messages == [
-            f"no worker serves the queue {name} now: its jobs wait until one does (WORKER_QUEUES)"
+            f"no worker serves the queue {name}: its jobs wait until one does (WORKER_QUEUES)"
             for name in ("left", "also left")
         ]
 
     async def test_to_a_queue_whose_workers_have_gone(
         self, queue: Queue, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Is said likewise, at the first look after that: there is one a minute."""
-        monkeypatch.setattr("worker.unserved._next_look", {})
+        """Is said likewise, unless another one has come by the second look: one may be about to start."""
+        look_at_each_enqueue(monkeypatch)
         await queue.record_health("q", "w", b"{}", 60_000)
         await queue.enqueue(entries("a"))
         await queue.forget_health("q", "w")
         await queue.enqueue(entries("b"))
-        assert caplog.messages == []
-        monkeypatch.setattr("worker.unserved._next_look", {"q": time.monotonic()})
+        await queue.record_health("q", "next", b"{}", 60_000)
         await queue.enqueue(entries("c"))
+        await queue.forget_health("q", "next")
+        await queue.enqueue(entries("d"))
+        assert caplog.messages == []
+        await queue.enqueue(entries("e"))
         assert len(caplog.messages) == 1
-        assert observer.zcard("q") == 3
+        assert observer.zcard("q") == 5
+
+    async def test_looks_for_workers_now_and_then(
+        self, queue: Queue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not at each enqueue, and a second time only when a worker that was starting has had the time to."""
+        look_at_each_enqueue(monkeypatch)
+        monkeypatch.setattr("worker.unserved._STARTING", 60.0)
+        for number in range(3):
+            await queue.enqueue(entries(str(number)))
+        assert caplog.messages == []
 
     async def test_survives_a_redis_that_has_forgotten_the_script(self, queue: Queue, observer: redis.Redis) -> None:
         """After SCRIPT FLUSH, or on a new server, the text is sent again."""
