@@ -176,9 +176,10 @@ async def _connected(urls: Urls) -> AsyncIterator[Queue]:
         await _answering("REDIS_URL", queue.ping())
         yield queue
     finally:
+        keys = Keys.of(queue.name)
         with suppress(RedisError):
             # What a killed worker has sent may arrive after its death.
-            while await queue.redis.delete(queue.name, Keys.of(queue.name).epoch):  # noqa: ASYNC110 - no event tells
+            while await queue.redis.delete(queue.name, keys.epoch, keys.tasks):  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(_PAUSE)
         await queue.close()
         await database.dispose()

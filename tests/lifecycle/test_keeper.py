@@ -103,8 +103,8 @@ class TestKeptInterpreter:
         """Jobs of one claim, the first of which keeps the interpreter before any body has begun, start once."""
         with crew.worker(WORKER_ID="first") as first:
             await first.says("works on")
-            await keep_interpreter_early.enqueue(KEPT)
-            jobs = await nap.enqueue_many({"seconds": 0.1} for _ in range(10))
+            jobs: list[Job[Any]] = [await keep_interpreter_early.enqueue(KEPT)]
+            jobs += await nap.enqueue_many({"seconds": 0.1} for _ in range(10))
             await eventually(lambda: "kept early" in crew.diary)
             with crew.worker(WORKER_ID="second"):
                 for job in jobs:
