@@ -35,7 +35,7 @@ _TRUCE = 1.0  # seconds: a few heartbeats
 _TURN = 8  # every so many claims another queue comes first
 
 _LATE = 0.25  # of a lease
-Start = Callable[[Claim, str, str, Place], None]
+Start = Callable[[Sequence[Claim], str, str, Sequence[Place]], None]
 
 
 class Claimer:
@@ -45,7 +45,7 @@ class Claimer:
         queues: their names, the most urgent first.
         slots: how many jobs may run at once.
         lease: seconds that a claim holds without a renewal.
-        start: gets each claimed job, with its queue, token and place; `give_back` says when it is over.
+        start: gets the jobs of each claim, with their queue, token and places; `give_back` says when one is over.
         table: what the keeper is told through.
         allowance: seconds for which the lease of a job is kept that has not begun.
         keeps_leases: whether the leases of what it runs are known to hold.
@@ -149,10 +149,9 @@ class Claimer:
         # Only now: what has been in the table since before this look is renewed in time, whatever stands still.
         if time.monotonic() - asked > self._late:
             claims, places = await self._still_held(claims, queue, token, places)
-        for claim, place in zip(claims, places, strict=True):
-            self.free_slots -= 1
-            self._free_suspects -= claim.is_suspect
-            self._start(claim, queue, token, place)
+        self.free_slots -= len(claims)
+        self._free_suspects -= sum(claim.is_suspect for claim in claims)
+        self._start(claims, queue, token, places)
 
     async def _still_held(
         self, claims: list[Claim], queue: str, token: str, places: list[Place]

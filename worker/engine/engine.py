@@ -11,7 +11,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ from worker.engine.pruner import Pruner
 from worker.engine.recall import pending_row, recall
 from worker.engine.reception import Reception
 from worker.engine.relay import Relay
-from worker.engine.report import Counts, JobLog, settlement
+from worker.engine.report import Counts, JobLog, milliseconds, settlement
 from worker.engine.scheduler import Scheduler
 from worker.engine.settler import Settler
 from worker.engine.supervision import EngineError, supervise
@@ -206,14 +207,15 @@ class Engine:
         counts = self._counts
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)
 
-    def _start(self, claim: Claim, queue: str, token: str, place: Place) -> None:
-        batch, word = place
-        job = HeldJob(
-            claim, queue, token, started_at=now_ms(), allowance=self._longest_allowance, batch=batch, word=word
-        )
-        self._running.add(job)
-        job.task = asyncio.get_running_loop().create_task(self._run(job))
-        self._held.add(job)  # now the heartbeat's thread may cancel it
+    def _start(self, claims: Sequence[Claim], queue: str, token: str, places: Sequence[Place]) -> None:
+        """Start the jobs of one claim."""
+        loop, allowance = asyncio.get_running_loop(), self._longest_allowance
+        started_at, claimed_at = now_ms(), time.monotonic()  # the same for all: they begin in the same turn of the loop
+        for claim, (batch, word) in zip(claims, places, strict=True):
+            job = HeldJob(claim, queue, token, started_at, allowance, claimed_at, batch, word)
+            self._running.add(job)
+            job.task = loop.create_task(self._run(job))
+            self._held.add(job)  # now the heartbeat's thread may cancel it
 
     async def _run(self, job: HeldJob) -> None:
         """One held job, from its claim to its report."""
@@ -266,9 +268,8 @@ class Engine:
         return self._executor.execute(job.delivery)
 
     def _settlement(self, job: HeldJob, outcome: Outcome) -> Settlement:
-        task = self._tasks.get(job.delivery.message.task) if job.delivery is not None else None
-        keep = task.options.keep_result if task is not None else None
-        return settlement(job, outcome, keep_result=self._config.keep_result if keep is None else keep)
+        task = None if job.delivery is None else job.delivery.message.task
+        return settlement(job, outcome, keep=self._keep_results.get(task, self._keep_result))
 
     async def _jobs_ended(self, grace: float) -> None:
         """Wait for running jobs, at most `grace` seconds, or until told to hurry."""
@@ -350,6 +351,17 @@ class Engine:
         Its body may have to be cancelled, and roll back; or it may have to wait until it is run again.
         """
         return self._timeout(task) + max(self._config.grace, LONGEST_PAUSE)
+
+    @cached_property
+    def _keep_result(self) -> int:
+        """Milliseconds that a result is kept, of a task that does not say."""
+        return milliseconds(self._config.keep_result)
+
+    @cached_property
+    def _keep_results(self) -> Mapping[str | None, int]:
+        """The same, of those that do."""
+        given = {name: task.options.keep_result for name, task in self._tasks.items()}
+        return {name: milliseconds(keep) for name, keep in given.items() if keep is not None}
 
     @cached_property
     def _allowances(self) -> Mapping[str, float]:

@@ -149,6 +149,8 @@ class Executor:
         return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
 
     def _serialized(self, value: object) -> bytes:
+        if value is None:
+            return b"null"
         result = dump(value)
         if len(result) > self._max_result:
             raise ResultTooLargeError(

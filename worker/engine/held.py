@@ -36,16 +36,17 @@ class HeldJob:
     """Milliseconds since the epoch."""
     allowance: float
     """Seconds that an attempt may take, with all that is granted to it past its timeout."""
-    delivery: Delivery | None = None
-    """None: its payload was not read yet, or cannot be."""
-    task: "asyncio.Task[None] | None" = None
+    claimed_at: float = field(default_factory=time.monotonic)
+    """By the monotonic clock."""
     batch: Batch | None = None
     """Where the keeper finds it: its batch, and its word there."""
     word: int = NOWHERE
+    delivery: Delivery | None = None
+    """None: its payload was not read yet, or cannot be."""
+    task: "asyncio.Task[None] | None" = None
     phase: Phase = Phase.RUNNING
     job_id: str = field(init=False)
     """The id as text, whatever bytes it is made of."""
-    _begun: float = field(default_factory=time.monotonic, init=False)
     stop: Kind | None = field(default=None, init=False)
     """What becomes of it now that it is cancelled, by `cancel`."""
     _is_known_overdue: bool = field(default=False, init=False)
@@ -60,7 +61,7 @@ class HeldJob:
     @property
     def limit(self) -> float:
         """When the attempt has taken as long as it may, by the monotonic clock."""
-        return (self._begun if self.delivery is None else self.delivery.begun) + self.allowance
+        return (self.claimed_at if self.delivery is None else self.delivery.begun) + self.allowance
 
     @property
     def is_overdue(self) -> bool:

@@ -41,14 +41,13 @@ class Counts:
             self.failed += 1
 
 
-def settlement(job: HeldJob, outcome: Outcome, *, keep_result: float) -> Settlement:
-    """What Redis is told; `keep_result` is in seconds."""
-    keep = _milliseconds(keep_result)
+def settlement(job: HeldJob, outcome: Outcome, *, keep: int) -> Settlement:
+    """What Redis is told; `keep` is how many milliseconds the result is kept."""
     action = None if outcome.kind is Kind.COMPLETED else _ACTIONS.get(outcome.kind)
     if action is None:
         return Settlement(job.claim.raw_id, job.token, "end", _result(job, outcome) if keep > 0 else b"", keep)
     value = job.claim.payload or b""
-    return Settlement(job.claim.raw_id, job.token, action, value, keep, _milliseconds(outcome.delay))
+    return Settlement(job.claim.raw_id, job.token, action, value, keep, milliseconds(outcome.delay))
 
 
 def _result(job: HeldJob, outcome: Outcome) -> bytes:
@@ -86,7 +85,8 @@ def _encoded(job: HeldJob, outcome: Outcome, message: Message | None) -> bytes:
     return to_json(head)[:-1] + b',"r":' + value + b"}"
 
 
-def _milliseconds(seconds: float) -> int:
+def milliseconds(seconds: float) -> int:
+    """For Redis, which knows no longer time than `LONGEST`."""
     return round(min(seconds, LONGEST) * 1000)
 
 

@@ -73,7 +73,7 @@ def claiming(queue: Queue, claimed: list[Claim], *, slots: int) -> Claimer:
         ["arq:queue"],
         slots=slots,
         lease=5,
-        start=lambda claim, *_: claimed.append(claim),
+        start=lambda claims, *_: claimed.extend(claims),
         table=LeaseTable(slots),
         allowance=60.0,
     )
