@@ -46,12 +46,15 @@ class _State(Enum):
     ENDED = "ended"
 
 
+_OPEN, _ENDED = _State  # read often: CPython 3.11 takes 100 ns to read an enum's member, and 7 to read a global
+
+
 class Scope:
     """The sessions that end together. Opened by :func:`scope`."""
 
     def __init__(self, parent: "Scope | None") -> None:
         self.parent = parent
-        self._state = _State.OPEN
+        self._state = _OPEN
         self.units: tuple[Unit, ...] = ()
         """In the order in which they commit: that of their first use, the default database's last."""
         self._owned: tuple[Unit, ...] = ()
@@ -66,7 +69,7 @@ class Scope:
 
     @property
     def is_open(self) -> bool:
-        return self._state is _State.OPEN
+        return self._state is _OPEN
 
     @property
     def is_unused(self) -> bool:
@@ -174,7 +177,7 @@ class Scope:
     async def end(self, error: BaseException | None) -> None:
         """Commit or roll back, then always close, then tell."""
         if self.is_unused:
-            self._state = _State.ENDED
+            self._state = _ENDED
             return
         if error is not None:
             await self._end_rolled_back()
@@ -187,13 +190,13 @@ class Scope:
         await self._end_committed()
 
     async def _end_committed(self) -> None:
-        self._state = _State.ENDED
+        self._state = _ENDED
         self._seal(self._owned, None)
         if self._owned or self._waiting:
             await to_the_end(self._commit_and_close())
 
     async def _end_rolled_back(self) -> None:
-        self._state = _State.ENDED
+        self._state = _ENDED
         if self._owned:
             await to_the_end(self._close_all())
 

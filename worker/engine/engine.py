@@ -52,6 +52,7 @@ from worker.task import Task
 
 logger = logging.getLogger("worker")
 
+_POSTPONED = Kind.POSTPONED
 _SETTLING = 10.0  # seconds that the last outcomes have to reach Redis; after that, leases bring their jobs back
 _ROOM = 4  # batches a slot that the keeper is told of: outcomes on their way are held, too
 _LOOK = 0.5  # seconds between two looks at whether all slots are held for good
@@ -238,7 +239,7 @@ class Engine:
             if job.delivery is None and self._ledger is not None:
                 job.delivery = await self._delivery_by_row(job, self._ledger)
             outcome = outcome or await self._execute(job)
-            return outcome if outcome.kind is not Kind.POSTPONED else await self._unknown.judge(job, outcome)
+            return outcome if outcome.kind is not _POSTPONED else await self._unknown.judge(job, outcome)
         except asyncio.CancelledError as error:  # before the executor had begun
             if job.stop is not None:
                 return Outcome(job.stop, error=error)

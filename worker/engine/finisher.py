@@ -21,6 +21,7 @@ logger = logging.getLogger("worker")
 
 Encode = Callable[[HeldJob, Outcome], Settlement]
 
+_ABANDONED, _FINISHING = Kind.ABANDONED, Phase.FINISHING
 _BATCH = 500  # outcomes a round trip
 _ENOUGH = 16  # likewise: for so many it is made at once
 _BATCH_BYTES = 8 * 1024 * 1024  # likewise, of results
@@ -44,10 +45,10 @@ class Finisher:
 
     def report(self, job: HeldJob, outcome: Outcome) -> None:
         """Take an outcome; it is written soon, together with others."""
-        if outcome.kind is Kind.ABANDONED:
+        if outcome.kind is _ABANDONED:
             self._held.remove(job)
             return
-        job.phase = Phase.FINISHING
+        job.phase = _FINISHING
         self._waiting[job.queue].append((job, self._encode(job, outcome)))
         self._nothing.clear()
         self._something.set()

@@ -19,6 +19,8 @@ logger = logging.getLogger("worker")
 LogJobs = Literal["all", "failed", "off"]
 
 _ACTIONS = {Kind.RETRIED: "again", Kind.INTERRUPTED: "back", Kind.POSTPONED: "later"}
+_ABORTED = Kind.ABORTED
+_DONE = frozenset({Kind.COMPLETED, Kind.DUPLICATE})
 _FAILED = frozenset({Kind.FAILED, Kind.ABORTED, Kind.EXPIRED})
 _LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
 _LONGEST_TEXT = 80  # characters of arguments or result in a log line, as in arq
@@ -33,7 +35,7 @@ class Counts:
     retried: int = 0
 
     def add(self, kind: Kind) -> None:
-        if kind is Kind.COMPLETED or kind is Kind.DUPLICATE:
+        if kind in _DONE:
             self.done += 1
         elif kind is Kind.RETRIED:
             self.retried += 1
@@ -43,7 +45,7 @@ class Counts:
 
 def settlement(job: HeldJob, outcome: Outcome, *, keep: int) -> Settlement:
     """What Redis is told; `keep` is how many milliseconds the result is kept."""
-    action = None if outcome.kind is Kind.COMPLETED else _ACTIONS.get(outcome.kind)
+    action = _ACTIONS.get(outcome.kind)
     if action is None:
         return Settlement(job.claim.raw_id, job.token, "end", _result(job, outcome) if keep > 0 else b"", keep)
     value = job.claim.payload or b""
@@ -80,7 +82,7 @@ def _encoded(job: HeldJob, outcome: Outcome, message: Message | None) -> bytes:
         "q": job.queue,
         "id": job.job_id,
     }
-    if outcome.kind is Kind.ABORTED:
+    if outcome.kind is _ABORTED:
         head = {"aborted": head["et"], **head}
     return to_json(head)[:-1] + b',"r":' + value + b"}"
 

@@ -29,6 +29,7 @@ from worker.message import serialize
 
 logger = logging.getLogger("worker")
 
+_FAILED = Kind.FAILED
 _BATCH = 200  # outcomes a transaction
 # Bytes, likewise. asyncpg sends so much of many rows at once; with more it may wait while it sends, and lose the
 # cancellation of a statement that waits for a lock. What is larger goes alone, and then it does not.
@@ -165,7 +166,7 @@ class Settler:
 def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:
     """The row that says what became of the job; None where none is wanted."""
     delivery = job.delivery
-    if delivery is None or not (delivery.message.in_ledger or outcome.kind is Kind.FAILED):
+    if delivery is None or not (delivery.message.in_ledger or outcome.kind is _FAILED):
         return None
     state = _STATES.get(outcome.kind)
     if state is None:
