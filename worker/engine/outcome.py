@@ -40,7 +40,7 @@ class Kind(Enum):
     __hash__ = object.__hash__  # an enum's own is slow, and each job's kind is looked up several times
 
 
-# CPython 3.11 takes 100 ns to read an enum's member, and 7 to read a global. So the members that each job is asked about
+# CPython 3.11 takes 100 ns to read an enum's member, and 7 to read a global. So the members that matter for each job
 # stand in globals, here and in other modules.
 _COMPLETED = Kind.COMPLETED
 

@@ -80,14 +80,19 @@ class TestFailures:
     async def test_a_retry_is_not_final(self, start: StartWorker, ledger: Ledger, postgres: Observer) -> None:
         """While tries are left nothing is written."""
 
+        looked = asyncio.Event()
+
         @task(max_tries=2)
         async def again() -> None:
+            if worker.current_job().attempt == 2:
+                await looked.wait()
             raise worker.Retry
 
         async with start(again, ledger=ledger) as worker_:
             await again.enqueue()
             await eventually(lambda: worker_.engine._counts.retried == 1)
             assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
+            looked.set()
             await worker_.idle()
         assert await postgres.fetchval("SELECT tries FROM tandem_jobs WHERE state = 'failed'") == 2
 
