@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property, update_wrapper
+from functools import cached_property, partial, update_wrapper
 from secrets import token_hex
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
@@ -223,10 +223,9 @@ class Request(Generic[P, R]):
             for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
         ]
         added = await (submit(jobs, queue) if transaction is None else submit_in(transaction, jobs, queue))
-        enqueued_at = from_milliseconds(terms.enqueued_at)
+        handle, handle_of_earlier = self._handles(terms, queue)
         return [
-            self._job(job, queue, enqueued_at) if is_new else self._earlier_job(job, queue)
-            for job, is_new in zip(jobs, added, strict=True)
+            handle(job.id) if is_new else handle_of_earlier(job.id) for job, is_new in zip(jobs, added, strict=True)
         ]
 
     @property
@@ -266,20 +265,14 @@ class Request(Generic[P, R]):
             transaction=transaction,
         )
 
-    def _job(self, job: Submitted, queue: Queue, enqueued_at: datetime) -> Job[R]:
-        return Job(
-            job.id,
-            queue_name=job.terms.queue,
-            queue=queue,
-            enqueued_at=enqueued_at,
-            is_new=True,
-            signature=self.task.signature,
-            transaction=job.terms.transaction,
-        )
+    def _handles(self, terms: Terms, queue: Queue) -> tuple[Callable[[str], Job[R]], Callable[[str], Job[R]]]:
+        """What makes the handle of a new job by its id, and that of an earlier job that has the id.
 
-    def _earlier_job(self, job: Submitted, queue: Queue) -> Job[R]:
-        """The one that has the id; when it was enqueued is not known here."""
-        return Job(job.id, queue_name=job.terms.queue, queue=queue, signature=self.task.signature)
+        When the earlier one was enqueued is not known here.
+        """
+        earlier: partial[Job[R]] = partial(Job, queue_name=terms.queue, queue=queue, signature=self.task.signature)
+        enqueued_at = from_milliseconds(terms.enqueued_at)
+        return partial(earlier, enqueued_at=enqueued_at, is_new=True, transaction=terms.transaction), earlier
 
 
 # What is injected is not asked of the caller: a leading session, a leading context, or both go from the signature that
