@@ -154,7 +154,7 @@ class Config(BaseSettings):
     """Workers that may die while they run one job; then it fails, as it may be what kills them."""
 
     lease: Lease = 10.0
-    """Seconds after which another worker takes over the jobs of one that has died."""
+    """Seconds after which the jobs of a dead machine run elsewhere. Those of a dead worker do so at once."""
 
     unknown_for: Seconds = 600.0
     """Seconds for which a job may be unknown to all living workers, by its task or its arguments, before it fails."""
