@@ -326,7 +326,8 @@ class Database(Generic[S]):
 
     def _watch_own(self, engine: Engine) -> None:
         pooler: bool = self._limits["pooler"]
-        guards.watch(engine, idle_limit=None if pooler else self._limits["idle_in_transaction_timeout"])
+        idle_limit: float = self._limits["idle_in_transaction_timeout"]
+        guards.watch(engine, idle_limit=None if pooler or idle_limit == 0 else idle_limit)  # 0: there is none
         if self._reset != "never":
             Resetting(engine, self._reset, timeout=self.connect_timeout, pooler=pooler)
 

@@ -109,6 +109,8 @@ def swallowed(connection: Connection) -> BaseException | None:
 
 def may_be_read_only(connection: Connection) -> bool:
     """Whether the transaction of `connection` may have been made read-only, in any way but by a function."""
+    if connection.dialect.name != "postgresql":
+        return False
     dbapi_connection: Any = connection.connection.dbapi_connection
     by_option = getattr(dbapi_connection, "readonly", None) or getattr(dbapi_connection, "read_only", None)
     return bool(by_option) or may_have(Effect.READ_ONLY, _info(connection.connection))
@@ -125,6 +127,7 @@ def _handle_error(idle_limit: float | None, context: ExceptionContext) -> BaseEx
             context.is_disconnect = True
         if (why := _why_it_ended_itself(context, idle_limit)) is not None:
             context.is_disconnect = True
+            context.invalidate_pool_on_disconnect = False  # the other connections have done nothing
             return ConnectionEndedError(why)
         unreachable = postgres.unreachable(error, is_connecting=context.connection is None)
         if unreachable is not None:
@@ -157,6 +160,8 @@ def _why_it_ended_itself(context: ExceptionContext, idle_limit: float | None) ->
     info = _info(connection.connection)
     if may_have(Effect.TERMINATION, info) and "pg_terminate_backend" in (context.statement or "").lower():
         return "its own statement ended its backend"
+    if sqlstate(error) is not None:  # something was under way, and the server or the driver says what ended it
+        return None
     limit = 0.0 if may_have(Effect.TIME_LIMIT, info) else idle_limit
     idle = _idle_before_loss(info)
     if limit is None or idle <= limit * _ALMOST:

@@ -544,6 +544,52 @@ async def test_terminated_connection_of_the_driver(
     await database.dispose()
 
 
+async def test_lost_although_it_may_sit_idle_for_long(rows: Count, postgres: Observer) -> None:
+    """A server that ends a statement is not answered for by whoever has set how long its transaction may sit idle."""
+    with pytest.raises(DBAPIError) as lost:
+        async with db.scope():
+            session = await db.session()
+            await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10min'"))
+            await insert("a")
+            sleeping = asyncio.ensure_future(session.execute(text("SELECT pg_sleep(30)")))
+            await eventually(lambda: postgres.backends("active"), equals=1)
+            await postgres.terminate_backends()
+            await sleeping
+    assert transient(lost.value) is Transient.LOST
+    assert await rows() == 0
+
+
+async def test_lost_where_nothing_limits_idleness(database_url: str, rows: Count, postgres: Observer) -> None:
+    """With `idle_in_transaction_timeout=0` no transaction sits idle for too long."""
+    database = db.Database(database_url, idle_in_transaction_timeout=0)
+    with pytest.raises((DBAPIError, db.DbError)) as lost:
+        async with db.scope():
+            session = await db.session(database)
+            await session.execute(INSERT, {"words": "a"})
+            await postgres.terminate_backends()
+            await eventually(postgres.backends, equals=0)
+            await session.execute(INSERT, {"words": "b"})
+    assert transient(lost.value) is Transient.LOST
+    assert await rows() == 0
+    await database.dispose()
+
+
+async def test_ending_the_own_connection_costs_no_other() -> None:
+    """Only a server that is away makes the pool open new ones."""
+
+    async def backend() -> int:
+        return int(await (await db.session()).scalar(text("SELECT pg_backend_pid()")))
+
+    async def end_own() -> None:
+        await (await db.session()).execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    async with db.scope():
+        other = await backend()
+        with pytest.raises(db.ConnectionEndedError):
+            await db.isolated(end_own)
+    assert other in [await db.isolated(backend) for _ in range(2)]
+
+
 async def test_reading_survives_in_the_same_scope(postgres: Observer) -> None:
     """After a swallowed lost connection the scope cannot end well; after an early rollback it can."""
     async with db.scope():
