@@ -24,10 +24,10 @@ Reset = Literal["changed", "always", "never"]
 _EFFECTS = "db.effects"
 _RESETTING = "db.resetting"
 _REPLACE = "db.replace"
-# Not DISCARD ALL, as the drivers remember which statements they have prepared. RESET ALL leaves the role alone, and
-# goes back to the settings that the connection was opened with.
+# Not DISCARD ALL, as the drivers remember which statements they have prepared. RESET ALL leaves the role alone; it and
+# RESET ROLE go back to what the connection was opened with.
 _FORGET = """
-    SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;
+    SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;
     SELECT pg_advisory_unlock_all();
     DO $$ DECLARE left_over text; BEGIN
         FOR left_over IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP
@@ -188,15 +188,17 @@ class Resetting:
 
 
 async def _forget_by_psycopg(driver_connection: Any) -> None:
+    before = driver_connection.autocommit
     await driver_connection.set_autocommit(True)
     await driver_connection.execute(_FORGET, prepare=False)
-    await driver_connection.set_autocommit(False)
+    await driver_connection.set_autocommit(before)
 
 
 def _forget_here(driver_connection: Any) -> None:
+    before = driver_connection.autocommit
     driver_connection.autocommit = True
     driver_connection.execute(_FORGET, prepare=False)
-    driver_connection.autocommit = False
+    driver_connection.autocommit = before
 
 
 def _module(listener: Any) -> str:

@@ -194,6 +194,28 @@ async def test_connection_that_cannot_be_reset(database_url: str, monkeypatch: p
         assert await in_scope(database, PID) != before
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
+async def test_role_that_the_connection_was_opened_with(database_url: str, driver: str) -> None:
+    """A session that has set another one, or anything else, gives it back: the next one has no more rights."""
+    role = text("SELECT current_user::text")
+    settings = "server_settings" if driver == "asyncpg" else "options"
+    opened_with: Any = {"role": "pg_monitor"} if driver == "asyncpg" else "-c role=pg_monitor"
+    options = {"connect_args": {settings: opened_with}}
+    async with opened(database_url, driver, engine_options=options) as database:
+        assert await in_scope(database, role) == ("pg_monitor",)
+        for left in ("SET work_mem = 128", "SET ROLE NONE", "RESET ROLE"):
+            await in_scope(database, text(left))
+            assert await in_scope(database, role) == ("pg_monitor",)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
+async def test_autocommit_of_the_engine(database_url: str, driver: str) -> None:
+    """An engine whose sessions have no transactions still has none."""
+    async with opened(database_url, driver, engine_options={"isolation_level": "AUTOCOMMIT"}) as database:
+        await in_scope(database, text("SET work_mem = 128"))
+        await in_scope(database, text("VACUUM pg_catalog.pg_am"))
+
+
 async def test_behind_a_pooler_it_is_said(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """A reset would reach another backend, so there is none, but a warning, once."""
     async with opened(database_url, pooler=True) as database:
