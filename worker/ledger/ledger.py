@@ -238,9 +238,9 @@ class Ledger:
         statement = self._of(session).settle
         # The clause, as some sessions have another bind for each table, or for what writes.
         connection = wait.connection = session.connection(bind_arguments={"clause": statement})
-        if may_be_read_only(connection):
-            self._refuse_read_only(connection)
         try:
+            if may_be_read_only(connection):
+                self._refuse_read_only(connection)
             if DriverStatement.does_the_same(session, connection):
                 return self._in_words_of(connection.dialect, statement).write(connection, ending._asdict())
             return int(execute_here(session, statement, ending._asdict()).rowcount)

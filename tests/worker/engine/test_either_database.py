@@ -126,3 +126,16 @@ async def test_a_failed_job_is_kept_and_can_be_retried(start: StartWorker) -> No
         assert await effects() == []
         await one.idle()  # publishes what is pending
     assert await effects() == ["kept"]
+
+
+async def test_words_that_only_look_like_a_read_only_transaction(start: StartWorker) -> None:
+    """A column of that name makes no transaction read-only: the job is done as any other."""
+
+    @task(max_tries=1)
+    async def lock(session: db.AsyncSession) -> None:
+        await session.execute(text("INSERT INTO effect (words) SELECT 'kept' AS read_only"))
+
+    async with start(lock, ledger=Ledger()) as one:
+        await (await lock.enqueue()).result(timeout=30)
+        await one.idle()
+    assert await effects() == ["kept"]

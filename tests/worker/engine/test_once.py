@@ -1,6 +1,7 @@
 """Effects happen once: the executor and the ledger on a real PostgreSQL, through every way to lose a COMMIT."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -9,6 +10,7 @@ import asyncpg
 import pytest
 import sqlalchemy.orm
 from sqlalchemy import Delete, Insert, Update, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 import db
@@ -165,6 +167,20 @@ class TestWhatTheBodyLeavesSet:
         assert outcome.kind is Kind.FAILED
         assert "write nothing before SET TRANSACTION READ ONLY" in str(outcome.error)
         assert await rows() == 0
+
+    async def test_forbidden_write_that_was_swallowed(self, bench: Bench) -> None:
+        """The error is what the job has swallowed, and not that the ledger could not be asked after it."""
+
+        @task(max_tries=1)
+        async def careless(session: db.AsyncSession) -> None:
+            await session.execute(text("SET TRANSACTION READ ONLY"))
+            with contextlib.suppress(DBAPIError):
+                await session.execute(INSERT, {"words": "a"})
+
+        outcome = await bench.run(careless)
+        assert outcome.kind is Kind.FAILED
+        assert isinstance(outcome.error, db.PoisonedTransactionError)
+        assert "read-only" in str(outcome.error.__cause__)
 
     async def test_read_only_by_a_function(self, bench: Bench, postgres: Observer) -> None:
         """Nobody could see that, so nobody knows what was written before: it fails, and is told what to do."""
