@@ -26,7 +26,8 @@ _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
 _ENDED = frozenset({"25P03", "25P04"})  # a transaction that sat idle, or took, longer than it may
 _READ_ONLY = "25006"
-_TOO_LARGE = "54000"
+# Too large; a NULL or a value that a constraint forbids; an error that a trigger raises.
+_REFUSED = frozenset({"54000", "23502", "23514", "P0001"})
 # The words of asyncpg and of psycopg, where they were used directly and have no code.
 _GONE = ("connection is closed", "connection was closed", "server closed the connection", "connection is lost")
 # SQLite's words for "another connection is writing".
@@ -54,9 +55,12 @@ def transient(error: BaseException) -> Transient | None:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the server was given values that it can never store: a text with a NUL, one too long for an index."""
+    """Whether the server was given values that it will never store.
+
+    A text with a NUL, one too long for an index, what a constraint or a trigger of somebody's own forbids.
+    """
     code = sqlstate(error) or ""
-    return isinstance(error, DataError) or code.startswith("22") or code == _TOO_LARGE
+    return isinstance(error, DataError) or code.startswith("22") or code in _REFUSED
 
 
 def sqlstate(error: BaseException | None) -> str | None:

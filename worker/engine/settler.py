@@ -7,7 +7,8 @@
 
 An outcome stays here, and its lease stays held, until the ledger has taken it. One that fails goes to the end of the
 line, so that the others need not wait for it. One whose row the database cannot hold (its id has a NUL, say), or does
-not take again and again although it takes others, is Redis' alone.
+not take again and again although it takes others, is Redis' alone. A row that is pending is settled without what may be
+too large, rather than left: whatever is pending is published, and would run again and again.
 """
 
 import asyncio
@@ -159,6 +160,9 @@ class Settler:
         """Nobody can ever write this row, and nobody is to wait for it: the outcome is in Redis and in the log."""
         why = getattr(refused, "orig", refused)
         logger.error("%s: the ledger cannot keep what became of it: %s", entry.job.job_id, why)
+        if _is_pending(entry.job) and entry.ending != (bare := _bare(entry.ending)):
+            entry.ending, entry.failures = bare, 0
+            return
         self._waiting.remove(entry)
         self._finisher.report(entry.job, entry.outcome)
 
@@ -191,6 +195,17 @@ def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:
         error=_storable(f"{data['type']}: {data['message']}"),
         traceback=traceback and _storable(traceback),
     )
+
+
+def _is_pending(job: HeldJob) -> bool:
+    """Whether the ledger has had a row for it since it was enqueued."""
+    return job.delivery is not None and job.delivery.message.in_ledger
+
+
+def _bare(ending: Ending) -> Ending:
+    """How the job has ended, without what may be large; a pending row has its payload already."""
+    result = None if ending.state is State.DONE else ending.result
+    return ending._replace(payload=None, result=result, traceback=None)
 
 
 def _storable(text: str) -> str:

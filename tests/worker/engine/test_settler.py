@@ -20,6 +20,11 @@ from worker.ledger import Ending, Known, Ledger, State
 from worker.message import encode
 
 NO_ODD_ONES = "ALTER TABLE tandem_jobs ADD CONSTRAINT no_odd_ones CHECK (id <> 'odd')"
+NO_ODD_TRIGGER = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
+    CREATE TRIGGER no_odd_ones BEFORE INSERT ON tandem_jobs
+        FOR EACH ROW WHEN (NEW.id = 'odd') EXECUTE FUNCTION refuse();
+"""
 NO_LARGE_ONES = """
     CREATE FUNCTION hang_up() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END';
@@ -160,6 +165,47 @@ class TestRefused:
             await worker_.idle()
         assert [(await row(job.job_id)).get("state") for job in (odd, *kept)] == [None, *["failed"] * len(kept)]
         assert "odd: the ledger cannot keep what became of it" in caplog.text
+
+    @pytest.mark.parametrize("obstacle", [NO_ODD_ONES, NO_ODD_TRIGGER], ids=["constraint", "trigger"])
+    async def test_a_refused_row_with_nothing_behind_it(
+        self, start: StartWorker, ledger: Ledger, postgres: Observer, obstacle: str
+    ) -> None:
+        """On a queue where nothing else is written, too, it costs one failure, and not the worker."""
+        await postgres.execute(obstacle)
+        async with start(fail, ledger=ledger) as worker_:
+            with pytest.raises(worker.JobFailed):
+                await (await fail.using(job_id="odd").enqueue("words")).result(timeout=20)
+            await worker_.idle()
+        assert await row("odd") == {}
+
+    async def test_a_pending_row_is_settled_all_the_same(
+        self, start: StartWorker, ledger: Ledger, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without its result, which the database does not take: left pending, its job would run for ever."""
+        monkeypatch.setattr("worker.engine.relay._SHORTEST_REST", 0.0)
+        await postgres.execute("ALTER TABLE tandem_jobs ADD CONSTRAINT no_large_ones CHECK (length(result) < 100000)")
+        runs: list[int] = []
+
+        @task
+        async def large() -> str:
+            runs.append(1)
+            return "x" * 200_000
+
+        async with start(large, fail, ledger=ledger) as worker_:
+            async with db.scope():
+                job = await large.enqueue()
+
+            async def it_has_ended() -> bool:
+                await fail.enqueue("words")
+                return await job.status() == "complete"
+
+            await eventually(it_has_ended)
+            assert len(await job.result(timeout=5)) == 200_000
+            await worker_.idle()
+            await postgres.execute("UPDATE tandem_jobs SET check_at = 0 WHERE state = 'pending'")
+            await worker_.idle()
+        assert (await row(job.job_id))["state"] == "done"
+        assert runs == [1]
 
 
 class TestLarge:
