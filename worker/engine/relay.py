@@ -14,6 +14,8 @@ import secrets
 import time
 from collections.abc import Sequence
 
+from redis.exceptions import ResponseError
+
 from worker.errors import WorkerError
 from worker.exchange import NEVER, Entry
 from worker.ledger import Ending, Ledger, State, Unpublished
@@ -105,16 +107,28 @@ class Relay:
         by_queue: dict[str, list[tuple[str, int]]] = {}
         for job_id, enqueued_at, name in rows:
             by_queue.setdefault(name, []).append((job_id, enqueued_at))
+        refused: ResponseError | None = None
         for name, keys in by_queue.items():
             try:
-                known = await self._queue.known(name, [job_id for job_id, _ in keys])
-            except WorkerError as error:  # a queue that this Redis cannot have; the others need not wait for it
-                logger.error("%d pending jobs cannot be queued: %s", len(keys), error)  # noqa: TRY400 - it says all
-                continue
-            unknown = [key for key, is_known in zip(keys, known, strict=True) if not is_known]
-            if unknown:
-                for batch in await self._ledger.in_batches(unknown, _BATCH):
-                    published += await self._publish(await self._ledger.unpublished(batch))
+                published += await self._look_after_one(name, keys)
+            except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
+                refused = error
+        if refused is not None:
+            raise refused
+        return published
+
+    async def _look_after_one(self, name: str, keys: Sequence[tuple[str, int]]) -> int:
+        """`_look_after` the rows of one queue."""
+        try:
+            known = await self._queue.known(name, [job_id for job_id, _ in keys])
+        except WorkerError as error:  # a queue that this Redis cannot have; the others need not wait for it
+            logger.error("%d pending jobs cannot be queued: %s", len(keys), error)  # noqa: TRY400 - it says all
+            return 0
+        unknown = [key for key, is_known in zip(keys, known, strict=True) if not is_known]
+        published = 0
+        if unknown:
+            for batch in await self._ledger.in_batches(unknown, _BATCH):
+                published += await self._publish(await self._ledger.unpublished(batch))
         return published
 
     async def _publish(self, rows: Sequence[Unpublished]) -> int:

@@ -299,6 +299,19 @@ class TestQueues:
         assert queued(observer) == [job.job_id]
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'pending'") == 2
 
+    async def test_a_queue_that_is_something_else_in_redis(
+        self, relay: Relay, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """What stands in its way is told, and the rows of other queues, also later ones, are published."""
+        await enqueue(queue="other")
+        job = await enqueue()
+        observer.flushdb()
+        observer.set("other", "is no queue")
+        await postgres.execute("UPDATE tandem_jobs SET check_at = (queue <> 'other')::int")
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            await relay._round()
+        assert queued(observer) == [job.job_id]
+
     @pytest.mark.usefixtures("ledger")
     async def test_large_rows_are_read_a_few_at_a_time(
         self, queue: Queue, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
