@@ -39,6 +39,9 @@ class DatabaseURLError(DbError, ValueError):
 class DatabaseUnreachableError(DbError, ConnectionError):
     """The database is down, refuses connections, or has stopped answering on an open one."""
 
+    was_connected = False
+    """Whether a connection was open, and has stopped answering."""
+
 
 class ConnectionEndedError(DbError, ConnectionError):
     """The server has ended the connection for what the session itself did, and would do so again."""

@@ -113,7 +113,9 @@ def unreachable(error: BaseException, *, is_connecting: bool) -> DatabaseUnreach
     """What to say instead of `error` if it means that the server is away or does not answer."""
     # asyncpg's time limit and the network's errors, which no error of a task's own must be taken for.
     if isinstance(error, OSError) or (type(error).__name__ == "InternalClientError" and _TOLD_TO_GO in str(error)):
-        return _away(error)
+        away = _away(error)
+        away.was_connected = not is_connecting
+        return away
     if is_connecting and _is_psycopg_operational(error) and _is_temporary(str(error)):
         return _away(error)
     return None

@@ -23,8 +23,8 @@ class Patience:
     """Counts the reruns of one attempt.
 
     1. While the database takes no connections, a job waits for it, however long: that is not the job's fault.
-    2. A connection that is lost again and again may be: a job that idles in its transaction for too long, or kills its
-       backend. So losses are counted, as conflicts are.
+    2. A connection that is lost again and again may be: a job whose statement takes longer than the driver waits, or
+       that kills its backend. So losses are counted, as conflicts are.
 
     A job that waits for its database keeps its slot, so a worker whose database is away claims nothing more.
     """
@@ -91,4 +91,6 @@ def _is_away(error: BaseException) -> bool:
     """Whether the server took no connection, rather than losing one."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(_is_away, error.exceptions))
-    return isinstance(error, DatabaseUnreachableError) or sqlstate(error) in _AWAY
+    if isinstance(error, DatabaseUnreachableError):
+        return not error.was_connected
+    return sqlstate(error) in _AWAY

@@ -616,6 +616,30 @@ class TestLostConnections:
         assert (await execute(suicidal, tries=1)).kind is Kind.FAILED
         assert await rows() == 0
 
+    @pytest.mark.usefixtures("database")
+    async def test_a_statement_that_takes_longer_than_the_driver_waits(
+        self, database_url: str, rows: Count, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server takes connections, so it is no outage that is waited for: in the end it is a try."""
+        monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
+        attempts = Attempts()
+
+        @task(max_tries=1)
+        async def slow(session: db.AsyncSession) -> None:
+            attempts()
+            await session.execute(text("SET LOCAL statement_timeout = 0"))
+            await insert(session)
+            await session.execute(text("SELECT pg_sleep(30)"))
+
+        database = Database[db.AsyncSession](database_url, default=True, statement_timeout=0.2, connect_timeout=0.2)
+        bench = Bench()
+        async with asyncio.timeout(20):
+            outcome = await bench.run(slow)
+        bench.caller.close()
+        await database.dispose()
+        assert (outcome.kind, attempts.made) == (Kind.FAILED, 6)
+        assert await rows() == 0
+
     async def test_a_job_that_sits_idle_for_too_long(self, execute: Execute, rows: Count, postgres: Observer) -> None:
         """25P03: it would do so again, so it is a try, and the error says what to do."""
         attempts = Attempts()
