@@ -165,12 +165,13 @@ class Job(Generic[R]):
         """Wait to be told of the end; look now and then all the same, as a notice may be lost."""
         ended = asyncio.Event()
         async with self._redis.ended(self.queue_name, self.job_id, ended):
-            while (ending := await self._finished_result()) is None:
+            while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN):
                         await ended.wait()
                 ended.clear()
-        return ending
+                if (ending := await self._finished_result()) is not None:
+                    return ending
 
     async def _finished_result(self) -> "_Ending | None":
         trace = await self._trace()

@@ -2,9 +2,11 @@
 
 1. A notice says only that it is worth looking again; it may be lost with its connection, so whoever waits also looks by
    itself now and then.
-2. One task reads, and opens the connection again when it is lost; a connection that says nothing is asked whether it
+2. Whoever waits is woken, too, when Redis says that the channel is subscribed to, at first and after each loss of the
+   connection: what was published before that nobody has heard.
+3. One task reads, and opens the connection again when it is lost; a connection that says nothing is asked whether it
    lives.
-3. Whoever opens, closes or writes to the connection has it alone; only reading goes on beside that. (redis-py's
+4. Whoever opens, closes or writes to the connection has it alone; only reading goes on beside that. (redis-py's
    `PubSub` closes a connection whose reading fails, also under somebody who is writing to it just then.)
 """
 
@@ -49,9 +51,11 @@ class Notices:
 
     @contextlib.asynccontextmanager
     async def on(self, channel: str, event: asyncio.Event) -> AsyncIterator[None]:
-        """Set `event` at each notice on `channel`, which is subscribed to when the block begins."""
+        """Set `event` at each notice on `channel`, and whenever one may have gone unheard: once it is subscribed to."""
         self._waiting.setdefault(channel, set()).add(event)
         try:
+            if channel in self._subscribed:  # nobody will say so again
+                event.set()
             await self._subscribe(channel)
             yield
         finally:
@@ -83,12 +87,11 @@ class Notices:
         task.add_done_callback(self._tidying.discard)
 
     async def _subscribe(self, channel: str) -> None:
-        if channel in self._subscribed:
-            return
-        with contextlib.suppress(RedisError, OSError):  # the reader subscribes again once it is connected
-            async with self._talking:
-                await self._say_subscribe(await self._open(), {channel})
-        if self._reader is None:
+        if channel not in self._subscribed:
+            with contextlib.suppress(RedisError, OSError):  # the reader subscribes again once it is connected
+                async with self._talking:
+                    await self._say_subscribe(await self._open(), {channel})
+        if self._reader is None or self._reader.done():  # a job's code may cancel whatever it finds
             self._reader = asyncio.create_task(self._read(), name="notices")
 
     async def _unsubscribe(self, channel: str) -> None:
@@ -134,8 +137,8 @@ class Notices:
                 asked = True
 
     def _heed(self, reply: Any) -> None:
-        """Wake whom a notice is for. The rest says that a command was understood."""
-        if isinstance(reply, list) and reply[0] == b"message":
+        """Wake whom a notice is for, or a subscription. The rest says that another command was understood."""
+        if isinstance(reply, list) and reply[0] in (b"message", b"subscribe"):
             self._wake(reply[1].decode(errors="replace"))
 
     async def _open(self) -> AbstractConnection:

@@ -32,6 +32,13 @@ async def listening(url: str) -> AsyncIterator[Notices]:
         await one.close()
 
 
+async def subscribed(*events: asyncio.Event) -> None:
+    """Those who wait have been woken once their channels were subscribed to, the last one's at last."""
+    await asyncio.wait_for(events[-1].wait(), 2)
+    for event in events:
+        event.clear()
+
+
 async def hears(event: asyncio.Event, observer: Any, channel: str = "c") -> None:
     """Whoever waits for a channel is woken by what is published there."""
     event.clear()
@@ -43,6 +50,7 @@ async def test_wakes(redis_url: str, observer: Any) -> None:
     """All who wait for a channel are woken, and nobody who waits for another one, through one connection."""
     first, second, other = asyncio.Event(), asyncio.Event(), asyncio.Event()
     async with listening(redis_url) as one, one.on("c", first), one.on("c", second), one.on("d", other):
+        await subscribed(first, second, other)
         assert observer.publish("c", "1") == 1
         await asyncio.wait_for(asyncio.gather(first.wait(), second.wait()), 2)
         assert not other.is_set()
@@ -89,6 +97,7 @@ async def test_silence(redis_url: str, observer: Any) -> None:
     """A connection that is only silent is kept."""
     event = asyncio.Event()
     async with listening(redis_url) as one, one.on("c", event):
+        await subscribed(event)
         (before,) = observer.client_list(_type="pubsub")
         await asyncio.sleep(0.7)
         (after,) = observer.client_list(_type="pubsub")
@@ -101,6 +110,7 @@ async def test_lost_connection(redis_url: str, observer: Any) -> None:
     """When the connection is lost, everybody is woken once to look, and it is opened again."""
     event = asyncio.Event()
     async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("c", event):
+        await subscribed(event)
         proxy.refuse()
         await proxy.drop()
         await asyncio.wait_for(event.wait(), 2)
@@ -108,10 +118,30 @@ async def test_lost_connection(redis_url: str, observer: Any) -> None:
         await hears(event, observer)
 
 
+async def test_unheard(redis_url: str, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is published before Redis has heard who waits, at first or after a loss, wakes them all the same."""
+    monkeypatch.setattr(notices, "_SILENCE", 60.0)
+    other, event = asyncio.Event(), asyncio.Event()
+    async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("d", other):
+        await subscribed(other)
+        proxy.blackhole()
+        async with one.on("c", event):
+            assert observer.publish("c", "1") == 0
+            await proxy.resume()
+            await subscribed(event)
+            proxy.refuse()
+            await proxy.drop()
+            await subscribed(event)
+            assert observer.publish("c", "1") == 0
+            await proxy.resume()
+            await subscribed(event)
+
+
 async def test_black_hole(redis_url: str, observer: Any) -> None:
     """A connection that does not answer any more is found out, and replaced."""
     event = asyncio.Event()
     async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("c", event):
+        await subscribed(event)
         proxy.blackhole()
         await asyncio.wait_for(event.wait(), 3)
         await proxy.drop()
@@ -126,6 +156,15 @@ async def test_no_server(redis_url: str, observer: Any) -> None:
         proxy.refuse()
         async with listening(proxy.url) as one, one.on("c", event):
             await proxy.resume()
+            await hears(event, observer)
+
+
+async def test_reader_cancelled(redis_url: str, observer: Any) -> None:
+    """Code that cancels whatever it finds ends the listening until the next who waits begins it again."""
+    event = asyncio.Event()
+    async with listening(redis_url) as one, one.on("c", asyncio.Event()):
+        await end([task for task in asyncio.all_tasks() if task.get_name() == "notices"])
+        async with one.on("c", event):
             await hears(event, observer)
 
 

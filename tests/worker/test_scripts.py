@@ -505,6 +505,7 @@ class TestRelease:
         await claim_one(queue)
         woken = asyncio.Event()
         async with queue.woken(QUEUE, woken):
+            await asyncio.wait_for(woken.wait(), 5)  # it is subscribed to
             woken.clear()
             assert await release(queue, ("a", OURS)) == [1]
             await asyncio.wait_for(woken.wait(), 5)
