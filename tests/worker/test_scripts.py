@@ -540,6 +540,13 @@ class TestAbort:
         assert await queue.abort(QUEUE, "a")
         assert (await claim_one(queue)).abort_at is not None
 
+    async def test_of_one_whose_id_was_just_freed(self, queue: Queue, observer: Any) -> None:
+        """What an earlier job of the id has left behind does not keep a deferred one from being made due."""
+        await queue.enqueue([entry(delay=60_000)])
+        observer.set("arq:in-progress:a", "ended", px=5000)
+        assert await queue.abort(QUEUE, "a")
+        assert (await claim_one(queue)).abort_at is not None
+
     async def test_half_of_a_stock_clients(self, queue: Queue, observer: Any) -> None:
         """A deferred job that a stock client has made due to abort it, but not said so yet, is not run for that."""
         await queue.enqueue([entry(delay=60_000)])

@@ -21,7 +21,8 @@ local found = string.match(tail, ',"et":(%d+)}%s*$') or string.match(tail, ',"et
 if enqueued_at ~= '' and tail ~= '' and found ~= enqueued_at then return 0 end
 
 redis.call('ZADD', prefix .. 'abort', string.format('%.0f', math.max(now + AHEAD, tonumber(found) or 0)), id)
-if redis.call('EXISTS', prefix .. 'in-progress:' .. id) == 0 then
+local holder = redis.pcall('GET', prefix .. 'in-progress:' .. id)
+if not holder or holder == 'ended' then  -- nobody runs it: see finish.lua
     redis.call('ZADD', queue, now, id)
     redis.call('PUBLISH', ARGV[2], '1')
 end
