@@ -23,6 +23,9 @@ _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job t
 _LONGEST_DELAY_ELSEWHERE = 5.0  # seconds, where another worker is only too busy to take it
 _BELIEVED = 1.0  # seconds for which an answer of Redis' counts as the present
 
+_Key = tuple[bytes, int]
+"""A job: its id, and when it was enqueued. An id that is free again may be used again."""
+
 
 @dataclass(slots=True)
 class _Met:
@@ -50,7 +53,7 @@ class UnknownJobs:
     def __init__(self, queue: Queue, *, unknown_for: float) -> None:
         self._queue = queue
         self._unknown_for = unknown_for
-        self._met: dict[bytes, _Met] = {}
+        self._met: dict[_Key, _Met] = {}
         self._announced_to: dict[str, _Told] = {}
         self._asking = asyncio.Lock()
 
@@ -59,25 +62,26 @@ class UnknownJobs:
         error = outcome.error
         if not isinstance(error, UnknownTaskError | UnknownArgumentsError):
             return outcome
-        now = time.monotonic()
-        met = self._met.setdefault(job.claim.raw_id, _Met(now))
-        if isinstance(error, UnknownTaskError) and await self._is_known_elsewhere(job):
+        assert job.delivery is not None  # noqa: S101 - its task was read
+        now, message = time.monotonic(), job.delivery.message
+        key = job.claim.raw_id, message.enqueued_at
+        met = self._met.setdefault(key, _Met(now))
+        if isinstance(error, UnknownTaskError) and await self._is_known_elsewhere(message.task, job.queue):
             met.unknown_since = None
             longest = _LONGEST_DELAY_ELSEWHERE
         else:
             met.unknown_since = met.unknown_since or now
             longest = min(_LONGEST_DELAY, self._unknown_for)
             if now - met.unknown_since >= self._unknown_for:
-                self._met.pop(job.claim.raw_id, None)
+                self._met.pop(key, None)
                 return Outcome.failed(error.for_good(self._unknown_for))
         self._forget_old_ones(now)
         return Outcome(Kind.POSTPONED, error=error, delay=min(max(now - met.first, _FIRST_DELAY), longest))
 
-    async def _is_known_elsewhere(self, job: HeldJob) -> bool:
-        """Whether a living worker of the queue knows the job's task; where nobody can tell, one may."""
-        assert job.delivery is not None  # noqa: S101 - its task was read
+    async def _is_known_elsewhere(self, task: str, queue: str) -> bool:
+        """Whether a living worker of the queue knows the task; where nobody can tell, one may."""
         try:
-            return job.delivery.message.task in await self._announced(job.queue)
+            return task in await self._announced(queue)
         except (RedisError, OSError):
             return True
 
@@ -91,7 +95,7 @@ class UnknownJobs:
     def _forget_old_ones(self, now: float) -> None:
         """Forget those that another worker has taken care of."""
         while self._met:
-            raw_id, met = next(iter(self._met.items()))  # the one met first
+            key, met = next(iter(self._met.items()))  # the one met first
             if now - met.first <= 2 * self._unknown_for + 60:
                 return
-            del self._met[raw_id]
+            del self._met[key]

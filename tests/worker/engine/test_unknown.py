@@ -14,7 +14,7 @@ from worker.engine.delivery import Delivery
 from worker.engine.held import HeldJob
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.unknown import UnknownJobs, _Met
-from worker.errors import UnknownTaskError
+from worker.errors import UnknownArgumentsError, UnknownTaskError
 from worker.exchange import Claim
 from worker.message import Message
 
@@ -51,10 +51,25 @@ class TestTasks:
         """A worker forgets the jobs that another one must have taken by now."""
         async with start(unknown_for=5) as old:
             met, now = old.engine._unknown._met, time.monotonic()
-            met[b"long gone"] = _Met(now - 71)
-            met[b"may come again"] = _Met(now - 60)
+            met[b"long gone", 1] = _Met(now - 71)
+            met[b"may come again", 1] = _Met(now - 60)
             job = await double.enqueue(3)
-            await eventually(lambda: set(met), equals={b"may come again", job.job_id.encode()})
+            await eventually(lambda: {job_id for job_id, _ in met}, equals={b"may come again", job.job_id.encode()})
+
+    async def test_of_an_id_that_is_used_again(self) -> None:
+        """The time that an earlier job of the id was unknown does not count against a later one."""
+        unknown_jobs = UnknownJobs(Queue("redis://127.0.0.1:1"), unknown_for=0.2)
+
+        async def judged(enqueued_at: int) -> Kind:
+            job = HeldJob(Claim(b"nightly", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, 10.0)
+            job.delivery = Delivery(Message("nightly", "double", enqueued_at=enqueued_at), "arq:queue")
+            outcome = Outcome(Kind.POSTPONED, error=UnknownArgumentsError.of("double(number)", ["note"]))
+            return (await unknown_jobs.judge(job, outcome)).kind
+
+        assert await judged(1_000) is Kind.POSTPONED
+        await asyncio.sleep(0.2)
+        assert await judged(2_000) is Kind.POSTPONED
+        assert await judged(1_000) is Kind.FAILED
 
     async def test_fail_in_the_end(self, start: StartWorker, seen: Seen) -> None:
         """After the time that a deploy may take they fail, and say what to do."""
@@ -74,7 +89,8 @@ class TestTasksOfAnotherService:
             async with start(hold, id="ours", unknown_for=0.2) as ours:
                 job = await double.enqueue(3)
                 met = await eventually(lambda: ours.engine._unknown._met)
-                await eventually(lambda: time.monotonic() - met[job.job_id.encode()].first > 1.5)
+                assert [job_id for job_id, _ in met] == [job.job_id.encode()]
+                await eventually(lambda: all(time.monotonic() - each.first > 1.5 for each in met.values()))
                 assert await job.status() in ("deferred", "in_progress")
                 assert await job.result(timeout=30) == 6
         assert await queue.announced("arq:queue") == {"double", "hold"}
