@@ -1,9 +1,11 @@
 """When a job is enqueued: with its id what it is known by, so no two jobs of one id may have the same."""
 
+from collections import OrderedDict
+
 from worker.exchange import now_ms
 
 _REMEMBERED = 10_000  # ids
-_last: dict[str, int] = {}
+_last: OrderedDict[str, int] = OrderedDict()
 """By id the latest enqueue time that it was given in this process; the id that was used last is at the end."""
 
 
@@ -15,5 +17,5 @@ def enqueue_time(job_id: str) -> int:
     moment = max(now_ms(), _last.pop(job_id, -1) + 1)
     _last[job_id] = moment
     if len(_last) > _REMEMBERED:
-        del _last[next(iter(_last))]
+        _last.popitem(last=False)  # in one step, as threads may do so at the same time
     return moment

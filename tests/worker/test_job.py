@@ -1,6 +1,9 @@
 """``Job``: where a job is, and what came of it, as Redis tells."""
 
 import asyncio
+import sys
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -257,7 +260,7 @@ class TestOwnJob:
 
     async def test_at_a_clock_that_stands_still(self, monkeypatch: pytest.MonkeyPatch, worker_side: WorkerSide) -> None:
         """Or was set back: of one id each job is enqueued later than the one before."""
-        monkeypatch.setattr("worker.enqueue_time._last", {})
+        monkeypatch.setattr("worker.enqueue_time._last", OrderedDict())
         times = []
         for now in (5_000, 5_000, 4_000):
             monkeypatch.setattr("worker.enqueue_time.now_ms", lambda now=now: now)
@@ -270,9 +273,21 @@ class TestOwnJob:
 def test_enqueue_times_are_remembered_of_some_ids_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were used last."""
     monkeypatch.setattr("worker.enqueue_time._REMEMBERED", 2)
-    monkeypatch.setattr("worker.enqueue_time._last", {})
+    monkeypatch.setattr("worker.enqueue_time._last", OrderedDict())
     monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: 5_000)
     assert [enqueue_time(job_id) for job_id in "aabacaba"] == [5_000, 5_001, 5_000, 5_002, 5_000, 5_003, 5_000, 5_004]
+
+
+def test_enqueue_times_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that take them at the same time are not in each other's way."""
+    monkeypatch.setattr("worker.enqueue_time._REMEMBERED", 10)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda thread: [enqueue_time(f"{thread} {number}") for number in range(3000)], range(8)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.fixture
