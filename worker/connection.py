@@ -24,7 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.closed_loop import drop_connection
 from worker.deadline import Deadline
-from worker.pool import BoundedPool, BoundedSentinelPool, ServerFullError, Turns
+from worker.pool import BoundedPool, BoundedSentinelPool, ServerFullError, Turns, Waiting
 from worker.redis_url import RedisAddress
 
 TIMEOUT = 5.0
@@ -168,9 +168,10 @@ def abandon(client: AsyncClient) -> None:
 
 
 async def drop_connections(client: AsyncClient) -> None:
-    """Close the idle ones: a server that answers READONLY is not the primary any more. A cluster's client knows."""
-    if isinstance(client, redis.asyncio.Redis):
-        await client.connection_pool.disconnect(inuse_connections=False)
+    """Send no more by these: a server that answers READONLY is not the primary any more. A cluster's client knows."""
+    pool = getattr(client, "connection_pool", None)
+    if isinstance(pool, Waiting):
+        await pool.renew()
 
 
 def drop_connections_sync(client: SyncClient) -> None:

@@ -41,6 +41,7 @@ class Waiting:
         super().__init__(max_connections=max_connections, **options)  # type: ignore[call-arg]  # mixed into a pool
         self._wait = wait
         self._turns: deque[asyncio.Future[AbstractConnection]] = deque()
+        self._stale: set[AbstractConnection] = set()
         self._room = max_connections
         self._full_until = 0.0
 
@@ -66,6 +67,9 @@ class Waiting:
 
     async def release(self: Any, connection: AbstractConnection) -> None:
         """Give a connection back, or on to the call that has waited longest."""
+        if connection in self._stale:
+            self._stale.discard(connection)
+            await connection.disconnect(nowait=True)
         if len(self._in_use_connections) > 1 and self._count > self._limit:
             self._in_use_connections.discard(connection)
             await connection.disconnect(nowait=True)
@@ -76,6 +80,11 @@ class Waiting:
                 turn.set_result(connection)
                 return
         await super().release(connection)  # type: ignore[misc]  # mixed into a pool
+
+    async def renew(self: Any) -> None:
+        """Close the idle connections now, and each of the others before its next use, as the URL may lead elsewhere."""
+        self._stale = set(self._in_use_connections)
+        await self.disconnect(inuse_connections=False)
 
     @property
     def _count(self) -> int:

@@ -102,6 +102,21 @@ async def test_a_wait_has_an_end(redis_url: str, observer: Any) -> None:
         assert await client.ping()
 
 
+async def test_a_server_that_is_the_primary_no_more(own_redis: StartRedis) -> None:
+    """Whoever waits for a connection is not given one by which others have been refused."""
+    server = own_redis()
+    queue = Queue(with_options(server.url, "max_connections=1"))
+    await queue.ping()
+    with redis.Redis.from_url(server.url) as other:
+        other.replicaof("127.0.0.1", "1")
+        before = other.info("stats")["total_connections_received"]
+        calls = [queue.enqueue([Entry(str(number), b"{}", "arq:queue")]) for number in range(6)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [redis.ReadOnlyError] * 6
+        assert other.info("stats")["total_connections_received"] - before >= 3
+    await queue.close()
+
+
 class TestAServerThatIsFull:
     async def test_its_connections_are_shared(self, own_redis: StartRedis) -> None:
         """Where the server allows fewer connections than the pool, no call fails, and some are given back."""
