@@ -93,6 +93,26 @@ class TestEnqueue:
         assert len(caplog.messages) == 1
         assert observer.zcard("q") == 5
 
+    @pytest.mark.parametrize("key", ["q:tasks", "q:health-check"])
+    async def test_to_a_queue_whose_worker_says_less(
+        self,
+        queue: Queue,
+        observer: redis.Redis,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        key: str,
+    ) -> None:
+        """A worker that is not well, while its database is away say, serves the queue; so does a stock one."""
+        look_at_each_enqueue(monkeypatch)
+        if key == "q:tasks":
+            await queue.announce("q", ["send"], 60_000)
+        else:
+            observer.set(key, "Nov-30 22:00:00 j_complete=0")
+        for put in (queue.enqueue, queue.publish):
+            for number in range(3):
+                await put(entries(f"{put.__name__} {number}"))
+        assert caplog.messages == []
+
     async def test_looks_for_workers_now_and_then(
         self, queue: Queue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:

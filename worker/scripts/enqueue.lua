@@ -5,8 +5,8 @@
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers     ARGV[3]  '1' to look for workers
 -- then for each job: id, payload, and when: 'in 500 86400000' is in 500 ms, and then it may wait for a day; 'at' is followed
 -- by ms since the epoch instead; one that was due before has its place there, and waits from now
--- Returns for each job 1, or 0 where its id was taken; and then, if it was to look, 1, or 0 where no worker that is well
--- serves the queue.
+-- Returns for each job 1, or 0 where its id was taken; and then, if it was to look, 1, or 0 where no worker serves the
+-- queue.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -55,7 +55,8 @@ if #scores > 0 then
     redis.call('PUBLISH', ARGV[2], '1')
 end
 if ARGV[3] ~= '' then
-    local served = redis.pcall('EXISTS', queue .. ':health-checks')
+    -- One that is well, one that lives, or a stock one.
+    local served = redis.pcall('EXISTS', queue .. ':health-checks', queue .. ':tasks', queue .. ':health-check')
     added[#added + 1] = type(served) == 'number' and served or 1  -- a producer may not be allowed to look
 end
 return added

@@ -6,8 +6,8 @@
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers     ARGV[3]  '1' to look for workers
 -- then for each job: id, payload, and when: 'in 500 86400000' is in 500 ms, and then it may wait for a day; 'at' is followed
 -- by ms since the epoch instead; one that was due before has its place there, and waits from now
--- Returns for each job 1, or 0 where Redis had it; and then, if it was to look, 1, or 0 where no worker that is well
--- serves the queue.
+-- Returns for each job 1, or 0 where Redis had it; and then, if it was to look, 1, or 0 where no worker serves the
+-- queue.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -54,7 +54,8 @@ for i = 4, #ARGV, 3 do
 end
 if any then redis.call('PUBLISH', ARGV[2], '1') end
 if ARGV[3] ~= '' then
-    local served = redis.pcall('EXISTS', queue .. ':health-checks')
+    -- One that is well, one that lives, or a stock one.
+    local served = redis.pcall('EXISTS', queue .. ':health-checks', queue .. ':tasks', queue .. ':health-check')
     published[#published + 1] = type(served) == 'number' and served or 1  -- a producer may not be allowed to look
 end
 return published
