@@ -1,6 +1,7 @@
 """``Job`` where Redis knows nothing: the ledger does; on a real PostgreSQL."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -145,7 +146,7 @@ class TestAnEarlierJob:
         for the earlier one, and never run it.
         """
         monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: 5_000)
-        monkeypatch.setattr("worker.enqueue_time._last", {})
+        monkeypatch.setattr("worker.enqueue_time._last", OrderedDict())
         monkeypatch.setattr("worker.enqueue_time._REMEMBERED", 0)  # as if each job had a process of its own
         old = await lost(observer, job_id="daily")
         async with db.scope():
