@@ -76,7 +76,7 @@ def watch(engine: Engine, *, idle_limit: float | None = None) -> None:
     if getattr(dialect.do_commit, "func", None) is _commit:
         return
     event.listen(engine, "handle_error", partial(_handle_error, idle_limit))
-    event.listen(engine, "checkin", _clear_returned)
+    event.listen(engine, "checkin", partial(_clear_returned, dialect.driver == "asyncpg"))
     heed_cancellation(engine)
     # Not by the events of the same moments: where an engine has a single one of those, SQLAlchemy prepares each new
     # connection for all of them, which costs a short transaction a twentieth of its time.
@@ -251,10 +251,23 @@ def _clear(connection: Connection) -> None:
         connection.info.pop(_MARK, None)
 
 
-def _clear_returned(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+def _clear_returned(is_asyncpg: bool, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
     # A refused COMMIT ends SQLAlchemy's transaction without a ROLLBACK of its own; the pool sends it.
     record.info.pop(_MARK, None)
     forget(record.info)
+    if is_asyncpg and dbapi_connection is not None and _is_in_transaction(driver_of(dbapi_connection)):
+        record.invalidate()
+
+
+def _is_in_transaction(driver_connection: Any) -> bool:
+    """Whether asyncpg or its server is in a transaction, as after a BEGIN, COMMIT or ROLLBACK that has failed.
+
+    SQLAlchemy takes that for over, and nobody could begin another one on the connection.
+    """
+    if driver_connection.is_closed():
+        return False
+    has_begun = driver_connection._top_xact is not None  # noqa: SLF001 - no public way; its own reset asks the same
+    return has_begun or bool(driver_connection.is_in_transaction())
 
 
 def _execute(execute: Callable[..., None], cursor: Any, statement: str, *rest: Any) -> None:

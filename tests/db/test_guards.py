@@ -590,6 +590,22 @@ async def test_ending_the_own_connection_costs_no_other() -> None:
     assert other in [await db.isolated(backend) for _ in range(2)]
 
 
+async def test_transaction_that_is_left_on_the_connection(database_url: str) -> None:
+    """As by a COMMIT that was cancelled on the server: whoever is next gets another connection, and can begin."""
+    database = db.Database(database_url, pool_size=1, pre_ping=False, reset="never")
+    async with db.scope():
+        session = await db.session(database)
+        raw: Any = (await (await session.connection()).get_raw_connection()).dbapi_connection
+
+        def begin_again(_session: object) -> None:
+            raw.run_async(lambda driver: driver.execute("BEGIN"))
+
+        event.listen(session.sync_session, "after_commit", begin_again)
+    async with db.scope():
+        assert await (await db.session(database)).scalar(text("SELECT 1")) == 1
+    await database.dispose()
+
+
 async def test_reading_survives_in_the_same_scope(postgres: Observer) -> None:
     """After a swallowed lost connection the scope cannot end well; after an early rollback it can."""
     async with db.scope():
