@@ -17,7 +17,7 @@ from worker import cron, task
 TASKS = tuple(
     f"tests.lifecycle.errands.{name}"
     for name in (
-        *("double", "wait_for", "who_runs", "pass_on", "ask_arq", "leave"),
+        *("double", "wait_for", "who_runs", "pass_on", "ask_arq", "leave", "cancel_all"),
         *("terminate_a_child", "terminate_a_pool", "terminate_forks", "once_in_a_leap_year"),
     )
 )
@@ -83,6 +83,15 @@ async def leave(how: str) -> str:
         case "after the commit":
             db.on_commit(lambda: sys.exit(how))
     return "stayed"
+
+
+@task
+async def cancel_all() -> str:
+    """Cancel whatever runs on this loop, as code does that takes itself for the whole program."""
+    for each in asyncio.all_tasks() - {asyncio.current_task()}:
+        each.cancel()
+    await asyncio.sleep(0.1)
+    return "alone"
 
 
 @task

@@ -11,6 +11,7 @@ import pytest
 from tests.commands import Command
 from tests.lifecycle.errands import (
     ask_arq,
+    cancel_all,
     double,
     leave,
     pass_on,
@@ -83,6 +84,23 @@ async def test_a_job_that_ends_the_process(command: tuple[str, ...], settings: d
         assert Path(f"{file}.begun").read_text() == "begun\n"  # noqa: ASYNC240 - the workers are other processes
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
+
+
+@pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
+async def test_a_job_that_cancels_all_that_runs(
+    command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
+) -> None:
+    """The worker ends with 1, drained: each job has its outcome, and starts once."""
+    file = tmp_path / "go-on"
+    with Command(*command, folder=tmp_path, environment=settings) as run:
+        beside = await wait_for.enqueue(str(file))
+        await eventually(Path(f"{file}.begun").exists, timeout=60)
+        job = await cancel_all.enqueue()
+        assert await run.ends() == 1
+        assert "stopped: 1 jobs done, 1 failed" in run.output
+    assert await at_once(job.result()) == "alone"
+    with pytest.raises(asyncio.CancelledError):
+        await at_once(beside.result())
 
 
 @pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])

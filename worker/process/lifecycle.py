@@ -63,9 +63,14 @@ class Lifecycle:
             raise asyncio.CancelledError
 
     async def ended(self) -> None:
-        """Wait until the engine has drained and all is closed."""
+        """Wait until the engine has drained and all is closed.
+
+        A cancellation does not end the wait: a task's code may cancel whatever it finds, and a process that goes on to
+        its end meanwhile would leave the outcomes of jobs unwritten.
+        """
         if self._life is not None:
-            await asyncio.shield(self._life)
+            await _ended(self._life)
+            self._life.result()
 
     async def close(self) -> None:
         """Stop, unless that has happened, and wait for the end."""
@@ -120,14 +125,12 @@ class Lifecycle:
             await self._stopping.wait()
         except asyncio.CancelledError:
             # We cancel nothing here, but a task group that LIFESPAN has open does, when one of its tasks fails.
-            logger.critical("LIFESPAN, or a hook, has cancelled the worker: ending the process")
+            logger.critical("LIFESPAN, a hook or a task's code has cancelled the worker: ending the process")
             self.exit_code = 1
         finally:
             draining = asyncio.create_task(engine.drain())
-            while not draining.done():
-                # Who has cancelled this task goes on doing so, and is to be heard where it was entered: in closing.
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait({draining})
+            # Who has cancelled this task goes on doing so, and is to be heard where it was entered: in closing.
+            await _ended(draining)
             for task in watching:
                 task.cancel()
         return draining.result()
@@ -141,3 +144,10 @@ class Lifecycle:
     async def _stop_when_empty(self, engine: Engine) -> None:
         await engine.idle()
         self._stopping.set()
+
+
+async def _ended(task: "asyncio.Task[Any]") -> None:
+    """Wait until a task has ended, however, and whoever cancels the waiting."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
