@@ -40,6 +40,20 @@ Queue.now = no_clock
 supervision._LONGEST_PAUSE = supervision._FIRST_PAUSE
 """
 
+LEAVING = """\
+import sys
+from contextlib import asynccontextmanager
+from tests.lifecycle.errands import TASKS
+
+LIFESPAN = "leaving.lifespan"
+
+
+@asynccontextmanager
+async def lifespan():
+    sys.exit("FOO is not set")
+    yield {}
+"""
+
 
 @pytest.fixture
 async def queue(redis_url: str) -> AsyncIterator[Queue]:
@@ -101,6 +115,19 @@ async def test_a_job_that_cancels_all_that_runs(
     assert await at_once(job.result()) == "alone"
     with pytest.raises(asyncio.CancelledError):
         await at_once(beside.result())
+
+
+@pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
+async def test_a_lifespan_that_ends_the_process(
+    command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
+) -> None:
+    """What it says is the last line, with its exit code, and nothing says that the worker goes on."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    settings["WORKER_REGISTRY"] = "leaving"
+    with Command(*command, folder=tmp_path, environment=settings) as run:
+        assert await run.ends() == 1
+        assert run.output.splitlines()[-1] == "FOO is not set"
+        assert "Traceback" not in run.output
 
 
 @pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])

@@ -11,6 +11,7 @@ What arq's sources (0.28, ``worker.py``) make of it:
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from worker.process.lifecycle import Lifecycle
@@ -44,7 +45,6 @@ class Host:
             raise SystemExit(self._lifecycle.exit_code)
 
     async def _leave(self, main: asyncio.Task[Any]) -> None:
-        try:
+        with suppress(Exception, SystemExit, KeyboardInterrupt):  # `shutdown` raises it where arq hears it
             await self._lifecycle.ended()
-        finally:
-            main.cancel()
+        main.cancel()

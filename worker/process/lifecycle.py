@@ -39,6 +39,8 @@ class Lifecycle:
         """The signal that ended it, if one did."""
         self.exit_code = 0
         """1 once the engine, or what it needs, has failed; or 70: see `EngineError`."""
+        self._exit: SystemExit | KeyboardInterrupt | None = None
+        """What LIFESPAN or a hook has ended the process with."""
 
     async def begin(self, arq_context: dict[Any, Any], *, until_empty: bool = False) -> None:
         """Open, and start the engine.
@@ -50,6 +52,7 @@ class Lifecycle:
         Raises:
             StartupError: see `Runtime.open`.
             asyncio.CancelledError: a signal came first.
+            SystemExit, KeyboardInterrupt: LIFESPAN or a hook ends the process.
         """
         loop = asyncio.get_running_loop()
         hear(lambda number: self._hear(number, loop, until_empty=until_empty))
@@ -60,17 +63,22 @@ class Lifecycle:
         if not self._works.is_set():
             opening, self._life = self._life, None
             await opening
-            raise asyncio.CancelledError
+            raise self._exit or asyncio.CancelledError
 
     async def ended(self) -> None:
         """Wait until the engine has drained and all is closed.
 
         A cancellation does not end the wait: a task's code may cancel whatever it finds, and a process that goes on to
         its end meanwhile would leave the outcomes of jobs unwritten.
+
+        Raises:
+            SystemExit, KeyboardInterrupt: LIFESPAN or a hook ends the process.
         """
         if self._life is not None:
             await _ended(self._life)
             self._life.result()
+            if self._exit is not None:
+                raise self._exit
 
     async def close(self) -> None:
         """Stop, unless that has happened, and wait for the end."""
@@ -96,6 +104,12 @@ class Lifecycle:
             self._life.cancel()
 
     async def _live(self, arq_context: dict[Any, Any], *, until_empty: bool) -> None:
+        try:
+            await self._open_work_close(arq_context, until_empty=until_empty)
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._exit = error  # for whoever waits: out of this task, the loop would take it for a job's
+
+    async def _open_work_close(self, arq_context: dict[Any, Any], *, until_empty: bool) -> None:
         try:
             engine = await self._runtime.open(arq_context)
         except Exception:
