@@ -37,13 +37,15 @@ def write_down(words: str) -> None:
 
 @asynccontextmanager
 async def lifespan() -> AsyncIterator[dict[str, object]]:
-    """Says when it is entered and left; waits in between for as long as `SLOW_START` says."""
+    """Says when it is entered and left; waits in between for as long as `SLOW_START` says; raises where it `BREAKS`."""
     write_down("lifespan begins")
     try:
         await asyncio.sleep(float(os.environ.get("SLOW_START", "0")))
         yield {}
     finally:
         write_down("lifespan ends")
+        if os.environ.get("BREAKS"):
+            raise LookupError("it cannot be closed")
 
 
 @task

@@ -155,14 +155,17 @@ class TestStuck:
         await eventually(lambda: not observer.exists(f"arq:in-progress:{job.job_id}"))
         assert await job.status() == "queued"
 
-    async def test_thread_at_shutdown(self, crew: Crew) -> None:
-        """A thread that nothing can stop does not keep the process from ending; its job comes back."""
-        with crew.worker(WORKER_GRACE="0.1") as worker:
+    @pytest.mark.parametrize("breaks", ["", "yes"])
+    async def test_thread_at_shutdown(self, crew: Crew, breaks: str) -> None:
+        """A thread that nothing can stop does not keep the process from ending, also where closing raises; its
+        job comes back."""
+        with crew.worker(WORKER_GRACE="0.1", BREAKS=breaks) as worker:
             job = await stay.enqueue()
             await crew.has_begun(job.job_id)
             worker.send(signal.SIGTERM)
             assert await worker.ends(timeout=15) == 70
             assert "does not end" in worker.output
+            assert ("it cannot be closed" in worker.output) is bool(breaks)
         assert "lifespan ends" in crew.diary
 
     async def test_frozen(self, crew: Crew, observer: Any, database_url: str, tmp_path: Path) -> None:

@@ -123,7 +123,15 @@ class Lifecycle:
             if self.stopped_by is None and not self._stopping.is_set():  # the opening may swallow its cancellation
                 all_ended = await self._work(engine, until_empty=until_empty)
         finally:
+            await self._close(all_ended=all_ended)
+
+    async def _close(self, *, all_ended: bool) -> None:
+        try:
             await self._runtime.close()
+        except BaseException:
+            if all_ended:
+                raise
+            logger.exception("what was open ended with an error")
         if not all_ended:
             os._exit(STUCK)  # a thread would keep the interpreter from ending for as long as it pleases
 
