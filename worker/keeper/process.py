@@ -122,9 +122,11 @@ class Keeper:
         if renewed and not self._is_keeping:
             self._is_keeping = True
             silent_for = time.monotonic() - self._table.kept_since
+            is_silent = time.monotonic() - self._table.alive_at > self._terms.lease * 3 / 8
+            why = "as if something kept its interpreter" if is_silent else "although it runs: Redis may have been slow"
             _say(
-                f"worker {self._worker.process} has renewed no lease for {silent_for:.1f} s, as if something kept its "
-                f"interpreter: the keeper renews {renewed} of {len(jobs)} meanwhile"
+                f"worker {self._worker.process} has renewed no lease for {silent_for:.1f} s, {why}: "
+                f"the keeper renews {renewed} of {len(jobs)} meanwhile"
             )
 
     def _give_back(self) -> None:

@@ -87,6 +87,26 @@ class TestRenews:
 
         await eventually(is_lost, timeout=3 * LEASE)
 
+    async def test_says_why(
+        self, queue: Queue, table: LeaseTable, start: Start, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """The interpreter is suspected only where it gives no sign of life."""
+        for is_alive, why in ((True, "Redis may have been slow"), (False, "something kept its interpreter")):
+            keeper = start()
+            table.leases_are_kept(time.monotonic())
+            await claim(queue, table, why)
+            said: list[str] = []
+
+            def has_said(is_alive: bool = is_alive, said: list[str] = said) -> bool:
+                if is_alive:
+                    table.thread_is_alive(time.monotonic())
+                said.append(capfd.readouterr().err)
+                return "meanwhile" in "".join(said)
+
+            await eventually(has_said)
+            assert f"{why}: the keeper renews" in "".join(said)
+            keeper.dismiss()
+
     async def test_neither_what_is_over_nor_what_others_hold(
         self, queue: Queue, observer: Any, table: LeaseTable, start: Start
     ) -> None:
