@@ -223,6 +223,11 @@ def _stopped(run: _Run, error: BaseException) -> Outcome | None:
     3.12 a `TaskGroup` whose child failed leaves it raised.
     """
     stop = run.delivery.stop
+    if stop is Kind.ABORTED and not isinstance(error, asyncio.CancelledError):
+        # Whoever asked for it knows an abortion by this, whatever the body has made of its cancellation.
+        aborted = asyncio.CancelledError()
+        aborted.__cause__ = error
+        error = aborted
     return None if stop is None else Outcome(stop, error=error)
 
 

@@ -294,6 +294,24 @@ class TestAbort:
             await worker.idle()
         assert (len(body.began), body.ended, seen.left()) == (1, [], set())
 
+    async def test_of_a_body_that_ends_with_another_error(self, start: StartWorker, abort: Abort, seen: Seen) -> None:
+        """A job that answers its cancellation with an error of its own was aborted all the same."""
+        begun = asyncio.Event()
+
+        @task
+        async def translate() -> None:
+            begun.set()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                raise LookupError("half of it is missing") from None
+
+        async with start(translate):
+            job = await translate.enqueue()
+            await begun.wait()
+            assert await abort(job)
+        assert "half of it is missing" in seen.result(job.job_id)["r"]["traceback"]
+
     async def test_deferred(self, start: StartWorker, abort: Abort, seen: Seen) -> None:
         """A job that is not due yet ends at once, and does not run."""
         async with start(double):
