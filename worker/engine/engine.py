@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
+from db.threads import in_thread
 from db.transient import transient
 from worker.config import Config
 from worker.ending import end
@@ -204,7 +205,7 @@ class Engine:
 
     async def _stop(self) -> None:
         await self._end(*(loop.get_name() for loop in self._loops))
-        await asyncio.to_thread(self._heartbeat.stop)
+        await in_thread(self._heartbeat.stop)  # what jobs have left in asyncio's own threads may take all of those
         counts = self._counts
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts.done, counts.failed, counts.retried)
 

@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -206,6 +207,23 @@ class TestFailures:
                     await job.result(timeout=30)
             assert await (await double.enqueue(3)).result(timeout=30) == 6
         assert runs == {"beside": 1, "careless": 1}
+
+    async def test_a_body_that_leaves_a_thread_behind(self, start: StartWorker) -> None:
+        """Draining does not wait for asyncio's own threads, all of which jobs may have left busy."""
+        go_on = threading.Event()
+
+        @task(timeout=0.1)
+        async def leave_behind() -> None:
+            await asyncio.to_thread(go_on.wait)
+
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        async with start(leave_behind) as worker:
+            try:
+                await leave_behind.enqueue()
+                await eventually(lambda: worker.engine._counts.failed)
+                assert await at_once(worker.drain())
+            finally:
+                go_on.set()
 
     async def test_errors_that_cannot_be_said(self, start: StartWorker, seen: Seen) -> None:
         """An error that raises when it is looked at ends its job as failed."""
