@@ -9,6 +9,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -160,7 +161,7 @@ class Executor:
         return result
 
     async def _call(self, run: _Run, work: Scope) -> Any:
-        """Call the task; past its deadline it has timed out, also if it swallowed its cancellation and returned."""
+        """Call the task. Past its deadline it has timed out, also if it swallowed that or blocked the event loop."""
         run.delivery.keep_lease()
         deadline = Deadline(run.timeout)
         try:
@@ -178,7 +179,8 @@ class Executor:
             raise
         finally:
             self._tell_of_early_commit(run.task, work)
-        if deadline.expired:
+        # The clock is asked, too: while a body blocks the event loop, no deadline can expire.
+        if deadline.expired or time.monotonic() > run.delivery.begun + run.timeout:
             raise _timed_out(run)
         return value
 

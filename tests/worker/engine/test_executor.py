@@ -912,6 +912,19 @@ class TestTimeout:
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
         assert await rows() == 0
 
+    async def test_of_a_body_that_blocks_the_loop(self, execute: Execute, rows: Count) -> None:
+        """A body that blocks the event loop past its time limit, and returns without another await, is rolled back."""
+
+        @task(timeout=0.05)
+        async def blocks(session: db.AsyncSession) -> str:
+            await insert(session)
+            time.sleep(0.2)  # noqa: ASYNC251 - it is what the test is about
+            return "done"
+
+        outcome = await execute(blocks)
+        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert await rows() == 0
+
     async def test_after_a_cancellation_of_the_bodys_own(self, execute: Execute) -> None:
         """A raised count of cancellations does not make an interruption of it."""
 
