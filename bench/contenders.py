@@ -129,7 +129,7 @@ def _without_taskiqs_result(client: Any, total: int) -> int:
 TANDEM = Library(
     "tandem",
     "Tandem",
-    "tandem",
+    "tandem-jobs",
     "bench.ours",
     "`arq worker.Settings`; concurrency 32, pool 32, arguments validated when queued and when run",
     unended=_in_arqs_queue,
