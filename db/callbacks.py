@@ -113,7 +113,7 @@ class Callbacks:
             if entry.items is None:
                 due.append(entry.callback)
                 continue
-            # Whoever keeps the entry, to see whether it is over, need not keep the items.
+            # A job's handle keeps the entry, to see whether it is over, and does not need the items.
             items, entry.items = entry.items, []
             if entry.callback in batches:
                 batches[entry.callback] += items

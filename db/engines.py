@@ -59,7 +59,7 @@ class OpenEngine:
 
     @property
     def has_lost_its_loop(self) -> bool:
-        """Whether its loop is closed, so that nobody can use it any more. `abandon` it, and open another one.
+        """Whether its loop is closed, so that it cannot be used any more. `abandon` it, and open another one.
 
         An engine of the user's own is theirs to close, unless there is nothing to close between its sessions.
         """
@@ -197,7 +197,7 @@ def _hang_up(driver_connection: Any) -> None:
         stopping.start()
         stopping.join()
     else:
-        transport = driver_connection._transport  # noqa: SLF001 - asyncpg gives it to nobody
+        transport = driver_connection._transport  # noqa: SLF001 - asyncpg has no public name for it
         with suppress(RuntimeError):  # all is done but what is left to the loop
             driver_connection.terminate()
         if hasattr(transport, "_call_connection_lost"):  # asyncio's, which would warn of a socket that is not closed

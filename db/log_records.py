@@ -36,7 +36,7 @@ def _as_printable(value: Any) -> Any:
         return value
     try:
         text = str(value)
-    except Exception as error:  # noqa: BLE001 - a `__str__` may raise anything, and whoever logs must go on
+    except Exception as error:  # noqa: BLE001 - a `__str__` may raise anything, and logging must go on
         return f"<cannot be printed: {type(error).__name__}>"
     return value if text.isprintable() else printable(text)
 

@@ -135,7 +135,7 @@ def leads_to_pooler(error: BaseException) -> DatabaseURLError | None:
 def hide_detail(*errors: BaseException | None) -> None:
     """Take the server's DETAIL out of what these errors, and those behind them, say: it shows the values of a row.
 
-    psycopg's `diag` still has it, for whoever asks.
+    psycopg's `diag` still has it.
     """
     for error in errors:
         said = error
@@ -190,7 +190,7 @@ async def _connect(*args: Any, socket_options: Sequence[tuple[int, int, int]] = 
 
 
 def _set(connection: Any, socket_options: Sequence[tuple[int, int, int]]) -> None:
-    network = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg gives it to nobody
+    network = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no public name for it
     if network.family != socket.AF_UNIX:
         for option in socket_options:
             network.setsockopt(*option)
