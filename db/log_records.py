@@ -5,7 +5,7 @@ On our loggers rather than on handlers: these are the project's own, and so is t
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,8 @@ def _make_printable(record: logging.LogRecord) -> bool:
     record.msg = _as_printable(record.msg)
     if isinstance(record.args, tuple):
         record.args = tuple(map(_as_printable, record.args))
+    elif isinstance(record.args, Mapping):
+        record.args = {name: _as_printable(value) for name, value in record.args.items()}
     if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         record.exc_text = _text_of(record.exc_info[1])
     return True

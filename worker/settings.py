@@ -14,7 +14,7 @@ from arq.worker import Worker, func
 
 from worker.config import Config
 from worker.connection import connect_as
-from worker.engine.calling import Hook
+from worker.engine.task_caller import Hook
 from worker.errors import ConfigError, RegistryError
 from worker.keys import Keys
 from worker.message import deserialize, deserialize_trusting, serialize

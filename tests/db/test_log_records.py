@@ -37,6 +37,12 @@ def test_arguments(logger: logging.Logger, printed: Callable[[], str]) -> None:
     assert printed() == f"ERROR {SHOWN} 7 0.5 b'a\\n' {SHOWN}\n"
 
 
+def test_named_arguments_are_made_printable_too(logger: logging.Logger, printed: Callable[[], str]) -> None:
+    """A record whose message names its arguments has one mapping of them."""
+    logger.error("%(what)s %(number)d", {"what": HOSTILE, "number": 7})
+    assert printed() == f"ERROR {SHOWN} 7\n"
+
+
 def test_message_without_arguments(logger: logging.Logger, printed: Callable[[], str]) -> None:
     """A message that is whole already."""
     logger.error(HOSTILE)

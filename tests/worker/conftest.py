@@ -15,12 +15,14 @@ import db
 import worker
 from db.database import Database
 from tests.servers import Observer
-from worker.engine.calling import Caller, Hook
-from worker.engine.delivery import Delivery
+from worker.config import Config
+from worker.engine.execution import Execution
 from worker.engine.executor import Executor
+from worker.engine.limits import Limits
 from worker.engine.once import Once
 from worker.engine.outcome import Outcome
-from worker.exchange import now_ms
+from worker.engine.task_caller import Hook, TaskCaller
+from worker.exchange import Claim, now_ms
 from worker.ledger import Ledger, table
 from worker.message import Message, encode
 
@@ -130,34 +132,32 @@ class Bench:
     """An executor of its own for a test."""
 
     def __init__(self, **hooks: Hook) -> None:
-        self.caller = Caller(threads=4, arq_context={"redis": "arq's"}, **hooks)
+        self.caller = TaskCaller(threads=4, arq_context={"redis": "arq's"}, **hooks)
         self.resources: dict[str, Any] = {"http": "a client"}
         self.timeout = 20.0
         self.ledger = Ledger()
         self._delivered = 0
-        self._tasks: dict[str, worker.Task[..., Any]] = {}
 
-    def deliver(self, task: worker.Task[..., Any], *args: Any, tries: int = 0, **kwargs: Any) -> Delivery:
-        """A job of `task` from the wire, due for its next attempt."""
+    def deliver(self, task: worker.Task[..., Any], *args: Any, tries: int = 0, **kwargs: Any) -> Execution:
+        """A job of `task` from the wire, admitted and due for its next attempt."""
         payload = encode(task.name, task.signature.validate(args, kwargs), now_ms())
         self._delivered += 1
-        return Delivery(Message.decode(f"job-{self._delivered}", payload), "arq:queue", tries=tries, score=now_ms())
+        job_id = f"job-{self._delivered}"
+        claim = Claim(job_id.encode(), payload, str(now_ms()).encode(), tries, 0, None)
+        config = Config.load(job_timeout=self.timeout, max_tries=3)
+        execution = Execution(claim, "arq:queue", "t" * 28, 0, Limits.of(task, config))
+        execution.message = Message.decode(job_id, payload)
+        execution.task = task
+        return execution
 
-    def start(self, task: worker.Task[..., Any], delivery: Delivery) -> "asyncio.Task[Outcome]":
-        """Run a delivery in an asyncio task of its own, as the engine does."""
-        self._tasks[task.name] = task
-        return asyncio.create_task(self._executor.execute(delivery))
+    def start(self, task: worker.Task[..., Any], execution: Execution) -> "asyncio.Task[Outcome]":
+        """Execute a job of `task` in an asyncio task of its own, as the engine does."""
+        execution.task = task
+        return asyncio.create_task(self._executor.execute(execution))
 
     @cached_property
     def _executor(self) -> Executor:
-        return Executor(
-            self._tasks,
-            self.caller,
-            timeout=self.timeout,
-            max_tries=3,
-            resources=self.resources,
-            once=Once(self.ledger),
-        )
+        return Executor(self.caller, resources=self.resources, once=Once(self.ledger))
 
     async def run(self, task: worker.Task[..., Any], /, *args: Any, tries: int = 0, **kwargs: Any) -> Outcome:
         """`deliver` and `start`, and wait for the outcome."""

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from redis.exceptions import ResponseError
 
 from worker.engine.coalescing import coalesce
+from worker.engine.slots import Slots
 from worker.exchange import Claim, Settlement
 from worker.keeper.table import LeaseTable, Place
 from worker.queue import Queue
@@ -43,11 +44,11 @@ class Claimer:
 
     Args:
         queues: their names, the most urgent first.
-        slots: how many jobs may run at once.
+        slots: for the jobs that it claims.
         lease: seconds that a claim holds without a renewal.
-        start: gets the jobs of each claim, with their queue, token and places; `give_back` says when one is over.
+        start: gets the jobs of each claim, with their queue, token and places.
         table: what the keeper is told through.
-        allowance: seconds for which the lease of a job is kept that has not begun.
+        longest_lease: seconds for which the lease of a job is kept that has not begun.
         keeps_leases: whether the leases of what it runs are known to hold.
     """
 
@@ -56,11 +57,11 @@ class Claimer:
         queue: Queue,
         queues: Sequence[str],
         *,
-        slots: int,
+        slots: Slots,
         lease: float,
         start: Start,
         table: LeaseTable,
-        allowance: float,
+        longest_lease: float,
         keeps_leases: Callable[[], bool] = lambda: True,
     ) -> None:
         self._queue = queue
@@ -69,23 +70,17 @@ class Claimer:
         self._late = lease * _LATE
         self._start = start
         self._table = table
-        self._allowance = allowance
+        self._longest_lease = longest_lease
         self._keeps_leases = keeps_leases
         self._stopped = self._begun = False
         self._look = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
         self._rounds = itertools.count()
-        self._free_suspects = 1
-        self._most_at_once = math.ceil(slots / 2)
-        self.free_slots = slots
+        self._most_at_once = math.ceil(slots.total / 2)
+        self._slots = slots
+        slots.on_free = self._look.set
         self.last_answer = 0.0
         """When Redis last answered a claim, by the monotonic clock."""
-
-    def give_back(self, claim: Claim) -> None:
-        """A job that was started is over: its slot is free."""
-        self.free_slots += 1
-        self._free_suspects += claim.is_suspect
-        self._look.set()
 
     def stop(self) -> None:
         """Claim nothing more. What a claim on its way brings is still started."""
@@ -105,13 +100,13 @@ class Claimer:
                 await listening.enter_async_context(self._queue.woken(name, self._look))
             while not self._stopped:
                 self._look.clear()
-                pause = await self._claim_together() if self.free_slots > 0 else None
+                pause = await self._claim_together() if self._slots.free > 0 else None
                 if pause != 0:
                     await self._until_worth_a_look(pause)
 
     async def _claim_together(self) -> float:
         """Claim for the slots that are free within the next turns of the loop, too."""
-        await coalesce(lambda: self.free_slots >= self._most_at_once)
+        await coalesce(lambda: self._slots.free >= self._most_at_once)
         return await self._claim()
 
     async def _claim(self) -> float:
@@ -124,10 +119,10 @@ class Claimer:
             if self._stopped:
                 break
             token = next(self._tokens)
-            wanted = min(self.free_slots, self._most_at_once)
+            wanted = min(self._slots.free, self._most_at_once)
             asked = time.monotonic()
             try:
-                claims = await self._queue.claim(name, token, self._lease, wanted, self._free_suspects)
+                claims = await self._queue.claim(name, token, self._lease, wanted, self._slots.free_suspects)
             except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
                 refused = error
                 continue
@@ -144,13 +139,12 @@ class Claimer:
 
     async def _start_all(self, claims: list[Claim], queue: str, token: str, asked: float) -> None:
         """Start claimed jobs."""
-        limit = time.monotonic() + self._allowance
+        limit = time.monotonic() + self._longest_lease
         places = self._table.add(self._queues.index(queue), token, [claim.raw_id for claim in claims], limit)
         # Only now: what has been in the table since before this look is renewed in time, whatever stands still.
         if time.monotonic() - asked > self._late:
             claims, places = await self._still_held(claims, queue, token, places)
-        self.free_slots -= len(claims)
-        self._free_suspects -= sum(claim.is_suspect for claim in claims)
+        self._slots.take(claims)
         self._start(claims, queue, token, places)
 
     async def _still_held(

@@ -1,4 +1,4 @@
-"""``Executor``: one job, from claim to outcome.
+"""``Executor``: one admitted job, from its arguments to its outcome.
 
 1. Its arguments are validated before any session is opened.
 2. Each job runs in a task of its own that is cancelled at most once: a cancellation ends the body, and never a COMMIT.
@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from db.errors import PartialCommitError
@@ -19,12 +18,12 @@ from db.scope import Scope, scope
 from db.transient import Transient, transient
 from worker.context import JobContext, enter_job, from_milliseconds
 from worker.deadline import Deadline
-from worker.engine.calling import Caller
-from worker.engine.delivery import Delivery
+from worker.engine.execution import Execution
 from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
 from worker.engine.patience import BusyRows, Patience
-from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError, UnknownTaskError
+from worker.engine.task_caller import TaskCaller
+from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
 from worker.message import dump
 from worker.task import Task
 
@@ -34,26 +33,11 @@ MAX_RESULT = 32 * 1024 * 1024
 """Bytes that a result may have, unless the settings say otherwise."""
 
 
-@dataclass(slots=True)
-class _Run:
-    """A delivery with its task and validated arguments."""
-
-    delivery: Delivery
-    task: Task[..., Any]
-    payload: Mapping[str, Any]
-    context: JobContext
-    timeout: float
-    max_tries: int
-
-
 class Executor:
-    """Runs jobs.
+    """Executes admitted jobs.
 
     Args:
-        tasks: by name.
         caller: calls their functions.
-        timeout: seconds that one attempt may take, for tasks that do not say.
-        max_tries: attempts before a job fails for good, likewise.
         max_result: bytes that a result may have as JSON.
         resources: what the registry's lifespan yielded, by name.
         once: keeps effects from happening twice (default: nothing does).
@@ -61,93 +45,84 @@ class Executor:
 
     def __init__(
         self,
-        tasks: Mapping[str, Task[..., Any]],
-        caller: Caller,
+        caller: TaskCaller,
         *,
-        timeout: float,
-        max_tries: int,
         max_result: int = MAX_RESULT,
         resources: Mapping[str, Any] | None = None,
         once: Once | None = None,
     ) -> None:
-        self._tasks = tasks
         self._caller = caller
-        self._timeout = timeout
-        self._max_tries = max_tries
         self._max_result = max_result
         self._resources = resources or {}
         self._once = once or Once(None)
         self._busy_rows = BusyRows()
         self._known_to_commit_early: set[str] = set()
 
-    async def execute(self, delivery: Delivery) -> Outcome:
-        """Run one job and say what became of it. Raises nothing for the job's sake.
+    async def execute(self, execution: Execution) -> Outcome:
+        """Execute one job; its outcome. Raises nothing for the job's sake.
 
-        Call it in an asyncio task of its own, and cancel that task once at most (`HeldJob.cancel` sees to it): what
+        Call it in an asyncio task of its own, and cancel that task once at most (`Execution.cancel` sees to it): what
         the cancellation starts is not to be interrupted by another one. Elsewhere, wrap it in `in_private_task`.
         """
-        message = delivery.message
-        task = self._tasks.get(message.task)
-        if task is None:
-            return Outcome.failed(UnknownTaskError.of(message.task))
+        task, message = execution.task, execution.message
         try:
-            payload = task.signature.restore(message.args, message.kwargs)
+            execution.arguments = task.signature.restore(message.args, message.kwargs)
         except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             unknown = task.signature.unknown_arguments(message.args, message.kwargs)
             if unknown:
                 call = f"{task.name}{task.signature.text}"
                 return Outcome(Kind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
             return Outcome.failed(error)
-        return await self._until_settled(self._run(delivery, task, payload))
+        execution.context = self._context(execution)
+        enter_job(execution.context)
+        return await self._until_settled(execution)
 
-    async def _until_settled(self, run: _Run) -> Outcome:
+    async def _until_settled(self, execution: Execution) -> Outcome:
         """Attempt the job until the database has the last word on it."""
-        enter_job(run.context)
         patience: Patience | None = None
-        look_first = run.delivery.crashes > 0
+        look_first = execution.claim.crashes > 0
         while True:
-            outcome = await self._attempt(run, look_first=look_first)
+            outcome = await self._attempt(execution, look_first=look_first)
             if isinstance(outcome, Outcome):
                 return outcome
             patience = patience or Patience()
             if not patience.allows(outcome):
-                return count_as_try(outcome, tries=run.delivery.tries, max_tries=run.max_tries)
-            logger.info("%s:%s runs again: %s", run.context.job_id, run.task.name, outcome.why.value)
+                return _counted_as_try(outcome, execution)
+            logger.info("%s:%s runs again: %s", execution.job_id, execution.task.name, outcome.why.value)
             look_first = look_first or outcome.why is Transient.CONFLICT  # perhaps with another attempt of this job
             try:
                 await patience.pause(outcome.why)
             except asyncio.CancelledError as error:
-                return _stopped(run, error) or Outcome.failed(error)
+                return _stopped(execution, error) or Outcome.failed(error)
 
-    async def _attempt(self, run: _Run, *, look_first: bool) -> Outcome | Rerun:
+    async def _attempt(self, execution: Execution, *, look_first: bool) -> Outcome | Rerun:
         """Open a scope, call the task, serialise its result, tell the ledger; leaving the scope commits."""
-        attempt = self._once.attempt(run.delivery, run.task)
+        attempt = self._once.attempt(execution)
         try:
             if look_first and (settled := await attempt.settled_before()) is not None:
                 return settled
             async with scope() as work:
-                value = await self._call(run, work)
+                value = await self._call(execution, work)
                 result = self._serialized(value)
                 await attempt.settle(work, result)
         except SettledBeforeError as before:
             return before.outcome
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; the worker lives
-            if attempt.is_settled and _is_in_doubt(error) and (settled := await attempt.fate()) is not None:
+            if attempt.is_settled and _is_in_doubt(error) and (settled := await attempt.resolve_commit()) is not None:
                 return settled
-            return self._judge(error, run)
+            return self._judge(error, execution)
         return Outcome.completed(result, in_ledger=attempt.is_settled)
 
-    def _judge(self, error: BaseException, run: _Run) -> Outcome | Rerun:
+    def _judge(self, error: BaseException, execution: Execution) -> Outcome | Rerun:
         """What an error means for the job, now that all it did is rolled back."""
-        if (stopped := _stopped(run, error)) is not None:
+        if (stopped := _stopped(execution, error)) is not None:
             return stopped
         if isinstance(error, LedgerBusyError):
-            delay = self._busy_rows.put_off(run.delivery.message)
+            delay = self._busy_rows.put_off(execution.message)
             if delay is None:
-                busy = Rerun(Transient.CONFLICT, error)
-                return count_as_try(busy, tries=run.delivery.tries, max_tries=run.max_tries)
+                return _counted_as_try(Rerun(Transient.CONFLICT, error), execution)
             return Outcome(Kind.POSTPONED, error=error, delay=delay)
-        return judge(error, run.task, tries=run.delivery.tries, max_tries=run.max_tries)
+        return judge(error, execution.task, tries=execution.claim.tries, max_tries=execution.limits.max_tries)
 
     def _serialized(self, value: object) -> bytes:
         if value is None:
@@ -160,28 +135,29 @@ class Executor:
             )
         return result
 
-    async def _call(self, run: _Run, work: Scope) -> Any:
+    async def _call(self, execution: Execution, work: Scope) -> Any:
         """Call the task. Past its deadline it has timed out, also if it swallowed that or blocked the event loop."""
-        run.delivery.keep_lease()
-        deadline = Deadline(run.timeout)
+        execution.keep_lease()
+        timeout = execution.limits.timeout
+        deadline = Deadline(timeout)
         try:
             with deadline:
-                value = await self._caller.call(run.task, run.payload, run.context, work)
+                value = await self._caller.call(execution, work)
         except (TimeoutError, asyncio.CancelledError) as error:
             if not deadline.expired:
                 raise
-            raise _timed_out(run) from error.__cause__ or error
+            raise _timed_out(execution) from error.__cause__ or error
         except Exception as error:
             # A cancellation that cuts off a statement can cost the connection: running again would end likewise. It is
             # not made the cause, by which the database's errors are told.
             if deadline.expired and transient(error) is not None:
-                raise _timed_out(run)  # noqa: B904 - see above
+                raise _timed_out(execution)  # noqa: B904 - see above
             raise
         finally:
-            self._tell_of_early_commit(run.task, work)
+            self._tell_of_early_commit(execution.task, work)
         # The clock is asked, too: while a body blocks the event loop, no deadline can expire.
-        if deadline.expired or time.monotonic() > run.delivery.begun + run.timeout:
-            raise _timed_out(run)
+        if deadline.expired or time.monotonic() > execution.attempt_began + timeout:
+            raise _timed_out(execution)
         return value
 
     def _tell_of_early_commit(self, task: Task[..., Any], work: Scope) -> None:
@@ -195,21 +171,22 @@ class Executor:
                 task.name,
             )
 
-    def _run(self, delivery: Delivery, task: Task[..., Any], payload: Mapping[str, Any]) -> _Run:
-        context = JobContext(
-            job_id=delivery.message.job_id,
-            task=task.name,
-            queue=delivery.queue,
-            attempt=delivery.tries + 1,
-            previous=delivery.tries + delivery.crashes,
-            enqueued_at=from_milliseconds(delivery.message.enqueued_at),
-            score=delivery.score,
+    def _context(self, execution: Execution) -> JobContext:
+        claim, message = execution.claim, execution.message
+        return JobContext(
+            job_id=message.job_id,
+            task=execution.task.name,
+            queue=execution.queue,
+            attempt=claim.tries + 1,
+            previous=claim.tries + claim.crashes,
+            enqueued_at=from_milliseconds(message.enqueued_at),
+            score=execution.due,
             resources=self._resources,
         )
-        options = task.options
-        timeout = self._timeout if options.timeout is None else options.timeout
-        max_tries = self._max_tries if options.max_tries is None else options.max_tries
-        return _Run(delivery, task, payload, context, timeout, max_tries)
+
+
+def _counted_as_try(rerun: Rerun, execution: Execution) -> Outcome:
+    return count_as_try(rerun, tries=execution.claim.tries, max_tries=execution.limits.max_tries)
 
 
 def _is_in_doubt(error: BaseException) -> bool:
@@ -218,13 +195,13 @@ def _is_in_doubt(error: BaseException) -> bool:
     return refused is not None and transient(refused) is Transient.LOST
 
 
-def _stopped(run: _Run, error: BaseException) -> Outcome | None:
+def _stopped(execution: Execution, error: BaseException) -> Outcome | None:
     """The outcome of a job that this engine has stopped.
 
     Only its own word counts. The count of cancellations proves nothing: a body can raise it, and on Python 3.11 and
     3.12 a `TaskGroup` whose child failed leaves it raised.
     """
-    stop = run.delivery.stop
+    stop = execution.cancelled_as
     if stop is Kind.ABORTED and not isinstance(error, asyncio.CancelledError):
         # Whoever asked for it knows an abortion by this, whatever the body has made of its cancellation.
         aborted = asyncio.CancelledError()
@@ -233,5 +210,5 @@ def _stopped(run: _Run, error: BaseException) -> Outcome | None:
     return None if stop is None else Outcome(stop, error=error)
 
 
-def _timed_out(run: _Run) -> TimeoutError:
-    return TimeoutError(f"{run.task.name} took longer than its timeout, {run.timeout:g} s")
+def _timed_out(execution: Execution) -> TimeoutError:
+    return TimeoutError(f"{execution.task.name} took longer than its timeout, {execution.limits.timeout:g} s")

@@ -27,7 +27,7 @@ _DATABASE_TIMEOUT = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class HealthSnapshot:
     """What the engine knows of itself."""
 
     running: int
@@ -53,7 +53,7 @@ class Health:
 
     Args:
         queue_names: whose depth it tells, and with each of which it is kept.
-        vitals: what the engine knows of itself.
+        snapshot: what the engine knows of itself.
         ask_database: asks the default database for an answer.
     """
 
@@ -63,13 +63,13 @@ class Health:
         queue_names: tuple[str, ...],
         worker_id: str,
         *,
-        vitals: Callable[[], Vitals],
+        snapshot: Callable[[], HealthSnapshot],
         ask_database: Callable[[], Awaitable[None]],
     ) -> None:
         self._queue = queue
         self._names = queue_names
         self._worker_id = worker_id
-        self._vitals = vitals
+        self._snapshot = snapshot
         self._ask_database = ask_database
         self._last_trouble = -_FRESH
 
@@ -95,13 +95,13 @@ class Health:
             await self._queue.record_health(name, self._worker_id, record, _LIFETIME)
 
     async def _is_well(self) -> bool:
-        vitals, now = self._vitals(), time.monotonic()
+        snapshot, now = self._snapshot(), time.monotonic()
         return (
-            not vitals.slots_are_held
+            not snapshot.slots_are_held
             and now - self._last_trouble > _FRESH
-            and (not vitals.is_claiming or now - vitals.last_claim < _FRESH)
-            and now - vitals.last_beat < _FRESH
-            and vitals.standstill < _STANDSTILL
+            and (not snapshot.is_claiming or now - snapshot.last_claim < _FRESH)
+            and now - snapshot.last_beat < _FRESH
+            and snapshot.standstill < _STANDSTILL
             and await self._database_answers()
         )
 
@@ -114,15 +114,15 @@ class Health:
         return True
 
     async def _record(self) -> bytes:
-        vitals, now = self._vitals(), time.monotonic()
+        snapshot, now = self._snapshot(), time.monotonic()
         record: dict[str, Any] = {
             "queued": await self._queue.depths(self._names),
-            "running": vitals.running,
-            "done": vitals.done,
-            "failed": vitals.failed,
-            "retried": vitals.retried,
-            "loop_lag": round(vitals.loop_lag, 4),
-            "last_heartbeat": round(now - vitals.last_beat, 3),
+            "running": snapshot.running,
+            "done": snapshot.done,
+            "failed": snapshot.failed,
+            "retried": snapshot.retried,
+            "loop_lag": round(snapshot.loop_lag, 4),
+            "last_heartbeat": round(now - snapshot.last_beat, 3),
             "redis": "ok",
             "database": "ok",
         }

@@ -20,10 +20,13 @@ from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError
 
-from worker.engine.held import HeldJob, HeldJobs, Phase
+from worker.config import Config
+from worker.engine.execution import Execution, Phase
+from worker.engine.executions import Executions
 from worker.engine.outcome import Kind
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
+from worker.queue import Queue
 from worker.renewal import Grip, Renewal
 
 logger = logging.getLogger("worker")
@@ -37,7 +40,7 @@ _SAY_AGAIN = 30.0  # seconds between two warnings of the same trouble
 
 
 class Heartbeat:
-    """Keeps the leases of `held`.
+    """Keeps the leases of executions.
 
     Args:
         connect: opens the line to one queue's Redis.
@@ -50,7 +53,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        held: HeldJobs,
+        executions: Executions,
         connect: Callable[[str], Renewal],
         queues: Sequence[str],
         table: LeaseTable,
@@ -59,7 +62,8 @@ class Heartbeat:
         lease: float,
         silence: float,
     ) -> None:
-        self._held = held
+        self._executions = executions
+        self._overdue: set[Execution] = set()
         self._table = table
         self._keeper = keeper
         self._connect = connect
@@ -73,6 +77,18 @@ class Heartbeat:
         self._said = -_SAY_AGAIN
         self.last_beat = 0.0
         """When Redis last confirmed all leases, by the monotonic clock."""
+
+    @classmethod
+    def of(cls, executions: Executions, table: LeaseTable, queue: Queue, config: Config) -> "Heartbeat":
+        """Make a worker's heartbeat, with its keeper. The event loop may be silent for the lease and the grace time."""
+        names, lease, silence = config.queue_names, config.lease, config.lease + config.grace
+        keeper = Keeper(table, queue.url, names, lease=lease, silence=silence)
+        milliseconds = round(lease * 1000)
+
+        def connect(name: str) -> Renewal:
+            return Renewal(queue.url, name, milliseconds)
+
+        return cls(executions, connect, names, table, keeper, lease=lease, silence=silence)
 
     @property
     def is_fresh(self) -> bool:
@@ -107,10 +123,9 @@ class Heartbeat:
             self._table.thread_is_alive(woke_at)
             if woke_at - slept_at > self._interval + self._lease:
                 _tell_of_standstill(woke_at - slept_at)
-            if self._loop.is_stuck(self._held.longest_allowance):
+            if self._loop.is_stuck(self._executions.longest_lease):
                 _end_process(self._loop.silent_for)
-            for job in self._held.became_overdue():
-                _tell_of_overdue(job)
+            self._tell_of_overdue()
             self._keeper.look_after()
             # Each for itself: what is wrong with one queue must not cost the leases of another.
             kept = [self._beats(queue) for queue in self._queues]
@@ -121,11 +136,22 @@ class Heartbeat:
         for line in self._lines.values():
             line.close()
 
+    def _tell_of_overdue(self) -> None:
+        """Say once of each attempt that it runs for longer than it may."""
+        known, self._overdue = self._overdue, set(self._executions.overdue)
+        for execution in self._overdue - known:
+            logger.error(
+                "%s:%s does not end: it has run for longer than its timeout and what is granted past it, %.0f s. It "
+                "keeps its slot, and its lease is let go: another worker runs it again, which counts as a crash",
+                execution.job_id,
+                execution.message.task,
+                execution.limits.lease,
+            )
+
     def _tell_from_loop(self) -> None:
         """Tell the keeper, now and then, that the loop is alive although the thread may be waiting for a server."""
         if not self._stop.is_set():
             self._table.loop_is_alive(time.monotonic())
-            self._held.note_limits(self._table)
             asyncio.get_running_loop().call_later(self._interval, self._tell_from_loop)
 
     def _beats(self, queue: str) -> bool:
@@ -144,13 +170,13 @@ class Heartbeat:
         return True
 
     def _beat(self, queue: str) -> None:
-        jobs = self._held.to_renew(queue)
+        jobs = self._executions.to_renew(queue)
         if not jobs:
             return
         if queue not in self._lines:
             self._lines[queue] = self._connect(queue)
         line = self._lines[queue]
-        lost: list[HeldJob] = []
+        lost: list[Execution] = []
         for job, (grip, abort_at) in zip(jobs, line.renew([job.for_renewal for job in jobs]), strict=True):
             if grip is Grip.ANOTHERS:
                 self._loop.call(job.cancel, Kind.ABANDONED)
@@ -163,7 +189,7 @@ class Heartbeat:
         if lost:
             self._retake(lost, line)
 
-    def _retake(self, lost: list[HeldJob], line: Renewal) -> None:
+    def _retake(self, lost: list[Execution], line: Renewal) -> None:
         taken = line.retake([job.for_renewal for job in lost])
         logger.warning("%d leases of running jobs had ended or were lost; %d are taken again", len(lost), sum(taken))
         for job, ours in zip(lost, taken, strict=True):
@@ -217,17 +243,6 @@ def _tell_of_standstill(seconds: float) -> None:
         "this process stood still for %.1f s: it was frozen, or code kept the interpreter (a regular expression that "
         "backtracks, a C call); run such code in a process of its own",
         seconds,
-    )
-
-
-def _tell_of_overdue(job: HeldJob) -> None:
-    name = job.delivery.message.task if job.delivery is not None else "<unknown>"
-    logger.error(
-        "%s:%s does not end: it has run for longer than its timeout and what is granted past it, %.0f s. It keeps its "
-        "slot, and its lease is let go: another worker runs it again, which counts as a crash",
-        job.job_id,
-        name,
-        job.allowance,
     )
 
 

@@ -14,11 +14,10 @@ from typing import Any
 from db import Database, default_database
 from db.scope import Scope
 from db.transient import transient
-from worker.engine.delivery import Delivery
+from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError
 from worker.ledger import Ending, Known, Ledger, NothingWrittenError, State
-from worker.task import Task
 
 logger = logging.getLogger("worker")
 
@@ -51,7 +50,7 @@ class Attempt:
             LedgerBusyError: another attempt's transaction may be first.
         """
 
-    async def fate(self) -> Outcome | None:
+    async def resolve_commit(self) -> Outcome | None:
         """What became of a settled attempt whose COMMIT lost its connection; None if nothing was committed."""
         return None
 
@@ -62,24 +61,24 @@ class Once:
     def __init__(self, ledger: Ledger | None) -> None:
         self._ledger = ledger
 
-    def attempt(self, delivery: Delivery, task: Task[..., object]) -> Attempt:
+    def attempt(self, execution: Execution) -> Attempt:
         """A new attempt of a job."""
-        if self._ledger is None or not task.options.once:
+        if self._ledger is None or not execution.task.options.once:
             return Attempt()
-        return _OnceAttempt(self._ledger, delivery)
+        return _OnceAttempt(self._ledger, execution)
 
 
 class _OnceAttempt(Attempt):
     """One attempt of a job whose effects happen once."""
 
-    def __init__(self, ledger: Ledger, delivery: Delivery) -> None:
+    def __init__(self, ledger: Ledger, execution: Execution) -> None:
         self._ledger = ledger
-        self._delivery = delivery
+        self._execution = execution
         self._result: bytes | None = None
 
     async def settled_before(self) -> Outcome | None:
-        self._delivery.keep_lease()
-        message = self._delivery.message
+        self._execution.keep_lease()
+        message = self._execution.message
         known = await self._ledger.look_up(message.job_id, message.enqueued_at)
         return None if known is None else outcome_of(known)
 
@@ -100,14 +99,13 @@ class _OnceAttempt(Attempt):
             raise SettledBeforeError(settled)
         self.is_settled = True
 
-    async def fate(self) -> Outcome | None:
-        job_id = self._delivery.message.job_id
-        logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", job_id)
+    async def resolve_commit(self) -> Outcome | None:
+        logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", self._execution.job_id)
         while True:
             try:
                 return await self._answer()
             except asyncio.CancelledError as cancellation:
-                stop = self._delivery.stop
+                stop = self._execution.cancelled_as
                 # An abort comes too late for what may be committed, and so does a cancellation of the body's own.
                 if stop is not None and stop is not Kind.ABORTED:
                     return Outcome(stop, error=cancellation)  # whoever runs it next asks the ledger, too
@@ -116,7 +114,7 @@ class _OnceAttempt(Attempt):
         """Ask until the database says what became of the COMMIT."""
         pause = _FIRST_PAUSE
         while True:
-            self._delivery.keep_lease()
+            self._execution.keep_lease()
             try:
                 known = await self._ledger.was_done(self._ending)
             except Exception as unknown:
@@ -130,16 +128,16 @@ class _OnceAttempt(Attempt):
     @property
     def _ending(self) -> Ending:
         """The row of an attempt that is done."""
-        delivery, message = self._delivery, self._delivery.message
+        execution, message = self._execution, self._execution.message
         return Ending(
             message.job_id,
             message.enqueued_at,
             message.task,
-            delivery.queue,
+            execution.queue,
             State.DONE,
             result=self._result,
-            tries=delivery.tries + 1,
-            started_at=delivery.started_at,
+            tries=execution.claim.tries + 1,
+            started_at=execution.started_at,
         )
 
 

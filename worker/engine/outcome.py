@@ -7,6 +7,8 @@
 4. An exception group is asked member by member: one that is final makes it final; else the longest wait counts.
 """
 
+import asyncio
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +19,10 @@ from db.transient import Transient, transient
 from worker.errors import Retry, TriesExhaustedError
 from worker.task import Task
 
+logger = logging.getLogger("worker")
+
 _LONGEST_BACKOFF = 300.0  # seconds
+_LATER = 1.0  # seconds until a job runs that could not begin now
 
 
 class Kind(Enum):
@@ -87,6 +92,22 @@ def judge(error: BaseException, task: Task[..., object], *, tries: int, max_trie
     if all(_is_request(member) or transient(member) is not None for member in members):
         error = _exhausted(error, tries)
     return _again(error, tries, max_tries, wait)
+
+
+def judge_outside_body(error: BaseException, job_id: str, cancelled_as: Kind | None, *, is_read: bool) -> Outcome:
+    """The outcome of a job that ended with `error` before its body began, or after it.
+
+    Args:
+        cancelled_as: the outcome that the engine's own cancellation asks for.
+        is_read: whether the job's message was read.
+    """
+    if isinstance(error, asyncio.CancelledError) and cancelled_as is not None:
+        return Outcome(cancelled_as, error=error)
+    # Another job's code has cancelled all that it found, or the database is away: this job has not begun.
+    if isinstance(error, asyncio.CancelledError) or (not is_read and transient(error) is not None):
+        return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
+    logger.error("internal error while handling job %s; the job is marked failed", job_id, exc_info=error)
+    return Outcome.failed(error)
 
 
 def count_as_try(rerun: Rerun, *, tries: int, max_tries: int) -> Outcome:

@@ -2,7 +2,7 @@
 
 1. Slots are computed in UTC, and compared with Redis' clock: workers' own clocks may differ.
 2. While it runs, every slot that passes is queued, late where the event loop was blocked or Redis was away.
-3. What passed while no worker ran follows the task's misfire policy; see :mod:`worker.engine.slots`.
+3. What passed while no worker ran follows the task's misfire policy; see :mod:`worker.engine.cron_slots`.
 4. What is skipped is logged.
 """
 
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from worker.engine.slots import LedgerSlots, Slots, slot_id
+from worker.engine.cron_slots import LedgerSlots, Slots, slot_id
 from worker.exchange import Entry, Slot, to_ms
 from worker.ledger import Ledger
 from worker.message import encode

@@ -1,61 +1,32 @@
-"""Which slots of scheduled tasks have been queued, and queueing them once, whichever worker comes first.
+"""``Slots``: how many more jobs this worker may run."""
 
-Redis remembers the last slot of each task. Where there is a ledger, a slot is a row besides, of its own id and time: a
-Redis that has lost its memory neither forgets a slot nor lets one run twice.
-"""
+from collections.abc import Callable, Sequence
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-
-from worker.exchange import NEVER, Entry, Slot
-from worker.ledger import Ledger, Pending
-from worker.message import encode
-from worker.queue import Queue
-from worker.task import Task
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
+from worker.exchange import Claim
 
 
 class Slots:
-    """The slots that Redis knows of."""
+    """Free slots. Of jobs whose workers have died again and again, one may run at a time.
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    Args:
+        total: how many jobs may run at once.
+    """
 
-    async def last(self, task: Task[..., object], queue: str) -> datetime | None:
-        """The last slot of a task that was queued."""
-        return (await self._queue.last_slots(queue)).get(task.name)
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.free = total
+        self.free_suspects = 1
+        """How many more of those jobs may run."""
+        self.on_free: Callable[[], None] = lambda: None
+        """Called whenever a slot becomes free."""
 
-    async def put(self, queue: str, slots: Sequence[Slot]) -> None:
-        """Queue the jobs of slots, oldest first, unless that was done before."""
-        await self._queue.add_slots(queue, slots)
+    def take(self, claims: Sequence[Claim]) -> None:
+        """Give each of these jobs a slot."""
+        self.free -= len(claims)
+        self.free_suspects -= sum(claim.is_suspect for claim in claims)
 
-
-class LedgerSlots(Slots):
-    """The slots that Redis or the ledger knows of."""
-
-    def __init__(self, queue: Queue, ledger: Ledger) -> None:
-        super().__init__(queue)
-        self._ledger = ledger
-
-    async def last(self, task: Task[..., object], queue: str) -> datetime | None:
-        written = await self._ledger.last_enqueued(task.name, slot_id(task.name, ""))
-        known = (await super().last(task, queue), None if written is None else _EPOCH + timedelta(milliseconds=written))
-        return max((moment for moment in known if moment is not None), default=None)
-
-    async def put(self, queue: str, slots: Sequence[Slot]) -> None:
-        rows = [_row(slot, queue) for slot in slots if slot.payload]
-        new = await self._ledger.add_new(rows) if rows else []
-        # What Redis does not take now, the relay publishes.
-        await super().put(queue, [slot._replace(payload=b"") for slot in slots])
-        await self._queue.publish([Entry(row.id, row.payload, queue, due=row.due, expires=NEVER) for row in new])
-
-
-def slot_id(task: str, moment: object) -> str:
-    """The id of a slot's job."""
-    return f"cron:{task}:{moment}"
-
-
-def _row(slot: Slot, queue: str) -> Pending:
-    payload = encode(slot.task, b"{}", slot.moment, in_ledger=True)
-    return Pending(slot.job_id, slot.moment, slot.task, queue, payload, due=slot.moment)
+    def give_back(self, claim: Claim) -> None:
+        """Free the slot of a job that is over."""
+        self.free += 1
+        self.free_suspects += claim.is_suspect
+        self.on_free()

@@ -41,12 +41,15 @@ async def supervise(
             code or a task's has made up, and a failure like any other.
 
     Raises:
-        EngineError: it failed too often, and not for a server's sake, which is waited for without end.
+        EngineError: it says that the engine cannot go on; or it failed too often, and not for a server's sake, which is
+            waited for without end.
     """
     pause, failures, since, said = _FIRST_PAUSE, 0, time.monotonic(), -_SAY_AGAIN
     while True:
         try:
             await run()
+        except EngineError:
+            raise
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_ending():
                 raise

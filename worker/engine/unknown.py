@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
-from worker.engine.held import HeldJob
+from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 from worker.queue import Queue
@@ -57,16 +57,15 @@ class UnknownJobs:
         self._announced_to: dict[str, _Told] = {}
         self._asking = asyncio.Lock()
 
-    async def judge(self, job: HeldJob, outcome: Outcome) -> Outcome:
+    async def judge(self, execution: Execution, outcome: Outcome) -> Outcome:
         """What becomes of a postponed job: put back or failed if it is unknown, else as it was."""
         error = outcome.error
         if not isinstance(error, UnknownTaskError | UnknownArgumentsError):
             return outcome
-        assert job.delivery is not None  # noqa: S101 - its task was read
-        now, message = time.monotonic(), job.delivery.message
-        key = job.claim.raw_id, message.enqueued_at
+        now, message = time.monotonic(), execution.message
+        key = execution.claim.raw_id, message.enqueued_at
         met = self._met.setdefault(key, _Met(now))
-        if isinstance(error, UnknownTaskError) and await self._is_known_elsewhere(message.task, job.queue):
+        if isinstance(error, UnknownTaskError) and await self._is_known_elsewhere(message.task, execution.queue):
             met.unknown_since = None
             longest = _LONGEST_DELAY_ELSEWHERE
         else:

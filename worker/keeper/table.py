@@ -56,6 +56,10 @@ class Batch:
         self._page = page
         self._left = jobs
 
+    def begin(self, place: int, until: float) -> None:
+        """An attempt of the job of this place begins: its lease is to be kept until then."""
+        self._table.words[place] = until
+
     def end(self, place: int) -> None:
         """The job of this place is over."""
         self._table.words[place] = 0.0
@@ -97,10 +101,6 @@ class LeaseTable:
             left = ids[len(places) :] if places else ids
             places += self._add_page(queue, token, left, until)
         return places
-
-    def begin(self, place: int, until: float) -> None:
-        """A job's payload is read: its lease is to be kept until then."""
-        self.words[place] = until
 
     def free(self, page: int) -> None:
         """All jobs of a page are over."""

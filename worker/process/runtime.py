@@ -18,10 +18,11 @@ from db.transient import Transient, transient
 from worker.config import Config
 from worker.context import Resource
 from worker.ending import end
-from worker.engine.calling import AfterJob, Caller, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
+from worker.engine.limits import limits_of
 from worker.engine.once import Once
+from worker.engine.task_caller import AfterJob, Hook, TaskCaller
 from worker.errors import ConfigError, LedgerError, WorkerError
 from worker.ledger import Ledger
 from worker.ledger.presence import check
@@ -88,13 +89,10 @@ class Runtime:
         resources = await self._resources()
         await self._run_hooks(arq_context)
         self._tell_unserved(queue)
-        caller = Caller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
+        caller = TaskCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
-            self._registry.tasks,
             caller,
-            timeout=self._config.job_timeout,
-            max_tries=self._config.max_tries,
             max_result=self._config.max_result,
             resources=resources,
             once=Once(ledger),
@@ -116,7 +114,7 @@ class Runtime:
     @property
     def longest_timeout(self) -> float:
         """Seconds that the longest of the tasks may take."""
-        return max((timeout_of(task, self._config) for task in self._registry.tasks.values()), default=0.0)
+        return max((limits.timeout for limits in limits_of(self._registry.tasks, self._config).values()), default=0.0)
 
     def _open_database(self) -> db.Database[Any]:
         """The default database: the project's own if it made one, else one with the limits that fit its tasks."""
@@ -289,11 +287,6 @@ def require_urls(config: Config) -> str:
         except WorkerError as error:
             raise ConfigError(f"{config.variable('queue' if config.queues is None else 'queues')}: {error}") from None
     return redis_url
-
-
-def timeout_of(task: Task[..., Any], config: Config) -> float:
-    """Seconds that one attempt of `task` may take."""
-    return config.job_timeout if task.options.timeout is None else task.options.timeout
 
 
 def _takes_session(task: Task[..., Any]) -> bool:

@@ -11,10 +11,10 @@ import pytest
 import worker
 from worker import Queue
 from worker.config import Config
-from worker.engine.calling import AfterJob, Caller, Hook
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
+from worker.engine.task_caller import AfterJob, Hook, TaskCaller
 from worker.ledger import Ledger
 
 
@@ -45,19 +45,13 @@ class Worker:
         self.config = Config.load(redis_url=url, **(defaults | settings))
         self.queue = Queue(url, name=self.config.queue)
         self._drained: asyncio.Task[bool] | None = None
-        self._caller = Caller(threads=4, on_job_start=on_job_start)
+        self._caller = TaskCaller(threads=4, on_job_start=on_job_start)
         by_name = {task.name: task for task in tasks}
         self.engine = Engine(
             self.config,
             by_name,
             self.queue,
-            Executor(
-                by_name,
-                self._caller,
-                timeout=self.config.job_timeout,
-                max_tries=self.config.max_tries,
-                once=Once(ledger),
-            ),
+            Executor(self._caller, once=Once(ledger)),
             ask_database=ask_database,
             ledger=ledger,
             after_job=None if after_job_end is None else AfterJob(after_job_end, {}),

@@ -11,6 +11,7 @@ from tests.worker.engine.conftest import Seen, StartWorker
 from worker import Job, JobContext, Queue, task
 from worker.engine import claimer
 from worker.engine.claimer import Claimer
+from worker.engine.slots import Slots
 from worker.exchange import Claim, Entry
 from worker.keeper.table import LeaseTable, TableReader
 
@@ -71,11 +72,11 @@ def claiming(queue: Queue, claimed: list[Claim], *, slots: int) -> Claimer:
     return Claimer(
         queue,
         ["arq:queue"],
-        slots=slots,
+        slots=Slots(slots),
         lease=5,
         start=lambda claims, *_: claimed.extend(claims),
         table=LeaseTable(slots),
-        allowance=60.0,
+        longest_lease=60.0,
     )
 
 
@@ -124,7 +125,7 @@ class TestWakeups:
         monkeypatch.setattr(queue, "claim", slow_claim)
         await asyncio.wait_for(ours.run(), 2)
         assert len(claimed) == 1
-        ours.give_back(claimed[0])
+        ours._slots.give_back(claimed[0])
         await asyncio.wait_for(ours.run(), 2)  # a supervisor that runs it again
         assert len(claimed) == 1
 
@@ -160,7 +161,7 @@ async def test_what_comes_late(queue: Queue, observer: Any, monkeypatch: pytest.
     await eventually(lambda: [claim.raw_id for claim in claimed] == [b"held", b"lost"])
     assert put_back == [True]
     assert [claim.crashes for claim in claimed] == [0, 0]
-    assert ours.free_slots == 2
+    assert ours._slots.free == 2
     assert {job.job_id for job in TableReader(ours._table.descriptor, ours._table.size).jobs()} == {b"held", b"lost"}
     ours.stop()
     await at_once(running)
@@ -182,7 +183,7 @@ async def test_neighbouring_slots_share_a_claim(queue: Queue, monkeypatch: pytes
     running = asyncio.create_task(ours.run())
     await eventually(lambda: len(claimed) == 8, timeout=AT_ONCE)
     for over in claimed[:3]:
-        ours.give_back(over)
+        ours._slots.give_back(over)
         await asyncio.sleep(0)
     await eventually(lambda: len(claimed) == 11, timeout=AT_ONCE)
     assert wanted == [4, 4, 3]

@@ -220,7 +220,7 @@ class TestFailures:
         async with start(leave_behind) as worker:
             try:
                 await leave_behind.enqueue()
-                await eventually(lambda: worker.engine._counts.failed)
+                await eventually(lambda: worker.engine._log.counts["failed"])
                 assert await at_once(worker.drain())
             finally:
                 go_on.set()
@@ -280,7 +280,7 @@ class TestFailures:
         async with start(fail, double, concurrency=2, unknown_for=0) as worker:
             await fail.enqueue_many({"how": n % 3} for n in range(30))
             await worker.idle()
-            assert worker.engine._claimer.free_slots == 2
+            assert worker.engine._slots.free == 2
             assert await (await double.enqueue(3)).result(timeout=30) == 6
 
 
@@ -465,7 +465,7 @@ class TestDrain:
 
     async def test_one_that_does_not_end(self, start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         """A job that ignores its interruption is left: the drain ends, and its lease is let go."""
-        monkeypatch.setattr("worker.engine.engine._UNWINDING", 0.2)
+        monkeypatch.setattr("worker.engine.draining._UNWINDING", 0.2)
         release = threading.Event()
 
         @task

@@ -31,9 +31,8 @@ from tests.waiting import eventually
 from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
 from worker import Retry, task
 from worker.engine import patience
-from worker.engine.delivery import Delivery
 from worker.engine.outcome import Kind
-from worker.errors import TriesExhaustedError, UnknownTaskError
+from worker.errors import TriesExhaustedError
 from worker.message import Message
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
@@ -48,6 +47,10 @@ async def commits(database: Database[db.AsyncSession], postgres: Observer) -> As
     """Each COMMIT of a new note stays in the server until it is let go."""
     async with held_commits(postgres, "note") as commits:
         yield commits
+
+
+async def answer() -> int:
+    return 42
 
 
 class TestOutcome:
@@ -77,19 +80,6 @@ class TestOutcome:
         assert repr(outcome.error) == "ValueError('no')"
         assert await rows() == 0
 
-    async def test_an_unknown_task_fails(self, bench: Bench) -> None:
-        """A job of a task that this worker does not have ends with an error that names it."""
-
-        @task
-        async def known() -> None: ...
-
-        delivery = bench.deliver(known)
-        delivery.message = type(delivery.message)("1", "gone")
-        outcome = await bench.start(known, delivery)
-        assert outcome.kind is Kind.FAILED
-        assert isinstance(outcome.error, UnknownTaskError)
-        assert "'gone'" in str(outcome.error)
-
     @pytest.mark.parametrize(("args", "kwargs"), [((), {}), (("x",), {}), ((1,), {"number": 2}), ((), {"number": "x"})])
     async def test_wrong_arguments_fail_before_a_session_is_opened(
         self, bench: Bench, postgres: Observer, args: Any, kwargs: Any
@@ -100,9 +90,9 @@ class TestOutcome:
         async def count(session: db.AsyncSession, number: int) -> None:
             await insert(session)
 
-        delivery = bench.deliver(count, 1)
-        delivery.message = type(delivery.message)("1", count.name, args, kwargs, delivery.message.enqueued_at)
-        outcome = await bench.start(count, delivery)
+        execution = bench.deliver(count, 1)
+        execution.message = Message("1", count.name, args, kwargs, execution.message.enqueued_at)
+        outcome = await bench.start(count, execution)
         assert outcome.kind is Kind.FAILED
         assert isinstance(outcome.error, ValueError | TypeError)
         assert await postgres.backends() == 0
@@ -124,9 +114,9 @@ class TestOutcome:
         @task
         async def count(session: db.AsyncSession, number: int) -> None: ...
 
-        delivery = bench.deliver(count, 1)
-        delivery.message = type(delivery.message)("1", count.name, args, kwargs, delivery.message.enqueued_at)
-        outcome = await bench.start(count, delivery)
+        execution = bench.deliver(count, 1)
+        execution.message = Message("1", count.name, args, kwargs, execution.message.enqueued_at)
+        outcome = await bench.start(count, execution)
         assert outcome.kind is Kind.POSTPONED
         assert str(outcome.error) == f"{count.name}(number: int) does not take {unknown}"
 
@@ -146,8 +136,9 @@ class TestOutcome:
 
         fn.__annotations__["broken"] = Broken
         broken = task(fn)
-        delivery = Delivery(Message("1", broken.name, ({"number": 1},), {}, 1), "arq:queue")
-        outcome = await bench.start(broken, delivery)
+        execution = bench.deliver(task(answer))
+        execution.message = Message("1", broken.name, ({"number": 1},), {}, 1)
+        outcome = await bench.start(broken, execution)
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, error)
 
     @pytest.mark.parametrize(
@@ -586,13 +577,13 @@ class TestLostConnections:
 
         @task
         async def need() -> None:
-            begun.append(delivery.begun)
+            begun.append(execution.attempt_began)
             if len(begun) == 1:
                 raise DatabaseUnreachableError("database", "away")
 
-        delivery = bench.deliver(need)
-        claimed = delivery.begun
-        assert (await bench.start(need, delivery)).kind is Kind.COMPLETED
+        execution = bench.deliver(need)
+        claimed = execution.attempt_began
+        assert (await bench.start(need, execution)).kind is Kind.COMPLETED
         assert claimed < begun[0] < begun[1]
 
     @pytest.mark.parametrize("way", ["hidden", "plain"])
@@ -1005,10 +996,10 @@ class TestStop:
             await insert(session, "unique")
             await session.execute(text("SELECT pg_sleep(30)"))
 
-        delivery = bench.deliver(slow)
-        job = bench.start(slow, delivery)
+        execution = bench.deliver(slow)
+        job = bench.start(slow, execution)
         await eventually(lambda: postgres.backends("active"), equals=1)
-        delivery.stop = kind
+        execution.cancelled_as = kind
         job.cancel()
         outcome = await job
         assert outcome.kind is kind
@@ -1046,10 +1037,10 @@ class TestStop:
             await insert(session)
             await session.execute(text("INSERT INTO reply VALUES (999)"))
 
-        delivery = bench.deliver(dangle)
-        job = bench.start(dangle, delivery)
+        execution = bench.deliver(dangle)
+        job = bench.start(dangle, execution)
         await commits.begun()
-        delivery.stop = Kind.INTERRUPTED
+        execution.cancelled_as = Kind.INTERRUPTED
         job.cancel()
         await asyncio.sleep(0)
         await commits.let_go()
@@ -1069,10 +1060,10 @@ class TestStop:
             except asyncio.CancelledError:
                 raise RuntimeError("stopped") from None
 
-        delivery = bench.deliver(stubborn)
-        job = bench.start(stubborn, delivery)
+        execution = bench.deliver(stubborn)
+        job = bench.start(stubborn, execution)
         await begun.wait()
-        delivery.stop = Kind.INTERRUPTED
+        execution.cancelled_as = Kind.INTERRUPTED
         job.cancel()
         assert (await job).kind is Kind.INTERRUPTED
         assert await rows() == 0
@@ -1103,11 +1094,11 @@ class TestStop:
         async def ask(session: db.AsyncSession) -> None:
             await insert(session)
 
-        delivery = bench.deliver(ask)
-        job = bench.start(ask, delivery)
+        execution = bench.deliver(ask)
+        job = bench.start(ask, execution)
         await asyncio.sleep(0.5)
         assert not job.done()
-        delivery.stop = Kind.INTERRUPTED
+        execution.cancelled_as = Kind.INTERRUPTED
         job.cancel()
         async with asyncio.timeout(1):
             assert (await job).kind is Kind.INTERRUPTED
@@ -1124,10 +1115,10 @@ class TestStop:
                 session.execute(INSERT, {"words": str(number)})
                 time.sleep(0.01)
 
-        delivery = bench.deliver(busy)
-        job = bench.start(busy, delivery)
+        execution = bench.deliver(busy)
+        job = bench.start(busy, execution)
         await begun.wait()
-        delivery.stop = Kind.INTERRUPTED
+        execution.cancelled_as = Kind.INTERRUPTED
         job.cancel()
         async with asyncio.timeout(3):
             assert (await job).kind is Kind.INTERRUPTED
@@ -1157,8 +1148,8 @@ class TestManyFaultsAtOnce:
                     await session.execute(text("SELECT pg_sleep(0.8)"))
             await insert(session, f"second {number}")
 
-        deliveries = [bench.deliver(work, number) for number in range(10)]
-        jobs = [bench.start(work, delivery) for delivery in deliveries]
+        executions = [bench.deliver(work, number) for number in range(10)]
+        jobs = [bench.start(work, execution) for execution in executions]
         await asyncio.sleep(0.5)
         for number in (0, 1):
             jobs[number].cancel()

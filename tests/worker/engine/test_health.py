@@ -189,7 +189,7 @@ async def test_claimer_is_dead(start: StartWorker, queue: Queue, seen: Seen, has
         await began.wait()
         await asyncio.sleep(2 * health._FRESH)
         assert seen.well()
-        for loop in worker.engine._loops:
+        for loop in worker.engine._loops._tasks.values():
             if loop.get_name() == "claimer":
                 loop.cancel()
         go_on.set()

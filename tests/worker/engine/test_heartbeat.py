@@ -14,12 +14,12 @@ from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker, Worker
 from worker import JobContext, Queue, task
-from worker.engine.delivery import Delivery
-from worker.engine.engine import SlotsHeldError
+from worker.engine.execution import Execution, Phase
+from worker.engine.executions import Executions
 from worker.engine.heartbeat import _WatchedLoop
-from worker.engine.held import HeldJob, HeldJobs, Phase
+from worker.engine.limits import Limits
+from worker.engine.stuck_slots import SlotsHeldError
 from worker.exchange import Claim
-from worker.message import Message
 
 BUSY: dict[str, Any] = {"lease": 1.0, "grace": 0.2}
 
@@ -176,7 +176,7 @@ class TestLosesLeases:
             observer.set(f"arq:in-progress:{job.job_id}", f"{successor}:1", px=60_000)
             observer.hset("arq:started", job.job_id, f"2:{successor}")
             await eventually(lambda: attempts.ended == ["cancelled"])
-            await eventually(lambda: worker.engine._held.running == 0)
+            await eventually(lambda: worker.engine._executions.running == 0)
             assert observer.get(f"arq:in-progress:{job.job_id}") == f"{successor}:1"
             assert seen.left() >= {"arq:queue", f"arq:job:{job.job_id}"}
 
@@ -266,11 +266,11 @@ class TestLetsGo:
                 first = await stay.enqueue()
                 await eventually(told)
                 await asyncio.sleep(2 * worker.engine._heartbeat._interval)
-                assert not worker.engine._vitals().slots_are_held
+                assert len(worker.engine._executions.overdue) == 1
                 second = await stay.enqueue()
                 await eventually(lambda: len(told()) == 2)
                 assert [told()[number].split(":")[0] for number in (0, 1)] == [first.job_id, second.job_id]
-                assert worker.engine._vitals().slots_are_held
+                assert len(worker.engine._executions.overdue) == 2
                 error = await asyncio.wait_for(failed, 30)
                 assert (type(error), error.exit_code) == (SlotsHeldError, 70)
             finally:
@@ -292,25 +292,26 @@ class TestLetsGo:
         async with start(need, **BUSY) as worker:
             job = await need.enqueue()
             await eventually(lambda: time.monotonic() > until - 0.2)
-            assert len(worker.engine._held) == 1  # not claimed a second time, by itself
+            assert len(worker.engine._executions) == 1  # not claimed a second time, by itself
             assert await job.result(timeout=30) == "done"
-        assert worker.engine._counts.done == 1
+        assert worker.engine._log.counts["done"] == 1
         assert seen.left() == set()
         assert seen.result(job.job_id)["t"] == 1
 
     def test_allowance_counts_from_each_attempt(self) -> None:
         """A lease is kept for one attempt from its start, and without end while the outcome is on its way."""
-        job = HeldJob(Claim(b"a", b"{}", b"1", 0, 0, None), "arq:queue", "t", started_at=0, allowance=0.2)
-        held = HeldJobs()
+        limits = Limits(timeout=0.1, max_tries=5, keep_result=0, lease=0.2)
+        job = Execution(Claim(b"a", b"{}", b"1", 0, 0, None), "arq:queue", "t", 0, limits)
+        held = Executions(1)
         held.add(job)
         assert held.to_renew("arq:queue") == [job]
         time.sleep(0.25)
         assert held.to_renew("arq:queue") == []
-        job.delivery = Delivery(Message("a", "task"), "arq:queue")
+        job.keep_lease()
         assert held.to_renew("arq:queue") == [job]
         time.sleep(0.25)
         assert held.to_renew("arq:queue") == []
-        job.delivery.keep_lease()
+        job.keep_lease()
         assert held.to_renew("arq:queue") == [job]
         time.sleep(0.25)
         job.phase = Phase.FINISHING

@@ -22,7 +22,7 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
 from worker import task
-from worker.engine.delivery import Delivery
+from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError
 from worker.exchange import now_ms
@@ -61,8 +61,8 @@ async def waiters(postgres: Observer) -> int:
     return int(await postgres.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
 
 
-async def known(delivery: Delivery) -> Known | None:
-    return await Ledger().look_up(delivery.message.job_id, delivery.message.enqueued_at)
+async def known(execution: Execution) -> Known | None:
+    return await Ledger().look_up(execution.message.job_id, execution.message.enqueued_at)
 
 
 class TestWhatTheBodyLeavesSet:
@@ -92,10 +92,10 @@ class TestWhatTheBodyLeavesSet:
             await session.execute(INSERT, {"words": "a"})
             await session.execute(text(left if "ISOLATION" not in left else "SELECT 1"))
 
-        delivery = bench.deliver(leaves)
-        outcome = await bench.start(leaves, delivery)
+        execution = bench.deliver(leaves)
+        outcome = await bench.start(leaves, execution)
         assert (outcome.kind, outcome.in_ledger, len(starts)) == (Kind.COMPLETED, True, 1)
-        assert await known(delivery) == Known(State.DONE, b"null")
+        assert await known(execution) == Known(State.DONE, b"null")
         assert await rows() == 1
 
     @pytest.mark.parametrize("level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
@@ -107,9 +107,9 @@ class TestWhatTheBodyLeavesSet:
             await session.connection(execution_options={"isolation_level": level})
             await session.execute(INSERT, {"words": "a"})
 
-        delivery = bench.deliver(leaves)
-        assert (await bench.start(leaves, delivery)).in_ledger
-        assert await known(delivery) == Known(State.DONE, b"null")
+        execution = bench.deliver(leaves)
+        assert (await bench.start(leaves, execution)).in_ledger
+        assert await known(execution) == Known(State.DONE, b"null")
         assert await rows() == 1
 
     async def test_savepoint_of_the_sessions(self, bench: Bench, rows: Count) -> None:
@@ -120,9 +120,9 @@ class TestWhatTheBodyLeavesSet:
             await session.begin_nested()
             await session.execute(INSERT, {"words": "a"})
 
-        delivery = bench.deliver(leaves)
-        assert (await bench.start(leaves, delivery)).in_ledger
-        assert await known(delivery) == Known(State.DONE, b"null")
+        execution = bench.deliver(leaves)
+        assert (await bench.start(leaves, execution)).in_ledger
+        assert await known(execution) == Known(State.DONE, b"null")
         assert await rows() == 1
 
     @pytest.mark.parametrize("how", ["statement", "option", "sync", "default"])
@@ -149,11 +149,11 @@ class TestWhatTheBodyLeavesSet:
         reads.__annotations__["session"] = db.AsyncSession
         reads_in_thread.__annotations__["session"] = db.Session
         report = task(max_tries=1)(reads if how != "sync" else reads_in_thread)
-        delivery = bench.deliver(report)
-        outcome = await bench.start(report, delivery)
+        execution = bench.deliver(report)
+        outcome = await bench.start(report, execution)
         assert (outcome.kind, outcome.result, outcome.in_ledger) == (Kind.COMPLETED, b"42", False)
         assert len(starts) == 1
-        assert await known(delivery) is None
+        assert await known(execution) is None
 
     async def test_read_only_after_it_has_written(self, bench: Bench, rows: Count) -> None:
         """Its effects cannot be one with a row any more: it fails, rolled back, and is told what to do."""
@@ -230,12 +230,12 @@ class TestWhatTheBodyLeavesSet:
             await session.execute(INSERT, {"words": "a"})
             await session.execute(text("SET LOCAL lock_timeout = 1"))
 
-        delivery = bench.deliver(hasty)
-        message = delivery.message
+        execution = bench.deliver(hasty)
+        message = execution.message
         done = Ending(message.job_id, message.enqueued_at, message.task, "arq:queue", State.DONE)
         async with db.scope():
             await Ledger().mark_done(await db.session(), done)
-            outcome = await bench.start(hasty, delivery)
+            outcome = await bench.start(hasty, execution)
         assert (outcome.kind, len(starts)) == (Kind.POSTPONED, 1)
         assert await rows() == 0
 
@@ -243,10 +243,10 @@ class TestWhatTheBodyLeavesSet:
 class TestOneStatement:
     async def test_a_job_that_wrote_has_a_done_row_with_its_result(self, bench: Bench, rows: Count) -> None:
         """The ledger knows the job and what it returned."""
-        delivery = bench.deliver(add, "a")
-        outcome = await bench.start(add, delivery)
+        execution = bench.deliver(add, "a")
+        outcome = await bench.start(add, execution)
         assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, True)
-        assert await known(delivery) == Known(State.DONE, b'"a"')
+        assert await known(execution) == Known(State.DONE, b'"a"')
         assert await rows() == 1
 
     @pytest.mark.parametrize("adds", [add, keep])
@@ -311,9 +311,9 @@ class TestOneStatement:
             await session.execute(INSERT, {"words": "a"})
             await session.commit()
 
-        delivery = bench.deliver(early)
-        assert (await bench.start(early, delivery)).in_ledger
-        assert await known(delivery) == Known(State.DONE, b"null")
+        execution = bench.deliver(early)
+        assert (await bench.start(early, execution)).in_ledger
+        assert await known(execution) == Known(State.DONE, b"null")
 
     async def test_jobs_of_the_job_go_with_it(self, bench: Bench, queue: worker.Queue, postgres: Observer) -> None:
         """What a task enqueues is written in the same transaction, before the ledger's own statement."""
@@ -322,8 +322,8 @@ class TestOneStatement:
         async def fan_out() -> None:
             await idle.enqueue_many([{}] * 3)
 
-        delivery = bench.deliver(fan_out)
-        outcome = await bench.start(fan_out, delivery)
+        execution = bench.deliver(fan_out)
+        outcome = await bench.start(fan_out, execution)
         assert outcome.in_ledger
         counts = await postgres.fetch("SELECT state, count(*) FROM tandem_jobs GROUP BY state ORDER BY state")
         assert [tuple(row) for row in counts] == [("done", 1), ("pending", 3)]
@@ -337,9 +337,9 @@ class TestOneStatement:
             session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
             return 1
 
-        delivery = bench.deliver(plain)
-        assert (await bench.start(plain, delivery)).in_ledger
-        again = await bench.start(plain, delivery)
+        execution = bench.deliver(plain)
+        assert (await bench.start(plain, execution)).in_ledger
+        again = await bench.start(plain, execution)
         assert (again.kind, again.result) == (Kind.DUPLICATE, b"1")
         assert await rows() == 1
 
@@ -378,8 +378,8 @@ class TestSecondDelivery:
             await session.execute(INSERT, {"words": str(len(ran))})
             return len(ran)
 
-        delivery = bench.deliver(count)
-        first, second = await bench.start(count, delivery), await bench.start(count, delivery)
+        execution = bench.deliver(count)
+        first, second = await bench.start(count, execution), await bench.start(count, execution)
         assert (first.kind, second.kind, second.result) == (Kind.COMPLETED, Kind.DUPLICATE, b"1")
         assert (len(ran), await rows()) == (2, 1)
 
@@ -392,10 +392,10 @@ class TestSecondDelivery:
             began.append(words)
             await session.execute(INSERT, {"words": words})
 
-        delivery = bench.deliver(send, "a")
-        await bench.start(send, delivery)
-        delivery.crashes = 1
-        assert (await bench.start(send, delivery)).kind is Kind.DUPLICATE
+        execution = bench.deliver(send, "a")
+        await bench.start(send, execution)
+        execution.claim = execution.claim._replace(crashes=1)
+        assert (await bench.start(send, execution)).kind is Kind.DUPLICATE
         assert began == ["a"]
 
     async def test_a_task_learns_that_it_was_started_before(self, bench: Bench) -> None:
@@ -406,9 +406,9 @@ class TestSecondDelivery:
         async def look(job: worker.JobContext) -> None:
             seen.append((job.attempt, job.previous))
 
-        delivery = bench.deliver(look, tries=1)
-        delivery.crashes = 2
-        await bench.start(look, delivery)
+        execution = bench.deliver(look, tries=1)
+        execution.claim = execution.claim._replace(crashes=2)
+        await bench.start(look, execution)
         assert seen == [(2, 3)]
 
     @pytest.mark.parametrize("kind", [db.AsyncSession, db.Session])
@@ -470,12 +470,12 @@ class TestSecondDelivery:
     ) -> None:
         """Five reruns are free, later each time; from then on each one is a try, and the last try fails the job."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
-        delivery = bench.deliver(add, "a")
+        execution = bench.deliver(add, "a")
         async with db.scope():
             await (await db.session()).execute(text("LOCK TABLE tandem_jobs IN SHARE MODE"))
-            outcomes = [await bench.start(add, delivery) for _ in range(6)]
-            delivery.tries = 2
-            outcomes.append(await bench.start(add, delivery))
+            outcomes = [await bench.start(add, execution) for _ in range(6)]
+            execution.claim = execution.claim._replace(tries=2)
+            outcomes.append(await bench.start(add, execution))
         kinds = [outcome.kind for outcome in outcomes]
         assert kinds == [Kind.POSTPONED] * 5 + [Kind.RETRIED, Kind.FAILED]
         assert [outcome.delay for outcome in outcomes[:5]] == [1, 2, 4, 8, 16]
@@ -492,8 +492,8 @@ class TestSecondDelivery:
             await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
             await Ledger().add(session, [Pending(uuid4().hex, 1, "send", "arq:queue", b"{}")])
 
-        delivery = bench.deliver(work_for_tenant)
-        outcomes = [await bench.start(work_for_tenant, delivery) for _ in range(2)]
+        execution = bench.deliver(work_for_tenant)
+        outcomes = [await bench.start(work_for_tenant, execution) for _ in range(2)]
         assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
         assert await rows() == 1
         assert await postgres.fetchval("SELECT count(*) FROM public.tandem_jobs") == 2
@@ -510,8 +510,8 @@ class TestSecondDelivery:
             engine_options={"execution_options": {"schema_translate_map": {None: "app"}}},
         )
         try:
-            delivery = bench.deliver(anew)
-            outcomes = [await bench.start(anew, delivery) for _ in range(2)]
+            execution = bench.deliver(anew)
+            outcomes = [await bench.start(anew, execution) for _ in range(2)]
             assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
             assert await rows() == 1
             assert await postgres.fetchval("SELECT count(*) FROM app.tandem_jobs") == 1
@@ -555,8 +555,8 @@ class TestSecondDelivery:
             sessions=lambda engine: async_sessionmaker(engine, sync_session_class=Routed, expire_on_commit=False),
         )
         try:
-            delivery = bench.deliver(keep_another)
-            outcomes = [await bench.start(keep_another, delivery) for _ in range(2)]
+            execution = bench.deliver(keep_another)
+            outcomes = [await bench.start(keep_another, execution) for _ in range(2)]
             assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
             assert await rows() == 1
         finally:
@@ -573,8 +573,8 @@ class TestSecondDelivery:
             await both.wait()
             return 7
 
-        delivery = bench.deliver(meet)
-        outcomes = await asyncio.gather(bench.start(meet, delivery), bench.start(meet, delivery))
+        execution = bench.deliver(meet)
+        outcomes = await asyncio.gather(bench.start(meet, execution), bench.start(meet, execution))
         assert {outcome.kind for outcome in outcomes} == {Kind.COMPLETED, Kind.DUPLICATE}
         assert [outcome.result for outcome in outcomes] == [b"7", b"7"]
         assert await rows() == 1
@@ -592,8 +592,8 @@ class TestSecondDelivery:
             await both.wait()
             return 7
 
-        delivery = bench.deliver(meet)
-        outcomes = await asyncio.gather(bench.start(meet, delivery), bench.start(meet, delivery))
+        execution = bench.deliver(meet)
+        outcomes = await asyncio.gather(bench.start(meet, execution), bench.start(meet, execution))
         assert {outcome.kind for outcome in outcomes} == {Kind.COMPLETED, Kind.DUPLICATE}
         assert len(began) == 2
         assert await rows() == 1
@@ -602,8 +602,8 @@ class TestSecondDelivery:
         self, bench: Bench, rows: Count, sync_database_url: str
     ) -> None:
         """A zombie holds the row: the job is put back within three seconds, at no cost (D7)."""
-        delivery = bench.deliver(add, "a")
-        message = delivery.message
+        execution = bench.deliver(add, "a")
+        message = execution.message
         zombie = await asyncpg.connect(sync_database_url.replace("+psycopg", ""))
         try:
             async with asyncio.timeout(3):
@@ -614,13 +614,13 @@ class TestSecondDelivery:
                     message.job_id,
                     message.enqueued_at,
                 )
-                outcome = await bench.start(add, delivery)
+                outcome = await bench.start(add, execution)
                 await transaction.rollback()
         finally:
             await zombie.close()
         assert (outcome.kind, outcome.delay) == (Kind.POSTPONED, 1.0)
         assert await rows() == 0
-        assert (await bench.start(add, delivery)).kind is Kind.COMPLETED
+        assert (await bench.start(add, execution)).kind is Kind.COMPLETED
 
     @pytest.mark.parametrize(
         ("state", "kind", "error"),
@@ -634,23 +634,23 @@ class TestSecondDelivery:
         self, bench: Bench, rows: Count, state: State, kind: Kind, error: type[BaseException]
     ) -> None:
         """Aborted, discarded, expired: what the attempt did is rolled back."""
-        delivery = bench.deliver(add, "a")
-        message = delivery.message
+        execution = bench.deliver(add, "a")
+        message = execution.message
         await Ledger().settle([Ending(message.job_id, message.enqueued_at, "add", "arq:queue", state)])
-        outcome = await bench.start(add, delivery)
+        outcome = await bench.start(add, execution)
         assert outcome.kind is kind
         assert isinstance(outcome.error, error)
         assert await rows() == 0
 
     async def test_a_pending_row_is_settled_by_the_job(self, bench: Bench, rows: Count) -> None:
         """A job that was enqueued in a transaction sets its own row done."""
-        delivery = bench.deliver(add, "a")
-        message = delivery.message
+        execution = bench.deliver(add, "a")
+        message = execution.message
         row = Pending(message.job_id, message.enqueued_at, "add", "arq:queue", encode("add", b"{}", now_ms()))
         async with db.scope():
             await Ledger().add(await db.session(), [row])
-        assert (await bench.start(add, delivery)).kind is Kind.COMPLETED
-        assert await known(delivery) == Known(State.DONE, b'"a"')
+        assert (await bench.start(add, execution)).kind is Kind.COMPLETED
+        assert await known(execution) == Known(State.DONE, b'"a"')
         assert await rows() == 1
 
 
@@ -720,26 +720,26 @@ class TestLostCommit:
         await through.run(anew)
         proxy.refuse()  # new connections: the one that is open goes on
         proxy.drop_on("^COMMIT", when="after")
-        delivery = through.deliver(anew)
-        job = through.start(anew, delivery)
+        execution = through.deliver(anew)
+        job = through.start(anew, execution)
         await eventually(lambda: "the ledger is asked" in caplog.text)
-        begun = delivery.begun
+        begun = execution.attempt_began
         done, _ = await asyncio.wait({job}, timeout=1)
         assert not done
-        assert delivery.begun > begun  # the lease is kept meanwhile
+        assert execution.attempt_began > begun  # the lease is kept meanwhile
         await proxy.resume()
         assert (await job).kind is Kind.COMPLETED
         assert await rows() == 2
 
     async def test_a_look_that_is_not_answered_keeps_the_lease(self, proxy: Proxy, through: Bench, rows: Count) -> None:
         """A job that was started before is held while the database that is asked about it is away, and then runs."""
-        delivery = through.deliver(anew)
-        delivery.crashes = 1
+        execution = through.deliver(anew)
+        execution.claim = execution.claim._replace(crashes=1)
         proxy.refuse()
-        job = through.start(anew, delivery)
+        job = through.start(anew, execution)
         for _ in range(3):
-            begun = delivery.begun
-            await eventually(lambda: delivery.begun > begun)  # noqa: B023 - asked at once
+            begun = execution.attempt_began
+            await eventually(lambda: execution.attempt_began > begun)  # noqa: B023 - asked at once
         assert not job.done()
         await proxy.resume()
         assert (await job).kind is Kind.COMPLETED
@@ -753,17 +753,17 @@ class TestLostCommit:
         await through.run(add, "warm")
         proxy.refuse()  # new connections: the one that is open goes on
         proxy.drop_on("^COMMIT", when="after")
-        delivery = through.deliver(anew)
-        job: asyncio.Task[Outcome] = through.start(anew, delivery)
+        execution = through.deliver(anew)
+        job: asyncio.Task[Outcome] = through.start(anew, execution)
         await eventually(lambda: "the ledger is asked" in caplog.text)
-        delivery.stop = asked
+        execution.cancelled_as = asked
         job.cancel()
         done, _ = await asyncio.wait({job}, timeout=0.2)
         assert bool(done) is (kind is Kind.INTERRUPTED)
         await proxy.resume()
         assert (await job).kind is kind
-        delivery.stop = None
-        assert (await through.start(anew, delivery)).kind is Kind.DUPLICATE
+        execution.cancelled_as = None
+        assert (await through.start(anew, execution)).kind is Kind.DUPLICATE
         assert await rows() == 2
 
     async def test_a_cancellation_that_nobody_asked_for(

@@ -508,7 +508,7 @@ class TestTime:
             now: Any = observer.time()
             assert 590 < due / 1000 - now[0] < 602
             observer.zrem("arq:queue", later.job_id)
-            await eventually(lambda: not one.engine._held)
+            await eventually(lambda: not one.engine._executions)
 
     async def test_an_expired_job_is_over(
         self, relay: Relay, ledger: Ledger, observer: redis.Redis, postgres: Observer

@@ -19,9 +19,9 @@ from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Queue, cron, current_job, task
 from worker.engine import scheduler
+from worker.engine.cron_slots import LedgerSlots, slot_id
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
-from worker.engine.slots import LedgerSlots, slot_id
 from worker.exchange import Settlement, Slot, to_ms
 from worker.ledger import Ending, Ledger, State
 from worker.message import encode

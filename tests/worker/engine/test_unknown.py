@@ -10,13 +10,15 @@ from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
 from worker.engine import announcer, unknown
-from worker.engine.delivery import Delivery
-from worker.engine.held import HeldJob
+from worker.engine.execution import Execution
+from worker.engine.limits import Limits
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.unknown import UnknownJobs, _Met
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 from worker.exchange import Claim
 from worker.message import Message
+
+LIMITS = Limits(timeout=10.0, max_tries=5, keep_result=0, lease=10.0)
 
 
 @task
@@ -39,7 +41,7 @@ class TestTasks:
         """A job of an unknown task waits for a worker that knows it, at no cost."""
         job = await double.enqueue(3)
         async with start() as old:
-            await eventually(lambda: old.engine._unknown._met)
+            await eventually(lambda: old.engine._unknown_jobs._met)
             await eventually(lambda: "arq:started" not in seen.left())
             assert await job.status() == "deferred"
         # While both work it may come back to the old one, which puts it back for longer each time.
@@ -50,7 +52,7 @@ class TestTasks:
     async def test_of_which_it_has_heard_no_more(self, start: StartWorker) -> None:
         """A worker forgets the jobs that another one must have taken by now."""
         async with start(unknown_for=5) as old:
-            met, now = old.engine._unknown._met, time.monotonic()
+            met, now = old.engine._unknown_jobs._met, time.monotonic()
             met[b"long gone", 1] = _Met(now - 71)
             met[b"may come again", 1] = _Met(now - 60)
             job = await double.enqueue(3)
@@ -61,8 +63,8 @@ class TestTasks:
         unknown_jobs = UnknownJobs(Queue("redis://127.0.0.1:1"), unknown_for=0.2)
 
         async def judged(enqueued_at: int) -> Kind:
-            job = HeldJob(Claim(b"nightly", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, 10.0)
-            job.delivery = Delivery(Message("nightly", "double", enqueued_at=enqueued_at), "arq:queue")
+            job = Execution(Claim(b"nightly", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, LIMITS)
+            job.message = Message("nightly", "double", enqueued_at=enqueued_at)
             outcome = Outcome(Kind.POSTPONED, error=UnknownArgumentsError.of("double(number)", ["note"]))
             return (await unknown_jobs.judge(job, outcome)).kind
 
@@ -85,10 +87,10 @@ class TestTasksOfAnotherService:
         """Two services share a queue: a job of the one is not failed by the other, however long the one is busy."""
         async with start(double, hold, id="theirs", concurrency=1) as theirs:
             await hold.enqueue(3.0)
-            await eventually(lambda: theirs.engine._held.running)
+            await eventually(lambda: theirs.engine._executions.running)
             async with start(hold, id="ours", unknown_for=0.2) as ours:
                 job = await double.enqueue(3)
-                met = await eventually(lambda: ours.engine._unknown._met)
+                met = await eventually(lambda: ours.engine._unknown_jobs._met)
                 assert [job_id for job_id, _ in met] == [job.job_id.encode()]
                 await eventually(lambda: all(time.monotonic() - each.first > 1.5 for each in met.values()))
                 assert await job.status() in ("deferred", "in_progress")
@@ -131,7 +133,7 @@ class TestTasksOfAnotherService:
 
         monkeypatch.setattr(Queue, "announced", count)
         async with start(concurrency=50) as old:
-            await eventually(lambda: len(old.engine._unknown._met), equals=len(jobs))
+            await eventually(lambda: len(old.engine._unknown_jobs._met), equals=len(jobs))
         assert asked == ["arq:queue"]
         async with start(double, id="new") as one:
             await one.idle(timeout=60)
@@ -139,8 +141,8 @@ class TestTasksOfAnotherService:
 
     async def test_a_redis_that_does_not_say(self) -> None:
         """Nothing fails because Redis was away just then."""
-        job = HeldJob(Claim(b"1", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, 10.0)
-        job.delivery = Delivery(Message("1", "double"), "arq:queue")
+        job = Execution(Claim(b"1", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, LIMITS)
+        job.message = Message("1", "double")
         outcome = Outcome(Kind.POSTPONED, error=UnknownTaskError.of("double"))
         queue = Queue("redis://127.0.0.1:1")
         judged = await UnknownJobs(queue, unknown_for=0).judge(job, outcome)
@@ -154,7 +156,7 @@ class TestArguments:
         """Producers are deployed first: the job waits for a worker that takes its arguments, at no cost."""
         (job,) = await double_with_more.enqueue_many([call])
         async with start(double) as old:
-            await eventually(lambda: old.engine._unknown._met)
+            await eventually(lambda: old.engine._unknown_jobs._met)
             await eventually(lambda: "arq:started" not in seen.left())
             assert await job.status() == "deferred"
         async with start(double_with_more, id="new"):

@@ -28,8 +28,8 @@ def test_jobs(table: LeaseTable, reader: TableReader) -> None:
 
 def test_begun(table: LeaseTable, reader: TableReader) -> None:
     """A job that has begun has a limit of its own, and the others keep theirs."""
-    _, (_, second) = table.add(0, TOKEN, [b"a", b"b"], until=7.0)
-    table.begin(second, 9.0)
+    _, (batch, second) = table.add(0, TOKEN, [b"a", b"b"], until=7.0)
+    batch.begin(second, 9.0)
     assert [(job.job_id, job.until, job.has_begun) for job in reader.jobs()] == [(b"a", 7.0, False), (b"b", 9.0, True)]
 
 
@@ -59,7 +59,7 @@ def test_full(table: LeaseTable, reader: TableReader) -> None:
     """Where there is no room the jobs are left out, and what is there stays as it is."""
     there = [table.add(0, TOKEN, [b"there"], until=1.0) for _ in range(4)]
     ((batch, word),) = table.add(0, TOKEN, [b"left out"], until=1.0)
-    table.begin(word, 2.0)
+    batch.begin(word, 2.0)
     batch.end(word)
     assert [job.job_id for job in reader.jobs()] == [b"there"] * 4
     ((batch, word),) = there[0]

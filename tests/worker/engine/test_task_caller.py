@@ -22,6 +22,7 @@ from tests.worker.conftest import Bench, Count, Execute, MakeBench
 from worker import JobContext, Resource, current_job, injected, task
 from worker.engine.outcome import Kind
 from worker.errors import WorkerError
+from worker.message import Message
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
 
@@ -64,13 +65,13 @@ class TestInjection:
         async def ask() -> JobContext:
             return current_job()
 
-        delivery = bench.deliver(look, tries=2)
-        await bench.start(look, delivery)
+        execution = bench.deliver(look, tries=2)
+        await bench.start(look, execution)
         job = seen[0]
         assert seen == [job] * 3
         assert (job.job_id, job.task, job.queue, job.attempt) == ("job-1", look.name, "arq:queue", 3)
         assert abs(job.enqueued_at - datetime.now(UTC)).total_seconds() < 60
-        assert job.score == delivery.score
+        assert job.score == execution.due
 
     async def test_no_job_runs_elsewhere(self, execute: Execute) -> None:
         """`current_job()` outside of a job says so, and a job leaves nothing behind."""
@@ -368,7 +369,7 @@ class TestHooks:
         async def count(number: int) -> None: ...
 
         bench = make_bench(on_job_start=start)
-        delivery = bench.deliver(count, 1)
-        delivery.message = type(delivery.message)("1", count.name, ("x",))
-        assert (await bench.start(count, delivery)).kind is Kind.FAILED
+        execution = bench.deliver(count, 1)
+        execution.message = Message("1", count.name, ("x",))
+        assert (await bench.start(count, execution)).kind is Kind.FAILED
         assert told == []

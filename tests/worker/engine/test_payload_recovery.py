@@ -14,7 +14,9 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Job, JobFailed, Queue, task
-from worker.engine.recall import recall
+from worker.engine.execution import Execution
+from worker.engine.limits import Limits
+from worker.engine.payload_recovery import PayloadRecovery
 from worker.exchange import Claim
 from worker.ledger import Ending, Ledger, State
 
@@ -42,11 +44,17 @@ async def claim(queue: Queue) -> Claim:
     return claimed
 
 
+async def recovered(claim: Claim) -> bytes | None:
+    """The payload that a claim gets."""
+    execution = Execution(claim, "arq:queue", TOKEN, 0, Limits(60, 5, 0, 60))
+    await PayloadRecovery(Ledger()).recover(execution)
+    return execution.claim.payload
+
+
 async def test_a_pending_job_gets_its_payload(queue: Queue, observer: redis.Redis, postgres: Observer) -> None:
     """The one that it was enqueued with."""
     await lost(observer)
-    recalled = await recall(await claim(queue), Ledger())
-    assert recalled.payload == await postgres.fetchval("SELECT payload FROM tandem_jobs")
+    assert await recovered(await claim(queue)) == await postgres.fetchval("SELECT payload FROM tandem_jobs")
 
 
 @pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.ABORTED, State.EXPIRED, State.DISCARDED], ids=str)
@@ -55,14 +63,14 @@ async def test_one_that_is_over_does_not(queue: Queue, observer: redis.Redis, po
     job_id = await lost(observer)
     enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs")
     await Ledger().settle([Ending(job_id, enqueued_at, "echo", queue.name, state)])
-    assert (await recall(await claim(queue), Ledger())).payload is None
+    assert await recovered(await claim(queue)) is None
 
 
 async def test_one_that_has_expired_does_not(queue: Queue, observer: redis.Redis, postgres: Observer) -> None:
     """Its payload has gone because it waited longer than it may: it is not run, however pending its row is."""
     await lost(observer, expires=60)
     await postgres.execute("UPDATE tandem_jobs SET due = due - 61000")
-    assert (await recall(await claim(queue), Ledger())).payload is None
+    assert await recovered(await claim(queue)) is None
 
 
 async def test_whoever_waits_for_one_that_has_expired_is_told(
@@ -80,7 +88,7 @@ async def test_one_that_the_ledger_does_not_know(queue: Queue, observer: redis.R
     """A job that was enqueued directly has expired; and an id need not be text."""
     for raw_id in (b"direct", b"\xff\xfe", b"a\0b"):
         observer.zadd(queue.name, {raw_id: 1_000})
-        assert (await recall(await claim(queue), Ledger())).payload is None
+        assert await recovered(await claim(queue)) is None
 
 
 async def test_the_database_is_away(queue: Queue, observer: redis.Redis, database_url: str) -> None:
@@ -91,7 +99,7 @@ async def test_the_database_is_away(queue: Queue, observer: redis.Redis, databas
         away = Database[db.AsyncSession](proxy.url, default=True)
         proxy.refuse()
         with pytest.raises(db.DatabaseUnreachableError) as caught:
-            await recall(claimed, Ledger())
+            await recovered(claimed)
         assert transient(caught.value) is not None
         await away.dispose()
 
@@ -105,7 +113,7 @@ async def test_it_runs_once_the_database_is_back(start: StartWorker, observer: A
         proxy.refuse()
         async with start(echo, ledger=Ledger()) as worker_:
             await eventually(lambda: observer.zscore("arq:queue", job_id) > 1000 * time.time() + 100)
-            await eventually(lambda: not worker_.engine._held)
+            await eventually(lambda: not worker_.engine._executions)
             assert not observer.exists(f"arq:job:{job_id}")
             await proxy.resume()
             assert await Job[int](job_id).result(timeout=20) == 7

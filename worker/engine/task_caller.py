@@ -12,7 +12,7 @@ from db import default_database
 from db.guarded import Session
 from db.scope import Scope
 from worker.context import JobContext, Resource, from_milliseconds
-from worker.engine.delivery import Delivery
+from worker.engine.execution import Execution
 from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.task import Task
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("worker")
 Hook = Callable[[dict[Any, Any]], Awaitable[None]]
 
 
-class Caller:
+class TaskCaller:
     """Calls tasks.
 
     Args:
@@ -43,25 +43,21 @@ class Caller:
         self._on_job_start = on_job_start
         self._on_job_end = on_job_end
 
-    def call(
-        self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope
-    ) -> Coroutine[Any, Any, Any]:
+    def call(self, execution: Execution, scope: Scope) -> Coroutine[Any, Any, Any]:
         """Call the task in `scope`, between the hooks."""
         has_hooks = self._on_job_start is not None or self._on_job_end is not None
-        return (self._call_between_hooks if has_hooks else self._call)(task, payload, job, scope)
+        return (self._call_between_hooks if has_hooks else self._call)(execution, scope)
 
     def close(self) -> None:
         """Let no more plain functions start."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _call_between_hooks(
-        self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope
-    ) -> Any:
-        context = await self._context(job, scope)
+    async def _call_between_hooks(self, execution: Execution, scope: Scope) -> Any:
+        context = await self._context(execution.context, scope)
         if self._on_job_start is not None:
             await self._on_job_start(context)
         try:
-            result = await self._call(task, payload, job, scope)
+            result = await self._call(execution, scope)
         except BaseException:
             await self._end_failed(context)
             raise
@@ -78,13 +74,13 @@ class Caller:
         except (Exception, SystemExit, KeyboardInterrupt):
             logger.exception("on_job_end failed, after its job had")
 
-    async def _call(self, task: Task[..., Any], payload: Mapping[str, Any], job: JobContext, scope: Scope) -> Any:
-        values: dict[str, Any] = {}
+    async def _call(self, execution: Execution, scope: Scope) -> Any:
+        task, values = execution.task, {}
         for name, what in task.injected.items():
-            values[name] = await self._inject(what, job, scope)
+            values[name] = await self._inject(what, execution.context, scope)
         if task.is_sync:
-            return await self._in_thread(task, payload, values)
-        return await task.signature.call(payload, values)
+            return await self._in_thread(task, execution.arguments, values)
+        return await task.signature.call(execution.arguments, values)
 
     async def _inject(self, what: Injected, job: JobContext, scope: Scope) -> Any:
         match what:
@@ -136,13 +132,15 @@ class AfterJob:
         self._hook = hook
         self._arq_context = arq_context
 
-    async def tell(self, delivery: Delivery) -> None:
+    async def tell(self, execution: Execution) -> None:
+        """Call the hook."""
+        message = execution.message
         context = {
             **self._arq_context,
-            "job_id": delivery.message.job_id,
-            "job_try": delivery.tries + 1,
-            "enqueue_time": from_milliseconds(delivery.message.enqueued_at),
-            "score": delivery.score,
+            "job_id": message.job_id,
+            "job_try": execution.claim.tries + 1,
+            "enqueue_time": from_milliseconds(message.enqueued_at),
+            "score": execution.due,
         }
         try:
             await self._hook(context)

@@ -1,4 +1,4 @@
-"""The reception: whatever is in the queue, the worker lives, and each job that cannot run ends failed."""
+"""Admission: whatever is in the queue, the worker lives, and each job that cannot run ends failed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.proxy import Proxy
 from tests.waiting import at_once
 from tests.worker.engine.conftest import Seen, StartWorker
 from worker import JobFailed, Queue, task
-from worker.engine import report
+from worker.engine import broker_completer
 from worker.exchange import Entry
 from worker.ledger import Ledger
 from worker.message import encode
@@ -95,7 +95,7 @@ class TestGarbage:
                 pipe.execute()
             async with start(double, unknown_for=0, ledger=ledger) as worker:
                 await worker.idle(timeout=20)
-                assert worker.engine._counts.failed == len(bad)
+                assert worker.engine._log.counts["failed"] == len(bad)
                 outcomes = {
                     job_id: json.loads(client.get(b"arq:result:" + job_id) or b"{}") for job_id in [*bad, *good]
                 }
@@ -110,7 +110,7 @@ class TestGarbage:
     async def test_huge(self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         """A payload larger than any result, that somebody has put there by hand, ends its job, and nothing else."""
         # What is really allowed takes a busy machine longer to pass on than Redis is waited for.
-        monkeypatch.setattr(report, "_LARGEST_RESULT", 6 * 1024 * 1024)
+        monkeypatch.setattr(broker_completer, "_LARGEST_RESULT", 6 * 1024 * 1024)
         huge = GOOD.replace(b"21", b'"%b"' % (b"x" * 7 * 1024 * 1024))
         await queue.redis.set("arq:job:huge", huge)
         await queue.redis.zadd("arq:queue", {"huge": 1})

@@ -1,4 +1,4 @@
-"""The finisher: outcomes reach Redis in batches, each once, whatever becomes of the connection."""
+"""The broker completer: outcomes reach Redis in batches, each once, whatever becomes of the connection."""
 
 import asyncio
 from typing import Any
@@ -7,29 +7,27 @@ from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, Worker
 from worker import JobContext, Queue, Retry, task
-from worker.engine.finisher import Finisher
-from worker.engine.held import HeldJob, HeldJobs, Phase
+from worker.engine.broker_completer import BrokerCompleter
+from worker.engine.execution import Execution, Phase
+from worker.engine.executions import Executions
+from worker.engine.limits import Limits
 from worker.engine.outcome import Kind, Outcome
-from worker.exchange import Entry, Settlement
+from worker.exchange import Entry
 from worker.scripts import Script
 
 QUEUE = "arq:queue"
 
 
-async def held_jobs(queue: Queue, number: int) -> tuple[HeldJobs, list[HeldJob]]:
+async def held_jobs(queue: Queue, number: int) -> tuple[Executions, list[Execution]]:
     """So many claimed jobs."""
     await queue.enqueue([Entry(f"j{n:04}", b"{}", QUEUE) for n in range(number)])
-    held = HeldJobs()
+    held = Executions(number)
     claims = (await queue.claim(QUEUE, "o" * 28, 60_000, number)).jobs
-    jobs = [HeldJob(claim, QUEUE, "o" * 28, started_at=0, allowance=60) for claim in claims]
+    limits = Limits(timeout=60, max_tries=5, keep_result=60_000, lease=60)
+    jobs = [Execution(claim, QUEUE, "o" * 28, 0, limits) for claim in claims]
     for job in jobs:
         held.add(job)
     return held, jobs
-
-
-def ended(size: int) -> Any:
-    """Encodes each outcome as a result of this many bytes."""
-    return lambda job, _: Settlement(job.claim.raw_id, job.token, "end", b"1" * size, 60_000)
 
 
 async def test_batches(queue: Queue, redis_url: str, observer: Any) -> None:
@@ -42,12 +40,12 @@ async def test_batches(queue: Queue, redis_url: str, observer: Any) -> None:
             held, jobs = await held_jobs(queue, number)
             await ours.finish(QUEUE, [])  # so that the script is known
             before = proxy.count(finish)
-            finisher = Finisher(ours, held, ended(size))
+            completer = BrokerCompleter(ours, held)
             for job in jobs:
-                finisher.report(job, Outcome.completed(b"1"))
+                completer.complete(job, Outcome.completed(b"1" * size))
             assert {job.phase for job in jobs} == {Phase.FINISHING}
-            running = asyncio.create_task(finisher.run())
-            await asyncio.wait_for(finisher.flushed(), 10)
+            running = asyncio.create_task(completer.run())
+            await asyncio.wait_for(completer.flushed(), 10)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             assert proxy.count(finish) - before == trips
@@ -59,9 +57,9 @@ async def test_batches(queue: Queue, redis_url: str, observer: Any) -> None:
 async def test_abandoned(queue: Queue, observer: Any) -> None:
     """A job that another worker has is let go of, and Redis is told nothing."""
     held, (job,) = await held_jobs(queue, 1)
-    finisher = Finisher(queue, held, ended(1))
-    finisher.report(job, Outcome(Kind.ABANDONED))
-    await finisher.flushed()
+    completer = BrokerCompleter(queue, held)
+    completer.complete(job, Outcome(Kind.ABANDONED))
+    await completer.flushed()
     assert len(held) == 0
     assert observer.exists("arq:in-progress:j0000")
 
@@ -99,17 +97,17 @@ async def test_neighbours_share_a_round_trip(queue: Queue, redis_url: str) -> No
         ours = Queue(proxy.url)
         held, jobs = await held_jobs(queue, 4)
         await ours.finish(QUEUE, [])  # so that the script is known
-        finisher = Finisher(ours, held, ended(1))
-        running = asyncio.create_task(finisher.run())
+        completer = BrokerCompleter(ours, held)
+        running = asyncio.create_task(completer.run())
         await asyncio.sleep(0)
         before = proxy.count(finish)
         for job in jobs[:3]:
-            finisher.report(job, Outcome.completed(b"1"))
+            completer.complete(job, Outcome.completed(b"1"))
             await asyncio.sleep(0)
-        await asyncio.wait_for(finisher.flushed(), 10)
+        await asyncio.wait_for(completer.flushed(), 10)
         assert proxy.count(finish) - before == 1
-        finisher.report(jobs[3], Outcome.completed(b"1"))
-        await asyncio.wait_for(finisher.flushed(), 10)
+        completer.complete(jobs[3], Outcome.completed(b"1"))
+        await asyncio.wait_for(completer.flushed(), 10)
         assert proxy.count(finish) - before == 2
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -35,7 +35,7 @@ async def said(caplog: pytest.LogCaptureFixture, start: StartWorker, which: str)
             await stumble.enqueue()
             await worker_.idle()
             job = await linger.enqueue()
-            await eventually(lambda: worker_.engine._held.running)
+            await eventually(lambda: worker_.engine._executions.running)
             await job.abort(timeout=5)
     lines = [record.getMessage() for record in caplog.records if re.search("[→←↻!⊘]", record.getMessage())]
     return [re.sub(r"^ *\d+\.\d\ds |[0-9a-f]{32}:", "", line) for line in lines]

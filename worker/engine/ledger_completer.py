@@ -1,9 +1,9 @@
-"""``Settler``: outcomes -> ledger, in batches, before Redis hears of them.
+"""``LedgerCompleter``: outcomes -> ledger, in batches, before Redis hears of them.
 
 1. What failed for good is kept, with its payload and traceback, until somebody retries or discards it.
 2. A job that was enqueued in a transaction has a pending row, and each of its ends settles that.
 3. What the ledger knows to have ended otherwise, in another attempt, has ended as it says.
-4. All other outcomes, and those that the job's own transaction has written, go straight to the finisher.
+4. All other outcomes, and those that the job's own transaction has written, go straight to the broker completer.
 
 An outcome stays here, and its lease stays held, until the ledger has taken it. One that fails goes to the end of the
 line, so that the others need not wait for it. One whose row the database cannot hold (its id has a NUL, say), or does
@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 from db.transient import is_refused, transient
 from worker.batches import batches
-from worker.engine.finisher import Finisher
-from worker.engine.held import HeldJob, Phase
+from worker.engine.broker_completer import BrokerCompleter
+from worker.engine.execution import Execution, Phase
 from worker.engine.once import outcome_of
 from worker.engine.outcome import Kind, Outcome
+from worker.engine.recording import RECORDING
 from worker.errors import LedgerBusyError
 from worker.failure import error_data
 from worker.ledger import Ending, Ledger, State
@@ -36,19 +37,13 @@ _BATCH = 200  # outcomes a transaction
 # cancellation of a statement that waits for a lock. What is larger goes alone, and then it does not.
 _BATCH_BYTES = 64 * 1024
 _HOPELESS = 5  # failures of one outcome, after each of which others were written
-_STATES = {
-    Kind.COMPLETED: State.DONE,
-    Kind.FAILED: State.FAILED,
-    Kind.ABORTED: State.ABORTED,
-    Kind.EXPIRED: State.EXPIRED,
-}
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """An outcome on its way to the ledger."""
 
-    job: HeldJob
+    execution: Execution
     outcome: Outcome
     ending: Ending
     failures: int = 0
@@ -57,16 +52,16 @@ class _Waiting:
     """How many outcomes were written when it last failed."""
 
 
-class Settler:
-    """Reports what became of held jobs, to the ledger first.
+class LedgerCompleter:
+    """Writes the outcomes of executions to the ledger, and hands them on to the broker completer.
 
     Args:
-        ledger: None: there is none, and all go to the finisher.
+        ledger: None: there is none, and all go straight to the broker completer.
     """
 
-    def __init__(self, ledger: Ledger | None, finisher: Finisher) -> None:
+    def __init__(self, ledger: Ledger | None, broker_completer: BrokerCompleter) -> None:
         self._ledger = ledger
-        self._finisher = finisher
+        self._broker_completer = broker_completer
         self._waiting: deque[_Waiting] = deque()
         self._written = self._written_before_failure = 0
         self._moved_at = 0.0
@@ -74,16 +69,16 @@ class Settler:
         self._nothing = asyncio.Event()
         self._nothing.set()
 
-    def report(self, job: HeldJob, outcome: Outcome) -> None:
-        """Take an outcome; it is written soon, together with others."""
-        ending = None if self._ledger is None or outcome.in_ledger else _ending(job, outcome)
+    def complete(self, execution: Execution, outcome: Outcome) -> None:
+        """Take an outcome. It is written soon, together with others."""
+        ending = None if self._ledger is None or outcome.in_ledger else _ending(execution, outcome)
         if ending is None:
-            self._finisher.report(job, outcome)
+            self._broker_completer.complete(execution, outcome)
             return
-        job.phase = Phase.FINISHING
+        execution.phase = Phase.FINISHING
         if not self._waiting:
             self._moved_at = time.monotonic()
-        self._waiting.append(_Waiting(job, outcome, ending))
+        self._waiting.append(_Waiting(execution, outcome, ending))
         self._nothing.clear()
         self._something.set()
 
@@ -97,8 +92,9 @@ class Settler:
             self._nothing.set()
 
     async def flushed(self) -> None:
-        """Wait until the ledger has taken every outcome."""
+        """Wait until the ledger, and then Redis, has taken every outcome."""
         await self._nothing.wait()
+        await self._broker_completer.flushed()
 
     @property
     def standstill(self) -> float:
@@ -131,8 +127,8 @@ class Settler:
             self._waiting.remove(entry)
             before = None if known.state is entry.ending.state else outcome_of(known)
             if before is not None:
-                logger.info("%s: another attempt of it was settled before: %s", entry.job.job_id, known.state)
-            self._finisher.report(entry.job, before or entry.outcome)
+                logger.info("%s: another attempt of it was settled before: %s", entry.execution.job_id, known.state)
+            self._broker_completer.complete(entry.execution, before or entry.outcome)
 
     def _put_off(self, batch: list[_Waiting]) -> bool:
         """Let others come first; whether any was written since the last failure."""
@@ -159,47 +155,43 @@ class Settler:
     def _let_go(self, entry: _Waiting, refused: Exception) -> None:
         """Nobody can ever write this row, and nobody is to wait for it: the outcome is in Redis and in the log."""
         why = getattr(refused, "orig", refused)
-        logger.error("%s: the ledger cannot keep what became of it: %s", entry.job.job_id, why)
-        if _is_pending(entry.job) and entry.ending != (bare := _bare(entry.ending)):
+        logger.error("%s: the ledger cannot keep what became of it: %s", entry.execution.job_id, why)
+        if _is_pending(entry.execution) and entry.ending != (bare := _bare(entry.ending)):
             entry.ending, entry.failures = bare, 0
             return
         self._waiting.remove(entry)
-        self._finisher.report(entry.job, entry.outcome)
+        self._broker_completer.complete(entry.execution, entry.outcome)
 
 
-def _ending(job: HeldJob, outcome: Outcome) -> Ending | None:
-    """The row that says what became of the job; None where none is wanted."""
-    delivery = job.delivery
-    if delivery is None or not (delivery.message.in_ledger or outcome.kind is _FAILED):
+def _ending(execution: Execution, outcome: Outcome) -> Ending | None:
+    """The row that says how the job has ended; None where none is wanted."""
+    message, state = execution.message, RECORDING[outcome.kind].state
+    if state is None or not execution.is_read or not (message.in_ledger or outcome.kind is _FAILED):
         return None
-    state = _STATES.get(outcome.kind)
-    if state is None:
-        return None
-    message = delivery.message
     ending = Ending(
         message.job_id,
         message.enqueued_at,
         _storable(message.task),
-        job.queue,
+        execution.queue,
         state,
-        tries=job.claim.tries + 1,
-        started_at=job.started_at,
+        tries=execution.claim.tries + 1,
+        started_at=execution.started_at,
     )
     if outcome.error is None:
         return ending._replace(result=outcome.result)
     data = error_data(outcome.error)
     traceback = data.pop("traceback", None)
     return ending._replace(
-        payload=job.claim.payload,
+        payload=execution.claim.payload,
         result=serialize(data),
         error=_storable(f"{data['type']}: {data['message']}"),
         traceback=traceback and _storable(traceback),
     )
 
 
-def _is_pending(job: HeldJob) -> bool:
+def _is_pending(execution: Execution) -> bool:
     """Whether the ledger has had a row for it since it was enqueued."""
-    return job.delivery is not None and job.delivery.message.in_ledger
+    return execution.message.in_ledger
 
 
 def _bare(ending: Ending) -> Ending:

@@ -77,7 +77,7 @@ class TestFailures:
             await worker_.idle()
         kept = await row(job.job_id)
         assert (kept["state"], kept["tries"], kept["task"]) == ("failed", 1, "fail")
-        assert kept["error"] == "tests.worker.engine.test_settler.OddError: no\\x00ne"
+        assert kept["error"] == "tests.worker.engine.test_ledger_completer.OddError: no\\x00ne"
         assert "raise OddError(words)" in kept["traceback"]
         assert b'"words":' in kept["payload"] or b"no" in kept["payload"]
         assert kept["started_at"] <= kept["finished_at"]
@@ -95,7 +95,7 @@ class TestFailures:
 
         async with start(again, ledger=ledger) as worker_:
             await again.enqueue()
-            await eventually(lambda: worker_.engine._counts.retried == 1)
+            await eventually(lambda: worker_.engine._log.counts["retried"] == 1)
             assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
             looked.set()
             await worker_.idle()
@@ -294,14 +294,14 @@ class TestTrouble:
             proxy.refuse()
             await proxy.drop()
             job = await fail.enqueue("late")
-            await eventually(lambda: worker_.engine._counts.failed == 1)
+            await eventually(lambda: worker_.engine._log.counts["failed"] == 1)
             await asyncio.sleep(1.5)  # longer than the lease
             assert seen.result(job.job_id) == {}
-            assert len(worker_.engine._held) == 1
+            assert len(worker_.engine._executions) == 1
             await proxy.resume()
             with pytest.raises(worker.JobFailed):
                 await job.result(timeout=30)
-            assert worker_.engine._counts.failed == 1
+            assert worker_.engine._log.counts["failed"] == 1
         assert seen.left() == set()
 
     async def test_a_standstill_is_told(
@@ -315,14 +315,14 @@ class TestTrouble:
         """A worker whose outcomes reach no ledger is unwell, though nothing fails; at its end it says what is lost."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 60.0)
         monkeypatch.setattr("worker.engine.health._STANDSTILL", 1.0)
-        monkeypatch.setattr("worker.engine.engine._SETTLING", 0.5)
+        monkeypatch.setattr("worker.engine.engine._FLUSHING", 0.5)
         async with start(fail, ledger=Ledger(), lease=5) as worker_:
             with pytest.raises(worker.JobFailed):
                 await (await fail.enqueue("words")).result(timeout=30)
             await eventually(seen.well)
             proxy.blackhole()
             job = await fail.enqueue("words")
-            await eventually(lambda: worker_.engine._settler.standstill > 1)
+            await eventually(lambda: worker_.engine._ledger_completer.standstill > 1)
             await eventually(lambda: not seen.well())
             await worker_.drain()
             assert seen.result(job.job_id) == {}

@@ -1,0 +1,72 @@
+"""``Admission``: what is known of a claimed job before it runs. Most often, that it may run."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from worker.engine.execution import Execution
+from worker.engine.limits import Limits
+from worker.engine.outcome import Kind, Outcome
+from worker.errors import JobExpiredError, PayloadError, PayloadTooLargeError, PoisonJobError, UnknownTaskError
+from worker.message import Message
+from worker.task import Task
+
+
+class Admission:
+    """Admits claimed jobs.
+
+    Args:
+        tasks: by name.
+        limits: likewise.
+        widest_limits: of a job whose task is not known yet.
+        max_crashes: worker crashes during one job after which the job is considered poison.
+        accept_pickle: whether payloads may be pickles.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task[..., Any]],
+        limits: Mapping[str, Limits],
+        widest_limits: Limits,
+        *,
+        max_crashes: int,
+        accept_pickle: bool,
+    ) -> None:
+        self._tasks = tasks
+        self._limits = limits
+        self.widest_limits = widest_limits
+        self._max_crashes = max_crashes
+        self._accept_pickle = accept_pickle
+
+    def admit(self, execution: Execution) -> Outcome | None:
+        """Read the job's message and find its task. The job's outcome, if the job is not to run at all."""
+        claim = execution.claim
+        if claim.unread:
+            return Outcome.failed(_too_large(claim.unread))
+        if claim.payload is None:
+            return Outcome(Kind.EXPIRED, error=JobExpiredError("job expired: it waited longer than it may"))
+        try:
+            message = Message.decode(execution.job_id, claim.payload, accept_pickle=self._accept_pickle)
+        except PayloadError as error:
+            return Outcome.failed(error)
+        execution.message = message
+        if execution.asked_to_abort(claim.abort_at):
+            return Outcome(Kind.ABORTED, error=asyncio.CancelledError())
+        if claim.crashes >= self._max_crashes:
+            return Outcome.failed(
+                PoisonJobError(f"its worker died {claim.crashes} times while it ran; WORKER_MAX_CRASHES allows no more")
+            )
+        task = self._tasks.get(message.task)
+        if task is None:
+            return Outcome(Kind.POSTPONED, error=UnknownTaskError.of(message.task))
+        execution.task = task
+        execution.limits = self._limits[message.task]
+        execution.keep_lease()
+        return None
+
+
+def _too_large(size: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"its payload has {size} bytes, and a worker reads 8 times WORKER_MAX_PAYLOAD at most: store the "
+        "arguments and enqueue their key, or raise it"
+    )

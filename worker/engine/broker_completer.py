@@ -1,0 +1,152 @@
+"""``BrokerCompleter``: outcomes -> Redis, in batches.
+
+An outcome stays here, and its lease stays held, until Redis has taken it.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from itertools import islice
+
+from pydantic_core import to_json
+from redis.exceptions import RedisError
+
+from worker.engine.coalescing import coalesce
+from worker.engine.execution import Execution, Phase
+from worker.engine.executions import Executions
+from worker.engine.limits import milliseconds
+from worker.engine.outcome import Kind, Outcome
+from worker.engine.recording import RECORDING, Action
+from worker.exchange import Settlement, now_ms
+from worker.failure import error_data
+from worker.message import Message, serialize
+from worker.queue import Queue
+
+logger = logging.getLogger("worker")
+
+_ABORTED, _FINISHING = Kind.ABORTED, Phase.FINISHING
+_BATCH = 500  # outcomes a round trip
+_ENOUGH = 16  # likewise: for so many it is made at once
+_BATCH_BYTES = 8 * 1024 * 1024  # likewise, of results
+_LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
+
+_Waiting = deque[tuple[Execution, Settlement]]
+
+
+class BrokerCompleter:
+    """Writes the outcomes of executions to Redis.
+
+    Args:
+        executions: each is let go of once Redis has its outcome.
+    """
+
+    def __init__(self, queue: Queue, executions: Executions) -> None:
+        self._queue = queue
+        self._executions = executions
+        self._waiting: defaultdict[str, _Waiting] = defaultdict(deque)
+        self._something = asyncio.Event()
+        self._nothing = asyncio.Event()
+        self._nothing.set()
+
+    def complete(self, execution: Execution, outcome: Outcome) -> None:
+        """Take an outcome. It is written soon, together with others."""
+        action = RECORDING[outcome.kind].action
+        if action is None:
+            self._executions.remove(execution)
+            return
+        execution.phase = _FINISHING
+        self._waiting[execution.queue].append((execution, completion(execution, outcome, action)))
+        self._nothing.clear()
+        self._something.set()
+
+    async def run(self) -> None:
+        """Write outcomes as they come. A write that fails is repeated by the next run."""
+        while True:
+            await self._something.wait()
+            while any(self._waiting.values()):
+                await coalesce(lambda: sum(map(len, self._waiting.values())) >= _ENOUGH)
+                await self._write_all()
+            self._something.clear()
+            self._nothing.set()
+
+    async def flushed(self) -> None:
+        """Wait until Redis has taken every outcome."""
+        await self._nothing.wait()
+
+    async def _write_all(self) -> None:
+        """One round trip a queue. One that fails keeps its outcomes, and does not keep those of the others waiting."""
+        failed: RedisError | OSError | None = None
+        for queue, waiting in list(self._waiting.items()):
+            try:
+                await self._write(queue, waiting)
+            except (RedisError, OSError) as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _write(self, queue: str, waiting: _Waiting) -> None:
+        batch = _first(waiting)
+        if not batch:
+            return
+        replies = await self._queue.finish(queue, [settlement for _, settlement in batch])
+        for (execution, _), ours in zip(batch, replies, strict=True):
+            waiting.popleft()
+            self._executions.remove(execution)
+            if not ours:
+                logger.warning("%s ended here too late: another worker has taken it over", execution.job_id)
+
+
+def _first(waiting: _Waiting) -> list[tuple[Execution, Settlement]]:
+    """As many as one round trip may carry."""
+    batch: list[tuple[Execution, Settlement]] = []
+    size = 0
+    for entry in islice(waiting, _BATCH):
+        size += len(entry[1].value)
+        if batch and size > _BATCH_BYTES:
+            break
+        batch.append(entry)
+    return batch
+
+
+def completion(execution: Execution, outcome: Outcome, action: Action) -> Settlement:
+    """Encode an outcome as Redis is told it."""
+    claim, keep = execution.claim, execution.limits.keep_result
+    if action == "end":
+        return Settlement(claim.raw_id, execution.token, action, _result(execution, outcome) if keep > 0 else b"", keep)
+    delay = milliseconds(outcome.delay)
+    return Settlement(claim.raw_id, execution.token, action, claim.payload or b"", keep, delay)
+
+
+def _result(execution: Execution, outcome: Outcome) -> bytes:
+    """Encode the result as arq writes it (``jobs.py``: `serialize_result`), in JSON.
+
+    Without the arguments where JSON cannot say them (a pickle held them), or where they are what makes it too large.
+    """
+    message = execution.message
+    try:
+        result = _encoded(execution, outcome, message)
+        if len(result) <= _LARGEST_RESULT:
+            return result
+    except ValueError as error:
+        logger.warning("the arguments of %s are not kept with its result: %s", execution.job_id, error)
+    return _encoded(execution, outcome, message._replace(args=(), kwargs={}))
+
+
+def _encoded(execution: Execution, outcome: Outcome, message: Message) -> bytes:
+    success = outcome.error is None
+    value = outcome.result if outcome.error is None else serialize(error_data(outcome.error))
+    head = {
+        "t": execution.claim.tries + 1,
+        "f": message.task,
+        "a": message.args,
+        "k": message.kwargs,
+        "et": message.enqueued_at,
+        "s": success,
+        "st": execution.started_at,
+        "ft": now_ms(),
+        "q": execution.queue,
+        "id": execution.job_id,
+    }
+    if outcome.kind is _ABORTED:
+        head = {"aborted": head["et"], **head}
+    return to_json(head)[:-1] + b',"r":' + value + b"}"

@@ -1,0 +1,61 @@
+"""Which slots of scheduled tasks have been queued, and queueing them once, whichever worker comes first.
+
+Redis remembers the last slot of each task. Where there is a ledger, a slot is a row besides, of its own id and time: a
+Redis that has lost its memory neither forgets a slot nor lets one run twice.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from worker.exchange import NEVER, Entry, Slot
+from worker.ledger import Ledger, Pending
+from worker.message import encode
+from worker.queue import Queue
+from worker.task import Task
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class Slots:
+    """The slots that Redis knows of."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    async def last(self, task: Task[..., object], queue: str) -> datetime | None:
+        """The last slot of a task that was queued."""
+        return (await self._queue.last_slots(queue)).get(task.name)
+
+    async def put(self, queue: str, slots: Sequence[Slot]) -> None:
+        """Queue the jobs of slots, oldest first, unless that was done before."""
+        await self._queue.add_slots(queue, slots)
+
+
+class LedgerSlots(Slots):
+    """The slots that Redis or the ledger knows of."""
+
+    def __init__(self, queue: Queue, ledger: Ledger) -> None:
+        super().__init__(queue)
+        self._ledger = ledger
+
+    async def last(self, task: Task[..., object], queue: str) -> datetime | None:
+        written = await self._ledger.last_enqueued(task.name, slot_id(task.name, ""))
+        known = (await super().last(task, queue), None if written is None else _EPOCH + timedelta(milliseconds=written))
+        return max((moment for moment in known if moment is not None), default=None)
+
+    async def put(self, queue: str, slots: Sequence[Slot]) -> None:
+        rows = [_row(slot, queue) for slot in slots if slot.payload]
+        new = await self._ledger.add_new(rows) if rows else []
+        # What Redis does not take now, the relay publishes.
+        await super().put(queue, [slot._replace(payload=b"") for slot in slots])
+        await self._queue.publish([Entry(row.id, row.payload, queue, due=row.due, expires=NEVER) for row in new])
+
+
+def slot_id(task: str, moment: object) -> str:
+    """The id of a slot's job."""
+    return f"cron:{task}:{moment}"
+
+
+def _row(slot: Slot, queue: str) -> Pending:
+    payload = encode(slot.task, b"{}", slot.moment, in_ledger=True)
+    return Pending(slot.job_id, slot.moment, slot.task, queue, payload, due=slot.moment)

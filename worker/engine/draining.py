@@ -1,0 +1,57 @@
+"""``Draining``: running jobs finish within a grace time, then the rest is interrupted."""
+
+import asyncio
+import contextlib
+import logging
+
+from worker.engine.execution import Phase
+from worker.engine.executions import Executions
+from worker.engine.outcome import Kind
+
+logger = logging.getLogger("worker")
+
+_UNWINDING = 10.0  # seconds that interrupted jobs have to roll back; after that, leases bring them back
+
+
+class Draining:
+    """Ends running jobs.
+
+    Args:
+        grace: seconds that they have to finish.
+    """
+
+    def __init__(self, executions: Executions, grace: float) -> None:
+        self._executions = executions
+        self._grace = grace
+        self._hurry = asyncio.Event()
+        self.has_begun = False
+
+    def hurry(self) -> None:
+        """Wait no longer for running jobs."""
+        self._hurry.set()
+
+    def begin(self) -> None:
+        """Take note that the worker stops."""
+        logger.info("draining: %d jobs are running; they have %g s", self._executions.running, self._grace)
+        self.has_begun = True
+
+    async def finish(self) -> None:
+        """Wait until running jobs have finished, at most for the grace time, or until told to hurry."""
+        hurried = asyncio.create_task(self._hurry.wait())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace):
+                while (tasks := self._executions.tasks) and not hurried.done():
+                    await asyncio.wait({*tasks, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+
+    async def interrupt(self) -> None:
+        """Interrupt the jobs that still run, and let them roll back."""
+        for execution in self._executions:
+            execution.cancel(Kind.INTERRUPTED)
+        if tasks := self._executions.tasks:
+            await asyncio.wait(tasks, timeout=_UNWINDING)
+        for execution in self._executions:
+            if execution.phase is Phase.RUNNING:
+                logger.error(
+                    "%s does not end: it is left to the worker that takes it after its lease", execution.job_id
+                )

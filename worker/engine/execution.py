@@ -1,0 +1,123 @@
+"""``Execution``: one claimed job, from its claim until Redis knows its outcome.
+
+1. The event loop alone writes it. The heartbeat's thread reads it.
+2. The lease is kept for as long as one attempt may take, counted from the attempt's start. It is kept longer only while
+   the ledger is asked for the job's state, and while the outcome is on its way: a body that never ends must not keep
+   its lease for ever.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from worker.context import JobContext
+from worker.engine.limits import Limits
+from worker.engine.outcome import Kind
+from worker.exchange import Claim
+from worker.keeper.table import Place
+from worker.message import Message
+from worker.renewal import Held
+from worker.task import Task
+
+UNREAD = Message("", "<unknown>")
+"""The message of a job whose payload is not read."""
+
+
+class Phase(Enum):
+    """How far an execution is."""
+
+    RUNNING = "running"
+    FINISHING = "finishing"
+    """Its outcome is known and on its way to Redis. Its lease is renewed, but not acquired again if it is lost."""
+
+
+@dataclass(slots=True, eq=False)
+class Execution:
+    """One claimed job that this worker holds."""
+
+    claim: Claim
+    queue: str
+    token: str
+    started_at: int
+    """Milliseconds since the epoch."""
+    limits: Limits
+    """Those of its task; the widest of all tasks until the task is known."""
+    place: Place | None = None
+    """Where the keeper finds it."""
+    attempt_began: float = field(default_factory=time.monotonic)
+    """Since when its lease is kept for one attempt, by the monotonic clock: see `keep_lease`."""
+    message: Message = UNREAD
+    """`UNREAD` until the payload is read, and where nothing can read it."""
+    asyncio_task: "asyncio.Task[None] | None" = None
+    phase: Phase = Phase.RUNNING
+    cancelled_as: Kind | None = None
+    """The outcome that the job's cancellation asks for. Set by `cancel`, before the cancellation."""
+    job_id: str = field(init=False)
+    """The id as text, whatever bytes it is made of."""
+    task: Task[..., Any] = field(init=False, repr=False)
+    """Set when the job is admitted."""
+    arguments: Mapping[str, Any] = field(init=False, repr=False)
+    """Set when they are validated, as is `context`."""
+    context: JobContext = field(init=False, repr=False)
+    """The job as its task sees it."""
+
+    def __post_init__(self) -> None:
+        self.job_id = self.claim.raw_id.decode(errors="backslashreplace")
+
+    @property
+    def is_read(self) -> bool:
+        return self.message is not UNREAD
+
+    @property
+    def due(self) -> int:
+        """When the job was due, in milliseconds since the epoch."""
+        try:
+            return int(float(self.claim.score))
+        except (ValueError, OverflowError):  # a producer may write any score, infinity too
+            return 0
+
+    @property
+    def for_renewal(self) -> Held:
+        return Held(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
+
+    def keep_lease(self) -> None:
+        """Keep the lease for as long as one attempt may take, from now on.
+
+        A job that the database asks to run again, or that waits for the database to come back, may take much longer
+        than one attempt. Its body may not, each time that it is called.
+        """
+        self.attempt_began = time.monotonic()
+        if self.place is not None:
+            batch, word = self.place
+            batch.begin(word, self.lease_limit)
+
+    @property
+    def lease_limit(self) -> float:
+        """Until when the lease is kept, by the monotonic clock."""
+        return self.attempt_began + self.limits.lease
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it runs for longer than an attempt may take. Its lease is not kept any more."""
+        return self.phase is Phase.RUNNING and time.monotonic() >= self.lease_limit
+
+    def asked_to_abort(self, abort_at: float | None) -> bool:
+        """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""
+        return abort_at is not None and abort_at >= self.message.enqueued_at
+
+    def cancel(self, outcome: Kind) -> None:
+        """Cancel the body, once. The job's outcome is `outcome`. Call it on the event loop."""
+        if self.cancelled_as is not None or self.phase is not Phase.RUNNING or self.asyncio_task is None:
+            return
+        self.cancelled_as = outcome
+        self.asyncio_task.cancel()
+
+    def release(self) -> None:
+        """Take it out of the keeper's table: Redis knows its outcome, or another worker holds it."""
+        if self.place is not None:
+            batch, word = self.place
+            batch.end(word)
+            self.place = None

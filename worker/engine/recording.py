@@ -1,0 +1,49 @@
+"""``RECORDING``: how each kind of outcome is written: in the ledger, in Redis, in the log, in the counters."""
+
+import logging
+from typing import Literal, NamedTuple
+
+from worker.engine.outcome import Kind
+from worker.ledger import State
+
+Action = Literal["end", "again", "back", "later"]
+"""What Redis does with the job: see ``scripts/finish.lua``."""
+Counter = Literal["done", "failed", "retried"]
+
+
+class Recording(NamedTuple):
+    """How outcomes of one kind are written."""
+
+    state: State | None
+    """Of the job's row in the ledger. None: the job is not over, or its row says so already."""
+    action: Action | None
+    """None: another worker holds the job, and Redis is told nothing."""
+    counter: Counter | None
+    level: int
+    """Of the log line."""
+    line: str
+    """The log line, as arq users know it, with the fields of `JobLog.ended`."""
+
+
+_DONE = "%(took)6.2fs ← %(job)s:%(task)s ● %(result)s"
+_FAILED = "%(took)6.2fs ! %(job)s:%(task)s failed, %(type)s: %(error)s"
+
+RECORDING: dict[Kind, Recording] = {
+    Kind.COMPLETED: Recording(State.DONE, "end", "done", logging.INFO, _DONE),
+    Kind.DUPLICATE: Recording(None, "end", "done", logging.INFO, _DONE),
+    Kind.FAILED: Recording(State.FAILED, "end", "failed", logging.ERROR, _FAILED),
+    Kind.EXPIRED: Recording(State.EXPIRED, "end", "failed", logging.ERROR, _FAILED),
+    Kind.ABORTED: Recording(State.ABORTED, "end", "failed", logging.INFO, "%(took)6.2fs ⊘ %(job)s:%(task)s aborted"),
+    Kind.RETRIED: Recording(
+        None, "again", "retried", logging.INFO, "%(took)6.2fs ↻ %(job)s:%(task)s retrying job in %(delay)0.2fs"
+    ),
+    Kind.INTERRUPTED: Recording(
+        None, "back", None, logging.INFO, "%(took)6.2fs ↻ %(job)s:%(task)s interrupted, will be run again"
+    ),
+    Kind.POSTPONED: Recording(
+        None, "later", None, logging.WARNING, "%(took)6.2fs ↻ %(job)s:%(task)s: %(error)s, put back"
+    ),
+    Kind.ABANDONED: Recording(
+        None, None, None, logging.INFO, "%(took)6.2fs ↻ %(job)s:%(task)s left to the worker that holds it now"
+    ),
+}
