@@ -1,23 +1,46 @@
+import asyncio
+import time
+from collections.abc import Iterable
 from typing import cast
 
 import pytest
 
+from worker.cli import supervisor
 from worker.cli.progress import Progress
-from worker.cli.supervisor import Backoff, Supervisor
+from worker.cli.supervisor import Supervisor
 
 
-class TestBackoff:
-    def test_grows(self) -> None:
+class TestPauses:
+    async def test_grow(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each short life makes the next start later, up to half a minute."""
-        backoff = Backoff()
-        assert [backoff.after(1) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+        assert await pauses_between([1] * 8, monkeypatch) == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
-    def test_is_forgotten(self) -> None:
+    async def test_are_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """One that lived for a minute is started again as soon as at first."""
-        backoff = Backoff()
-        for _ in range(5):
-            backoff.after(1)
-        assert [backoff.after(60), backoff.after(1)] == [0.5, 1]
+        assert (await pauses_between([1] * 5 + [60, 1], monkeypatch))[5:] == [0.5, 1]
+
+
+async def pauses_between(lives: Iterable[float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that are waited after each life of a worker, before it is started again. None is really waited."""
+    now, left, pauses = 0.0, [*lives], list[float]()
+    supervised = Supervisor(["a"], cast("Progress", None), None, until_empty=False)
+
+    async def live(_: str) -> int:
+        nonlocal now
+        now += left.pop(0)
+        return 1
+
+    async def wait(stopping: asyncio.Event, *, within: float) -> None:
+        pauses.append(within)
+        if not left:
+            stopping.set()
+
+    monkeypatch.setattr(supervised, "_live", live)
+    monkeypatch.setattr(supervisor, "_first_of", wait)
+    with monkeypatch.context() as stopped_clock:
+        stopped_clock.setattr(time, "monotonic", lambda: now)
+        await supervised._keep("a")
+    return pauses
 
 
 class TestTheFirst:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from worker.backoff import Backoff
 from worker.cli.child import Child
 from worker.cli.display import Display, display
 from worker.cli.progress import Progress
@@ -50,20 +51,6 @@ async def _supervise(config: Config, worker_ids: Sequence[str], shown: Display, 
         await end({showing})
         await progress.close()
         shown.close()
-
-
-class Backoff:
-    """How long to wait before a worker is started again."""
-
-    def __init__(self) -> None:
-        self._pause = _FIRST_PAUSE
-
-    def after(self, life: float) -> float:
-        """Seconds to wait, after a life of `life` seconds."""
-        if life >= _LONG_LIFE:
-            self._pause = _FIRST_PAUSE
-        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
-        return pause
 
 
 class Supervisor:
@@ -103,13 +90,15 @@ class Supervisor:
 
     async def _keep(self, worker_id: str) -> int:
         """Run a worker again and again; its exit code, once there is no need to any more."""
-        backoff = Backoff()
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while not self._stopping.is_set():
             begin = time.monotonic()
             code = await self._live(worker_id)
             if self._is_final(code):
                 return code
-            pause = backoff.after(time.monotonic() - begin)
+            if time.monotonic() - begin >= _LONG_LIFE:
+                backoff.reset()
+            pause = backoff.next()
             logger.warning("%s ended with exit code %d; it is started again in %g s", worker_id, code, pause)
             await _first_of(self._stopping, within=pause)
         return exit_code_after(self._stopped_by, until_empty=self._until_empty)

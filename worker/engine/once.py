@@ -14,6 +14,7 @@ from typing import Any
 from db import Database, default_database
 from db.scope import Scope
 from db.transient import transient
+from worker.backoff import Backoff
 from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError
@@ -112,7 +113,7 @@ class _OnceAttempt(Attempt):
 
     async def _answer(self) -> Outcome | None:
         """Ask until the database says what became of the COMMIT."""
-        pause = _FIRST_PAUSE
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             self._execution.keep_lease()
             try:
@@ -120,8 +121,7 @@ class _OnceAttempt(Attempt):
             except Exception as unknown:
                 if transient(unknown) is None and not isinstance(unknown, LedgerBusyError | TimeoutError):
                     raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
+                await asyncio.sleep(backoff.next())
             else:
                 return None if known is None else _as_own(outcome_of(known))
 

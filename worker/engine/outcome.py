@@ -9,19 +9,19 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from db.transient import Transient, transient
+from worker.backoff import Backoff
 from worker.errors import Retry, TriesExhaustedError
 from worker.task import Task
 
 logger = logging.getLogger("worker")
 
-_LONGEST_BACKOFF = 300.0  # seconds
+_BACKOFF = Backoff(1.0, 300.0, jitter=(0.75, 1.25))  # seconds
 _LATER = 1.0  # seconds until a job runs that could not begin now
 
 
@@ -116,11 +116,8 @@ def count_as_try(rerun: Rerun, *, tries: int, max_tries: int) -> Outcome:
 
 
 def backoff(tries: int) -> float:
-    """Seconds to wait after the `tries`-th failed try, counted from 0: 1, 2, 4, ... up to 5 minutes, with jitter.
-
-    Jitter keeps jobs that failed together from coming back together.
-    """
-    return min(2.0 ** min(tries, 10), _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)  # noqa: S311 - not a secret
+    """Seconds to wait after the `tries`-th failed try, counted from 0: 1, 2, 4, ... up to 5 minutes, with jitter."""
+    return _BACKOFF.after(tries)
 
 
 def _again(error: BaseException, tries: int, max_tries: int, delay: float) -> Outcome:

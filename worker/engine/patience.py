@@ -1,22 +1,24 @@
-"""How long one attempt puts up with a database that wants it to run again."""
+"""How often one attempt is run again at no cost, and after which pauses."""
 
 import asyncio
-import random
 import time
 
 from db.errors import DatabaseUnreachableError
 from db.transient import Transient, sqlstate
+from worker.backoff import Backoff
 from worker.engine.outcome import Rerun
 from worker.message import Message
 
 _CONFLICT_RERUNS = 5
 _LOSSES = 5
+_JITTER = 0.5, 1.0  # of each pause
 _AWAY = frozenset({"53300", "57P03"})  # too many connections; the server is starting or stopping
 _BUSY_RERUNS = 5
+_BUSY_BACKOFF = Backoff(1.0, 16.0)  # seconds
 _BUSY_FORGOTTEN = 600.0  # seconds after which a job that met a busy row is taken to have ended elsewhere
 LONGEST_PAUSE = 2.0
 """Seconds between two looks at a database that is away."""
-_READ_ONLY_PATIENCE = 60.0  # seconds that a failover may take; after that, writing to a replica was the task's mistake
+_READ_ONLY_LIMIT = 60.0  # seconds that a failover may take; after that, writing to a replica was the task's mistake
 
 
 class Patience:
@@ -32,7 +34,8 @@ class Patience:
     def __init__(self) -> None:
         self._conflicts = 0
         self._losses = 0
-        self._pauses = 0
+        self._conflict_backoff = Backoff(0.02, 0.32, jitter=_JITTER)
+        self._outage_backoff = Backoff(0.05, LONGEST_PAUSE, jitter=_JITTER)
         self._read_only_until: float | None = None
 
     def allows(self, rerun: Rerun) -> bool:
@@ -43,7 +46,7 @@ class Patience:
                 return self._conflicts <= _CONFLICT_RERUNS
             case Transient.READ_ONLY:
                 if self._read_only_until is None:
-                    self._read_only_until = time.monotonic() + _READ_ONLY_PATIENCE
+                    self._read_only_until = time.monotonic() + _READ_ONLY_LIMIT
                 return time.monotonic() < self._read_only_until
             case Transient.LOST:
                 self._losses += not _is_away(rerun.error)
@@ -53,12 +56,9 @@ class Patience:
 
     async def pause(self, why: Transient) -> None:
         """Wait before the next rerun, longer each time, with jitter."""
-        if why in (Transient.CONFLICT, Transient.STALE_PLAN):
-            longest = 0.01 * 2**self._conflicts
-        else:
-            longest = min(0.05 * 2 ** min(self._pauses, 10), LONGEST_PAUSE)  # an outage may last for thousands of them
-            self._pauses += 1
-        await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+        is_conflict = why in (Transient.CONFLICT, Transient.STALE_PLAN)
+        backoff = self._conflict_backoff if is_conflict else self._outage_backoff
+        await asyncio.sleep(backoff.next())
 
 
 class BusyRows:
@@ -78,7 +78,7 @@ class BusyRows:
         times, _ = self._met.pop(key, (0, now))
         self._met[key] = times + 1, now
         self._forget_old_ones(now)
-        return None if times >= _BUSY_RERUNS else float(2**times)
+        return None if times >= _BUSY_RERUNS else _BUSY_BACKOFF.after(times)
 
     def _forget_old_ones(self, now: float) -> None:
         for key, (_, last) in list(self._met.items()):  # the one that was met longest ago first

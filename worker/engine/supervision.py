@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from db.errors import DbError
 from db.transient import transient
+from worker.backoff import Backoff
 from worker.errors import LedgerBusyError
 
 logger = logging.getLogger("worker")
@@ -44,7 +45,7 @@ async def supervise(
         EngineError: it says that the engine cannot go on; or it failed too often, and not for a server's sake, which is
             waited for without end.
     """
-    pause, failures, since, said = _FIRST_PAUSE, 0, time.monotonic(), -_SAY_AGAIN
+    backoff, failures, since, said = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE), 0, time.monotonic(), -_SAY_AGAIN
     while True:
         try:
             await run()
@@ -56,7 +57,8 @@ async def supervise(
             trouble(f"{name}: {type(error).__name__}: {error}")
             now = time.monotonic()
             if now - since > _RECOVERED:
-                pause, failures = _FIRST_PAUSE, 0
+                backoff.reset()
+                failures = 0
             since = now
             if (server := _in_trouble(error)) is not None:
                 if now - said >= _SAY_AGAIN:
@@ -70,8 +72,7 @@ async def supervise(
                 logger.exception("%s failed; it is started again", name)
         else:
             return
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        await asyncio.sleep(backoff.next())
 
 
 def _in_trouble(error: BaseException) -> str | None:

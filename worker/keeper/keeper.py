@@ -21,6 +21,7 @@ from pathlib import Path
 
 import hiredis
 
+from worker.backoff import Backoff
 from worker.keeper.process import DISMISSED, Terms
 from worker.keeper.servers import servers_of
 from worker.keeper.table import LeaseTable
@@ -64,7 +65,7 @@ class Keeper:
         self._process: subprocess.Popen[bytes] | None = None
         self._one_at_a_time = threading.Lock()
         self._is_dismissed = False
-        self._pause = _FIRST_PAUSE
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self._start_at = 0.0
         self._alone = ""
         """Why there is none, as the log was told."""
@@ -90,12 +91,12 @@ class Keeper:
                 self._has_ended(self._process)
             now = time.monotonic()
             if self._process is None and now >= self._start_at:
-                self._start_at, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+                self._start_at = now + self._backoff.next()
                 self._start()
             elif self._process is not None and self._table.keeper == self._process.pid:
                 self._alone = ""
                 if now - self._start_at > _LONGEST_PAUSE:
-                    self._pause = _FIRST_PAUSE
+                    self._backoff.reset()
 
     def dismiss(self) -> None:
         """End it: the worker ends in order, and nothing is to be given back."""
