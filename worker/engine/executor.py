@@ -21,7 +21,7 @@ from worker.deadline import Deadline
 from worker.engine.execution import Execution
 from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
-from worker.engine.patience import BusyRows, Patience
+from worker.engine.patience import BusyRows, RerunPolicy
 from worker.engine.task_caller import TaskCaller
 from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
 from worker.message import dump
@@ -79,19 +79,19 @@ class Executor:
 
     async def _until_settled(self, execution: Execution) -> Outcome:
         """Attempt the job until the database has the last word on it."""
-        patience: Patience | None = None
+        policy: RerunPolicy | None = None
         look_first = execution.claim.crashes > 0
         while True:
             outcome = await self._attempt(execution, look_first=look_first)
             if isinstance(outcome, Outcome):
                 return outcome
-            patience = patience or Patience()
-            if not patience.allows(outcome):
+            policy = policy or RerunPolicy()
+            if not policy.allows(outcome):
                 return _counted_as_try(outcome, execution)
             logger.info("%s:%s runs again: %s", execution.job_id, execution.task.name, outcome.why.value)
             look_first = look_first or outcome.why is Transient.CONFLICT  # perhaps with another attempt of this job
             try:
-                await patience.pause(outcome.why)
+                await policy.pause(outcome.why)
             except asyncio.CancelledError as error:
                 return _stopped(execution, error) or Outcome.failed(error)
 

@@ -21,7 +21,7 @@ LONGEST_PAUSE = 2.0
 _READ_ONLY_LIMIT = 60.0  # seconds that a failover may take; after that, writing to a replica was the task's mistake
 
 
-class Patience:
+class RerunPolicy:
     """Counts the reruns of one attempt.
 
     1. While the database takes no connections, a job waits for it, however long: that is not the job's fault.

@@ -9,7 +9,7 @@ from db import DatabaseUnreachableError
 from db.transient import Transient
 from worker.engine import patience
 from worker.engine.outcome import Rerun
-from worker.engine.patience import BusyRows, Patience
+from worker.engine.patience import BusyRows, RerunPolicy
 from worker.message import Message
 
 CONFLICT = Rerun(Transient.CONFLICT, ValueError())
@@ -26,7 +26,7 @@ def full(sqlstate: str) -> Rerun:
 
 
 def allowed(rerun: Rerun, times: int) -> list[bool]:
-    limited = Patience()
+    limited = RerunPolicy()
     return [limited.allows(rerun) for _ in range(times)]
 
 
@@ -55,7 +55,7 @@ class TestAllows:
         """A failover ends; a task that writes to a replica does not."""
         now = 1000.0
         monkeypatch.setattr(time, "monotonic", lambda: now)
-        waiting = Patience()
+        waiting = RerunPolicy()
         assert waiting.allows(READ_ONLY)
         now += 59
         assert waiting.allows(READ_ONLY)
@@ -64,7 +64,7 @@ class TestAllows:
 
     def test_each_kind_is_counted_by_itself(self) -> None:
         """A conflict after an outage is the first conflict."""
-        mixed = Patience()
+        mixed = RerunPolicy()
         assert all(mixed.allows(rerun) for rerun in [CONFLICT, LOST, AWAY] * 4)
         assert mixed.allows(CONFLICT)
         assert not mixed.allows(CONFLICT)
@@ -86,7 +86,7 @@ class TestPause:
     async def test_grows_with_each_conflict_and_stays_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """All reruns of a conflict together take less than a second."""
         pauses = recorded(monkeypatch)
-        limited = Patience()
+        limited = RerunPolicy()
         while limited.allows(CONFLICT):
             await limited.pause(Transient.CONFLICT)
         assert 0.1 < sum(pauses) < 1
@@ -94,7 +94,7 @@ class TestPause:
     async def test_grows_to_a_limit_while_the_database_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A database that is away is asked more and more seldom, but at least every few seconds."""
         pauses = recorded(monkeypatch)
-        limited = Patience()
+        limited = RerunPolicy()
         for _ in range(2000):
             await limited.pause(Transient.LOST)
         assert pauses[0] < 0.1
