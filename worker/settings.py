@@ -20,9 +20,10 @@ from worker.keys import Keys
 from worker.message import deserialize, deserialize_trusting, serialize
 from worker.process.arq_client import ArqClient
 from worker.process.arq_command import end_with, leave_on_signal_meanwhile, prepare
+from worker.process.errors import StartupError
 from worker.process.host import Host
-from worker.process.redis_wait import await_redis
-from worker.process.runtime import Runtime, StartupError, require_urls
+from worker.process.runtime import Runtime, require_urls
+from worker.process.server_wait import await_redis
 from worker.redis_url import RedisAddress
 from worker.registry import Registry, load
 

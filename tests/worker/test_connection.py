@@ -35,8 +35,8 @@ from worker.connection import (
 from worker.embedded import EmbeddedRedis
 from worker.exchange import Entry
 from worker.line import Line
-from worker.process.redis_wait import await_redis
-from worker.process.runtime import StartupError
+from worker.process.errors import StartupError
+from worker.process.server_wait import await_redis
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -32,7 +32,7 @@ from worker.embedded import EmbeddedServerError
 from worker.embedded.local_servers import as_shell, find, local_servers, message
 from worker.errors import ConfigError, LedgerError, RegistryError
 from worker.process.alone import work
-from worker.process.runtime import StartupError
+from worker.process.errors import StartupError
 from worker.process.served import describe, left_to_others, unserved
 from worker.process.stop_signals import leave_on_signal
 from worker.queue import Queue

@@ -10,7 +10,8 @@ import db
 from db.database import given_default
 from worker.config import Config
 from worker.errors import ConfigError, RegistryError
-from worker.process.runtime import StartupError, answering, first_line
+from worker.process.errors import StartupError
+from worker.process.server_wait import await_server, reason_of
 from worker.registry import load
 
 
@@ -45,12 +46,12 @@ async def opened(config: Config, **options: Any) -> AsyncIterator[db.Database[An
     """
     database = project_database(config, **options)
     try:
-        await answering("DATABASE_URL", database.check, config.connect_wait)
+        await await_server("DATABASE_URL", database.check, config.connect_wait)
         yield database
     except db.DatabaseURLError as error:
         raise StartupError(f"DATABASE_URL: {error}") from None
     except (DBAPIError, db.DatabaseUnreachableError) as error:
-        raise StartupError(f"DATABASE_URL: the server refuses: {first_line(error)}") from None
+        raise StartupError(f"DATABASE_URL: the server refuses: {reason_of(error)}") from None
     finally:
         await database.dispose()
         db.set_default_database(None)

@@ -14,8 +14,8 @@ from worker.message import deserialize, deserialize_trusting, serialize
 from worker.process.event_loop import new_event_loop
 from worker.process.lifecycle import Lifecycle
 from worker.process.logs import log_without_arq
-from worker.process.redis_wait import await_redis
 from worker.process.runtime import Runtime, require_urls
+from worker.process.server_wait import await_redis
 from worker.process.stop_signals import exit_code_after
 from worker.redis_url import CLUSTER
 from worker.registry import Registry, load

@@ -6,17 +6,15 @@ What arq's sources (0.28, ``worker.py``) do with it:
 2. After all else `Worker.close` deletes arq's health record. The engine has taken back its own: nothing is sent.
 """
 
-import asyncio
 from typing import Any
 
-import redis
 from arq.connections import ArqRedis
 from redis.asyncio.client import Pipeline
 
 from worker.keys import Keys
 from worker.process.arq_command import end_with
-from worker.process.redis_wait import RedisWait
-from worker.process.runtime import StartupError
+from worker.process.errors import StartupError
+from worker.process.server_wait import await_server
 
 
 class ArqClient(ArqRedis):
@@ -29,7 +27,7 @@ class ArqClient(ArqRedis):
         if transaction or self.connect_wait is None:
             return super().pipeline(transaction, shard_hint)
         look = _Look(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-        look.redis_wait, self.connect_wait = RedisWait(self.connect_wait), None
+        look.connect_wait, self.connect_wait = self.connect_wait, None
         return look
 
     async def delete(self, *names: Any) -> Any:
@@ -39,25 +37,20 @@ class ArqClient(ArqRedis):
 
 
 class _Look(Pipeline):
-    redis_wait: RedisWait
+    connect_wait: float
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """
         Raises:
             SystemExit: Redis does not answer, or refuses to; one line on standard error says so.
         """
-        commands = self.command_stack
-        while True:
-            try:
-                async with asyncio.timeout(self.redis_wait.left):
-                    return await super().execute(raise_on_error)
-            except (redis.RedisError, OSError) as error:
-                pause = self._pause_after(error)
-            self.command_stack = commands  # a try that had a connection has emptied it
-            await asyncio.sleep(pause)
+        commands, execute = self.command_stack, super().execute
 
-    def _pause_after(self, error: redis.RedisError | OSError) -> float:
+        async def look() -> list[Any]:
+            self.command_stack = commands  # a try that had a connection has emptied it
+            return await execute(raise_on_error)
+
         try:
-            return self.redis_wait.after(error)
+            return await await_server("REDIS_URL", look, self.connect_wait)
         except StartupError as end:
             end_with(str(end), code=1)

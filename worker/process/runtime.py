@@ -5,8 +5,7 @@ The resources are entered after the database is known to answer, and left before
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -14,7 +13,6 @@ from redis.exceptions import RedisError
 
 import db
 from db.database import given_default
-from db.transient import Transient, transient
 from worker.config import Config
 from worker.context import Resource
 from worker.ending import end
@@ -26,7 +24,9 @@ from worker.engine.task_caller import AfterJob, Hook, TaskCaller
 from worker.errors import ConfigError, LedgerError, WorkerError
 from worker.ledger import Ledger
 from worker.ledger.presence import check
+from worker.process.errors import StartupError
 from worker.process.served import tell_unserved
+from worker.process.server_wait import await_server
 from worker.queue import Queue, given_default_queue, set_default_queue
 from worker.registry import Registry
 from worker.signature import InjectedSession
@@ -35,12 +35,6 @@ from worker.task import Task
 from worker.unserved import serve
 
 logger = logging.getLogger("worker")
-
-_LOOK_AGAIN = 0.2  # seconds between two tries to connect
-
-
-class StartupError(WorkerError):
-    """The worker cannot start; one line says why."""
 
 
 class Runtime:
@@ -193,7 +187,7 @@ class Runtime:
 
     async def _check_sessions(self, database: db.Database[Any]) -> None:
         """Ask the database for an answer, through each of the drivers that tasks need."""
-        await answering("DATABASE_URL", database.check, self._config.connect_wait)
+        await await_server("DATABASE_URL", database.check, self._config.connect_wait)
         askers = {
             asked.sync: f"{task.name}: parameter {name}"
             for task in self._registry.tasks.values()
@@ -210,7 +204,7 @@ class Runtime:
             async def ask_twin() -> None:
                 await database.sync.check()
 
-            await answering("DATABASE_URL", ask_twin, self._config.connect_wait)
+            await await_server("DATABASE_URL", ask_twin, self._config.connect_wait)
 
     async def _check_ledger(self, database: db.Database[Any]) -> str:
         """Jobs that cannot be written down must not be run: the table has to be there, and up to date.
@@ -227,7 +221,7 @@ class Runtime:
             except LedgerError as error:
                 raise StartupError(str(error)) from None
 
-        await answering("DATABASE_URL", ask, self._config.connect_wait)
+        await await_server("DATABASE_URL", ask, self._config.connect_wait)
         return name
 
     async def _resources(self) -> Mapping[str, Any]:
@@ -243,35 +237,6 @@ class Runtime:
                         f"yield (it yields: {', '.join(map(str, resources)) or 'nothing'})"
                     )
         return resources
-
-
-async def answering(variable: str, ask: Callable[[], Awaitable[None]], wait: float) -> None:
-    """Wait up to `wait` seconds for a server to answer.
-
-    Raises:
-        StartupError: it did not, or it answered that it never will (a wrong password, an unknown database).
-    """
-    deadline = time.monotonic() + wait
-    told = ""
-    while True:
-        try:
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0.1)):
-                await ask()
-                return
-        except StartupError:
-            raise
-        except Exception as error:  # noqa: BLE001 - told apart below
-            reason = first_line(error)
-            if isinstance(error, db.DatabaseURLError):
-                raise StartupError(f"{variable}: {reason}") from None
-            if transient(error) is not Transient.LOST and not isinstance(error, OSError | TimeoutError):
-                raise StartupError(f"{variable}: the server refuses: {reason}") from None
-            if time.monotonic() + _LOOK_AGAIN > deadline:
-                raise StartupError(f"{variable}: no answer within {wait:g} s ({reason}); is the server up?") from None
-            if reason != told:
-                logger.info("waiting for %s: %s", variable, reason)
-                told = reason
-        await asyncio.sleep(_LOOK_AGAIN)
 
 
 def require_urls(config: Config) -> str:
@@ -291,9 +256,3 @@ def require_urls(config: Config) -> str:
 
 def _takes_session(task: Task[..., Any]) -> bool:
     return any(isinstance(asked, InjectedSession) and asked.database is None for asked in task.injected.values())
-
-
-def first_line(error: BaseException) -> str:
-    """What the driver says, in a line."""
-    lines = str(getattr(error, "orig", None) or error).splitlines()
-    return lines[0] if lines else type(error).__name__
