@@ -17,8 +17,8 @@ from worker.errors import JobExpiredError, JobFailed, LedgerAwayError, LedgerErr
 from worker.exchange import JobStatus
 from worker.failure import error_data, error_from
 from worker.ledger import Ledger, State
+from worker.ledger.default import default_ledger
 from worker.message import Message
-from worker.submission import default_ledger
 
 T = TypeVar("T")
 

@@ -19,10 +19,10 @@ from db import Database, default_database
 from db.callbacks import Entry as Callback
 from db.guarded import joins_transaction
 from db.scope import Scope
-from worker.config import Config
 from worker.errors import EnqueueError
 from worker.exchange import EXPIRES, NEVER, Entry
-from worker.ledger import Ledger, Pending, State
+from worker.ledger import Pending, State
+from worker.ledger.default import default_ledger
 from worker.queue import Queue, default_queue
 
 logger = logging.getLogger("worker")
@@ -117,23 +117,6 @@ async def submit_in(transaction: Transaction, jobs: Sequence[Submitted], queue: 
     if free:
         transaction.on_commit = scope.on_commit_batch(_publish, free, database)
     return are_free
-
-
-_ledger: Ledger | None = None
-
-
-def default_ledger() -> Ledger:
-    """The worker's ledger, else the one that ``WORKER_LEDGER`` names; in the default database."""
-    if _ledger is None:
-        set_default_ledger(Ledger(Config.load().ledger))
-    assert _ledger is not None  # noqa: S101 - just set
-    return _ledger
-
-
-def set_default_ledger(ledger: Ledger | None) -> None:
-    """Make `ledger` the default one; None goes back to ``WORKER_LEDGER``."""
-    global _ledger  # noqa: PLW0603 - the one default of the process
-    _ledger = ledger
 
 
 def _database_of(scope: Scope) -> Database[Any]:

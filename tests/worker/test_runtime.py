@@ -22,13 +22,13 @@ from worker import Resource, Task, task
 from worker.config import Config
 from worker.errors import ConfigError
 from worker.exchange import Entry, now_ms
+from worker.ledger.default import default_ledger
 from worker.message import encode
 from worker.process.errors import StartupError
 from worker.process.runtime import Runtime, require_urls
 from worker.process.served import tell_unserved
 from worker.queue import given_default_queue
 from worker.registry import Lifespan, Registry
-from worker.submission import default_ledger
 
 
 @task

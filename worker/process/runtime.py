@@ -23,6 +23,7 @@ from worker.engine.once import Once
 from worker.engine.task_caller import AfterJob, Hook, TaskCaller
 from worker.errors import ConfigError, LedgerError, WorkerError
 from worker.ledger import Ledger
+from worker.ledger.default import set_default_ledger
 from worker.ledger.presence import check
 from worker.process.errors import StartupError
 from worker.process.served import tell_unserved
@@ -30,7 +31,6 @@ from worker.process.server_wait import await_server
 from worker.queue import Queue, given_default_queue, set_default_queue
 from worker.registry import Registry
 from worker.signature import InjectedSession
-from worker.submission import set_default_ledger
 from worker.task import Task
 from worker.unserved import serve
 
