@@ -391,7 +391,6 @@ class TestCircularImports:
         [
             ["tasks.b_first.f", "tasks.a_second.g"],
             ["tasks.a_second.g", "tasks.b_first.f"],
-            ["tasks.c_third.f"],
             ["tasks.outside.h"],
         ],
     )
@@ -402,32 +401,6 @@ class TestCircularImports:
             {**CIRCLE, "tasks/outside.py": "import tasks.b_first", "tasks/registry.py": f"TASKS = {tuple(listed)!r}"},
         )
         assert problem().startswith(CHAIN)
-
-    @pytest.mark.parametrize("listed", [("tasks.a.f", "tasks.b.g"), ("tasks.b.g", "tasks.a.f")])
-    def test_luck(self, root: Path, listed: tuple[str, ...]) -> None:
-        """A circle that breaks from one side only is an error from both: a web application may come from the other."""
-        write(
-            root,
-            {
-                "tasks/a.py": "from worker import task\n@task\nasync def f() -> None: ...\nfrom tasks.b import g\n",
-                "tasks/b.py": "from worker import task\nfrom tasks.a import f\n@task\nasync def g() -> None: ...\n",
-                "tasks/registry.py": f"TASKS = {listed!r}",
-            },
-        )
-        assert problem().startswith("circular import: tasks/a.py:4 imports tasks.b, tasks/b.py:2 imports tasks.a.")
-
-    def test_luck_beyond_the_tasks(self, root: Path) -> None:
-        """So is one that leads through the rest of the project."""
-        write(
-            root,
-            {
-                "tasks/a.py": "from webapp import app\n" + SEND,
-                "webapp/__init__.py": "app = object()\nimport webapp.views\n",
-                "webapp/views.py": "from tasks.a import send\n",
-                "tasks/registry.py": 'import webapp.views\nTASKS = ("tasks.a.send",)',
-            },
-        )
-        assert problem().startswith("circular import: tasks/a.py:1 imports webapp")
 
     def test_half_imported_module(self, root: Path) -> None:
         """A name that a half-imported module does not have yet is a circular import too."""

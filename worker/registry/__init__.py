@@ -24,7 +24,6 @@ from arq.worker import Function
 
 from worker.cron import adopt
 from worker.errors import RegistryError, TaskDefinitionError
-from worker.registry.import_order import circles
 from worker.registry.imports import Importer, MissingModuleError, NotImportableError, imported_files, shown
 from worker.task import Task
 
@@ -82,7 +81,6 @@ def load(path: str = "tasks.registry") -> Registry:
         lifespan = _import_lifespan(importer, module)
     problems += _clashing_names(listed)
     problems += _modules_imported_twice(listed)
-    problems += _circular_imports(importer, listed, problems)
 
     if problems:
         raise RegistryError(problems)
@@ -198,12 +196,6 @@ def _modules_imported_twice(listed: Sequence[_Listed]) -> Iterator[str]:
                     f"{shown(file)} is imported twice, as {name} and as {other}, so each of its tasks is there twice: "
                     f"import it as {name} everywhere, and do not run it with python -m."
                 )
-
-
-def _circular_imports(importer: Importer, listed: Sequence[_Listed], known: Sequence[str]) -> Iterator[str]:
-    """A line for each circular import, also where this list happens to begin with the right module."""
-    first = dict.fromkeys(module for one in listed for module in (one.entry.rpartition(".")[0], one.task.module))
-    yield from dict.fromkeys(circle for circle in circles(importer.modules(), first) if circle not in known)
 
 
 def _import_lifespan(importer: Importer, module: ModuleType) -> Lifespan | None:

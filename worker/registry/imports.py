@@ -22,7 +22,7 @@ from types import ModuleType
 
 from worker.process.stop_signals import Stopped
 
-__all__ = ["Importer", "MissingModuleError", "NotImportableError", "Step", "describe_circle", "imported_files", "shown"]
+__all__ = ["Importer", "MissingModuleError", "NotImportableError", "imported_files", "shown"]
 
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _TANDEM = Path(__file__).parents[2]
@@ -78,14 +78,6 @@ class Importer:
             raise NotImportableError(_circular_import(error) or _missing_name(module, name)) from None
         except Exception as error:  # noqa: BLE001 - a module's own __getattr__ may raise anything
             raise self._problem(path, error) from None
-
-    def modules(self) -> dict[str, Path]:
-        """The project's modules that are imported by now, with their files."""
-        return {name: file for name, file in imported_files().items() if self._is_ours(file)}
-
-    def _is_ours(self, file: Path) -> bool:
-        is_inside = self.root is not None and file.is_relative_to(self.root) and file.is_file()
-        return is_inside and not _is_library(file) and not _is_installed(file)
 
     def _import(self, name: str) -> ModuleType:
         if shadow := self._shadow_of(name):
@@ -188,7 +180,7 @@ def _missing_name(module: ModuleType, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Step:
+class _Step:
     """A module whose code is running, and the line that it has come to."""
 
     module: str
@@ -199,7 +191,7 @@ class Step:
         return f"{shown(self.file)}:{self.line}"
 
 
-def describe_circle(steps: Sequence[Step]) -> str:
+def _describe_circle(steps: Sequence[_Step]) -> str:
     """The line for modules of which each imports the next one, and the last one the first.
 
     It starts with the module that sorts first, so it reads the same whichever of them was imported first.
@@ -218,7 +210,7 @@ def _circular_import(error: BaseException) -> str | None:
     running = list(_running_modules(error))
     names = [step.module for step in running]
     target = next((name for name in _asked_for(error) if name in names), None)
-    return None if target is None else describe_circle(running[names.index(target) :])
+    return None if target is None else _describe_circle(running[names.index(target) :])
 
 
 def _asked_for(error: BaseException) -> list[str]:
@@ -230,12 +222,12 @@ def _asked_for(error: BaseException) -> list[str]:
     return []
 
 
-def _running_modules(error: BaseException) -> Iterator[Step]:
+def _running_modules(error: BaseException) -> Iterator[_Step]:
     """The modules whose top-level code is running where `error` was raised, outermost first."""
     outer = reversed(list(traceback.walk_stack(inspect.currentframe())))
     for frame, line in (*outer, *traceback.walk_tb(error.__traceback__)):
         if frame.f_code.co_name == "<module>":
-            yield Step(frame.f_globals["__name__"], frame.f_code.co_filename, line)
+            yield _Step(frame.f_globals["__name__"], frame.f_code.co_filename, line)
 
 
 def _where(error: BaseException) -> str | None:
