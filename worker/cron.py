@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.errors import TaskDefinitionError
-from worker.options import LONGEST, Options, text
+from worker.options import LONGEST, TaskOptions, text
 from worker.schedule import Misfire, Schedule
 from worker.task import Task, task
 
@@ -114,7 +114,7 @@ def adopt(job: Any) -> Task[Any, Any]:
         TaskDefinitionError: it is neither.
     """
     try:
-        options = Options(
+        options = TaskOptions(
             timeout=job.timeout_s,
             max_tries=job.max_tries,
             keep_result=LONGEST if job.keep_result_forever else job.keep_result_s,

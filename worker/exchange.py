@@ -5,11 +5,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-EXPIRES = 24 * 60 * 60 * 1000
-"""Milliseconds that a job may wait past its due time, unless it says otherwise: arq's default."""
-NEVER = 100 * 365 * 24 * 60 * 60 * 1000
-"""The same, for a job that does not expire: Redis knows no expiry without end."""
-
 ABORTED = b'{"aborted":'
 """How the result of an aborted job begins; its enqueue time follows. The scripts look for it."""
 
@@ -24,20 +19,6 @@ class JobStatus(StrEnum):
     in_progress = "in_progress"
     complete = "complete"
     not_found = "not_found"
-
-
-class Entry(NamedTuple):
-    """One job to be queued."""
-
-    job_id: str
-    payload: bytes
-    queue: str
-    delay: int = 0
-    """Milliseconds from when Redis takes it."""
-    due: int | None = None
-    """Instead of a delay: milliseconds since the epoch."""
-    expires: int = EXPIRES
-    """Milliseconds that it may wait past its due time."""
 
 
 class Trace(NamedTuple):

@@ -1,10 +1,14 @@
-"""What a project may say about jobs: of all of a task's with `Options`, of those of one call with `When`.
+"""The options of jobs: `TaskOptions` for all jobs of a task, `JobOptions` for those of one call.
 
-Both are checked as they are made, so that a mistake is told where it was made.
+Both are validated where the project gives them, so that a mistake is told where it was made.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from worker.exchange import to_ms
+from worker.new_job import A_DAY
 
 LONGEST = 100 * 365 * 86400.0
 """Seconds: for ever, as far as a person is concerned. Redis counts milliseconds, in 64 bits."""
@@ -15,7 +19,7 @@ LONGEST_ID = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class TaskOptions:
     """How a task's jobs run. None: what the worker's settings say."""
 
     queue: str | None = None
@@ -45,7 +49,7 @@ class Options:
         keep_result: float | timedelta | None,
         transactional: bool,
         once: bool,
-    ) -> "Options":
+    ) -> "TaskOptions":
         """Options as a project gives them.
 
         Raises:
@@ -63,14 +67,16 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class When:
-    """When and where the jobs of one call run: what `Task.using` was given."""
+class JobOptions:
+    """When and where the jobs of one call run: what `Task.using` was given. Times are milliseconds."""
 
-    delay: float = 0.0
-    at: datetime | None = None
+    delay: int = 0
+    due: int | None = None
+    """Instead of a delay: since the epoch."""
     job_id: str | None = None
     queue: str | None = None
-    expires: float | None = None
+    expires: int | None = None
+    """How long past its due time a job may still be started; None: see `expiry`."""
     transactional: bool | None = None
 
     @classmethod
@@ -83,20 +89,28 @@ class When:
         queue: str | None,
         expires: float | timedelta | None,
         transactional: bool | None,
-    ) -> "When":
-        """As a project gives it.
+    ) -> "JobOptions":
+        """Options as a project gives them.
 
         Raises:
             TypeError, ValueError: one of them is out of range.
         """
         return cls(
-            delay=_seconds(delay, "delay"),
-            at=_aware(at, delay),
+            delay=round(_seconds(delay, "delay") * 1000),
+            due=_due(at, delay),
             job_id=_id(job_id),
             queue=text(queue, "queue"),
-            expires=None if expires is None else _more_than_0(expires, "expires"),
+            expires=None if expires is None else math.ceil(_more_than_0(expires, "expires") * 1000),
             transactional=transactional,
         )
+
+    def expiry(self, *, in_transaction: bool) -> int | None:
+        """How long past its due time a job may still be started; None: for ever.
+
+        A job without `expires` has a day, as in arq. A job of a transaction does not expire: a commit is a promise that
+        it runs.
+        """
+        return A_DAY if self.expires is None and not in_transaction else self.expires
 
 
 def _seconds(value: float | timedelta, name: str) -> float:
@@ -129,14 +143,14 @@ def _is_exception(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
-def _aware(at: datetime | None, delay: float | timedelta) -> datetime | None:
+def _due(at: datetime | None, delay: float | timedelta) -> int | None:
     if at is None:
         return None
     if delay:
         raise ValueError("give delay or at, not both")
     if at.tzinfo is None:
         raise ValueError(f"at={at!r} has no time zone: use datetime.now(UTC) + ..., or give delay")
-    return at
+    return to_ms(at)
 
 
 def _id(value: object) -> str | None:

@@ -20,13 +20,15 @@ from worker import loop_thread
 from worker.config import Config
 from worker.connection import AsyncClient, drop_connections
 from worker.errors import WorkerError
-from worker.exchange import EXPIRES, Claim, Claims, Entry, Settlement, Slot, Trace
+from worker.exchange import Claim, Claims, Settlement, Slot, Trace
 from worker.keys import Keys
 from worker.loop_connections import LoopConnections
+from worker.new_job import A_DAY, NewJob
 from worker.redis_url import CLUSTER, RedisAddress
 from worker.scripts import Script
 from worker.unserved import is_time_to_look, take_note
 
+_NEVER = 100 * 365 * 24 * 60 * 60 * 1000  # milliseconds, for a job that does not expire: SET takes a number
 _BEGUN = b"?"  # before an epoch that nobody has completed
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -64,17 +66,17 @@ class Queue:
         if default:
             set_default_queue(self)
 
-    async def enqueue(self, entries: Sequence[Entry]) -> list[bool]:
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[bool]:
         """Queue the jobs, a round trip for each thousand (or 8 MiB) of a queue; of each, whether its id was free."""
-        return await self._put("enqueue", entries)
+        return await self._put("enqueue", jobs)
 
-    async def publish(self, entries: Sequence[Entry]) -> list[bool]:
+    async def publish(self, jobs: Sequence[NewJob]) -> list[bool]:
         """`enqueue` for jobs that the ledger says are to run, whatever is left of an earlier run.
 
         Returns:
             Of each, whether Redis had lost it, or never had it.
         """
-        return await self._put("publish", entries)
+        return await self._put("publish", jobs)
 
     async def known(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
         """Which of these jobs Redis has, waiting or running; a kept result does not count."""
@@ -135,7 +137,7 @@ class Queue:
     async def add_slots(self, queue: str, slots: Sequence[Slot]) -> list[bool]:
         """Queue the jobs of schedule slots, oldest first; tells of each whether nobody had done it before."""
         keys = Keys.of(queue)
-        arguments: list[Any] = [keys.prefix, keys.wake, EXPIRES]
+        arguments: list[Any] = [keys.prefix, keys.wake, A_DAY]
         for slot in slots:
             arguments += slot
         return [bool(reply) for reply in await self._run("slots", queue, arguments)]
@@ -288,25 +290,25 @@ class Queue:
             if (left := self._by_loop.pop(loop, None)) is not None:  # unless another thread has just done so
                 left.abandon()
 
-    async def _put(self, script: str, entries: Sequence[Entry]) -> list[bool]:
+    async def _put(self, script: str, jobs: Sequence[NewJob]) -> list[bool]:
         """Run `script` on the jobs, in pieces; what it replies of each."""
-        replies = [False] * len(entries)
+        replies = [False] * len(jobs)
         by_queue: dict[str, list[int]] = {}
-        for position, entry in enumerate(entries):
-            by_queue.setdefault(entry.queue, []).append(position)
+        for position, job in enumerate(jobs):
+            by_queue.setdefault(job.queue, []).append(position)
         for queue, positions in by_queue.items():
-            for chunk in _chunks(positions, entries):
-                answers = await self._put_chunk(script, queue, [entries[i] for i in chunk])
+            for chunk in _chunks(positions, jobs):
+                answers = await self._put_chunk(script, queue, [jobs[i] for i in chunk])
                 for position, answer in zip(chunk, answers, strict=True):
                     replies[position] = bool(answer)
         return replies
 
-    async def _put_chunk(self, script: str, queue: str, entries: Sequence[Entry]) -> list[int]:
+    async def _put_chunk(self, script: str, queue: str, jobs: Sequence[NewJob]) -> list[int]:
         keys = Keys.of(queue)
         is_looking = is_time_to_look(queue)
         arguments: list[Any] = [keys.prefix, keys.wake, "1" if is_looking else ""]
-        for entry in entries:
-            arguments += (entry.job_id, entry.payload, _when(entry.delay, entry.due, entry.expires))
+        for job in jobs:
+            arguments += (job.id, job.payload, _when(job.delay, job.due, job.expires))
         answers: list[int] = await self._run(script, queue, arguments)
         if is_looking:
             take_note(queue, is_served=bool(answers.pop()))
@@ -324,23 +326,24 @@ class Queue:
             raise
 
 
-def _chunks(positions: Sequence[int], entries: Sequence[Entry]) -> Iterator[list[int]]:
+def _chunks(positions: Sequence[int], jobs: Sequence[NewJob]) -> Iterator[list[int]]:
     """The positions in pieces that are sent at once."""
     chunk: list[int] = []
     size = 0
     for position in positions:
-        if len(chunk) == _CHUNK or (chunk and size + len(entries[position].payload) > _CHUNK_BYTES):
+        if len(chunk) == _CHUNK or (chunk and size + len(jobs[position].payload) > _CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(position)
-        size += len(entries[position].payload)
+        size += len(jobs[position].payload)
     if chunk:
         yield chunk
 
 
 @functools.lru_cache(maxsize=16)
-def _when(delay: int, due: int | None, expires: int) -> str:
-    """An entry's times, as ``scripts/enqueue.lua`` reads them. Many jobs at once mostly share them."""
+def _when(delay: int, due: int | None, expires: int | None) -> str:
+    """A job's times, as ``scripts/enqueue.lua`` reads them. Many jobs at once mostly share them."""
+    expires = _NEVER if expires is None else expires
     return f"in {delay:d} {expires:d}" if due is None else f"at {due:d} {expires:d}"
 
 

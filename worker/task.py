@@ -1,14 +1,13 @@
 """``@task``: a function that can be enqueued.
 
 1. Decorating registers nothing and does no I/O; the registry lists what a worker runs.
-2. `enqueue` validates the arguments into a payload, and hands the job to :mod:`worker.submission`: inside a scope it
-   exists if and only if the scope commits; outside, or with ``using(transactional=False)``, it is queued at once.
+2. `enqueue` validates the arguments into a payload and makes a `NewJob`. Inside a scope :mod:`worker.submission` lets it
+   exist if and only if the scope commits; outside, or with ``using(transactional=False)``, it is queued at once.
 3. Called like the function it wraps, it is that function.
 """
 
 import asyncio
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,17 +22,20 @@ from worker import loop_thread
 from worker.context import JobContext, from_milliseconds
 from worker.enqueue_time import enqueue_time
 from worker.errors import EnqueueError, PayloadTooLargeError, TaskDefinitionError
-from worker.exchange import now_ms, to_ms
+from worker.exchange import now_ms
 from worker.job import Job
 from worker.message import Envelope
-from worker.options import Options, When, text
+from worker.new_job import NewJob
+from worker.options import JobOptions, TaskOptions, text
 from worker.queue import Queue, default_queue
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
-from worker.submission import Submitted, Terms, Transaction, submit, submit_in
+from worker.submission import Transaction, enqueue_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_NO_OPTIONS = JobOptions()
 
 
 class Task(Generic[P, R]):
@@ -43,7 +45,7 @@ class Task(Generic[P, R]):
         self,
         fn: Callable[..., Any],
         name: str,
-        options: Options,
+        options: TaskOptions,
         *,
         schedule: Schedule | None = None,
         run_at_startup: bool = False,
@@ -69,7 +71,7 @@ class Task(Generic[P, R]):
             TypeError, pydantic.ValidationError: arguments that do not fit the signature; nothing is queued.
             EnqueueError: a payload that JSON would change, or that is too large; nothing is queued.
         """
-        return await Request(self, When()).enqueue(*args, **kwargs)
+        return await BoundTask(self, _NO_OPTIONS).enqueue(*args, **kwargs)
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """`enqueue`, for code that runs on no event loop: a plain function, a thread, a synchronous view.
@@ -81,11 +83,11 @@ class Task(Generic[P, R]):
             EnqueueError: an event loop runs here, which this would block; besides, as `enqueue`.
             ScopeEndedError: the scope has ended meanwhile.
         """
-        return Request(self, When()).enqueue_sync(*args, **kwargs)
+        return BoundTask(self, _NO_OPTIONS).enqueue_sync(*args, **kwargs)
 
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
         """Ask for many runs, each with its arguments by name, in one round trip for each thousand."""
-        return await Request(self, When()).enqueue_many(calls)
+        return await BoundTask(self, _NO_OPTIONS).enqueue_many(calls)
 
     def using(
         self,
@@ -96,7 +98,7 @@ class Task(Generic[P, R]):
         queue: str | None = None,
         expires: float | timedelta | None = None,
         transactional: bool | None = None,
-    ) -> "Request[P, R]":
+    ) -> "BoundTask[P, R]":
         """The task with settings for the jobs enqueued through it.
 
         Args:
@@ -112,10 +114,10 @@ class Task(Generic[P, R]):
         Raises:
             ValueError: both `delay` and `at`, a negative delay, a time without zone, an empty id or queue.
         """
-        when = When.checked(
+        options = JobOptions.checked(
             delay=delay, at=at, job_id=job_id, queue=queue, expires=expires, transactional=transactional
         )
-        return Request(self, when)
+        return BoundTask(self, options)
 
     @property
     def module(self) -> str:
@@ -171,11 +173,11 @@ class Task(Generic[P, R]):
 
 
 @dataclass(frozen=True)
-class Request(Generic[P, R]):
-    """A task with settings for the jobs enqueued through it. Made by `Task.using`."""
+class BoundTask(Generic[P, R]):
+    """A task with options for the jobs enqueued through it. Made by `Task.using`."""
 
     task: Task[P, R]
-    when: When
+    options: JobOptions
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As `Task.enqueue`."""
@@ -198,8 +200,8 @@ class Request(Generic[P, R]):
             ValueError: `using(job_id=...)` with more than one call.
         """
         payloads = [self.task.signature.validate((), call) for call in calls]
-        if self.when.job_id is not None and len(payloads) > 1:
-            raise ValueError(f"one job_id ({self.when.job_id}) cannot name {len(payloads)} jobs")
+        if self.options.job_id is not None and len(payloads) > 1:
+            raise ValueError(f"one job_id ({self.options.job_id}) cannot name {len(payloads)} jobs")
         return await self._submit(payloads)
 
     async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
@@ -215,15 +217,21 @@ class Request(Generic[P, R]):
             raise ScopeEndedError
         queue = default_queue()
         self._check_size(payloads, queue)
+        enqueued_at = now_ms() if self.options.job_id is None else enqueue_time(self.options.job_id)
+        queue_name = self.options.queue or self.task.options.queue or queue.name
+        jobs = self._new_jobs(payloads, queue_name, enqueued_at, in_transaction=scope is not None)
         transaction = None if scope is None else Transaction(scope)
-        terms = self._terms(queue, transaction)
-        envelope = Envelope(self.task.name, terms.enqueued_at, in_ledger=transaction is not None)
-        jobs = [
-            Submitted(job_id, envelope.around(payload), terms)
-            for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
-        ]
-        added = await (submit(jobs, queue) if transaction is None else submit_in(transaction, jobs, queue))
-        handle, handle_of_earlier = self._handles(terms, queue)
+        if transaction is None:
+            added = await queue.enqueue(jobs)
+        else:
+            added = await enqueue_in(transaction, jobs, queue, is_named=self.options.job_id is not None)
+        # When the earlier job was enqueued that has the id of a new one is not known here.
+        handle_of_earlier: partial[Job[R]] = partial(
+            Job, queue_name=queue_name, queue=queue, signature=self.task.signature
+        )
+        handle = partial(
+            handle_of_earlier, enqueued_at=from_milliseconds(enqueued_at), is_new=True, transaction=transaction
+        )
         return [
             handle(job.id) if is_new else handle_of_earlier(job.id) for job, is_new in zip(jobs, added, strict=True)
         ]
@@ -235,12 +243,12 @@ class Request(Generic[P, R]):
 
     @property
     def _transactional(self) -> bool:
-        chosen = self.when.transactional
+        chosen = self.options.transactional
         return self.task.options.transactional if chosen is None else chosen
 
     def _ids(self, count: int) -> list[str]:
-        if self.when.job_id is not None:
-            return [self.when.job_id] * count
+        if self.options.job_id is not None:
+            return [self.options.job_id] * count
         digits = token_hex(16 * count)  # at once: each time it asks the kernel
         return [digits[i : i + 32] for i in range(0, len(digits), 32)]
 
@@ -252,27 +260,16 @@ class Request(Generic[P, R]):
                 "store them, and enqueue their key"
             )
 
-    def _terms(self, queue: Queue, transaction: Transaction | None) -> Terms:
-        when = self.when
-        return Terms(
-            is_named=when.job_id is not None,
-            enqueued_at=now_ms() if when.job_id is None else enqueue_time(when.job_id),
-            task=self.task.name,
-            queue=when.queue or self.task.options.queue or queue.name,
-            due=None if when.at is None else to_ms(when.at),
-            delay=round(when.delay * 1000),
-            expires=None if when.expires is None else math.ceil(when.expires * 1000),
-            transaction=transaction,
-        )
-
-    def _handles(self, terms: Terms, queue: Queue) -> tuple[Callable[[str], Job[R]], Callable[[str], Job[R]]]:
-        """What makes the handle of a new job by its id, and that of an earlier job that has the id.
-
-        When the earlier one was enqueued is not known here.
-        """
-        earlier: partial[Job[R]] = partial(Job, queue_name=terms.queue, queue=queue, signature=self.task.signature)
-        enqueued_at = from_milliseconds(terms.enqueued_at)
-        return partial(earlier, enqueued_at=enqueued_at, is_new=True, transaction=terms.transaction), earlier
+    def _new_jobs(
+        self, payloads: list[bytes], queue_name: str, enqueued_at: int, *, in_transaction: bool
+    ) -> list[NewJob]:
+        task, options = self.task.name, self.options
+        due, delay, expires = options.due, options.delay, options.expiry(in_transaction=in_transaction)
+        envelope = Envelope(task, enqueued_at, in_ledger=in_transaction)
+        return [
+            NewJob(job_id, envelope.around(payload), task, queue_name, enqueued_at, due, delay, expires)
+            for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
+        ]
 
 
 # What is injected is not asked of the caller: a leading session, a leading context, or both go from the signature that
@@ -280,7 +277,7 @@ class Request(Generic[P, R]):
 class _Decorator:
     """What `task(...)` returns."""
 
-    def __init__(self, name: str | None, options: Options) -> None:
+    def __init__(self, name: str | None, options: TaskOptions) -> None:
         self._name = name
         self._options = options
 
@@ -364,13 +361,13 @@ def task(
 
     Args:
         name: its name on the wire (default: the function's ``__qualname__``, as in arq).
-        queue, timeout, max_tries, retry_on, keep_result, transactional, once: see :class:`Options`.
+        queue, timeout, max_tries, retry_on, keep_result, transactional, once: see :class:`TaskOptions`.
 
     Raises:
         TaskDefinitionError: it is no function, or a number is out of range.
     """
     try:
-        options = Options.checked(
+        options = TaskOptions.checked(
             queue=queue,
             timeout=timeout,
             max_tries=max_tries,

@@ -9,8 +9,9 @@ import pytest
 from tests.commands import Command, gone
 from tests.lifecycle.errands import wait_for
 from tests.waiting import eventually
+from tests.worker.new_jobs import new_job
 from worker import Job, Queue
-from worker.exchange import Entry, now_ms
+from worker.exchange import now_ms
 from worker.message import encode
 
 ANSWER = """\
@@ -56,7 +57,7 @@ def change(code: Path, source: str) -> None:
 async def answer(queue: Queue) -> int:
     """What the task answers now."""
     job_id = f"answer-{now_ms()}"
-    await queue.enqueue([Entry(job_id, encode("answer", b"{}", now_ms()), queue.name)])
+    await queue.enqueue([new_job(job_id, encode("answer", b"{}", now_ms()), queue.name)])
     return await Job[int](job_id).result(timeout=20)
 
 

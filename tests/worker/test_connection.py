@@ -24,6 +24,7 @@ from tests.sentinel import Sentinel, follow
 from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import AT_ONCE, at_once, eventually
 from tests.worker.engine.conftest import Worker
+from tests.worker.new_jobs import new_job
 from worker import Job, Queue, WorkerError, task
 from worker.connection import (
     close,
@@ -33,7 +34,6 @@ from worker.connection import (
     connect_sync,
 )
 from worker.embedded import EmbeddedRedis
-from worker.exchange import Entry
 from worker.line import Line
 from worker.process.errors import StartupError
 from worker.process.server_wait import await_redis
@@ -105,7 +105,7 @@ class TestRefusedInTheBeginning:
             with pytest.raises(redis.ResponseError, match="DB index is out of range"):
                 await queue.ping()
             with pytest.raises(redis.ResponseError, match="DB index is out of range"):
-                await queue.enqueue([Entry("a", b"{}", "q")])
+                await queue.enqueue([new_job("a", b"{}", "q")])
         await queue.close()
 
     async def test_a_wrong_password(self, address: str) -> None:
@@ -397,7 +397,7 @@ async def test_cluster(cluster: str) -> None:
         assert await worker.queue.depths(names) == dict.fromkeys(names, 0)
         assert set(await worker.queue.health_records(names[1])) == {"w"}
         with pytest.raises(WorkerError, match=re.escape("call it {arq:queue} instead of arq:queue")):
-            await worker.queue.enqueue([Entry("a", b"{}", "arq:queue")])
+            await worker.queue.enqueue([new_job("a", b"{}", "arq:queue")])
     with connect_sync(cluster) as client:
         left = {key for key in client.keys("*", target_nodes="all") if b":result:" not in key}
     assert left == {f"{name}:tasks".encode() for name in names}  # for half a minute

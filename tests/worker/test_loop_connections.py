@@ -14,8 +14,8 @@ import uvloop
 
 from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
+from tests.worker.new_jobs import new_job
 from worker import Queue, task
-from worker.exchange import Entry
 
 
 @task
@@ -25,7 +25,7 @@ async def noop(number: int) -> int:
 
 async def use(queue: Queue, job_id: str = "a") -> None:
     """Use all that a queue opens: the client, a line, and the subscription."""
-    await queue.enqueue([Entry(job_id, b"{}", "arq:queue")])
+    await queue.enqueue([new_job(job_id, b"{}", "arq:queue")])
     await queue.claim("arq:queue", "t" * 28, 1000, 1)
     async with queue.ended("arq:queue", job_id, asyncio.Event()):
         pass
@@ -86,7 +86,7 @@ class TestOneLoopAfterAnother:
 
         async def once(job_id: str) -> list[bool]:
             for _ in range(2):
-                added = await queue.enqueue([Entry(job_id, b"{}", "arq:queue")])
+                added = await queue.enqueue([new_job(job_id, b"{}", "arq:queue")])
                 await queue.close()
             return added
 

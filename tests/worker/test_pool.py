@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from tests.conftest import StartRedis
 from tests.waiting import at_once, eventually
+from tests.worker.new_jobs import new_job
 from worker import Queue, task
 from worker.connection import connect_as
-from worker.exchange import Entry
 from worker.pool import BoundedPool
 
 
@@ -110,7 +110,7 @@ async def test_a_server_that_is_the_primary_no_more(own_redis: StartRedis) -> No
     with redis.Redis.from_url(server.url) as other:
         other.replicaof("127.0.0.1", "1")
         before = other.info("stats")["total_connections_received"]
-        calls = [queue.enqueue([Entry(str(number), b"{}", "arq:queue")]) for number in range(6)]
+        calls = [queue.enqueue([new_job(str(number), b"{}", "arq:queue")]) for number in range(6)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(answer) for answer in answers] == [redis.ReadOnlyError] * 6
         assert other.info("stats")["total_connections_received"] - before >= 3
@@ -122,7 +122,7 @@ class TestAServerThatIsFull:
         """Where the server allows fewer connections than the pool, no call fails, and some are given back."""
         server = own_redis(maxclients=12)
         queue = Queue(server.url, default=True)
-        assert await queue.enqueue([Entry("first", b"{}", "arq:queue")]) == [True]
+        assert await queue.enqueue([new_job("first", b"{}", "arq:queue")]) == [True]
         jobs = await asyncio.gather(*(noop.enqueue(number) for number in range(500)))
         assert len(jobs) == 500
         with redis.Redis.from_url(server.url) as other:

@@ -9,13 +9,14 @@ import redis
 import worker
 from tests.conftest import StartRedis
 from tests.worker.conftest import RoundTrips
-from worker.exchange import Entry
+from tests.worker.new_jobs import new_job
+from worker.new_job import NewJob
 from worker.queue import Queue
 from worker.unserved import serve
 
 
-def entries(*ids: str, queue: str = "q", **more: Any) -> list[Entry]:
-    return [Entry(job_id, b"{}", queue, **more) for job_id in ids]
+def entries(*ids: str, queue: str = "q", **more: Any) -> list[NewJob]:
+    return [new_job(job_id, b"{}", queue, **more) for job_id in ids]
 
 
 def look_at_each_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,7 @@ def look_at_each_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestEnqueue:
     async def test_leaves_a_job_and_its_place(self, queue: Queue, observer: redis.Redis) -> None:
         """arq's keys: the payload under its id, which expires, and the id in the queue by when it is due."""
-        assert await queue.enqueue([Entry("a", b"payload", "q", delay=5000, expires=1000)]) == [True]
+        assert await queue.enqueue([new_job("a", b"payload", "q", delay=5000, expires=1000)]) == [True]
         clock: Any = observer.time()
         assert observer.get("arq:job:a") == "payload"
         assert observer.pttl("arq:job:a") == pytest.approx(6000, abs=1000)
@@ -39,7 +40,7 @@ class TestEnqueue:
     async def test_tells_of_each_whether_its_id_was_free(self, queue: Queue, observer: redis.Redis) -> None:
         """In the order of the entries, over several queues and thousands, and with an id that is there twice."""
         await queue.enqueue(entries("taken"))
-        many = [Entry(str(number % 2500), b"{}", f"q{number % 2}") for number in range(2600)]
+        many = [new_job(str(number % 2500), b"{}", f"q{number % 2}") for number in range(2600)]
         added = await queue.enqueue([*entries("new"), *entries("taken"), *many])
         assert added[:2] == [True, False]
         assert added[2:2502] == [True] * 2500

@@ -14,9 +14,10 @@ from db.database import Database
 from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
+from tests.worker.new_jobs import new_job
 from worker import Job, JobFailed, Queue, task
 from worker.errors import EnqueueError, LedgerAwayError, ResultNotFoundError
-from worker.exchange import Entry, JobStatus, Settlement
+from worker.exchange import JobStatus, Settlement
 from worker.ledger import Ending, Ledger, State
 
 pytestmark = pytest.mark.usefixtures("queue", "database")
@@ -239,7 +240,7 @@ async def test_a_waiting_result_is_pushed(queue: Queue, observer: redis.Redis) -
     waiting = asyncio.create_task(job.result(timeout=30))
     row = await Ledger().pending(job.job_id)
     assert row is not None
-    await queue.publish([Entry(row.id, row.payload, row.queue)])
+    await queue.publish([new_job(row.id, row.payload, row.queue)])
     claimed = await queue.claim("arq:queue", "t" * 28, 5_000, 1)
     await eventually(job.status, equals=JobStatus.in_progress)
     raw = b'{"t":1,"f":"send","a":[],"k":{},"et":%d,"s":true,"st":1,"ft":2,"q":"arq:queue","id":"x","r":{"number":7}}'

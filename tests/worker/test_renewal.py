@@ -9,15 +9,15 @@ from tests.conftest import StartRedis
 from tests.proxy import Proxy
 from tests.stopwatch import Stopwatch
 from tests.waiting import AT_ONCE
+from tests.worker.new_jobs import new_job
 from worker import Queue
-from worker.exchange import Entry
 from worker.renewal import Grip, Held, Renewal
 
 QUEUE, TOKEN = "arq:queue", "o" * 28
 
 
 async def claimed(queue: Queue) -> Held:
-    await queue.enqueue([Entry("a", b"{}", QUEUE)])
+    await queue.enqueue([new_job("a", b"{}", QUEUE)])
     (job,) = (await queue.claim(QUEUE, TOKEN, 60_000, 1)).jobs
     return Held(job.raw_id, TOKEN, job.score, job.payload)
 
@@ -72,7 +72,7 @@ async def test_demoted(own_redis: StartRedis) -> None:
     with pytest.raises(ReadOnlyError):
         line.renew([job])
     with pytest.raises(ReadOnlyError):
-        await queue.enqueue([Entry("b", b"{}", QUEUE)])
+        await queue.enqueue([new_job("b", b"{}", QUEUE)])
     assert not before & await connections(queue)
     await queue.redis.replicaof("NO", "ONE")
     assert line.renew([job]) == [(Grip.OURS, None)]

@@ -18,10 +18,11 @@ from db.database import given_default
 from tests.conftest import StartPostgres
 from tests.servers import Observer
 from tests.waiting import at_once, eventually
+from tests.worker.new_jobs import new_job
 from worker import Resource, Task, task
 from worker.config import Config
 from worker.errors import ConfigError
-from worker.exchange import Entry, now_ms
+from worker.exchange import now_ms
 from worker.ledger.default import default_ledger
 from worker.message import encode
 from worker.process.errors import StartupError
@@ -151,7 +152,7 @@ class TestQueue:
 
 async def enqueued(queue: worker.Queue, wanted: Task[..., Any]) -> str:
     """The id of a job that is enqueued through this queue."""
-    await queue.enqueue([Entry(wanted.name, encode(wanted.name, b"{}", now_ms()), queue.name)])
+    await queue.enqueue([new_job(wanted.name, encode(wanted.name, b"{}", now_ms()), queue.name)])
     return wanted.name
 
 

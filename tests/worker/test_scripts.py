@@ -7,10 +7,12 @@ import pytest
 from redis import Redis
 
 from tests.redis_programs import PROGRAMS, running
+from tests.worker.new_jobs import new_job
 from worker import JobStatus, Queue
-from worker.exchange import ABORTED, Claim, Entry, Settlement, Slot
+from worker.exchange import ABORTED, Claim, Settlement, Slot
 from worker.keys import Keys
 from worker.message import encode
+from worker.new_job import NewJob
 from worker.renewal import Grip, Held, Renewal
 from worker.scripts import Script
 
@@ -41,8 +43,8 @@ def redis_url(program: str | None, redis_url: str) -> Any:
         yield program
 
 
-def entry(job_id: str = "a", payload: bytes = b"{}", **options: Any) -> Entry:
-    return Entry(job_id, payload, QUEUE, **options)
+def entry(job_id: str = "a", payload: bytes = b"{}", **options: Any) -> NewJob:
+    return new_job(job_id, payload, QUEUE, **options)
 
 
 async def claim(queue: Queue, token: str = OURS, *, lease: int = LEASE, wanted: int = 100) -> list[Claim]:
@@ -130,7 +132,7 @@ class TestEnqueue:
             "h": (0, hour),
         }
         jobs = [
-            Entry(name, b"{}", QUEUE, 0 if name in "efg" else wait, now + wait if name in "efg" else None, expires)
+            new_job(name, b"{}", QUEUE, 0 if name in "efg" else wait, now + wait if name in "efg" else None, expires)
             for name, (wait, expires) in waits.items()
         ]
         await getattr(queue, verb)(jobs)
@@ -656,7 +658,7 @@ async def test_script_flush(queue: Queue, observer: Any) -> None:
 
 async def test_tagged_queue(queue: Queue, observer: Any) -> None:
     """All keys of a hash-tagged queue lie under its tag."""
-    await queue.enqueue([Entry("a", b"{}", "{mail}")])
+    await queue.enqueue([new_job("a", b"{}", "{mail}")])
     (job,) = (await queue.claim("{mail}", OURS, LEASE, 1)).jobs
     assert observer.keys() == [key for key in observer.keys("*") if key.startswith("{mail}")]
     await queue.finish("{mail}", [Settlement(job.raw_id, OURS, "end", b"1", 60_000, 0)])

@@ -22,7 +22,7 @@ from tests.worker.conftest import Count, RoundTrips
 from worker import Task, cron, task
 from worker.errors import ConfigError, PayloadNotJSONError, PayloadTooLargeError, TaskDefinitionError
 from worker.ledger import Ledger
-from worker.options import Options
+from worker.options import TaskOptions
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -87,9 +87,9 @@ class TestDeclaring:
             async def __call__(self) -> None: ...
 
         assert not task(coroutine).is_sync
-        assert not Task(partial(coroutine), "partial", Options()).is_sync
-        assert not Task(Resizer(), "callable", Options()).is_sync
-        assert Task(partial(function), "partial", Options()).is_sync
+        assert not Task(partial(coroutine), "partial", TaskOptions()).is_sync
+        assert not Task(Resizer(), "callable", TaskOptions()).is_sync
+        assert Task(partial(function), "partial", TaskOptions()).is_sync
         assert task(plain(coroutine)).is_sync
         assert not task(asynchronous(function)).is_sync
         assert task(plain(function)).is_sync

@@ -19,10 +19,10 @@ from worker.cli.job_text import as_data, describe_job, describe_lines, describe_
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
 from worker.errors import ConfigError
-from worker.exchange import NEVER, Entry
-from worker.ledger.desk import Desk, Key, Line, Refusal, Retried, Tally, Which
+from worker.ledger.desk import Desk, Key, Line, Refusal, Tally, Which
 from worker.ledger.presence import check
 from worker.ledger.table import State
+from worker.new_job import NewJob
 from worker.queue import Queue
 
 T = TypeVar("T")
@@ -217,20 +217,16 @@ class _Publisher:
         if self._queue is not None:
             await self._queue.close()
 
-    async def publish(self, retried: Sequence[Retried]) -> None:
+    async def publish(self, retried: Sequence[NewJob]) -> None:
         if self._queue is None:
             return
         try:
-            await self._queue.publish([_entry(job) for job in retried])
+            await self._queue.publish(retried)
         except (RedisError, OSError) as error:
             why = f"Redis does not take them ({error}): the workers will, in a few seconds"
             err.print(printable_text(why, style="yellow"))
             await self._queue.close()
             self._queue = None
-
-
-def _entry(job: Retried) -> Entry:
-    return Entry(job.id, job.payload, job.queue, expires=NEVER if job.patience is None else job.patience)
 
 
 def _at_desk(config: Config, act: Callable[[Desk], Coroutine[Any, Any, T]]) -> T:

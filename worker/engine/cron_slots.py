@@ -7,9 +7,10 @@ Redis that has lost its memory neither forgets a slot nor lets one run twice.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from worker.exchange import NEVER, Entry, Slot
-from worker.ledger import Ledger, Pending
+from worker.exchange import Slot
+from worker.ledger import Ledger
 from worker.message import encode
+from worker.new_job import NewJob
 from worker.queue import Queue
 from worker.task import Task
 
@@ -44,11 +45,11 @@ class LedgerSlots(Slots):
         return max((moment for moment in known if moment is not None), default=None)
 
     async def put(self, queue: str, slots: Sequence[Slot]) -> None:
-        rows = [_row(slot, queue) for slot in slots if slot.payload]
-        new = await self._ledger.add_new(rows) if rows else []
+        jobs = [_new_job(slot, queue) for slot in slots if slot.payload]
+        new = await self._ledger.add_new(jobs) if jobs else []
         # What Redis does not take now, the relay publishes.
         await super().put(queue, [slot._replace(payload=b"") for slot in slots])
-        await self._queue.publish([Entry(row.id, row.payload, queue, due=row.due, expires=NEVER) for row in new])
+        await self._queue.publish(new)
 
 
 def slot_id(task: str, moment: object) -> str:
@@ -56,6 +57,6 @@ def slot_id(task: str, moment: object) -> str:
     return f"cron:{task}:{moment}"
 
 
-def _row(slot: Slot, queue: str) -> Pending:
+def _new_job(slot: Slot, queue: str) -> NewJob:
     payload = encode(slot.task, b"{}", slot.moment, in_ledger=True)
-    return Pending(slot.job_id, slot.moment, slot.task, queue, payload, due=slot.moment)
+    return NewJob(slot.job_id, payload, slot.task, queue, slot.moment, due=slot.moment)

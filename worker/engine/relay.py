@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from redis.exceptions import ResponseError
 
 from worker.errors import WorkerError
-from worker.exchange import NEVER, Entry
 from worker.ledger import Ending, Ledger, State, Unpublished
+from worker.new_job import NewJob
 from worker.queue import Queue
 
 logger = logging.getLogger("worker")
@@ -133,7 +133,7 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Unpublished]) -> int:
         """Publish those that may run still, and settle those that may not; how many were published."""
-        published = await self._queue.publish([entry(row) for row in rows if not row.expired])
+        published = await self._queue.publish([new_job(row) for row in rows if not row.expired])
         expired = [ending(row, State.EXPIRED) for row in rows if row.expired]
         if expired:
             await self._ledger.settle(expired)
@@ -169,11 +169,11 @@ class _Lap:
             self._goes_on = False
 
 
-def entry(row: Unpublished) -> Entry:
-    """A pending row as a job to be queued: in its old place, and with what is left of its patience."""
+def new_job(row: Unpublished) -> NewJob:
+    """A pending row as a job to be queued: in its old place, and with what is left of the time that it may wait."""
     overdue = max(-row.delay, 0)
-    patience = NEVER if row.patience is None else max(row.patience - overdue, 1)
-    return Entry(row.id, row.payload, row.queue, row.delay, expires=patience)
+    expires = None if row.patience is None else max(row.patience - overdue, 1)
+    return NewJob(row.id, row.payload, row.task, row.queue, row.enqueued_at, delay=row.delay, expires=expires)
 
 
 def ending(row: Unpublished, state: State) -> Ending:

@@ -14,9 +14,10 @@ from typing import Any
 from uuid import uuid4
 
 from worker.engine.cron_slots import LedgerSlots, Slots, slot_id
-from worker.exchange import Entry, Slot, to_ms
+from worker.exchange import Slot, to_ms
 from worker.ledger import Ledger
 from worker.message import encode
+from worker.new_job import A_DAY, NewJob
 from worker.queue import Queue
 from worker.schedule import Schedule
 from worker.task import Task
@@ -98,12 +99,12 @@ class Scheduler:
     async def _run_at_startup(self, now: datetime) -> None:
         if self._at_startup:
             await self._queue.enqueue(
-                [
-                    Entry(job_id, encode(task.name, b"{}", to_ms(now)), self._queue_of(task))
-                    for job_id, task in self._at_startup.items()
-                ]
+                [self._new_job(job_id, task, to_ms(now)) for job_id, task in self._at_startup.items()]
             )
             self._at_startup.clear()
+
+    def _new_job(self, job_id: str, task: Task[..., Any], now: int) -> NewJob:
+        return NewJob(job_id, encode(task.name, b"{}", now), task.name, self._queue_of(task), now, expires=A_DAY)
 
     async def _queue_slots(self, slots: Iterable[_Passed]) -> None:
         by_queue: dict[str, list[Slot]] = {}

@@ -5,7 +5,7 @@ exists if and only if what enqueued it was committed, and its effects happen onc
 """
 
 from worker.ledger.ledger import Ledger, NothingWrittenError
-from worker.ledger.rows import Ending, Known, Pending, Unpublished
+from worker.ledger.rows import Ending, Known, Unpublished
 from worker.ledger.table import State, table
 
-__all__ = ["Ending", "Known", "Ledger", "NothingWrittenError", "Pending", "State", "Unpublished", "table"]
+__all__ = ["Ending", "Known", "Ledger", "NothingWrittenError", "State", "Unpublished", "table"]

@@ -36,6 +36,7 @@ from worker.ledger.execution import AnySession, execute
 from worker.ledger.ledger import Ledger
 from worker.ledger.table import NAME, State, now_ms, table
 from worker.message import with_row
+from worker.new_job import NewJob
 
 BATCH = 500
 """Rows that one transaction changes."""
@@ -90,15 +91,6 @@ class Refusal(NamedTuple):
     why: str
 
 
-class Retried(NamedTuple):
-    """A row that is pending again, as it is to be published."""
-
-    id: str
-    queue: str
-    payload: bytes
-    patience: int | None
-
-
 class Desk:
     """The job rows of the default database.
 
@@ -149,7 +141,7 @@ class Desk:
         fields = self._jobs.c.keys()
         return [dict(zip(fields, row, strict=True)) for row in await self._read(statement)]
 
-    async def retry(self, keys: Sequence[Key], *, accept_pickle: bool = False) -> tuple[list[Retried], list[Refusal]]:
+    async def retry(self, keys: Sequence[Key], *, accept_pickle: bool = False) -> tuple[list[NewJob], list[Refusal]]:
         """Let failed jobs run again, one of `batches`; they are the caller's to publish, once this has returned.
 
         Args:
@@ -172,13 +164,13 @@ class Desk:
                 await execute(session, self._discard, [{"of_id": key.id, "of_time": key.enqueued_at} for key in failed])
         return _refused(keys, failed)
 
-    async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[Retried], list[Refusal]]:
+    async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[NewJob], list[Refusal]]:
         async with scope() as work:
             session = await work.session(default_database())
             failed = await self._failed(session, keys)
             taken = set((await execute(session, self._pending([key.id for key in failed]))).scalars())
             refusals = _refused(keys, failed)
-            retried: list[Retried] = []
+            retried: list[NewJob] = []
             changes: list[dict[str, Any]] = []
             for row in failed.values():
                 try:
@@ -187,7 +179,7 @@ class Desk:
                     refusals.append(Refusal(row["id"], str(error)))
                     continue
                 taken.add(row["id"])
-                retried.append(Retried(row["id"], row["queue"], payload, row["patience"]))
+                retried.append(_due_now(row, payload))
                 changes.append(
                     {
                         "of_id": row["id"],
@@ -307,6 +299,11 @@ def _payload(row: Mapping[str, Any], taken: set[str], *, accept_pickle: bool) ->
     if row["payload"] is None:
         raise PayloadError("its arguments are not known: they had expired, or were never there")
     return with_row(row["payload"], accept_pickle=accept_pickle)
+
+
+def _due_now(row: Mapping[str, Any], payload: bytes) -> NewJob:
+    """A row that is pending again, as it is to be published: it may wait for as long as it might at first."""
+    return NewJob(row["id"], payload, row["task"], row["queue"], row["enqueued_at"], expires=row["patience"])
 
 
 def _refused(keys: Sequence[Key], failed: Collection[Key]) -> list[Refusal]:

@@ -27,9 +27,10 @@ from worker.errors import LedgerBusyError
 from worker.ledger.execution import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
 from worker.ledger.presence import explain, explained, read_only
-from worker.ledger.rows import Ending, Known, Pending, Unpublished
+from worker.ledger.rows import Ending, Known, Unpublished
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
+from worker.new_job import NewJob
 
 _AT_ONCE = 8 * 1024 * 1024  # bytes of payloads that are read at once
 _LATEST = 2**63 - 1  # milliseconds since the epoch: the largest that a column holds
@@ -54,17 +55,17 @@ class Ledger:
         # What each job says to the database.
         self._settle_of: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
 
-    async def add(self, session: AnySession, rows: Sequence[Pending]) -> None:
-        """Write pending rows in the session's transaction, all in one statement.
+    async def add(self, session: AnySession, jobs: Sequence[NewJob]) -> None:
+        """Write the jobs' pending rows in the session's transaction, all in one statement.
 
         Raises:
             LedgerError: there is no such table.
         """
         with explained(self.name, lent=True):
-            await execute(session, self._of(session).add, [row._asdict() for row in rows])
+            await execute(session, self._of(session).add, [job._asdict() for job in jobs])
 
-    async def reserve(self, session: AnySession, row: Pending) -> bool:
-        """Write a pending row unless its id is pending already; whether it was written.
+    async def reserve(self, session: AnySession, job: NewJob) -> bool:
+        """Write the job's pending row unless its id is pending already; whether it was written.
 
         Waits for another transaction that is about to write one of this id.
 
@@ -72,7 +73,7 @@ class Ledger:
             LedgerError: there is no such table.
         """
         with explained(self.name, lent=True):
-            written = await execute(session, self._of(session).reserve, row._asdict())
+            written = await execute(session, self._of(session).reserve, job._asdict())
         return bool(written.rowcount)
 
     async def mark_done(self, session: AnySession, ending: Ending) -> Known | None:
@@ -125,7 +126,7 @@ class Ledger:
             known = {(row.id, row.enqueued_at): Known(State(row.state), row.result) for row in standing}
         return [known[key] for key in keys]
 
-    async def known(self, session: AnySession, job: Ending | Pending | Unpublished) -> Known | None:
+    async def known(self, session: AnySession, job: Ending | NewJob | Unpublished) -> Known | None:
         """What is known of a job."""
         row = await self._first(session, self._of(session).known, {"id": job.id, "enqueued_at": job.enqueued_at})
         return None if row is None else Known(State(row["state"]), row["result"])
@@ -161,11 +162,11 @@ class Ledger:
             parameters = {"of_id": job_id, **_between(enqueued_at)}
             return bool((await execute(session, self._of(session).abort, parameters)).rowcount)
 
-    async def add_new(self, rows: Sequence[Pending]) -> list[Pending]:
-        """Write those rows whose id and enqueue time are not known yet; which they were."""
+    async def add_new(self, jobs: Sequence[NewJob]) -> list[NewJob]:
+        """Write the pending rows of those jobs whose id and enqueue time are not known yet; which they were."""
         async with scope() as work:
             session = await work.session(default_database())
-            return [row for row in rows if await self.reserve(session, row)]
+            return [job for job in jobs if await self.reserve(session, job)]
 
     async def last_enqueued(self, task: str, prefix: str) -> int | None:
         """The enqueue time of the last of those rows of a task whose ids are `prefix` and a number, all of one length.

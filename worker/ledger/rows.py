@@ -5,24 +5,6 @@ from typing import NamedTuple
 from worker.ledger.table import State
 
 
-class Pending(NamedTuple):
-    """A job that is to run if its transaction commits."""
-
-    id: str
-    enqueued_at: int
-    """Milliseconds since the epoch, by the producer's clock: with the id, what the job is known by."""
-    task: str
-    queue: str
-    payload: bytes
-    """As it is on the wire."""
-    due: int | None = None
-    """Milliseconds since the epoch; None: after `delay`."""
-    delay: int = 0
-    """Milliseconds until it is due, from when the row is written."""
-    patience: int | None = None
-    """Milliseconds past its due time after which it is not started any more; None: it does not expire."""
-
-
 class Unpublished(NamedTuple):
     """A pending row, as the relay publishes it."""
 
@@ -34,7 +16,7 @@ class Unpublished(NamedTuple):
     delay: int
     """Milliseconds until it is due; negative: since it was."""
     patience: int | None
-    """As in `Pending`."""
+    """Milliseconds past its due time after which it is not started any more; None: it does not expire."""
     expired: bool
     """Whether it has waited longer than it may."""
 

@@ -43,7 +43,7 @@ DIALECTS = frozenset(_INSERT)
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """What the ledger says to the database. Parameters are named as the fields of :mod:`worker.ledger.rows`."""
+    """The ledger's statements. Parameters are named as the fields of `NewJob` and of :mod:`worker.ledger.rows`."""
 
     add: Executable
     """A pending row."""
@@ -90,12 +90,16 @@ class Statements:
 
 def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     job = jobs.c
-    fields = ("id", "enqueued_at", "task", "queue", "payload", "patience")
+    fields = ("id", "enqueued_at", "task", "queue", "payload")
     # How long a job may wait counts from a due time that is to come, else from now, as in Redis.
     asked = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
     due = _later(asked, now_ms())
     add = insert(jobs).values(
-        **_named(job, fields), state=literal(State.PENDING.value), due=due, check_at=due + GRACE + spread()
+        **_named(job, fields),
+        patience=bindparam("expires", type_=BigInteger),
+        state=literal(State.PENDING.value),
+        due=due,
+        check_at=due + GRACE + spread(),
     )
     return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
 

@@ -13,9 +13,9 @@ import db
 from tests.proxy import Proxy
 from tests.waiting import at_once
 from tests.worker.engine.conftest import Seen, StartWorker
+from tests.worker.new_jobs import new_job
 from worker import JobFailed, Queue, task
 from worker.engine import broker_completer
-from worker.exchange import Entry
 from worker.ledger import Ledger
 from worker.message import encode
 
@@ -160,7 +160,7 @@ class TestGarbage:
 
     async def test_pickle(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
         """A pickle is not loaded, and the error says what to do."""
-        await queue.enqueue([Entry("bomb", pickle.dumps(Bomb()), "arq:queue")])
+        await queue.enqueue([new_job("bomb", pickle.dumps(Bomb()), "arq:queue")])
         async with start(double) as worker:
             await worker.idle()
         assert "WORKER_ACCEPT_PICKLE" in seen.result("bomb")["r"]["message"]

@@ -6,13 +6,13 @@ from typing import Any
 from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, Worker
+from tests.worker.new_jobs import new_job
 from worker import JobContext, Queue, Retry, task
 from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import Limits
 from worker.engine.outcome import Kind, Outcome
-from worker.exchange import Entry
 from worker.scripts import Script
 
 QUEUE = "arq:queue"
@@ -20,7 +20,7 @@ QUEUE = "arq:queue"
 
 async def held_jobs(queue: Queue, number: int) -> tuple[Executions, list[Execution]]:
     """So many claimed jobs."""
-    await queue.enqueue([Entry(f"j{n:04}", b"{}", QUEUE) for n in range(number)])
+    await queue.enqueue([new_job(f"j{n:04}", b"{}", QUEUE) for n in range(number)])
     held = Executions(number)
     claims = (await queue.claim(QUEUE, "o" * 28, 60_000, number)).jobs
     limits = Limits(timeout=60, max_tries=5, keep_result=60_000, lease=60)

@@ -8,11 +8,12 @@ import pytest
 from tests.conftest import StartRedis
 from tests.waiting import AT_ONCE, at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
+from tests.worker.new_jobs import new_job
 from worker import Job, JobContext, Queue, task
 from worker.engine import claimer
 from worker.engine.claimer import Claimer
 from worker.engine.slots import Slots
-from worker.exchange import Claim, Entry
+from worker.exchange import Claim
 from worker.keeper.table import LeaseTable, TableReader
 
 ran: list[str] = []
@@ -91,7 +92,7 @@ class TestWakeups:
         async def slow_claim(*arguments: Any) -> Any:
             claims = await claim(*arguments)
             if not meanwhile.is_set():
-                await queue.enqueue([Entry("late", b"{}", "arq:queue")])
+                await queue.enqueue([new_job("late", b"{}", "arq:queue")])
                 await asyncio.sleep(0.1)  # the notice arrives before the claim's reply
                 meanwhile.set()
             return claims
@@ -112,7 +113,7 @@ class TestWakeups:
 
     async def test_claims_that_arrive_after_the_stop(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
         """What a claim on its way brings after `stop` is still handed over; nothing more is asked for."""
-        await queue.enqueue([Entry(name, b"{}", "arq:queue") for name in "ab"])
+        await queue.enqueue([new_job(name, b"{}", "arq:queue") for name in "ab"])
         claimed: list[Claim] = []
         ours = claiming(queue, claimed, slots=1)
         claim = queue.claim
@@ -133,7 +134,7 @@ class TestWakeups:
 async def test_what_comes_late(queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a claim that is answered late, what is still held is started with a new lease; what is lost by then is not
     started, and is back where it was, at no cost."""
-    await queue.enqueue([Entry(name, b"{}", "arq:queue") for name in ("held", "lost")])
+    await queue.enqueue([new_job(name, b"{}", "arq:queue") for name in ("held", "lost")])
     claimed: list[Claim] = []
     ours = claiming(queue, claimed, slots=4)
     claim, finish = queue.claim, queue.finish
@@ -169,7 +170,7 @@ async def test_what_comes_late(queue: Queue, observer: Any, monkeypatch: pytest.
 
 async def test_neighbouring_slots_share_a_claim(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots that become free in neighbouring turns of the event loop are filled by one round trip."""
-    await queue.enqueue([Entry(f"j{number}", b"{}", "arq:queue") for number in range(20)])
+    await queue.enqueue([new_job(f"j{number}", b"{}", "arq:queue") for number in range(20)])
     claimed: list[Claim] = []
     ours = claiming(queue, claimed, slots=8)
     claim = queue.claim

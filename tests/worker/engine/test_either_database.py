@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 import db
 from tests.worker.engine.conftest import StartWorker
+from tests.worker.new_jobs import new_job
 from worker import JobFailed, Queue, task
-from worker.exchange import Entry
 from worker.ledger import Ledger
 from worker.ledger.desk import Desk, Which
 
@@ -105,7 +105,7 @@ async def test_a_second_delivery_changes_nothing(
             assert await job.result(timeout=30) == "once"
             await one.idle()
             await queue.redis.delete("arq:result:a")
-            await queue.enqueue([Entry("a", payload, queue.name)])
+            await queue.enqueue([new_job("a", payload, queue.name)])
         await one.idle()
     assert await effects() == ["once"]
 

@@ -15,9 +15,9 @@ from arq.jobs import Job as StockJob
 from tests.stopwatch import Stopwatch
 from tests.waiting import at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
+from tests.worker.new_jobs import new_job
 from worker import Job, JobContext, JobFailed, JobStatus, Queue, Retry, deserialize, serialize, task
 from worker.engine import claimer
-from worker.exchange import Entry
 
 
 class Body:
@@ -276,7 +276,7 @@ class TestFailures:
                 raise asyncio.CancelledError
             raise SystemExit
 
-        await queue.enqueue([Entry(f"bad{n}", b"\xff", "arq:queue") for n in range(10)])
+        await queue.enqueue([new_job(f"bad{n}", b"\xff", "arq:queue") for n in range(10)])
         async with start(fail, double, concurrency=2, unknown_for=0) as worker:
             await fail.enqueue_many({"how": n % 3} for n in range(30))
             await worker.idle()

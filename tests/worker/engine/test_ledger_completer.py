@@ -14,10 +14,11 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.conftest import NOTES, create_ledger
 from tests.worker.engine.conftest import Seen, StartWorker
+from tests.worker.new_jobs import new_job
 from worker import Queue, task
-from worker.exchange import Entry
 from worker.ledger import Ending, Known, Ledger, State
 from worker.message import encode
+from worker.new_job import NewJob
 
 NO_ODD_ONES = "ALTER TABLE tandem_jobs ADD CONSTRAINT no_odd_ones CHECK (id <> 'odd')"
 NO_ODD_TRIGGER = """
@@ -130,7 +131,7 @@ class TestRefused:
     ) -> None:
         """What became of the job is in Redis and in the log, and the outcomes behind it are kept as ever."""
         stock = b'{"t":1,"f":"fail","a":["why"],"k":{},"et":1}'
-        await queue.enqueue([Entry(job_id, stock, queue.name)])
+        await queue.enqueue([new_job(job_id, stock, queue.name)])
         async with start(fail, ledger=ledger) as worker_:
             kept = await fail.enqueue("words")
             for failing in (worker.Job[None](job_id), kept):
@@ -142,7 +143,7 @@ class TestRefused:
 
     async def test_a_task_of_such_a_name(self, start: StartWorker, queue: Queue, ledger: Ledger) -> None:
         """It is kept under a name that can be written."""
-        await queue.enqueue([Entry("odd", b'{"t":1,"f":"no\\u0000ne","a":[],"k":{},"et":1}', queue.name)])
+        await queue.enqueue([new_job("odd", b'{"t":1,"f":"no\\u0000ne","a":[],"k":{},"et":1}', queue.name)])
         async with start(fail, ledger=ledger, unknown_for=0) as worker_:
             await worker_.idle()
         assert ((await row("odd"))["state"], (await row("odd"))["task"]) == ("failed", "no\\x00ne")
@@ -343,5 +344,5 @@ class TestTrouble:
             assert await worker.Job[int]("held").result(timeout=30) == 8
 
 
-def _entry(job_id: str, enqueued_at: int, words: bytes = b"x") -> Entry:
-    return Entry(job_id, encode("fail", b'{"words":"%b"}' % words, enqueued_at), "arq:queue")
+def _entry(job_id: str, enqueued_at: int, words: bytes = b"x") -> NewJob:
+    return new_job(job_id, encode("fail", b'{"words":"%b"}' % words, enqueued_at), "arq:queue")

@@ -26,9 +26,10 @@ from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError
 from worker.exchange import now_ms
-from worker.ledger import Ending, Known, Ledger, Pending, State
+from worker.ledger import Ending, Known, Ledger, State
 from worker.ledger.presence import GRANTS, check
 from worker.message import encode
+from worker.new_job import NewJob
 
 INSERT = text("INSERT INTO note (words) VALUES (:words)")
 
@@ -490,7 +491,7 @@ class TestSecondDelivery:
         async def work_for_tenant(session: db.AsyncSession) -> None:
             await session.connection(execution_options={"schema_translate_map": {None: "tenant"}})
             await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
-            await Ledger().add(session, [Pending(uuid4().hex, 1, "send", "arq:queue", b"{}")])
+            await Ledger().add(session, [NewJob(uuid4().hex, b"{}", "send", "arq:queue", 1)])
 
         execution = bench.deliver(work_for_tenant)
         outcomes = [await bench.start(work_for_tenant, execution) for _ in range(2)]
@@ -646,7 +647,7 @@ class TestSecondDelivery:
         """A job that was enqueued in a transaction sets its own row done."""
         execution = bench.deliver(add, "a")
         message = execution.message
-        row = Pending(message.job_id, message.enqueued_at, "add", "arq:queue", encode("add", b"{}", now_ms()))
+        row = NewJob(message.job_id, encode("add", b"{}", now_ms()), "add", "arq:queue", message.enqueued_at)
         async with db.scope():
             await Ledger().add(await db.session(), [row])
         assert (await bench.start(add, execution)).kind is Kind.COMPLETED

@@ -14,8 +14,9 @@ import pytest
 
 from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
+from tests.worker.new_jobs import new_job
 from worker import Queue
-from worker.exchange import Entry, Settlement
+from worker.exchange import Settlement
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
 
@@ -53,7 +54,7 @@ def start(table: LeaseTable, redis_url: str) -> Iterator[Start]:
 
 async def claim(queue: Queue, table: LeaseTable, *ids: str, until: float = NEVER, lease: float = LEASE) -> None:
     """Claim new jobs, and tell the keeper."""
-    await queue.enqueue([Entry(job_id, b"{}", QUEUE) for job_id in ids])
+    await queue.enqueue([new_job(job_id, b"{}", QUEUE) for job_id in ids])
     claims = await queue.claim(QUEUE, TOKEN, round(lease * 1000), len(ids))
     table.add(0, TOKEN, [claim.raw_id for claim in claims.jobs], time.monotonic() + until)
 

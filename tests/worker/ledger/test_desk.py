@@ -10,9 +10,10 @@ from sqlalchemy import select, text
 import db
 from tests.servers import Observer
 from tests.waiting import eventually
-from worker.ledger import Ending, Ledger, Pending, State
-from worker.ledger.desk import Desk, Key, Refusal, Retried, Tally, Which, earlier_ends
+from worker.ledger import Ending, Ledger, State
+from worker.ledger.desk import Desk, Key, Refusal, Tally, Which, earlier_ends
 from worker.message import Message, encode
+from worker.new_job import NewJob
 
 DIRECT = encode("send", b'{"to":"ann"}', 1_000)
 FAILED = Ending(
@@ -95,7 +96,7 @@ class TestFinding:
         """Those that have not ended are listed by when they were enqueued."""
         async with db.scope():
             session = await db.session()
-            await ledger.add(session, [Pending(f"p{n}", n, "send", "mail", b"{}") for n in (1, 2)])
+            await ledger.add(session, [NewJob(f"p{n}", b"{}", "send", "mail", n) for n in (1, 2)])
         assert [line.id for line in await desk.lines(Which(State.PENDING), 10)] == ["p2", "p1"]
 
 
@@ -107,7 +108,7 @@ class TestRetry:
         retried, refusals = await desk.retry([Key("j1", 1_000)])
         assert refusals == []
         now = await row(desk)
-        assert retried == [Retried("j1", "mail", now["payload"], None)]
+        assert retried == [NewJob("j1", now["payload"], "send", "mail", 1_000)]
         assert Message.decode("j1", now["payload"]) == Message("j1", "send", (), {"to": "ann"}, 1_000, in_ledger=True)
         cleared = ("result", "error", "traceback", "started_at", "finished_at")
         assert (now["state"], now["tries"], [now[field] for field in cleared]) == ("pending", 0, [None] * 5)
@@ -128,11 +129,11 @@ class TestRetry:
     async def test_an_expired_patience_begins_anew(self, ledger: Ledger, desk: Desk) -> None:
         """A job that was due long ago is not too late because it is retried."""
         async with db.scope():
-            pending = Pending("j1", 1_000, "send", "mail", DIRECT, due=5_000, patience=60_000)
+            pending = NewJob("j1", DIRECT, "send", "mail", 1_000, due=5_000, expires=60_000)
             await ledger.add(await db.session(), [pending])
         await ledger.settle([FAILED])
         retried, _ = await desk.retry([Key("j1", 1_000)])
-        assert retried[0].patience == 60_000
+        assert retried[0].expires == 60_000
         assert [found.expired for found in await ledger.unpublished([("j1", 1_000)])] == [False]
 
     async def test_an_id_that_is_pending_again_is_refused(self, ledger: Ledger, desk: Desk) -> None:
@@ -140,7 +141,7 @@ class TestRetry:
         await ledger.settle([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(id="j2")])
         await ledger.settle([FAILED._replace(id="j3")])
         async with db.scope():
-            await ledger.add(await db.session(), [Pending("j2", 3_000, "send", "mail", DIRECT)])
+            await ledger.add(await db.session(), [NewJob("j2", DIRECT, "send", "mail", 3_000)])
         retried, refusals = await desk.retry([Key("j1", 1_000), Key("j1", 2_000), Key("j2", 1_000), Key("j3", 1_000)])
         assert [job.id for job in retried] == ["j1", "j3"]
         assert refusals == [Refusal(job_id, "another job of this id is pending") for job_id in ("j1", "j2")]
@@ -187,7 +188,7 @@ class TestRetry:
         await ledger.settle([FAILED, FAILED._replace(id="j2")])
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         async with db.scope():
-            await ledger.add(await db.session(), [Pending("j1", 2_000, "send", "mail", DIRECT)])
+            await ledger.add(await db.session(), [NewJob("j1", DIRECT, "send", "mail", 2_000)])
             retrying = asyncio.create_task(db.isolated(desk.retry, [Key("j1", 1_000), Key("j2", 1_000)]))
             await eventually(lambda: postgres.fetchval(waiting), equals=1)
         retried, refusals = await retrying

@@ -11,12 +11,13 @@ import db
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker.errors import LedgerBusyError
-from worker.ledger import Ending, Known, Ledger, Pending, State, table
+from worker.ledger import Ending, Known, Ledger, State, table
 from worker.ledger.execution import execute
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME
+from worker.new_job import NewJob
 
-ROW = Pending("j1", 1_000, "send", "arq:queue", b'{"f":"send"}')
+ROW = NewJob("j1", b'{"f":"send"}', "send", "arq:queue", 1_000)
 DONE = Ending("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
 FAILED = DONE._replace(state=State.FAILED, result=b'{"type":"E"}', error="E: no", traceback="E", tries=3)
 
@@ -26,7 +27,7 @@ def ledger(database: db.Database[Any]) -> Ledger:
     return Ledger()
 
 
-async def add(ledger: Ledger, *rows: Pending) -> None:
+async def add(ledger: Ledger, *rows: NewJob) -> None:
     async with db.scope():
         await ledger.add(await db.session(), rows)
 
@@ -184,9 +185,9 @@ class TestPendingRows:
         await add(
             ledger,
             ROW,
-            ROW._replace(id="late", patience=1),
-            ROW._replace(id="due before", due=5_000, patience=60_000),
-            ROW._replace(id="later", delay=60_000, patience=1_000),
+            ROW._replace(id="late", expires=1),
+            ROW._replace(id="due before", due=5_000, expires=60_000),
+            ROW._replace(id="later", delay=60_000, expires=1_000),
             ROW._replace(id="ended"),
         )
         await mark_done(ledger, DONE._replace(id="ended"))

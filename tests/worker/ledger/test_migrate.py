@@ -18,11 +18,12 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 import db
 from tests.servers import as_dsn
 from worker.errors import LedgerError
-from worker.ledger import Ledger, Pending, table
+from worker.ledger import Ledger, table
 from worker.ledger.migrate import Upgrade, upgrade, upgrade_on, upgrade_sql
 from worker.ledger.presence import check
+from worker.new_job import NewJob
 
-ROW = Pending("j1", 1_000, "send", "arq:queue", b"{}")
+ROW = NewJob("j1", b"{}", "send", "arq:queue", 1_000)
 RUN_MIGRATE = "run 'python -m worker migrate'"
 
 _COLUMNS = """
