@@ -1,8 +1,9 @@
 """``@task``: a function that can be enqueued.
 
 1. Decorating registers nothing and does no I/O; the registry lists what a worker runs.
-2. `enqueue` validates the arguments into a payload and makes a `NewJob`. Inside a scope :mod:`worker.submission` lets it
-   exist if and only if the scope commits; outside, or with ``using(transactional=False)``, it is queued at once.
+2. `enqueue` validates the arguments into a payload, and makes a `NewJob` of it. Inside a scope the job exists if and
+   only if the scope commits: see :mod:`worker.submission`. Outside, or with ``using(transactional=False)``, it is
+   queued at once.
 3. Called like the function it wraps, it is that function.
 """
 
