@@ -68,7 +68,7 @@ async def enqueue_in(transaction: Transaction, jobs: list[NewJob], queue: Queue,
     """
     if not jobs:
         return []
-    queue.check_name(jobs[0].queue)
+    queue.connections.check_name(jobs[0].queue)
     scope = transaction.scope
     database = _database_of(scope)
     if is_named:

@@ -11,6 +11,7 @@ from tests.commands import Command, gone
 from tests.lifecycle.errands import double, wait_for
 from tests.waiting import at_once, eventually
 from worker import Queue
+from worker.worker_records import WorkerRecords
 
 TWO = ("worker", "run", "--processes", "2")
 
@@ -37,7 +38,7 @@ def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
 
 async def healthy(queue: Queue) -> list[str]:
     """The ids of the workers that are well."""
-    return [*await queue.health_records(queue.name)]
+    return [*await WorkerRecords(queue.connections).health_records(queue.name)]
 
 
 async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:

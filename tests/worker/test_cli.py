@@ -9,6 +9,7 @@ import pytest
 
 from tests.commands import bare_environment
 from worker import Queue
+from worker.worker_records import WorkerRecords
 
 MAIL = """\
 from typing import Annotated
@@ -92,7 +93,7 @@ class TestCheck:
         """Redis tells whether there is one."""
         alone = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
         assert "the jobs of send go to the queue mail, which no worker serves: name it in WORKER_QUEUES" in alone.stderr
-        await queue.record_health("mail", "another", b"{}", 60_000)
+        await WorkerRecords(queue.connections).record_health("mail", "another", b"{}", 60_000)
         served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
         assert (served.returncode, served.stderr) == (0, "")
 
@@ -185,9 +186,10 @@ class TestHealth:
     async def test_workers(self, tmp_path: Path, redis_url: str) -> None:
         """`health` shows who serves one of the queues, and ends with 0; what is no record is passed over."""
         queue = Queue(redis_url)
-        await queue.record_health("low", "host-1", json.dumps(RECORD).encode(), 60_000)
-        await queue.record_health("high", "host-2", json.dumps(RECORD | {"done": 7}).encode(), 60_000)
-        await queue.record_health("high", "host-3", b"something else", 60_000)
+        workers = WorkerRecords(queue.connections)
+        await workers.record_health("low", "host-1", json.dumps(RECORD).encode(), 60_000)
+        await workers.record_health("high", "host-2", json.dumps(RECORD | {"done": 7}).encode(), 60_000)
+        await WorkerRecords(queue.connections).record_health("high", "host-3", b"something else", 60_000)
         await queue.close()
         done = run("health", "--queues", "high,low", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stderr) == (0, "")
@@ -203,7 +205,8 @@ class TestHealth:
         """What a record says is shown as it is, without markup, and what would speak to the terminal as an escape."""
         queue = Queue(redis_url)
         record = RECORD | {"queued": {"arq:queue": 1, "a\x1b[2J": 2}, "database": "[red]ok\n[/red]"}
-        await queue.record_health("arq:queue", "[red]w\x9b", json.dumps(record).encode(), 60_000)
+        workers = WorkerRecords(queue.connections)
+        await workers.record_health("arq:queue", "[red]w\x9b", json.dumps(record).encode(), 60_000)
         observer.sadd("arq:queue:health-checks", b"\xff")
         await queue.close()
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)

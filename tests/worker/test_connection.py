@@ -34,9 +34,11 @@ from worker.connection import (
     connect_sync,
 )
 from worker.embedded import EmbeddedRedis
+from worker.epochs import Epochs
 from worker.line import Line
 from worker.process.errors import StartupError
 from worker.process.server_wait import await_redis
+from worker.worker_records import WorkerRecords
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -335,7 +337,11 @@ async def test_the_only_node_of_a_cluster(own_redis: StartRedis) -> None:
         with pytest.raises(redis.RedisError):
             client.get("{mail}")
         close_sync(client)
-        for verb in (worker.queue.depth("{mail}"), worker.queue.epochs(["{mail}"]), worker.queue.depths(["{mail}"])):
+        for verb in (
+            worker.queue.depth("{mail}"),
+            Epochs(worker.queue.connections).current(["{mail}"]),
+            worker.queue.depths(["{mail}"]),
+        ):
             with pytest.raises(redis.RedisError):
                 await verb
         node.restart()
@@ -395,7 +401,7 @@ async def test_cluster(cluster: str) -> None:
         with connect_sync(cluster) as client:
             await eventually(lambda: all(client.exists(f"{name}:health-check:w") for name in names))
         assert await worker.queue.depths(names) == dict.fromkeys(names, 0)
-        assert set(await worker.queue.health_records(names[1])) == {"w"}
+        assert set(await WorkerRecords(worker.queue.connections).health_records(names[1])) == {"w"}
         with pytest.raises(WorkerError, match=re.escape("call it {arq:queue} instead of arq:queue")):
             await worker.queue.enqueue([new_job("a", b"{}", "arq:queue")])
     with connect_sync(cluster) as client:
@@ -454,7 +460,7 @@ async def test_acl(program: str, rules: tuple[str, ...]) -> None:
                 assert await held.abort(timeout=5)
                 await eventually(lambda: admin.exists("arq:queue:health-check:w"))
             assert await worker.queue.depth("arq:queue") == 0
-            assert "w" in await worker.queue.health_records("arq:queue")
+            assert "w" in await WorkerRecords(worker.queue.connections).health_records("arq:queue")
             assert await held.status() == "complete"
             with pytest.raises(redis.exceptions.NoPermissionError):
                 await worker.queue.redis.flushdb()

@@ -13,6 +13,7 @@ from tests.worker.new_jobs import new_job
 from worker.new_job import NewJob
 from worker.queue import Queue
 from worker.unserved import serve
+from worker.worker_records import WorkerRecords
 
 
 def entries(*ids: str, queue: str = "q", **more: Any) -> list[NewJob]:
@@ -60,7 +61,7 @@ class TestEnqueue:
     ) -> None:
         """Is said, once for each queue, however jobs come there; and it costs no round trip."""
         look_at_each_enqueue(monkeypatch)
-        await queue.record_health("served", "w", b"{}", 60_000)
+        await WorkerRecords(queue.connections).record_health("served", "w", b"{}", 60_000)
         for put in (queue.enqueue, queue.publish):
             await put(entries("first", queue="served"))  # so that Redis knows the scripts
         trips = RoundTrips(observer)
@@ -81,13 +82,13 @@ class TestEnqueue:
     ) -> None:
         """Is said likewise, unless another one has come by the second look: one may be about to start."""
         look_at_each_enqueue(monkeypatch)
-        await queue.record_health("q", "w", b"{}", 60_000)
+        await WorkerRecords(queue.connections).record_health("q", "w", b"{}", 60_000)
         await queue.enqueue(entries("a"))
-        await queue.forget_health("q", "w")
+        await WorkerRecords(queue.connections).forget_health("q", "w")
         await queue.enqueue(entries("b"))
-        await queue.record_health("q", "next", b"{}", 60_000)
+        await WorkerRecords(queue.connections).record_health("q", "next", b"{}", 60_000)
         await queue.enqueue(entries("c"))
-        await queue.forget_health("q", "next")
+        await WorkerRecords(queue.connections).forget_health("q", "next")
         await queue.enqueue(entries("d"))
         assert caplog.messages == []
         await queue.enqueue(entries("e"))
@@ -106,7 +107,7 @@ class TestEnqueue:
         """A worker that is not well, while its database is away say, serves the queue; so does a stock one."""
         look_at_each_enqueue(monkeypatch)
         if key == "q:tasks":
-            await queue.announce("q", ["send"], 60_000)
+            await WorkerRecords(queue.connections).announce("q", ["send"], 60_000)
         else:
             observer.set(key, "Nov-30 22:00:00 j_complete=0")
         for put in (queue.enqueue, queue.publish):

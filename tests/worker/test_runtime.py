@@ -30,6 +30,7 @@ from worker.process.runtime import Runtime, require_urls
 from worker.process.served import tell_unserved
 from worker.queue import given_default_queue
 from worker.registry import Lifespan, Registry
+from worker.worker_records import WorkerRecords
 
 
 @task
@@ -176,7 +177,7 @@ class TestQueues:
         self, config: Config, queue: worker.Queue, caplog: pytest.LogCaptureFixture
     ) -> None:
         """They have told Redis of themselves."""
-        await queue.record_health("mail", "another", b"{}", 60_000)
+        await WorkerRecords(queue.connections).record_health("mail", "another", b"{}", 60_000)
         await tell_unserved([plain, elsewhere], config, queue)
         assert "mail" not in caplog.text
         await tell_unserved([plain, elsewhere], changed(config, queues="a, b"), queue)

@@ -9,6 +9,7 @@ from redis import Redis
 from tests.redis_programs import PROGRAMS, running
 from tests.worker.new_jobs import new_job
 from worker import JobStatus, Queue
+from worker.cron_slots import CronSlots
 from worker.exchange import ABORTED, Claim, Settlement, Slot
 from worker.keys import Keys
 from worker.message import encode
@@ -630,21 +631,23 @@ class TestSlots:
     async def test_once(self, queue: Queue, observer: Any) -> None:
         """A slot is queued once, and none before it after that."""
         slots = [Slot("tick", moment, f"cron:tick:{moment}", b"{}") for moment in (1, 2, 3)]
-        assert await queue.add_slots(QUEUE, slots[1:2]) == [True]
-        assert await queue.add_slots(QUEUE, slots) == [False, False, True]
+        assert await CronSlots(queue.connections).add(QUEUE, slots[1:2]) == [True]
+        assert await CronSlots(queue.connections).add(QUEUE, slots) == [False, False, True]
         assert observer.zrange(QUEUE, 0, -1) == ["cron:tick:2", "cron:tick:3"]
-        assert {task: moment.timestamp() for task, moment in (await queue.last_slots(QUEUE)).items()} == {"tick": 0.003}
+        assert {
+            task: moment.timestamp() for task, moment in (await CronSlots(queue.connections).last(QUEUE)).items()
+        } == {"tick": 0.003}
 
     async def test_noted_only(self, queue: Queue, observer: Any) -> None:
         """A slot without payload is only taken note of."""
-        assert await queue.add_slots(QUEUE, [Slot("tick", 5, "x", b"")]) == [True]
+        assert await CronSlots(queue.connections).add(QUEUE, [Slot("tick", 5, "x", b"")]) == [True]
         assert observer.keys() == ["arq:slots"]
 
     @pytest.mark.parametrize("garbage", ["x", "9" * 40, "-1", "1e5"])
     async def test_garbage(self, queue: Queue, observer: Any, garbage: str) -> None:
         """What is no time counts as none."""
         observer.hset("arq:slots", "tick", garbage)
-        assert await queue.last_slots(QUEUE) == {}
+        assert await CronSlots(queue.connections).last(QUEUE) == {}
 
 
 async def test_script_flush(queue: Queue, observer: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from worker.queue import Queue
+from worker.worker_records import WorkerRecords
 
 
 class WorkerRecord(BaseModel):
@@ -33,9 +34,9 @@ async def fleet(queue: Queue, names: Sequence[str]) -> dict[str, WorkerRecord]:
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer.
     """
-    records = {}
+    workers, records = WorkerRecords(queue.connections), {}
     for name in names:
-        for worker_id, record in (await queue.health_records(name)).items():
+        for worker_id, record in (await workers.health_records(name)).items():
             try:
                 records[worker_id] = WorkerRecord.model_validate_json(record)
             except ValidationError:

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from worker.cli.display import Display
 from worker.cli.fleet import WorkerRecord, fleet
 from worker.queue import Queue
+from worker.worker_records import WorkerRecords
 
 _PAUSE = 0.5  # seconds between two looks
 _COUNTED = ("done", "failed", "retried")
@@ -81,7 +82,7 @@ class Progress:
         self._tally.died(worker_id)
         with suppress(RedisError, OSError):
             for name in self._names:
-                await self._queue.forget_health(name, worker_id)
+                await WorkerRecords(self._queue.connections).forget_health(name, worker_id)
 
     async def close(self) -> None:
         await self._queue.close()

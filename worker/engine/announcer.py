@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from worker.queue import Queue
+from worker.worker_records import WorkerRecords
 
 _INTERVAL = 5.0  # seconds between two announcements
 _LIFETIME = 30_000  # milliseconds that one is believed: longer than a loop is blocked or Redis away every now and then
@@ -18,7 +19,7 @@ class Announcer:
     """
 
     def __init__(self, queue: Queue, queues: Sequence[str], tasks: Sequence[str]) -> None:
-        self._queue = queue
+        self._workers = WorkerRecords(queue.connections)
         self._queues = tuple(queues)
         self._tasks = tuple(tasks)
 
@@ -26,5 +27,5 @@ class Announcer:
         """Announce now, and again before it is forgotten."""
         while True:
             for name in self._queues:
-                await self._queue.announce(name, self._tasks, _LIFETIME)
+                await self._workers.announce(name, self._tasks, _LIFETIME)
             await asyncio.sleep(_INTERVAL)

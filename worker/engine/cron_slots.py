@@ -7,6 +7,7 @@ Redis that has lost its memory neither forgets a slot nor lets one run twice.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from worker.cron_slots import CronSlots
 from worker.exchange import Slot
 from worker.ledger import Ledger
 from worker.message import encode
@@ -22,14 +23,19 @@ class Slots:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+        self._slots = CronSlots(queue.connections)
+
+    async def now(self, queue: str) -> datetime:
+        """The clock that slots go by, in UTC: that of the server that holds `queue`."""
+        return await self._slots.now(queue)
 
     async def last(self, task: Task[..., object], queue: str) -> datetime | None:
         """The last slot of a task that was queued."""
-        return (await self._queue.last_slots(queue)).get(task.name)
+        return (await self._slots.last(queue)).get(task.name)
 
     async def put(self, queue: str, slots: Sequence[Slot]) -> None:
         """Queue the jobs of slots, oldest first, unless that was done before."""
-        await self._queue.add_slots(queue, slots)
+        await self._slots.add(queue, slots)
 
 
 class LedgerSlots(Slots):

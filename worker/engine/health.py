@@ -14,6 +14,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from worker.queue import Queue
+from worker.worker_records import WorkerRecords
 
 logger = logging.getLogger("worker")
 
@@ -67,6 +68,7 @@ class Health:
         ask_database: Callable[[], Awaitable[None]],
     ) -> None:
         self._queue = queue
+        self._workers = WorkerRecords(queue.connections)
         self._names = queue_names
         self._worker_id = worker_id
         self._snapshot = snapshot
@@ -88,11 +90,11 @@ class Health:
     async def forget(self) -> None:
         """The worker ends: nobody should wait for its record to expire."""
         for name in self._names:
-            await self._queue.forget_health(name, self._worker_id)
+            await self._workers.forget_health(name, self._worker_id)
 
     async def _write(self, record: bytes) -> None:
         for name in self._names:
-            await self._queue.record_health(name, self._worker_id, record, _LIFETIME)
+            await self._workers.record_health(name, self._worker_id, record, _LIFETIME)
 
     async def _is_well(self) -> bool:
         snapshot, now = self._snapshot(), time.monotonic()

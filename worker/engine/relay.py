@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from redis.exceptions import ResponseError
 
+from worker.epochs import Epochs
 from worker.errors import WorkerError
 from worker.ledger import Ending, Ledger, State, Unpublished
 from worker.new_job import NewJob
@@ -42,9 +43,10 @@ class Relay:
 
     def __init__(self, queue: Queue, ledger: Ledger, queues: Sequence[str]) -> None:
         self._queue = queue
+        self._epochs = Epochs(queue.connections)
         self._ledger = ledger
         self._queues = tuple(queues)
-        self._epochs: dict[str, bytes] = {}
+        self._trusted: dict[str, bytes] = {}
         self._lap = _Lap()
 
     async def run(self) -> None:
@@ -60,22 +62,22 @@ class Relay:
 
     async def _watch_epochs(self) -> None:
         """Look after all rows of the queues whose Redis has lost its memory."""
-        epochs = await self._queue.epochs(self._queues)
+        epochs = await self._epochs.current(self._queues)
         lost = [name for name, epoch in epochs.items() if not self._trusts(name, epoch)]
         if not lost:
             return
-        begun = {name: await self._queue.begin_epoch(name) for name in lost}
+        begun = {name: await self._epochs.begin(name) for name in lost}
         if published := await self._sweep(lost):
             logger.warning("Redis had lost %d pending jobs of %s, and has them again", published, ", ".join(lost))
         for name, epoch in begun.items():
             # Only now: whoever dies in between leaves an epoch that nobody trusts. Nor does one that Redis has lost
             # meanwhile count, with what was published in it.
-            if await self._queue.complete_epoch(name, epoch):
-                self._epochs[name] = epoch
+            if await self._epochs.complete(name, epoch):
+                self._trusted[name] = epoch
 
     def _trusts(self, name: str, epoch: bytes | None) -> bool:
         """Whether Redis has what it had at the last look; at the first, another worker's word is taken for it."""
-        return epoch is not None and self._epochs.setdefault(name, epoch) == epoch
+        return epoch is not None and self._trusted.setdefault(name, epoch) == epoch
 
     async def _sweep(self, names: Sequence[str]) -> int:
         """Look after every pending row of these queues; how many were published.

@@ -60,7 +60,7 @@ class Scheduler:
     async def run(self) -> None:
         """Queue slots as they pass."""
         while self._tasks:
-            now = await self._queue.now(self._default_queue)
+            now = await self._slots.now(self._default_queue)
             await self._queue_slots(await self._passed(now))
             self._seen = now
             await self._run_at_startup(now)

@@ -18,6 +18,7 @@ from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 from worker.queue import Queue
+from worker.worker_records import WorkerRecords
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that nobody knows
 _LONGEST_DELAY_ELSEWHERE = 5.0  # seconds, where another worker is only too busy to take it
@@ -51,7 +52,7 @@ class UnknownJobs:
     """
 
     def __init__(self, queue: Queue, *, unknown_for: float) -> None:
-        self._queue = queue
+        self._workers = WorkerRecords(queue.connections)
         self._unknown_for = unknown_for
         self._met: dict[_Key, _Met] = {}
         self._announced_to: dict[str, _Told] = {}
@@ -88,7 +89,7 @@ class UnknownJobs:
         async with self._asking:  # one asks for all that were claimed together
             told = self._announced_to.get(queue)
             if told is None or time.monotonic() - told.at > _BELIEVED:
-                told = self._announced_to[queue] = _Told(time.monotonic(), await self._queue.announced(queue))
+                told = self._announced_to[queue] = _Told(time.monotonic(), await self._workers.announced(queue))
             return told.tasks
 
     def _forget_old_ones(self, now: float) -> None:

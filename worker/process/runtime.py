@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 import db
 from db.database import given_default
 from worker.config import Config
+from worker.connections import Connections
 from worker.context import Resource
 from worker.ending import end
 from worker.engine.engine import Engine
@@ -141,7 +142,7 @@ class Runtime:
             self._open.callback(set_default_queue, None)
         self._open.push_async_callback(for_tasks.close)
         with suppress(RedisError, OSError):  # the engine's loops wait for Redis, and tell
-            await queue.open()
+            await queue.connections.open()
         return queue
 
     def _tell_unserved(self, queue: Queue) -> None:
@@ -248,7 +249,7 @@ def require_urls(config: Config) -> str:
     redis_url = config.require_redis_url() if given_default() is not None else config.require_urls()[1]
     for name in config.queue_names:
         try:
-            Queue(redis_url).check_name(name)
+            Connections(redis_url).check_name(name)
         except WorkerError as error:
             raise ConfigError(f"{config.variable('queue' if config.queues is None else 'queues')}: {error}") from None
     return redis_url

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from worker.config import Config
 from worker.queue import Queue
 from worker.task import Task
+from worker.worker_records import WorkerRecords
 
 logger = logging.getLogger("worker")
 
@@ -32,7 +33,8 @@ async def unserved(left: Mapping[str, Sequence[str]], queue: Queue) -> dict[str,
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer.
     """
-    return {name: tasks for name, tasks in left.items() if not await queue.health_records(name)}
+    records = WorkerRecords(queue.connections)
+    return {name: tasks for name, tasks in left.items() if not await records.health_records(name)}
 
 
 def describe(queues: Mapping[str, Sequence[str]], config: Config, *, is_known: bool = True) -> Iterator[str]:

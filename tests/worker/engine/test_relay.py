@@ -245,10 +245,10 @@ class TestEpochs:
         assert sum(published) == 100
         assert sorted(queued(observer)) == jobs
         await asyncio.gather(*(relay._watch_epochs() for relay in relays))
-        assert await asyncio.gather(*(relay._queue.epochs([queue.name]) for relay in relays)) == [
+        assert await asyncio.gather(*(relay._epochs.current([queue.name]) for relay in relays)) == [
             {queue.name: epoch.encode()} for epoch in [str(observer.get("arq:queue:epoch"))] * 3
         ]
-        assert {relay._epochs[queue.name] for relay in relays} == {str(observer.get("arq:queue:epoch")).encode()}
+        assert {relay._trusted[queue.name] for relay in relays} == {str(observer.get("arq:queue:epoch")).encode()}
 
     async def test_only_what_was_lost_is_looked_after(
         self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
@@ -258,7 +258,7 @@ class TestEpochs:
         await one_round(relay)
         here, there = await enqueue(), await enqueue(queue="{mail}")
         observer.flushdb()
-        observer.set("arq:queue:epoch", relay._epochs[queue.name].decode())
+        observer.set("arq:queue:epoch", relay._trusted[queue.name].decode())
         await relay._watch_epochs()
         assert (queued(observer), observer.zrange("{mail}", 0, -1)) == ([], [there.job_id])
         await all_due(postgres)

@@ -18,6 +18,7 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Queue, cron, current_job, task
+from worker.cron_slots import CronSlots
 from worker.engine import scheduler
 from worker.engine.cron_slots import LedgerSlots, slot_id
 from worker.engine.relay import Relay
@@ -251,7 +252,7 @@ async def test_redis_away(queue: Queue, observer: Any, monkeypatch: pytest.Monke
 
 async def look_again(one: Scheduler, queue: Queue, away: timedelta) -> datetime:
     """Let a scheduler look for the first time in `away`; when it had looked before."""
-    one._seen = before = await queue.now(QUEUE) - away
+    one._seen = before = await CronSlots(queue.connections).now(QUEUE) - away
     running = asyncio.create_task(one.run())
     await eventually(lambda: one._seen != before)
     running.cancel()
@@ -304,7 +305,7 @@ async def test_redis_does_not_answer_for_a_while(
 async def test_late_looks_of_one_of_two(queue: Queue, observer: Any, ledger: Ledger | None, postgres: Observer) -> None:
     """What another worker has queued meanwhile is not queued again, also where its rows are gone."""
     tick = hourly()
-    now = await queue.now(QUEUE)
+    now = await CronSlots(queue.connections).now(QUEUE)
     hour = now.replace(minute=0, second=0, microsecond=0)
     other, one = (Scheduler(queue, {tick.name: tick}, QUEUE, ledger) for _ in range(2))
     await look_again(other, queue, now - hour + timedelta(hours=4, seconds=1))
@@ -333,7 +334,7 @@ async def test_what_is_skipped_is_logged(
 ) -> None:
     """What is not made up for after no worker ran is told, from which slot to which, and why."""
     tick = hourly(misfire)
-    hour = (await queue.now(QUEUE)).replace(minute=0, second=0, microsecond=0)
+    hour = (await CronSlots(queue.connections).now(QUEUE)).replace(minute=0, second=0, microsecond=0)
     observer.hset("arq:slots", tick.name, to_ms(hour - timedelta(hours=2, minutes=30)))
     async with scheduling(queue, tick) as one:
         await eventually(lambda: one._seen)
@@ -370,8 +371,8 @@ async def test_workers_of_different_queues(queue: Queue, observer: Any, ledger: 
     """Workers of one service that serve different queues share its schedules: one of them queues each slot."""
     for name in ("high", "low"):
         one = Scheduler(queue, {"tick": hourly()}, name, ledger)
-        one._seen = await queue.now(name) - timedelta(hours=2)
-        await one._queue_slots(await one._passed(await queue.now(name)))
+        one._seen = await CronSlots(queue.connections).now(name) - timedelta(hours=2)
+        await one._queue_slots(await one._passed(await CronSlots(queue.connections).now(name)))
     assert (observer.zcard("high"), observer.zcard("low")) == (2, 0)
 
 

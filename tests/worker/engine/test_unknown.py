@@ -17,6 +17,7 @@ from worker.engine.unknown import UnknownJobs, _Met
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 from worker.exchange import Claim
 from worker.message import Message
+from worker.worker_records import WorkerRecords
 
 LIMITS = Limits(timeout=10.0, max_tries=5, keep_result=0, lease=10.0)
 
@@ -95,7 +96,7 @@ class TestTasksOfAnotherService:
                 await eventually(lambda: all(time.monotonic() - each.first > 1.5 for each in met.values()))
                 assert await job.status() in ("deferred", "in_progress")
                 assert await job.result(timeout=30) == 6
-        assert await queue.announced("arq:queue") == {"double", "hold"}
+        assert await WorkerRecords(queue.connections).announced("arq:queue") == {"double", "hold"}
 
     async def test_fail_once_no_such_worker_lives(
         self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +104,7 @@ class TestTasksOfAnotherService:
         """What a worker that is gone had known is forgotten; then the time begins for which nobody may know a job."""
         monkeypatch.setattr(announcer, "_INTERVAL", 0.1)
         monkeypatch.setattr(announcer, "_LIFETIME", 500)
-        await queue.announce("arq:queue", ["double"], 2000)
+        await WorkerRecords(queue.connections).announce("arq:queue", ["double"], 2000)
         begun = time.monotonic()
         job = await double.enqueue(3)
         async with start(hold, unknown_for=1):
@@ -113,7 +114,7 @@ class TestTasksOfAnotherService:
 
     async def test_each_queue_has_its_own(self, start: StartWorker, queue: Queue) -> None:
         """Whoever serves another queue does not help."""
-        await queue.announce("mail", ["double"], 20_000)
+        await WorkerRecords(queue.connections).announce("mail", ["double"], 20_000)
         job = await double.enqueue(3)
         async with start(unknown_for=0):
             with pytest.raises(JobFailed, match="no task 'double'"):
@@ -125,13 +126,13 @@ class TestTasksOfAnotherService:
         monkeypatch.setattr(unknown, "_BELIEVED", 60)
         jobs = await double.enqueue_many([{"number": number} for number in range(200)])
         asked: list[str] = []
-        announced = Queue.announced
+        announced = WorkerRecords.announced
 
-        async def count(self: Queue, name: str) -> Any:
+        async def count(self: WorkerRecords, name: str) -> Any:
             asked.append(name)
             return await announced(self, name)
 
-        monkeypatch.setattr(Queue, "announced", count)
+        monkeypatch.setattr(WorkerRecords, "announced", count)
         async with start(concurrency=50) as old:
             await eventually(lambda: len(old.engine._unknown_jobs._met), equals=len(jobs))
         assert asked == ["arq:queue"]
