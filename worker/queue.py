@@ -199,7 +199,7 @@ def _chunks(positions: Sequence[int], jobs: Sequence[NewJob]) -> Iterator[list[i
 
 @functools.lru_cache(maxsize=16)
 def _when(delay: int, due: int | None, expires: int | None) -> str:
-    """A job's times, as ``scripts/enqueue.lua`` reads them. Many jobs at once mostly share them."""
+    """A job's times, as ``scripts/new_jobs.lua`` reads them. Many jobs at once mostly share them."""
     expires = _NEVER if expires is None else expires
     return f"in {delay:d} {expires:d}" if due is None else f"at {due:d} {expires:d}"
 

@@ -189,7 +189,7 @@ class TestHealth:
         workers = WorkerRecords(queue.connections)
         await workers.record_health("low", "host-1", json.dumps(RECORD).encode(), 60_000)
         await workers.record_health("high", "host-2", json.dumps(RECORD | {"done": 7}).encode(), 60_000)
-        await WorkerRecords(queue.connections).record_health("high", "host-3", b"something else", 60_000)
+        await workers.record_health("high", "host-3", b"something else", 60_000)
         await queue.close()
         done = run("health", "--queues", "high,low", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stderr) == (0, "")

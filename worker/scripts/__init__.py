@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
+_BEGINNINGS = {"enqueue": "new_jobs", "publish": "new_jobs"}
+"""What scripts have in common, which is put before each of them."""
+
 
 class Client(Protocol):
     """What runs a script: a client for one server, or for a cluster."""
@@ -26,7 +29,7 @@ class Script:
     @classmethod
     @cache
     def named(cls, name: str) -> "Script":
-        text = (resources.files("worker.scripts") / f"{name}.lua").read_text()
+        text = _source(_BEGINNINGS[name]) + _source(name) if name in _BEGINNINGS else _source(name)
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
     async def run(self, client: Client, key: str, arguments: Sequence[Any]) -> Any:
@@ -53,6 +56,10 @@ class Script:
                 return client.execute_command("EVAL", self.text, 1, key, *arguments)
         except ResponseError as error:
             raise _told_apart(error) from None
+
+
+def _source(name: str) -> str:
+    return (resources.files("worker.scripts") / f"{name}.lua").read_text()
 
 
 def _told_apart(error: ResponseError) -> ResponseError:
