@@ -1,12 +1,14 @@
-"""Chaos: real workers, producers and servers that are killed, frozen, emptied and cut off at random, and a count after.
+"""Chaos test: random faults against real workers, producers and servers, then a check of every job.
 
-1. Two producers ask for jobs, and write down what they intend and what they learn (`producer`, `acts`, `journal`).
-2. Three workers run them: each leaves a row in a table that lets doubles stand (`tasks`, `schema`).
-3. Faults fall upon all of them and upon Redis and PostgreSQL, drawn from a seed (`faults`, `storm`).
-4. When the faults have ended and nothing waits any more (`settling`), what happened is held against what was to happen
-   (`ledgers_word`, `verdict`, `traces`), and for each difference all that is known of the job is told (`evidence`).
+1. Two producers enqueue jobs. Each logs what it intends before an action and what it was told after (`producer`,
+   `actions`, `logs`).
+2. Three workers run the jobs. Each job inserts a row into a table that accepts duplicates (`tasks`).
+3. A fault injector kills, pauses and disconnects processes, and stops or empties Redis and PostgreSQL. It draws the
+   faults from a seed (`faults`, `injector`, `processes`, `servers`).
+4. When no job waits or runs any more, a snapshot of the final state is taken (`snapshot`) and checked (`checks`). The
+   report lists each violation with all that is known of its job (`report`).
 
-::
+`driver` runs these steps in order::
 
     python -m tests.chaos --seconds 60 --seed 7
 """

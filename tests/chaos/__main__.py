@@ -10,48 +10,48 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.chaos.driver import Plan, run
-from tests.chaos.report import print_report
+from tests.chaos.driver import run
+from tests.chaos.report import ChaosOptions, print_report
 
 console = Console(highlight=False, soft_wrap=True, force_terminal=None if sys.stdout.isatty() else False)
 
 
 def main() -> int:
-    """Run; the exit code is 0 if all is as it should be, 1 if not, 130 after Ctrl-C."""
-    # A shell lets what it starts in the background ignore Ctrl-C; here it always means: stop, and clean up.
+    """Run chaos. The exit code is 0 if all checks pass, 1 if one fails, 130 after Ctrl-C."""
+    # A shell makes its background processes ignore Ctrl-C. Here Ctrl-C always stops the run and cleans up.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    given = _arguments()
-    folder = given.output or Path(tempfile.mkdtemp(prefix="tandem-chaos-"))
+    arguments = _parse_arguments()
+    folder = arguments.output or Path(tempfile.mkdtemp(prefix="tandem-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(given.seconds, given.seed, folder.resolve(), once=given.once)
+    options = ChaosOptions(arguments.seconds, arguments.seed, folder.resolve(), once=arguments.once)
     try:
-        report = asyncio.run(run(plan, lambda line: console.print(line, markup=False)))
+        report = asyncio.run(run(options, lambda line: console.print(line, markup=False)))
     except KeyboardInterrupt:
-        console.print("Interrupted: all that was started is stopped.")
+        console.print("Interrupted: all processes and servers of the run are stopped.")
         return 128 + signal.SIGINT
     print_report(console, report)
-    if report.holds and given.output is None:
+    if report.passed and arguments.output is None:
         shutil.rmtree(folder)
     else:
-        console.print(f"Logs and journals: {plan.folder}", markup=False)
-    return 0 if report.holds else 1
+        console.print(f"Logs: {options.folder}", markup=False)
+    return 0 if report.passed else 1
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=_DESCRIPTION)
-    parser.add_argument("--seconds", type=_seconds, default=60.0, help="how long faults fall (default: 60)")
+    parser.add_argument("--seconds", type=_seconds, default=60.0, help="how long to inject faults (default: 60)")
     parser.add_argument("--seed", type=int, default=1, help="draws the same faults in the same order (default: 1)")
     parser.add_argument(
         "--once",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="whether the effects of a job are to happen once; --no-once finds doubles (default: --once)",
+        help="run the tasks with once=True or once=False; --no-once finds duplicates (default: --once)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="for logs, journals and the list of faults (default: a new one, removed if all holds)",
+        help="for the logs of processes, actions and faults (default: a new folder, removed if all checks pass)",
     )
     return parser.parse_args()
 
@@ -64,8 +64,8 @@ def _seconds(text: str) -> float:
 
 
 _DESCRIPTION = (
-    "Kills, freezes, empties and cuts off real workers, producers, Redis and PostgreSQL, and counts what became of "
-    "their jobs. Always on servers of its own."
+    "Inject random faults into real workers, producers, Redis and PostgreSQL, then check what became of every job. "
+    "Always uses servers of its own."
 )
 
 if __name__ == "__main__":

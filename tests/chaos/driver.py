@@ -1,133 +1,95 @@
-"""``run``: one run, from empty servers to the verdict."""
+"""``run``: one run of chaos, from empty servers to the report."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.chaos import remains
-from tests.chaos.chronicle import Chronicle
-from tests.chaos.diary import Diary
-from tests.chaos.evidence import evidence
-from tests.chaos.facts import Facts, gather
-from tests.chaos.faults import FAULTS, LEASE, Arena, Fault
-from tests.chaos.post import Post
-from tests.chaos.settling import settle
-from tests.chaos.stage import QUEUES, Stage
-from tests.chaos.storm import Storm
-from tests.chaos.verdict import Finding, judge
+from tests.chaos import checks
+from tests.chaos.checks import CheckResult, check_invariants
+from tests.chaos.faults import FAULTS, LEASE, Fault, Targets
+from tests.chaos.injector import FaultInjector
+from tests.chaos.logs import AppendLog, FaultLog
+from tests.chaos.processes import ManagedProcess, stop_all
+from tests.chaos.report import ChaosOptions, Report
+from tests.chaos.servers import QUEUES, Servers
+from tests.chaos.snapshot import Snapshot, read_job_history, take_snapshot, wait_until_idle
 from tests.proxy import Proxy
 from tests.waiting import eventually
 from worker.keys import Keys
 
-_WORKERS = (["worker", "run"], ["worker", "run"], ["arq", "worker.Settings"])
+_WORKER_COMMANDS = (["worker", "run"], ["worker", "run"], ["arq", "worker.Settings"])
 _PRODUCERS = 2
-_STARTING = 60.0  # seconds that the first workers may take
-_MOST_EVIDENCE = 3  # jobs of each claim
+_START_TIMEOUT = 60.0  # seconds for the first workers
+_MAX_HISTORIES = 3  # jobs of each check
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to run."""
-
-    seconds: float
-    """How long faults fall."""
-    seed: int
-    folder: Path
-    """Where logs, journals and the list of faults go; it must be there."""
-    once: bool = True
-    """Whether the tasks' effects are to happen once."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What came of it."""
-
-    plan: Plan
-    chronicle: Chronicle
-    findings: list[Finding]
-    remains: list[str]
-    """What was left behind."""
-    evidence: dict[str, list[str]]
-    """What is known of each of the first few offending jobs, by key."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether all is as it should be."""
-        return not (self.remains or self.chronicle.misdeeds or any(finding.offences for finding in self.findings))
-
-    @property
-    def doubles(self) -> int:
-        """Jobs whose effect happened more than once."""
-        return sum(offence.effects > 1 for finding in self.findings for offence in finding.offences)
-
-
-async def run(plan: Plan, say: Callable[[str], None], faults: Mapping[Fault, int] | None = None) -> Report:
-    """Let faults fall on workers, producers and servers; wait until all is done; and count.
+async def run(
+    options: ChaosOptions, print_line: Callable[[str], None], faults: Mapping[Fault, int] | None = None
+) -> Report:
+    """Inject faults into workers, producers and servers, wait until all jobs have ended, and check them.
 
     Args:
-        say: told what happens, a line at a time.
-        faults: and how often each falls, by comparison (default: all).
+        print_line: called with each line of progress.
+        faults: the faults with their weights (default: all).
     """
-    chronicle = Chronicle(plan.folder, say)
-    diary = Diary(plan.folder / "thoughts")
-    async with AsyncExitStack() as held:
-        stage = held.enter_context(Stage())
-        workers = [await _post(held, stage, plan, diary, *worker) for worker in _workers()]
-        await _at_work(stage, len(workers))
-        producers = [await _post(held, stage, plan, diary, *producer) for producer in _producers(plan)]
-        arena = Arena(stage, workers, producers, chronicle)
-        say(f"{len(workers)} workers and {len(producers)} producers; logs and journals: {plan.folder}")
-        await Storm(arena, faults or FAULTS, random.Random(plan.seed)).blow(plan.seconds)
-        await remains.end(producers, chronicle)
-        left = [f"not done: {last}"] if not (last := await settle(stage, say)).is_over else []
-        facts = await gather(stage, plan.folder, diary, chronicle.wipes)
-        findings = judge(facts, once=plan.once)
-        known = await _evidence(findings, facts, stage, [worker.log for worker in workers])
-        left += await remains.open_transactions(stage)
-        await remains.end(workers, chronicle)
-        left += [*await remains.connections(stage), *await remains.keys(stage)]
-        left += remains.processes([*workers, *producers])
-    return Report(plan, chronicle, findings, left, known)
+    log = FaultLog(options.folder, print_line)
+    run_log = AppendLog(options.folder / "logged-runs")
+    async with AsyncExitStack() as stack:
+        servers = stack.enter_context(Servers())
+        workers = [await _start(stack, servers, options, run_log, *worker) for worker in _workers()]
+        await _wait_for_workers(servers, len(workers))
+        producers = [await _start(stack, servers, options, run_log, *producer) for producer in _producers(options)]
+        targets = Targets(servers, workers, producers, log)
+        print_line(f"{len(workers)} workers and {len(producers)} producers; logs: {options.folder}")
+        await FaultInjector(targets, faults or FAULTS, random.Random(options.seed)).run(options.seconds)
+        await stop_all(producers, log)
+        leaks = [f"not done: {backlog}"] if not (backlog := await wait_until_idle(servers, print_line)).is_empty else []
+        snapshot = await take_snapshot(servers, options.folder, run_log, log.wipes)
+        results = check_invariants(snapshot, once=options.once)
+        histories = await _read_histories(results, snapshot, servers, [worker.log for worker in workers])
+        leaks += await checks.find_idle_transactions(servers)
+        await stop_all(workers, log)
+        leaks += [*await checks.find_connections(servers), *await checks.find_keys(servers)]
+        leaks += checks.find_children([*workers, *producers])
+    return Report(options, log, results, leaks, histories)
 
 
-async def _post(
-    held: AsyncExitStack,
-    stage: Stage,
-    plan: Plan,
-    diary: Diary,
+async def _start(
+    stack: AsyncExitStack,
+    servers: Servers,
+    options: ChaosOptions,
+    run_log: AppendLog,
     name: str,
     arguments: Callable[[str], list[str]],
     settings: Mapping[str, str],
-) -> Post:
-    """A filled post, behind a proxy of its own."""
-    proxy = await held.enter_async_context(Proxy(stage.database_url))
-    servers = {"DATABASE_URL": proxy.url, "REDIS_URL": stage.redis_url}
-    once = {"CHAOS_ONCE": "true" if plan.once else "false"}
-    return held.enter_context(
-        Post(name, arguments, {**servers, **settings, **once, **diary.variable}, proxy, plan.folder)
-    )
+) -> ManagedProcess:
+    """Start a process that reaches PostgreSQL through a proxy of its own."""
+    proxy = await stack.enter_async_context(Proxy(servers.database_url))
+    urls = {"DATABASE_URL": proxy.url, "REDIS_URL": servers.redis_url}
+    once = {"CHAOS_ONCE": "true" if options.once else "false"}
+    environment = {**urls, **settings, **once, **run_log.environment}
+    return stack.enter_context(ManagedProcess(name, arguments, environment, proxy, options.folder))
 
 
-async def _at_work(stage: Stage, workers: int) -> None:
-    """Wait until so many workers say that they are well."""
+async def _wait_for_workers(servers: Servers, workers: int) -> None:
+    """Wait until this many workers have reported their health."""
 
-    async def well() -> int:
-        async with stage.redis() as redis:
+    async def count_healthy() -> int:
+        async with servers.redis() as redis:
             return len(await redis.keys(Keys.of(QUEUES[0]).health("*")))
 
-    await eventually(well, timeout=_STARTING, every=0.1, equals=workers)
+    await eventually(count_healthy, timeout=_START_TIMEOUT, every=0.1, equals=workers)
 
 
 def _workers() -> Iterator[tuple[str, Callable[[str], list[str]], dict[str, str]]]:
-    for number, command in enumerate(_WORKERS, start=1):
+    for number, command in enumerate(_WORKER_COMMANDS, start=1):
         name = f"worker-{number}"
-        yield name, partial(_always, command), _worker_settings(name)
+        yield name, partial(_worker_arguments, command), _worker_settings(name)
 
 
-def _always(command: list[str], _life: str) -> list[str]:
+def _worker_arguments(command: list[str], _instance: str) -> list[str]:
     return command
 
 
@@ -143,14 +105,16 @@ def _worker_settings(name: str) -> dict[str, str]:
     }
 
 
-def _producers(plan: Plan) -> Iterator[tuple[str, Callable[[str], list[str]], dict[str, str]]]:
-    def arguments(life: str) -> list[str]:
-        return ["tests.chaos.producer", str(plan.folder), str(plan.seed), life]
+def _producers(options: ChaosOptions) -> Iterator[tuple[str, Callable[[str], list[str]], dict[str, str]]]:
+    def arguments(instance: str) -> list[str]:
+        return ["tests.chaos.producer", str(options.folder), str(options.seed), instance]
 
     for number in range(1, _PRODUCERS + 1):
         yield f"producer-{number}", arguments, {}
 
 
-async def _evidence(findings: list[Finding], facts: Facts, stage: Stage, logs: list[Path]) -> dict[str, list[str]]:
-    keys = dict.fromkeys(offence.key for finding in findings for offence in finding.offences[:_MOST_EVIDENCE])
-    return {key: await evidence(key, facts, stage, logs) for key in keys}
+async def _read_histories(
+    results: list[CheckResult], snapshot: Snapshot, servers: Servers, logs: Sequence[Path]
+) -> dict[str, list[str]]:
+    keys = dict.fromkeys(violation.key for result in results for violation in result.violations[:_MAX_HISTORIES])
+    return {key: await read_job_history(key, snapshot, servers, logs) for key in keys}

@@ -1,4 +1,4 @@
-"""The faults: each draws, from the dice alone, whom it falls upon and how, and gives that as a `Strike`."""
+"""The faults. Each draws its target and its details from the random generator alone, and returns an `Injection`."""
 
 import asyncio
 import random
@@ -7,224 +7,225 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from tests.chaos.chronicle import Chronicle
-from tests.chaos.post import Post
-from tests.chaos.stage import Stage
+from tests.chaos.logs import FaultLog
+from tests.chaos.processes import ManagedProcess
+from tests.chaos.servers import Servers
 from tests.proxy import When
 
 LEASE = 2.0
-"""Seconds, of the workers."""
-PATIENCE = 20.0
-"""Seconds that a process has to end after a SIGTERM: more than the grace of its jobs and what it takes to unwind."""
+"""The workers' lease, in seconds."""
 
 _COMMIT = "^COMMIT"
-_COMMITS_WITHIN = 3.0  # seconds; a post that commits nothing for so long is spared
-_LONGEST_AWAY = 1.0  # seconds until what was killed comes back
+_COMMIT_TIMEOUT = 3.0  # seconds; a process that commits nothing for so long is skipped
+_MAX_DOWNTIME = 1.0  # seconds until a killed process or server is started again
 
 
 @dataclass(frozen=True)
-class Arena:
-    """All that faults may fall upon."""
+class Targets:
+    """All that can have faults, and the log of the faults."""
 
-    stage: Stage
-    workers: Sequence[Post]
-    producers: Sequence[Post]
-    chronicle: Chronicle
+    servers: Servers
+    workers: Sequence[ManagedProcess]
+    producers: Sequence[ManagedProcess]
+    log: FaultLog
 
 
 @dataclass(frozen=True)
-class Strike:
-    """One fault, drawn."""
+class Injection:
+    """One drawn fault."""
 
-    target: asyncio.Lock = field(repr=False)
-    what: str
-    do: Callable[[], Awaitable[bool]]
-    """Whether it was done; not where what it waits for does not come by."""
-
-
-Fault = Callable[[Arena, random.Random], Strike]
+    lock: asyncio.Lock = field(repr=False)
+    """Its target's, held during the fault."""
+    description: str
+    inject: Callable[[], Awaitable[bool]]
+    """Whether the fault was injected. It is not if the COMMIT that it waits for does not come."""
 
 
-def kill_a_worker(arena: Arena, dice: random.Random) -> Strike:
-    worker, away = dice.choice(arena.workers), dice.uniform(0, _LONGEST_AWAY)
-    return Strike(worker.busy, f"{worker.name}, back after {away:.1f} s", partial(_kill, worker, away))
+Fault = Callable[[Targets, random.Random], Injection]
 
 
-def kill_a_worker_after_its_commit(arena: Arena, dice: random.Random) -> Strike:
-    """It has committed, and does not know so yet."""
-    worker, away = dice.choice(arena.workers), dice.uniform(0, _LONGEST_AWAY)
-    return Strike(worker.busy, worker.name, partial(_kill_at_commit, worker, "after", away))
+def kill_worker(targets: Targets, rng: random.Random) -> Injection:
+    worker, downtime = rng.choice(targets.workers), rng.uniform(0, _MAX_DOWNTIME)
+    return Injection(
+        worker.fault_lock, f"{worker.name}, restarted after {downtime:.1f} s", partial(_kill, worker, downtime)
+    )
 
 
-def kill_a_worker_before_its_commit(arena: Arena, dice: random.Random) -> Strike:
-    worker, away = dice.choice(arena.workers), dice.uniform(0, _LONGEST_AWAY)
-    return Strike(worker.busy, worker.name, partial(_kill_at_commit, worker, "before", away))
+def kill_worker_after_commit(targets: Targets, rng: random.Random) -> Injection:
+    """The server has the COMMIT, the worker has no answer yet."""
+    worker, downtime = rng.choice(targets.workers), rng.uniform(0, _MAX_DOWNTIME)
+    return Injection(worker.fault_lock, worker.name, partial(_kill_at_commit, worker, "after", downtime))
 
 
-def kill_a_producer(arena: Arena, dice: random.Random) -> Strike:
-    producer, away = dice.choice(arena.producers), dice.uniform(0, _LONGEST_AWAY)
-    return Strike(producer.busy, f"{producer.name}, back after {away:.1f} s", partial(_kill, producer, away))
+def kill_worker_before_commit(targets: Targets, rng: random.Random) -> Injection:
+    worker, downtime = rng.choice(targets.workers), rng.uniform(0, _MAX_DOWNTIME)
+    return Injection(worker.fault_lock, worker.name, partial(_kill_at_commit, worker, "before", downtime))
 
 
-def kill_a_producer_after_its_commit(arena: Arena, dice: random.Random) -> Strike:
-    """What it has committed it cannot publish."""
-    producer, away = dice.choice(arena.producers), dice.uniform(0, _LONGEST_AWAY)
-    return Strike(producer.busy, producer.name, partial(_kill_at_commit, producer, "after", away))
+def kill_producer(targets: Targets, rng: random.Random) -> Injection:
+    producer, downtime = rng.choice(targets.producers), rng.uniform(0, _MAX_DOWNTIME)
+    return Injection(
+        producer.fault_lock, f"{producer.name}, restarted after {downtime:.1f} s", partial(_kill, producer, downtime)
+    )
 
 
-def stop_a_worker(arena: Arena, dice: random.Random) -> Strike:
-    worker = dice.choice(arena.workers)
-    return Strike(worker.busy, worker.name, partial(_stop, worker, arena.chronicle))
+def kill_producer_after_commit(targets: Targets, rng: random.Random) -> Injection:
+    """The producer has committed jobs and cannot publish them."""
+    producer, downtime = rng.choice(targets.producers), rng.uniform(0, _MAX_DOWNTIME)
+    return Injection(producer.fault_lock, producer.name, partial(_kill_at_commit, producer, "after", downtime))
 
 
-def freeze_a_worker(arena: Arena, dice: random.Random) -> Strike:
-    worker, seconds = dice.choice(arena.workers), 3 * LEASE
-    return Strike(worker.busy, f"{worker.name} for {seconds:g} s", partial(_freeze, worker, seconds))
+def stop_worker(targets: Targets, rng: random.Random) -> Injection:
+    worker = rng.choice(targets.workers)
+    return Injection(worker.fault_lock, worker.name, partial(_stop, worker, targets.log))
 
 
-def kill_redis(arena: Arena, dice: random.Random) -> Strike:
-    away = dice.uniform(0, 2 * _LONGEST_AWAY)
+def freeze_worker(targets: Targets, rng: random.Random) -> Injection:
+    worker, seconds = rng.choice(targets.workers), 3 * LEASE
+    return Injection(worker.fault_lock, f"{worker.name} for {seconds:g} s", partial(_freeze, worker, seconds))
 
-    async def do() -> bool:
-        arena.chronicle.wipes.append(await arena.stage.kill_redis(away))
+
+def kill_redis(targets: Targets, rng: random.Random) -> Injection:
+    downtime = rng.uniform(0, 2 * _MAX_DOWNTIME)
+
+    async def inject() -> bool:
+        targets.log.wipes.append(await targets.servers.kill_redis(downtime))
         return True
 
-    return Strike(arena.stage.redis_busy, f"back, empty, after {away:.1f} s", do)
+    return Injection(targets.servers.redis_fault_lock, f"restarted empty after {downtime:.1f} s", inject)
 
 
-def flush_redis(arena: Arena, dice: random.Random) -> Strike:
-    async def do() -> bool:
-        arena.chronicle.wipes.append(await arena.stage.flush_redis())
+def flush_redis(targets: Targets, rng: random.Random) -> Injection:
+    async def inject() -> bool:
+        targets.log.wipes.append(await targets.servers.flush_redis())
         return True
 
-    return Strike(arena.stage.redis_busy, "", do)
+    return Injection(targets.servers.redis_fault_lock, "", inject)
 
 
-def restart_postgres(arena: Arena, dice: random.Random) -> Strike:
-    away = dice.uniform(0, 2 * _LONGEST_AWAY)
+def restart_postgres(targets: Targets, rng: random.Random) -> Injection:
+    downtime = rng.uniform(0, 2 * _MAX_DOWNTIME)
 
-    async def do() -> bool:
-        await arena.stage.restart_postgres(away)
+    async def inject() -> bool:
+        await targets.servers.restart_postgres(downtime)
         return True
 
-    return Strike(arena.stage.postgres_busy, f"back after {away:.1f} s", do)
+    return Injection(targets.servers.postgres_fault_lock, f"restarted after {downtime:.1f} s", inject)
 
 
-def crash_postgres(arena: Arena, dice: random.Random) -> Strike:
-    away = dice.uniform(0, 2 * _LONGEST_AWAY)
+def crash_postgres(targets: Targets, rng: random.Random) -> Injection:
+    downtime = rng.uniform(0, 2 * _MAX_DOWNTIME)
 
-    async def do() -> bool:
-        await arena.stage.crash_postgres(away)
+    async def inject() -> bool:
+        await targets.servers.crash_postgres(downtime)
         return True
 
-    return Strike(arena.stage.postgres_busy, f"back after {away:.1f} s", do)
+    return Injection(targets.servers.postgres_fault_lock, f"restarted after {downtime:.1f} s", inject)
 
 
-def terminate_backends(arena: Arena, dice: random.Random) -> Strike:
-    async def do() -> bool:
-        async with arena.stage.database() as database:
+def terminate_backends(targets: Targets, rng: random.Random) -> Injection:
+    async def inject() -> bool:
+        async with targets.servers.database() as database:
             await database.terminate_backends()
         return True
 
-    return Strike(arena.stage.postgres_busy, "", do)
+    return Injection(targets.servers.postgres_fault_lock, "", inject)
 
 
-def cut_a_worker_before_commit(arena: Arena, dice: random.Random) -> Strike:
-    return _cut(dice.choice(arena.workers), "before")
+def disconnect_worker_before_commit(targets: Targets, rng: random.Random) -> Injection:
+    return _disconnect(rng.choice(targets.workers), "before")
 
 
-def cut_a_worker_after_commit(arena: Arena, dice: random.Random) -> Strike:
-    return _cut(dice.choice(arena.workers), "after")
+def disconnect_worker_after_commit(targets: Targets, rng: random.Random) -> Injection:
+    return _disconnect(rng.choice(targets.workers), "after")
 
 
-def cut_a_producer_before_commit(arena: Arena, dice: random.Random) -> Strike:
-    return _cut(dice.choice(arena.producers), "before")
+def disconnect_producer_before_commit(targets: Targets, rng: random.Random) -> Injection:
+    return _disconnect(rng.choice(targets.producers), "before")
 
 
-def cut_a_producer_after_commit(arena: Arena, dice: random.Random) -> Strike:
-    return _cut(dice.choice(arena.producers), "after")
+def disconnect_producer_after_commit(targets: Targets, rng: random.Random) -> Injection:
+    return _disconnect(rng.choice(targets.producers), "after")
 
 
-def drop_connections(arena: Arena, dice: random.Random) -> Strike:
-    """All that one process has to PostgreSQL."""
-    post = dice.choice([*arena.workers, *arena.producers])
+def drop_all_connections(targets: Targets, rng: random.Random) -> Injection:
+    """Drop all connections of one process to PostgreSQL."""
+    process = rng.choice([*targets.workers, *targets.producers])
 
-    async def do() -> bool:
-        await post.proxy.drop()
+    async def inject() -> bool:
+        await process.proxy.drop()
         return True
 
-    return Strike(post.busy, post.name, do)
+    return Injection(process.fault_lock, process.name, inject)
 
 
 FAULTS: dict[Fault, int] = {
-    kill_a_worker: 4,
-    kill_a_worker_before_its_commit: 2,
-    kill_a_worker_after_its_commit: 3,
-    kill_a_producer: 2,
-    kill_a_producer_after_its_commit: 2,
-    stop_a_worker: 3,
-    freeze_a_worker: 3,
+    kill_worker: 4,
+    kill_worker_before_commit: 2,
+    kill_worker_after_commit: 3,
+    kill_producer: 2,
+    kill_producer_after_commit: 2,
+    stop_worker: 3,
+    freeze_worker: 3,
     kill_redis: 3,
     flush_redis: 3,
     restart_postgres: 2,
     crash_postgres: 2,
     terminate_backends: 2,
-    cut_a_worker_before_commit: 4,
-    cut_a_worker_after_commit: 4,
-    cut_a_producer_before_commit: 2,
-    cut_a_producer_after_commit: 2,
-    drop_connections: 2,
+    disconnect_worker_before_commit: 4,
+    disconnect_worker_after_commit: 4,
+    disconnect_producer_before_commit: 2,
+    disconnect_producer_after_commit: 2,
+    drop_all_connections: 2,
 }
-"""And how often each falls, by comparison."""
+"""All faults, with their weights: how often each is drawn in relation to the others."""
 
 
 def name_of(fault: Fault) -> str:
-    """In words."""
+    """The fault's name in words."""
     return fault.__name__.replace("_", " ")
 
 
-async def _kill(post: Post, away: float) -> bool:
-    post.kill()
-    await asyncio.sleep(away)
-    post.start()
+async def _kill(process: ManagedProcess, downtime: float) -> bool:
+    process.kill()
+    await asyncio.sleep(downtime)
+    process.start()
     return True
 
 
-async def _kill_at_commit(post: Post, when: When, away: float) -> bool:
-    if not await _commits(post, when):
+async def _kill_at_commit(process: ManagedProcess, when: When, downtime: float) -> bool:
+    if not await _drop_on_commit(process, when):
         return False
-    return await _kill(post, away)
+    return await _kill(process, downtime)
 
 
-async def _stop(worker: Post, chronicle: Chronicle) -> bool:
-    wrong = await worker.told_to_stop(PATIENCE)
-    if wrong is not None:
-        chronicle.accuse(f"{worker.name} {wrong}")
+async def _stop(worker: ManagedProcess, log: FaultLog) -> bool:
+    await worker.stop_and_log(log)
     worker.start()
     return True
 
 
-async def _freeze(post: Post, seconds: float) -> bool:
-    post.send(signal.SIGSTOP)
+async def _freeze(process: ManagedProcess, seconds: float) -> bool:
+    process.send(signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
     finally:
-        post.send(signal.SIGCONT)
+        process.send(signal.SIGCONT)
     return True
 
 
-def _cut(post: Post, when: When) -> Strike:
-    return Strike(post.busy, post.name, partial(_commits, post, when))
+def _disconnect(process: ManagedProcess, when: When) -> Injection:
+    return Injection(process.fault_lock, process.name, partial(_drop_on_commit, process, when))
 
 
-async def _commits(post: Post, when: When) -> bool:
-    """Cut the connection on which the post commits next; whether one did."""
-    trap = post.proxy.drop_on(_COMMIT, when=when)
+async def _drop_on_commit(process: ManagedProcess, when: When) -> bool:
+    """Drop the connection on which the process commits next; whether it committed in time."""
+    trap = process.proxy.drop_on(_COMMIT, when=when)
     try:
-        async with asyncio.timeout(_COMMITS_WITHIN):
-            while not trap.sprung:  # noqa: ASYNC110 - the proxy tells nobody
+        async with asyncio.timeout(_COMMIT_TIMEOUT):
+            while not trap.sprung:  # noqa: ASYNC110 - the proxy sends no event
                 await asyncio.sleep(0.002)
     except TimeoutError:
         pass
-    done, trap.sprung = trap.sprung, True  # nobody is to fall into it later
-    return done
+    dropped, trap.sprung = trap.sprung, True  # a later COMMIT must not spring it
+    return dropped

@@ -1,4 +1,4 @@
-"""One producer, as a process: ``python -m tests.chaos.producer FOLDER SEED NAME``, until it is told to stop."""
+"""One producer process: ``python -m tests.chaos.producer FOLDER SEED NAME`` performs actions until a SIGTERM."""
 
 import asyncio
 import random
@@ -7,30 +7,30 @@ import sys
 from pathlib import Path
 
 import db
-from tests.chaos.acts import Desk
-from tests.chaos.journal import Journal, Outcome, journal_of
+from tests.chaos.actions import Producer
+from tests.chaos.logs import ActionLog, Outcome
 from worker import default_queue
 
-_LONGEST_PAUSE = 0.15  # seconds between two acts
-_AFTER_TROUBLE = 0.2
+_MAX_PAUSE = 0.15  # seconds between two actions
+_PAUSE_AFTER_ERROR = 0.2
 
 
 async def produce(folder: Path, seed: str, name: str) -> None:
-    """Act until a SIGTERM; the act that is under way is finished."""
+    """Perform one action after another. A SIGTERM lets the current one finish."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    dice = random.Random(f"{seed} {name}")
-    desk = Desk(name, dice, Journal(journal_of(folder, name)), _say)
-    _say(f"{name} begins")
+    rng = random.Random(f"{seed} {name}")
+    producer = Producer(name, rng, ActionLog(folder, name), _print_line)
+    _print_line(f"{name} starts")
     while not stopping.is_set():
-        outcome = await desk.act()
-        await asyncio.sleep(_AFTER_TROUBLE if outcome is Outcome.UNKNOWN else dice.uniform(0, _LONGEST_PAUSE))
+        outcome = await producer.perform_action()
+        await asyncio.sleep(_PAUSE_AFTER_ERROR if outcome is Outcome.UNKNOWN else rng.uniform(0, _MAX_PAUSE))
     await default_queue().close()
     await db.default_database().dispose()
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - its log
+def _print_line(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - standard output is the producer's log file
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the workers run: the tasks, and their registry.
+"""The tasks that the workers run, their registry, and the tables that the tasks write to.
 
-Each job has a `key` of its producer's making, by which its effect is known. `CHAOS_ONCE=false` makes its tasks ones
-whose effects may happen again.
+The producer gives each job a `key`, which identifies its effect. `CHAOS_ONCE=false` declares the tasks with
+``once=False``: their effects may be repeated.
 """
 
 import asyncio
@@ -14,61 +14,77 @@ from typing import Any
 from sqlalchemy import text
 
 import db
-from tests.chaos.diary import Diary
-from tests.chaos.schema import ADD_EFFECT
+from tests.chaos.logs import AppendLog
 from worker import Retry, current_job, task
+
+TABLES = """
+    CREATE TABLE effect (
+        number bigserial PRIMARY KEY,
+        key text NOT NULL,      -- not unique, so that a duplicate effect shows
+        job_id text NOT NULL,
+        task text NOT NULL,
+        at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    CREATE INDEX effect_key ON effect (key);
+    CREATE TABLE marker (
+        transaction text NOT NULL,
+        keys text[] NOT NULL    -- of the jobs that the transaction has enqueued
+    );
+"""
+INSERT_EFFECT = "INSERT INTO effect (key, job_id, task) VALUES (:key, :job_id, :task)"
+INSERT_MARKER = "INSERT INTO marker (transaction, keys) VALUES (:transaction, :keys)"
 
 ONCE = os.environ.get("CHAOS_ONCE", "true") == "true"
 SLOW_QUEUE = "chaos:slow"
 TASKS = tuple(
     f"tests.chaos.tasks.{name}"
     for name in (
-        *("insert", "insert_in_thread", "dawdle", "falter", "fail", "fan_out", "think"),
-        *("copy_first", "see_one_snapshot", "only_read", "carry", "keep_interpreter"),
-        *("terminate_a_child", "exit_in_a_child"),
+        *("insert", "insert_in_thread", "insert_slowly", "insert_after_retries", "fail", "fan_out", "log_run"),
+        *("insert_by_copy", "insert_in_repeatable_read", "log_run_read_only", "insert_large_payload", "hold_gil"),
+        *("terminate_forked_child", "exit_in_child_task"),
     )
 )
 
 
 def child_key(parent: str, number: int) -> str:
-    """The key of a child of `fan_out`."""
+    """The key of a job that `fan_out` enqueues."""
     return f"{parent}/{number}"
 
 
 @task(once=ONCE)
 async def insert(session: db.AsyncSession, key: str) -> str:
-    """One effect."""
-    await _add_effect(session, key)
+    """Leave one effect."""
+    await _insert_effect(session, key)
     return key
 
 
 @task(once=ONCE)
 def insert_in_thread(session: db.Session, key: str) -> str:
-    """One effect, of a sync session."""
-    session.execute(text(ADD_EFFECT), _effect(key))
+    """Leave one effect, through a sync session."""
+    session.execute(text(INSERT_EFFECT), _effect(key))
     return key
 
 
 @task(once=ONCE, queue=SLOW_QUEUE)
-async def dawdle(session: db.AsyncSession, key: str, seconds: float) -> str:
-    """One effect, in a transaction that stays open for a while."""
-    await _add_effect(session, key)
+async def insert_slowly(session: db.AsyncSession, key: str, seconds: float) -> str:
+    """Leave one effect, in a transaction that stays open for `seconds`."""
+    await _insert_effect(session, key)
     await asyncio.sleep(seconds)
     return key
 
 
 @task(once=ONCE, queue=SLOW_QUEUE)
-async def keep_interpreter(session: db.AsyncSession, key: str, seconds: float) -> str:
-    """One effect, of a job that lets no thread of its worker run for a while, as a C call may."""
-    await _add_effect(session, key)
+async def hold_gil(session: db.AsyncSession, key: str, seconds: float) -> str:
+    """Leave one effect, and hold the interpreter lock as a C call may: no thread of the worker runs for `seconds`."""
+    await _insert_effect(session, key)
     ctypes.PyDLL(None).usleep(round(seconds * 1_000_000))
     return key
 
 
 @task(once=ONCE, max_tries=20)
-async def falter(session: db.AsyncSession, key: str, failures: int) -> str:
-    """One effect, once it has failed so often after writing it."""
-    await _add_effect(session, key)
+async def insert_after_retries(session: db.AsyncSession, key: str, failures: int) -> str:
+    """Leave one effect, after `failures` attempts that insert it and are retried."""
+    await _insert_effect(session, key)
     if current_job().attempt <= failures:
         raise Retry(defer=0.1)
     return key
@@ -76,15 +92,18 @@ async def falter(session: db.AsyncSession, key: str, failures: int) -> str:
 
 @task(once=ONCE)
 async def fail(session: db.AsyncSession, key: str) -> str:
-    """No effect: it fails for good after writing it."""
-    await _add_effect(session, key)
+    """Leave no effect: insert one, then fail for good."""
+    await _insert_effect(session, key)
     raise ValueError(f"{key} is to fail")
 
 
 @task(once=ONCE)
 async def fan_out(session: db.AsyncSession, key: str, children: int, fails: bool = False) -> str:
-    """One effect, and one of each child; with `fails` none of all of them. A last child goes with its savepoint."""
-    await _add_effect(session, key)
+    """Leave one effect, and enqueue children that leave one each. With `fails` there are neither.
+
+    One more child is enqueued in a savepoint that is rolled back.
+    """
+    await _insert_effect(session, key)
     await insert.enqueue_many([{"key": child_key(key, number)} for number in range(children)])
     savepoint = await session.begin_nested()
     await insert.enqueue(key=child_key(key, children))
@@ -95,17 +114,17 @@ async def fan_out(session: db.AsyncSession, key: str, children: int, fails: bool
 
 
 @task(once=ONCE)
-async def think(key: str) -> str:
-    """No use of the database: a line in a file, which nothing keeps from being written twice."""
+async def log_run(key: str) -> str:
+    """Leave a line in the run log instead of an effect. A job that runs twice leaves two."""
     started = time.monotonic()
     await asyncio.sleep(0.05)
-    Diary.of_environment().note(key)
+    AppendLog.from_environment().append(key)
     return f"{time.monotonic() - started:.3f}"
 
 
 @task(once=ONCE)
-async def copy_first(session: db.AsyncSession, key: str, fails: bool = False) -> str:
-    """One effect, by the driver's own COPY before any statement; with `fails` none."""
+async def insert_by_copy(session: db.AsyncSession, key: str, fails: bool = False) -> str:
+    """Leave one effect, by the driver's own COPY before any statement. With `fails` none."""
     effect = _effect(key)
     connection = await session.connection()
     driver: Any = (await connection.get_raw_connection()).driver_connection
@@ -116,18 +135,18 @@ async def copy_first(session: db.AsyncSession, key: str, fails: bool = False) ->
 
 
 @task(once=ONCE, queue=SLOW_QUEUE)
-async def see_one_snapshot(session: db.AsyncSession, key: str, seconds: float) -> str:
-    """One effect, in a transaction that sees nothing of what is committed while it lasts."""
+async def insert_in_repeatable_read(session: db.AsyncSession, key: str, seconds: float) -> str:
+    """Leave one effect, in a REPEATABLE READ transaction that stays open for `seconds`."""
     await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-    await _add_effect(session, key)
+    await _insert_effect(session, key)
     await asyncio.sleep(seconds)
     return key
 
 
 @task(once=ONCE)
-async def terminate_a_child(session: db.AsyncSession, key: str) -> str:
-    """One effect, of a job that forks a process and ends it by SIGTERM. It fails if the process does not end so."""
-    await _add_effect(session, key)
+async def terminate_forked_child(session: db.AsyncSession, key: str) -> str:
+    """Leave one effect, fork a process and end it with SIGTERM. Fail if the process ends in another way."""
+    await _insert_effect(session, key)
     child = os.fork()
     if child == 0:
         time.sleep(2)  # noqa: ASYNC251 - another process, without a loop
@@ -140,9 +159,9 @@ async def terminate_a_child(session: db.AsyncSession, key: str) -> str:
 
 
 @task(once=ONCE)
-async def exit_in_a_child(session: db.AsyncSession, key: str, fails: bool = False) -> str:
-    """One effect, beside a task that asks to end the process; with `fails` none, as that task is waited for."""
-    await _add_effect(session, key)
+async def exit_in_child_task(session: db.AsyncSession, key: str, fails: bool = False) -> str:
+    """Leave one effect, beside a child task that raises SystemExit. With `fails` await that task, and leave none."""
+    await _insert_effect(session, key)
     child = asyncio.create_task(_exit(key))
     await asyncio.wait({child})
     if fails:
@@ -155,26 +174,26 @@ async def _exit(key: str) -> None:
 
 
 @task(once=ONCE)
-async def only_read(session: db.AsyncSession, key: str) -> str:
-    """No effect, in a transaction that can have none: a line in a file, as `think`."""
+async def log_run_read_only(session: db.AsyncSession, key: str) -> str:
+    """Leave a line in the run log instead of an effect, from a READ ONLY transaction."""
     await session.execute(text("SET TRANSACTION READ ONLY"))
     await session.execute(text("SELECT count(*) FROM marker"))
-    Diary.of_environment().note(key)
+    AppendLog.from_environment().append(key)
     return key
 
 
 @task(once=ONCE)
-async def carry(session: db.AsyncSession, key: str, size: int, filler: str, fails: bool = False) -> str:
-    """One effect, of a job with `size` bytes of arguments and of result; with `fails` none."""
-    await _add_effect(session, key)
+async def insert_large_payload(session: db.AsyncSession, key: str, size: int, filler: str, fails: bool = False) -> str:
+    """Leave one effect, with `size` bytes of arguments and of result. With `fails` none."""
+    await _insert_effect(session, key)
     if fails:
         raise ValueError(f"{key} is to fail")
     assert len(filler) == size
     return filler
 
 
-async def _add_effect(session: db.AsyncSession, key: str) -> None:
-    await session.execute(text(ADD_EFFECT), _effect(key))
+async def _insert_effect(session: db.AsyncSession, key: str) -> None:
+    await session.execute(text(INSERT_EFFECT), _effect(key))
 
 
 def _effect(key: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``Stage``: the servers of a run, which may go away and come back, and how to look at them from outside."""
+"""``Servers``: the Redis and the PostgreSQL of a run, their outages, and connections to observe them."""
 
 import asyncio
 import os
@@ -15,9 +15,8 @@ import redis.asyncio
 from sqlalchemy import create_engine, make_url
 
 from db.cancellation import to_the_end
-from tests.chaos.chronicle import Wipe
-from tests.chaos.schema import TABLES
-from tests.chaos.tasks import SLOW_QUEUE
+from tests.chaos.logs import RedisWipe
+from tests.chaos.tasks import SLOW_QUEUE, TABLES
 from tests.servers import Observer, as_dsn, as_url
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 from worker.keys import Keys
@@ -27,17 +26,17 @@ QUEUES = ("arq:queue", SLOW_QUEUE)
 _ALL_QUEUES_PREFIX = Keys.of(QUEUES[0]).prefix
 
 
-class Stage:
-    """A Redis that persists nothing and a PostgreSQL, empty but for the tables; both end with the block.
+class Servers:
+    """A Redis without persistence and a PostgreSQL with empty tables. Both run for the length of the block.
 
-    Each is on a socket of its own, so that nobody can take its place while it is down.
+    Each listens on a socket of its own, so no other server can take its address while it is down.
     """
 
     def __init__(self) -> None:
         self._redis = EmbeddedRedis()
         self._postgres = EmbeddedPostgres()
-        self.redis_busy = asyncio.Lock()
-        self.postgres_busy = asyncio.Lock()
+        self.redis_fault_lock = asyncio.Lock()
+        self.postgres_fault_lock = asyncio.Lock()
 
     def __enter__(self) -> Self:
         self._redis.start()
@@ -65,7 +64,7 @@ class Stage:
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Observer]:
-        """Looks at the database, for the length of a block."""
+        """A connection that observes the database, for the length of a block."""
         connection = await asyncpg.connect(as_dsn(make_url(self._postgres.url)))
         try:
             yield Observer(connection)
@@ -74,51 +73,51 @@ class Stage:
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator["redis.asyncio.Redis"]:
-        """Looks at Redis, for the length of a block."""
+        """A connection that observes Redis, for the length of a block."""
         client = redis.asyncio.Redis.from_url(self._redis.url)
         try:
             yield client
         finally:
             await client.aclose()
 
-    async def kill_redis(self, away: float) -> Wipe:
-        """``kill -9``, and start it again, empty, `away` seconds later."""
-        begun = time.time()
-        lost = await self._jobs_in_redis()
-        await to_the_end(self._redis_again_after(away))
-        return Wipe(begun, time.time(), lost)
+    async def kill_redis(self, downtime: float) -> RedisWipe:
+        """Kill Redis with SIGKILL and start it again, empty, `downtime` seconds later."""
+        started = time.time()
+        lost_job_ids = await self._jobs_in_redis()
+        await to_the_end(self._restart_redis_after(downtime))
+        return RedisWipe(started, time.time(), lost_job_ids)
 
-    async def _redis_again_after(self, away: float) -> None:
+    async def _restart_redis_after(self, downtime: float) -> None:
         await asyncio.to_thread(self._redis.kill)
-        await asyncio.sleep(away)
+        await asyncio.sleep(downtime)
         await asyncio.to_thread(self._redis.restart)
 
-    async def flush_redis(self) -> Wipe:
-        """``FLUSHALL``, at one moment with the look at what it deletes."""
-        begun = time.time()
-        async with self.redis() as client, client.pipeline(transaction=True) as together:
-            _look_for_jobs(together)
-            together.flushall()
-            *found, _ = await together.execute()
-        return Wipe(begun, time.time(), _job_ids(found))
+    async def flush_redis(self) -> RedisWipe:
+        """Delete all data, and read in the same transaction which jobs that loses."""
+        started = time.time()
+        async with self.redis() as client, client.pipeline(transaction=True) as pipeline:
+            _read_jobs(pipeline)
+            pipeline.flushall()
+            *found, _ = await pipeline.execute()
+        return RedisWipe(started, time.time(), _job_ids(found))
 
-    async def restart_postgres(self, away: float) -> None:
-        """In order, and back `away` seconds later: all sessions are ended."""
-        await to_the_end(self._postgres_again_after(away, signal.SIGINT))
+    async def restart_postgres(self, downtime: float) -> None:
+        """Shut PostgreSQL down, which ends all sessions, and start it again `downtime` seconds later."""
+        await to_the_end(self._restart_postgres_after(downtime, signal.SIGINT))
 
-    async def crash_postgres(self, away: float) -> None:
-        """An immediate shutdown: it recovers what was committed when it starts again, `away` seconds later."""
-        await to_the_end(self._postgres_again_after(away, signal.SIGQUIT))
+    async def crash_postgres(self, downtime: float) -> None:
+        """Shut PostgreSQL down at once, and start it again `downtime` seconds later, with crash recovery."""
+        await to_the_end(self._restart_postgres_after(downtime, signal.SIGQUIT))
 
-    async def _postgres_again_after(self, away: float, end: signal.Signals) -> None:
-        os.kill(self._postgres.pid, end)
-        await asyncio.sleep(away)
+    async def _restart_postgres_after(self, downtime: float, shutdown: signal.Signals) -> None:
+        os.kill(self._postgres.pid, shutdown)
+        await asyncio.sleep(downtime)
         await asyncio.to_thread(self._postgres.restart)
 
     async def _jobs_in_redis(self) -> frozenset[str]:
-        async with self.redis() as client, client.pipeline(transaction=True) as together:
-            _look_for_jobs(together)
-            return _job_ids(await together.execute())
+        async with self.redis() as client, client.pipeline(transaction=True) as pipeline:
+            _read_jobs(pipeline)
+            return _job_ids(await pipeline.execute())
 
     def _make_tables(self) -> None:
         engine = create_engine(as_url(make_url(self._postgres.url), "psycopg"))
@@ -128,7 +127,7 @@ class Stage:
         engine.dispose()
 
 
-def _look_for_jobs(pipeline: "redis.asyncio.client.Pipeline") -> None:
+def _read_jobs(pipeline: "redis.asyncio.client.Pipeline") -> None:
     pipeline.keys(f"{_ALL_QUEUES_PREFIX}job:*")
     for queue in QUEUES:
         pipeline.zrange(queue, 0, -1)
