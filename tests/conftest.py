@@ -5,7 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 import psutil
@@ -14,6 +14,7 @@ import redis
 from sqlalchemy import URL, make_url
 
 from tests.servers import Databases, GivenServers, Observer, as_dsn, as_url, migrate, refuse_foreign_data
+from worker import Queue, set_default_queue
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 
 GIVEN = GivenServers.take_from_environment()
@@ -131,6 +132,22 @@ def redis_url(redis_server: str) -> Iterator[str]:
             client.flushdb()
         yield redis_server
         client.flushdb()
+
+
+@pytest.fixture
+async def queue(redis_url: str) -> AsyncIterator[Queue]:
+    """The default queue of this process, empty."""
+    queue = Queue(redis_url, default=True)
+    yield queue
+    await queue.close()
+    set_default_queue(None)
+
+
+@pytest.fixture
+def observer(redis_url: str) -> Any:
+    """A Redis client that observes what the code under test does."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
 
 
 @pytest.fixture

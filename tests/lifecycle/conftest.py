@@ -1,12 +1,10 @@
 """Real workers: the settings that they run with, and a project of a test's own in a folder."""
 
 import textwrap
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-import worker
 from tests.commands import Command
 from tests.servers import Observer
 from tests.worker.conftest import NOTES
@@ -16,15 +14,6 @@ from tests.worker.conftest import NOTES
 def worker_settings(database_url: str, redis_url: str) -> dict[str, str]:
     """The settings of a worker on this test's servers."""
     return {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
-
-
-@pytest.fixture
-async def default_queue(redis_url: str) -> AsyncIterator[worker.Queue]:
-    """The default queue of this process, empty."""
-    queue = worker.Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
-    worker.set_default_queue(None)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,16 @@ import redis
 from tests.commands import Command
 from tests.commits import held_commits
 from tests.conftest import StartPostgres, StartRedis
-from tests.lifecycle.crew import Crew, fork_server
-from tests.lifecycle.perils import die, fall, hold, insert, nap, spin, stay
+from tests.lifecycle.forked_workers import ForkedWorkers, fork_server
+from tests.lifecycle.kill_tasks import (
+    block_event_loop,
+    block_thread,
+    exit_worker,
+    insert_row,
+    kill_worker_at,
+    sleep,
+    wait_for_file,
+)
 from tests.servers import Observer
 from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
@@ -29,38 +36,23 @@ _GRACE = 0.1  # seconds
 
 
 @pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
-    """The default queue, empty."""
-    queue = Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
-
-
-@pytest.fixture
-def observer(redis_url: str) -> Any:
-    """Looks at Redis from outside."""
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
 def environment(redis_url: str, sqlite_url: str, tmp_path: Path) -> dict[str, str]:
     """The settings of a worker with a short lease."""
     return {
         "REDIS_URL": redis_url,
         "DATABASE_URL": sqlite_url,
-        "WORKER_REGISTRY": "tests.lifecycle.perils",
+        "WORKER_REGISTRY": "tests.lifecycle.kill_tasks",
         "WORKER_LEASE": "1",
         "WORKER_GRACE": "5",
         "WORKER_MAX_CRASHES": "100",
-        "DIARY": str(tmp_path / "diary"),
+        "TASK_LOG": str(tmp_path / "task-log"),
     }
 
 
 @pytest.fixture
-def crew(fork_server: ForkServerContext, environment: dict[str, str], queue: Queue) -> Crew:
+def forked_workers(fork_server: ForkServerContext, environment: dict[str, str], queue: Queue) -> ForkedWorkers:
     """Starts workers on this test's servers."""
-    return Crew(fork_server, environment, Path(environment["DIARY"]))
+    return ForkedWorkers(fork_server, environment, Path(environment["TASK_LOG"]))
 
 
 def left(observer: Any) -> set[str]:
@@ -71,38 +63,38 @@ def left(observer: Any) -> set[str]:
 
 class TestKilled:
     @pytest.mark.parametrize("workers", [1, 3])
-    async def test_at_random_moments(self, crew: Crew, observer: Any, workers: int) -> None:
+    async def test_at_random_moments(self, forked_workers: ForkedWorkers, observer: Any, workers: int) -> None:
         """kill -9 at twenty random moments: every job's outcome is there, and no other key is left."""
         moments = random.Random(workers)
-        jobs = [job for _ in range(20) for job in await nap.enqueue_many({"seconds": 0.05} for _ in range(20))]
-        running = [crew.worker(WORKER_ID=f"w{number}").__enter__() for number in range(workers)]
+        jobs = [job for _ in range(20) for job in await sleep.enqueue_many({"seconds": 0.05} for _ in range(20))]
+        running = [forked_workers.new(WORKER_ID=f"w{number}").__enter__() for number in range(workers)]
         try:
             for number in range(20):
                 await asyncio.sleep(moments.uniform(0.05, 0.4))
                 running[number % workers].kill()
-                jobs += await nap.enqueue_many({"seconds": 0.05} for _ in range(10))
-                running[number % workers] = crew.worker(WORKER_ID=f"w{number}").__enter__()
+                jobs += await sleep.enqueue_many({"seconds": 0.05} for _ in range(10))
+                running[number % workers] = forked_workers.new(WORKER_ID=f"w{number}").__enter__()
             results = [await job.result(timeout=30) for job in jobs]
             assert results == [job.job_id for job in jobs]
             await eventually(lambda: left(observer), equals=set())
         finally:
             for one in running:
                 one.__exit__(None, None, None)
-        ends = Counter(line for line in crew.diary if line.startswith("end "))
+        ends = Counter(line for line in forked_workers.task_log if line.startswith("end "))
         assert set(ends) == {f"end {job.job_id}" for job in jobs}
 
     @pytest.mark.parametrize("moment", ["claimed", "in the body", "committed"])
     async def test_at_each_moment(
-        self, crew: Crew, database_url: str, postgres: Observer, observer: Any, moment: str
+        self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, moment: str
     ) -> None:
         """kill -9 twenty times after the claim, in the body, or between COMMIT and finish: each job has one effect."""
         await postgres.execute("CREATE TABLE effect (job_id text)")
         names = [f"{moment} {number}" for number in range(20)]
-        jobs = [await fall.enqueue(name) for name in names]
+        jobs = [await kill_worker_at.enqueue(name) for name in names]
         for _ in names:
-            with crew.worker(DATABASE_URL=database_url, WORKER_CONCURRENCY="1") as worker:
+            with forked_workers.new(DATABASE_URL=database_url, WORKER_CONCURRENCY="1") as worker:
                 assert await worker.ends() == -signal.SIGKILL
-        with crew.worker(DATABASE_URL=database_url):
+        with forked_workers.new(DATABASE_URL=database_url):
             for job in jobs:
                 await job.result(timeout=20)
         effects = await postgres.fetch("SELECT job_id, count(*) AS times FROM effect GROUP BY job_id")
@@ -110,17 +102,19 @@ class TestKilled:
         await eventually(lambda: left(observer), equals=set())
 
     @pytest.mark.parametrize("lease", [1, 10])
-    async def test_runs_again(self, crew: Crew, environment: dict[str, str], tmp_path: Path, lease: int) -> None:
+    async def test_runs_again(
+        self, forked_workers: ForkedWorkers, environment: dict[str, str], tmp_path: Path, lease: int
+    ) -> None:
         """A job whose worker is killed runs again within its lease and two seconds, elsewhere, and ends once."""
         environment["WORKER_LEASE"] = str(lease)
-        with crew.worker() as first:
-            job = await hold.enqueue(str(tmp_path / "go on"))
-            await crew.has_begun(job.job_id)
-            with crew.worker(WORKER_ID="second") as second:
+        with forked_workers.new() as first:
+            job = await wait_for_file.enqueue(str(tmp_path / "go on"))
+            await forked_workers.wait_for_start(job.job_id)
+            with forked_workers.new(WORKER_ID="second") as second:
                 await second.says("works on")
                 first.kill()
                 watch = Stopwatch()
-                await crew.has_begun(job.job_id, times=2)
+                await forked_workers.wait_for_start(job.job_id, times=2)
                 assert watch.seconds_running < lease + 2
                 (tmp_path / "go on").touch()
                 assert await job.result(timeout=30) == "held"
@@ -128,57 +122,59 @@ class TestKilled:
                 assert info is not None
                 assert info.tries == 1  # a crash is no try
 
-    async def test_poison(self, crew: Crew, observer: Any) -> None:
+    async def test_poison(self, forked_workers: ForkedWorkers, observer: Any) -> None:
         """A job that kills its workers fails after WORKER_MAX_CRASHES of them; those that ran beside it complete."""
-        good = await nap.enqueue_many({"seconds": 0.05} for _ in range(3))
-        bad = await die.enqueue()
-        good += await nap.enqueue_many({"seconds": 0.05} for _ in range(3))
+        good = await sleep.enqueue_many({"seconds": 0.05} for _ in range(3))
+        bad = await exit_worker.enqueue()
+        good += await sleep.enqueue_many({"seconds": 0.05} for _ in range(3))
         for _ in range(4):
-            with crew.worker(WORKER_MAX_CRASHES="4") as worker:
+            with forked_workers.new(WORKER_MAX_CRASHES="4") as worker:
                 assert await worker.ends() == 9
-        with crew.worker(WORKER_MAX_CRASHES="4"):
+        with forked_workers.new(WORKER_MAX_CRASHES="4"):
             with pytest.raises(JobFailed, match="its worker died 4 times while it ran"):
                 await bad.result(timeout=30)
             assert [await job.result(timeout=30) for job in good] == [job.job_id for job in good]
-        assert crew.diary.count(f"begin {bad.job_id}") == 4
+        assert forked_workers.task_log.count(f"begin {bad.job_id}") == 4
         await eventually(lambda: left(observer), equals=set())
 
 
 class TestStuck:
-    async def test_loop(self, crew: Crew, observer: Any) -> None:
+    async def test_loop(self, forked_workers: ForkedWorkers, observer: Any) -> None:
         """A loop that is stuck for longer than a job may take ends its process, saying where; its job comes back."""
-        with crew.worker(WORKER_GRACE="0.2") as worker:
-            job = await spin.enqueue()
+        with forked_workers.new(WORKER_GRACE="0.2") as worker:
+            job = await block_event_loop.enqueue()
             assert await worker.ends() == 70
             assert "the event loop has not answered" in worker.output
-            assert "perils.py" in worker.output
+            assert "kill_tasks.py" in worker.output
         await eventually(lambda: not observer.exists(f"arq:in-progress:{job.job_id}"))
         assert await job.status() == "queued"
 
     @pytest.mark.parametrize("breaks", ["", "yes"])
-    async def test_thread_at_shutdown(self, crew: Crew, breaks: str) -> None:
+    async def test_thread_at_shutdown(self, forked_workers: ForkedWorkers, breaks: str) -> None:
         """A thread that nothing can stop does not keep the process from ending, also where closing raises; its
         job comes back."""
-        with crew.worker(WORKER_GRACE="0.1", BREAKS=breaks) as worker:
-            job = await stay.enqueue()
-            await crew.has_begun(job.job_id)
+        with forked_workers.new(WORKER_GRACE="0.1", BREAKS=breaks) as worker:
+            job = await block_thread.enqueue()
+            await forked_workers.wait_for_start(job.job_id)
             worker.send(signal.SIGTERM)
             assert await worker.ends(timeout=15) == 70
             assert "does not end" in worker.output
             assert ("it cannot be closed" in worker.output) is bool(breaks)
-        assert "lifespan ends" in crew.diary
+        assert "lifespan ends" in forked_workers.task_log
 
-    async def test_frozen(self, crew: Crew, observer: Any, database_url: str, tmp_path: Path) -> None:
+    async def test_frozen(
+        self, forked_workers: ForkedWorkers, observer: Any, database_url: str, tmp_path: Path
+    ) -> None:
         """A worker that was frozen past its lease changes nothing of its successor's when it wakes up.
 
         On PostgreSQL: on SQLite it may be frozen with the file's write lock, and then nobody else can work.
         """
-        with crew.worker(DATABASE_URL=database_url) as frozen:
-            job = await hold.enqueue(str(tmp_path / "go on"))
-            await crew.has_begun(job.job_id)
+        with forked_workers.new(DATABASE_URL=database_url) as frozen:
+            job = await wait_for_file.enqueue(str(tmp_path / "go on"))
+            await forked_workers.wait_for_start(job.job_id)
             frozen.send(signal.SIGSTOP)
-            with crew.worker(DATABASE_URL=database_url, WORKER_ID="successor"):
-                await crew.has_begun(job.job_id, times=2)
+            with forked_workers.new(DATABASE_URL=database_url, WORKER_ID="successor"):
+                await forked_workers.wait_for_start(job.job_id, times=2)
                 holder = observer.get(f"arq:in-progress:{job.job_id}")
                 frozen.send(signal.SIGCONT)
                 await frozen.says("left to the worker that holds it now")
@@ -192,13 +188,13 @@ class TestStuck:
 class TestToldToStop:
     @pytest.mark.parametrize("times", [1, 2])
     async def test_in_a_commit(
-        self, crew: Crew, database_url: str, postgres: Observer, observer: Any, times: int
+        self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, times: int
     ) -> None:
         """Told to stop in the middle of a COMMIT, once or twice, it waits for it and reports the truth: one effect."""
         await postgres.execute("CREATE TABLE effect (job_id text)")
         async with held_commits(postgres, "effect") as commits:
-            with crew.worker(DATABASE_URL=database_url, WORKER_GRACE=str(_GRACE)) as worker:
-                job = await insert.enqueue()
+            with forked_workers.new(DATABASE_URL=database_url, WORKER_GRACE=str(_GRACE)) as worker:
+                job = await insert_row.enqueue()
                 await commits.begun(timeout=20)
                 for said in ("draining", "interrupting")[:times]:
                     worker.send(signal.SIGTERM)
@@ -206,23 +202,23 @@ class TestToldToStop:
                 await asyncio.sleep(2 * _GRACE)
                 await commits.let_go()
                 assert await worker.ends() == 0
-        with crew.worker(DATABASE_URL=database_url):
+        with forked_workers.new(DATABASE_URL=database_url):
             await job.result(timeout=30)
         assert await postgres.fetchval("SELECT count(*) FROM effect") == 1
-        assert crew.diary.count(f"begin {job.job_id}") == 1
+        assert forked_workers.task_log.count(f"begin {job.job_id}") == 1
         assert left(observer) == set()
         assert await postgres.backends() == 0
 
-    async def test_six_times(self, crew: Crew, tmp_path: Path) -> None:
+    async def test_six_times(self, forked_workers: ForkedWorkers, tmp_path: Path) -> None:
         """A job that six deploys interrupt, with three tries, completes, at its first try."""
-        job = await hold.enqueue(str(tmp_path / "go on"))
+        job = await wait_for_file.enqueue(str(tmp_path / "go on"))
         for times in range(1, 7):
-            with crew.worker(WORKER_GRACE="0", WORKER_MAX_TRIES="3") as worker:
-                await crew.has_begun(job.job_id, times=times)
+            with forked_workers.new(WORKER_GRACE="0", WORKER_MAX_TRIES="3") as worker:
+                await forked_workers.wait_for_start(job.job_id, times=times)
                 worker.send(signal.SIGTERM)
                 assert await worker.ends() == 0
         (tmp_path / "go on").touch()
-        with crew.worker(WORKER_MAX_TRIES="3"):
+        with forked_workers.new(WORKER_MAX_TRIES="3"):
             assert await job.result(timeout=30) == "held"
         info = await job.info()
         assert info is not None
@@ -233,13 +229,13 @@ class TestToldToStop:
         self, environment: dict[str, str], tmp_path: Path, observer: Any, command: tuple[str, ...]
     ) -> None:
         """Told to stop while its resources are being made, it takes them back, and ends with 0, without a traceback."""
-        diary = tmp_path / "diary"
+        task_log = tmp_path / "task-log"
         with Command(*command, folder=tmp_path, environment=environment | {"SLOW_START": "60"}) as worker:
-            await eventually(lambda: diary.exists() and "lifespan begins" in diary.read_text(), timeout=20)
+            await eventually(lambda: task_log.exists() and "lifespan begins" in task_log.read_text(), timeout=20)
             worker.send(signal.SIGTERM)
             assert await worker.ends() == 0
             assert "Traceback" not in worker.output
-        assert diary.read_text().splitlines() == ["lifespan begins", "lifespan ends"]
+        assert task_log.read_text().splitlines() == ["lifespan begins", "lifespan ends"]
         assert left(observer) == set()
 
     @pytest.mark.parametrize("how", ["kill", "freeze"])
@@ -262,7 +258,7 @@ class TestToldToStop:
             assert "Traceback" not in arq.output
             if how == "freeze":
                 os.kill(process, signal.SIGCONT)
-        assert "lifespan ends" in (tmp_path / "diary").read_text()
+        assert "lifespan ends" in (tmp_path / "task-log").read_text()
 
 
 async def test_check(environment: dict[str, str], tmp_path: Path, own_postgres: StartPostgres) -> None:

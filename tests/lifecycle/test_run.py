@@ -3,31 +3,30 @@
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands import Command
-from tests.lifecycle.errands import (
-    ask_arq,
-    cancel_all,
+from tests.lifecycle.run_tasks import (
+    alternate_queues,
+    break_process_pool,
+    cancel_all_tasks,
     double,
-    leave,
-    pass_on,
-    terminate_a_child,
-    terminate_a_pool,
-    terminate_forks,
-    wait_for,
-    who_runs,
+    enqueue_through_arq,
+    event_loop_module,
+    exit_process,
+    terminate_child,
+    terminate_forked_children,
+    wait_for_file,
 )
 from tests.waiting import at_once, eventually
 from worker import Job, JobFailed, Queue
 
-ERRANDS = {"WORKER_REGISTRY": "tests.lifecycle.errands"}
+REGISTRY = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
 
 SABOTAGE = """\
-from tests.lifecycle.errands import TASKS
+from tests.lifecycle.run_tasks import TASKS
 from worker.engine import supervision
 from worker.queue import Queue
 
@@ -43,7 +42,7 @@ supervision._LONGEST_PAUSE = supervision._FIRST_PAUSE
 LEAVING = """\
 import sys
 from contextlib import asynccontextmanager
-from tests.lifecycle.errands import TASKS
+from tests.lifecycle.run_tasks import TASKS
 
 LIFESPAN = "leaving.lifespan"
 
@@ -56,25 +55,17 @@ async def lifespan():
 
 
 @pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
-    """The default queue, empty."""
-    queue = Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
-
-
-@pytest.fixture
 def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
-    """The settings of a worker that runs errands."""
-    return {**ERRANDS, "REDIS_URL": redis_url, "DATABASE_URL": sqlite_url}
+    """The settings of a worker for `run_tasks`."""
+    return {**REGISTRY, "REDIS_URL": redis_url, "DATABASE_URL": sqlite_url}
 
 
 async def test_jobs_run_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
     """Without arq, jobs run as under it, on uvloop; `ctx["redis"]` is arq's client, and SIGTERM ends it with 0."""
     with Command("worker", "run", folder=tmp_path, environment=settings) as run:
         assert await (await double.enqueue(21)).result(timeout=20) == 42
-        assert await (await who_runs.enqueue()).result(timeout=30) == "uvloop"
-        assert await (await ask_arq.enqueue(4)).result(timeout=30) is None
+        assert await (await event_loop_module.enqueue()).result(timeout=30) == "uvloop"
+        assert await (await enqueue_through_arq.enqueue(4)).result(timeout=30) is None
         assert await Job[int]("by-arq").result(timeout=30) == 8
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
@@ -86,12 +77,12 @@ async def test_a_job_that_ends_the_process(command: tuple[str, ...], settings: d
     """`SystemExit` outside a body's own task fails its job at most; the worker goes on with all others, and drains."""
     file = tmp_path / "go-on"
     with Command(*command, folder=tmp_path, environment=settings) as run:
-        beside = await wait_for.enqueue(str(file))
+        beside = await wait_for_file.enqueue(str(file))
         for how in ("in a child", "in a thread"):
             with pytest.raises(JobFailed, match=f"SystemExit: {how}"):
-                await (await leave.enqueue(how)).result(timeout=30)
-        for how in ("in a child that nobody waits for", "in a callback", "after the commit"):
-            assert await (await leave.enqueue(how)).result(timeout=30) == "stayed"
+                await (await exit_process.enqueue(how)).result(timeout=30)
+        for how in ("in a child that is not awaited", "in a callback", "after the commit"):
+            assert await (await exit_process.enqueue(how)).result(timeout=30) == "stayed"
             await run.says(f"SystemExit: {how}")
         file.touch()
         assert await beside.result(timeout=30) == "waited"
@@ -109,9 +100,9 @@ async def test_a_job_that_cancels_all_that_runs(
     settings["DATABASE_URL"] = database_url
     file = tmp_path / "go-on"
     with Command(*command, folder=tmp_path, environment=settings) as run:
-        beside = await wait_for.enqueue(str(file))
+        beside = await wait_for_file.enqueue(str(file))
         await eventually(Path(f"{file}.begun").exists, timeout=60)
-        job = await cancel_all.enqueue()
+        job = await cancel_all_tasks.enqueue()
         assert await run.ends() == 1
         assert "stopped: 1 jobs done, 1 failed" in run.output
     assert await at_once(job.result()) == "alone"
@@ -137,9 +128,9 @@ async def test_children_of_a_job(command: tuple[str, ...], settings: dict[str, s
     """A signal for a process that a job has started ends that process, and is none for the worker."""
     with Command(*command, folder=tmp_path, environment=settings) as run:
         for method in ("fork", "forkserver"):
-            assert await (await terminate_a_child.enqueue(method)).result(timeout=30) == -signal.SIGTERM
-        assert await (await terminate_forks.enqueue(50)).result(timeout=60) == [-signal.SIGTERM]
-        assert await (await terminate_a_pool.enqueue()).result(timeout=30) == "broken"
+            assert await (await terminate_child.enqueue(method)).result(timeout=30) == -signal.SIGTERM
+        assert await (await terminate_forked_children.enqueue(50)).result(timeout=60) == [-signal.SIGTERM]
+        assert await (await break_process_pool.enqueue()).result(timeout=30) == "broken"
         assert await (await double.enqueue(3)).result(timeout=30) == 6
         assert "stopping" not in run.output
         run.send(signal.SIGINT)
@@ -149,7 +140,7 @@ async def test_children_of_a_job(command: tuple[str, ...], settings: dict[str, s
 async def test_arq_runs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
     """`arq worker.Settings` runs its jobs on uvloop too, and SIGTERM ends it with 0."""
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as arq:
-        assert await (await who_runs.enqueue()).result(timeout=20) == "uvloop"
+        assert await (await event_loop_module.enqueue()).result(timeout=20) == "uvloop"
         arq.send(signal.SIGTERM)
         assert await arq.ends() == 0
         assert "Traceback" not in arq.output
@@ -157,8 +148,8 @@ async def test_arq_runs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> N
 
 async def test_signals(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
     """The first signal waits for running jobs; the second puts them back to where they were, and the exit code is 0."""
-    finishes = await wait_for.enqueue(str(tmp_path / "finishes"))
-    hangs = await wait_for.using(job_id="hangs").enqueue(str(tmp_path / "hangs"))
+    finishes = await wait_for_file.enqueue(str(tmp_path / "finishes"))
+    hangs = await wait_for_file.using(job_id="hangs").enqueue(str(tmp_path / "hangs"))
     with Command("worker", "run", folder=tmp_path, environment=settings) as worker:
         await eventually((tmp_path / "finishes.begun").exists, timeout=20)
         await eventually((tmp_path / "hangs.begun").exists)
@@ -205,7 +196,7 @@ async def test_failed_engine(settings: dict[str, str], tmp_path: Path) -> None:
 
 async def test_burst_on_several_queues(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
     """--burst ends with 0 once all queues are empty, whichever job still puts something into whichever of them."""
-    await pass_on.using(queue="low").enqueue(20, "low", "high")
+    await alternate_queues.using(queue="low").enqueue(20, "low", "high")
     late = await double.using(queue="high", delay=1).enqueue(2)
     arguments = ("--burst", "--queues", "high,low", "--concurrency", "3")
     with Command("worker", "run", *arguments, folder=tmp_path, environment=settings) as run:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.commands import Command, bare_environment
 from tests.waiting import eventually
 
-ERRANDS = {"WORKER_REGISTRY": "tests.lifecycle.errands"}
+REGISTRY = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
 
 
 def env(folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -26,7 +26,7 @@ def env(folder: Path) -> "subprocess.CompletedProcess[str]":
 
 async def test_other_processes_reach_them(tmp_path: Path) -> None:
     """It says that it has started servers, which `eval $(python -m worker env)` reaches from its folder."""
-    with Command("worker", "run", folder=tmp_path, environment=ERRANDS) as run:
+    with Command("worker", "run", folder=tmp_path, environment=REGISTRY) as run:
         await run.says("works on")
         assert run.output.startswith("DATABASE_URL and REDIS_URL are not set: this run has a PostgreSQL and a Redis")
         assert "eval $(python -m worker env)" in run.output
@@ -49,7 +49,7 @@ async def test_other_processes_reach_them(tmp_path: Path) -> None:
 
 async def test_only_what_is_missing_is_started(tmp_path: Path, sqlite_url: str) -> None:
     """A URL that is set is used, and is not written down; a note whose owner was killed is not believed."""
-    environment = ERRANDS | {"DATABASE_URL": sqlite_url}
+    environment = REGISTRY | {"DATABASE_URL": sqlite_url}
     with Command("worker", "run", folder=tmp_path, environment=environment) as run:
         await run.says("works on")
         assert run.output.startswith("REDIS_URL is not set: this run has a Redis of its own")

@@ -2,13 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands import Command, gone
-from tests.lifecycle.errands import double, wait_for
+from tests.lifecycle.run_tasks import double, wait_for_file
 from tests.waiting import at_once, eventually
 from worker import Queue
 from worker.worker_records import WorkerRecords
@@ -17,20 +16,12 @@ TWO = ("worker", "run", "--processes", "2")
 
 
 @pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
-    """The default queue, empty."""
-    queue = Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
-
-
-@pytest.fixture
 def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
-    """The settings of workers that run errands."""
+    """The settings of workers for `run_tasks`."""
     return {
         "REDIS_URL": redis_url,
         "DATABASE_URL": sqlite_url,
-        "WORKER_REGISTRY": "tests.lifecycle.errands",
+        "WORKER_REGISTRY": "tests.lifecycle.run_tasks",
         "WORKER_ID": "test",
         "WORKER_LEASE": "1",
     }
@@ -44,7 +35,7 @@ async def healthy(queue: Queue) -> list[str]:
 async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
     """A killed worker is started again under its name, its job runs again, and one signal ends them all, with 0."""
     begun = tmp_path / "file.begun"
-    job = await wait_for.enqueue(str(tmp_path / "file"))
+    job = await wait_for_file.enqueue(str(tmp_path / "file"))
     with Command(*TWO, folder=tmp_path, environment=settings) as run:
         await run.says("works on", times=2)  # the first has the job by then
         await eventually(begun.exists)
@@ -69,7 +60,7 @@ async def test_workers_drain_and_hurry_together(settings: dict[str, str], tmp_pa
     with Command(*TWO, "--concurrency", "1", folder=tmp_path, environment=settings) as run:
         await run.says("works on", times=2)
         for file in jobs:
-            await wait_for.enqueue(file)
+            await wait_for_file.enqueue(file)
             await eventually(Path(f"{file}.begun").exists)
         run.send(signal.SIGINT)
         await run.says("stopping on SIGINT", times=2)
@@ -94,7 +85,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(settings: dict[str, st
 
 async def test_burst(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
     """--burst ends with 0 once none of them has anything left to do."""
-    first = await wait_for.enqueue(str(tmp_path / "file"))
+    first = await wait_for_file.enqueue(str(tmp_path / "file"))
     await double.enqueue_many([{"number": number} for number in range(100)])
     with Command(*TWO, "--burst", folder=tmp_path, environment=settings) as run:
         await run.says("works on", times=2)

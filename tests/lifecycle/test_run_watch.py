@@ -1,13 +1,12 @@
 """``python -m worker run --watch``: a worker that follows the code, as its author changes it."""
 
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands import Command, gone
-from tests.lifecycle.errands import wait_for
+from tests.lifecycle.run_tasks import wait_for_file
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
 from worker import Job, Queue
@@ -22,15 +21,7 @@ from worker import task
 async def answer() -> int:
     return {value}
 """
-REGISTRY = 'TASKS = ("tasks.answer.answer", "tests.lifecycle.errands.wait_for")\n'
-
-
-@pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
-    """The default queue, empty."""
-    queue = Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
+REGISTRY = 'TASKS = ("tasks.answer.answer", "tests.lifecycle.run_tasks.wait_for_file")\n'
 
 
 @pytest.fixture
@@ -66,7 +57,7 @@ async def test_new_code_runs(settings: dict[str, str], code: Path, tmp_path: Pat
     with Command("worker", "run", "--watch", "tasks", folder=tmp_path, environment=settings) as run:
         assert await answer(queue) == 1
 
-        running = await wait_for.enqueue(str(tmp_path / "file"))
+        running = await wait_for_file.enqueue(str(tmp_path / "file"))
         await eventually((tmp_path / "file.begun").exists)
         change(code, ANSWER.format(value=2))
         await run.says("draining: 1 jobs")

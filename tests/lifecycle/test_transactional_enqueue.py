@@ -15,7 +15,7 @@ import db
 import worker
 from db.asgi import SessionMiddleware, get_session
 from tests.commands import Command
-from tests.lifecycle import chores
+from tests.lifecycle import job_tasks
 from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
@@ -28,13 +28,13 @@ SOON = 20.0  # seconds that a worker may need to start, and to run a job
 
 @pytest.fixture
 async def app(
-    database_url: str, postgres: Observer, default_queue: worker.Queue
+    database_url: str, postgres: Observer, queue: worker.Queue
 ) -> AsyncIterator[tuple[FastAPI, worker.Queue]]:
     """An app that writes and enqueues in one request."""
     async with notebook(database_url, postgres):
         app = FastAPI()
         app.add_middleware(SessionMiddleware)
-        yield app, default_queue
+        yield app, queue
 
 
 async def rows(postgres: Observer) -> int:
@@ -46,7 +46,7 @@ async def test_an_endpoint_without_async(app: tuple[FastAPI, worker.Queue], post
 
     @app[0].post("/orders")
     def order(*, fails: bool) -> str:
-        job = chores.add.enqueue_sync(words="confirm")
+        job = job_tasks.add.enqueue_sync(words="confirm")
         if fails:
             raise HTTPException(500)
         return job.job_id
@@ -70,7 +70,7 @@ async def test_a_request_whose_commit_fails_leaves_nothing_anywhere(
     async def order(session: SessionDep) -> str:
         await session.execute(WRITE, {"words": "order"})
         await session.execute(FAIL_AT_COMMIT)
-        return (await chores.add.enqueue(words="confirm")).job_id
+        return (await job_tasks.add.enqueue(words="confirm")).job_id
 
     async with serving(app[0]) as client:
         assert (await client.post("/orders")).status_code == 500
@@ -86,7 +86,7 @@ async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Que
     @app[0].post("/orders")
     async def order(session: SessionDep) -> str:
         await session.execute(WRITE, {"words": "order"})
-        return (await chores.add.enqueue(words="confirm")).job_id
+        return (await job_tasks.add.enqueue(words="confirm")).job_id
 
     async with serving(app[0]) as client:
         response = await client.post("/orders")
@@ -99,7 +99,7 @@ async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Que
 
 @pytest.mark.usefixtures("notes")
 async def test_a_process_that_is_killed_between_commit_and_publish_loses_nothing(
-    worker_settings: dict[str, str], postgres: Observer, redis_url: str, default_queue: worker.Queue, tmp_path: Path
+    worker_settings: dict[str, str], postgres: Observer, redis_url: str, queue: worker.Queue, tmp_path: Path
 ) -> None:
     """The job runs within ten seconds, although Redis never heard of it from the one who enqueued it."""
     (tmp_path / "producer.py").write_text(
@@ -107,7 +107,7 @@ async def test_a_process_that_is_killed_between_commit_and_publish_loses_nothing
             """
             import asyncio
             import db
-            from tests.lifecycle.chores import add
+            from tests.lifecycle.job_tasks import add
 
             async def main():
                 async with db.scope():
@@ -127,10 +127,10 @@ async def test_a_process_that_is_killed_between_commit_and_publish_loses_nothing
         await proxy.drop()
     with redis.Redis.from_url(redis_url) as observer:
         assert observer.keys("*") == []
-    registry = {"WORKER_REGISTRY": "tests.lifecycle.chores"}
+    registry = {"WORKER_REGISTRY": "tests.lifecycle.job_tasks"}
     with Command("worker", "run", folder=tmp_path, environment=worker_settings | registry) as running:
         await running.says("works on")
         async with asyncio.timeout(10):
             await eventually(lambda: postgres.fetchval("SELECT words FROM note"), timeout=10, equals="kept")
     assert await postgres.fetchval("SELECT state FROM tandem_jobs WHERE task = 'add'") == "done"
-    assert default_queue.name == "arq:queue"
+    assert queue.name == "arq:queue"

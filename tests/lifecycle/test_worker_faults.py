@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import Command
 from tests.conftest import StartPostgres
-from tests.lifecycle import chores
+from tests.lifecycle import job_tasks
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.conftest import NOTES
@@ -19,21 +19,21 @@ from worker import Job, JobFailed, JobStatus
 SOON = 20.0  # seconds that a worker may need to start, and to run a job
 
 
-@pytest.mark.usefixtures("notes", "default_queue")
+@pytest.mark.usefixtures("notes", "queue")
 async def test_ten_faults_at_once_leave_no_transaction_open(
     worker_settings: dict[str, str], postgres: Observer, tmp_path: Path
 ) -> None:
     """Aborts, timeouts, killed backends and errors of every kind, all at once, in coroutines and threads: each job ends
     as it should, its rows are there or not, and while the worker lives no backend is idle in a transaction."""
-    settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.chores", "WORKER_CONCURRENCY": "16"}
+    settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.job_tasks", "WORKER_CONCURRENCY": "16"}
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as arq:
         await arq.says("Starting worker")
-        aborted = [await chores.linger.enqueue(f"aborted {number}", 30) for number in range(2)]
-        aborted.append(await chores.linger_in_a_thread.enqueue("aborted in a thread", 1.5))
-        late = [await chores.slow.enqueue() for _ in range(2)]
-        failing = [await chores.fail.enqueue(how) for how in ("built-in", "swallow", "deferred", "result", "exit")]
-        killed = [await chores.linger.enqueue(f"killed {number}", 1) for number in range(2)]
-        killed.append(await chores.linger_in_a_thread.enqueue("killed in a thread", 1))
+        aborted = [await job_tasks.write_slowly.enqueue(f"aborted {number}", 30) for number in range(2)]
+        aborted.append(await job_tasks.write_slowly_in_thread.enqueue("aborted in a thread", 1.5))
+        late = [await job_tasks.exceed_timeout.enqueue() for _ in range(2)]
+        failing = [await job_tasks.fail.enqueue(how) for how in ("built-in", "swallow", "deferred", "result", "exit")]
+        killed = [await job_tasks.write_slowly.enqueue(f"killed {number}", 1) for number in range(2)]
+        killed.append(await job_tasks.write_slowly_in_thread.enqueue("killed in a thread", 1))
         for job in (*aborted, *killed):
             await eventually(job.status, timeout=SOON, equals=JobStatus.in_progress)
         await eventually(lambda: rows_in_flight(postgres), timeout=SOON)
@@ -57,7 +57,7 @@ async def test_ten_faults_at_once_leave_no_transaction_open(
 
 
 async def rows_in_flight(postgres: Observer) -> bool:
-    """Whether the jobs that linger have all begun their transactions."""
+    """Whether all jobs of `write_slowly` have begun their transactions."""
     return await postgres.idle_in_transaction() >= 6
 
 
@@ -70,7 +70,7 @@ async def ended(job: Job[Any]) -> str | None:
     return None
 
 
-@pytest.mark.usefixtures("default_queue")
+@pytest.mark.usefixtures("queue")
 async def test_a_database_that_goes_away_fails_no_job(
     redis_url: str, own_postgres: StartPostgres, tmp_path: Path
 ) -> None:
@@ -79,17 +79,17 @@ async def test_a_database_that_goes_away_fails_no_job(
     settings = {
         "DATABASE_URL": server.url,
         "REDIS_URL": redis_url,
-        "WORKER_REGISTRY": "tests.lifecycle.chores",
+        "WORKER_REGISTRY": "tests.lifecycle.job_tasks",
     }
     async with observing(server.url) as outside:
         await outside.execute(NOTES)
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as arq:
         await arq.says("Starting worker")
-        jobs = [await chores.linger.enqueue(f"before {number}", 0.5) for number in range(5)]
+        jobs = [await job_tasks.write_slowly.enqueue(f"before {number}", 0.5) for number in range(5)]
         for job in jobs:
             await eventually(job.status, timeout=SOON, equals=JobStatus.in_progress)
         await asyncio.to_thread(server.kill)
-        jobs += [await chores.linger.enqueue(f"during {number}", 0.1) for number in range(5)]
+        jobs += [await job_tasks.write_slowly.enqueue(f"during {number}", 0.1) for number in range(5)]
         await asyncio.sleep(2)
         await asyncio.to_thread(server.restart)
         await asyncio.gather(*(job.result(SOON) for job in jobs))
@@ -103,13 +103,13 @@ def observing(url: str) -> Any:
     return asyncpg.create_pool(url.replace("+asyncpg", ""), min_size=1, max_size=1)
 
 
-@pytest.mark.usefixtures("notes", "default_queue")
+@pytest.mark.usefixtures("notes", "queue")
 async def test_a_killed_worker_leaves_no_row_and_its_job_runs_again(
     worker_settings: dict[str, str], postgres: Observer, tmp_path: Path
 ) -> None:
     """kill -9 in the body: the server rolls back, and the next worker runs the job as if nothing had happened."""
-    settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.chores", "WORKER_LEASE": "1"}
-    job = await chores.linger.enqueue("a", 2)
+    settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.job_tasks", "WORKER_LEASE": "1"}
+    job = await job_tasks.write_slowly.enqueue("a", 2)
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as first:
         await eventually(postgres.idle_in_transaction, timeout=SOON, equals=1)
         first.send(signal.SIGKILL)

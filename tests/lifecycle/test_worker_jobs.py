@@ -14,7 +14,7 @@ from arq.connections import ArqRedis, create_pool
 import db
 import worker
 from tests.commands import Command
-from tests.lifecycle import chores
+from tests.lifecycle import job_tasks
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker import Job, JobFailed, JobStatus, deserialize, serialize
@@ -25,10 +25,10 @@ SOON = 20.0  # seconds that a worker may need to start, and to run a job
 
 @pytest.fixture
 async def arq(
-    worker_settings: dict[str, str], notes: None, default_queue: worker.Queue, tmp_path: Path
+    worker_settings: dict[str, str], notes: None, queue: worker.Queue, tmp_path: Path
 ) -> AsyncIterator[Command]:
-    """A worker that does the chores."""
-    settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.chores"}
+    """A worker with the tasks of `job_tasks`."""
+    settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.job_tasks"}
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as command:
         yield command
 
@@ -55,12 +55,12 @@ async def arq_client(redis_url: str) -> AsyncIterator[ArqRedis]:
 class TestResults:
     async def test_come_back_as_what_the_tasks_promise(self, words: Any, arq_client: ArqRedis) -> None:
         """Coroutines and plain functions, with sessions, resources, retries; each leaves the rows that it committed."""
-        receipt = await chores.add.enqueue("abc")
-        threaded = await chores.in_a_thread.enqueue("from a thread")
-        third = await chores.again.enqueue()
-        greeting = await chores.greet.using(job_id="a:b c/ü🚀\n*?").enqueue(name="World")
+        receipt = await job_tasks.add.enqueue("abc")
+        threaded = await job_tasks.add_in_thread.enqueue("from a thread")
+        third = await job_tasks.retry_twice.enqueue()
+        greeting = await job_tasks.greet.using(job_id="a:b c/ü🚀\n*?").enqueue(name="World")
         await arq_client.enqueue_job("arq_function", 21, _job_id="old")
-        assert await receipt.result(SOON) == chores.Receipt(number=3, at=datetime(2026, 1, 2, tzinfo=UTC))
+        assert await receipt.result(SOON) == job_tasks.Receipt(number=3, at=datetime(2026, 1, 2, tzinfo=UTC))
         assert await threaded.result(SOON) == "from a thread"
         assert await third.result(SOON) == 3
         assert await greeting.result(SOON) == "Hello, World"
@@ -75,7 +75,7 @@ class TestResults:
         """Each way to fail is told as it is, the worker goes on, and the database has no trace of it."""
         for how, kind, reason in (
             ("built-in", KeyError, "built-in"),
-            ("its own", JobFailed, "tests.lifecycle.chores.OutOfStockError: its own"),
+            ("its own", JobFailed, "tests.lifecycle.job_tasks.OutOfStockError: its own"),
             ("cancelled", asyncio.CancelledError, "cancelled"),
             ("exit", JobFailed, "SystemExit: 3"),
             ("unprintable", JobFailed, "UnprintableError: <cannot be printed: LookupError>"),
@@ -83,16 +83,16 @@ class TestResults:
             ("result", TypeError, "JSON cannot say this builtin_function_or_method"),
             ("deferred", JobFailed, "ForeignKeyViolation"),
         ):
-            job = await chores.fail.enqueue(how)
+            job = await job_tasks.fail.enqueue(how)
             with pytest.raises(kind) as caught:
                 await job.result(SOON)
             assert reason in str(caught.value)
             info = await job.info()
             assert info is not None
             assert (info.success, info.tries, await job.status()) == (False, 1, JobStatus.complete)
-        with pytest.raises(TimeoutError, match=r"slow took longer than its timeout, 0\.3 s"):
-            await (await chores.slow.enqueue()).result(SOON)
-        assert await (await chores.greet.enqueue("after all that")).result(SOON) == "Hello, after all that"
+        with pytest.raises(TimeoutError, match=r"exceed_timeout took longer than its timeout, 0\.3 s"):
+            await (await job_tasks.exceed_timeout.enqueue()).result(SOON)
+        assert await (await job_tasks.greet.enqueue("after all that")).result(SOON) == "Hello, after all that"
         assert "Logging error" not in arq.output
         assert await words() == []
         await eventually(lambda: postgres.backends("active"), equals=0)
@@ -101,29 +101,29 @@ class TestResults:
     async def test_a_job_enqueued_by_a_job_goes_with_its_transaction(self, words: Any) -> None:
         """It runs if the job commits, and does not exist if the job fails."""
         with pytest.raises(ValueError):  # noqa: PT011 - the task's own, which has no text
-            await (await chores.hand_on.enqueue("lost", commit=False)).result(SOON)
-        await (await chores.hand_on.enqueue("kept", commit=True)).result(SOON)
+            await (await job_tasks.enqueue_add.enqueue("lost", commit=False)).result(SOON)
+        await (await job_tasks.enqueue_add.enqueue("kept", commit=True)).result(SOON)
         assert await eventually(words, timeout=SOON, equals=["handed on kept", "kept"])
 
     async def test_a_job_of_a_scope_runs_after_its_commit(
-        self, words: Any, database_url: str, default_queue: worker.Queue
+        self, words: Any, database_url: str, queue: worker.Queue
     ) -> None:
         """The web app's side: a job enqueued in a transaction starts once that has committed, or never."""
         database = db.Database(database_url, default=True)
         try:
             async with db.scope():
-                await (await db.session()).execute(chores.INSERT, {"words": "row"})
-                kept = await chores.add.enqueue("kept")
-                assert await default_queue.depth("arq:queue") == 0
+                await (await db.session()).execute(job_tasks.INSERT, {"words": "row"})
+                kept = await job_tasks.add.enqueue("kept")
+                assert await queue.depth("arq:queue") == 0
             await kept.result(SOON)
             with pytest.raises(ZeroDivisionError):
                 async with db.scope():
-                    await chores.add.enqueue("lost")
+                    await job_tasks.add.enqueue("lost")
                     raise ZeroDivisionError
         finally:
             await database.dispose()
             db.set_default_database(None)
-        await (await chores.add.enqueue("later")).result(SOON)
+        await (await job_tasks.add.enqueue("later")).result(SOON)
         assert await words() == ["kept", "later", "row"]
 
 
@@ -158,11 +158,9 @@ class TestStockClient:
 
 
 class TestBadInput:
-    async def test_garbage_in_the_queue_fails_alone(
-        self, arq: Command, default_queue: worker.Queue, words: Any
-    ) -> None:
+    async def test_garbage_in_the_queue_fails_alone(self, arq: Command, queue: worker.Queue, words: Any) -> None:
         """D11: what cannot be read becomes a failed job with a readable error, and the worker goes on."""
-        redis = default_queue.redis
+        redis = queue.redis
         et = 1_700_000_000_000
         for job_id, raw, reason in (
             ("not-json", b"\xff\xfe", "not JSON"),
@@ -179,7 +177,7 @@ class TestBadInput:
                 await Job(job_id).result(SOON)
             assert caught.value.type == "worker.errors.PayloadError"
             assert reason in caught.value.message
-        await (await chores.add.enqueue("after all that")).result(SOON)
+        await (await job_tasks.add.enqueue("after all that")).result(SOON)
         assert await words() == ["after all that"]
         assert "the engine stumbled" not in arq.output
 
@@ -192,7 +190,7 @@ class TestBadInput:
         await client.enqueue_job("add", words="pickled")
         await client.aclose()
         settings = worker_settings | {
-            "WORKER_REGISTRY": "tests.lifecycle.chores",
+            "WORKER_REGISTRY": "tests.lifecycle.job_tasks",
             "WORKER_ACCEPT_PICKLE": "true",
         }
         with Command("arq", "worker.Settings", "--burst", folder=tmp_path, environment=settings) as command:
@@ -207,7 +205,7 @@ class TestBadInput:
         job = await arq_client.enqueue_job("nobody_knows", _queue_name="strange")
         assert job is not None
         settings = worker_settings | {
-            "WORKER_REGISTRY": "tests.lifecycle.chores",
+            "WORKER_REGISTRY": "tests.lifecycle.job_tasks",
             "WORKER_QUEUE": "strange",
             "WORKER_UNKNOWN_FOR": "0.5",
         }
@@ -225,7 +223,7 @@ class TestSchedule:
         self, worker_settings: dict[str, str], words: Any, tmp_path: Path
     ) -> None:
         """`@cron` and arq's own `cron()` in TASKS."""
-        settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.chores_by_the_clock"}
+        settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.scheduled_tasks"}
 
         async def kinds() -> set[str]:
             return {each.rpartition(" ")[0] for each in await words()}

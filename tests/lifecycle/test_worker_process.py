@@ -29,7 +29,7 @@ async def send(to: str) -> str:
     raise NotImplementedError("the project's own runs")
 
 
-@pytest.mark.usefixtures("default_queue")
+@pytest.mark.usefixtures("queue")
 class TestStart:
     async def test_burst_runs_what_is_there_and_ends(self, project: Project) -> None:
         """Exit code 0, and the result is there."""
@@ -91,7 +91,7 @@ class TestStart:
         assert done.returncode == 0, done.stderr
         assert await at_once(job.result()) == "sent to a"
 
-    async def test_of_a_projects_own_settings_class(self, project: Project, default_queue: worker.Queue) -> None:
+    async def test_of_a_projects_own_settings_class(self, project: Project, queue: worker.Queue) -> None:
         """A subclass of `worker.Settings` and one made by `build` run the tasks and their own hooks."""
         project.write(
             "settings.py",
@@ -131,7 +131,7 @@ class TestStart:
             assert await arq.ends() == 0
             assert "nobody minds" in arq.output
         assert await at_once(quick.result()) == "sent to a"
-        events = await default_queue.redis.lrange("events", 0, -1)  # type: ignore[misc]  # redis-py's types are sync's too
+        events = await queue.redis.lrange("events", 0, -1)  # type: ignore[misc]  # redis-py's types are sync's too
         assert events == [b"startup ctx", b"job start q", b"job end True", b"after job end", b"shutdown"]
         assert await slow.status() is worker.JobStatus.queued
         with project.arq("settings.Slow", "--burst") as arq:
@@ -290,7 +290,7 @@ class TestCannotStart:
             assert "WORKER_CONCURENCY is not a setting: did you mean WORKER_CONCURRENCY?" in arq.output
 
 
-@pytest.mark.usefixtures("default_queue")
+@pytest.mark.usefixtures("queue")
 class TestEnd:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     async def test_a_signal_drains_and_closes(

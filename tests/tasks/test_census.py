@@ -11,7 +11,7 @@ import db
 from tasks.census import index_file, refresh_totals, scan_folder
 from tasks.models import Scan, create_tables
 from tests.servers import Observer
-from worker import Job, Queue, set_default_queue
+from worker import Job, Queue
 
 SOURCE = b"""\
 class Outer:
@@ -33,15 +33,6 @@ async def _default_database(database_url: str) -> AsyncIterator[None]:
     yield
     await database.dispose()
     db.set_default_database(None)
-
-
-@pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
-    """The default queue, empty."""
-    queue = Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
-    set_default_queue(None)
 
 
 async def index(path: Path, scan_id: int | None = None) -> int:

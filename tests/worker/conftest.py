@@ -69,21 +69,6 @@ def _no_default_left() -> Any:
 
 
 @pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[worker.Queue]:
-    """The default queue, empty."""
-    queue = worker.Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
-
-
-@pytest.fixture
-def observer(redis_url: str) -> Any:
-    """Looks at Redis from outside."""
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
 async def database(database_url: str, postgres: Observer) -> AsyncIterator[Database[db.AsyncSession]]:
     """The default database, as a worker opens it, with the ledger and the tables `note` and `reply`."""
     await postgres.execute(NOTES)

@@ -1,4 +1,4 @@
-"""What the workers run that `test_worker_jobs` and `test_worker_faults` start: tasks, their registry and resources."""
+"""Tasks for the tests of jobs in a real worker, with their registry and resources."""
 
 import asyncio
 import contextlib
@@ -24,11 +24,11 @@ class Receipt(BaseModel):
 
 
 class OutOfStockError(Exception):
-    """One that only this module has."""
+    """An exception class that only this module has."""
 
 
 class UnprintableError(Exception):
-    """As one that touches an expired ORM object."""
+    """An exception that cannot be printed, as one that touches an expired ORM object."""
 
     def __str__(self) -> str:
         raise LookupError
@@ -42,7 +42,7 @@ async def add(session: db.AsyncSession, words: str) -> Receipt:
 
 @task
 async def fail(session: db.AsyncSession, how: str) -> Any:
-    """Write a row, and fail."""
+    """Insert a row, then fail in the given way."""
     result: Any = "done"
     await session.execute(INSERT, {"words": f"fail {how}"})
     match how:
@@ -67,20 +67,20 @@ async def fail(session: db.AsyncSession, how: str) -> Any:
 
 
 @task
-def in_a_thread(session: db.Session, words: str) -> str:
+def add_in_thread(session: db.Session, words: str) -> str:
     session.execute(INSERT, {"words": words})
     return "from a thread"
 
 
 @task(timeout=0.3)
-async def slow(session: db.AsyncSession, seconds: float = 30) -> None:
+async def exceed_timeout(session: db.AsyncSession, seconds: float = 30) -> None:
     await session.execute(INSERT, {"words": "slow"})
     await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
 
 
 @task(max_tries=3)
-async def again(session: db.AsyncSession, job: JobContext = injected) -> int:
-    """Succeed at the third attempt."""
+async def retry_twice(session: db.AsyncSession, job: JobContext = injected) -> int:
+    """Insert a row and retry, twice. Succeed at the third attempt."""
     await session.execute(INSERT, {"words": f"attempt {job.attempt}"})
     if job.attempt < 3:
         raise Retry(defer=0.05)
@@ -93,8 +93,8 @@ async def greet(name: str, greeting: Annotated[str, Resource("greeting")] = inje
 
 
 @task
-async def hand_on(session: db.AsyncSession, words: str, commit: bool) -> None:
-    """Enqueue another job in this one's transaction."""
+async def enqueue_add(session: db.AsyncSession, words: str, commit: bool) -> None:
+    """Enqueue `add` in this job's transaction."""
     await add.enqueue(words)
     await session.execute(INSERT, {"words": f"handed on {words}"})
     if not commit:
@@ -102,15 +102,15 @@ async def hand_on(session: db.AsyncSession, words: str, commit: bool) -> None:
 
 
 @task
-async def linger(session: db.AsyncSession, words: str, seconds: float) -> None:
-    """Write a row, wait, and write another."""
+async def write_slowly(session: db.AsyncSession, words: str, seconds: float) -> None:
+    """Insert a row, wait, and insert another."""
     await session.execute(INSERT, {"words": f"{words} 1"})
     await asyncio.sleep(seconds)
     await session.execute(INSERT, {"words": f"{words} 2"})
 
 
 @task
-def linger_in_a_thread(session: db.Session, words: str, seconds: float) -> None:
+def write_slowly_in_thread(session: db.Session, words: str, seconds: float) -> None:
     session.execute(INSERT, {"words": f"{words} 1"})
     time.sleep(seconds)
     session.execute(INSERT, {"words": f"{words} 2"})
@@ -139,7 +139,17 @@ async def lifespan() -> AsyncIterator[dict[str, Any]]:
 TASKS = (
     *(
         f"{__name__}.{name}"
-        for name in ("add", "fail", "in_a_thread", "slow", "again", "greet", "hand_on", "linger", "linger_in_a_thread")
+        for name in (
+            "add",
+            "fail",
+            "add_in_thread",
+            "exceed_timeout",
+            "retry_twice",
+            "greet",
+            "enqueue_add",
+            "write_slowly",
+            "write_slowly_in_thread",
+        )
     ),
     func(arq_function, name="arq_function"),
 )

@@ -1,4 +1,4 @@
-"""Worker processes that start at once, to be killed: real ones, forked from a process that has imported everything."""
+"""Real worker processes that start fast: each is forked from a process that has imported everything."""
 
 import multiprocessing
 import os
@@ -15,8 +15,8 @@ import pytest
 from tests.waiting import eventually
 
 
-def work_here(log: str, environment: Mapping[str, str]) -> None:
-    """``python -m worker run``, without the part before."""
+def run_worker(log: str, environment: Mapping[str, str]) -> None:
+    """Run a worker as ``python -m worker run`` does, without the parsing of its command line."""
     from worker.config import Config
     from worker.process.alone import work
 
@@ -27,12 +27,12 @@ def work_here(log: str, environment: Mapping[str, str]) -> None:
     os._exit(work(Config.load()))  # without what multiprocessing would do at the end
 
 
-class Worker:
+class ForkedWorker:
     """One worker process, for the length of a block."""
 
     def __init__(self, context: ForkServerContext, environment: Mapping[str, str]) -> None:
         self._log = Path(tempfile.mkstemp()[1])
-        self._process: ForkServerProcess = context.Process(target=work_here, args=(str(self._log), dict(environment)))
+        self._process: ForkServerProcess = context.Process(target=run_worker, args=(str(self._log), dict(environment)))
 
     def __enter__(self) -> Self:
         self._process.start()
@@ -60,56 +60,56 @@ class Worker:
         return self._process.is_alive()
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send the worker a signal."""
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """``kill -9``, and wait until it is gone."""
+        """Kill the worker with SIGKILL and wait until it has ended."""
         self._process.kill()
         self._process.join()
 
     async def ends(self, timeout: float = 20) -> int:  # noqa: ASYNC109 - how long the test waits
-        """Wait until it has ended; its exit code."""
+        """Wait until the worker has ended; return its exit code."""
         await eventually(lambda: not self._process.is_alive(), timeout=timeout)
         assert self._process.exitcode is not None
         return self._process.exitcode
 
     async def says(self, text: str, timeout: float = 20) -> None:  # noqa: ASYNC109 - likewise
-        """Wait until it has printed `text`."""
+        """Wait until the worker has printed `text`."""
         await eventually(lambda: text in self.output, timeout=timeout)
 
 
-class Crew:
-    """Starts them.
+class ForkedWorkers:
+    """Makes forked workers.
 
     Args:
-        environment: of each, unless it is told otherwise.
-        diary: the file in which their tasks write down what they do.
+        environment: the environment of each, unless `new` overrides it.
+        task_log: the file to which their tasks log what they do.
     """
 
-    def __init__(self, context: ForkServerContext, environment: Mapping[str, str], diary: Path) -> None:
+    def __init__(self, context: ForkServerContext, environment: Mapping[str, str], task_log: Path) -> None:
         self._context = context
         self._environment = environment
-        self._diary = diary
+        self._task_log = task_log
 
-    def worker(self, **environment: str) -> Worker:
-        return Worker(self._context, {**self._environment, **environment})
+    def new(self, **environment: str) -> ForkedWorker:
+        return ForkedWorker(self._context, {**self._environment, **environment})
 
     @property
-    def diary(self) -> list[str]:
-        """What their tasks have done so far, in order."""
-        return self._diary.read_text().splitlines() if self._diary.exists() else []
+    def task_log(self) -> list[str]:
+        """What the tasks have logged so far, in order."""
+        return self._task_log.read_text().splitlines() if self._task_log.exists() else []
 
-    async def has_begun(self, job_id: str, times: int = 1, timeout: float = 20) -> None:  # noqa: ASYNC109 - likewise
-        """Wait until a job has begun so often."""
-        await eventually(lambda: self.diary.count(f"begin {job_id}") >= times, timeout=timeout)
+    async def wait_for_start(self, job_id: str, times: int = 1, timeout: float = 20) -> None:  # noqa: ASYNC109 - likewise
+        """Wait until a job has started this many times."""
+        await eventually(lambda: self.task_log.count(f"begin {job_id}") >= times, timeout=timeout)
 
 
 @pytest.fixture(scope="session")
 def fork_server() -> ForkServerContext:
-    """A process that has imported everything; it must be there before the test's own processes are counted."""
+    """A process that has imported everything. It must exist before the test's child processes are counted."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.lifecycle.perils", "worker.process.alone", "aiosqlite", "asyncpg"])
+    context.set_forkserver_preload(["tests.lifecycle.kill_tasks", "worker.process.alone", "aiosqlite", "asyncpg"])
     first = context.Process(target=os.getpid)
     first.start()
     first.join()

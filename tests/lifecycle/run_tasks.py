@@ -1,4 +1,4 @@
-"""What the workers run that the tests of ``python -m worker run`` start: the tasks and their registry."""
+"""Tasks for the tests of ``python -m worker run``, with their registry."""
 
 import asyncio
 import multiprocessing
@@ -15,10 +15,18 @@ import db
 from worker import cron, task
 
 TASKS = tuple(
-    f"tests.lifecycle.errands.{name}"
+    f"tests.lifecycle.run_tasks.{name}"
     for name in (
-        *("double", "wait_for", "who_runs", "pass_on", "ask_arq", "leave", "cancel_all"),
-        *("terminate_a_child", "terminate_a_pool", "terminate_forks", "once_in_a_leap_year"),
+        *(
+            "double",
+            "wait_for_file",
+            "event_loop_module",
+            "alternate_queues",
+            "enqueue_through_arq",
+            "exit_process",
+            "cancel_all_tasks",
+        ),
+        *("terminate_child", "break_process_pool", "terminate_forked_children", "run_on_leap_day"),
     )
 )
 
@@ -29,42 +37,42 @@ async def double(number: int) -> int:
 
 
 @task
-async def wait_for(file: str) -> str:
-    """Say in `file`.begun that it begins, a line each time, and wait until there is `file`."""
-    _note(Path(f"{file}.begun"))
+async def wait_for_file(file: str) -> str:
+    """Append a line to `file`.begun, then wait until `file` exists."""
+    _append_begun(Path(f"{file}.begun"))
     there = Path(file).exists
-    while not there():  # noqa: ASYNC110 - whoever makes it is another process
+    while not there():  # noqa: ASYNC110 - another process makes it
         await asyncio.sleep(0.01)
     return "waited"
 
 
-def _note(file: Path) -> None:
+def _append_begun(file: Path) -> None:
     with file.open("a") as begun:
         begun.write("begun\n")
 
 
 @task
-async def who_runs() -> str:
+async def event_loop_module() -> str:
     """The event loop's module."""
     return type(asyncio.get_running_loop()).__module__
 
 
 @task
-async def pass_on(hops: int, queue: str, other: str) -> None:
-    """Enqueue this into the other queue, `hops` times."""
+async def alternate_queues(hops: int, queue: str, other: str) -> None:
+    """Enqueue this task to the other queue, `hops` times in turn."""
     if hops:
-        await pass_on.using(queue=other).enqueue(hops - 1, other, queue)
+        await alternate_queues.using(queue=other).enqueue(hops - 1, other, queue)
 
 
 @task
-async def ask_arq(ctx: dict[Any, Any], number: int) -> None:
-    """Enqueue `double` as an arq task does."""
+async def enqueue_through_arq(ctx: dict[Any, Any], number: int) -> None:
+    """Enqueue `double` through arq's client, as an arq task does."""
     await ctx["redis"].enqueue_job("double", number, _job_id="by-arq")
 
 
 @task
-async def leave(how: str) -> str:
-    """End the process, as code that parses a command line does where it does not like one."""
+async def exit_process(how: str) -> str:
+    """Raise SystemExit outside the task's own body, in the given way."""
 
     async def child() -> None:
         await asyncio.sleep(0.01)
@@ -75,7 +83,7 @@ async def leave(how: str) -> str:
             await asyncio.gather(child(), asyncio.sleep(1))
         case "in a thread":
             await asyncio.to_thread(sys.exit, how)
-        case "in a child that nobody waits for":
+        case "in a child that is not awaited":
             await asyncio.wait({asyncio.create_task(child())})
         case "in a callback":
             asyncio.get_running_loop().call_soon(sys.exit, how)
@@ -86,8 +94,8 @@ async def leave(how: str) -> str:
 
 
 @task
-async def cancel_all() -> str:
-    """Cancel whatever runs on this loop, as code does that takes itself for the whole program."""
+async def cancel_all_tasks() -> str:
+    """Cancel all other asyncio tasks of the loop, as code does that assumes it is the whole program."""
     for each in asyncio.all_tasks() - {asyncio.current_task()}:
         each.cancel()
     await asyncio.sleep(0.1)
@@ -95,8 +103,8 @@ async def cancel_all() -> str:
 
 
 @task
-def terminate_a_child(method: str) -> int | None:
-    """Start a process, send it SIGTERM, and say with which code it ended; None if it did not."""
+def terminate_child(method: str) -> int | None:
+    """Start a process and send it SIGTERM; return its exit code, or None if it has not ended."""
     processes: Any = multiprocessing.get_context(method)  # of a class that its stub knows by a literal alone
     child = processes.Process(target=time.sleep, args=(60,))
     child.start()
@@ -108,8 +116,8 @@ def terminate_a_child(method: str) -> int | None:
 
 
 @task
-def terminate_forks(count: int) -> list[int]:
-    """Send as many processes a SIGTERM as soon as they are forked, and say with which codes they ended."""
+def terminate_forked_children(count: int) -> list[int]:
+    """Fork `count` processes and send each a SIGTERM at once; return their exit codes."""
     codes = set()
     for _ in range(count):
         child = os.fork()
@@ -122,8 +130,8 @@ def terminate_forks(count: int) -> list[int]:
 
 
 @task
-async def terminate_a_pool() -> str:
-    """Let a process of a pool die of a SIGTERM of its own."""
+async def break_process_pool() -> str:
+    """Let a process of a pool end itself with SIGTERM."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
         try:
             await asyncio.get_running_loop().run_in_executor(pool, _end_by_sigterm)
@@ -138,4 +146,4 @@ def _end_by_sigterm() -> None:
 
 
 @cron("0 0 29 2 *")
-async def once_in_a_leap_year() -> None: ...
+async def run_on_leap_day() -> None: ...
