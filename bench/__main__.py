@@ -22,8 +22,8 @@ from bench.progress import Progress
 from bench.scenarios import SCENARIOS
 from bench.section import Section
 from bench.servers import Servers
-from bench.sizes import FULL, QUICK
 from bench.stage import Stage
+from bench.workload import FULL, QUICK
 from worker.embedded import EmbeddedServerError
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -35,7 +35,7 @@ console = Console(highlight=False, soft_wrap=True, force_terminal=None if sys.st
 def main() -> int:
     """Run it.
 
-    The exit code: 0, 1 if a contender failed in a scenario, 2 if it could not begin; a missed bar is no failure.
+    The exit code: 0, 1 if a contender failed in a scenario, 2 if it could not begin; a missed target is no failure.
     """
     asked = _arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it is to end as in order as after a Ctrl-C
@@ -64,7 +64,7 @@ def _measure(stage: Stage, names: Sequence[str], output: Path | None) -> int:
             _write(output, stage, {**facts, **stage.disturbances.fact()}, sections, to_come=names[number:])
     for what, fact in stage.disturbances.fact().items():
         stage.progress.say(f"{what}: {fact}")
-    console.print(f"\n{report.verdicts(sections)}", markup=False)
+    console.print(f"\n{report.target_table(sections)}", markup=False)
     if output is not None:
         console.print(f"\nWritten: {output / 'results.md'}", markup=False)
     return 1 if any(section.failures for section in sections) else 0
@@ -83,8 +83,8 @@ def _stage(asked: argparse.Namespace, running: Servers) -> Stage:
             present.append(entered)
         else:
             absent[library.title] = entered
-    sizes = QUICK if asked.quick else FULL
-    return Stage(sizes, running, tandem, tuple(present), absent, Progress(console))
+    workload = QUICK if asked.quick else FULL
+    return Stage(workload, running, tandem, tuple(present), absent, Progress(console))
 
 
 def _write(

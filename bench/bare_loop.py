@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import uvloop
 
-from bench.yardstick import CONCURRENCY, Row, Rows
+from bench.contender_api import CONCURRENCY, Row, Rows
 from worker.ledger import Ending, State
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME

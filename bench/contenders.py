@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import environments
-from bench.process import PATIENCE, ContenderError, Process
+from bench.process import STALL_TIMEOUT, ContenderError, Process
 from bench.servers import PostgresServer, RedisServer, Servers
 
 _PROJECT = tomllib.loads((environments.PROJECT / "pyproject.toml").read_text())["project"]
@@ -86,7 +86,7 @@ class Contender:
     def enqueue(self, task: str, count: int, *, one_by_one: bool = False, **settings: str) -> float:
         """Queue that many jobs of `task`; the seconds that the library took."""
         with self.process("one-by-one" if one_by_one else "enqueue", task, str(count), **settings) as program:
-            return program.told("enqueued", timeout=PATIENCE + count / 100)
+            return program.wait_for("enqueued", timeout=STALL_TIMEOUT + count / 100)
 
     def unended(self, total: int) -> int:
         """How many of the `total` jobs that were queued have not ended."""
@@ -101,7 +101,7 @@ class Contender:
             ContenderError: they have not.
         """
         with self.process("completed") as program:
-            completed = int(program.told("completed", timeout=PATIENCE + count / 100))
+            completed = int(program.wait_for("completed", timeout=STALL_TIMEOUT + count / 100))
         if completed != count:
             raise ContenderError(f"{completed} of {count} jobs have completed")
 

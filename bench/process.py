@@ -1,4 +1,4 @@
-"""``Process``: one program of a contender, for the length of a ``with`` block, and what it tells."""
+"""``Process``: one program of a contender, for the length of a ``with`` block, and what it reports."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from typing import Self
 from bench.environments import PROJECT
 from worker.embedded.watchdog import Watchdog
 
-PATIENCE = 60.0
+STALL_TIMEOUT = 60.0
 """Seconds without any progress after which a contender is given up."""
 
 
@@ -28,13 +28,13 @@ class Process:
 
     1. Leaving the block kills it, and what it has started: there is nothing in it worth saving.
     2. If this process is killed, a watchdog kills it.
-    3. What it tells (see `bench.yardstick`) is kept until it is asked for, in its order.
+    3. Its reports (see `bench.contender_api`) are kept in order until they are read.
     """
 
     def __init__(self, command: Sequence[str], settings: Mapping[str, str]) -> None:
         self._command = list(command)
         self._settings = dict(settings)
-        self._told: SimpleQueue[tuple[str, float] | None] = SimpleQueue()
+        self._reports: SimpleQueue[tuple[str, float] | None] = SimpleQueue()
 
     def __enter__(self) -> Self:
         self._errors = tempfile.TemporaryFile()
@@ -81,48 +81,48 @@ class Process:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def told(self, what: str, timeout: float = PATIENCE) -> float:
-        """Wait for the next `what`; its value.
+    def wait_for(self, what: str, timeout: float = STALL_TIMEOUT) -> float:
+        """Wait for the next report of `what`; return its value.
 
         Raises:
-            ContenderError: it ended, or did not say it within `timeout` seconds.
+            ContenderError: it ended, or did not report it within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:
             try:
-                said = self._told.get(timeout=max(deadline - time.monotonic(), 0.0))
+                report = self._reports.get(timeout=max(deadline - time.monotonic(), 0.0))
             except Empty:
-                raise ContenderError(f"it did not say {what!r} within {timeout:g} s; {self.last_words()}") from None
-            if said is None:
-                raise ContenderError(f"it ended with exit code {self._process.wait()}; {self.last_words()}")
-            if said[0] == what:
-                return said[1]
+                raise ContenderError(f"it did not report {what!r} within {timeout:g} s; {self.stderr_tail()}") from None
+            if report is None:
+                raise ContenderError(f"it ended with exit code {self._process.wait()}; {self.stderr_tail()}")
+            if report[0] == what:
+                return report[1]
 
-    def heard(self, what: str) -> float | None:
-        """The next `what` that it has said already; None if it has not."""
+    def poll(self, what: str) -> float | None:
+        """The value of the next report of `what` that is already there, or None."""
         with suppress(Empty):
-            while said := self._told.get_nowait():
-                if said[0] == what:
-                    return said[1]
+            while report := self._reports.get_nowait():
+                if report[0] == what:
+                    return report[1]
         return None
 
     def check(self) -> None:
         """Raise `ContenderError` if it has ended."""
         if self._process.poll() is not None:
-            raise ContenderError(f"it ended with exit code {self._process.returncode}; {self.last_words()}")
+            raise ContenderError(f"it ended with exit code {self._process.returncode}; {self.stderr_tail()}")
 
-    def last_words(self, lines: int = 3) -> str:
+    def stderr_tail(self, lines: int = 3) -> str:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        return "its last words: " + (" | ".join(said[-lines:]) or "none")
+        return "the end of its stderr: " + (" | ".join(said[-lines:]) or "none")
 
     def _listen(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe
         for line in self._process.stdout:
             what, _, value = line.strip().partition(" ")
             with suppress(ValueError):  # something that a library prints
-                self._told.put((what, float(value)))
-        self._told.put(None)
+                self._reports.put((what, float(value)))
+        self._reports.put(None)
 
 
 def _environment() -> dict[str, str]:

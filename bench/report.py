@@ -26,17 +26,20 @@ def markdown(
         plot: the picture's file.
         to_come: the scenarios that are still to be measured.
     """
-    sizes, rounds = stage.sizes, "once"
-    if sizes.rounds > 1:
-        rounds = f"{sizes.rounds} times ({sizes.close_rounds} beside a backlog, {sizes.bare_rounds} beside a bare loop)"
+    workload, rounds = stage.workload, "once"
+    if workload.rounds > 1:
+        rounds = (
+            f"{workload.rounds} times ({workload.close_rounds} beside a backlog, "
+            f"{workload.bare_rounds} beside a bare loop)"
+        )
     parts = [
         "# Measurements",
         *([f"**Unfinished**: {', '.join(to_come)} are still to come."] if to_come else []),
-        _HOW.format(rounds=rounds, tries=sizes.tries),
+        _HOW.format(rounds=rounds, tries=workload.attempts),
         "\n".join(f"- {what}: {fact}" for what, fact in machine.items()),
         *([f"![Tandem beside the others]({plot})"] if plot else []),
         "## What is promised",
-        verdicts(sections),
+        target_table(sections),
         *(part for section in sections for part in _section(section)),
         "## Who took part",
         _contenders(stage),
@@ -44,18 +47,18 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def verdicts(sections: Iterable[Section]) -> str:
-    """Each bar with what was measured, as a table."""
+def target_table(sections: Iterable[Section]) -> str:
+    """Each target with what was measured, as a table."""
     rows = [
         (
-            finding.bar.what,
-            finding.bar.shown(finding.bar.must),
-            finding.bar.shown(finding.bar.aim),
-            finding.measured + (f"; {finding.note}" if finding.note else ""),
-            finding.verdict,
+            result.target.what,
+            result.target.shown(result.target.required),
+            result.target.shown(result.target.aim),
+            result.measured + (f"; {result.note}" if result.note else ""),
+            result.status,
         )
         for section in sections
-        for finding in section.findings
+        for result in section.target_results
     ]
     return table(("", "must reach", "aim", "measured", ""), rows)
 

@@ -1,9 +1,9 @@
-"""What a scenario has to say: a table, the bars, a chart."""
+"""What a scenario has to say: a table, the targets, a chart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.bars import Finding
+from bench.targets import TargetResult
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Section:
     """How it was measured, in a few sentences."""
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    findings: Sequence[Finding] = ()
+    target_results: Sequence[TargetResult] = ()
     chart: Chart | None = None
     failures: Sequence[str] = field(default=())
     """Who was not measured, and why."""

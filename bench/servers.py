@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import redis
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from bench.contender_api import Table
 from bench.environments import valkey_server
-from bench.yardstick import Table
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 from worker.ledger.migrate import upgrade_on
 

@@ -12,7 +12,7 @@ from bench.machine import Disturbances, Steal
 from bench.process import ContenderError
 from bench.progress import Progress, Step
 from bench.servers import Servers
-from bench.sizes import Sizes
+from bench.workload import Workload
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def figures(results: Results[float]) -> dict[str, Figures]:
 class Stage:
     """One run."""
 
-    sizes: Sizes
+    workload: Workload
     servers: Servers
     tandem: Contender
     peers: tuple[Contender, ...]
@@ -72,7 +72,7 @@ class Stage:
     ) -> Results[T]:
         """Measure each entrant once a round, on empty servers; another one begins each round."""
         results: Results[T] = Results()
-        rounds = rounds or self.sizes.rounds
+        rounds = rounds or self.workload.rounds
         order = list(entrants)
         for number in range(rounds):
             for key in order:
@@ -100,7 +100,7 @@ class Stage:
                 value = measure(step)
             share = steal.share() or 0.0
             tries.append((share, value))
-            again = share > LOUD and len(tries) < self.sizes.tries and time.monotonic() - begun < LONG
+            again = share > LOUD and len(tries) < self.workload.attempts and time.monotonic() - begun < LONG
             loud = f"; the host took {share:.0%} of the cores' time{': once more' if again else ''}"
             self.progress.say(f"{title}: {shown(value)}{loud if share > LOUD else ''}")
             if not again:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from bench.bars import Bar, Finding
 from bench.contenders import TANDEM
 from bench.figures import Figures
 from bench.section import Chart
 from bench.stage import Stage
+from bench.targets import Target, TargetResult
 
 
 def speed_rows(stage: Stage, speeds: Mapping[str, Figures]) -> list[Sequence[str]]:
@@ -30,11 +30,11 @@ def chart(stage: Stage, title: str, unit: str, figures: Mapping[str, Figures]) -
 
 
 def against(
-    bar: Bar, figures: Mapping[str, Figures], key: str | None, note: str = "", *, ours: str = TANDEM.key
-) -> Finding:
+    target: Target, figures: Mapping[str, Figures], key: str | None, note: str = "", *, ours: str = TANDEM.key
+) -> TargetResult:
     """Tandem's ratio to another entrant."""
     measured, theirs = figures.get(ours), figures.get(key or "")
     if measured is None or theirs is None:
         missing = "Tandem failed" if measured is None else note or f"{key} was not measured"
-        return Finding(bar, None, missing)
-    return Finding(bar, measured.over(theirs), note)
+        return TargetResult(target, None, missing)
+    return TargetResult(target, measured.over(theirs), note)

@@ -15,19 +15,19 @@ import pytest
 import redis
 from rich.console import Console
 
-from bench.bars import Bar, Finding
-from bench.by_turns import Runner, rows
+from bench.contender_api import Table
 from bench.contenders import ARQ, Contender, Library, enter
 from bench.environments import Environment, NotInstalledError, python_for
 from bench.figures import Figures, percentile
+from bench.interleaved import InterleavedProgram, count_rows
 from bench.machine import Steal, stolen
 from bench.process import ContenderError, Process
 from bench.progress import Progress
+from bench.round_trips import RoundTripCounter
 from bench.servers import PostgresServer, RedisServer, Servers
-from bench.sizes import QUICK
 from bench.stage import Stage
-from bench.turns import TurnCounter
-from bench.yardstick import Table
+from bench.targets import Target, TargetResult
+from bench.workload import QUICK
 from tests.conftest import StartRedis
 from tests.servers import as_dsn
 from tests.waiting import eventually
@@ -49,7 +49,7 @@ def test_a_folder_that_cannot_be_looked_into_has_no_python(
 
 
 def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
-    """Tandem and stock arq are measured side by side, and what came of it is written down with the bars."""
+    """Tandem and stock arq are measured side by side, and what came of it is written down with the targets."""
     run = subprocess.run(
         [*_BENCH, "--only", "noop,insert,bare,enqueue,backlog", "--output", str(tmp_path)],
         capture_output=True,
@@ -140,7 +140,7 @@ def test_what_the_host_has_disturbed_is_measured_again(
 ) -> None:
     """The first measurement counts that the host has left alone, or else the one that it has disturbed least."""
     servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
-    stage = Stage(replace(QUICK, tries=3), servers, contender, (), {}, Progress(Console(quiet=True)))
+    stage = Stage(replace(QUICK, attempts=3), servers, contender, (), {}, Progress(Console(quiet=True)))
     taken, made = iter(shares), itertools.count(1)
     monkeypatch.setattr(Steal, "share", lambda _: next(taken))
     results = stage.alternate("a scenario", {"one": lambda _: next(made)}, str, rounds=1)
@@ -168,7 +168,7 @@ def test_a_contender_that_lost_a_job_has_failed(contender: Contender) -> None:
     """What counts is the library's own list of jobs that ended well, not that its queue is empty."""
     contender.enqueue("noop", 2)
     with contender.worker() as worker:
-        worker.told("began")
+        worker.wait_for("began")
         with pytest.raises(ContenderError, match="of 3 jobs have completed"):
             contender.check_completed(3)
 
@@ -177,7 +177,7 @@ def test_a_program_that_ends_says_why() -> None:
     """The last words of a program that ended are in the error of who waits for it."""
     program = [sys.executable, "-c", "import sys; sys.exit('out of ink')"]
     with Process(program, {}) as process, pytest.raises(ContenderError, match=r"exit code 1.*out of ink"):
-        process.told("began")
+        process.wait_for("began")
 
 
 _ADDS_ROWS = """
@@ -192,12 +192,12 @@ def test_a_program_stands_still_while_it_is_not_its_turn(postgres: PostgresServe
     """What counts is what was added in its turns, and between them it adds nothing."""
     program = [sys.executable, "-c", _ADDS_ROWS]
     with Process(program, {"DATABASE_URL": as_dsn(postgres.engine.url)}) as process:
-        runner = Runner(process, rows(postgres), "the program")
+        runner = InterleavedProgram(process, count_rows(postgres), "the program")
         runner.warm_up(10)
         before = postgres.number("SELECT count(*) FROM bench_rows")
         for _ in range(2):
             assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
-            runner.take_turn(0.1)
+            runner.run_slice(0.1)
         added = postgres.number("SELECT count(*) FROM bench_rows") - before
         assert 0 < runner.speed <= added / 0.2
         assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
@@ -206,8 +206,8 @@ def test_a_program_stands_still_while_it_is_not_its_turn(postgres: PostgresServe
 def test_a_program_that_adds_nothing_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow who did not work at all."""
     with Process([sys.executable, "-c", "import time; time.sleep(60)"], {}) as process:
-        runner = Runner(process, rows(postgres), "the program")
-        runner.take_turn(0.1)
+        runner = InterleavedProgram(process, count_rows(postgres), "the program")
+        runner.run_slice(0.1)
         with pytest.raises(ContenderError, match="the program did nothing"):
             _ = runner.speed
 
@@ -215,17 +215,17 @@ def test_a_program_that_adds_nothing_has_failed(postgres: PostgresServer) -> Non
 def test_a_program_that_ends_in_its_turn_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow, or the other one fast, because one of them has died."""
     with Process([sys.executable, "-c", "import sys; sys.exit('out of ink')"], {}) as process:
-        runner = Runner(process, rows(postgres), "the program")
+        runner = InterleavedProgram(process, count_rows(postgres), "the program")
         with pytest.raises(ContenderError, match=r"the program: it ended with exit code 1.*out of ink"):
             for _ in range(100):
-                runner.take_turn(0.1)
+                runner.run_slice(0.1)
 
 
 def test_round_trips_are_counted_and_not_commands(own_redis: StartRedis) -> None:
     """A pipeline of many commands is one round trip."""
     port = own_redis().port
     assert port is not None
-    with TurnCounter(port) as relay, redis.Redis(port=relay.port) as client:
+    with RoundTripCounter(port) as relay, redis.Redis(port=relay.port) as client:
         client.ping()
         relay.take()
         for _ in range(5):
@@ -255,17 +255,17 @@ def test_a_loud_machine_is_told_by_what_its_host_has_taken() -> None:
     assert stolen({"user": 1, "idle": 1}, {"user": 2, "idle": 2}) is None
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(2.0, "aim reached"), (1.5, "reached"), (0.9, "MISSED"), (None, "?")])
-def test_a_verdict_says_which_bar_was_reached(value: float | None, verdict: str) -> None:
+@pytest.mark.parametrize(("value", "status"), [(2.0, "aim reached"), (1.5, "reached"), (0.9, "MISSED"), (None, "?")])
+def test_a_verdict_says_which_bar_was_reached(value: float | None, status: str) -> None:
     """The aim, what must be, neither, or nothing was measured."""
-    bar = Bar("speed", must=1, aim=2)
-    assert Finding(bar, None if value is None else Figures.of([value])).verdict == verdict
+    bar = Target("speed", required=1, aim=2)
+    assert TargetResult(bar, None if value is None else Figures.of([value])).status == status
 
 
 def test_less_is_better_where_it_is() -> None:
     """A time that is shorter than its bar has reached it."""
-    bar = Bar("time", must=2, aim=1, more_is_better=False)
-    assert [Finding(bar, Figures.of([value])).verdict for value in (0.5, 1.5, 2.5)] == [
+    bar = Target("time", required=2, aim=1, more_is_better=False)
+    assert [TargetResult(bar, Figures.of([value])).status for value in (0.5, 1.5, 2.5)] == [
         "aim reached",
         "reached",
         "MISSED",

@@ -5,9 +5,9 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from bench import yardstick
+from bench import contender_api
+from bench.contender_api import CONCURRENCY, KEEP_RESULTS, Producer
 from bench.ours import tasks
-from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer
 from worker import Queue, Task, deserialize
 
 _TASKS: dict[str, "Task[[float], None]"] = {
@@ -31,8 +31,8 @@ def work() -> None:
 
 
 @asynccontextmanager
-async def producing() -> AsyncIterator[Producer]:
-    queue = Queue(yardstick.redis_url(), default=True)
+async def open_producer() -> AsyncIterator[Producer]:
+    queue = Queue(contender_api.redis_url(), default=True)
     await queue.ping()
 
     async def one(task: str, argument: float) -> None:
@@ -56,4 +56,4 @@ async def producing() -> AsyncIterator[Producer]:
 
 
 if __name__ == "__main__":
-    yardstick.main(work, producing)
+    contender_api.main(work, open_producer)

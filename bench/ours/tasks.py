@@ -1,39 +1,39 @@
 """The tasks that Tandem is measured with."""
 # ruff: noqa: ARG001 - a job gets its argument, whether it has a use for it or not
 
-from bench import yardstick
-from bench.yardstick import Row
+from bench import contender_api
+from bench.contender_api import Row
 from db import AsyncSession
 from worker import task
 
 
 @task
 async def noop(number: int) -> None:
-    yardstick.begin()
+    contender_api.report_start()
 
 
 @task
 async def insert(session: AsyncSession, number: int) -> None:
-    yardstick.begin()
+    contender_api.report_start()
     session.add(Row(number=number))
 
 
 @task(once=False)
 async def insert_at_least_once(session: AsyncSession, number: int) -> None:
-    yardstick.begin()
+    contender_api.report_start()
     session.add(Row(number=number))
 
 
 @task
 async def wait(number: int) -> None:
-    await yardstick.wait()
+    await contender_api.run_waiting_job()
 
 
 @task(timeout=3600)
 async def hold(number: int) -> None:
-    await yardstick.hold()
+    await contender_api.run_held_job()
 
 
 @task
 async def ping(number: float) -> None:
-    yardstick.answer(number)
+    contender_api.report_latency(number)

@@ -9,36 +9,36 @@ import uvloop
 from arq.connections import RedisSettings, create_pool
 from arq.worker import Worker
 
-from bench import yardstick
-from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows, at_once
+from bench import contender_api
+from bench.contender_api import CONCURRENCY, KEEP_RESULTS, Producer, Rows, gather_limited
 
 
 async def noop(_ctx: dict[Any, Any], number: int) -> None:
-    yardstick.begin()
+    contender_api.report_start()
 
 
 async def insert(ctx: dict[Any, Any], number: int) -> None:
-    yardstick.begin()
+    contender_api.report_start()
     await ctx["rows"].add(number)
 
 
 async def wait(_ctx: dict[Any, Any], number: int) -> None:
-    await yardstick.wait()
+    await contender_api.run_waiting_job()
 
 
 async def hold(_ctx: dict[Any, Any], number: int) -> None:
-    await yardstick.hold()
+    await contender_api.run_held_job()
 
 
 async def ping(_ctx: dict[Any, Any], number: float) -> None:
-    yardstick.answer(number)
+    contender_api.report_latency(number)
 
 
 async def _serve() -> None:
     functions: list[Any] = [noop, insert, wait, hold, ping]  # arq's type wants the first to be called ctx
     worker = Worker(
         functions=functions,
-        redis_settings=RedisSettings.from_dsn(yardstick.redis_url()),
+        redis_settings=RedisSettings.from_dsn(contender_api.redis_url()),
         max_jobs=CONCURRENCY,
         keep_result=KEEP_RESULTS,
         ctx={"rows": Rows()},
@@ -47,14 +47,14 @@ async def _serve() -> None:
 
 
 @asynccontextmanager
-async def producing() -> AsyncIterator[Producer]:
-    pool = await create_pool(RedisSettings.from_dsn(yardstick.redis_url()))
+async def open_producer() -> AsyncIterator[Producer]:
+    pool = await create_pool(RedisSettings.from_dsn(contender_api.redis_url()))
 
     async def one(task: str, argument: float) -> None:
         await pool.enqueue_job(task, number=argument)
 
     async def many(task: str, arguments: Sequence[int]) -> None:
-        await at_once(pool.enqueue_job(task, number=argument) for argument in arguments)
+        await gather_limited(pool.enqueue_job(task, number=argument) for argument in arguments)
 
     async def completed() -> int:
         return sum(result.success for result in await pool.all_job_results())
@@ -64,4 +64,4 @@ async def producing() -> AsyncIterator[Producer]:
 
 
 if __name__ == "__main__":
-    yardstick.main(lambda: uvloop.run(_serve()), producing)
+    contender_api.main(lambda: uvloop.run(_serve()), open_producer)

@@ -17,8 +17,8 @@ from oban.schema import install  # type: ignore[import-not-found]
 from psycopg.types.json import set_json_dumps, set_json_loads
 from sqlalchemy import make_url
 
-from bench import yardstick
-from bench.yardstick import CONCURRENCY, Producer, Rows
+from bench import contender_api
+from bench.contender_api import CONCURRENCY, Producer, Rows
 
 set_json_dumps(orjson.dumps)
 set_json_loads(orjson.loads)
@@ -29,21 +29,21 @@ class _Tasks:
 
     def __init__(self, rows: Rows | None) -> None:
         async def noop(number: int) -> None:
-            yardstick.begin()
+            contender_api.report_start()
 
         async def insert(number: int) -> None:
-            yardstick.begin()
+            contender_api.report_start()
             assert rows is not None  # noqa: S101 - a worker has them
             await rows.add(number)
 
         async def wait(number: int) -> None:
-            await yardstick.wait()
+            await contender_api.run_waiting_job()
 
         async def hold(number: int) -> None:
-            await yardstick.hold()
+            await contender_api.run_held_job()
 
         async def ping(number: float) -> None:
-            yardstick.answer(number)
+            contender_api.report_latency(number)
 
         functions = (noop, insert, wait, hold, ping)
         self.by_name: dict[str, Any] = {function.__name__: job()(function) for function in functions}
@@ -51,7 +51,7 @@ class _Tasks:
 
 @asynccontextmanager
 async def _pool() -> AsyncIterator[Any]:
-    dsn = make_url(yardstick.database_url()).set(drivername="postgresql").render_as_string(hide_password=False)
+    dsn = make_url(contender_api.database_url()).set(drivername="postgresql").render_as_string(hide_password=False)
     pool = await Oban.create_pool(dsn, min_size=2, max_size=CONCURRENCY)
     yield pool
     await pool.close()
@@ -64,7 +64,7 @@ async def _serve() -> None:
 
 
 @asynccontextmanager
-async def producing() -> AsyncIterator[Producer]:
+async def open_producer() -> AsyncIterator[Producer]:
     tasks = _Tasks(None)
     async with _pool() as pool:
         async with pool.connection() as connection:
@@ -89,4 +89,4 @@ async def producing() -> AsyncIterator[Producer]:
 
 
 if __name__ == "__main__":
-    yardstick.main(lambda: uvloop.run(_serve()), producing)
+    contender_api.main(lambda: uvloop.run(_serve()), open_producer)

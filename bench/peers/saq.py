@@ -9,36 +9,36 @@ import uvloop
 from saq import Queue, Worker  # type: ignore[import-not-found]  # it has an environment of its own
 from saq.job import Status  # type: ignore[import-not-found]
 
-from bench import yardstick
-from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows, at_once
+from bench import contender_api
+from bench.contender_api import CONCURRENCY, KEEP_RESULTS, Producer, Rows, gather_limited
 
 
 async def noop(_ctx: dict[str, Any], *, number: int) -> None:
-    yardstick.begin()
+    contender_api.report_start()
 
 
 async def insert(ctx: dict[str, Any], *, number: int) -> None:
-    yardstick.begin()
+    contender_api.report_start()
     await ctx["rows"].add(number)
 
 
 async def wait(_ctx: dict[str, Any], *, number: int) -> None:
-    await yardstick.wait()
+    await contender_api.run_waiting_job()
 
 
 async def hold(_ctx: dict[str, Any], *, number: int) -> None:
-    await yardstick.hold()
+    await contender_api.run_held_job()
 
 
 async def ping(_ctx: dict[str, Any], *, number: float) -> None:
-    yardstick.answer(number)
+    contender_api.report_latency(number)
 
 
 async def _serve() -> None:
     async def startup(ctx: dict[str, Any]) -> None:
         ctx["rows"] = Rows()
 
-    queue = Queue.from_url(yardstick.redis_url())
+    queue = Queue.from_url(contender_api.redis_url())
     functions = [noop, insert, wait, hold, ping]
     worker = Worker(queue, functions, concurrency=CONCURRENCY, dequeue_timeout=1, startup=startup)
     await queue.connect()
@@ -49,8 +49,8 @@ async def _serve() -> None:
 
 
 @asynccontextmanager
-async def producing() -> AsyncIterator[Producer]:
-    queue = Queue.from_url(yardstick.redis_url())
+async def open_producer() -> AsyncIterator[Producer]:
+    queue = Queue.from_url(contender_api.redis_url())
     await queue.connect()
 
     async def one(task: str, argument: float) -> None:
@@ -58,7 +58,7 @@ async def producing() -> AsyncIterator[Producer]:
         await queue.enqueue(task, number=argument, ttl=KEEP_RESULTS, retries=2)
 
     async def many(task: str, arguments: Sequence[int]) -> None:
-        await at_once(one(task, argument) for argument in arguments)
+        await gather_limited(one(task, argument) for argument in arguments)
 
     async def completed() -> int:
         return len([job async for job in queue.iter_jobs(statuses=[Status.COMPLETE], batch_size=1000)])
@@ -68,4 +68,4 @@ async def producing() -> AsyncIterator[Producer]:
 
 
 if __name__ == "__main__":
-    yardstick.main(lambda: uvloop.run(_serve()), producing)
+    contender_api.main(lambda: uvloop.run(_serve()), open_producer)

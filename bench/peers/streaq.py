@@ -7,8 +7,8 @@ from typing import Any
 import uvloop
 from streaq import Worker  # type: ignore[import-not-found]  # it has an environment of its own
 
-from bench import yardstick
-from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows
+from bench import contender_api
+from bench.contender_api import CONCURRENCY, KEEP_RESULTS, Producer, Rows
 
 
 class _Tasks:
@@ -16,23 +16,23 @@ class _Tasks:
 
     def __init__(self, rows: Rows | None) -> None:
         async def noop(_number: int) -> None:
-            yardstick.begin()
+            contender_api.report_start()
 
         async def insert(number: int) -> None:
-            yardstick.begin()
+            contender_api.report_start()
             assert rows is not None  # noqa: S101 - a worker has them
             await rows.add(number)
 
         async def wait(_number: int) -> None:
-            await yardstick.wait()
+            await contender_api.run_waiting_job()
 
         async def hold(_number: int) -> None:
-            await yardstick.hold()
+            await contender_api.run_held_job()
 
         async def ping(sent_at: float) -> None:
-            yardstick.answer(sent_at)
+            contender_api.report_latency(sent_at)
 
-        self.worker = Worker(redis_url=yardstick.redis_url(), concurrency=CONCURRENCY)
+        self.worker = Worker(redis_url=contender_api.redis_url(), concurrency=CONCURRENCY)
         functions = (noop, insert, wait, hold, ping)
         self.by_name: dict[str, Any] = {
             function.__name__: self.worker.task(name=function.__name__, ttl=KEEP_RESULTS)(function)
@@ -45,7 +45,7 @@ async def _serve() -> None:
 
 
 @asynccontextmanager
-async def producing() -> AsyncIterator[Producer]:
+async def open_producer() -> AsyncIterator[Producer]:
     tasks = _Tasks(None)
     worker = tasks.worker
 
@@ -65,4 +65,4 @@ async def producing() -> AsyncIterator[Producer]:
 
 
 if __name__ == "__main__":
-    yardstick.main(lambda: uvloop.run(_serve()), producing)
+    contender_api.main(lambda: uvloop.run(_serve()), open_producer)

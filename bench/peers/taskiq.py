@@ -15,8 +15,8 @@ import uvloop
 from taskiq.receiver import Receiver  # type: ignore[import-not-found]  # it has an environment of its own
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker  # type: ignore[import-not-found]
 
-from bench import yardstick
-from bench.yardstick import CONCURRENCY, KEEP_RESULTS, Producer, Rows, at_once
+from bench import contender_api
+from bench.contender_api import CONCURRENCY, KEEP_RESULTS, Producer, Rows, gather_limited
 
 _RESULTS = "result"
 
@@ -26,23 +26,23 @@ class _Tasks:
 
     def __init__(self, rows: Rows | None) -> None:
         async def noop(number: int) -> None:
-            yardstick.begin()
+            contender_api.report_start()
 
         async def insert(number: int) -> None:
-            yardstick.begin()
+            contender_api.report_start()
             assert rows is not None  # noqa: S101 - a worker has them
             await rows.add(number)
 
         async def wait(number: int) -> None:
-            await yardstick.wait()
+            await contender_api.run_waiting_job()
 
         async def hold(number: int) -> None:
-            await yardstick.hold()
+            await contender_api.run_held_job()
 
         async def ping(number: float) -> None:
-            yardstick.answer(number)
+            contender_api.report_latency(number)
 
-        url = yardstick.redis_url()
+        url = contender_api.redis_url()
         self.results = RedisAsyncResultBackend(url, result_ex_time=KEEP_RESULTS, prefix_str=_RESULTS)
         self.broker = RedisStreamBroker(url).with_result_backend(self.results)
         functions = (noop, insert, wait, hold, ping)
@@ -61,7 +61,7 @@ async def _serve() -> None:
 
 
 @asynccontextmanager
-async def producing() -> AsyncIterator[Producer]:
+async def open_producer() -> AsyncIterator[Producer]:
     tasks = _Tasks(None)
     await tasks.broker.startup()
 
@@ -69,7 +69,7 @@ async def producing() -> AsyncIterator[Producer]:
         await tasks.by_name[task].kiq(argument)
 
     async def many(task: str, arguments: Sequence[int]) -> None:
-        await at_once(one(task, argument) for argument in arguments)
+        await gather_limited(one(task, argument) for argument in arguments)
 
     async def completed() -> int:
         """It lists no results, so their keys are looked for."""
@@ -85,4 +85,4 @@ async def producing() -> AsyncIterator[Producer]:
 
 
 if __name__ == "__main__":
-    yardstick.main(lambda: uvloop.run(_serve()), producing)
+    contender_api.main(lambda: uvloop.run(_serve()), open_producer)

@@ -4,85 +4,88 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from bench import bars, by_turns
-from bench.by_turns import Runner, Speeds, take_turns
+from bench import interleaved, targets
 from bench.contenders import Contender
+from bench.interleaved import InterleavedProgram, SpeedPair, run_interleaved
 from bench.process import ContenderError
 from bench.progress import Step
 from bench.section import Section
-from bench.sizes import Sizes
 from bench.stage import Measure, Stage
 from bench.tables import against
+from bench.workload import Workload
 
 _A_DAY = "86400"  # seconds
 
 
 def run(stage: Stage) -> Section:
-    sizes = stage.sizes
-    queued, running = f"{sizes.backlog:,} jobs queued", f"{sizes.elsewhere:,} jobs running elsewhere"
+    workload = stage.workload
+    queued, running = f"{workload.backlog:,} jobs queued", f"{workload.running_elsewhere:,} jobs running elsewhere"
     beside = {one: f"nothing else, by turns with {one}" for one in (queued, running)}
-    pairs: dict[str, Measure[Speeds]] = {
+    pairs: dict[str, Measure[SpeedPair]] = {
         queued: partial(_behind_others, stage),
         running: partial(_while_others_run, stage),
     }
-    results = stage.alternate("backlog", pairs, str, sizes.close_rounds)
-    speeds = by_turns.figures(results, beside)
+    results = stage.alternate("backlog", pairs, str, workload.close_rounds)
+    speeds = interleaved.figures(results, beside)
     return Section(
         title="Backlog",
-        method=f"No-op jobs of Tandem: the first of {sizes.backlog:,} that are queued, or {sizes.beside_backlog:,} "
-        f"while another worker holds {sizes.elsewhere:,} that do not end; and beside that, with a Redis of its own, "
-        f"a worker with {sizes.beside_backlog:,} jobs and nothing else. The two take turns of {sizes.turn:g} s, "
-        f"{sizes.backlog_turns} of them each a round: while one runs, the other one is stopped (SIGSTOP). Who begins "
-        f"changes from turn to turn. Each has done {sizes.warm_up} jobs before.",
+        method=f"No-op jobs of Tandem: the first of {workload.backlog:,} that are queued, or "
+        f"{workload.beside_backlog:,} while another worker holds {workload.running_elsewhere:,} that do not end; and "
+        f"beside that, with a Redis of its own, a worker with {workload.beside_backlog:,} jobs and nothing else. The "
+        f"two take turns of {workload.slice_seconds:g} s, {workload.backlog_slices} of them each a round: while one "
+        "runs, the other one is stopped (SIGSTOP). Who begins changes from turn to turn. "
+        f"Each has done {workload.warm_up} jobs before.",
         header=("", "jobs/s", "range"),
         rows=[(key, f"{speed.median:,.0f}", f"{speed.low:,.0f} to {speed.high:,.0f}") for key, speed in speeds.items()],
-        findings=[
-            against(bars.BACKLOG_QUEUED, speeds, beside[queued], ours=queued),
-            against(bars.BACKLOG_RUNNING, speeds, beside[running], ours=running),
+        target_results=[
+            against(targets.BACKLOG_QUEUED, speeds, beside[queued], ours=queued),
+            against(targets.BACKLOG_RUNNING, speeds, beside[running], ours=running),
         ],
         failures=stage.failures(results),
     )
 
 
-def _behind_others(stage: Stage, step: Step) -> Speeds:
-    backlog = stage.sizes.backlog
+def _behind_others(stage: Stage, step: Step) -> SpeedPair:
+    backlog = stage.workload.backlog
     step.now(f"queueing {backlog:,} jobs")
     stage.tandem.enqueue("noop", backlog)
     return _beside_nothing(stage, step, backlog)
 
 
-def _while_others_run(stage: Stage, step: Step) -> Speeds:
-    sizes, tandem = stage.sizes, stage.tandem
-    tandem.enqueue("hold", sizes.elsewhere)
-    with tandem.worker(BENCH_HOLD=_A_DAY, WORKER_CONCURRENCY=str(sizes.elsewhere), WORKER_ID="elsewhere") as elsewhere:
-        for _ in range(sizes.elsewhere):
-            elsewhere.told("held")
+def _while_others_run(stage: Stage, step: Step) -> SpeedPair:
+    workload, tandem = stage.workload, stage.tandem
+    tandem.enqueue("hold", workload.running_elsewhere)
+    with tandem.worker(
+        BENCH_HOLD=_A_DAY, WORKER_CONCURRENCY=str(workload.running_elsewhere), WORKER_ID="elsewhere"
+    ) as elsewhere:
+        for _ in range(workload.running_elsewhere):
+            elsewhere.wait_for("held")
         # It has no free slots any more; those of the worker that is timed are all there is.
-        tandem.enqueue("noop", sizes.beside_backlog)
-        return _beside_nothing(stage, step, sizes.beside_backlog, others=sizes.elsewhere)
+        tandem.enqueue("noop", workload.beside_backlog)
+        return _beside_nothing(stage, step, workload.beside_backlog, others=workload.running_elsewhere)
 
 
-def _beside_nothing(stage: Stage, step: Step, queued: int, others: int = 0) -> Speeds:
-    """Tandem with its queue as it is, by turns with one that has nothing else to do."""
-    sizes, tandem, alone = stage.sizes, stage.tandem, stage.tandem_aside
-    alone.enqueue("noop", sizes.beside_backlog)
-    with _warm(alone, sizes, sizes.beside_backlog) as beside, _warm(tandem, sizes, queued, others) as ours:
-        take_turns(ours, beside, turns=sizes.backlog_turns, seconds=sizes.turn, step=step)
-        return Speeds(ours.speed, beside.speed)
+def _beside_nothing(stage: Stage, step: Step, queued: int, others: int = 0) -> SpeedPair:
+    """Measure Tandem with its queue as it is, interleaved with one that has nothing else to do."""
+    workload, tandem, alone = stage.workload, stage.tandem, stage.tandem_aside
+    alone.enqueue("noop", workload.beside_backlog)
+    with _warm(alone, workload, workload.beside_backlog) as beside, _warm(tandem, workload, queued, others) as ours:
+        run_interleaved(ours, beside, slices=workload.backlog_slices, seconds=workload.slice_seconds, step=step)
+        return SpeedPair(ours.speed, beside.speed)
 
 
 @contextmanager
-def _warm(contender: Contender, sizes: Sizes, queued: int, others: int = 0) -> Iterator[Runner]:
+def _warm(contender: Contender, workload: Workload, queued: int, others: int = 0) -> Iterator[InterleavedProgram]:
     """Its worker, standing still; in the end its jobs are counted. `others` are in the queue, too, and not for it.
 
     Raises:
         ContenderError: it had no job left at the end, or one has not ended well.
     """
-    work = by_turns.jobs(contender, queued + others)
+    work = interleaved.count_jobs(contender, queued + others)
     with contender.worker() as worker:
-        runner = Runner(worker, work, "the worker")
-        runner.warm_up(sizes.warm_up)
+        runner = InterleavedProgram(worker, work, "the worker")
+        runner.warm_up(workload.warm_up)
         yield runner
         if work.done() >= queued:
-            raise ContenderError(f"{queued} jobs are too few: they had ended before the last turn had")
+            raise ContenderError(f"{queued} jobs are too few: they had ended before the last slice had")
         contender.check_completed(work.done())

@@ -4,34 +4,35 @@ from functools import partial
 
 from sqlalchemy import make_url
 
-from bench import bars
-from bench.bars import Finding
+from bench import targets
 from bench.contenders import TANDEM, Contender
 from bench.figures import Figures
 from bench.progress import Step
+from bench.round_trips import RoundTripCounter
 from bench.section import Section
-from bench.sizes import Sizes
 from bench.stage import Stage
 from bench.tables import chart
-from bench.turns import TurnCounter
+from bench.targets import TargetResult
+from bench.workload import Workload
 
 _Queued = tuple[float, float, float]  # seconds for the batch, seconds for one, round trips for one
 
 
 def run(stage: Stage) -> Section:
-    sizes = stage.sizes
-    entrants = {one.key: partial(_measure, one, sizes) for one in stage.contenders}
+    workload = stage.workload
+    entrants = {one.key: partial(_measure, one, workload) for one in stage.contenders}
     results = stage.alternate("enqueueing", entrants, _shown)
     batch = {key: Figures.of(value[0] for value in values) for key, values in results.values.items()}
     single = {key: Figures.of(value[1] for value in values) for key, values in results.values.items()}
     trips = {key: Figures.of(value[2] for value in values) for key, values in results.values.items()}
     return Section(
         title="Enqueueing",
-        method=f"{sizes.batch:,} jobs, in the fastest way that the library offers: a batch (Tandem, streaQ, oban-py) "
-        f"or 32 calls at once, as in streaQ's benchmark. Then {sizes.one_by_one:,} jobs, each awaited before the next. "
+        method=f"{workload.batch:,} jobs, in the fastest way that the library offers: a batch (Tandem, streaQ, "
+        f"oban-py) or 32 calls at once, as in streaQ's benchmark. Then {workload.one_by_one:,} jobs, each awaited "
+        "before the next. "
         "The clock runs inside the program, once it is connected. Round trips are those that a relay in front of the "
-        f"server sees, of {sizes.trips} jobs one after another, less what connecting takes.",
-        header=("", f"{sizes.batch:,} jobs", "range", "one job", "round trips for one"),
+        f"server sees, of {workload.round_trips} jobs one after another, less what connecting takes.",
+        header=("", f"{workload.batch:,} jobs", "range", "one job", "round trips for one"),
         rows=[
             (
                 stage.title(key),
@@ -42,24 +43,24 @@ def run(stage: Stage) -> Section:
             )
             for key in results.values
         ],
-        findings=[
-            Finding(bars.ENQUEUE_BATCH, batch.get(TANDEM.key)),
-            Finding(bars.ENQUEUE_TRIPS, trips.get(TANDEM.key)),
+        target_results=[
+            TargetResult(targets.ENQUEUE_BATCH, batch.get(TANDEM.key)),
+            TargetResult(targets.ENQUEUE_TRIPS, trips.get(TANDEM.key)),
         ],
-        chart=chart(stage, f"Enqueue {sizes.batch:,} jobs (less is better)", "s", batch),
+        chart=chart(stage, f"Enqueue {workload.batch:,} jobs (less is better)", "s", batch),
         failures=stage.failures(results),
     )
 
 
-def _measure(contender: Contender, sizes: Sizes, _step: Step) -> _Queued:
-    batch = contender.enqueue("noop", sizes.batch)
-    one_by_one = contender.enqueue("noop", sizes.one_by_one, one_by_one=True)
-    return batch, one_by_one / sizes.one_by_one, _round_trips(contender, sizes.trips)
+def _measure(contender: Contender, workload: Workload, _step: Step) -> _Queued:
+    batch = contender.enqueue("noop", workload.batch)
+    one_by_one = contender.enqueue("noop", workload.one_by_one, one_by_one=True)
+    return batch, one_by_one / workload.one_by_one, _round_trips(contender, workload.round_trips)
 
 
 def _round_trips(contender: Contender, count: int) -> float:
     server = contender.redis if contender.on_redis else contender.postgres
-    with TurnCounter(server.port) as relay:
+    with RoundTripCounter(server.port) as relay:
         through_relay = {
             "REDIS_URL": f"redis://127.0.0.1:{relay.port}/0",
             "DATABASE_URL": make_url(contender.postgres.url).set(port=relay.port).render_as_string(hide_password=False),

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from bench import bars
+from bench import targets
 from bench.contenders import ARQ, Contender
 from bench.progress import Step
 from bench.section import Section
@@ -11,7 +11,7 @@ from bench.tables import against
 
 
 def run(stage: Stage) -> Section:
-    count = stage.sizes.footprint
+    count = stage.workload.footprint
     entrants = {one.key: partial(_measure, one, count) for one in stage.contenders if one.on_redis}
     results = stage.alternate("memory of a queued job", entrants, "{:,.0f} bytes".format)
     sizes = figures(results)
@@ -25,7 +25,7 @@ def run(stage: Stage) -> Section:
             for one in stage.contenders
             if one.key in sizes
         ],
-        findings=[against(bars.FOOTPRINT, sizes, ARQ.key)],
+        target_results=[against(targets.FOOTPRINT, sizes, ARQ.key)],
         failures=stage.failures(results),
     )
 

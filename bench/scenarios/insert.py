@@ -2,49 +2,49 @@
 
 from functools import partial
 
-from bench import bars
+from bench import targets
 from bench.contenders import OBAN, TANDEM_AT_LEAST_ONCE, Contender
+from bench.drain import drain
 from bench.process import ContenderError
 from bench.progress import Step
-from bench.rundown import run_down
 from bench.section import Section
 from bench.servers import PostgresServer
-from bench.sizes import Sizes
 from bench.stage import Measure, Stage, figures
 from bench.tables import against, chart, speed_rows
+from bench.workload import Workload
 
 
 def run(stage: Stage) -> Section:
-    sizes = stage.sizes
+    workload = stage.workload
     entrants: dict[str, Measure[float]] = {
-        TANDEM_AT_LEAST_ONCE: partial(_measure, stage.tandem, "insert_at_least_once", sizes),
-        **{one.key: partial(_measure, one, "insert", sizes) for one in stage.contenders},
+        TANDEM_AT_LEAST_ONCE: partial(_measure, stage.tandem, "insert_at_least_once", workload),
+        **{one.key: partial(_measure, one, "insert", workload) for one in stage.contenders},
     }
     results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
     speeds = figures(results)
     return Section(
         title="Jobs that add a row",
-        method=f"{sizes.inserts:,} jobs, each of which adds one row through the SQLAlchemy ORM and commits: BEGIN, "
+        method=f"{workload.inserts:,} jobs, each of which adds one row through the SQLAlchemy ORM and commits: BEGIN, "
         "INSERT, COMMIT. Every contender has a pool of 32 connections (asyncpg). Tandem's job sets its ledger row done "
         "before the COMMIT, so that it happens once; with `once=False` it does not, and may happen again, as all the "
-        f"others' may. The time begins once {sizes.warm_up} more rows are there, for which the connections were "
+        f"others' may. The time begins once {workload.warm_up} more rows are there, for which the connections were "
         "opened. The rows are counted afterwards.",
         header=("", "jobs/s", "range", "Tandem against it"),
         rows=speed_rows(stage, speeds),
-        findings=[
-            against(bars.INSERT_AGAINST_OBAN, speeds, OBAN.key, ours=TANDEM_AT_LEAST_ONCE),
-            against(bars.INSERT_ONCE_AGAINST_OBAN, speeds, OBAN.key),
+        target_results=[
+            against(targets.INSERT_AGAINST_OBAN, speeds, OBAN.key, ours=TANDEM_AT_LEAST_ONCE),
+            against(targets.INSERT_ONCE_AGAINST_OBAN, speeds, OBAN.key),
         ],
         chart=chart(stage, "Jobs that add a row", "jobs/s", speeds),
         failures=stage.failures(results),
     )
 
 
-def _measure(contender: Contender, task: str, sizes: Sizes, step: Step) -> float:
+def _measure(contender: Contender, task: str, workload: Workload, step: Step) -> float:
     """Jobs a second."""
-    count = sizes.inserts + sizes.warm_up
+    count = workload.inserts + workload.warm_up
     contender.enqueue(task, count)
-    speed = run_down(contender, step, count, warm_up=sizes.warm_up, completed=count)
+    speed = drain(contender, step, count, warm_up=workload.warm_up, completed=count)
     _check_rows(contender.postgres, count)
     return speed
 

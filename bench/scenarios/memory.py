@@ -6,15 +6,15 @@ from functools import partial
 
 import psutil
 
-from bench import bars
-from bench.bars import Finding
+from bench import targets
 from bench.contenders import Contender
+from bench.drain import drain
 from bench.figures import Figures
 from bench.process import Process
 from bench.progress import Step
-from bench.rundown import run_down
 from bench.section import Section
 from bench.stage import Stage
+from bench.targets import TargetResult
 
 _WARM = 0.1  # the share of jobs after which memory is to be flat
 _TENTHS = 10
@@ -29,7 +29,7 @@ class _Growth:
     samples: list[tuple[float, int]] = field(default_factory=list)
     """The share of jobs that had ended, and the bytes that were resident."""
 
-    def look(self, worker: Process, unended: int) -> None:
+    def sample(self, worker: Process, unended: int) -> None:
         self.samples.append((1 - unended / self.count, psutil.Process(worker.pid).memory_info().rss))
 
     def at(self, share: float) -> int:
@@ -45,7 +45,7 @@ class _Growth:
 
 
 def run(stage: Stage) -> Section:
-    count = stage.sizes.memory
+    count = stage.workload.memory
     entrants = {stage.tandem.key: partial(_measure, stage.tandem, count)}
     results = stage.alternate("worker memory", entrants, lambda growth: f"{growth.largest_change:.1f} %", rounds=1)
     growths = results.values.get(stage.tandem.key, [])
@@ -56,7 +56,7 @@ def run(stage: Stage) -> Section:
         "counts is the largest change after the first tenth.",
         header=("jobs done", "resident"),
         rows=_rows(growths),
-        findings=[Finding(bars.MEMORY, change, "; ".join(results.failures.values()))],
+        target_results=[TargetResult(targets.MEMORY, change, "; ".join(results.failures.values()))],
         failures=stage.failures(results),
     )
 
@@ -65,7 +65,7 @@ def _measure(tandem: Contender, count: int, step: Step) -> _Growth:
     step.now(f"queueing {count:,} jobs")
     tandem.enqueue("noop", count)
     growth = _Growth(count)
-    run_down(tandem, step, count, watch=growth.look, completed=count)
+    drain(tandem, step, count, on_poll=growth.sample, completed=count)
     return growth
 
 

@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 from functools import partial
 
-from bench import bars
-from bench.bars import Finding
+from bench import targets
 from bench.contenders import ARQ, OBAN, SAQ, STREAQ, TANDEM, TASKIQ, Contender
+from bench.drain import drain
 from bench.figures import Figures, highest
 from bench.progress import Step
-from bench.rundown import run_down
 from bench.section import Section
 from bench.stage import Stage, figures
 from bench.tables import against, chart, speed_rows
+from bench.targets import TargetResult
 
 _REDIS_PEERS = (SAQ, STREAQ, TASKIQ)
 
 
 def run(stage: Stage) -> Section:
-    count = stage.sizes.noop
+    count = stage.workload.noop
     entrants = {one.key: partial(_measure, one, count) for one in stage.contenders}
     results = stage.alternate("no-op jobs", entrants, "{:,.0f} jobs/s".format)
     speeds = figures(results)
@@ -28,26 +28,26 @@ def run(stage: Stage) -> Section:
         "with its result kept; the library then lists all of them as completed.",
         header=("", "jobs/s", "range", "Tandem against it"),
         rows=speed_rows(stage, speeds),
-        findings=[
-            against(bars.NOOP_AGAINST_ARQ, speeds, ARQ.key),
-            Finding(bars.NOOP_SPEED, speeds.get(TANDEM.key)),
+        target_results=[
+            against(targets.NOOP_AGAINST_ARQ, speeds, ARQ.key),
+            TargetResult(targets.NOOP_SPEED, speeds.get(TANDEM.key)),
             _against_fastest(stage, speeds),
-            against(bars.NOOP_AGAINST_OBAN, speeds, OBAN.key),
+            against(targets.NOOP_AGAINST_OBAN, speeds, OBAN.key),
         ],
         chart=chart(stage, "No-op jobs", "jobs/s", speeds),
         failures=stage.failures(results),
     )
 
 
-def _against_fastest(stage: Stage, speeds: Mapping[str, Figures]) -> Finding:
+def _against_fastest(stage: Stage, speeds: Mapping[str, Figures]) -> TargetResult:
     fastest = highest(speeds, (peer.key for peer in _REDIS_PEERS))
     missing = [peer.title for peer in _REDIS_PEERS if peer.key not in speeds]
     note = f"against {stage.title(fastest)}" if fastest else ""
     if missing:
         note = ", ".join(filter(None, [note, f"without {' and '.join(missing)}"]))
-    return against(bars.NOOP_AGAINST_REDIS_PEERS, speeds, fastest, note)
+    return against(targets.NOOP_AGAINST_REDIS_PEERS, speeds, fastest, note)
 
 
 def _measure(contender: Contender, count: int, step: Step) -> float:
     contender.enqueue("noop", count)
-    return run_down(contender, step, count, completed=count)
+    return drain(contender, step, count, completed=count)

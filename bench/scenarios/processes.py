@@ -2,20 +2,20 @@
 
 from functools import partial
 
-from bench import bars
-from bench.bars import Finding
+from bench import targets
+from bench.contender_api import CONCURRENCY, WAITING_JOB_SECONDS
 from bench.contenders import Contender
+from bench.drain import drain
 from bench.progress import Step
-from bench.rundown import run_down
 from bench.section import Section
 from bench.stage import Stage, figures
-from bench.yardstick import CONCURRENCY, PAUSE_OF_A_WAITING_JOB
+from bench.targets import TargetResult
 
 _ONE, _TWO = "one process", "two processes"
 
 
 def run(stage: Stage) -> Section:
-    count = stage.sizes.waiting
+    count = stage.workload.waiting
     entrants = {
         _ONE: partial(_measure, stage.tandem, count, 1),
         _TWO: partial(_measure, stage.tandem, count, 2),
@@ -23,10 +23,10 @@ def run(stage: Stage) -> Section:
     results = stage.alternate("two processes", entrants, "{:,.0f} jobs/s".format)
     speeds = figures(results)
     ratio = speeds[_TWO].over(speeds[_ONE]) if len(speeds) == len(entrants) else None
-    most = CONCURRENCY / PAUSE_OF_A_WAITING_JOB
+    most = CONCURRENCY / WAITING_JOB_SECONDS
     return Section(
         title="Two processes",
-        method=f"{count:,} jobs of Tandem that sleep for {PAUSE_OF_A_WAITING_JOB * 1000:.0f} ms, {CONCURRENCY} at once "
+        method=f"{count:,} jobs of Tandem that sleep for {WAITING_JOB_SECONDS * 1000:.0f} ms, {CONCURRENCY} at once "
         f"in each process; no more than {most:,.0f} jobs/s a process are possible.",
         header=("", "jobs/s", "range", "of what is possible"),
         rows=[
@@ -38,11 +38,11 @@ def run(stage: Stage) -> Section:
             )
             for key, speed in speeds.items()
         ],
-        findings=[Finding(bars.PROCESSES, ratio, "; ".join(results.failures.values()))],
+        target_results=[TargetResult(targets.PROCESSES, ratio, "; ".join(results.failures.values()))],
         failures=stage.failures(results),
     )
 
 
 def _measure(tandem: Contender, count: int, workers: int, step: Step) -> float:
     tandem.enqueue("wait", count)
-    return run_down(tandem, step, count, workers=workers, completed=count)
+    return drain(tandem, step, count, workers=workers, completed=count)

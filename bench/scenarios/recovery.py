@@ -5,15 +5,15 @@ import time
 from contextlib import ExitStack
 from functools import partial
 
-from bench import bars
-from bench.bars import Finding
+from bench import targets
 from bench.contenders import Contender
 from bench.process import ContenderError
 from bench.progress import Step
 from bench.section import Section
 from bench.stage import Stage, figures
+from bench.targets import TargetResult
 
-_LEASES = {"Tandem, lease 10 s": (10.0, bars.RECOVERY_10), "Tandem, lease 2 s": (2.0, bars.RECOVERY_2)}
+_LEASES = {"Tandem, lease 10 s": (10.0, targets.RECOVERY_10), "Tandem, lease 2 s": (2.0, targets.RECOVERY_2)}
 _A_DAY = "86400"  # seconds
 _START = 3.0  # seconds that the second worker has to start; without it, its start would be measured
 _LOOK_AGAIN = 0.1  # seconds
@@ -28,13 +28,16 @@ def run(stage: Stage) -> Section:
         title="After kill -9",
         method="A worker is killed some seconds after it has begun a job, while another one is idle; the time is that "
         "from the kill until the job begins there. All peers at once, one time, with the limits that they come with, "
-        f"for at most {stage.sizes.patience:.0f} s.",
+        f"for at most {stage.workload.recovery_timeout:.0f} s.",
         header=("", "running again after", "range"),
         rows=[
             *((key, f"{one.median:.2f} s", f"{one.low:.2f} to {one.high:.2f}") for key, one in ours.items()),
             *((stage.title(key), shown, "") for key, shown in away.items()),
         ],
-        findings=[Finding(bar, ours.get(name), results.failures.get(name, "")) for name, (_, bar) in _LEASES.items()],
+        target_results=[
+            TargetResult(target, ours.get(name), results.failures.get(name, ""))
+            for name, (_, target) in _LEASES.items()
+        ],
         failures=[*stage.failures(results), *failures],
     )
 
@@ -44,14 +47,14 @@ def _measure(tandem: Contender, lease: float, _step: Step) -> float:
         trial = _Trial(tandem, running, WORKER_LEASE=str(lease))
         time.sleep(_START + random.uniform(0.0, lease))  # noqa: S311 - wherever the heartbeat is
         trial.kill()
-        return trial.second.told("held", timeout=lease + 60) - trial.killed_at
+        return trial.second.wait_for("held", timeout=lease + 60) - trial.killed_at
 
 
 def _peers(stage: Stage) -> tuple[dict[str, str], list[str]]:
     """How long each peer took, in words, and who failed; they wait, so all can do it at once."""
     away: dict[str, str] = {}
     failures: list[str] = []
-    patience = stage.sizes.patience
+    timeout = stage.workload.recovery_timeout
     stage.servers.empty()
     with stage.progress.step("recovery, all peers") as step, ExitStack() as running:
         trials: dict[str, _Trial] = {}
@@ -63,16 +66,16 @@ def _peers(stage: Stage) -> tuple[dict[str, str], list[str]]:
         time.sleep(_START)
         for trial in trials.values():
             trial.kill()
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while len(away) < len(trials) and time.monotonic() < deadline:
             time.sleep(_LOOK_AGAIN)
             step.now(f"{len(trials) - len(away)} jobs are still away, {deadline - time.monotonic():.0f} s left")
             for key, trial in trials.items():
-                held_at = trial.second.heard("held")
+                held_at = trial.second.poll("held")
                 if key not in away and held_at is not None:
                     away[key] = f"{held_at - trial.killed_at:.2f} s"
                     stage.progress.say(f"recovery, {stage.title(key)}: {away[key]}")
-    return {key: away.get(key, f"more than {patience:.0f} s") for key in trials}, failures
+    return {key: away.get(key, f"more than {timeout:.0f} s") for key in trials}, failures
 
 
 class _Trial:
@@ -81,7 +84,7 @@ class _Trial:
     def __init__(self, contender: Contender, running: ExitStack, **settings: str) -> None:
         self.first = running.enter_context(contender.worker(BENCH_HOLD=_A_DAY, WORKER_ID="first", **settings))
         contender.enqueue("hold", 1, one_by_one=True, **settings)
-        self.first.told("held")
+        self.first.wait_for("held")
         self.second = running.enter_context(contender.worker(BENCH_HOLD="0", WORKER_ID="second", **settings))
         self.killed_at = 0.0
 

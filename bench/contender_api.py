@@ -1,12 +1,12 @@
-"""What every contender's program shares, Tandem's included: what a job does, and what is told to the harness.
+"""The interface of all contenders' programs, Tandem's included: their commands, their jobs, their reports.
 
 It imports the standard library, SQLAlchemy and uvloop alone, as each peer runs in an environment of its own. A program
-has these commands, and answers on standard output, a word and a number a line:
+has these commands, and reports on standard output, a word and a number a line:
 
-1. ``work``: run one worker until it is killed. Its jobs say ``began`` (the first of them), ``held`` and ``latency``.
+1. ``work``: run one worker until it is killed. Its jobs report ``began`` (the first of them), ``held`` and ``latency``.
 2. ``enqueue TASK COUNT``: queue many jobs as fast as the library can; ``enqueued`` is the seconds that it took.
 3. ``one-by-one TASK COUNT``: the same, each awaited before the next.
-4. ``ping COUNT PAUSE``: queue one job now and then, `PAUSE` seconds apart on average; the job says how long it waited.
+4. ``ping COUNT PAUSE``: queue one job now and then, `PAUSE` seconds apart on average; it reports how long it waited.
 5. ``completed``: how many jobs the library itself lists as ended well, with a result that is kept.
 
 Times are those of the monotonic clock, which all processes of a machine share.
@@ -29,7 +29,7 @@ CONCURRENCY = 32
 """Jobs at once, connections to the database, and simultaneous calls where jobs cannot be queued in a batch."""
 KEEP_RESULTS = 3600
 """Seconds."""
-PAUSE_OF_A_WAITING_JOB = 0.02  # seconds
+WAITING_JOB_SECONDS = 0.02  # seconds
 
 
 class Table(DeclarativeBase):
@@ -66,8 +66,8 @@ def database_url() -> str:
     return os.environ["DATABASE_URL"]
 
 
-def tell(what: str, value: float) -> None:
-    """Say something to the harness."""
+def report(what: str, value: float) -> None:
+    """Report a value to the harness."""
     sys.stdout.write(f"{what} {value!r}\n")
     sys.stdout.flush()
 
@@ -75,33 +75,33 @@ def tell(what: str, value: float) -> None:
 _has_begun = False
 
 
-def begin() -> None:
-    """The first line of a job that is timed."""
+def report_start() -> None:
+    """Report the first job of this process. Each timed job calls it first."""
     global _has_begun  # noqa: PLW0603 - the cheapest way to do something once, and every job does it
     if not _has_begun:
         _has_begun = True
-        tell("began", time.monotonic())
+        report("began", time.monotonic())
 
 
-async def wait() -> None:
-    """The body of a job that waits for something else."""
-    begin()
-    await asyncio.sleep(PAUSE_OF_A_WAITING_JOB)
+async def run_waiting_job() -> None:
+    """Run the body of a job that waits for something else."""
+    report_start()
+    await asyncio.sleep(WAITING_JOB_SECONDS)
 
 
-async def hold() -> None:
-    """The body of a job that takes as long as its worker is told to."""
-    tell("held", time.monotonic())
+async def run_held_job() -> None:
+    """Run the body of a job that takes as long as `BENCH_HOLD` says."""
+    report("held", time.monotonic())
     await asyncio.sleep(float(os.environ.get("BENCH_HOLD", "0")))
 
 
-def answer(sent_at: float) -> None:
-    """The body of a job that was queued at `sent_at`."""
-    tell("latency", time.monotonic() - sent_at)
+def report_latency(sent_at: float) -> None:
+    """Report the latency of a job that was enqueued at `sent_at`."""
+    report("latency", time.monotonic() - sent_at)
 
 
-async def at_once(calls: Iterable[Awaitable[object]]) -> None:
-    """Await all, `CONCURRENCY` at a time: how the published benchmarks queue where there is no batch."""
+async def gather_limited(calls: Iterable[Awaitable[object]]) -> None:
+    """Await all, `CONCURRENCY` at a time, as the published benchmarks enqueue where a library has no batch."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def in_slot(call: Awaitable[object]) -> None:
@@ -113,42 +113,42 @@ async def at_once(calls: Iterable[Awaitable[object]]) -> None:
 
 @dataclass(frozen=True)
 class Producer:
-    """How a library queues jobs."""
+    """How a library enqueues jobs."""
 
-    one: Callable[[str, float], Awaitable[object]]
+    enqueue_one: Callable[[str, float], Awaitable[object]]
     """One job: its task and its argument."""
-    many: Callable[[str, Sequence[int]], Awaitable[object]]
+    enqueue_many: Callable[[str, Sequence[int]], Awaitable[object]]
     """Many jobs of one task, an argument each, as fast as the library can."""
-    completed: Callable[[], Awaitable[int]]
+    count_completed: Callable[[], Awaitable[int]]
     """How many jobs have ended well."""
 
 
-Producing = Callable[[], AbstractAsyncContextManager[Producer]]
+OpenProducer = Callable[[], AbstractAsyncContextManager[Producer]]
 
 
-def main(work: Callable[[], None], producing: Producing) -> None:
+def main(work: Callable[[], None], open_producer: OpenProducer) -> None:
     """Run the command that the program was started with."""
     command, *arguments = sys.argv[1:]
     if command == "work":
         work()
     else:
-        uvloop.run(_produce(producing, command, arguments))
+        uvloop.run(_produce(open_producer, command, arguments))
 
 
-async def _produce(producing: Producing, command: str, arguments: list[str]) -> None:
-    async with producing() as producer:
+async def _produce(open_producer: OpenProducer, command: str, arguments: list[str]) -> None:
+    async with open_producer() as producer:
         match command, *arguments:
             case "enqueue", task, count:
                 async with _timed():
-                    await producer.many(task, range(int(count)))
+                    await producer.enqueue_many(task, range(int(count)))
             case "one-by-one", task, count:
                 async with _timed():
                     for number in range(int(count)):
-                        await producer.one(task, number)
+                        await producer.enqueue_one(task, number)
             case "ping", count, pause:
                 await _ping(producer, int(count), float(pause))
             case ["completed"]:
-                tell("completed", await producer.completed())
+                report("completed", await producer.count_completed())
             case _:
                 raise SystemExit(f"not a command: {command} {' '.join(arguments)}")
 
@@ -157,11 +157,11 @@ async def _produce(producing: Producing, command: str, arguments: list[str]) -> 
 async def _timed() -> AsyncIterator[None]:
     started = time.monotonic()
     yield
-    tell("enqueued", time.monotonic() - started)
+    report("enqueued", time.monotonic() - started)
 
 
 async def _ping(producer: Producer, count: int, pause: float) -> None:
     """The pauses vary, so that no worker's poll falls into step with them."""
     for _ in range(count):
         await asyncio.sleep(random.uniform(0.0, 2 * pause))  # noqa: S311 - not a secret
-        await producer.one("ping", time.monotonic())
+        await producer.enqueue_one("ping", time.monotonic())

@@ -1,7 +1,7 @@
-"""``TurnCounter``: a relay in front of a server that counts round trips, whatever is spoken.
+"""``RoundTripCounter``: a relay in front of a server that counts round trips, for any protocol.
 
-What a client sends until the server answers is one turn. (Redis' own counters tell of commands, and count those that a
-script calls among them.)
+All that a client sends before the server answers is one round trip. (Redis' own counters count commands, and among them
+those that a script calls.)
 """
 
 import selectors
@@ -14,13 +14,13 @@ from typing import Self
 _CHUNK = 65536
 
 
-class TurnCounter:
+class RoundTripCounter:
     """Listens on a port of its own, for the length of a ``with`` block."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
         self._lock = threading.Lock()
-        self._turns = 0
+        self._round_trips = 0
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -39,10 +39,10 @@ class TurnCounter:
         return int(self._listener.getsockname()[1])
 
     def take(self) -> int:
-        """The turns since the last call."""
+        """The round trips since the last call."""
         with self._lock:
-            turns, self._turns = self._turns, 0
-        return turns
+            count, self._round_trips = self._round_trips, 0
+        return count
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
@@ -59,7 +59,7 @@ class TurnCounter:
         ):
             ready.register(client, selectors.EVENT_READ, server)
             ready.register(server, selectors.EVENT_READ, client)
-            is_clients_turn = False
+            client_is_sending = False
             while True:
                 for key, _ in ready.select():
                     source, target = key.fileobj, key.data
@@ -67,11 +67,11 @@ class TurnCounter:
                     data = source.recv(_CHUNK)
                     if not data:
                         return
-                    if source is client and not is_clients_turn:
+                    if source is client and not client_is_sending:
                         self._count()
-                    is_clients_turn = source is client
+                    client_is_sending = source is client
                     target.sendall(data)
 
     def _count(self) -> None:
         with self._lock:
-            self._turns += 1
+            self._round_trips += 1
