@@ -36,9 +36,7 @@ _BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
 
 
 @pytest.mark.parametrize("root", ["unreadable", "a" * 300])
-def test_a_folder_that_cannot_be_looked_into_has_no_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
-) -> None:
+def test_an_unreadable_pyenv_folder_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     """The pyenv of another user is passed over: what else there is serves, or the peer is told of as not installed."""
     folder = tmp_path / root
     if root == "unreadable":
@@ -74,7 +72,7 @@ def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     assert any((text.text or "").startswith("Tandem ") for text in picture.iter("{http://www.w3.org/2000/svg}text"))
 
 
-async def test_an_interrupted_run_leaves_no_process_behind() -> None:
+async def test_ctrl_c_leaves_no_process_of_the_bench_behind() -> None:
     """After Ctrl-C nothing lives on: no server, no worker, no program of a contender."""
     command = [*_BENCH, "--only", "latency"]
     run = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -107,21 +105,21 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_wrong_words_on_the_command_line_are_explained() -> None:
+def test_an_unknown_scenario_is_refused_with_the_known_ones() -> None:
     """A scenario that there is not is named, with those that there are."""
     run = subprocess.run([*_BENCH, "--only", "nope"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "'nope' is not one of noop, insert, bare, enqueue" in run.stderr
 
 
-def test_a_peer_that_is_not_installed_is_absent_for_a_reason(contender: Contender) -> None:
+def test_a_peer_that_is_not_installed_is_listed_as_absent(contender: Contender) -> None:
     """Nobody is left out silently."""
     servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     missing = Library("none", "None", "none", "none", "", environment=Environment("never-made", ()))
     assert enter(missing, servers) == "it is not installed: `make bench-peers`"
 
 
-def test_a_peer_that_needs_another_server_is_absent_for_a_reason(contender: Contender) -> None:
+def test_a_peer_that_needs_another_redis_is_listed_as_absent(contender: Contender) -> None:
     """A store that cannot serve a peer is named."""
     servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     demanding = Library("arq", "arq", "arq", "bench.peers.arq", "", needs_functions=True)
@@ -135,7 +133,7 @@ def test_a_peer_that_needs_another_server_is_absent_for_a_reason(contender: Cont
     [([0.0], 1), ([0.3, 0.04], 2), ([0.3, 0.2, 0.25], 2), ([None], 1)],
     ids=["quiet", "quiet then", "never quiet", "not counted"],
 )
-def test_what_the_host_has_disturbed_is_measured_again(
+def test_a_measurement_that_the_host_disturbed_is_repeated(
     shares: list[float | None], counts: int, contender: Contender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first measurement counts that the host has left alone, or else the one that it has disturbed least."""
@@ -173,7 +171,7 @@ def test_a_contender_that_lost_a_job_has_failed(contender: Contender) -> None:
             contender.check_completed(3)
 
 
-def test_a_program_that_ends_says_why() -> None:
+def test_the_error_of_a_program_that_ended_has_its_stderr() -> None:
     """The last words of a program that ended are in the error of who waits for it."""
     program = [sys.executable, "-c", "import sys; sys.exit('out of ink')"]
     with Process(program, {}) as process, pytest.raises(ContenderError, match=r"exit code 1.*out of ink"):
@@ -188,7 +186,7 @@ with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
 """
 
 
-def test_a_program_stands_still_while_it_is_not_its_turn(postgres: PostgresServer) -> None:
+def test_an_interleaved_program_is_stopped_outside_its_slices(postgres: PostgresServer) -> None:
     """What counts is what was added in its turns, and between them it adds nothing."""
     program = [sys.executable, "-c", _ADDS_ROWS]
     with Process(program, {"DATABASE_URL": as_dsn(postgres.engine.url)}) as process:
@@ -203,7 +201,7 @@ def test_a_program_stands_still_while_it_is_not_its_turn(postgres: PostgresServe
         assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
 
 
-def test_a_program_that_adds_nothing_has_failed(postgres: PostgresServer) -> None:
+def test_an_interleaved_program_that_does_nothing_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow who did not work at all."""
     with Process([sys.executable, "-c", "import time; time.sleep(60)"], {}) as process:
         runner = InterleavedProgram(process, count_rows(postgres), "the program")
@@ -212,7 +210,7 @@ def test_a_program_that_adds_nothing_has_failed(postgres: PostgresServer) -> Non
             _ = runner.speed
 
 
-def test_a_program_that_ends_in_its_turn_has_failed(postgres: PostgresServer) -> None:
+def test_an_interleaved_program_that_ends_has_failed(postgres: PostgresServer) -> None:
     """Nobody is told to be slow, or the other one fast, because one of them has died."""
     with Process([sys.executable, "-c", "import sys; sys.exit('out of ink')"], {}) as process:
         runner = InterleavedProgram(process, count_rows(postgres), "the program")
@@ -221,7 +219,7 @@ def test_a_program_that_ends_in_its_turn_has_failed(postgres: PostgresServer) ->
                 runner.run_slice(0.1)
 
 
-def test_round_trips_are_counted_and_not_commands(own_redis: StartRedis) -> None:
+def test_a_pipeline_of_commands_counts_as_one_round_trip(own_redis: StartRedis) -> None:
     """A pipeline of many commands is one round trip."""
     port = own_redis().port
     assert port is not None
@@ -243,12 +241,12 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert Figures.of([10.0, 30.0, 100.0]).over(Figures.of([1.0, 3.0, 10.0])).values == (10.0, 10.0, 10.0)
 
 
-def test_percentiles_are_values_that_were_measured() -> None:
+def test_percentiles_are_measured_values() -> None:
     """The median and the largest of a few."""
     assert [percentile([3.0, 1.0, 2.0], share) for share in (0.0, 0.5, 0.99, 1.0)] == [1.0, 2.0, 3.0, 3.0]
 
 
-def test_a_loud_machine_is_told_by_what_its_host_has_taken() -> None:
+def test_stolen_time_is_a_share_of_all_time() -> None:
     """It is a part of all time; that of guests is counted once. Systems that do not say it are not told of."""
     before = {"user": 100, "idle": 100, "steal": 5, "guest": 0}
     assert stolen(before, {"user": 150, "idle": 140, "steal": 15, "guest": 20}) == pytest.approx(0.1)
@@ -256,13 +254,13 @@ def test_a_loud_machine_is_told_by_what_its_host_has_taken() -> None:
 
 
 @pytest.mark.parametrize(("value", "status"), [(2.0, "aim reached"), (1.5, "reached"), (0.9, "MISSED"), (None, "?")])
-def test_a_verdict_says_which_bar_was_reached(value: float | None, status: str) -> None:
+def test_the_status_says_whether_a_target_was_reached(value: float | None, status: str) -> None:
     """The aim, what must be, neither, or nothing was measured."""
     bar = Target("speed", required=1, aim=2)
     assert TargetResult(bar, None if value is None else Figures.of([value])).status == status
 
 
-def test_less_is_better_where_it_is() -> None:
+def test_a_lower_value_reaches_a_target_where_less_is_better() -> None:
     """A time that is shorter than its bar has reached it."""
     bar = Target("time", required=2, aim=1, more_is_better=False)
     assert [TargetResult(bar, Figures.of([value])).status for value in (0.5, 1.5, 2.5)] == [

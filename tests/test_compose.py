@@ -80,7 +80,7 @@ SCHEMA = {
 """The part of the Compose Specification's schema that our file keeps to."""
 
 
-def test_compose_follows_the_specification() -> None:
+def test_the_compose_file_follows_the_compose_specification() -> None:
     """Every key is one of the Compose Specification, with a value of its type."""
     jsonschema.Draft7Validator(SCHEMA).validate(COMPOSE)
 
@@ -95,12 +95,12 @@ def docker_compose_is_here() -> bool:
 
 
 @pytest.mark.skipif(not docker_compose_is_here(), reason="no docker compose to ask; its rules are tested above")
-def test_docker_agrees() -> None:
+def test_docker_accepts_the_compose_file() -> None:
     """Docker takes the file."""
     subprocess.run(["docker", "compose", "--file", ROOT / "compose.yaml", "config", "--quiet"], check=True)
 
 
-def test_services_wait_for_services_that_can_be_waited_for() -> None:
+def test_every_service_that_is_waited_for_has_a_health_check_or_an_end() -> None:
     """Each dependency has a health check where its health is the condition, and ends where its end is."""
     assert set(SERVICES) == {"redis", "postgres", "migrate", "worker", "web"}
     for service in SERVICES.values():
@@ -109,20 +109,20 @@ def test_services_wait_for_services_that_can_be_waited_for() -> None:
             assert (dependency["condition"] == "service_completed_successfully") == (SERVICES[name]["restart"] == "no")
 
 
-def test_the_ledger_is_there_first() -> None:
+def test_every_worker_and_producer_starts_after_the_migration() -> None:
     """What runs or enqueues jobs starts after the migration has succeeded."""
     assert SERVICES["migrate"]["command"] == ["python", "-m", "worker", "migrate"]
     for name in ("worker", "web"):
         assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
-def test_volumes_are_declared() -> None:
+def test_every_mounted_volume_is_declared() -> None:
     """Each named volume that is mounted is declared."""
     mounted = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
     assert mounted == set(COMPOSE["volumes"])
 
 
-def test_only_the_application_is_published() -> None:
+def test_only_the_application_publishes_a_port() -> None:
     """Neither database can be reached from outside, nor collides with one of the machine's."""
     assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
         "web": ["8000:8000"]
@@ -136,7 +136,7 @@ def test_redis_never_evicts() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_each_service_loads_as_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What our services get as environment are settings that load, of the two servers beside them."""
     for variable, value in SERVICES[name]["environment"].items():
         monkeypatch.setenv(variable, value)
@@ -147,7 +147,7 @@ def test_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert redis_url == "redis://redis:6379/0"
 
 
-def test_commands_name_what_exists() -> None:
+def test_the_commands_of_services_exist_in_the_image() -> None:
     """The programs are installed by what the image installs, and the modules they are given are there."""
     scripts = {script.name: script.dist for script in entry_points(group="console_scripts")}
     extras = re.findall(r"pip install .*\[(\w+)\]", dockerfile())
@@ -168,7 +168,7 @@ def test_commands_name_what_exists() -> None:
     assert SERVICES["worker"]["healthcheck"]["test"] == ["CMD", "arq", "--check", "worker.Settings"]
 
 
-def test_jobs_get_their_grace_time() -> None:
+def test_docker_stops_the_worker_only_after_its_grace_period() -> None:
     """Docker kills the worker only after the worker itself has stopped waiting for its jobs."""
     assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > Config.load().grace
 
@@ -185,7 +185,7 @@ def image_command() -> list[str]:
     return command
 
 
-def test_image_has_all_it_copies() -> None:
+def test_every_path_that_the_image_copies_exists() -> None:
     """Each path that is copied into the image exists, and is not kept from Docker."""
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     copied = [words.split()[:-1] for words in re.findall(r"^COPY (.+)$", dockerfile(), re.MULTILINE)]
@@ -197,14 +197,14 @@ def test_image_has_all_it_copies() -> None:
         assert verdicts[-1:] == [True]
 
 
-def test_image_has_a_python_that_the_project_supports() -> None:
+def test_the_image_has_a_supported_python() -> None:
     """The image's Python is one that pyproject.toml allows."""
     version = re.search(r"^FROM python:([\d.]+)", dockerfile(), re.MULTILINE)
     assert version
     assert version[1] in SpecifierSet(PROJECT["requires-python"])
 
 
-def test_image_does_not_run_as_root() -> None:
+def test_the_image_does_not_run_as_root() -> None:
     """The last word on the user is an account that the image has made."""
     user = re.findall(r"^USER (\w+)$", dockerfile(), re.MULTILINE)[-1]
     assert re.search(rf"useradd .*\b{user}$", dockerfile(), re.MULTILINE)

@@ -31,7 +31,7 @@ print(f"stopped {watch.seconds} {watch.seconds_running}")
 """
 
 
-async def test_a_stopwatch_does_not_count_the_seconds_of_a_machine_that_stands_still(tmp_path: Path) -> None:
+async def test_a_stopwatch_does_not_count_the_time_that_a_process_was_stopped(tmp_path: Path) -> None:
     """A process that is stopped has lost them; one that blocks has not."""
     (tmp_path / "stops.py").write_text(_STOPS)
     with Command("stops", folder=tmp_path, environment={}) as program:
@@ -52,7 +52,7 @@ async def connect(url: str) -> "asyncpg.Connection[asyncpg.Record]":
     return await asyncpg.connect(as_dsn(make_url(url)))
 
 
-async def test_database_is_empty_and_watched(database_url: str, postgres: Observer) -> None:
+async def test_each_test_gets_an_empty_database_and_an_observer(database_url: str, postgres: Observer) -> None:
     """Each test gets a database of its own, with the ledger alone, and sees from outside who is connected to it."""
     tables = await postgres.fetch("SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'")
     assert {table["name"] for table in tables} == {"tandem_jobs", "tandem_jobs_version"}
@@ -70,7 +70,9 @@ async def test_database_is_empty_and_watched(database_url: str, postgres: Observ
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_proxy_cuts_at_commit(database_url: str, postgres: Observer, when: When) -> None:
+async def test_the_proxy_drops_a_connection_before_or_after_its_commit(
+    database_url: str, postgres: Observer, when: When
+) -> None:
     """A trap on COMMIT cuts the connection before the server commits, or after: the client cannot tell."""
     await postgres.execute("CREATE TABLE t (a int)")
     async with Proxy(database_url) as proxy:
@@ -91,7 +93,7 @@ async def test_proxy_cuts_at_commit(database_url: str, postgres: Observer, when:
         assert proxy.connections == 2
 
 
-async def test_proxy_network_fails_and_returns(database_url: str) -> None:
+async def test_the_proxy_drops_refuses_swallows_and_resumes(database_url: str) -> None:
     """The proxy can drop, refuse, swallow in silence, and deliver late what it has swallowed."""
     async with Proxy(database_url) as proxy:
         client = await connect(proxy.url)
@@ -116,7 +118,7 @@ async def test_proxy_network_fails_and_returns(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_proxy_cuts_redis(redis_url: str, when: When) -> None:
+async def test_the_proxy_drops_a_redis_connection_before_or_after_a_command(redis_url: str, when: When) -> None:
     """In front of Redis, too, a command is cut before it is executed or after."""
     async with Proxy(redis_url) as proxy, redis.asyncio.Redis.from_url(redis_url) as direct:
         client = redis.asyncio.Redis.from_url(proxy.url)
@@ -130,7 +132,7 @@ async def test_proxy_cuts_redis(redis_url: str, when: When) -> None:
         await client.aclose()
 
 
-async def test_pooler_lends_for_a_transaction(database_url: str, postgres: Observer) -> None:
+async def test_the_pooler_lends_its_backend_for_one_transaction(database_url: str, postgres: Observer) -> None:
     """Clients take turns on one backend, each for a transaction, and leave behind what they have set."""
     async with Pooler(database_url) as pooler:
         one, two = await connect(pooler.url), await connect(pooler.url)
@@ -150,14 +152,16 @@ async def test_pooler_lends_for_a_transaction(database_url: str, postgres: Obser
         assert await postgres.backends("idle") == 1
 
 
-async def test_pooler_refuses_settings(database_url: str) -> None:
+async def test_the_pooler_refuses_startup_settings_as_pgbouncer_does(database_url: str) -> None:
     """A setting sent with the start of a session is refused, in PgBouncer's words."""
     async with Pooler(database_url) as pooler:
         with pytest.raises(asyncpg.ProtocolViolationError, match="unsupported startup parameter: statement_timeout"):
             await asyncpg.connect(as_dsn(make_url(pooler.url)), server_settings={"statement_timeout": "1s"})
 
 
-async def test_pooler_cancels_and_rolls_back(database_url: str, postgres: Observer) -> None:
+async def test_the_pooler_cancels_statements_and_rolls_back_abandoned_transactions(
+    database_url: str, postgres: Observer
+) -> None:
     """A cancelled statement ends on the server; a client that leaves in a transaction takes the backend with it."""
     async with Pooler(database_url) as pooler:
         client = await connect(pooler.url)
@@ -178,7 +182,9 @@ async def test_pooler_cancels_and_rolls_back(database_url: str, postgres: Observ
             await client.execute("SELECT 3")
 
 
-async def test_own_servers_return_at_the_same_address(own_postgres: StartPostgres, own_redis: StartRedis) -> None:
+async def test_a_tests_own_servers_restart_at_the_same_address(
+    own_postgres: StartPostgres, own_redis: StartRedis
+) -> None:
     """A test's own servers can be killed and restarted; what PostgreSQL has committed is still there."""
     postgres = own_postgres(max_connections=20)
     client = await connect(postgres.url)

@@ -62,7 +62,9 @@ async def answers(client: httpx.AsyncClient) -> bool:
         return False
 
 
-async def test_example_runs(project: Path, database_url: str, redis_url: str, postgres: Observer) -> None:
+async def test_the_readme_example_runs_word_for_word(
+    project: Path, database_url: str, redis_url: str, postgres: Observer
+) -> None:
     """README's task, registry line, application and commands, word for word: an order that is made is shipped."""
     commands = [line.split()[1:] for line in README.splitlines() if line.startswith("$ ")]
     assert ["arq", "worker.Settings"] in commands
@@ -84,20 +86,20 @@ async def test_example_runs(project: Path, database_url: str, redis_url: str, po
         assert (await client.post("/orders/7")).status_code == 500
 
 
-def test_example_is_as_short_as_it_says() -> None:
+def test_the_readme_example_has_at_most_25_lines() -> None:
     """The example is for reading: no more than 25 lines of code."""
     blocks = [block for language, block in _BLOCK.findall(README) if language == "python"]
     assert sum(bool(line.strip()) for block in blocks for line in block.splitlines()) <= 25
 
 
-def test_settings_are_those_of_the_code() -> None:
+def test_the_settings_table_matches_config() -> None:
     """The table of settings says what `Config` says, word for word."""
     found = _SETTINGS.search(README)
     assert found is not None
     assert found[1] == settings_table()
 
 
-def test_links_lead_somewhere() -> None:
+def test_every_link_leads_to_a_file() -> None:
     """Every file that README links to is there."""
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
@@ -105,7 +107,7 @@ def test_links_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_tables_are_whole(page: Path) -> None:
+def test_every_row_of_a_table_has_all_cells(page: Path) -> None:
     """Each row of a table has as many cells as its head."""
     tables = [table.splitlines() for table in _TABLE.findall(page.read_text())]
     torn = [
@@ -114,7 +116,7 @@ def test_tables_are_whole(page: Path) -> None:
     assert torn == []
 
 
-def test_make_knows_its_commands() -> None:
+def test_every_make_command_of_the_readme_is_a_target() -> None:
     """Every `make` command that README shows is a target of the Makefile."""
     targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     shown = re.findall(r"make ([a-z]+)", "\n".join(line for line in README.splitlines() if line.startswith("$ ")))
@@ -122,7 +124,7 @@ def test_make_knows_its_commands() -> None:
     assert set(shown) <= set(targets)
 
 
-def test_figures_were_measured() -> None:
+def test_every_figure_of_the_readme_was_measured() -> None:
     """Every figure in the table of speeds is one of the last measurement's."""
     measured = re.findall(r"[\d.,]+", (PROJECT / "bench" / "results.md").read_text())
     rows = [row for row in README.partition("## Speed")[2].splitlines() if row.startswith("| ")][1:]

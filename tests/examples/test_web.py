@@ -68,7 +68,7 @@ def connections(observer: redis.Redis) -> int:
     return len(clients)
 
 
-async def test_scan_is_done_by_the_worker(
+async def test_a_scan_is_done_by_the_worker(
     client: httpx.AsyncClient, folder: Path, database_url: str, redis_url: str
 ) -> None:
     """A scan asked for over HTTP goes through the queue and a worker, and its progress never claims what is not so."""
@@ -90,7 +90,7 @@ async def test_scan_is_done_by_the_worker(
         assert earlier["failed"] is None
 
 
-async def test_empty_folder_is_done_at_once(
+async def test_a_scan_of_an_empty_folder_has_ended_at_once(
     client: httpx.AsyncClient, tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
     """A folder without Python files makes a scan of no jobs, which has ended."""
@@ -104,7 +104,9 @@ async def test_empty_folder_is_done_at_once(
     assert await progress(client, scan["id"]) == {**scan, "files": 0, "indexed": 0, "failed": 0, "done": True}
 
 
-async def test_scans_are_told_apart(client: httpx.AsyncClient, folder: Path, database_url: str, redis_url: str) -> None:
+async def test_two_scans_of_one_folder_count_their_own_rows(
+    client: httpx.AsyncClient, folder: Path, database_url: str, redis_url: str
+) -> None:
     """Two scans of one folder each count their own rows."""
     scans = [await start(client, folder) for _ in range(2)]
 
@@ -116,7 +118,7 @@ async def test_scans_are_told_apart(client: httpx.AsyncClient, folder: Path, dat
     assert [(await progress(client, scan["id"]))["indexed"] for scan in scans] == [2, 2]
 
 
-async def test_scan_whose_commit_fails_enqueues_nothing(
+async def test_a_scan_whose_commit_fails_enqueues_nothing(
     client: httpx.AsyncClient, folder: Path, postgres: Observer, queue: Queue
 ) -> None:
     """A request that is a 500 because its COMMIT was refused leaves neither a row nor a job."""
@@ -143,7 +145,7 @@ async def test_scan_whose_commit_fails_enqueues_nothing(
         pytest.param({"folder": "/tmp\0"}, id="null byte"),
     ],
 )
-async def test_wrong_folder_is_a_422(
+async def test_a_path_that_is_no_folder_is_a_422(
     client: httpx.AsyncClient, body: dict[str, str], postgres: Observer, queue: Queue
 ) -> None:
     """What is not a folder is refused before anything is written."""
@@ -154,19 +156,19 @@ async def test_wrong_folder_is_a_422(
     assert await queue.depth(queue.name) == 0
 
 
-async def test_unknown_scan_is_a_404(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_scan_is_a_404(client: httpx.AsyncClient) -> None:
     """A scan that was never asked for is not found."""
     response = await client.get("/scans/1")
     assert (response.status_code, response.json()) == (404, {"detail": "There is no scan 1."})
 
 
 @pytest.mark.parametrize("scan_id", ["0", "-1", str(2**31), "one"])
-async def test_impossible_scan_id_is_a_422(client: httpx.AsyncClient, scan_id: str) -> None:
+async def test_an_impossible_scan_id_is_a_422(client: httpx.AsyncClient, scan_id: str) -> None:
     """What cannot be an id is refused, and not asked of the database."""
     assert (await client.get(f"/scans/{scan_id}")).status_code == 422
 
 
-async def test_application_closes_what_it_opened(
+async def test_the_application_closes_its_connections_at_shutdown(
     database_url: str, redis_url: str, folder: Path, postgres: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its shutdown no connection to either server is left, and it can be started again."""

@@ -121,7 +121,7 @@ def large_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_small_folder_on_servers_from_wheels(folder: Path) -> None:
+def test_the_demo_starts_servers_from_wheels_and_indexes_a_small_folder(folder: Path) -> None:
     """With nothing given it starts everything itself, tells right numbers, and leaves no process behind."""
     with demo(str(folder)) as running:
         running.until(lambda: running.worker() is not None)
@@ -154,7 +154,9 @@ def test_small_folder_on_servers_from_wheels(folder: Path) -> None:
     ]
 
 
-def test_its_worker_is_killed_in_the_middle(large_folder: Path, urls: Mapping[str, str]) -> None:
+def test_a_worker_killed_in_the_middle_indexes_each_file_once_all_the_same(
+    large_folder: Path, urls: Mapping[str, str]
+) -> None:
     """kill -9, in the middle of jobs: each file is indexed once all the same, by the worker that takes over."""
     for number in range(400, 2000):
         (large_folder / f"m{number}.py").unlink()
@@ -165,7 +167,9 @@ def test_its_worker_is_killed_in_the_middle(large_folder: Path, urls: Mapping[st
     assert "files that were indexed twice: 0: holds" in output
 
 
-async def test_second_run_counts_its_own(folder: Path, urls: Mapping[str, str], postgres: Observer) -> None:
+async def test_a_second_run_on_given_servers_counts_only_its_own_rows(
+    folder: Path, urls: Mapping[str, str], postgres: Observer
+) -> None:
     """On servers that are given, what an earlier run has left there does not count, and no queue of it stays."""
     first, second = run(str(folder), settings=urls), run(str(folder), settings=urls)
     assert first[0] == second[0] == 0
@@ -176,14 +180,16 @@ async def test_second_run_counts_its_own(folder: Path, urls: Mapping[str, str], 
     assert keys_of_demos(urls) == []
 
 
-def test_folder_without_python(tmp_path: Path, urls: Mapping[str, str]) -> None:
+def test_a_folder_without_python_files_is_no_failure(tmp_path: Path, urls: Mapping[str, str]) -> None:
     """Nothing to do is no failure."""
     code, output, errors = run(str(tmp_path), settings=urls)
     assert (code, errors) == (0, "")
     assert "jobs that succeeded: 0, rows in the database: 0" in output
 
 
-async def test_check_that_does_not_hold(folder: Path, urls: Mapping[str, str], postgres: Observer) -> None:
+async def test_rows_that_do_not_match_the_succeeded_jobs_fail_the_demo(
+    folder: Path, urls: Mapping[str, str], postgres: Observer
+) -> None:
     """Rows that are not those of the jobs that succeeded are found out, though there are as many: exit code 1."""
     database = db.Database(urls["DATABASE_URL"], default=True)
     await create_tables()
@@ -201,7 +207,7 @@ async def test_check_that_does_not_hold(folder: Path, urls: Mapping[str, str], p
     )
 
 
-def test_interrupted_in_the_middle(large_folder: Path) -> None:
+def test_ctrl_c_stops_the_worker_and_the_servers(large_folder: Path) -> None:
     """Ctrl-C stops the worker and the servers: one line, no process left."""
     with demo(str(large_folder)) as running:
         wait_for_first_jobs(running)
@@ -211,7 +217,9 @@ def test_interrupted_in_the_middle(large_folder: Path) -> None:
     assert (code, errors) == (130, "Interrupted: the worker, and the servers that were started, are stopped.\n")
 
 
-def test_terminated_in_the_middle(large_folder: Path, urls: Mapping[str, str]) -> None:
+def test_sigterm_stops_the_demo_and_removes_its_jobs_from_a_given_redis(
+    large_folder: Path, urls: Mapping[str, str]
+) -> None:
     """SIGTERM does the same; and from a Redis that stays, the jobs that were not run are taken out."""
     with demo(str(large_folder), settings=urls) as running:
         wait_for_first_jobs(running)
@@ -223,7 +231,7 @@ def test_terminated_in_the_middle(large_folder: Path, urls: Mapping[str, str]) -
     assert keys_of_demos(urls) == []
 
 
-def test_killed_in_the_middle(large_folder: Path) -> None:
+def test_the_worker_and_the_servers_end_when_the_demo_is_killed(large_folder: Path) -> None:
     """If the demo is killed, the worker and the servers end by themselves."""
     with demo(str(large_folder)) as running:
         wait_for_first_jobs(running)
@@ -234,7 +242,7 @@ def test_killed_in_the_middle(large_folder: Path) -> None:
         assert not running.alive()
 
 
-def test_worker_that_dies_ends_the_demo(large_folder: Path, urls: Mapping[str, str]) -> None:
+def test_a_worker_that_dies_ends_the_demo_with_exit_code_1(large_folder: Path, urls: Mapping[str, str]) -> None:
     """Without its worker the demo would wait in vain: it says so in a line, exit code 1."""
     with demo(str(large_folder), settings=urls) as running:
         wait_for_first_jobs(running)
@@ -248,7 +256,7 @@ def test_worker_that_dies_ends_the_demo(large_folder: Path, urls: Mapping[str, s
     assert errors.count("\n") == 1
 
 
-def test_bar_on_a_terminal(folder: Path, urls: Mapping[str, str]) -> None:
+def test_a_terminal_gets_a_progress_bar(folder: Path, urls: Mapping[str, str]) -> None:
     """On a terminal the lines are a bar."""
     ours, theirs = pty.openpty()
     with demo(str(folder), stdout=theirs, settings={**urls, "TERM": "xterm", "COLUMNS": "100"}) as running:
@@ -265,7 +273,7 @@ def test_bar_on_a_terminal(folder: Path, urls: Mapping[str, str]) -> None:
     assert b"jobs done" not in output
 
 
-def test_settings_of_other_workers(folder: Path, urls: Mapping[str, str]) -> None:
+def test_settings_of_other_workers_do_not_change_the_demo(folder: Path, urls: Mapping[str, str]) -> None:
     """What the user's environment says to other workers, and to terminals, does not change what the demo does."""
     others = {"WORKER_QUEUES": "high,low", "WORKER_REGISTRY": "shop.registry", "WORKER_KEEP_RESULT": "0"}
     code, output, _ = run(str(folder), settings={**urls, **others, "FORCE_COLOR": "1"})
@@ -286,7 +294,7 @@ def test_settings_of_other_workers(folder: Path, urls: Mapping[str, str]) -> Non
     ],
     ids=["no folder", "file", "wrong Redis URL", "wrong database URL", "no database there", "no Redis there"],
 )
-def test_what_cannot_begin(
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(
     urls: Mapping[str, str], arguments: list[str], settings: Mapping[str, str], message: str
 ) -> None:
     """A mistake of the user's is one line that names it, exit code 2."""
@@ -297,7 +305,7 @@ def test_what_cannot_begin(
     assert "secret" not in errors
 
 
-def test_help() -> None:
+def test_help_lists_what_the_demo_accepts() -> None:
     """`--help` tells what may be given."""
     code, output, _ = run("--help", settings={})
     assert code == 0

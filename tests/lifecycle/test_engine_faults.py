@@ -63,7 +63,9 @@ def left(observer: Any) -> set[str]:
 
 class TestKilled:
     @pytest.mark.parametrize("workers", [1, 3])
-    async def test_at_random_moments(self, forked_workers: ForkedWorkers, observer: Any, workers: int) -> None:
+    async def test_workers_killed_at_random_moments_lose_no_job(
+        self, forked_workers: ForkedWorkers, observer: Any, workers: int
+    ) -> None:
         """kill -9 at twenty random moments: every job's outcome is there, and no other key is left."""
         moments = random.Random(workers)
         jobs = [job for _ in range(20) for job in await sleep.enqueue_many({"seconds": 0.05} for _ in range(20))]
@@ -84,7 +86,7 @@ class TestKilled:
         assert set(ends) == {f"end {job.job_id}" for job in jobs}
 
     @pytest.mark.parametrize("moment", ["claimed", "in the body", "committed"])
-    async def test_at_each_moment(
+    async def test_a_worker_killed_at_any_moment_of_a_job_leaves_one_effect(
         self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, moment: str
     ) -> None:
         """kill -9 twenty times after the claim, in the body, or between COMMIT and finish: each job has one effect."""
@@ -102,7 +104,7 @@ class TestKilled:
         await eventually(lambda: left(observer), equals=set())
 
     @pytest.mark.parametrize("lease", [1, 10])
-    async def test_runs_again(
+    async def test_the_job_of_a_killed_worker_runs_again_elsewhere_within_its_lease(
         self, forked_workers: ForkedWorkers, environment: dict[str, str], tmp_path: Path, lease: int
     ) -> None:
         """A job whose worker is killed runs again within its lease and two seconds, elsewhere, and ends once."""
@@ -122,7 +124,9 @@ class TestKilled:
                 assert info is not None
                 assert info.tries == 1  # a crash is no try
 
-    async def test_poison(self, forked_workers: ForkedWorkers, observer: Any) -> None:
+    async def test_a_job_that_kills_its_workers_fails_after_max_crashes(
+        self, forked_workers: ForkedWorkers, observer: Any
+    ) -> None:
         """A job that kills its workers fails after WORKER_MAX_CRASHES of them; those that ran beside it complete."""
         good = await sleep.enqueue_many({"seconds": 0.05} for _ in range(3))
         bad = await exit_worker.enqueue()
@@ -139,7 +143,9 @@ class TestKilled:
 
 
 class TestStuck:
-    async def test_loop(self, forked_workers: ForkedWorkers, observer: Any) -> None:
+    async def test_a_blocked_event_loop_ends_the_worker_and_its_job_comes_back(
+        self, forked_workers: ForkedWorkers, observer: Any
+    ) -> None:
         """A loop that is stuck for longer than a job may take ends its process, saying where; its job comes back."""
         with forked_workers.new(WORKER_GRACE="0.2") as worker:
             job = await block_event_loop.enqueue()
@@ -150,7 +156,9 @@ class TestStuck:
         assert await job.status() == "queued"
 
     @pytest.mark.parametrize("breaks", ["", "yes"])
-    async def test_thread_at_shutdown(self, forked_workers: ForkedWorkers, breaks: str) -> None:
+    async def test_a_thread_that_nothing_can_stop_does_not_keep_the_worker_from_ending(
+        self, forked_workers: ForkedWorkers, breaks: str
+    ) -> None:
         """A thread that nothing can stop does not keep the process from ending, also where closing raises; its
         job comes back."""
         with forked_workers.new(WORKER_GRACE="0.1", BREAKS=breaks) as worker:
@@ -162,7 +170,7 @@ class TestStuck:
             assert ("it cannot be closed" in worker.output) is bool(breaks)
         assert "lifespan ends" in forked_workers.task_log
 
-    async def test_frozen(
+    async def test_a_worker_frozen_past_its_lease_changes_nothing_of_its_successor(
         self, forked_workers: ForkedWorkers, observer: Any, database_url: str, tmp_path: Path
     ) -> None:
         """A worker that was frozen past its lease changes nothing of its successor's when it wakes up.
@@ -187,7 +195,7 @@ class TestStuck:
 
 class TestToldToStop:
     @pytest.mark.parametrize("times", [1, 2])
-    async def test_in_a_commit(
+    async def test_a_worker_stopped_in_the_middle_of_a_commit_reports_its_real_outcome(
         self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, times: int
     ) -> None:
         """Told to stop in the middle of a COMMIT, once or twice, it waits for it and reports the truth: one effect."""
@@ -209,7 +217,9 @@ class TestToldToStop:
         assert left(observer) == set()
         assert await postgres.backends() == 0
 
-    async def test_six_times(self, forked_workers: ForkedWorkers, tmp_path: Path) -> None:
+    async def test_a_job_interrupted_by_six_deploys_completes_at_its_first_try(
+        self, forked_workers: ForkedWorkers, tmp_path: Path
+    ) -> None:
         """A job that six deploys interrupt, with three tries, completes, at its first try."""
         job = await wait_for_file.enqueue(str(tmp_path / "go on"))
         for times in range(1, 7):
@@ -225,7 +235,7 @@ class TestToldToStop:
         assert info.tries == 1
 
     @pytest.mark.parametrize("command", [("arq", "worker.Settings"), ("worker", "run")], ids=" ".join)
-    async def test_in_the_lifespan(
+    async def test_a_worker_stopped_in_its_lifespan_closes_it_and_exits_with_0(
         self, environment: dict[str, str], tmp_path: Path, observer: Any, command: tuple[str, ...]
     ) -> None:
         """Told to stop while its resources are being made, it takes them back, and ends with 0, without a traceback."""
@@ -239,7 +249,7 @@ class TestToldToStop:
         assert left(observer) == set()
 
     @pytest.mark.parametrize("how", ["kill", "freeze"])
-    async def test_without_redis(
+    async def test_arq_worker_stopped_without_redis_closes_all_and_exits_with_0(
         self, environment: dict[str, str], tmp_path: Path, own_redis: StartRedis, how: str
     ) -> None:
         """Told to stop while Redis is dead, or says nothing, arq's worker closes all and ends with 0, no traceback."""
@@ -261,7 +271,9 @@ class TestToldToStop:
         assert "lifespan ends" in (tmp_path / "task-log").read_text()
 
 
-async def test_check(environment: dict[str, str], tmp_path: Path, own_postgres: StartPostgres) -> None:
+async def test_arq_check_reports_whether_the_worker_and_its_database_are_healthy(
+    environment: dict[str, str], tmp_path: Path, own_postgres: StartPostgres
+) -> None:
     """`arq --check` is 0 for a worker that works, and 1 five seconds after its database has stopped."""
     database = own_postgres()
     environment["DATABASE_URL"] = database.url

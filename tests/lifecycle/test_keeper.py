@@ -65,7 +65,7 @@ async def keeper_of(worker: ForkedWorker) -> psutil.Process:
 
 
 class TestKeptInterpreter:
-    async def test_in_a_body(self, forked_workers: ForkedWorkers) -> None:
+    async def test_a_body_that_holds_the_gil_past_its_lease_starts_once(self, forked_workers: ForkedWorkers) -> None:
         """Code that keeps the interpreter for four leases starts once, and so do all others that ran beside it, though
         another worker waits for them."""
         with forked_workers.new(WORKER_ID="first") as first:
@@ -84,7 +84,9 @@ class TestKeptInterpreter:
             await first.says("this process stood still")
         assert begun(forked_workers) == sorted(job.job_id for job in jobs)
 
-    async def test_right_after_the_claim(self, forked_workers: ForkedWorkers) -> None:
+    async def test_jobs_of_one_claim_start_once_although_the_first_holds_the_gil(
+        self, forked_workers: ForkedWorkers
+    ) -> None:
         """Jobs of one claim, the first of which keeps the interpreter before any body has begun, start once."""
         with forked_workers.new(WORKER_ID="first") as first:
             await first.says("works on")
@@ -97,7 +99,9 @@ class TestKeptInterpreter:
         assert forked_workers.task_log.count("gil held in validator") == 1
         assert len(set(begun(forked_workers))) == len(begun(forked_workers)) == 11
 
-    async def test_past_all_limits(self, forked_workers: ForkedWorkers, observer: Any) -> None:
+    async def test_a_worker_whose_gil_is_held_past_all_limits_is_killed(
+        self, forked_workers: ForkedWorkers, observer: Any
+    ) -> None:
         """A worker whose interpreter is kept for longer than its jobs may take is killed, and says where it was; its
         job counts a crash."""
         with forked_workers.new(WORKER_GRACE="0.2") as worker:
@@ -109,7 +113,7 @@ class TestKeptInterpreter:
         await eventually(lambda: not observer.exists(f"arq:in-progress:{job.job_id}"))
         assert observer.hget("arq:started", job.job_id).startswith("1:")
 
-    async def test_not_of_a_stopped_worker(self, forked_workers: ForkedWorkers) -> None:
+    async def test_a_stopped_worker_loses_its_leases_and_is_not_killed(self, forked_workers: ForkedWorkers) -> None:
         """A worker that is stopped for longer than its jobs may take loses its leases, and is not killed."""
         with forked_workers.new(WORKER_GRACE="0.2") as stopped:
             job = await sleep.enqueue(0.1)
@@ -123,7 +127,9 @@ class TestKeptInterpreter:
 
 
 class TestKilled:
-    async def test_runs_again_at_once(self, forked_workers: ForkedWorkers, tmp_path: Path) -> None:
+    async def test_the_job_of_a_killed_worker_runs_again_within_a_second(
+        self, forked_workers: ForkedWorkers, tmp_path: Path
+    ) -> None:
         """A job whose worker is killed runs again elsewhere within a second, however long the lease is. The best of
         three, as the machine may stand still."""
         job = await wait_for_file.enqueue(str(tmp_path / "go on"))
@@ -148,7 +154,9 @@ class TestKilled:
         assert min(seconds) < 1
         assert max(seconds) < AT_ONCE
 
-    async def test_with_a_child_that_lives_on(self, forked_workers: ForkedWorkers, observer: Any) -> None:
+    async def test_a_forked_child_does_not_make_a_killed_worker_seem_alive(
+        self, forked_workers: ForkedWorkers, observer: Any
+    ) -> None:
         """A child that the worker has forked, and that outlives it, does not make it seem to live."""
         with forked_workers.new(WORKER_LEASE="60") as worker:
             job = await fork_child.enqueue(20.0)
@@ -157,7 +165,9 @@ class TestKilled:
             await eventually(lambda: not observer.exists(f"arq:in-progress:{job.job_id}"), timeout=AT_ONCE)
         assert observer.hget("arq:started", job.job_id).startswith("1:")  # a crash
 
-    async def test_after_its_keeper(self, forked_workers: ForkedWorkers, observer: Any) -> None:
+    async def test_a_killed_keeper_is_replaced_and_the_next_one_gives_the_jobs_back(
+        self, forked_workers: ForkedWorkers, observer: Any
+    ) -> None:
         """A keeper that is killed is replaced, which the log says, and the next one gives the jobs back."""
         with forked_workers.new(WORKER_LEASE="60") as worker:
             job = await sleep.enqueue(60.0)
@@ -171,7 +181,7 @@ class TestKilled:
             worker.kill()
             await eventually(lambda: not observer.exists(f"arq:in-progress:{job.job_id}"), timeout=AT_ONCE)
 
-    async def test_told_to_stop(self, forked_workers: ForkedWorkers) -> None:
+    async def test_signals_end_a_keeper_only_after_its_worker(self, forked_workers: ForkedWorkers) -> None:
         """Neither the terminal's signals nor a container's end a keeper before its worker; it ends with that, and gives
         nothing back."""
         with forked_workers.new() as worker:
@@ -191,7 +201,9 @@ class TestKilled:
 
 
 class TestHeldSlots:
-    async def test_all_of_them(self, forked_workers: ForkedWorkers, observer: Any, tmp_path: Path) -> None:
+    async def test_a_worker_whose_slots_are_all_held_past_their_limits_exits_with_70(
+        self, forked_workers: ForkedWorkers, observer: Any, tmp_path: Path
+    ) -> None:
         """A worker whose slots are all held by threads past their limits says so of each, is unwell, and ends with code
         70; its jobs count a crash where they run next."""
         go_on = tmp_path / "go on"

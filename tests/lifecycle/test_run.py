@@ -60,7 +60,7 @@ def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
     return {**REGISTRY, "REDIS_URL": redis_url, "DATABASE_URL": sqlite_url}
 
 
-async def test_jobs_run_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_worker_run_runs_jobs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
     """Without arq, jobs run as under it, on uvloop; `ctx["redis"]` is arq's client, and SIGTERM ends it with 0."""
     with Command("worker", "run", folder=tmp_path, environment=settings) as run:
         assert await (await double.enqueue(21)).result(timeout=20) == 42
@@ -73,7 +73,9 @@ async def test_jobs_run_on_uvloop(settings: dict[str, str], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
-async def test_a_job_that_ends_the_process(command: tuple[str, ...], settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_job_that_raises_system_exit_does_not_end_the_worker(
+    command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
+) -> None:
     """`SystemExit` outside a body's own task fails its job at most; the worker goes on with all others, and drains."""
     file = tmp_path / "go-on"
     with Command(*command, folder=tmp_path, environment=settings) as run:
@@ -92,7 +94,7 @@ async def test_a_job_that_ends_the_process(command: tuple[str, ...], settings: d
 
 
 @pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
-async def test_a_job_that_cancels_all_that_runs(
+async def test_a_job_that_cancels_all_asyncio_tasks_ends_a_drained_worker(
     command: tuple[str, ...], settings: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
     """The worker ends with 1, drained: each job has its outcome, and starts once."""
@@ -111,7 +113,7 @@ async def test_a_job_that_cancels_all_that_runs(
 
 
 @pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
-async def test_a_lifespan_that_ends_the_process(
+async def test_a_lifespan_that_raises_system_exit_ends_the_worker_with_its_message(
     command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
 ) -> None:
     """What it says is the last line, with its exit code, and nothing says that the worker goes on."""
@@ -124,7 +126,9 @@ async def test_a_lifespan_that_ends_the_process(
 
 
 @pytest.mark.parametrize("command", [("worker", "run"), ("arq", "worker.Settings")], ids=["run", "arq"])
-async def test_children_of_a_job(command: tuple[str, ...], settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_signal_to_a_child_process_of_a_job_does_not_reach_the_worker(
+    command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
+) -> None:
     """A signal for a process that a job has started ends that process, and is none for the worker."""
     with Command(*command, folder=tmp_path, environment=settings) as run:
         for method in ("fork", "forkserver"):
@@ -137,7 +141,7 @@ async def test_children_of_a_job(command: tuple[str, ...], settings: dict[str, s
         assert await run.ends() == 0
 
 
-async def test_arq_runs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_arq_worker_runs_jobs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
     """`arq worker.Settings` runs its jobs on uvloop too, and SIGTERM ends it with 0."""
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as arq:
         assert await (await event_loop_module.enqueue()).result(timeout=20) == "uvloop"
@@ -146,7 +150,9 @@ async def test_arq_runs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> N
         assert "Traceback" not in arq.output
 
 
-async def test_signals(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+async def test_the_first_signal_drains_and_the_second_puts_jobs_back(
+    settings: dict[str, str], tmp_path: Path, queue: Queue
+) -> None:
     """The first signal waits for running jobs; the second puts them back to where they were, and the exit code is 0."""
     finishes = await wait_for_file.enqueue(str(tmp_path / "finishes"))
     hangs = await wait_for_file.using(job_id="hangs").enqueue(str(tmp_path / "hangs"))
@@ -165,7 +171,9 @@ async def test_signals(settings: dict[str, str], tmp_path: Path, queue: Queue) -
 
 
 @pytest.mark.parametrize("burst", [(), ("--burst",)], ids=["run", "burst"])
-async def test_signal_while_starting(burst: tuple[str, ...], settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_signal_while_waiting_for_the_database_ends_the_worker_at_once(
+    burst: tuple[str, ...], settings: dict[str, str], tmp_path: Path
+) -> None:
     """A signal that comes while the worker waits for its database ends it at once, without a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host, port = silent.getsockname()
@@ -179,7 +187,9 @@ async def test_signal_while_starting(burst: tuple[str, ...], settings: dict[str,
                 assert run.output.splitlines()[-1].endswith("stopping on SIGTERM")
 
 
-async def test_failed_engine(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_an_engine_loop_that_keeps_failing_ends_the_worker_with_exit_code_1(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     """A loop of the engine that keeps failing ends the process with 1: without arq, under it, and in a burst."""
     (tmp_path / "sabotage.py").write_text(SABOTAGE)
     settings["WORKER_REGISTRY"] = "sabotage"
@@ -194,7 +204,7 @@ async def test_failed_engine(settings: dict[str, str], tmp_path: Path) -> None:
             assert "scheduler failed 10 times" in command.output
 
 
-async def test_burst_on_several_queues(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+async def test_burst_ends_when_all_its_queues_are_empty(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
     """--burst ends with 0 once all queues are empty, whichever job still puts something into whichever of them."""
     await alternate_queues.using(queue="low").enqueue(20, "low", "high")
     late = await double.using(queue="high", delay=1).enqueue(2)
@@ -206,7 +216,7 @@ async def test_burst_on_several_queues(settings: dict[str, str], tmp_path: Path,
     assert await at_once(late.result()) == 4
 
 
-async def test_interrupted_burst(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_an_interrupted_burst_does_not_exit_with_0(settings: dict[str, str], tmp_path: Path) -> None:
     """A burst that a signal ends before the queues are empty does not end with 0."""
     await double.using(delay=3600).enqueue(2)
     with Command("worker", "run", "--burst", folder=tmp_path, environment=settings) as run:
@@ -223,7 +233,7 @@ async def test_interrupted_burst(settings: dict[str, str], tmp_path: Path) -> No
         ({"WORKER_REGISTRY": "nowhere.registry"}, "nowhere.registry: 1 problem", 2),
     ],
 )
-async def test_cannot_start(
+async def test_a_worker_that_cannot_start_says_why_in_one_line(
     setting: dict[str, str], line: str, code: int, settings: dict[str, str], tmp_path: Path
 ) -> None:
     """What keeps a worker from starting is said without a traceback, and ends it with 1, or 2 for a mistake."""
@@ -233,7 +243,7 @@ async def test_cannot_start(
         assert "Traceback" not in run.output
 
 
-async def test_arq_watch(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_arq_watch_is_refused_with_the_command_that_works(settings: dict[str, str], tmp_path: Path) -> None:
     """`arq --watch`, which would run the old code again, ends with one line that names what does not."""
     with Command("arq", "worker.Settings", "--watch", str(tmp_path), folder=tmp_path, environment=settings) as arq:
         assert await arq.ends() == 2

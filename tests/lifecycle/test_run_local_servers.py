@@ -24,7 +24,7 @@ def env(folder: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-async def test_other_processes_reach_them(tmp_path: Path) -> None:
+async def test_other_processes_reach_the_local_servers_through_worker_env(tmp_path: Path) -> None:
     """It says that it has started servers, which `eval $(python -m worker env)` reaches from its folder."""
     with Command("worker", "run", folder=tmp_path, environment=REGISTRY) as run:
         await run.says("works on")
@@ -47,7 +47,7 @@ async def test_other_processes_reach_them(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-async def test_only_what_is_missing_is_started(tmp_path: Path, sqlite_url: str) -> None:
+async def test_only_the_server_without_a_url_is_started(tmp_path: Path, sqlite_url: str) -> None:
     """A URL that is set is used, and is not written down; a note whose owner was killed is not believed."""
     environment = REGISTRY | {"DATABASE_URL": sqlite_url}
     with Command("worker", "run", folder=tmp_path, environment=environment) as run:

@@ -54,7 +54,9 @@ async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path
     assert await healthy(queue) == []
 
 
-async def test_workers_drain_and_hurry_together(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+async def test_the_first_signal_drains_all_workers_and_the_second_interrupts_all(
+    settings: dict[str, str], tmp_path: Path, queue: Queue
+) -> None:
     """The first signal reaches each worker once, and so does the second; a job that hangs is put back."""
     jobs = [str(tmp_path / name) for name in ("a", "b")]
     with Command(*TWO, "--concurrency", "1", folder=tmp_path, environment=settings) as run:
@@ -83,7 +85,9 @@ async def test_workers_do_not_outlive_a_killed_supervisor(settings: dict[str, st
         assert run.output.count("stopped: 0 jobs done") == 2
 
 
-async def test_burst(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+async def test_burst_ends_when_no_worker_has_anything_left_to_do(
+    settings: dict[str, str], tmp_path: Path, queue: Queue
+) -> None:
     """--burst ends with 0 once none of them has anything left to do."""
     first = await wait_for_file.enqueue(str(tmp_path / "file"))
     await double.enqueue_many([{"number": number} for number in range(100)])
@@ -95,7 +99,9 @@ async def test_burst(settings: dict[str, str], tmp_path: Path, queue: Queue) -> 
     assert await queue.depth("arq:queue") == 0
 
 
-async def test_burst_that_cannot_start(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_burst_that_cannot_start_says_why_once_and_ends_all_workers(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     """What keeps the first worker from working is said once, and ends them all with 1: nobody waits for it."""
     settings["DATABASE_URL"] = f"sqlite+aiosqlite:///{tmp_path}/new.db"
     with Command(*TWO, "--burst", folder=tmp_path, environment=settings) as run:
@@ -103,7 +109,7 @@ async def test_burst_that_cannot_start(settings: dict[str, str], tmp_path: Path)
     assert run.output.count("run 'python -m worker migrate'") == 1
 
 
-async def test_a_mistake_is_said_once(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_mistake_that_all_workers_share_is_printed_once(settings: dict[str, str], tmp_path: Path) -> None:
     """What is wrong with all workers is said once, and ends them with 2."""
     settings["WORKER_REGISTRY"] = "nowhere.registry"
     with Command(*TWO, folder=tmp_path, environment=settings) as run:
@@ -111,7 +117,7 @@ async def test_a_mistake_is_said_once(settings: dict[str, str], tmp_path: Path) 
         assert run.output.count("there is no module nowhere") == 1
 
 
-async def test_a_signal_before_a_worker_can_hear_it(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_signal_ends_workers_that_are_still_starting_with_0(settings: dict[str, str], tmp_path: Path) -> None:
     """A signal that reaches workers which are still starting ends them without a traceback, and with 0."""
     with Command(*TWO, folder=tmp_path, environment=settings) as run:
         await eventually(run.workers, timeout=20)
@@ -120,7 +126,7 @@ async def test_a_signal_before_a_worker_can_hear_it(settings: dict[str, str], tm
         assert "Traceback" not in run.output
 
 
-async def test_line_on_a_terminal(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_terminal_gets_a_last_line_that_counts_jobs(settings: dict[str, str], tmp_path: Path) -> None:
     """On a terminal a last line counts the jobs, below what the workers say."""
     with Command(*TWO, folder=tmp_path, environment=settings, terminal=True) as run:
         jobs = await double.enqueue_many([{"number": number} for number in range(3)])

@@ -52,7 +52,9 @@ async def answer(queue: Queue) -> int:
     return await Job[int](job_id).result(timeout=20)
 
 
-async def test_new_code_runs(settings: dict[str, str], code: Path, tmp_path: Path, queue: Queue) -> None:
+async def test_a_change_drains_the_worker_and_starts_the_new_code(
+    settings: dict[str, str], code: Path, tmp_path: Path, queue: Queue
+) -> None:
     """A change lets running jobs finish and then starts the new code; a mistake in it is said, and waited for."""
     with Command("worker", "run", "--watch", "tasks", folder=tmp_path, environment=settings) as run:
         assert await answer(queue) == 1
@@ -76,7 +78,7 @@ async def test_new_code_runs(settings: dict[str, str], code: Path, tmp_path: Pat
         assert run.output.count("Traceback") == 0
 
 
-async def test_several_processes(settings: dict[str, str], code: Path, tmp_path: Path) -> None:
+async def test_no_process_outlives_a_killed_watcher(settings: dict[str, str], code: Path, tmp_path: Path) -> None:
     """With --processes there is a supervisor in between, and none outlives a kill -9 of what watches."""
     arguments = ("worker", "run", "--watch", "--processes", "2")
     with Command(*arguments, folder=tmp_path, environment=settings) as run:
@@ -110,7 +112,9 @@ main()
     ],
     ids=["no watchfiles", "no --watch"],
 )
-async def test_mistakes(source: str, line: str, settings: dict[str, str], tmp_path: Path) -> None:
+async def test_watch_without_watchfiles_and_a_folder_without_watch_are_refused(
+    source: str, line: str, settings: dict[str, str], tmp_path: Path
+) -> None:
     """Without the package, or with a folder and no --watch, it ends with one line and 2."""
     (tmp_path / "start.py").write_text(source)
     with Command("start", folder=tmp_path, environment=settings) as run:

@@ -51,7 +51,9 @@ async def works_again(proxy: Proxy, postgres: Observer) -> None:
     await eventually(postgres.idle_in_transaction, equals=0)
 
 
-async def test_in_a_statement(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_an_unanswered_statement_fails_as_a_lost_connection(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """A statement that is not answered fails after the limits as a lost connection, and the slot is free."""
     watch = Stopwatch()
     with pytest.raises(db.DatabaseUnreachableError, match="no answer from PostgreSQL") as lost:
@@ -66,7 +68,7 @@ async def test_in_a_statement(database: db.Database, proxy: Proxy, postgres: Obs
     await works_again(proxy, postgres)
 
 
-async def test_in_the_rollback(
+async def test_an_unanswered_rollback_is_given_up_and_its_cause_is_raised(
     database: db.Database, proxy: Proxy, postgres: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A ROLLBACK that is not answered is given up with its connection, and the error that caused it comes out."""
@@ -83,7 +85,7 @@ async def test_in_the_rollback(
     assert await postgres.fetchval("SELECT count(*) FROM note") == 1
 
 
-async def test_in_the_rollback_of_a_patient_database(proxy: Proxy) -> None:
+async def test_a_rollback_waits_for_the_connect_timeout_and_not_the_statement_timeout(proxy: Proxy) -> None:
     """A ROLLBACK gets the time to connect, and not that of a statement, which may be an hour."""
     patient = db.Database(proxy.url, default=True, connect_timeout=CONNECT, statement_timeout=3600)
     watch = Stopwatch()
@@ -98,7 +100,9 @@ async def test_in_the_rollback_of_a_patient_database(proxy: Proxy) -> None:
     await patient.dispose()
 
 
-async def test_in_the_commit(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_an_unanswered_commit_fails_as_a_lost_connection(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """A COMMIT that is not answered fails after the limits as a lost connection: whether it committed is not known."""
     watch = Stopwatch()
     with pytest.raises(db.DatabaseUnreachableError) as lost:
@@ -112,7 +116,9 @@ async def test_in_the_commit(database: db.Database, proxy: Proxy, postgres: Obse
     await works_again(proxy, postgres)
 
 
-async def test_in_the_commit_and_cancelled(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_cancelling_an_unanswered_commit_neither_delays_nor_hides_the_error(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """Nor does a cancellation make that wait longer, or hide the error."""
 
     async def work() -> None:
@@ -132,7 +138,9 @@ async def test_in_the_commit_and_cancelled(database: db.Database, proxy: Proxy, 
     await works_again(proxy, postgres)
 
 
-async def test_cancelled_in_a_statement(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_an_unanswered_statement_can_be_cancelled_at_once(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """A statement that is not answered can be cancelled at once, and the slot is free."""
 
     async def work() -> None:
@@ -152,7 +160,9 @@ async def test_cancelled_in_a_statement(database: db.Database, proxy: Proxy, pos
     await works_again(proxy, postgres)
 
 
-async def test_in_the_ping(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_an_unanswered_ping_is_given_up_after_the_connect_timeout(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """A pooled connection that is not answered is given up after the connect timeout, and so is its successor."""
     await db.isolated(insert)
     proxy.blackhole()
@@ -164,7 +174,9 @@ async def test_in_the_ping(database: db.Database, proxy: Proxy, postgres: Observ
     await works_again(proxy, postgres)
 
 
-async def test_in_the_ping_of_one_connection(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_a_scope_recovers_from_one_dead_pooled_connection(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """If only the pooled connection is dead, as behind a forgetful firewall, the scope works after a wait."""
     await db.isolated(insert)
     proxy.blackhole()
@@ -173,7 +185,9 @@ async def test_in_the_ping_of_one_connection(database: db.Database, proxy: Proxy
     assert await postgres.fetchval("SELECT count(*) FROM note") == 2
 
 
-async def test_while_connecting(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_an_unanswered_connect_fails_after_the_connect_timeout(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """A connection that is accepted and then not answered fails after the connect timeout."""
     proxy.blackhole()
     watch = Stopwatch()
@@ -184,7 +198,9 @@ async def test_while_connecting(database: db.Database, proxy: Proxy, postgres: O
     await works_again(proxy, postgres)
 
 
-async def test_with_a_sibling_in_flight(database: db.Database, proxy: Proxy, postgres: Observer) -> None:
+async def test_a_failing_scope_does_not_wait_for_the_statement_of_its_child(
+    database: db.Database, proxy: Proxy, postgres: Observer
+) -> None:
     """A scope that fails while a child waits for the dead database ends at once, and the child gets a named error."""
     watch = Stopwatch()
     with pytest.raises(ZeroDivisionError):
@@ -201,7 +217,7 @@ async def test_with_a_sibling_in_flight(database: db.Database, proxy: Proxy, pos
     await works_again(proxy, postgres)
 
 
-async def test_dispose(database: db.Database, proxy: Proxy) -> None:
+async def test_dispose_does_not_wait_for_an_unanswered_goodbye(database: db.Database, proxy: Proxy) -> None:
     """`dispose` does not wait for goodbyes that are not answered."""
     await db.isolated(insert)
     proxy.blackhole()

@@ -81,7 +81,7 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_connection_that_has_heard_its_server_say_goodbye(
+async def test_pre_ping_replaces_a_connection_whose_backend_was_terminated(
     database_url: str, postgres: Observer, sync_database_url: str, turns: int
 ) -> None:
     """Between a terminated backend's last words and the end of its connection, a scope with `pre_ping` gets another
@@ -99,7 +99,7 @@ async def test_a_connection_that_has_heard_its_server_say_goodbye(
             assert error is None or (not pre_ping and transient(error) is Transient.LOST), error
 
 
-async def test_pool_survives_a_restart(own_postgres: StartPostgres, driver: str) -> None:
+async def test_a_pool_with_pre_ping_survives_a_restart_of_the_server(own_postgres: StartPostgres, driver: str) -> None:
     """With `pre_ping` a pool whose connections have all gone stale in a restart fails no scope."""
     server = own_postgres()
     await execute(server.url, CREATE)
@@ -119,7 +119,9 @@ async def test_pool_survives_a_restart(own_postgres: StartPostgres, driver: str)
     assert await count(server.url) == 15
 
 
-async def test_stale_connection_without_ping(own_postgres: StartPostgres, driver: str) -> None:
+async def test_a_stale_connection_without_pre_ping_is_a_transient_error(
+    own_postgres: StartPostgres, driver: str
+) -> None:
     """Without it the first use is worth another try, which works: one stale connection empties the pool."""
     server = own_postgres()
     await execute(server.url, CREATE)
@@ -140,7 +142,7 @@ async def test_stale_connection_without_ping(own_postgres: StartPostgres, driver
     assert await count(server.url) == 6
 
 
-async def test_server_that_is_down(own_postgres: StartPostgres, driver: str) -> None:
+async def test_a_server_that_is_down_or_starting_is_a_transient_error(own_postgres: StartPostgres, driver: str) -> None:
     """While the server is down, and while it starts, every try says so and is worth another one; then it works."""
     server = own_postgres()
     await execute(server.url, CREATE)
@@ -171,7 +173,9 @@ async def test_server_that_is_down(own_postgres: StartPostgres, driver: str) -> 
     assert await count(server.url) == 2
 
 
-async def test_server_dies_in_the_middle(own_postgres: StartPostgres, driver: str) -> None:
+async def test_a_server_that_dies_in_a_transaction_is_a_lost_connection(
+    own_postgres: StartPostgres, driver: str
+) -> None:
     """A server that dies in the middle of a transaction is a lost connection; nothing of it is saved."""
     server = own_postgres()
     await execute(server.url, CREATE)
@@ -188,7 +192,9 @@ async def test_server_dies_in_the_middle(own_postgres: StartPostgres, driver: st
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_connection_lost_in_the_commit(database_url: str, postgres: Observer, when: When, driver: str) -> None:
+async def test_a_connection_lost_in_the_commit_is_reported_as_lost(
+    database_url: str, postgres: Observer, when: When, driver: str
+) -> None:
     """A connection that is lost in the COMMIT is reported as lost, whether or not it has committed."""
     await postgres.execute(CREATE)
     async with Proxy(database_url) as proxy, default(as_url(make_url(proxy.url), driver)):
@@ -200,7 +206,7 @@ async def test_connection_lost_in_the_commit(database_url: str, postgres: Observ
         assert await postgres.fetchval("SELECT count(*) FROM note") == (when == "after")
 
 
-async def test_out_of_connections(own_postgres: StartPostgres, driver: str) -> None:
+async def test_a_server_out_of_connections_is_a_transient_error(own_postgres: StartPostgres, driver: str) -> None:
     """53300: a server that has no connection left is a passing trouble."""
     server = own_postgres(max_connections=4, superuser_reserved_connections=0, reserved_connections=0)
     await execute(server.url, CREATE)
@@ -223,7 +229,7 @@ async def test_out_of_connections(own_postgres: StartPostgres, driver: str) -> N
     assert await count(server.url) == 1
 
 
-async def test_refusals_are_final(own_postgres: StartPostgres, driver: str) -> None:
+async def test_an_unknown_database_or_user_is_no_transient_error(own_postgres: StartPostgres, driver: str) -> None:
     """An unknown database or user is no passing trouble: the server's own words come out."""
     server = own_postgres()
     for wrong in ({"database": "nobodys"}, {"username": "nobody"}):
@@ -234,7 +240,9 @@ async def test_refusals_are_final(own_postgres: StartPostgres, driver: str) -> N
             assert transient(refused.value) is None
 
 
-async def test_server_that_takes_no_writes(own_postgres: StartPostgres, driver: str) -> None:
+async def test_each_pooled_connection_to_a_demoted_server_fails_at_most_once(
+    own_postgres: StartPostgres, driver: str
+) -> None:
     """25006: a demoted server is told apart, and each pooled connection to it is met at most once."""
     server = own_postgres()
     await execute(server.url, CREATE)
@@ -270,7 +278,9 @@ async def test_server_that_takes_no_writes(own_postgres: StartPostgres, driver: 
         assert await count(server.url) == before + 3
 
 
-async def test_server_is_left_when_it_takes_no_writes(database_url: str, postgres: Observer, driver: str) -> None:
+async def test_a_connection_to_a_read_only_server_is_not_used_again(
+    database_url: str, postgres: Observer, driver: str
+) -> None:
     """25006: the connection to such a server is not used again; the next one may lead to the new primary."""
     await postgres.execute(CREATE)
     async with default(as_url(make_url(database_url), driver)):
@@ -292,7 +302,7 @@ async def _run(session: Any, statement: str) -> None:
         await session.execute(text(statement))
 
 
-async def test_transaction_that_may_not_write(database_url: str, postgres: Observer, driver: str) -> None:
+async def test_a_read_only_transaction_keeps_its_connection(database_url: str, postgres: Observer, driver: str) -> None:
     """25006 by the session's own wish is its own error, and its connection stays."""
     await postgres.execute(CREATE)
     async with default(as_url(make_url(database_url), driver), pool_size=1):
@@ -315,7 +325,9 @@ async def test_transaction_that_may_not_write(database_url: str, postgres: Obser
         await db.isolated(insert)
 
 
-async def test_session_that_sits_idle(database_url: str, postgres: Observer, driver: str) -> None:
+async def test_a_session_that_the_server_ended_for_idling_says_so(
+    database_url: str, postgres: Observer, driver: str
+) -> None:
     """25P03: the server ends a transaction that sits idle, and the error says so, with whichever driver."""
     async with default(as_url(make_url(database_url), driver), idle_in_transaction_timeout=0.1):
         await select_one()
@@ -329,7 +341,7 @@ async def test_session_that_sits_idle(database_url: str, postgres: Observer, dri
         await select_one()
 
 
-async def test_schema_that_changes(database_url: str, postgres: Observer) -> None:
+async def test_a_cached_plan_of_a_changed_table_is_a_transient_error(database_url: str, postgres: Observer) -> None:
     """A statement whose plan was cached before the table changed is worth another try, which works."""
     await postgres.execute(CREATE)
 
@@ -345,7 +357,7 @@ async def test_schema_that_changes(database_url: str, postgres: Observer) -> Non
         assert await db.isolated(read) == []
 
 
-async def test_behind_a_pooler(database_url: str, postgres: Observer, driver: str) -> None:
+async def test_sessions_share_one_backend_behind_a_pooler(database_url: str, postgres: Observer, driver: str) -> None:
     """`pooler=True`: sessions that take turns on one backend do not collide with statement names."""
     await postgres.execute(CREATE)
     async with (
@@ -373,14 +385,14 @@ async def test_behind_a_pooler(database_url: str, postgres: Observer, driver: st
     assert await postgres.fetchval("SELECT count(*) FROM note") == 12
 
 
-async def test_behind_a_pooler_without_saying_so(database_url: str, driver: str) -> None:
+async def test_a_pooler_that_refuses_settings_names_the_option_to_set(database_url: str, driver: str) -> None:
     """Without `pooler=True` such a pooler refuses the connection because of the settings: the error says what to do."""
     async with Pooler(database_url, size=1) as pooler, default(as_url(make_url(pooler.url), driver)) as database:
         with pytest.raises(db.DatabaseURLError, match=r"PgBouncer .*unsupported startup parameter.*pooler=True"):
             await database.check()
 
 
-async def test_statement_that_a_pooler_has_lost(database_url: str) -> None:
+async def test_a_statement_lost_by_a_pooler_names_the_option_to_set(database_url: str) -> None:
     """A pooler that ignores the settings lends connections which do not know our statements: the same advice."""
     async with default(database_url, pool_size=1):
         for _ in range(2):
@@ -395,7 +407,7 @@ async def answer() -> Any:
     return await (await db.session()).scalar(text("SELECT 7"))
 
 
-async def test_statement_timeout(database_url: str, postgres: Observer) -> None:
+async def test_a_statement_past_its_timeout_is_ended_by_the_server(database_url: str, postgres: Observer) -> None:
     """A statement that takes longer than the limit is ended by the server, in its own words, and is final."""
     async with default(database_url, statement_timeout=0.1):
         with pytest.raises(DBAPIError, match="statement timeout") as slow:
@@ -405,7 +417,7 @@ async def test_statement_timeout(database_url: str, postgres: Observer) -> None:
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_idle_in_transaction_timeout(database_url: str, postgres: Observer) -> None:
+async def test_a_transaction_past_its_idle_timeout_is_a_lost_connection(database_url: str, postgres: Observer) -> None:
     """A transaction that sits idle longer than its limit is ended by the server: a lost connection for the scope."""
     await postgres.execute(CREATE)
     async with default(database_url, idle_in_transaction_timeout=0.1):
@@ -417,7 +429,7 @@ async def test_idle_in_transaction_timeout(database_url: str, postgres: Observer
     assert await postgres.fetchval("SELECT count(*) FROM note") == 0
 
 
-async def test_deadlock(database_url: str, postgres: Observer) -> None:
+async def test_a_deadlock_is_a_transient_error(database_url: str, postgres: Observer) -> None:
     """40P01: of two transactions that wait for each other one is worth another try; then both have written."""
     await postgres.execute(CREATE)
     await postgres.execute("INSERT INTO note (words) VALUES ('one'), ('two')")
@@ -439,7 +451,7 @@ async def test_deadlock(database_url: str, postgres: Observer) -> None:
     assert await postgres.fetchval("SELECT string_agg(words, ' ' ORDER BY id) FROM note") == "one!! two!!"
 
 
-def test_groups_of_errors() -> None:
+def test_an_exception_group_is_transient_if_each_of_its_errors_is() -> None:
     """An exception group is worth another try only if each of its errors is."""
     lost, final = db.DatabaseUnreachableError(), ValueError()
     assert transient(ExceptionGroup("", [lost, ExceptionGroup("", [lost])])) is Transient.LOST

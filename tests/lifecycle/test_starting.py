@@ -93,7 +93,9 @@ def reached(project: Project, name: str = "reached") -> bool:
 
 @pytest.mark.parametrize("command", [RUN, ARQ], ids=["run", "arq"])
 @pytest.mark.parametrize("moment", ["import", "lifespan", "swallowed lifespan", "broken lifespan"])
-async def test_at_a_moment(starting: Project, command: tuple[str, ...], moment: str) -> None:
+async def test_sigterm_while_starting_ends_the_worker_and_leaves_its_lifespan(
+    starting: Project, command: tuple[str, ...], moment: str
+) -> None:
     """What runs at that moment is ended, and what was open is left."""
     with starting.command(*command, MOMENT=moment) as process:
         await eventually(lambda: reached(starting), timeout=60)
@@ -109,7 +111,9 @@ async def test_at_a_moment(starting: Project, command: tuple[str, ...], moment: 
     ("command", "moment"),
     [(RUN, "swallowed import"), (ARQ, "blocked lifespan"), (RUN, "blocked lifespan"), (RUN, "lifespan in a thread")],
 )
-async def test_at_a_moment_that_nothing_can_end(starting: Project, command: tuple[str, ...], moment: str) -> None:
+async def test_sigterm_ends_a_worker_whose_starting_code_cannot_be_interrupted(
+    starting: Project, command: tuple[str, ...], moment: str
+) -> None:
     """Code that blocks, or that swallows what would end it, does not keep the process."""
     with starting.command(*command, MOMENT=moment) as process:
         await eventually(lambda: reached(starting), timeout=60)
@@ -121,7 +125,9 @@ async def test_at_a_moment_that_nothing_can_end(starting: Project, command: tupl
 
 @pytest.mark.parametrize("command", [RUN, ARQ], ids=["run", "arq"])
 @pytest.mark.parametrize("server", ["redis", "database"])
-async def test_waiting_for_a_server(starting: Project, command: tuple[str, ...], server: str) -> None:
+async def test_sigterm_ends_a_worker_that_waits_for_a_silent_server(
+    starting: Project, command: tuple[str, ...], server: str
+) -> None:
     """A server that does not answer is not waited for any more."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -169,7 +175,9 @@ def contained(project: Project, log: Path, **settings: str) -> Iterator["subproc
 
 @pytest.mark.skipif(not can_contain(), reason="no process namespaces for this account")
 @pytest.mark.parametrize("moment", ["", "import", "lifespan"])
-async def test_as_the_first_process_of_a_container(starting: Project, tmp_path: Path, moment: str) -> None:
+async def test_sigterm_ends_a_starting_worker_that_is_process_1_of_a_container(
+    starting: Project, tmp_path: Path, moment: str
+) -> None:
     """The image's command hears a signal from its first moment on, without an init process before it."""
     log = tmp_path / "log"
     with contained(starting, log, MOMENT=moment) as process:

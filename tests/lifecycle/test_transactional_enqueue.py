@@ -41,7 +41,9 @@ async def rows(postgres: Observer) -> int:
     return int(await postgres.fetchval("SELECT count(*) FROM tandem_jobs"))
 
 
-async def test_an_endpoint_without_async(app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str) -> None:
+async def test_a_sync_endpoint_enqueues_in_the_transaction_of_its_request(
+    app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str
+) -> None:
     """A `def` endpoint enqueues in its request's transaction: a 500 leaves no job, a 200 leaves one with its row."""
 
     @app[0].post("/orders")
@@ -61,7 +63,7 @@ async def test_an_endpoint_without_async(app: tuple[FastAPI, worker.Queue], post
     assert await rows(postgres) == 1
 
 
-async def test_a_request_whose_commit_fails_leaves_nothing_anywhere(
+async def test_a_request_whose_commit_fails_leaves_no_row_and_no_job(
     app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str
 ) -> None:
     """A deferred foreign key is violated: the client sees 500, and there is no row, no job and no key."""
@@ -98,7 +100,7 @@ async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Que
 
 
 @pytest.mark.usefixtures("notes")
-async def test_a_process_that_is_killed_between_commit_and_publish_loses_nothing(
+async def test_a_process_killed_between_commit_and_publish_loses_nothing(
     worker_settings: dict[str, str], postgres: Observer, redis_url: str, queue: worker.Queue, tmp_path: Path
 ) -> None:
     """The job runs within ten seconds, although Redis never heard of it from the one who enqueued it."""

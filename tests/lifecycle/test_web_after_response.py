@@ -35,7 +35,7 @@ def app(database: db.Database) -> FastAPI:
     return app
 
 
-async def test_writes_of_a_streaming_body_are_saved(app: FastAPI, postgres: Observer) -> None:
+async def test_writes_of_a_streaming_body_are_committed(app: FastAPI, postgres: Observer) -> None:
     """Ten writes of a body, half through the endpoint's own session object, give ten rows."""
 
     @app.post("/")
@@ -56,7 +56,7 @@ async def test_writes_of_a_streaming_body_are_saved(app: FastAPI, postgres: Obse
         await nobody_in_transaction(postgres)
 
 
-async def test_body_that_fails_loses_its_own_writes_alone(
+async def test_a_failing_body_loses_only_its_own_writes(
     app: FastAPI, postgres: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error in the body rolls back what the body wrote, breaks the answer off and is logged; what the endpoint wrote
@@ -82,7 +82,7 @@ async def test_body_that_fails_loses_its_own_writes_alone(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_body_may_commit_as_it_goes(app: FastAPI, postgres: Observer) -> None:
+async def test_a_long_body_may_commit_as_it_goes(app: FastAPI, postgres: Observer) -> None:
     """A long body commits early, and holds no transaction while its client reads."""
     client_has_looked = asyncio.Event()
 
@@ -103,7 +103,9 @@ async def test_body_may_commit_as_it_goes(app: FastAPI, postgres: Observer) -> N
             client_has_looked.set()
 
 
-async def test_client_that_leaves_a_stream(app: FastAPI, postgres: Observer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_leaves_rolls_back_the_body_and_not_the_endpoint(
+    app: FastAPI, postgres: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
     """A client that leaves in the middle of a body: half of the body's work is rolled back with a warning, and the
     endpoint's stands."""
     ended = asyncio.Event()
@@ -135,7 +137,7 @@ async def test_client_that_leaves_a_stream(app: FastAPI, postgres: Observer, cap
     assert "Exception in ASGI application" not in caplog.text
 
 
-async def test_writes_of_background_tasks_are_saved(app: FastAPI, postgres: Observer) -> None:
+async def test_writes_of_background_tasks_are_committed(app: FastAPI, postgres: Observer) -> None:
     """Ten background tasks that write through `session()` give ten rows, after those of the endpoint."""
 
     @app.post("/")
@@ -150,7 +152,9 @@ async def test_writes_of_background_tasks_are_saved(app: FastAPI, postgres: Obse
         await nobody_in_transaction(postgres)
 
 
-async def test_background_task_that_fails(app: FastAPI, postgres: Observer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_background_task_rolls_back_those_before_it(
+    app: FastAPI, postgres: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
     """A background task that fails rolls back those before it, and says so in the log; isolated ones and the endpoint's
     write stand."""
 
@@ -171,7 +175,7 @@ async def test_background_task_that_fails(app: FastAPI, postgres: Observer, capl
     assert await notes(postgres) == ["endpoint", "isolated"]
 
 
-async def test_failed_commit_after_the_response_is_logged(
+async def test_a_failed_commit_after_the_response_is_logged(
     app: FastAPI, postgres: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When the background's own COMMIT is refused, the client cannot be told any more, but the server's log is."""
@@ -189,7 +193,7 @@ async def test_failed_commit_after_the_response_is_logged(
         await nobody_in_transaction(postgres)
 
 
-async def test_background_of_a_refusal(app: FastAPI, postgres: Observer) -> None:
+async def test_the_background_task_of_a_401_is_committed(app: FastAPI, postgres: Observer) -> None:
     """A 401 rolls back what the endpoint wrote; its background task writes on and is saved."""
 
     @app.post("/")
@@ -203,7 +207,7 @@ async def test_background_of_a_refusal(app: FastAPI, postgres: Observer) -> None
     assert await notes(postgres) == ["audit"]
 
 
-async def test_orphan_is_told(app: FastAPI, postgres: Observer) -> None:
+async def test_a_child_task_that_outlives_its_request_gets_scope_ended_error(app: FastAPI, postgres: Observer) -> None:
     """A child task that outlives the request gets `ScopeEndedError`, and writes nothing."""
     request_is_over = asyncio.Event()
     orphans: list[asyncio.Task[None]] = []
@@ -229,7 +233,9 @@ async def test_orphan_is_told(app: FastAPI, postgres: Observer) -> None:
 
 
 @pytest.mark.parametrize("place", ["inside", "outside"])
-async def test_streaming_with_base_http_middleware(database: db.Database, postgres: Observer, place: str) -> None:
+async def test_a_streaming_body_commits_with_base_http_middleware(
+    database: db.Database, postgres: Observer, place: str
+) -> None:
     """Inside a BaseHTTPMiddleware ten writes of a body give ten rows; outside, all rows or a 500 and none."""
     app = FastAPI()
     if place == "inside":

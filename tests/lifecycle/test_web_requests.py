@@ -37,7 +37,7 @@ def app(database: db.Database) -> FastAPI:
     return app
 
 
-async def test_row_is_there_before_the_client_hears_of_it(app: FastAPI, postgres: Observer) -> None:
+async def test_a_row_is_committed_before_the_client_gets_the_response(app: FastAPI, postgres: Observer) -> None:
     """When the client has the head of the answer, the row is committed, though the body is still on its way."""
     client_has_looked = asyncio.Event()
 
@@ -59,7 +59,7 @@ async def test_row_is_there_before_the_client_hears_of_it(app: FastAPI, postgres
         assert await response.aread() == b"saved"
 
 
-async def test_failed_commit_is_a_500(app: FastAPI, postgres: Observer) -> None:
+async def test_a_failed_commit_is_a_500(app: FastAPI, postgres: Observer) -> None:
     """A COMMIT that the database refuses (a deferred foreign key) is a 500, never a 200."""
 
     @app.post("/replies")
@@ -73,7 +73,7 @@ async def test_failed_commit_is_a_500(app: FastAPI, postgres: Observer) -> None:
     assert await postgres.fetchval("SELECT count(*) FROM reply") == 0
 
 
-async def test_starlette(database: db.Database, postgres: Observer) -> None:
+async def test_starlette_without_fastapi_commits_and_fails_likewise(database: db.Database, postgres: Observer) -> None:
     """The same in Starlette alone: a row for a 200, and a 500 where the COMMIT is refused."""
 
     async def create(request: Request) -> Response:
@@ -89,7 +89,7 @@ async def test_starlette(database: db.Database, postgres: Observer) -> None:
     assert await count(postgres) == 1
 
 
-async def test_swallowed_error_is_a_500(app: FastAPI, postgres: Observer) -> None:
+async def test_a_swallowed_database_error_is_a_500(app: FastAPI, postgres: Observer) -> None:
     """A database error that the endpoint swallowed has aborted the transaction: a 500, and nothing is saved."""
 
     @app.post("/notes")
@@ -105,7 +105,7 @@ async def test_swallowed_error_is_a_500(app: FastAPI, postgres: Observer) -> Non
     assert await count(postgres) == 0
 
 
-async def test_error_handled_in_a_savepoint_is_a_200(app: FastAPI, postgres: Observer) -> None:
+async def test_an_error_handled_in_a_savepoint_is_a_200(app: FastAPI, postgres: Observer) -> None:
     """An error that a savepoint contained leaves the rest of the request whole."""
 
     @app.post("/notes")
@@ -141,7 +141,7 @@ async def test_refused_and_failed_requests_leave_nothing(app: FastAPI, postgres:
     assert await count(postgres) == 0
 
 
-async def test_policy_decides_on_the_status(database: db.Database, postgres: Observer) -> None:
+async def test_the_commit_policy_decides_by_the_status(database: db.Database, postgres: Observer) -> None:
     """`commit=` is asked with the status: here a 404 commits and a 200 does not."""
     app = FastAPI()
     app.add_middleware(SessionMiddleware, commit=lambda status: status == 404)
@@ -157,7 +157,7 @@ async def test_policy_decides_on_the_status(database: db.Database, postgres: Obs
     assert [row["words"] for row in await postgres.fetch("SELECT words FROM note")] == ["404"]
 
 
-async def test_child_that_still_runs_does_not_spoil_a_refusal(app: FastAPI, postgres: Observer) -> None:
+async def test_a_running_child_task_does_not_change_a_409(app: FastAPI, postgres: Observer) -> None:
     """A 409 goes out as such while a child task's statement is in flight, which is stopped."""
 
     @app.post("/notes")
@@ -190,7 +190,7 @@ async def test_concurrent_requests_have_their_own_sessions(app: FastAPI, postgre
     assert await count(postgres) == 10
 
 
-async def test_all_that_serves_a_request_shares_its_session(app: FastAPI, postgres: Observer) -> None:
+async def test_dependencies_and_endpoint_of_a_request_share_its_session(app: FastAPI, postgres: Observer) -> None:
     """Dependencies, the endpoint and what it calls get one session and so one transaction."""
     seen: list[db.AsyncSession] = []
 
@@ -210,7 +210,7 @@ async def test_all_that_serves_a_request_shares_its_session(app: FastAPI, postgr
     assert await count(postgres) == 0
 
 
-async def test_exits_of_dependencies_are_not_lost(app: FastAPI, postgres: Observer) -> None:
+async def test_writes_in_the_exits_of_dependencies_are_committed(app: FastAPI, postgres: Observer) -> None:
     """FastAPI leaves dependencies after the response, or before it with scope="function": both writes are saved."""
 
     async def after_response(session: SessionDep) -> AsyncIterator[None]:
@@ -230,7 +230,7 @@ async def test_exits_of_dependencies_are_not_lost(app: FastAPI, postgres: Observ
         await nobody_in_transaction(postgres)
 
 
-async def test_failed_commit_reaches_dependencies(app: FastAPI, postgres: Observer) -> None:
+async def test_a_failed_commit_is_raised_in_dependencies(app: FastAPI, postgres: Observer) -> None:
     """A dependency sees that the commit failed before its exit runs as if all were well."""
     seen: list[str] = []
 
@@ -250,7 +250,7 @@ async def test_failed_commit_reaches_dependencies(app: FastAPI, postgres: Observ
     assert seen == ["IntegrityError"]
 
 
-async def test_without_middleware_the_dependency_says_so(
+async def test_get_session_without_the_middleware_names_the_middleware(
     database: db.Database, postgres: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`get_session` without `SessionMiddleware` is a 500 whose error names the middleware."""
@@ -264,7 +264,7 @@ async def test_without_middleware_the_dependency_says_so(
     assert "add db.asgi.SessionMiddleware to the app" in caplog.text
 
 
-async def test_sync_endpoint(app: FastAPI, database: db.Database, postgres: Observer) -> None:
+async def test_a_sync_endpoint_uses_a_sync_session(app: FastAPI, database: db.Database, postgres: Observer) -> None:
     """A `def` endpoint, which FastAPI runs in a thread, uses the sync twin, committed with the same care."""
 
     async def get_sync_session() -> db.Session:
@@ -283,7 +283,7 @@ async def test_sync_endpoint(app: FastAPI, database: db.Database, postgres: Obse
     assert await count(postgres) == 1
 
 
-async def test_callbacks_run_before_the_client_hears(app: FastAPI, postgres: Observer) -> None:
+async def test_callbacks_run_before_the_response_starts(app: FastAPI, postgres: Observer) -> None:
     """Callbacks around the commit run before the response starts, in a request that used no session too."""
     events: list[str] = []
 
@@ -309,7 +309,7 @@ async def test_callbacks_run_before_the_client_hears(app: FastAPI, postgres: Obs
     assert await count(postgres) == 1
 
 
-async def test_cancelled_request_is_rolled_back(database: db.Database, postgres: Observer) -> None:
+async def test_a_cancelled_request_is_rolled_back(database: db.Database, postgres: Observer) -> None:
     """A server that cancels the request when its client goes away leaves no row, no statement and no transaction."""
     api = FastAPI()
 
@@ -327,7 +327,9 @@ async def test_cancelled_request_is_rolled_back(database: db.Database, postgres:
 
 
 @pytest.mark.parametrize("place", ["inside", "outside"])
-async def test_with_base_http_middleware(database: db.Database, postgres: Observer, place: str) -> None:
+async def test_a_request_commits_with_base_http_middleware(
+    database: db.Database, postgres: Observer, place: str
+) -> None:
     """Inside and outside of a BaseHTTPMiddleware, which runs the app in another task: the same commits and 500s."""
     app = FastAPI()
     if place == "inside":
@@ -355,7 +357,9 @@ async def test_with_base_http_middleware(database: db.Database, postgres: Observ
     assert await count(postgres) == 2
 
 
-async def test_error_page_of_another_middleware(database: db.Database, postgres: Observer) -> None:
+async def test_another_middleware_cannot_turn_a_failed_commit_into_success(
+    database: db.Database, postgres: Observer
+) -> None:
     """A middleware inside that catches the failed commit may answer in its own way, but not with success."""
     api = FastAPI()
 
@@ -383,7 +387,9 @@ async def test_error_page_of_another_middleware(database: db.Database, postgres:
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, 2), (409, 0)])
-async def test_mounted_app_joins(app: FastAPI, postgres: Observer, status: int, expected: int) -> None:
+async def test_a_mounted_app_joins_the_scope_of_the_outer_one(
+    app: FastAPI, postgres: Observer, status: int, expected: int
+) -> None:
     """A mounted app with its own `SessionMiddleware` joins the outer scope, and ends with it."""
     inner = FastAPI()
     inner.add_middleware(SessionMiddleware, commit=lambda _status: True)
@@ -404,7 +410,7 @@ async def test_mounted_app_joins(app: FastAPI, postgres: Observer, status: int, 
     assert await count(postgres) == expected
 
 
-async def test_lifespan_passes_through(database: db.Database, postgres: Observer) -> None:
+async def test_startup_and_shutdown_run_in_scopes_of_their_own(database: db.Database, postgres: Observer) -> None:
     """Startup and shutdown of the app run, in scopes of their own; one that disposes leaves no backend."""
     seen: list[bool] = []
 

@@ -40,7 +40,7 @@ async def slow(session=Depends(get_session)):
 """
 
 
-async def test_cancelled_request_leaves_nothing_on_the_server(
+async def test_a_request_cancelled_at_shutdown_leaves_no_statement_and_no_lock(
     tmp_path: Path, database_url: str, postgres: Observer
 ) -> None:
     """uvicorn's graceful time is over: when the process has ended, so have the request's statement and its locks."""

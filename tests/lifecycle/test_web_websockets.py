@@ -51,7 +51,7 @@ async def test_each_message_is_committed_before_its_answer(socket: ClientConnect
         assert await postgres.idle_in_transaction() == 0
 
 
-async def test_failed_message_leaves_the_earlier_ones(socket: ClientConnection, postgres: Observer) -> None:
+async def test_a_failed_message_does_not_roll_back_earlier_ones(socket: ClientConnection, postgres: Observer) -> None:
     """A message that fails is rolled back and ends the connection; those before it stand."""
     await socket.send("first")
     await socket.recv()
@@ -62,7 +62,7 @@ async def test_failed_message_leaves_the_earlier_ones(socket: ClientConnection, 
     await eventually(postgres.idle_in_transaction, equals=0)
 
 
-async def test_no_scope_for_the_connection(database: db.Database) -> None:
+async def test_session_in_a_websocket_without_a_scope_shows_how_to_open_one(database: db.Database) -> None:
     """`session()` in a websocket, outside a scope of its own, raises an error that shows how to open one."""
     app = FastAPI()
     app.add_middleware(SessionMiddleware)
@@ -79,7 +79,9 @@ async def test_no_scope_for_the_connection(database: db.Database) -> None:
         assert "async with db.scope():" in str(await socket.recv())
 
 
-async def test_dependency_refuses_the_connection(database: db.Database, caplog: pytest.LogCaptureFixture) -> None:
+async def test_get_session_as_a_websocket_parameter_refuses_the_connection(
+    database: db.Database, caplog: pytest.LogCaptureFixture
+) -> None:
     """`get_session` as a parameter of a websocket ends the handshake with the same error, instead of a session that
     would live as long as the connection."""
     app = FastAPI()

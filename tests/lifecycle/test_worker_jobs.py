@@ -53,7 +53,7 @@ async def arq_client(redis_url: str) -> AsyncIterator[ArqRedis]:
 
 @pytest.mark.usefixtures("arq")
 class TestResults:
-    async def test_come_back_as_what_the_tasks_promise(self, words: Any, arq_client: ArqRedis) -> None:
+    async def test_results_have_the_types_that_the_tasks_declare(self, words: Any, arq_client: ArqRedis) -> None:
         """Coroutines and plain functions, with sessions, resources, retries; each leaves the rows that it committed."""
         receipt = await job_tasks.add.enqueue("abc")
         threaded = await job_tasks.add_in_thread.enqueue("from a thread")
@@ -71,7 +71,7 @@ class TestResults:
         expected = ["abc", "arq 21", "attempt 3", "from a thread", "from arq 21"]
         assert await eventually(words, timeout=SOON, equals=expected)
 
-    async def test_errors_come_back_and_leave_nothing(self, arq: Command, words: Any, postgres: Observer) -> None:
+    async def test_errors_reach_the_caller_and_leave_no_row(self, arq: Command, words: Any, postgres: Observer) -> None:
         """Each way to fail is told as it is, the worker goes on, and the database has no trace of it."""
         for how, kind, reason in (
             ("built-in", KeyError, "built-in"),
@@ -98,14 +98,14 @@ class TestResults:
         await eventually(lambda: postgres.backends("active"), equals=0)
         assert await postgres.idle_in_transaction() == 0
 
-    async def test_a_job_enqueued_by_a_job_goes_with_its_transaction(self, words: Any) -> None:
+    async def test_a_job_enqueued_by_a_job_exists_if_and_only_if_that_job_commits(self, words: Any) -> None:
         """It runs if the job commits, and does not exist if the job fails."""
         with pytest.raises(ValueError):  # noqa: PT011 - the task's own, which has no text
             await (await job_tasks.enqueue_add.enqueue("lost", commit=False)).result(SOON)
         await (await job_tasks.enqueue_add.enqueue("kept", commit=True)).result(SOON)
         assert await eventually(words, timeout=SOON, equals=["handed on kept", "kept"])
 
-    async def test_a_job_of_a_scope_runs_after_its_commit(
+    async def test_a_job_enqueued_in_a_scope_runs_only_after_its_commit(
         self, words: Any, database_url: str, queue: worker.Queue
     ) -> None:
         """The web app's side: a job enqueued in a transaction starts once that has committed, or never."""
@@ -129,7 +129,7 @@ class TestResults:
 
 @pytest.mark.usefixtures("arq")
 class TestStockClient:
-    async def test_enqueues_and_reads(self, arq_client: ArqRedis, words: Any) -> None:
+    async def test_a_stock_arq_client_enqueues_jobs_and_reads_results(self, arq_client: ArqRedis, words: Any) -> None:
         """`enqueue_job` with positional and named arguments, then `result`, `info` and `status`."""
         job = await arq_client.enqueue_job("add", "abc")
         assert job is not None
@@ -144,7 +144,7 @@ class TestStockClient:
             await failing.result(timeout=SOON, poll_delay=0.05)
         assert await words() == ["abc"]
 
-    async def test_wrong_arguments_fail_the_job(self, arq_client: ArqRedis, words: Any) -> None:
+    async def test_wrong_arguments_from_a_stock_client_fail_the_job(self, arq_client: ArqRedis, words: Any) -> None:
         """What our own `enqueue` would have refused fails in the worker, before a session is opened."""
         for job in (
             await arq_client.enqueue_job("add"),
@@ -158,7 +158,9 @@ class TestStockClient:
 
 
 class TestBadInput:
-    async def test_garbage_in_the_queue_fails_alone(self, arq: Command, queue: worker.Queue, words: Any) -> None:
+    async def test_an_unreadable_payload_fails_its_job_alone(
+        self, arq: Command, queue: worker.Queue, words: Any
+    ) -> None:
         """D11: what cannot be read becomes a failed job with a readable error, and the worker goes on."""
         redis = queue.redis
         et = 1_700_000_000_000
@@ -182,7 +184,7 @@ class TestBadInput:
         assert "the engine stumbled" not in arq.output
 
     @pytest.mark.usefixtures("notes")
-    async def test_a_pickle_is_taken_where_it_is_accepted(
+    async def test_a_pickled_job_runs_if_accept_pickle_is_set(
         self, worker_settings: dict[str, str], redis_url: str, words: Any, tmp_path: Path
     ) -> None:
         """A fleet moves over from arq with its queue."""
@@ -198,7 +200,7 @@ class TestBadInput:
         assert await words() == ["pickled"]
 
     @pytest.mark.usefixtures("arq")
-    async def test_an_unknown_task_fails_with_its_name(
+    async def test_a_job_of_an_unknown_task_fails_with_the_name_of_the_task(
         self, worker_settings: dict[str, str], tmp_path: Path, arq_client: ArqRedis
     ) -> None:
         """Once a deploy would have brought it (WORKER_UNKNOWN_FOR), a job that nobody knows fails."""
@@ -219,7 +221,7 @@ class TestBadInput:
 
 class TestSchedule:
     @pytest.mark.usefixtures("notes")
-    async def test_scheduled_tasks_run_by_themselves(
+    async def test_scheduled_tasks_run_without_being_enqueued(
         self, worker_settings: dict[str, str], words: Any, tmp_path: Path
     ) -> None:
         """`@cron` and arq's own `cron()` in TASKS."""

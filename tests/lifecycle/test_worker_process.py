@@ -31,7 +31,7 @@ async def send(to: str) -> str:
 
 @pytest.mark.usefixtures("queue")
 class TestStart:
-    async def test_burst_runs_what_is_there_and_ends(self, project: Project) -> None:
+    async def test_burst_runs_the_queued_jobs_and_exits_with_0(self, project: Project) -> None:
         """Exit code 0, and the result is there."""
         job = await send.enqueue("a")
         with project.arq("worker.Settings", "--burst") as arq:
@@ -39,7 +39,7 @@ class TestStart:
             assert "Traceback" not in arq.output
         assert await at_once(job.result()) == "sent to a"
 
-    async def test_check_tells_whether_a_worker_lives(self, project: Project) -> None:
+    async def test_check_reports_whether_a_worker_is_alive(self, project: Project) -> None:
         """`--check` ends with 1 without a worker, with 0 beside one, and with 1 again once that has gone."""
 
         async def checked() -> int:
@@ -54,7 +54,9 @@ class TestStart:
             assert await arq.ends() == 0
         assert await checked() == 1
 
-    async def test_through_a_sentinel(self, project: Project, own_redis: StartRedis, tmp_path: Path) -> None:
+    async def test_a_worker_finds_redis_through_a_sentinel(
+        self, project: Project, own_redis: StartRedis, tmp_path: Path
+    ) -> None:
         """arq itself, which hosts the engine, finds the primary too."""
         with contextlib.closing(Sentinel(own_redis, tmp_path)) as sentinel:
             await eventually(sentinel.primary_port)
@@ -65,7 +67,7 @@ class TestStart:
             assert await at_once(job.result()) == "sent to a"
             await queue.close()
 
-    async def test_beside_another_project_that_is_installed(self, project: Project) -> None:
+    async def test_the_working_directorys_tasks_win_over_an_installed_project(self, project: Project) -> None:
         """The tasks are those of the working directory, also where another `tasks` is installed."""
         other = Project(project.folder / "other", project.settings)
         other.write("tasks/mail.py", MAIL.format("the other"))
@@ -75,7 +77,7 @@ class TestStart:
             assert await arq.ends() == 0
         assert await at_once(job.result()) == "the other"
 
-    async def test_of_an_installed_project(self, project: Project, tmp_path: Path) -> None:
+    async def test_an_installed_project_runs_from_any_folder(self, project: Project, tmp_path: Path) -> None:
         """A project that is installed runs from any folder, by the command `arq` too."""
         installed, anywhere = tmp_path / "site-packages", tmp_path / "anywhere"
         anywhere.mkdir()
@@ -91,7 +93,9 @@ class TestStart:
         assert done.returncode == 0, done.stderr
         assert await at_once(job.result()) == "sent to a"
 
-    async def test_of_a_projects_own_settings_class(self, project: Project, queue: worker.Queue) -> None:
+    async def test_a_projects_own_settings_class_runs_its_tasks_and_hooks(
+        self, project: Project, queue: worker.Queue
+    ) -> None:
         """A subclass of `worker.Settings` and one made by `build` run the tasks and their own hooks."""
         project.write(
             "settings.py",
@@ -138,7 +142,7 @@ class TestStart:
             assert await arq.ends() == 0
         assert await at_once(slow.result()) == "sent to b"
 
-    async def test_redis_may_come_later(self, project: Project, own_redis: StartRedis) -> None:
+    async def test_a_worker_waits_for_a_redis_that_starts_later(self, project: Project, own_redis: StartRedis) -> None:
         """arq looks at Redis once, before anything of ours runs, also after it was seen: the look waits."""
         project.write("settings.py", "from worker.settings import build\n\nMine = build()\n")
         server = own_redis()
@@ -151,7 +155,9 @@ class TestStart:
             assert await arq.ends() == 0
             assert "Traceback" not in arq.output
 
-    async def test_on_a_redis_with_a_strange_password(self, project: Project, own_redis: StartRedis) -> None:
+    async def test_a_password_with_reserved_characters_opens_redis(
+        self, project: Project, own_redis: StartRedis
+    ) -> None:
         """A password with reserved characters, written as a URL wants it, opens Redis for the worker and for arq."""
         server = own_redis(requirepass="p@ss/w:r#d?")
         address = server.url.partition("//")[2].rpartition("@")[2]
@@ -194,7 +200,7 @@ class TestCannotStart:
         ],
         ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
     )
-    async def test_a_wrong_setting_is_a_line_each(
+    async def test_each_wrong_setting_is_one_line_with_an_example(
         self, project: Project, settings: dict[str, str], lines: list[str]
     ) -> None:
         """The variable and an example, exit code 2, and no traceback."""
@@ -206,7 +212,7 @@ class TestCannotStart:
             assert expected in line
         assert "secret" not in "\n".join(said)
 
-    async def test_a_broken_task_is_told_with_its_place(self, project: Project) -> None:
+    async def test_each_broken_task_is_one_line_with_its_place(self, project: Project) -> None:
         """All that is wrong with the tasks, a line each, exit code 2."""
         project.write("tasks/mail.py", "import nothing_of_the_kind\n")
         project.write("tasks/registry.py", 'TASKS = ("tasks.mail.send", "tasks.other.go")\n')
@@ -224,7 +230,7 @@ class TestCannotStart:
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
-    async def test_a_server_that_is_away_is_waited_for_and_told(
+    async def test_a_server_that_stays_away_ends_the_worker_after_connect_wait(
         self, project: Project, settings: dict[str, str], expected: str
     ) -> None:
         """After WORKER_CONNECT_WAIT, and not before: a line that names the variable, exit code 1, no traceback."""
@@ -236,7 +242,9 @@ class TestCannotStart:
             assert "Traceback" not in arq.output
             assert "secret" not in arq.output
 
-    async def test_settings_of_a_project_are_told_so_too(self, project: Project, own_redis: StartRedis) -> None:
+    async def test_settings_made_by_build_report_an_absent_server_in_one_line(
+        self, project: Project, own_redis: StartRedis
+    ) -> None:
         """What `build` has made gets as far as arq itself: the same lines, and no traceback either."""
         project.write("settings.py", "from worker.settings import build\n\nMine = build()\n")
         locked = own_redis(requirepass="right").url.rpartition("@")[2].removeprefix("redis://")
@@ -250,7 +258,7 @@ class TestCannotStart:
                 assert "Traceback" not in arq.output
                 assert "secret" not in arq.output
 
-    async def test_a_wrong_name_or_password_is_told_at_once(
+    async def test_a_wrong_name_or_password_ends_the_worker_at_once(
         self, project: Project, database_url: str, own_redis: StartRedis
     ) -> None:
         """What waiting would not change is not waited for."""
@@ -266,7 +274,7 @@ class TestCannotStart:
                 assert arq.output.strip().splitlines()[-1].startswith(expected)
                 assert "Traceback" not in arq.output
 
-    async def test_a_pool_that_is_too_small_is_told(self, project: Project) -> None:
+    async def test_a_pool_smaller_than_the_concurrency_is_refused(self, project: Project) -> None:
         """Where every task needs a connection, fewer of them than jobs at once are a mistake."""
         project.write(
             "tasks/mail.py",
@@ -283,7 +291,7 @@ class TestCannotStart:
             assert "8 jobs run at once (WORKER_CONCURRENCY), and the health check, on 4 connections" in arq.output
             assert "Traceback" not in arq.output
 
-    async def test_a_typo_in_a_setting_is_a_warning(self, project: Project) -> None:
+    async def test_a_misspelt_setting_is_a_warning(self, project: Project) -> None:
         """A variable that looks like a setting and is none does not stop the start."""
         with project.arq("worker.Settings", "--burst", WORKER_CONCURENCY="3") as arq:
             assert await arq.ends() == 0
@@ -293,7 +301,7 @@ class TestCannotStart:
 @pytest.mark.usefixtures("queue")
 class TestEnd:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    async def test_a_signal_drains_and_closes(
+    async def test_a_signal_drains_the_worker_and_closes_its_connections(
         self, project: Project, postgres: Observer, number: signal.Signals
     ) -> None:
         """A running job finishes, one that waits stays in the queue, all connections are closed, exit code 0."""
@@ -324,7 +332,7 @@ class TestEnd:
         await eventually(postgres.backends, equals=0)
         assert await postgres.idle_in_transaction() == 0
 
-    async def test_jobs_that_take_too_long_are_put_back(self, project: Project, postgres: Observer) -> None:
+    async def test_jobs_that_outlast_the_grace_period_are_put_back(self, project: Project, postgres: Observer) -> None:
         """After the grace time a running job is rolled back and runs again in the next worker, without a try."""
         await postgres.execute("CREATE TABLE sent (attempt int)")
         project.write(

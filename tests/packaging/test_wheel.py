@@ -34,7 +34,7 @@ def test_the_wheel_holds_all_that_the_packages_need_at_run_time(names: list[str]
     assert wanted - set(names) == set()
 
 
-def test_the_command_works_from_any_folder(installed: Installed, tmp_path: Path) -> None:
+def test_the_tandem_command_works_from_any_folder(installed: Installed, tmp_path: Path) -> None:
     """`tandem` finds the project in the folder where it is called, and itself in site-packages."""
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "__init__.py").touch()
@@ -47,7 +47,7 @@ def test_the_command_works_from_any_folder(installed: Installed, tmp_path: Path)
     assert all(place.startswith(str(installed.folder)) for place in where.stdout.split())
 
 
-def test_the_command_tells_its_version(installed: Installed, tmp_path: Path) -> None:
+def test_tandem_version_prints_the_version(installed: Installed, tmp_path: Path) -> None:
     """The version stands in one place, and `tandem --version` says it."""
     told = installed.run("tandem", "--version", cwd=tmp_path)
     assert told.stdout == f"tandem {importlib.metadata.version('tandem-jobs')}\n"
@@ -61,7 +61,9 @@ def test_the_command_tells_its_version(installed: Installed, tmp_path: Path) -> 
     ],
     ids=["mypy", "pyright"],
 )
-def test_a_users_project_is_checked_against_the_wheel(checker: list[str], installed: Installed, tmp_path: Path) -> None:
+def test_a_users_project_type_checks_against_the_wheel(
+    checker: list[str], installed: Installed, tmp_path: Path
+) -> None:
     """Tasks, enqueueing, results and sessions have their types for whoever installs the wheel."""
     shutil.copy(TYPED, tmp_path / "app.py")
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict", "reportUnknownMemberType": false}')
@@ -81,7 +83,7 @@ def test_a_users_project_is_checked_against_the_wheel(checker: list[str], instal
 @pytest.mark.parametrize(
     ("hidden", "imports"), [("db", "worker"), ("worker", "db"), ("worker", "db.asgi")], ids=["db", "worker", "asgi"]
 )
-def test_a_project_with_a_module_of_our_name_is_told_both_files(
+def test_a_project_module_named_db_or_worker_is_reported_with_both_files(
     hidden: str, imports: str, installed: Installed, tmp_path: Path
 ) -> None:
     """`uvicorn app:app` and pytest put the project first on sys.path: a `db.py` or `worker.py` there hides ours."""
