@@ -1,12 +1,17 @@
 """Real workers: the settings that they run with, and a project of a test's own in a folder."""
 
 import textwrap
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
+import db
+from db.asgi import SessionMiddleware
 from tests.commands import Command
 from tests.servers import Observer
+from tests.web import notebook
 from tests.worker.conftest import NOTES
 
 
@@ -20,6 +25,21 @@ def worker_settings(database_url: str, redis_url: str) -> dict[str, str]:
 async def notes(postgres: Observer) -> None:
     """The tables `note` and `reply`."""
     await postgres.execute(NOTES)
+
+
+@pytest.fixture
+async def database(database_url: str, postgres: Observer) -> AsyncIterator[db.Database]:
+    """The default database, with the tables `note` and `reply`."""
+    async with notebook(database_url, postgres) as database:
+        yield database
+
+
+@pytest.fixture
+def app(database: db.Database) -> FastAPI:
+    """A FastAPI application with `SessionMiddleware`, on `database`."""
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware)
+    return app
 
 
 class Project:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import worker
-from tests.commands import bare_environment
+from tests.commands import Command, bare_environment
 from tests.lifecycle.conftest import Project
 from tests.stopwatch import Stopwatch
 from tests.test_compose import image_command
@@ -91,6 +91,14 @@ def reached(project: Project, name: str = "reached") -> bool:
     return (project.folder / name).exists()
 
 
+async def assert_sigterm_ends(process: Command) -> None:
+    """Send a SIGTERM: the process ends with exit code 0 within ten seconds."""
+    watch = Stopwatch()
+    process.send(signal.SIGTERM)
+    assert await process.ends() == 0
+    assert watch.seconds < 10
+
+
 @pytest.mark.parametrize("command", [RUN, ARQ], ids=["run", "arq"])
 @pytest.mark.parametrize("moment", ["import", "lifespan", "swallowed lifespan", "broken lifespan"])
 async def test_sigterm_while_starting_ends_the_worker_and_leaves_its_lifespan(
@@ -99,10 +107,7 @@ async def test_sigterm_while_starting_ends_the_worker_and_leaves_its_lifespan(
     """What runs at that moment is ended, and what was open is left."""
     with starting.command(*command, MOMENT=moment) as process:
         await eventually(lambda: reached(starting), timeout=60)
-        watch = Stopwatch()
-        process.send(signal.SIGTERM)
-        assert await process.ends() == 0
-        assert watch.seconds < 10
+        await assert_sigterm_ends(process)
         assert "Traceback" not in process.output or moment == "broken lifespan"
     assert reached(starting, "left") is (moment != "import")
 
@@ -117,10 +122,7 @@ async def test_sigterm_ends_a_worker_whose_starting_code_cannot_be_interrupted(
     """Code that blocks, or that swallows what would end it, does not keep the process."""
     with starting.command(*command, MOMENT=moment) as process:
         await eventually(lambda: reached(starting), timeout=60)
-        watch = Stopwatch()
-        process.send(signal.SIGTERM)
-        assert await process.ends() == 0
-        assert watch.seconds < 10
+        await assert_sigterm_ends(process)
 
 
 @pytest.mark.parametrize("command", [RUN, ARQ], ids=["run", "arq"])
@@ -136,10 +138,7 @@ async def test_sigterm_ends_a_worker_that_waits_for_a_silent_server(
         with starting.command(*command, **{f"{server.upper()}_URL": url}) as process:
             connection, _ = await asyncio.to_thread(silent.accept)
             with connection:
-                watch = Stopwatch()
-                process.send(signal.SIGTERM)
-                assert await process.ends() == 0
-                assert watch.seconds < 10
+                await assert_sigterm_ends(process)
                 assert "Traceback" not in process.output
 
 

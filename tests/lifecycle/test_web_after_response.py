@@ -16,23 +16,10 @@ import db
 from db.asgi import SessionMiddleware, get_session
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.web import FAIL_AT_COMMIT, WRITE, count, nobody_in_transaction, notebook, notes, serving, write
+from tests.web import FAIL_AT_COMMIT, WRITE, count, nobody_in_transaction, notes, serving, write
 
 SessionDep = Annotated[db.AsyncSession, Depends(get_session)]
 CallNext = Callable[[Request], Awaitable[Response]]
-
-
-@pytest.fixture
-async def database(database_url: str, postgres: Observer) -> AsyncIterator[db.Database]:
-    async with notebook(database_url, postgres) as database:
-        yield database
-
-
-@pytest.fixture
-def app(database: db.Database) -> FastAPI:
-    app = FastAPI()
-    app.add_middleware(SessionMiddleware)
-    return app
 
 
 async def test_writes_of_a_streaming_body_are_committed(app: FastAPI, postgres: Observer) -> None:

@@ -18,23 +18,10 @@ import db
 from db.asgi import SessionMiddleware, get_session
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.web import FAIL_AT_COMMIT, WRITE, count, nobody_in_transaction, notebook, serving, write
+from tests.web import FAIL_AT_COMMIT, WRITE, count, nobody_in_transaction, serving, write
 
 SessionDep = Annotated[db.AsyncSession, Depends(get_session)]
 CallNext = Callable[[Request], Awaitable[Response]]
-
-
-@pytest.fixture
-async def database(database_url: str, postgres: Observer) -> AsyncIterator[db.Database]:
-    async with notebook(database_url, postgres) as database:
-        yield database
-
-
-@pytest.fixture
-def app(database: db.Database) -> FastAPI:
-    app = FastAPI()
-    app.add_middleware(SessionMiddleware)
-    return app
 
 
 async def test_a_row_is_committed_before_the_client_gets_the_response(app: FastAPI, postgres: Observer) -> None:

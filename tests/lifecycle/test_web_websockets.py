@@ -12,13 +12,7 @@ import db
 from db.asgi import SessionMiddleware, get_session
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.web import WRITE, count, notebook, notes, serving
-
-
-@pytest.fixture
-async def database(database_url: str, postgres: Observer) -> AsyncIterator[db.Database]:
-    async with notebook(database_url, postgres) as database:
-        yield database
+from tests.web import WRITE, count, notes, serving
 
 
 @pytest.fixture
