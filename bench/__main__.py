@@ -1,6 +1,6 @@
 """``python -m bench``: measure Tandem and its peers side by side, and write down what came of it.
 
-1. It starts a Redis and a PostgreSQL of its own; nobody else's are touched.
+1. It starts a Redis and a PostgreSQL of its own, and touches no others.
 2. Each scenario measures each contender, in turns, several rounds.
 3. It writes ``results.md`` and ``results.svg``, after each scenario, so that an interrupted run leaves what it has.
 4. It leaves no process behind, also after Ctrl-C.

@@ -1,7 +1,7 @@
 """The peers' environments, ``.venv-bench/<peer>``: ``make bench-peers``, or ``python -m bench.environments``.
 
 Each peer is installed from the package index, in its newest version, beside what its program needs: SQLAlchemy and
-asyncpg for the rows, uvloop. One that cannot be installed is told of, here and in the results.
+asyncpg for the rows, uvloop. One that cannot be installed is reported, here and in the results.
 """
 
 import os

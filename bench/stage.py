@@ -26,7 +26,7 @@ Measure = Callable[[Step], T]
 
 @dataclass(frozen=True)
 class Results(Generic[T]):
-    """What each entrant achieved, a value a round; whoever failed once is not among them."""
+    """The values of each entrant, one a round. An entrant that failed once has none."""
 
     values: dict[str, list[T]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)

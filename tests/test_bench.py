@@ -1,4 +1,4 @@
-"""The measurements run, count what they measure, and leave nothing behind. How fast anything is, is not asked here."""
+"""The bench runs, counts what it measures, and leaves nothing behind. These tests do not ask how fast anything is."""
 
 import asyncio
 import itertools
@@ -37,7 +37,7 @@ _BENCH = [sys.executable, "-m", "bench", "--quick", "--against", "arq"]
 
 @pytest.mark.parametrize("root", ["unreadable", "a" * 300])
 def test_an_unreadable_pyenv_folder_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
-    """The pyenv of another user is passed over: what else there is serves, or the peer is told of as not installed."""
+    """The pyenv of another user is skipped. Another Python serves, or the peer is reported as not installed."""
     folder = tmp_path / root
     if root == "unreadable":
         folder.mkdir(mode=0)
@@ -73,7 +73,7 @@ def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
 
 
 async def test_ctrl_c_leaves_no_process_of_the_bench_behind() -> None:
-    """After Ctrl-C nothing lives on: no server, no worker, no program of a contender."""
+    """Neither a server nor a worker nor a contender's program survives Ctrl-C."""
     command = [*_BENCH, "--only", "latency"]
     run = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -106,21 +106,21 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def test_an_unknown_scenario_is_refused_with_the_known_ones() -> None:
-    """A scenario that there is not is named, with those that there are."""
+    """The error lists the scenarios."""
     run = subprocess.run([*_BENCH, "--only", "nope"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "'nope' is not one of noop, insert, bare, enqueue" in run.stderr
 
 
 def test_a_peer_that_is_not_installed_is_listed_as_absent(contender: Contender) -> None:
-    """Nobody is left out silently."""
+    """The results say why it is absent."""
     servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     missing = Library("none", "None", "none", "none", "", environment=Environment("never-made", ()))
     assert enter(missing, servers) == "it is not installed: `make bench-peers`"
 
 
 def test_a_peer_that_needs_another_redis_is_listed_as_absent(contender: Contender) -> None:
-    """A store that cannot serve a peer is named."""
+    """The reason names the server that cannot serve it."""
     servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     demanding = Library("arq", "arq", "arq", "bench.peers.arq", "", needs_functions=True)
     reason = enter(demanding, servers)
@@ -136,7 +136,7 @@ def test_a_peer_that_needs_another_redis_is_listed_as_absent(contender: Contende
 def test_a_measurement_that_the_host_disturbed_is_repeated(
     shares: list[float | None], counts: int, contender: Contender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first measurement counts that the host has left alone, or else the one that it has disturbed least."""
+    """The first undisturbed measurement counts, or else the least disturbed one."""
     servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
     stage = Stage(replace(QUICK, attempts=3), servers, contender, (), {}, Progress(Console(quiet=True)))
     taken, made = iter(shares), itertools.count(1)
@@ -163,7 +163,7 @@ def postgres(database_url: str) -> Iterator[PostgresServer]:
 
 
 def test_a_contender_that_lost_a_job_has_failed(contender: Contender) -> None:
-    """What counts is the library's own list of jobs that ended well, not that its queue is empty."""
+    """The library's own list of completed jobs counts, not its empty queue."""
     contender.enqueue("noop", 2)
     with contender.worker() as worker:
         worker.wait_for("began")
@@ -172,7 +172,7 @@ def test_a_contender_that_lost_a_job_has_failed(contender: Contender) -> None:
 
 
 def test_the_error_of_a_program_that_ended_has_its_stderr() -> None:
-    """The last words of a program that ended are in the error of who waits for it."""
+    """It has the exit code, too."""
     program = [sys.executable, "-c", "import sys; sys.exit('out of ink')"]
     with Process(program, {}) as process, pytest.raises(ContenderError, match=r"exit code 1.*out of ink"):
         process.wait_for("began")
@@ -187,7 +187,7 @@ with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
 
 
 def test_an_interleaved_program_is_stopped_outside_its_slices(postgres: PostgresServer) -> None:
-    """What counts is what was added in its turns, and between them it adds nothing."""
+    """Only the rows of its slices count, and it adds none between them."""
     program = [sys.executable, "-c", _ADDS_ROWS]
     with Process(program, {"DATABASE_URL": as_dsn(postgres.engine.url)}) as process:
         runner = InterleavedProgram(process, count_rows(postgres), "the program")
@@ -202,7 +202,7 @@ def test_an_interleaved_program_is_stopped_outside_its_slices(postgres: Postgres
 
 
 def test_an_interleaved_program_that_does_nothing_has_failed(postgres: PostgresServer) -> None:
-    """Nobody is told to be slow who did not work at all."""
+    """A speed of zero would be wrong: it did not work at all."""
     with Process([sys.executable, "-c", "import time; time.sleep(60)"], {}) as process:
         runner = InterleavedProgram(process, count_rows(postgres), "the program")
         runner.run_slice(0.1)
@@ -211,7 +211,7 @@ def test_an_interleaved_program_that_does_nothing_has_failed(postgres: PostgresS
 
 
 def test_an_interleaved_program_that_ends_has_failed(postgres: PostgresServer) -> None:
-    """Nobody is told to be slow, or the other one fast, because one of them has died."""
+    """A dead program makes neither itself slow nor the other one fast."""
     with Process([sys.executable, "-c", "import sys; sys.exit('out of ink')"], {}) as process:
         runner = InterleavedProgram(process, count_rows(postgres), "the program")
         with pytest.raises(ContenderError, match=r"the program: it ended with exit code 1.*out of ink"):
@@ -242,12 +242,12 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_percentiles_are_measured_values() -> None:
-    """The median and the largest of a few."""
+    """They are never interpolated."""
     assert [percentile([3.0, 1.0, 2.0], share) for share in (0.0, 0.5, 0.99, 1.0)] == [1.0, 2.0, 3.0, 3.0]
 
 
 def test_stolen_time_is_a_share_of_all_time() -> None:
-    """It is a part of all time; that of guests is counted once. Systems that do not say it are not told of."""
+    """The time of guests is counted once. Systems without the counter give None."""
     before = {"user": 100, "idle": 100, "steal": 5, "guest": 0}
     assert stolen(before, {"user": 150, "idle": 140, "steal": 15, "guest": 20}) == pytest.approx(0.1)
     assert stolen({"user": 1, "idle": 1}, {"user": 2, "idle": 2}) is None
@@ -255,13 +255,13 @@ def test_stolen_time_is_a_share_of_all_time() -> None:
 
 @pytest.mark.parametrize(("value", "status"), [(2.0, "aim reached"), (1.5, "reached"), (0.9, "MISSED"), (None, "?")])
 def test_the_status_says_whether_a_target_was_reached(value: float | None, status: str) -> None:
-    """The aim, what must be, neither, or nothing was measured."""
+    """The aim, the required value, neither of them, or nothing was measured."""
     bar = Target("speed", required=1, aim=2)
     assert TargetResult(bar, None if value is None else Figures.of([value])).status == status
 
 
 def test_a_lower_value_reaches_a_target_where_less_is_better() -> None:
-    """A time that is shorter than its bar has reached it."""
+    """A time that is shorter than its target has reached it."""
     bar = Target("time", required=2, aim=1, more_is_better=False)
     assert [TargetResult(bar, Figures.of([value])).status for value in (0.5, 1.5, 2.5)] == [
         "aim reached",

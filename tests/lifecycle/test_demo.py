@@ -122,7 +122,7 @@ def large_folder(tmp_path: Path) -> Path:
 
 
 def test_the_demo_starts_servers_from_wheels_and_indexes_a_small_folder(folder: Path) -> None:
-    """With nothing given it starts everything itself, tells right numbers, and leaves no process behind."""
+    """It prints the right numbers and leaves no process behind."""
     with demo(str(folder)) as running:
         running.until(lambda: running.worker() is not None)
         code, output, errors = running.wait()
@@ -157,7 +157,7 @@ def test_the_demo_starts_servers_from_wheels_and_indexes_a_small_folder(folder: 
 def test_a_worker_killed_in_the_middle_indexes_each_file_once_all_the_same(
     large_folder: Path, urls: Mapping[str, str]
 ) -> None:
-    """kill -9, in the middle of jobs: each file is indexed once all the same, by the worker that takes over."""
+    """The worker that takes over indexes the rest."""
     for number in range(400, 2000):
         (large_folder / f"m{number}.py").unlink()
     code, output, errors = run(str(large_folder), settings=urls)
@@ -170,7 +170,7 @@ def test_a_worker_killed_in_the_middle_indexes_each_file_once_all_the_same(
 async def test_a_second_run_on_given_servers_counts_only_its_own_rows(
     folder: Path, urls: Mapping[str, str], postgres: Observer
 ) -> None:
-    """On servers that are given, what an earlier run has left there does not count, and no queue of it stays."""
+    """The rows of an earlier run do not count, and no queue of a run is left behind."""
     first, second = run(str(folder), settings=urls), run(str(folder), settings=urls)
     assert first[0] == second[0] == 0
     for _, output, _ in (first, second):
@@ -181,7 +181,7 @@ async def test_a_second_run_on_given_servers_counts_only_its_own_rows(
 
 
 def test_a_folder_without_python_files_is_no_failure(tmp_path: Path, urls: Mapping[str, str]) -> None:
-    """Nothing to do is no failure."""
+    """The exit code is 0."""
     code, output, errors = run(str(tmp_path), settings=urls)
     assert (code, errors) == (0, "")
     assert "jobs that succeeded: 0, rows in the database: 0" in output
@@ -190,7 +190,7 @@ def test_a_folder_without_python_files_is_no_failure(tmp_path: Path, urls: Mappi
 async def test_rows_that_do_not_match_the_succeeded_jobs_fail_the_demo(
     folder: Path, urls: Mapping[str, str], postgres: Observer
 ) -> None:
-    """Rows that are not those of the jobs that succeeded are found out, though there are as many: exit code 1."""
+    """There are as many rows as succeeded jobs, but not the same: the exit code is 1."""
     database = db.Database(urls["DATABASE_URL"], default=True)
     await create_tables()
     await database.dispose()
@@ -208,7 +208,7 @@ async def test_rows_that_do_not_match_the_succeeded_jobs_fail_the_demo(
 
 
 def test_ctrl_c_stops_the_worker_and_the_servers(large_folder: Path) -> None:
-    """Ctrl-C stops the worker and the servers: one line, no process left."""
+    """It prints one line and leaves no process behind."""
     with demo(str(large_folder)) as running:
         wait_for_first_jobs(running)
         running.process.send_signal(signal.SIGINT)
@@ -220,7 +220,7 @@ def test_ctrl_c_stops_the_worker_and_the_servers(large_folder: Path) -> None:
 def test_sigterm_stops_the_demo_and_removes_its_jobs_from_a_given_redis(
     large_folder: Path, urls: Mapping[str, str]
 ) -> None:
-    """SIGTERM does the same; and from a Redis that stays, the jobs that were not run are taken out."""
+    """The jobs that have not run are removed."""
     with demo(str(large_folder), settings=urls) as running:
         wait_for_first_jobs(running)
         assert keys_of_demos(urls)
@@ -232,7 +232,7 @@ def test_sigterm_stops_the_demo_and_removes_its_jobs_from_a_given_redis(
 
 
 def test_the_worker_and_the_servers_end_when_the_demo_is_killed(large_folder: Path) -> None:
-    """If the demo is killed, the worker and the servers end by themselves."""
+    """No process outlives a kill -9 of the demo."""
     with demo(str(large_folder)) as running:
         wait_for_first_jobs(running)
         assert running.worker() in running.started
@@ -243,7 +243,7 @@ def test_the_worker_and_the_servers_end_when_the_demo_is_killed(large_folder: Pa
 
 
 def test_a_worker_that_dies_ends_the_demo_with_exit_code_1(large_folder: Path, urls: Mapping[str, str]) -> None:
-    """Without its worker the demo would wait in vain: it says so in a line, exit code 1."""
+    """The demo prints one line instead of waiting forever."""
     with demo(str(large_folder), settings=urls) as running:
         wait_for_first_jobs(running)
         worker = running.worker()
@@ -257,7 +257,7 @@ def test_a_worker_that_dies_ends_the_demo_with_exit_code_1(large_folder: Path, u
 
 
 def test_a_terminal_gets_a_progress_bar(folder: Path, urls: Mapping[str, str]) -> None:
-    """On a terminal the lines are a bar."""
+    """The bar takes the place of the lines of progress."""
     ours, theirs = pty.openpty()
     with demo(str(folder), stdout=theirs, settings={**urls, "TERM": "xterm", "COLUMNS": "100"}) as running:
         os.close(theirs)
@@ -274,7 +274,7 @@ def test_a_terminal_gets_a_progress_bar(folder: Path, urls: Mapping[str, str]) -
 
 
 def test_settings_of_other_workers_do_not_change_the_demo(folder: Path, urls: Mapping[str, str]) -> None:
-    """What the user's environment says to other workers, and to terminals, does not change what the demo does."""
+    """Nor do variables for terminals."""
     others = {"WORKER_QUEUES": "high,low", "WORKER_REGISTRY": "shop.registry", "WORKER_KEEP_RESULT": "0"}
     code, output, _ = run(str(folder), settings={**urls, **others, "FORCE_COLOR": "1"})
     assert code == 0
@@ -297,7 +297,7 @@ def test_settings_of_other_workers_do_not_change_the_demo(folder: Path, urls: Ma
 def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(
     urls: Mapping[str, str], arguments: list[str], settings: Mapping[str, str], message: str
 ) -> None:
-    """A mistake of the user's is one line that names it, exit code 2."""
+    """The line names the mistake."""
     code, _, errors = run(*arguments, settings={**urls, **settings})
     assert code == 2
     assert errors.startswith(message)
@@ -306,7 +306,7 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(
 
 
 def test_help_lists_what_the_demo_accepts() -> None:
-    """`--help` tells what may be given."""
+    """`--help` exits with 0."""
     code, output, _ = run("--help", settings={})
     assert code == 0
     for word in ("folder", "REDIS_URL", "DATABASE_URL"):

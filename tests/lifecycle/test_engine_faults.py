@@ -1,4 +1,4 @@
-"""Workers that are killed, frozen, stuck and told to stop, as real processes: what is left in Redis, and what ran."""
+"""Real worker processes that are killed, frozen, blocked or stopped: which jobs ran, and what is left in Redis."""
 
 import asyncio
 import os
@@ -55,8 +55,8 @@ def forked_workers(fork_server: ForkServerContext, environment: dict[str, str], 
     return ForkedWorkers(fork_server, environment, Path(environment["TASK_LOG"]))
 
 
-def left(observer: Any) -> set[str]:
-    """All keys but results, the slots that have passed, and what workers say of themselves."""
+def left_keys(observer: Any) -> set[str]:
+    """All Redis keys but results, past cron slots, and the records of workers."""
     kept = ("arq:result:", "arq:slots", "arq:queue:health-check", "arq:queue:epoch", "arq:queue:tasks")
     return {key for key in observer.keys("*") if not key.startswith(kept)}
 
@@ -66,7 +66,7 @@ class TestKilled:
     async def test_workers_killed_at_random_moments_lose_no_job(
         self, forked_workers: ForkedWorkers, observer: Any, workers: int
     ) -> None:
-        """kill -9 at twenty random moments: every job's outcome is there, and no other key is left."""
+        """After twenty kill -9 at random moments every job has its result, and no other key is left."""
         moments = random.Random(workers)
         jobs = [job for _ in range(20) for job in await sleep.enqueue_many({"seconds": 0.05} for _ in range(20))]
         running = [forked_workers.new(WORKER_ID=f"w{number}").__enter__() for number in range(workers)]
@@ -78,7 +78,7 @@ class TestKilled:
                 running[number % workers] = forked_workers.new(WORKER_ID=f"w{number}").__enter__()
             results = [await job.result(timeout=30) for job in jobs]
             assert results == [job.job_id for job in jobs]
-            await eventually(lambda: left(observer), equals=set())
+            await eventually(lambda: left_keys(observer), equals=set())
         finally:
             for one in running:
                 one.__exit__(None, None, None)
@@ -89,7 +89,7 @@ class TestKilled:
     async def test_a_worker_killed_at_any_moment_of_a_job_leaves_one_effect(
         self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, moment: str
     ) -> None:
-        """kill -9 twenty times after the claim, in the body, or between COMMIT and finish: each job has one effect."""
+        """Each of twenty jobs has one effect after a kill -9 after its claim, in its body, or after its COMMIT."""
         await postgres.execute("CREATE TABLE effect (job_id text)")
         names = [f"{moment} {number}" for number in range(20)]
         jobs = [await kill_worker_at.enqueue(name) for name in names]
@@ -101,13 +101,13 @@ class TestKilled:
                 await job.result(timeout=20)
         effects = await postgres.fetch("SELECT job_id, count(*) AS times FROM effect GROUP BY job_id")
         assert {row["job_id"]: row["times"] for row in effects} == dict.fromkeys(names, 1)
-        await eventually(lambda: left(observer), equals=set())
+        await eventually(lambda: left_keys(observer), equals=set())
 
     @pytest.mark.parametrize("lease", [1, 10])
     async def test_the_job_of_a_killed_worker_runs_again_elsewhere_within_its_lease(
         self, forked_workers: ForkedWorkers, environment: dict[str, str], tmp_path: Path, lease: int
     ) -> None:
-        """A job whose worker is killed runs again within its lease and two seconds, elsewhere, and ends once."""
+        """It starts on another worker at most two seconds after its lease has ended. The crash is no try."""
         environment["WORKER_LEASE"] = str(lease)
         with forked_workers.new() as first:
             job = await wait_for_file.enqueue(str(tmp_path / "go on"))
@@ -127,7 +127,7 @@ class TestKilled:
     async def test_a_job_that_kills_its_workers_fails_after_max_crashes(
         self, forked_workers: ForkedWorkers, observer: Any
     ) -> None:
-        """A job that kills its workers fails after WORKER_MAX_CRASHES of them; those that ran beside it complete."""
+        """The jobs that ran beside it complete."""
         good = await sleep.enqueue_many({"seconds": 0.05} for _ in range(3))
         bad = await exit_worker.enqueue()
         good += await sleep.enqueue_many({"seconds": 0.05} for _ in range(3))
@@ -139,14 +139,14 @@ class TestKilled:
                 await bad.result(timeout=30)
             assert [await job.result(timeout=30) for job in good] == [job.job_id for job in good]
         assert forked_workers.task_log.count(f"begin {bad.job_id}") == 4
-        await eventually(lambda: left(observer), equals=set())
+        await eventually(lambda: left_keys(observer), equals=set())
 
 
 class TestStuck:
     async def test_a_blocked_event_loop_ends_the_worker_and_its_job_comes_back(
         self, forked_workers: ForkedWorkers, observer: Any
     ) -> None:
-        """A loop that is stuck for longer than a job may take ends its process, saying where; its job comes back."""
+        """The worker ends once the loop is blocked past the job's limit. Its log names the file that blocks."""
         with forked_workers.new(WORKER_GRACE="0.2") as worker:
             job = await block_event_loop.enqueue()
             assert await worker.ends() == 70
@@ -159,8 +159,7 @@ class TestStuck:
     async def test_a_thread_that_nothing_can_stop_does_not_keep_the_worker_from_ending(
         self, forked_workers: ForkedWorkers, breaks: str
     ) -> None:
-        """A thread that nothing can stop does not keep the process from ending, also where closing raises; its
-        job comes back."""
+        """The worker ends with 70 although the thread goes on, also if its lifespan raises."""
         with forked_workers.new(WORKER_GRACE="0.1", BREAKS=breaks) as worker:
             job = await block_thread.enqueue()
             await forked_workers.wait_for_start(job.job_id)
@@ -173,9 +172,9 @@ class TestStuck:
     async def test_a_worker_frozen_past_its_lease_changes_nothing_of_its_successor(
         self, forked_workers: ForkedWorkers, observer: Any, database_url: str, tmp_path: Path
     ) -> None:
-        """A worker that was frozen past its lease changes nothing of its successor's when it wakes up.
+        """When it wakes up, the job, its lock and its result are those of the successor.
 
-        On PostgreSQL: on SQLite it may be frozen with the file's write lock, and then nobody else can work.
+        On PostgreSQL, as a worker frozen with the write lock of a SQLite file stops all others.
         """
         with forked_workers.new(DATABASE_URL=database_url) as frozen:
             job = await wait_for_file.enqueue(str(tmp_path / "go on"))
@@ -190,7 +189,7 @@ class TestStuck:
                 (tmp_path / "go on").touch()
                 assert await job.result(timeout=30) == "held"
             assert frozen.alive
-        assert left(observer) == set()
+        assert left_keys(observer) == set()
 
 
 class TestToldToStop:
@@ -198,7 +197,7 @@ class TestToldToStop:
     async def test_a_worker_stopped_in_the_middle_of_a_commit_reports_its_real_outcome(
         self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, times: int
     ) -> None:
-        """Told to stop in the middle of a COMMIT, once or twice, it waits for it and reports the truth: one effect."""
+        """One signal or two in the middle of a COMMIT: the worker waits for the COMMIT, and the job has one effect."""
         await postgres.execute("CREATE TABLE effect (job_id text)")
         async with held_commits(postgres, "effect") as commits:
             with forked_workers.new(DATABASE_URL=database_url, WORKER_GRACE=str(_GRACE)) as worker:
@@ -214,13 +213,13 @@ class TestToldToStop:
             await job.result(timeout=30)
         assert await postgres.fetchval("SELECT count(*) FROM effect") == 1
         assert forked_workers.task_log.count(f"begin {job.job_id}") == 1
-        assert left(observer) == set()
+        assert left_keys(observer) == set()
         assert await postgres.backends() == 0
 
     async def test_a_job_interrupted_by_six_deploys_completes_at_its_first_try(
         self, forked_workers: ForkedWorkers, tmp_path: Path
     ) -> None:
-        """A job that six deploys interrupt, with three tries, completes, at its first try."""
+        """An interruption by a deploy is no try: with three tries the job survives six."""
         job = await wait_for_file.enqueue(str(tmp_path / "go on"))
         for times in range(1, 7):
             with forked_workers.new(WORKER_GRACE="0", WORKER_MAX_TRIES="3") as worker:
@@ -238,7 +237,7 @@ class TestToldToStop:
     async def test_a_worker_stopped_in_its_lifespan_closes_it_and_exits_with_0(
         self, environment: dict[str, str], tmp_path: Path, observer: Any, command: tuple[str, ...]
     ) -> None:
-        """Told to stop while its resources are being made, it takes them back, and ends with 0, without a traceback."""
+        """A SIGTERM while the lifespan opens: the lifespan is closed, and there is no traceback."""
         task_log = tmp_path / "task-log"
         with Command(*command, folder=tmp_path, environment=environment | {"SLOW_START": "60"}) as worker:
             await eventually(lambda: task_log.exists() and "lifespan begins" in task_log.read_text(), timeout=20)
@@ -246,13 +245,13 @@ class TestToldToStop:
             assert await worker.ends() == 0
             assert "Traceback" not in worker.output
         assert task_log.read_text().splitlines() == ["lifespan begins", "lifespan ends"]
-        assert left(observer) == set()
+        assert left_keys(observer) == set()
 
     @pytest.mark.parametrize("how", ["kill", "freeze"])
     async def test_arq_worker_stopped_without_redis_closes_all_and_exits_with_0(
         self, environment: dict[str, str], tmp_path: Path, own_redis: StartRedis, how: str
     ) -> None:
-        """Told to stop while Redis is dead, or says nothing, arq's worker closes all and ends with 0, no traceback."""
+        """A SIGTERM while Redis is dead or does not answer: the lifespan is closed, and there is no traceback."""
         server = own_redis()
         environment["REDIS_URL"] = server.url
         with Command("arq", "worker.Settings", folder=tmp_path, environment=environment) as arq:
@@ -274,7 +273,7 @@ class TestToldToStop:
 async def test_arq_check_reports_whether_the_worker_and_its_database_are_healthy(
     environment: dict[str, str], tmp_path: Path, own_postgres: StartPostgres
 ) -> None:
-    """`arq --check` is 0 for a worker that works, and 1 five seconds after its database has stopped."""
+    """`arq --check` exits with 0 beside a healthy worker, and with 1 five seconds after its database has stopped."""
     database = own_postgres()
     environment["DATABASE_URL"] = database.url
     with Command("arq", "worker.Settings", folder=tmp_path, environment=environment) as arq:

@@ -1,4 +1,4 @@
-"""Workers whose interpreter something keeps, and workers that are killed: what their keepers make of it."""
+"""Keeper processes: they renew the leases of a worker whose GIL is held, and give back the jobs of a dead one."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ from worker import Job, Queue
 __all__ = ["fork_server"]  # a fixture
 
 LEASE = 1.0
-KEPT = 4.0  # seconds that something keeps the interpreter
+HELD = 4.0  # seconds that a job holds the GIL
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def forked_workers(
     return ForkedWorkers(fork_server, environment, task_log)
 
 
-def begun(forked_workers: ForkedWorkers) -> list[str]:
-    """The ids of the jobs whose bodies have begun, as often as they have."""
+def started_jobs(forked_workers: ForkedWorkers) -> list[str]:
+    """The ids of the jobs whose bodies have started, one for each start."""
     return sorted(line.removeprefix("begin ") for line in forked_workers.task_log if line.startswith("begin "))
 
 
 async def keeper_of(worker: ForkedWorker) -> psutil.Process:
-    """Its keeper process, once there is one."""
+    """Wait for the keeper process of `worker`."""
 
     def found() -> psutil.Process | None:
         for child in psutil.Process(worker.pid).children():
@@ -64,46 +64,44 @@ async def keeper_of(worker: ForkedWorker) -> psutil.Process:
     return process
 
 
-class TestKeptInterpreter:
+class TestHeldGil:
     async def test_a_body_that_holds_the_gil_past_its_lease_starts_once(self, forked_workers: ForkedWorkers) -> None:
-        """Code that keeps the interpreter for four leases starts once, and so do all others that ran beside it, though
-        another worker waits for them."""
+        """The body holds the GIL for four leases. No job beside it starts again either, though a worker is idle."""
         with forked_workers.new(WORKER_ID="first") as first:
-            jobs: list[Job[Any]] = [*await sleep.enqueue_many({"seconds": KEPT} for _ in range(5))]
-            await eventually(lambda: len(begun(forked_workers)) == 5)
+            jobs: list[Job[Any]] = [*await sleep.enqueue_many({"seconds": HELD} for _ in range(5))]
+            await eventually(lambda: len(started_jobs(forked_workers)) == 5)
             await first.says("works on")
             with forked_workers.new(WORKER_ID="second") as second:
                 await second.says("works on")
                 second.send(signal.SIGSTOP)  # so that the first gets this one
-                jobs.append(await hold_gil.enqueue(KEPT))
+                jobs.append(await hold_gil.enqueue(HELD))
                 await forked_workers.wait_for_start(jobs[-1].job_id)
                 second.send(signal.SIGCONT)
                 for job in jobs:
                     await job.result(timeout=30)
             assert "the keeper renews 6 of 6 meanwhile" in first.output
             await first.says("this process stood still")
-        assert begun(forked_workers) == sorted(job.job_id for job in jobs)
+        assert started_jobs(forked_workers) == sorted(job.job_id for job in jobs)
 
     async def test_jobs_of_one_claim_start_once_although_the_first_holds_the_gil(
         self, forked_workers: ForkedWorkers
     ) -> None:
-        """Jobs of one claim, the first of which keeps the interpreter before any body has begun, start once."""
+        """The first job holds the GIL while its arguments are validated, before any body has started."""
         with forked_workers.new(WORKER_ID="first") as first:
             await first.says("works on")
-            jobs: list[Job[Any]] = [await hold_gil_in_validator.enqueue(KEPT)]
+            jobs: list[Job[Any]] = [await hold_gil_in_validator.enqueue(HELD)]
             jobs += await sleep.enqueue_many({"seconds": 0.1} for _ in range(10))
             await eventually(lambda: "gil held in validator" in forked_workers.task_log)
             with forked_workers.new(WORKER_ID="second"):
                 for job in jobs:
                     await job.result(timeout=30)
         assert forked_workers.task_log.count("gil held in validator") == 1
-        assert len(set(begun(forked_workers))) == len(begun(forked_workers)) == 11
+        assert len(set(started_jobs(forked_workers))) == len(started_jobs(forked_workers)) == 11
 
     async def test_a_worker_whose_gil_is_held_past_all_limits_is_killed(
         self, forked_workers: ForkedWorkers, observer: Any
     ) -> None:
-        """A worker whose interpreter is kept for longer than its jobs may take is killed, and says where it was; its
-        job counts a crash."""
+        """Its log names the function that held the GIL, and its job counts a crash."""
         with forked_workers.new(WORKER_GRACE="0.2") as worker:
             job = await hold_gil_forever.enqueue()
             assert await worker.ends() == -signal.SIGKILL
@@ -114,7 +112,7 @@ class TestKeptInterpreter:
         assert observer.hget("arq:started", job.job_id).startswith("1:")
 
     async def test_a_stopped_worker_loses_its_leases_and_is_not_killed(self, forked_workers: ForkedWorkers) -> None:
-        """A worker that is stopped for longer than its jobs may take loses its leases, and is not killed."""
+        """A SIGSTOP past all limits is not taken for a held GIL."""
         with forked_workers.new(WORKER_GRACE="0.2") as stopped:
             job = await sleep.enqueue(0.1)
             await job.result(timeout=30)
@@ -130,8 +128,7 @@ class TestKilled:
     async def test_the_job_of_a_killed_worker_runs_again_within_a_second(
         self, forked_workers: ForkedWorkers, tmp_path: Path
     ) -> None:
-        """A job whose worker is killed runs again elsewhere within a second, however long the lease is. The best of
-        three, as the machine may stand still."""
+        """The length of the lease does not matter. The best of three counts, as the machine may stall."""
         job = await wait_for_file.enqueue(str(tmp_path / "go on"))
         seconds = []
         with forked_workers.new(WORKER_LEASE="60", WORKER_ID="0") as first:
@@ -157,7 +154,7 @@ class TestKilled:
     async def test_a_forked_child_does_not_make_a_killed_worker_seem_alive(
         self, forked_workers: ForkedWorkers, observer: Any
     ) -> None:
-        """A child that the worker has forked, and that outlives it, does not make it seem to live."""
+        """The child outlives the worker; the job is given back all the same."""
         with forked_workers.new(WORKER_LEASE="60") as worker:
             job = await fork_child.enqueue(20.0)
             await forked_workers.wait_for_start(job.job_id)
@@ -168,7 +165,7 @@ class TestKilled:
     async def test_a_killed_keeper_is_replaced_and_the_next_one_gives_the_jobs_back(
         self, forked_workers: ForkedWorkers, observer: Any
     ) -> None:
-        """A keeper that is killed is replaced, which the log says, and the next one gives the jobs back."""
+        """The worker logs that it starts another keeper, which does its work."""
         with forked_workers.new(WORKER_LEASE="60") as worker:
             job = await sleep.enqueue(60.0)
             await forked_workers.wait_for_start(job.job_id)
@@ -182,8 +179,7 @@ class TestKilled:
             await eventually(lambda: not observer.exists(f"arq:in-progress:{job.job_id}"), timeout=AT_ONCE)
 
     async def test_signals_end_a_keeper_only_after_its_worker(self, forked_workers: ForkedWorkers) -> None:
-        """Neither the terminal's signals nor a container's end a keeper before its worker; it ends with that, and gives
-        nothing back."""
+        """The keeper ignores SIGTERM and SIGINT, ends with its worker, and gives no job back."""
         with forked_workers.new() as worker:
             job = await sleep.enqueue(1.0)
             await forked_workers.wait_for_start(job.job_id)
@@ -197,15 +193,14 @@ class TestKilled:
             assert await worker.ends() == 0
             await eventually(lambda: not keeper.is_running())
             assert "given back" not in worker.output
-        assert begun(forked_workers) == [job.job_id]
+        assert started_jobs(forked_workers) == [job.job_id]
 
 
 class TestHeldSlots:
     async def test_a_worker_whose_slots_are_all_held_past_their_limits_exits_with_70(
         self, forked_workers: ForkedWorkers, observer: Any, tmp_path: Path
     ) -> None:
-        """A worker whose slots are all held by threads past their limits says so of each, is unwell, and ends with code
-        70; its jobs count a crash where they run next."""
+        """It logs each such job, reports itself unhealthy, then exits. Its jobs count a crash when they run again."""
         go_on = tmp_path / "go on"
         with forked_workers.new(
             WORKER_CONCURRENCY="2", WORKER_GRACE="0.2", WORKER_ID="held", WORKER_POOL_SIZE="5"
@@ -222,4 +217,4 @@ class TestHeldSlots:
         with forked_workers.new():
             for job in jobs:
                 await job.result(timeout=30)
-        assert begun(forked_workers) == sorted(f"{job.job_id} {previous}" for job in jobs for previous in (0, 1))
+        assert started_jobs(forked_workers) == sorted(f"{job.job_id} {previous}" for job in jobs for previous in (0, 1))

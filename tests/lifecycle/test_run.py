@@ -1,4 +1,4 @@
-"""``python -m worker run`` with one process: a real one, on real servers."""
+"""``python -m worker run`` with one process, on real servers."""
 
 import asyncio
 import signal
@@ -61,7 +61,7 @@ def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
 
 
 async def test_worker_run_runs_jobs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
-    """Without arq, jobs run as under it, on uvloop; `ctx["redis"]` is arq's client, and SIGTERM ends it with 0."""
+    """Jobs run as under arq's command: `ctx["redis"]` is arq's client, and SIGTERM ends the worker with 0."""
     with Command("worker", "run", folder=tmp_path, environment=settings) as run:
         assert await (await double.enqueue(21)).result(timeout=20) == 42
         assert await (await event_loop_module.enqueue()).result(timeout=30) == "uvloop"
@@ -76,7 +76,7 @@ async def test_worker_run_runs_jobs_on_uvloop(settings: dict[str, str], tmp_path
 async def test_a_job_that_raises_system_exit_does_not_end_the_worker(
     command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """`SystemExit` outside a body's own task fails its job at most; the worker goes on with all others, and drains."""
+    """`SystemExit` in a child task, a thread or a callback fails its job at most. All other jobs complete."""
     file = tmp_path / "go-on"
     with Command(*command, folder=tmp_path, environment=settings) as run:
         beside = await wait_for_file.enqueue(str(file))
@@ -97,7 +97,7 @@ async def test_a_job_that_raises_system_exit_does_not_end_the_worker(
 async def test_a_job_that_cancels_all_asyncio_tasks_ends_a_drained_worker(
     command: tuple[str, ...], settings: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
-    """The worker ends with 1, drained: each job has its outcome, and starts once."""
+    """The worker exits with 1. Each job starts once and has its outcome."""
     # Not on SQLite: what closes a connection is cancelled too, and one that holds the file's lock is then left with it.
     settings["DATABASE_URL"] = database_url
     file = tmp_path / "go-on"
@@ -116,7 +116,7 @@ async def test_a_job_that_cancels_all_asyncio_tasks_ends_a_drained_worker(
 async def test_a_lifespan_that_raises_system_exit_ends_the_worker_with_its_message(
     command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """What it says is the last line, with its exit code, and nothing says that the worker goes on."""
+    """The message is the last line of the output, and the exit code is that of the SystemExit."""
     (tmp_path / "leaving.py").write_text(LEAVING)
     settings["WORKER_REGISTRY"] = "leaving"
     with Command(*command, folder=tmp_path, environment=settings) as run:
@@ -129,7 +129,7 @@ async def test_a_lifespan_that_raises_system_exit_ends_the_worker_with_its_messa
 async def test_a_signal_to_a_child_process_of_a_job_does_not_reach_the_worker(
     command: tuple[str, ...], settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """A signal for a process that a job has started ends that process, and is none for the worker."""
+    """The signal ends the child process alone."""
     with Command(*command, folder=tmp_path, environment=settings) as run:
         for method in ("fork", "forkserver"):
             assert await (await terminate_child.enqueue(method)).result(timeout=30) == -signal.SIGTERM
@@ -142,7 +142,7 @@ async def test_a_signal_to_a_child_process_of_a_job_does_not_reach_the_worker(
 
 
 async def test_arq_worker_runs_jobs_on_uvloop(settings: dict[str, str], tmp_path: Path) -> None:
-    """`arq worker.Settings` runs its jobs on uvloop too, and SIGTERM ends it with 0."""
+    """SIGTERM ends it with 0."""
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as arq:
         assert await (await event_loop_module.enqueue()).result(timeout=20) == "uvloop"
         arq.send(signal.SIGTERM)
@@ -153,7 +153,7 @@ async def test_arq_worker_runs_jobs_on_uvloop(settings: dict[str, str], tmp_path
 async def test_the_first_signal_drains_and_the_second_puts_jobs_back(
     settings: dict[str, str], tmp_path: Path, queue: Queue
 ) -> None:
-    """The first signal waits for running jobs; the second puts them back to where they were, and the exit code is 0."""
+    """The exit code is 0 in both cases."""
     finishes = await wait_for_file.enqueue(str(tmp_path / "finishes"))
     hangs = await wait_for_file.using(job_id="hangs").enqueue(str(tmp_path / "hangs"))
     with Command("worker", "run", folder=tmp_path, environment=settings) as worker:
@@ -174,7 +174,7 @@ async def test_the_first_signal_drains_and_the_second_puts_jobs_back(
 async def test_a_signal_while_waiting_for_the_database_ends_the_worker_at_once(
     burst: tuple[str, ...], settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """A signal that comes while the worker waits for its database ends it at once, without a traceback."""
+    """There is no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host, port = silent.getsockname()
         environment = settings | {"DATABASE_URL": f"postgresql://nobody@{host}:{port}/none"}
@@ -190,7 +190,7 @@ async def test_a_signal_while_waiting_for_the_database_ends_the_worker_at_once(
 async def test_an_engine_loop_that_keeps_failing_ends_the_worker_with_exit_code_1(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """A loop of the engine that keeps failing ends the process with 1: without arq, under it, and in a burst."""
+    """So it does under arq, and in a burst."""
     (tmp_path / "sabotage.py").write_text(SABOTAGE)
     settings["WORKER_REGISTRY"] = "sabotage"
     await double.using(delay=3600).enqueue(1)  # so that a burst does not end before
@@ -205,7 +205,7 @@ async def test_an_engine_loop_that_keeps_failing_ends_the_worker_with_exit_code_
 
 
 async def test_burst_ends_when_all_its_queues_are_empty(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
-    """--burst ends with 0 once all queues are empty, whichever job still puts something into whichever of them."""
+    """Jobs that enqueue into another queue of the worker, and delayed jobs, run before it ends."""
     await alternate_queues.using(queue="low").enqueue(20, "low", "high")
     late = await double.using(queue="high", delay=1).enqueue(2)
     arguments = ("--burst", "--queues", "high,low", "--concurrency", "3")
@@ -217,7 +217,7 @@ async def test_burst_ends_when_all_its_queues_are_empty(settings: dict[str, str]
 
 
 async def test_an_interrupted_burst_does_not_exit_with_0(settings: dict[str, str], tmp_path: Path) -> None:
-    """A burst that a signal ends before the queues are empty does not end with 0."""
+    """A signal ends the burst before its queues are empty."""
     await double.using(delay=3600).enqueue(2)
     with Command("worker", "run", "--burst", folder=tmp_path, environment=settings) as run:
         await run.says("works on")
@@ -236,7 +236,7 @@ async def test_an_interrupted_burst_does_not_exit_with_0(settings: dict[str, str
 async def test_a_worker_that_cannot_start_says_why_in_one_line(
     setting: dict[str, str], line: str, code: int, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """What keeps a worker from starting is said without a traceback, and ends it with 1, or 2 for a mistake."""
+    """There is no traceback. The exit code is 2 for a mistake in the settings, and else 1."""
     with Command("worker", "run", folder=tmp_path, environment=settings | setting) as run:
         assert await run.ends() == code
         assert line in run.output
@@ -244,7 +244,7 @@ async def test_a_worker_that_cannot_start_says_why_in_one_line(
 
 
 async def test_arq_watch_is_refused_with_the_command_that_works(settings: dict[str, str], tmp_path: Path) -> None:
-    """`arq --watch`, which would run the old code again, ends with one line that names what does not."""
+    """`arq --watch` would run the old code again."""
     with Command("arq", "worker.Settings", "--watch", str(tmp_path), folder=tmp_path, environment=settings) as arq:
         assert await arq.ends() == 2
         (line,) = arq.output.splitlines()

@@ -1,4 +1,4 @@
-"""``python -m worker run`` where no URL is set: its own servers, and how other processes reach them."""
+"""``python -m worker run`` without URLs: it starts local servers, which other processes can reach."""
 
 import signal
 import subprocess
@@ -25,19 +25,19 @@ def env(folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 async def test_other_processes_reach_the_local_servers_through_worker_env(tmp_path: Path) -> None:
-    """It says that it has started servers, which `eval $(python -m worker env)` reaches from its folder."""
+    """The worker prints that it has started servers and how to reach them. They end with it."""
     with Command("worker", "run", folder=tmp_path, environment=REGISTRY) as run:
         await run.says("works on")
         assert run.output.startswith("DATABASE_URL and REDIS_URL are not set: this run has a PostgreSQL and a Redis")
         assert "eval $(python -m worker env)" in run.output
         script = f"eval $({sys.executable} -m worker env) && {sys.executable} -m worker health"
 
-        def is_well() -> bool:
+        def is_healthy() -> bool:
             shell = ["sh", "-c", script]
             done = subprocess.run(shell, cwd=tmp_path, env=bare_environment(), capture_output=True, check=False)
             return done.returncode == 0
 
-        await eventually(is_well, timeout=20)
+        await eventually(is_healthy, timeout=20)
         assert (tmp_path / ".tandem").stat().st_mode & 0o077 == 0
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
@@ -48,7 +48,7 @@ async def test_other_processes_reach_the_local_servers_through_worker_env(tmp_pa
 
 
 async def test_only_the_server_without_a_url_is_started(tmp_path: Path, sqlite_url: str) -> None:
-    """A URL that is set is used, and is not written down; a note whose owner was killed is not believed."""
+    """A given URL is used and not recorded. The record of a killed worker is not used."""
     environment = REGISTRY | {"DATABASE_URL": sqlite_url}
     with Command("worker", "run", folder=tmp_path, environment=environment) as run:
         await run.says("works on")

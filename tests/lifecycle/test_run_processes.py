@@ -1,4 +1,4 @@
-"""``python -m worker run --processes``: a supervisor and its workers, real ones."""
+"""``python -m worker run --processes``: a supervisor and its workers, on real servers."""
 
 import asyncio
 import signal
@@ -27,13 +27,13 @@ def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
     }
 
 
-async def healthy(queue: Queue) -> list[str]:
-    """The ids of the workers that are well."""
+async def healthy_workers(queue: Queue) -> list[str]:
+    """The ids of the healthy workers."""
     return [*await WorkerRecords(queue.connections).health_records(queue.name)]
 
 
 async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
-    """A killed worker is started again under its name, its job runs again, and one signal ends them all, with 0."""
+    """It is started again under its name and its job runs again. One signal ends all workers with 0."""
     begun = tmp_path / "file.begun"
     job = await wait_for_file.enqueue(str(tmp_path / "file"))
     with Command(*TWO, folder=tmp_path, environment=settings) as run:
@@ -47,17 +47,17 @@ async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path
         await eventually(begun.read_text, equals=2 * "begun\n")
         (tmp_path / "file").touch()
         assert await job.result(timeout=30) == "waited"
-        await eventually(lambda: healthy(queue), equals=["test-1", "test-2"])
+        await eventually(lambda: healthy_workers(queue), equals=["test-1", "test-2"])
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
         assert run.output.count("stopping on SIGTERM") == 2
-    assert await healthy(queue) == []
+    assert await healthy_workers(queue) == []
 
 
 async def test_the_first_signal_drains_all_workers_and_the_second_interrupts_all(
     settings: dict[str, str], tmp_path: Path, queue: Queue
 ) -> None:
-    """The first signal reaches each worker once, and so does the second; a job that hangs is put back."""
+    """Each worker gets each signal once. A job that hangs is put back."""
     jobs = [str(tmp_path / name) for name in ("a", "b")]
     with Command(*TWO, "--concurrency", "1", folder=tmp_path, environment=settings) as run:
         await run.says("works on", times=2)
@@ -75,7 +75,7 @@ async def test_the_first_signal_drains_all_workers_and_the_second_interrupts_all
 
 
 async def test_workers_do_not_outlive_a_killed_supervisor(settings: dict[str, str], tmp_path: Path) -> None:
-    """After kill -9 of the supervisor its workers drain and end: an idle one at once."""
+    """After a kill -9 of the supervisor its workers drain and end. An idle worker ends at once."""
     with Command(*TWO, folder=tmp_path, environment=settings) as run:
         await run.says("works on", times=2)
         workers = run.workers()
@@ -88,7 +88,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(settings: dict[str, st
 async def test_burst_ends_when_no_worker_has_anything_left_to_do(
     settings: dict[str, str], tmp_path: Path, queue: Queue
 ) -> None:
-    """--burst ends with 0 once none of them has anything left to do."""
+    """The exit code is 0."""
     first = await wait_for_file.enqueue(str(tmp_path / "file"))
     await double.enqueue_many([{"number": number} for number in range(100)])
     with Command(*TWO, "--burst", folder=tmp_path, environment=settings) as run:
@@ -102,7 +102,7 @@ async def test_burst_ends_when_no_worker_has_anything_left_to_do(
 async def test_a_burst_that_cannot_start_says_why_once_and_ends_all_workers(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """What keeps the first worker from working is said once, and ends them all with 1: nobody waits for it."""
+    """The exit code is 1."""
     settings["DATABASE_URL"] = f"sqlite+aiosqlite:///{tmp_path}/new.db"
     with Command(*TWO, "--burst", folder=tmp_path, environment=settings) as run:
         assert await run.ends() == 1
@@ -110,7 +110,7 @@ async def test_a_burst_that_cannot_start_says_why_once_and_ends_all_workers(
 
 
 async def test_a_mistake_that_all_workers_share_is_printed_once(settings: dict[str, str], tmp_path: Path) -> None:
-    """What is wrong with all workers is said once, and ends them with 2."""
+    """The exit code is 2."""
     settings["WORKER_REGISTRY"] = "nowhere.registry"
     with Command(*TWO, folder=tmp_path, environment=settings) as run:
         assert await run.ends() == 2
@@ -118,7 +118,7 @@ async def test_a_mistake_that_all_workers_share_is_printed_once(settings: dict[s
 
 
 async def test_a_signal_ends_workers_that_are_still_starting_with_0(settings: dict[str, str], tmp_path: Path) -> None:
-    """A signal that reaches workers which are still starting ends them without a traceback, and with 0."""
+    """There is no traceback."""
     with Command(*TWO, folder=tmp_path, environment=settings) as run:
         await eventually(run.workers, timeout=20)
         run.send(signal.SIGINT)
@@ -127,7 +127,7 @@ async def test_a_signal_ends_workers_that_are_still_starting_with_0(settings: di
 
 
 async def test_a_terminal_gets_a_last_line_that_counts_jobs(settings: dict[str, str], tmp_path: Path) -> None:
-    """On a terminal a last line counts the jobs, below what the workers say."""
+    """The line stays below the output of the workers."""
     with Command(*TWO, folder=tmp_path, environment=settings, terminal=True) as run:
         jobs = await double.enqueue_many([{"number": number} for number in range(3)])
         await asyncio.gather(*(job.result(timeout=20) for job in jobs))

@@ -1,4 +1,4 @@
-"""``python -m worker run --watch``: a worker that follows the code, as its author changes it."""
+"""``python -m worker run --watch``: a worker that restarts when the code changes."""
 
 import signal
 from pathlib import Path
@@ -31,7 +31,7 @@ def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    """A project's only task, which answers 1."""
+    """The file of a project's only task, which returns 1."""
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/__init__.py").touch()
     (tmp_path / "tasks/registry.py").write_text(REGISTRY)
@@ -41,12 +41,12 @@ def code(tmp_path: Path) -> Path:
 
 
 def change(code: Path, source: str) -> None:
-    """As an editor does."""
+    """Change a file as an editor does."""
     code.write_text(source)
 
 
 async def answer(queue: Queue) -> int:
-    """What the task answers now."""
+    """Run the task and return its result."""
     job_id = f"answer-{now_ms()}"
     await queue.enqueue([new_job(job_id, encode("answer", b"{}", now_ms()), queue.name)])
     return await Job[int](job_id).result(timeout=20)
@@ -55,7 +55,7 @@ async def answer(queue: Queue) -> int:
 async def test_a_change_drains_the_worker_and_starts_the_new_code(
     settings: dict[str, str], code: Path, tmp_path: Path, queue: Queue
 ) -> None:
-    """A change lets running jobs finish and then starts the new code; a mistake in it is said, and waited for."""
+    """Running jobs finish on the old code. After a mistake in the new code the watcher waits for the next change."""
     with Command("worker", "run", "--watch", "tasks", folder=tmp_path, environment=settings) as run:
         assert await answer(queue) == 1
 
@@ -79,7 +79,7 @@ async def test_a_change_drains_the_worker_and_starts_the_new_code(
 
 
 async def test_no_process_outlives_a_killed_watcher(settings: dict[str, str], code: Path, tmp_path: Path) -> None:
-    """With --processes there is a supervisor in between, and none outlives a kill -9 of what watches."""
+    """With --processes these are a supervisor and its workers."""
     arguments = ("worker", "run", "--watch", "--processes", "2")
     with Command(*arguments, folder=tmp_path, environment=settings) as run:
         await run.says("works on", times=2)
@@ -115,7 +115,7 @@ main()
 async def test_watch_without_watchfiles_and_a_folder_without_watch_are_refused(
     source: str, line: str, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """Without the package, or with a folder and no --watch, it ends with one line and 2."""
+    """The output is one line, the exit code is 2."""
     (tmp_path / "start.py").write_text(source)
     with Command("start", folder=tmp_path, environment=settings) as run:
         assert await run.ends() == 2

@@ -1,4 +1,4 @@
-"""B6: a database that stops answering, and does not say so, at every moment of a scope."""
+"""A database that stops answering without closing its connections, at every moment of a scope."""
 
 import asyncio
 import logging
@@ -119,7 +119,7 @@ async def test_an_unanswered_commit_fails_as_a_lost_connection(
 async def test_cancelling_an_unanswered_commit_neither_delays_nor_hides_the_error(
     database: db.Database, proxy: Proxy, postgres: Observer
 ) -> None:
-    """Nor does a cancellation make that wait longer, or hide the error."""
+    """The scope ends after the same limits."""
 
     async def work() -> None:
         async with db.scope():

@@ -207,7 +207,7 @@ async def test_a_connection_lost_in_the_commit_is_reported_as_lost(
 
 
 async def test_a_server_out_of_connections_is_a_transient_error(own_postgres: StartPostgres, driver: str) -> None:
-    """53300: a server that has no connection left is a passing trouble."""
+    """SQLSTATE 53300."""
     server = own_postgres(max_connections=4, superuser_reserved_connections=0, reserved_connections=0)
     await execute(server.url, CREATE)
     async with default(as_url(make_url(server.url), driver)):
@@ -230,7 +230,7 @@ async def test_a_server_out_of_connections_is_a_transient_error(own_postgres: St
 
 
 async def test_an_unknown_database_or_user_is_no_transient_error(own_postgres: StartPostgres, driver: str) -> None:
-    """An unknown database or user is no passing trouble: the server's own words come out."""
+    """The error has the server's own message."""
     server = own_postgres()
     for wrong in ({"database": "nobodys"}, {"username": "nobody"}):
         url = make_url(as_url(make_url(server.url), driver)).set(**wrong)  # type: ignore[arg-type]
@@ -243,7 +243,7 @@ async def test_an_unknown_database_or_user_is_no_transient_error(own_postgres: S
 async def test_each_pooled_connection_to_a_demoted_server_fails_at_most_once(
     own_postgres: StartPostgres, driver: str
 ) -> None:
-    """25006: a demoted server is told apart, and each pooled connection to it is met at most once."""
+    """SQLSTATE 25006: a demoted server has an error of its own."""
     server = own_postgres()
     await execute(server.url, CREATE)
     async with default(as_url(make_url(server.url), driver), pool_size=3):
@@ -281,7 +281,7 @@ async def test_each_pooled_connection_to_a_demoted_server_fails_at_most_once(
 async def test_a_connection_to_a_read_only_server_is_not_used_again(
     database_url: str, postgres: Observer, driver: str
 ) -> None:
-    """25006: the connection to such a server is not used again; the next one may lead to the new primary."""
+    """SQLSTATE 25006: the next connection may reach the new primary."""
     await postgres.execute(CREATE)
     async with default(as_url(make_url(database_url), driver)):
         name = make_url(database_url).database
@@ -303,7 +303,7 @@ async def _run(session: Any, statement: str) -> None:
 
 
 async def test_a_read_only_transaction_keeps_its_connection(database_url: str, postgres: Observer, driver: str) -> None:
-    """25006 by the session's own wish is its own error, and its connection stays."""
+    """SQLSTATE 25006 in a transaction that the session itself made read-only is another error."""
     await postgres.execute(CREATE)
     async with default(as_url(make_url(database_url), driver), pool_size=1):
         await select_one()
@@ -328,7 +328,7 @@ async def test_a_read_only_transaction_keeps_its_connection(database_url: str, p
 async def test_a_session_that_the_server_ended_for_idling_says_so(
     database_url: str, postgres: Observer, driver: str
 ) -> None:
-    """25P03: the server ends a transaction that sits idle, and the error says so, with whichever driver."""
+    """SQLSTATE 25P03, with each driver."""
     async with default(as_url(make_url(database_url), driver), idle_in_transaction_timeout=0.1):
         await select_one()
         with pytest.raises(db.ConnectionEndedError) as ended:
@@ -430,7 +430,7 @@ async def test_a_transaction_past_its_idle_timeout_is_a_lost_connection(database
 
 
 async def test_a_deadlock_is_a_transient_error(database_url: str, postgres: Observer) -> None:
-    """40P01: of two transactions that wait for each other one is worth another try; then both have written."""
+    """SQLSTATE 40P01: one of the two transactions is rolled back. After its retry both have written."""
     await postgres.execute(CREATE)
     await postgres.execute("INSERT INTO note (words) VALUES ('one'), ('two')")
     both = asyncio.Barrier(2)

@@ -1,4 +1,4 @@
-"""A signal while a worker starts: it ends with exit code 0 within seconds, at any moment, and has claimed nothing."""
+"""A worker that gets a signal while it starts exits with 0 within seconds and has claimed no job."""
 
 import asyncio
 import shutil
@@ -78,7 +78,7 @@ async def send(to: str) -> None: ...
 
 @pytest.fixture
 async def starting(project: Project, queue: worker.Queue) -> AsyncIterator[Project]:
-    """A project that can be made to stand still while it starts, with a job that waits for it to the end."""
+    """A project that pauses while it starts, at the moment `MOMENT`. Its job must stay in the queue."""
     project.write("tasks/mail.py", MAIL)
     project.write("tasks/registry.py", 'TASKS = ("tasks.mail.send",)\nLIFESPAN = "tasks.mail.lifespan"')
     job = await send.enqueue("you")
@@ -104,7 +104,7 @@ async def assert_sigterm_ends(process: Command) -> None:
 async def test_sigterm_while_starting_ends_the_worker_and_leaves_its_lifespan(
     starting: Project, command: tuple[str, ...], moment: str
 ) -> None:
-    """What runs at that moment is ended, and what was open is left."""
+    """The code that runs is interrupted, and a lifespan that was entered is left."""
     with starting.command(*command, MOMENT=moment) as process:
         await eventually(lambda: reached(starting), timeout=60)
         await assert_sigterm_ends(process)
@@ -119,7 +119,7 @@ async def test_sigterm_while_starting_ends_the_worker_and_leaves_its_lifespan(
 async def test_sigterm_ends_a_worker_whose_starting_code_cannot_be_interrupted(
     starting: Project, command: tuple[str, ...], moment: str
 ) -> None:
-    """Code that blocks, or that swallows what would end it, does not keep the process."""
+    """The code blocks, or swallows the exception that would end it."""
     with starting.command(*command, MOMENT=moment) as process:
         await eventually(lambda: reached(starting), timeout=60)
         await assert_sigterm_ends(process)
@@ -130,7 +130,7 @@ async def test_sigterm_ends_a_worker_whose_starting_code_cannot_be_interrupted(
 async def test_sigterm_ends_a_worker_that_waits_for_a_silent_server(
     starting: Project, command: tuple[str, ...], server: str
 ) -> None:
-    """A server that does not answer is not waited for any more."""
+    """The worker does not wait for the server any longer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         silent.settimeout(60)
@@ -147,7 +147,7 @@ CONTAINED = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 
 
 def can_contain() -> bool:
-    """Whether this account may make a process the first one of a namespace."""
+    """Whether this account may start a process in a new process namespace."""
     if shutil.which("unshare") is None:
         return False
     return subprocess.run([*CONTAINED, "true"], check=False, capture_output=True).returncode == 0
@@ -155,7 +155,7 @@ def can_contain() -> bool:
 
 @contextmanager
 def contained(project: Project, log: Path, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The image's command, in a process namespace of its own."""
+    """Run the image's command in a process namespace of its own."""
     command = (str(ARQS) if word == "arq" else word for word in image_command())
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -177,7 +177,7 @@ def contained(project: Project, log: Path, **settings: str) -> Iterator["subproc
 async def test_sigterm_ends_a_starting_worker_that_is_process_1_of_a_container(
     starting: Project, tmp_path: Path, moment: str
 ) -> None:
-    """The image's command hears a signal from its first moment on, without an init process before it."""
+    """The image's command reacts to a signal from its start on, without an init process."""
     log = tmp_path / "log"
     with contained(starting, log, MOMENT=moment) as process:
         outside = psutil.Process(process.pid)
@@ -185,7 +185,7 @@ async def test_sigterm_ends_a_starting_worker_that_is_process_1_of_a_container(
         (first,) = outside.children()
         if moment:
             await eventually(lambda: reached(starting), timeout=60)
-        else:  # Python begins, and knows nothing of us
+        else:  # Python starts, before it imports anything of the project
             await eventually(lambda: first.cmdline()[1:2] == [str(ARQS)])
         first.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 20) == 0, log.read_text()

@@ -1,4 +1,4 @@
-"""A job that is enqueued in a transaction exists if and only if that commits: from web requests, scripts and tasks."""
+"""A job that is enqueued in a transaction exists if and only if the transaction commits."""
 
 import asyncio
 import signal
@@ -44,7 +44,7 @@ async def rows(postgres: Observer) -> int:
 async def test_a_sync_endpoint_enqueues_in_the_transaction_of_its_request(
     app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str
 ) -> None:
-    """A `def` endpoint enqueues in its request's transaction: a 500 leaves no job, a 200 leaves one with its row."""
+    """A 500 leaves no job. A 200 leaves a job in Redis and its row."""
 
     @app[0].post("/orders")
     def order(*, fails: bool) -> str:
@@ -66,7 +66,7 @@ async def test_a_sync_endpoint_enqueues_in_the_transaction_of_its_request(
 async def test_a_request_whose_commit_fails_leaves_no_row_and_no_job(
     app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str
 ) -> None:
-    """A deferred foreign key is violated: the client sees 500, and there is no row, no job and no key."""
+    """The COMMIT violates a deferred foreign key: the client gets a 500, and Redis has no key."""
 
     @app[0].post("/orders")
     async def order(session: SessionDep) -> str:
@@ -83,7 +83,7 @@ async def test_a_request_whose_commit_fails_leaves_no_row_and_no_job(
 
 
 async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Queue], postgres: Observer) -> None:
-    """When the client has its answer, the row, the job's row and the job itself are there."""
+    """When the client gets the response, the note, the job's row and the job itself exist."""
 
     @app[0].post("/orders")
     async def order(session: SessionDep) -> str:
@@ -103,7 +103,7 @@ async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Que
 async def test_a_process_killed_between_commit_and_publish_loses_nothing(
     worker_settings: dict[str, str], postgres: Observer, redis_url: str, queue: worker.Queue, tmp_path: Path
 ) -> None:
-    """The job runs within ten seconds, although Redis never heard of it from the one who enqueued it."""
+    """The job runs within ten seconds, although its producer never reached Redis."""
     (tmp_path / "producer.py").write_text(
         textwrap.dedent(
             """

@@ -1,4 +1,4 @@
-"""Many things that go wrong in one worker at once: afterwards the rows are those of the jobs that completed."""
+"""Faults in a real worker: the rows that are left are those of the jobs that completed."""
 
 import asyncio
 import signal
@@ -74,7 +74,7 @@ async def ended(job: Job[Any]) -> str | None:
 async def test_a_database_that_goes_away_fails_no_job(
     redis_url: str, own_postgres: StartPostgres, tmp_path: Path
 ) -> None:
-    """Jobs that run when the server dies, and those enqueued before it is back, complete at their first try."""
+    """Jobs that run when the server dies, and jobs enqueued while it is down, complete at their first try."""
     server = own_postgres()
     settings = {
         "DATABASE_URL": server.url,
@@ -107,7 +107,7 @@ def observing(url: str) -> Any:
 async def test_a_killed_worker_leaves_no_row_and_its_job_runs_again(
     worker_settings: dict[str, str], postgres: Observer, tmp_path: Path
 ) -> None:
-    """kill -9 in the body: the server rolls back, and the next worker runs the job as if nothing had happened."""
+    """After a kill -9 in the body the server rolls back. The next worker runs the job at its first try."""
     settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.job_tasks", "WORKER_LEASE": "1"}
     job = await job_tasks.write_slowly.enqueue("a", 2)
     with Command("arq", "worker.Settings", folder=tmp_path, environment=settings) as first:

@@ -1,4 +1,4 @@
-"""Jobs in a real worker, ``arq worker.Settings``: what comes back, and what is left in the database."""
+"""Jobs in a real worker, ``arq worker.Settings``: their results, and the rows that they leave."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ async def words(postgres: Observer) -> Any:
 
 @pytest.fixture
 async def arq_client(redis_url: str) -> AsyncIterator[ArqRedis]:
-    """A stock client with our codec."""
+    """A stock arq client with Tandem's serializers."""
     client = await create_pool(redis_settings(redis_url), job_serializer=serialize, job_deserializer=deserialize)
     yield client
     await client.aclose()
@@ -54,7 +54,7 @@ async def arq_client(redis_url: str) -> AsyncIterator[ArqRedis]:
 @pytest.mark.usefixtures("arq")
 class TestResults:
     async def test_results_have_the_types_that_the_tasks_declare(self, words: Any, arq_client: ArqRedis) -> None:
-        """Coroutines and plain functions, with sessions, resources, retries; each leaves the rows that it committed."""
+        """Coroutines and plain functions, with sessions, resources and retries, leave the rows that they committed."""
         receipt = await job_tasks.add.enqueue("abc")
         threaded = await job_tasks.add_in_thread.enqueue("from a thread")
         third = await job_tasks.retry_twice.enqueue()
@@ -72,7 +72,7 @@ class TestResults:
         assert await eventually(words, timeout=SOON, equals=expected)
 
     async def test_errors_reach_the_caller_and_leave_no_row(self, arq: Command, words: Any, postgres: Observer) -> None:
-        """Each way to fail is told as it is, the worker goes on, and the database has no trace of it."""
+        """Each failure is reported with its own error, and the worker goes on."""
         for how, kind, reason in (
             ("built-in", KeyError, "built-in"),
             ("its own", JobFailed, "tests.lifecycle.job_tasks.OutOfStockError: its own"),
@@ -99,7 +99,7 @@ class TestResults:
         assert await postgres.idle_in_transaction() == 0
 
     async def test_a_job_enqueued_by_a_job_exists_if_and_only_if_that_job_commits(self, words: Any) -> None:
-        """It runs if the job commits, and does not exist if the job fails."""
+        """It runs if the outer job commits, and does not exist if that fails."""
         with pytest.raises(ValueError):  # noqa: PT011 - the task's own, which has no text
             await (await job_tasks.enqueue_add.enqueue("lost", commit=False)).result(SOON)
         await (await job_tasks.enqueue_add.enqueue("kept", commit=True)).result(SOON)
@@ -108,7 +108,7 @@ class TestResults:
     async def test_a_job_enqueued_in_a_scope_runs_only_after_its_commit(
         self, words: Any, database_url: str, queue: worker.Queue
     ) -> None:
-        """The web app's side: a job enqueued in a transaction starts once that has committed, or never."""
+        """The job of a scope that rolls back never runs."""
         database = db.Database(database_url, default=True)
         try:
             async with db.scope():
@@ -145,7 +145,7 @@ class TestStockClient:
         assert await words() == ["abc"]
 
     async def test_wrong_arguments_from_a_stock_client_fail_the_job(self, arq_client: ArqRedis, words: Any) -> None:
-        """What our own `enqueue` would have refused fails in the worker, before a session is opened."""
+        """Tandem's own `enqueue` would have refused them. The job fails before a session is opened."""
         for job in (
             await arq_client.enqueue_job("add"),
             await arq_client.enqueue_job("add", words=1),
@@ -161,7 +161,7 @@ class TestBadInput:
     async def test_an_unreadable_payload_fails_its_job_alone(
         self, arq: Command, queue: worker.Queue, words: Any
     ) -> None:
-        """D11: what cannot be read becomes a failed job with a readable error, and the worker goes on."""
+        """The job fails with an error that says what is wrong with its payload, and the worker goes on."""
         redis = queue.redis
         et = 1_700_000_000_000
         for job_id, raw, reason in (
@@ -187,7 +187,7 @@ class TestBadInput:
     async def test_a_pickled_job_runs_if_accept_pickle_is_set(
         self, worker_settings: dict[str, str], redis_url: str, words: Any, tmp_path: Path
     ) -> None:
-        """A fleet moves over from arq with its queue."""
+        """So an application can move from arq to Tandem with jobs in its queue."""
         client = await create_pool(redis_settings(redis_url))
         await client.enqueue_job("add", words="pickled")
         await client.aclose()
@@ -203,7 +203,7 @@ class TestBadInput:
     async def test_a_job_of_an_unknown_task_fails_with_the_name_of_the_task(
         self, worker_settings: dict[str, str], tmp_path: Path, arq_client: ArqRedis
     ) -> None:
-        """Once a deploy would have brought it (WORKER_UNKNOWN_FOR), a job that nobody knows fails."""
+        """It fails after WORKER_UNKNOWN_FOR, the time that a deploy may need to bring the task."""
         job = await arq_client.enqueue_job("nobody_knows", _queue_name="strange")
         assert job is not None
         settings = worker_settings | {

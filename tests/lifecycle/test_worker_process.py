@@ -40,7 +40,7 @@ class TestStart:
         assert await at_once(job.result()) == "sent to a"
 
     async def test_check_reports_whether_a_worker_is_alive(self, project: Project) -> None:
-        """`--check` ends with 1 without a worker, with 0 beside one, and with 1 again once that has gone."""
+        """`--check` exits with 1 without a worker, with 0 beside one, and with 1 again when it has ended."""
 
         async def checked() -> int:
             with project.arq("worker.Settings", "--check") as check:
@@ -57,7 +57,7 @@ class TestStart:
     async def test_a_worker_finds_redis_through_a_sentinel(
         self, project: Project, own_redis: StartRedis, tmp_path: Path
     ) -> None:
-        """arq itself, which hosts the engine, finds the primary too."""
+        """arq, which hosts the engine, finds the primary too."""
         with contextlib.closing(Sentinel(own_redis, tmp_path)) as sentinel:
             await eventually(sentinel.primary_port)
             queue = worker.Queue(sentinel.url, default=True)
@@ -68,7 +68,7 @@ class TestStart:
             await queue.close()
 
     async def test_the_working_directorys_tasks_win_over_an_installed_project(self, project: Project) -> None:
-        """The tasks are those of the working directory, also where another `tasks` is installed."""
+        """The installed project has a package `tasks`, too."""
         other = Project(project.folder / "other", project.settings)
         other.write("tasks/mail.py", MAIL.format("the other"))
         job = await send.enqueue("a")
@@ -78,7 +78,7 @@ class TestStart:
         assert await at_once(job.result()) == "the other"
 
     async def test_an_installed_project_runs_from_any_folder(self, project: Project, tmp_path: Path) -> None:
-        """A project that is installed runs from any folder, by the command `arq` too."""
+        """So it does with the command `arq`."""
         installed, anywhere = tmp_path / "site-packages", tmp_path / "anywhere"
         anywhere.mkdir()
         shutil.copytree(project.folder / "tasks", installed / "tasks")
@@ -143,7 +143,7 @@ class TestStart:
         assert await at_once(slow.result()) == "sent to b"
 
     async def test_a_worker_waits_for_a_redis_that_starts_later(self, project: Project, own_redis: StartRedis) -> None:
-        """arq looks at Redis once, before anything of ours runs, also after it was seen: the look waits."""
+        """arq connects to Redis before any of Tandem's code runs. That connect waits, too."""
         project.write("settings.py", "from worker.settings import build\n\nMine = build()\n")
         server = own_redis()
         server.kill()
@@ -158,7 +158,7 @@ class TestStart:
     async def test_a_password_with_reserved_characters_opens_redis(
         self, project: Project, own_redis: StartRedis
     ) -> None:
-        """A password with reserved characters, written as a URL wants it, opens Redis for the worker and for arq."""
+        """The password is percent-encoded in the URL, and works for the worker and for arq."""
         server = own_redis(requirepass="p@ss/w:r#d?")
         address = server.url.partition("//")[2].rpartition("@")[2]
         url = f"redis://:p%40ss%2Fw%3Ar%23d%3F@{address}"
@@ -203,7 +203,7 @@ class TestCannotStart:
     async def test_each_wrong_setting_is_one_line_with_an_example(
         self, project: Project, settings: dict[str, str], lines: list[str]
     ) -> None:
-        """The variable and an example, exit code 2, and no traceback."""
+        """The line names the variable. The exit code is 2, and there is no traceback."""
         with project.arq(**settings) as arq:
             assert await arq.ends() == 2
             said = arq.output.strip().splitlines()
@@ -213,7 +213,7 @@ class TestCannotStart:
         assert "secret" not in "\n".join(said)
 
     async def test_each_broken_task_is_one_line_with_its_place(self, project: Project) -> None:
-        """All that is wrong with the tasks, a line each, exit code 2."""
+        """The exit code is 2."""
         project.write("tasks/mail.py", "import nothing_of_the_kind\n")
         project.write("tasks/registry.py", 'TASKS = ("tasks.mail.send", "tasks.other.go")\n')
         with project.arq() as arq:
@@ -233,7 +233,7 @@ class TestCannotStart:
     async def test_a_server_that_stays_away_ends_the_worker_after_connect_wait(
         self, project: Project, settings: dict[str, str], expected: str
     ) -> None:
-        """After WORKER_CONNECT_WAIT, and not before: a line that names the variable, exit code 1, no traceback."""
+        """One line names the variable. The exit code is 1, and there is no traceback."""
         watch = Stopwatch()
         with project.arq(**settings, WORKER_CONNECT_WAIT="0.5") as arq:
             assert await arq.ends() == 1
@@ -245,7 +245,7 @@ class TestCannotStart:
     async def test_settings_made_by_build_report_an_absent_server_in_one_line(
         self, project: Project, own_redis: StartRedis
     ) -> None:
-        """What `build` has made gets as far as arq itself: the same lines, and no traceback either."""
+        """With `build` arq itself starts. The line is the same, and there is no traceback either."""
         project.write("settings.py", "from worker.settings import build\n\nMine = build()\n")
         locked = own_redis(requirepass="right").url.rpartition("@")[2].removeprefix("redis://")
         for url, wait, expected in (
@@ -261,7 +261,7 @@ class TestCannotStart:
     async def test_a_wrong_name_or_password_ends_the_worker_at_once(
         self, project: Project, database_url: str, own_redis: StartRedis
     ) -> None:
-        """What waiting would not change is not waited for."""
+        """Waiting would not change it."""
         nowhere = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
         locked = own_redis(requirepass="right")
         wrong = f"redis://:wrong@{locked.url.rpartition('@')[2].removeprefix('redis://')}"
@@ -275,7 +275,7 @@ class TestCannotStart:
                 assert "Traceback" not in arq.output
 
     async def test_a_pool_smaller_than_the_concurrency_is_refused(self, project: Project) -> None:
-        """Where every task needs a connection, fewer of them than jobs at once are a mistake."""
+        """Every running job needs a connection."""
         project.write(
             "tasks/mail.py",
             """
@@ -292,7 +292,7 @@ class TestCannotStart:
             assert "Traceback" not in arq.output
 
     async def test_a_misspelt_setting_is_a_warning(self, project: Project) -> None:
-        """A variable that looks like a setting and is none does not stop the start."""
+        """The worker starts all the same."""
         with project.arq("worker.Settings", "--burst", WORKER_CONCURENCY="3") as arq:
             assert await arq.ends() == 0
             assert "WORKER_CONCURENCY is not a setting: did you mean WORKER_CONCURRENCY?" in arq.output
@@ -304,7 +304,7 @@ class TestEnd:
     async def test_a_signal_drains_the_worker_and_closes_its_connections(
         self, project: Project, postgres: Observer, number: signal.Signals
     ) -> None:
-        """A running job finishes, one that waits stays in the queue, all connections are closed, exit code 0."""
+        """The running job finishes, the queued one stays in the queue, and the exit code is 0."""
         project.write(
             "tasks/mail.py",
             """
@@ -333,7 +333,7 @@ class TestEnd:
         assert await postgres.idle_in_transaction() == 0
 
     async def test_jobs_that_outlast_the_grace_period_are_put_back(self, project: Project, postgres: Observer) -> None:
-        """After the grace time a running job is rolled back and runs again in the next worker, without a try."""
+        """The running job is rolled back, and runs again in the next worker. That is no try."""
         await postgres.execute("CREATE TABLE sent (attempt int)")
         project.write(
             "tasks/mail.py",
