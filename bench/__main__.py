@@ -17,12 +17,12 @@ from rich.console import Console
 
 from bench import contenders, machine, plot, report, servers
 from bench.contenders import PEERS, Contender
+from bench.context import BenchContext
 from bench.environments import PROJECT
 from bench.progress import Progress
 from bench.scenarios import SCENARIOS
 from bench.section import Section
 from bench.servers import Servers
-from bench.stage import Stage
 from bench.workload import FULL, QUICK
 from worker.embedded import EmbeddedServerError
 
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         functions = any(library.needs_functions for library in PEERS if library.key in asked.against)
         with servers.started(asked.redis_server, functions=functions) as running:
-            return _measure(_stage(asked, running), asked.only or list(SCENARIOS), _output(asked))
+            return _measure(_context(asked, running), asked.only or list(SCENARIOS), _output(asked))
     except EmbeddedServerError as error:
         console.print(str(error), style="red", markup=False)
         return 2
@@ -51,26 +51,26 @@ def main() -> int:
         return _INTERRUPTED
 
 
-def _measure(stage: Stage, names: Sequence[str], output: Path | None) -> int:
-    facts = machine.facts(stage.servers)
+def _measure(context: BenchContext, names: Sequence[str], output: Path | None) -> int:
+    facts = machine.facts(context.servers)
     for what, fact in facts.items():
-        stage.progress.say(f"{what}: {fact}")
-    for title, why in stage.absent.items():
-        stage.progress.say(f"{title} is ABSENT: {why}")
+        context.progress.say(f"{what}: {fact}")
+    for title, why in context.absent.items():
+        context.progress.say(f"{title} is ABSENT: {why}")
     sections: list[Section] = []
     for number, name in enumerate(names, 1):
-        sections.append(SCENARIOS[name](stage))
+        sections.append(SCENARIOS[name](context))
         if output is not None:
-            _write(output, stage, {**facts, **stage.disturbances.fact()}, sections, to_come=names[number:])
-    for what, fact in stage.disturbances.fact().items():
-        stage.progress.say(f"{what}: {fact}")
+            _write(output, context, {**facts, **context.disturbances.fact()}, sections, to_come=names[number:])
+    for what, fact in context.disturbances.fact().items():
+        context.progress.say(f"{what}: {fact}")
     console.print(f"\n{report.target_table(sections)}", markup=False)
     if output is not None:
         console.print(f"\nWritten: {output / 'results.md'}", markup=False)
     return 1 if any(section.failures for section in sections) else 0
 
 
-def _stage(asked: argparse.Namespace, running: Servers) -> Stage:
+def _context(asked: argparse.Namespace, running: Servers) -> BenchContext:
     tandem = contenders.enter(contenders.TANDEM, running)
     assert isinstance(tandem, Contender)  # noqa: S101 - we are here
     present: list[Contender] = []
@@ -84,18 +84,18 @@ def _stage(asked: argparse.Namespace, running: Servers) -> Stage:
         else:
             absent[library.title] = entered
     workload = QUICK if asked.quick else FULL
-    return Stage(workload, running, tandem, tuple(present), absent, Progress(console))
+    return BenchContext(workload, running, tandem, tuple(present), absent, Progress(console))
 
 
 def _write(
-    folder: Path, stage: Stage, facts: Mapping[str, str], sections: Sequence[Section], to_come: Sequence[str]
+    folder: Path, context: BenchContext, facts: Mapping[str, str], sections: Sequence[Section], to_come: Sequence[str]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     charts = [section.chart for section in sections if section.chart is not None and section.chart.values]
     picture = folder / "results.svg"
     if charts:
         picture.write_text(plot.svg(charts))
-    page = report.markdown(stage, facts, sections, plot=picture.name if charts else None, to_come=to_come)
+    page = report.markdown(context, facts, sections, plot=picture.name if charts else None, to_come=to_come)
     (folder / "results.md").write_text(page)
 
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from bench.contender_api import CONCURRENCY
 from bench.contenders import Contender
+from bench.context import Results
 from bench.figures import Figures
 from bench.process import STALL_TIMEOUT, ContenderError, Process
 from bench.progress import Step
 from bench.servers import PostgresServer
-from bench.stage import Results
 
 _POLL_INTERVAL = 0.002  # seconds
 _SECOND_WARM_UP = 2 * CONCURRENCY  # more than can have been in flight when it was stopped
@@ -33,7 +33,7 @@ class WorkCounter:
 
 def count_rows(postgres: PostgresServer) -> WorkCounter:
     """Count the rows that are added to a database."""
-    return WorkCounter(lambda: postgres.number("SELECT count(*) FROM bench_rows"), lambda: postgres.is_at_work)
+    return WorkCounter(lambda: postgres.number("SELECT count(*) FROM bench_rows"), lambda: postgres.is_busy)
 
 
 def count_jobs(contender: Contender, queued: int) -> WorkCounter:

@@ -3,22 +3,28 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.contenders import Contender
+from bench.context import MAX_REPEATED_SECONDS, MAX_STEAL, BenchContext
 from bench.section import Section
-from bench.stage import LONG, LOUD, Stage
 
 _HOW = (
     "Made by `make bench`. All sides run in one go on one machine, each contender in its own process and environment, "
     "{rounds}. They take turns, another one begins each round, and the servers are emptied in between. Figures are "
     "medians; a ratio is the median of the ratios within the rounds. A measurement in which the host took more than "
-    f"{LOUD:.0%} of the cores' time is made again, and of {{tries}} tries that counts in which it took least; but none "
-    f"that takes {LONG:g} seconds. Logging is at the level of warnings for all, a line only for jobs that fail. After "
-    "each measurement the jobs that ended well are counted, by the library's own account, or, beside a bare loop, "
+    f"{MAX_STEAL:.0%} of the cores' time is made again, and of {{tries}} tries that counts in which it took least; "
+    f"but none that takes {MAX_REPEATED_SECONDS:g} seconds. Logging is at the level of warnings for all, a line only "
+    "for jobs that fail. After each measurement the jobs that ended well are counted, by the library's own account, "
+    "or, beside a bare loop, "
     "their rows; one that did not complete them all is not listed but named."
 )
 
 
 def markdown(
-    stage: Stage, machine: Mapping[str, str], sections: Sequence[Section], *, plot: str | None, to_come: Sequence[str]
+    context: BenchContext,
+    machine: Mapping[str, str],
+    sections: Sequence[Section],
+    *,
+    plot: str | None,
+    to_come: Sequence[str],
 ) -> str:
     """The whole page.
 
@@ -26,7 +32,7 @@ def markdown(
         plot: the picture's file.
         to_come: the scenarios that are still to be measured.
     """
-    workload, rounds = stage.workload, "once"
+    workload, rounds = context.workload, "once"
     if workload.rounds > 1:
         rounds = (
             f"{workload.rounds} times ({workload.close_rounds} beside a backlog, "
@@ -42,7 +48,7 @@ def markdown(
         target_table(sections),
         *(part for section in sections for part in _section(section)),
         "## Who took part",
-        _contenders(stage),
+        _contenders(context),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -81,9 +87,9 @@ def _section(section: Section) -> Iterator[str]:
         yield "\n".join(f"- Not measured: {failure}" for failure in section.failures)
 
 
-def _contenders(stage: Stage) -> str:
-    present = [(f"{one.title} {one.version}", one.library.settings, _store(one)) for one in stage.contenders]
-    absent = [(title, f"ABSENT: {why}", "") for title, why in stage.absent.items()]
+def _contenders(context: BenchContext) -> str:
+    present = [(f"{one.title} {one.version}", one.library.settings, _store(one)) for one in context.contenders]
+    absent = [(title, f"ABSENT: {why}", "") for title, why in context.absent.items()]
     header, rows = ("", "settings", "store"), [*present, *absent]
     return "\n".join(_row(cells) for cells in (header, ("---", "---", "---"), *rows))
 

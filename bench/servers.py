@@ -17,9 +17,9 @@ from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 from worker.ledger.migrate import upgrade_on
 
 _CONNECTIONS = 300  # to PostgreSQL: two workers with a pool of 32 each, and what was killed a moment ago
-_ASIDE = "aside"
+_SECOND = "second"
 # What waits for its client, in the middle of a statement, or for a lock of somebody who does, is not at work.
-_AT_WORK = (
+_IS_BUSY = (
     "SELECT count(*) FROM pg_stat_activity "
     "WHERE datname = current_database() AND state = 'active' AND backend_type = 'client backend' "
     "AND coalesce(wait_event_type, '') NOT IN ('Client', 'Lock') AND pid <> pg_backend_pid()"
@@ -110,9 +110,9 @@ class PostgresServer:
             return int(connection.scalar(text(query)) or 0)
 
     @property
-    def is_at_work(self) -> bool:
-        """Whether it is doing something for others."""
-        return bool(self.number(_AT_WORK))
+    def is_busy(self) -> bool:
+        """Whether it works for another client."""
+        return bool(self.number(_IS_BUSY))
 
     def empty(self) -> None:
         """Remove all rows of all tables, but leave it migrated."""
@@ -123,24 +123,24 @@ class PostgresServer:
 
 @dataclass(frozen=True)
 class Servers:
-    """What runs."""
+    """The servers of one run."""
 
     redis: RedisServer
     postgres: PostgresServer
-    redis_aside: RedisServer
-    """Another Redis, for who is measured at the same time."""
-    postgres_aside: PostgresServer
+    second_redis: RedisServer
+    """Another Redis, for a contender that is measured at the same time."""
+    second_postgres: PostgresServer
     """Another database of the same PostgreSQL, likewise."""
     functional_redis: RedisServer | None
-    """A Redis that has functions, for who needs them; often `redis` itself."""
+    """A Redis with functions, for contenders that need them; often `redis` itself."""
 
     def empty(self) -> None:
-        """Begin anew."""
-        for server in {self.redis, self.redis_aside, self.functional_redis}:
+        """Remove all data."""
+        for server in {self.redis, self.second_redis, self.functional_redis}:
             if server is not None:
                 server.client.flushall()
         self.postgres.empty()
-        self.postgres_aside.empty()
+        self.second_postgres.empty()
 
 
 @contextmanager
@@ -149,22 +149,22 @@ def started(redis_program: Path | None = None, *, functions: bool = True) -> Ite
 
     Args:
         redis_program: takes the place of the embedded Redis.
-        functions: whether somebody needs a Redis that has them.
+        functions: whether a contender needs a Redis with functions.
 
     Raises:
         EmbeddedServerError: one cannot be started.
     """
     with ExitStack() as running:
-        main, aside = (
+        main, second = (
             _redis(running, _OtherRedis(redis_program) if redis_program else EmbeddedRedis(tcp=True)) for _ in range(2)
         )
         embedded_postgres = EmbeddedPostgres(tcp=True, options={"max_connections": _CONNECTIONS})
         postgres = PostgresServer(running.enter_context(embedded_postgres).url)
-        postgres_aside = postgres.create(_ASIDE)
-        for database in (postgres, postgres_aside):
+        second_postgres = postgres.create(_SECOND)
+        for database in (postgres, second_postgres):
             running.callback(database.engine.dispose)
             database.migrate()
-        yield Servers(main, postgres, aside, postgres_aside, _functional(running, main) if functions else None)
+        yield Servers(main, postgres, second, second_postgres, _functional(running, main) if functions else None)
 
 
 def _functional(running: ExitStack, main: RedisServer) -> RedisServer | None:

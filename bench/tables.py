@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 
 from bench.contenders import TANDEM
+from bench.context import BenchContext
 from bench.figures import Figures
 from bench.section import Chart
-from bench.stage import Stage
 from bench.targets import Target, TargetResult
 
 
-def speed_rows(stage: Stage, speeds: Mapping[str, Figures]) -> list[Sequence[str]]:
+def speed_rows(context: BenchContext, speeds: Mapping[str, Figures]) -> list[Sequence[str]]:
     """A row for each who was measured: its speed, the range of the rounds, and how Tandem compares."""
     ours = speeds.get(TANDEM.key)
     return [
         (
-            stage.title(key),
+            context.title(key),
             f"{speed.median:,.0f}",
             f"{speed.low:,.0f} to {speed.high:,.0f}",
             f"{ours.over(speed).median:.2f} x" if ours and key != TANDEM.key else "",
@@ -23,10 +23,10 @@ def speed_rows(stage: Stage, speeds: Mapping[str, Figures]) -> list[Sequence[str
     ]
 
 
-def chart(stage: Stage, title: str, unit: str, figures: Mapping[str, Figures]) -> Chart:
+def chart(context: BenchContext, title: str, unit: str, figures: Mapping[str, Figures]) -> Chart:
     """The medians as a picture."""
-    values = [(stage.title(key), figure.median) for key, figure in figures.items()]
-    return Chart(title, unit, values, ours=stage.title(TANDEM.key))
+    values = [(context.title(key), figure.median) for key, figure in figures.items()]
+    return Chart(title, unit, values, ours=context.title(TANDEM.key))
 
 
 def against(

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bench.contender_api import Table
 from bench.contenders import ARQ, Contender, Library, enter
+from bench.context import BenchContext
 from bench.environments import Environment, NotInstalledError, python_for
 from bench.figures import Figures, percentile
 from bench.interleaved import InterleavedProgram, count_rows
@@ -25,7 +26,6 @@ from bench.process import ContenderError, Process
 from bench.progress import Progress
 from bench.round_trips import RoundTripCounter
 from bench.servers import PostgresServer, RedisServer, Servers
-from bench.stage import Stage
 from bench.targets import Target, TargetResult
 from bench.workload import QUICK
 from tests.conftest import StartRedis
@@ -138,10 +138,10 @@ def test_a_measurement_that_the_host_disturbed_is_repeated(
 ) -> None:
     """The first undisturbed measurement counts, or else the least disturbed one."""
     servers = Servers(contender.redis, contender.postgres, contender.redis, contender.postgres, None)
-    stage = Stage(replace(QUICK, attempts=3), servers, contender, (), {}, Progress(Console(quiet=True)))
+    context = BenchContext(replace(QUICK, attempts=3), servers, contender, (), {}, Progress(Console(quiet=True)))
     taken, made = iter(shares), itertools.count(1)
     monkeypatch.setattr(Steal, "share", lambda _: next(taken))
-    results = stage.alternate("a scenario", {"one": lambda _: next(made)}, str, rounds=1)
+    results = context.alternate("a scenario", {"one": lambda _: next(made)}, str, rounds=1)
     assert results.values == {"one": [counts]}
     assert next(taken, "none is left") == "none is left"
 

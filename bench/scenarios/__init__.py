@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+from bench.context import BenchContext
 from bench.scenarios import backlog, bare, enqueue, footprint, insert, latency, memory, noop, processes, recovery
 from bench.section import Section
-from bench.stage import Stage
 
-SCENARIOS: Mapping[str, Callable[[Stage], Section]] = {
+SCENARIOS: Mapping[str, Callable[[BenchContext], Section]] = {
     "noop": noop.run,
     "insert": insert.run,
     "bare": bare.run,

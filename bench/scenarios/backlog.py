@@ -6,26 +6,26 @@ from functools import partial
 
 from bench import interleaved, targets
 from bench.contenders import Contender
+from bench.context import BenchContext, Measure
 from bench.interleaved import InterleavedProgram, SpeedPair, run_interleaved
 from bench.process import ContenderError
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Measure, Stage
 from bench.tables import against
 from bench.workload import Workload
 
 _A_DAY = "86400"  # seconds
 
 
-def run(stage: Stage) -> Section:
-    workload = stage.workload
+def run(context: BenchContext) -> Section:
+    workload = context.workload
     queued, running = f"{workload.backlog:,} jobs queued", f"{workload.running_elsewhere:,} jobs running elsewhere"
     beside = {one: f"nothing else, by turns with {one}" for one in (queued, running)}
     pairs: dict[str, Measure[SpeedPair]] = {
-        queued: partial(_behind_others, stage),
-        running: partial(_while_others_run, stage),
+        queued: partial(_behind_others, context),
+        running: partial(_while_others_run, context),
     }
-    results = stage.alternate("backlog", pairs, str, workload.close_rounds)
+    results = context.alternate("backlog", pairs, str, workload.close_rounds)
     speeds = interleaved.figures(results, beside)
     return Section(
         title="Backlog",
@@ -41,19 +41,19 @@ def run(stage: Stage) -> Section:
             against(targets.BACKLOG_QUEUED, speeds, beside[queued], ours=queued),
             against(targets.BACKLOG_RUNNING, speeds, beside[running], ours=running),
         ],
-        failures=stage.failures(results),
+        failures=context.failures(results),
     )
 
 
-def _behind_others(stage: Stage, step: Step) -> SpeedPair:
-    backlog = stage.workload.backlog
+def _behind_others(context: BenchContext, step: Step) -> SpeedPair:
+    backlog = context.workload.backlog
     step.now(f"queueing {backlog:,} jobs")
-    stage.tandem.enqueue("noop", backlog)
-    return _beside_nothing(stage, step, backlog)
+    context.tandem.enqueue("noop", backlog)
+    return _beside_nothing(context, step, backlog)
 
 
-def _while_others_run(stage: Stage, step: Step) -> SpeedPair:
-    workload, tandem = stage.workload, stage.tandem
+def _while_others_run(context: BenchContext, step: Step) -> SpeedPair:
+    workload, tandem = context.workload, context.tandem
     tandem.enqueue("hold", workload.running_elsewhere)
     with tandem.worker(
         BENCH_HOLD=_A_DAY, WORKER_CONCURRENCY=str(workload.running_elsewhere), WORKER_ID="elsewhere"
@@ -62,12 +62,12 @@ def _while_others_run(stage: Stage, step: Step) -> SpeedPair:
             elsewhere.wait_for("held")
         # It has no free slots any more; those of the worker that is timed are all there is.
         tandem.enqueue("noop", workload.beside_backlog)
-        return _beside_nothing(stage, step, workload.beside_backlog, others=workload.running_elsewhere)
+        return _beside_nothing(context, step, workload.beside_backlog, others=workload.running_elsewhere)
 
 
-def _beside_nothing(stage: Stage, step: Step, queued: int, others: int = 0) -> SpeedPair:
+def _beside_nothing(context: BenchContext, step: Step, queued: int, others: int = 0) -> SpeedPair:
     """Measure Tandem with its queue as it is, interleaved with one that has nothing else to do."""
-    workload, tandem, alone = stage.workload, stage.tandem, stage.tandem_aside
+    workload, tandem, alone = context.workload, context.tandem, context.second_tandem
     alone.enqueue("noop", workload.beside_backlog)
     with _warm(alone, workload, workload.beside_backlog) as beside, _warm(tandem, workload, queued, others) as ours:
         run_interleaved(ours, beside, slices=workload.backlog_slices, seconds=workload.slice_seconds, step=step)

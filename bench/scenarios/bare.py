@@ -5,25 +5,25 @@ from functools import partial
 
 from bench import interleaved, targets
 from bench.contenders import TANDEM_AT_LEAST_ONCE
+from bench.context import BenchContext, Measure
 from bench.interleaved import InterleavedProgram, SpeedPair, run_interleaved
 from bench.process import ContenderError, Process
 from bench.progress import Step
 from bench.section import Section
 from bench.servers import PostgresServer
-from bench.stage import Measure, Stage
 from bench.tables import against
 
 _BARE = "a bare loop, no queue"
 _ONCE, _BARE_ONCE = "Tandem, effects once", "a bare loop, the ledger's statement too"
 
 
-def run(stage: Stage) -> Section:
-    workload = stage.workload
+def run(context: BenchContext) -> Section:
+    workload = context.workload
     pairs: dict[str, Measure[SpeedPair]] = {
-        TANDEM_AT_LEAST_ONCE: partial(_measure, stage, "insert_at_least_once", with_ledger=False),
-        _ONCE: partial(_measure, stage, "insert", with_ledger=True),
+        TANDEM_AT_LEAST_ONCE: partial(_measure, context, "insert_at_least_once", with_ledger=False),
+        _ONCE: partial(_measure, context, "insert", with_ledger=True),
     }
-    results = stage.alternate("beside a bare loop", pairs, str, workload.bare_rounds)
+    results = context.alternate("beside a bare loop", pairs, str, workload.bare_rounds)
     speeds = interleaved.figures(results, {TANDEM_AT_LEAST_ONCE: _BARE, _ONCE: _BARE_ONCE})
     return Section(
         title="Jobs that add a row, beside a bare loop",
@@ -40,22 +40,22 @@ def run(stage: Stage) -> Section:
             against(targets.INSERT_AGAINST_BARE, speeds, _BARE, ours=TANDEM_AT_LEAST_ONCE),
             against(targets.INSERT_ONCE_AGAINST_BARE, speeds, _BARE_ONCE, ours=_ONCE),
         ],
-        failures=stage.failures(results),
+        failures=context.failures(results),
     )
 
 
-def _measure(stage: Stage, task: str, step: Step, *, with_ledger: bool) -> SpeedPair:
-    workload, tandem, aside = stage.workload, stage.tandem, stage.servers.postgres_aside
+def _measure(context: BenchContext, task: str, step: Step, *, with_ledger: bool) -> SpeedPair:
+    workload, tandem, second = context.workload, context.tandem, context.servers.second_postgres
     tandem.enqueue(task, workload.beside_bare)
     command = [sys.executable, "-m", "bench.bare_loop", str(workload.beside_bare), *(["ledger"] if with_ledger else [])]
-    with Process(command, {"DATABASE_URL": aside.url}) as loop:
-        bare = InterleavedProgram(loop, interleaved.count_rows(aside), "the bare loop")
+    with Process(command, {"DATABASE_URL": second.url}) as loop:
+        bare = InterleavedProgram(loop, interleaved.count_rows(second), "the bare loop")
         bare.warm_up(workload.warm_up)
         with tandem.worker() as worker:
             ours = InterleavedProgram(worker, interleaved.count_rows(tandem.postgres), "the worker")
             ours.warm_up(workload.warm_up)
             run_interleaved(ours, bare, slices=workload.slices, seconds=workload.slice_seconds, step=step)
-            for postgres in (tandem.postgres, aside):
+            for postgres in (tandem.postgres, second):
                 _check(postgres, workload.beside_bare, with_ledger=with_ledger)
             return SpeedPair(ours.speed, bare.speed)
 

@@ -6,11 +6,11 @@ from sqlalchemy import make_url
 
 from bench import targets
 from bench.contenders import TANDEM, Contender
+from bench.context import BenchContext
 from bench.figures import Figures
 from bench.progress import Step
 from bench.round_trips import RoundTripCounter
 from bench.section import Section
-from bench.stage import Stage
 from bench.tables import chart
 from bench.targets import TargetResult
 from bench.workload import Workload
@@ -18,10 +18,10 @@ from bench.workload import Workload
 _Queued = tuple[float, float, float]  # seconds for the batch, seconds for one, round trips for one
 
 
-def run(stage: Stage) -> Section:
-    workload = stage.workload
-    entrants = {one.key: partial(_measure, one, workload) for one in stage.contenders}
-    results = stage.alternate("enqueueing", entrants, _shown)
+def run(context: BenchContext) -> Section:
+    workload = context.workload
+    entrants = {one.key: partial(_measure, one, workload) for one in context.contenders}
+    results = context.alternate("enqueueing", entrants, _shown)
     batch = {key: Figures.of(value[0] for value in values) for key, values in results.values.items()}
     single = {key: Figures.of(value[1] for value in values) for key, values in results.values.items()}
     trips = {key: Figures.of(value[2] for value in values) for key, values in results.values.items()}
@@ -35,7 +35,7 @@ def run(stage: Stage) -> Section:
         header=("", f"{workload.batch:,} jobs", "range", "one job", "round trips for one"),
         rows=[
             (
-                stage.title(key),
+                context.title(key),
                 f"{batch[key].median:.2f} s",
                 f"{batch[key].low:.2f} to {batch[key].high:.2f}",
                 f"{single[key].median * 1000:.2f} ms",
@@ -47,8 +47,8 @@ def run(stage: Stage) -> Section:
             TargetResult(targets.ENQUEUE_BATCH, batch.get(TANDEM.key)),
             TargetResult(targets.ENQUEUE_TRIPS, trips.get(TANDEM.key)),
         ],
-        chart=chart(stage, f"Enqueue {workload.batch:,} jobs (less is better)", "s", batch),
-        failures=stage.failures(results),
+        chart=chart(context, f"Enqueue {workload.batch:,} jobs (less is better)", "s", batch),
+        failures=context.failures(results),
     )
 
 

@@ -4,16 +4,16 @@ from functools import partial
 
 from bench import targets
 from bench.contenders import ARQ, Contender
+from bench.context import BenchContext, figures
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Stage, figures
 from bench.tables import against
 
 
-def run(stage: Stage) -> Section:
-    count = stage.workload.footprint
-    entrants = {one.key: partial(_measure, one, count) for one in stage.contenders if one.on_redis}
-    results = stage.alternate("memory of a queued job", entrants, "{:,.0f} bytes".format)
+def run(context: BenchContext) -> Section:
+    count = context.workload.footprint
+    entrants = {one.key: partial(_measure, one, count) for one in context.contenders if one.on_redis}
+    results = context.alternate("memory of a queued job", entrants, "{:,.0f} bytes".format)
     sizes = figures(results)
     return Section(
         title="Redis memory of a queued job",
@@ -21,12 +21,12 @@ def run(stage: Stage) -> Section:
         "queued.",
         header=("", "bytes a job", "server"),
         rows=[
-            (stage.title(one.key), f"{sizes[one.key].median:,.0f}", one.redis.title)
-            for one in stage.contenders
+            (context.title(one.key), f"{sizes[one.key].median:,.0f}", one.redis.title)
+            for one in context.contenders
             if one.key in sizes
         ],
         target_results=[against(targets.FOOTPRINT, sizes, ARQ.key)],
-        failures=stage.failures(results),
+        failures=context.failures(results),
     )
 
 

@@ -4,23 +4,23 @@ from functools import partial
 
 from bench import targets
 from bench.contenders import OBAN, TANDEM_AT_LEAST_ONCE, Contender
+from bench.context import BenchContext, Measure, figures
 from bench.drain import drain
 from bench.process import ContenderError
 from bench.progress import Step
 from bench.section import Section
 from bench.servers import PostgresServer
-from bench.stage import Measure, Stage, figures
 from bench.tables import against, chart, speed_rows
 from bench.workload import Workload
 
 
-def run(stage: Stage) -> Section:
-    workload = stage.workload
+def run(context: BenchContext) -> Section:
+    workload = context.workload
     entrants: dict[str, Measure[float]] = {
-        TANDEM_AT_LEAST_ONCE: partial(_measure, stage.tandem, "insert_at_least_once", workload),
-        **{one.key: partial(_measure, one, "insert", workload) for one in stage.contenders},
+        TANDEM_AT_LEAST_ONCE: partial(_measure, context.tandem, "insert_at_least_once", workload),
+        **{one.key: partial(_measure, one, "insert", workload) for one in context.contenders},
     }
-    results = stage.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
+    results = context.alternate("jobs that add a row", entrants, "{:,.0f} jobs/s".format)
     speeds = figures(results)
     return Section(
         title="Jobs that add a row",
@@ -30,13 +30,13 @@ def run(stage: Stage) -> Section:
         f"others' may. The time begins once {workload.warm_up} more rows are there, for which the connections were "
         "opened. The rows are counted afterwards.",
         header=("", "jobs/s", "range", "Tandem against it"),
-        rows=speed_rows(stage, speeds),
+        rows=speed_rows(context, speeds),
         target_results=[
             against(targets.INSERT_AGAINST_OBAN, speeds, OBAN.key, ours=TANDEM_AT_LEAST_ONCE),
             against(targets.INSERT_ONCE_AGAINST_OBAN, speeds, OBAN.key),
         ],
-        chart=chart(stage, "Jobs that add a row", "jobs/s", speeds),
-        failures=stage.failures(results),
+        chart=chart(context, "Jobs that add a row", "jobs/s", speeds),
+        failures=context.failures(results),
     )
 
 

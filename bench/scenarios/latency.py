@@ -5,10 +5,10 @@ from itertools import chain
 
 from bench import targets
 from bench.contenders import TANDEM, Contender
+from bench.context import BenchContext
 from bench.figures import Figures, percentile
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Stage
 from bench.tables import chart
 from bench.targets import TargetResult
 from bench.workload import Workload
@@ -16,10 +16,10 @@ from bench.workload import Workload
 _WARM_UP = 3  # jobs that do not count: connections and caches are made for them
 
 
-def run(stage: Stage) -> Section:
-    workload = stage.workload
-    entrants = {one.key: partial(_measure, one, workload) for one in stage.contenders}
-    results = stage.alternate("idle latency", entrants, lambda waits: f"p50 {percentile(waits, 0.5) * 1000:.2f} ms")
+def run(context: BenchContext) -> Section:
+    workload = context.workload
+    entrants = {one.key: partial(_measure, one, workload) for one in context.contenders}
+    results = context.alternate("idle latency", entrants, lambda waits: f"p50 {percentile(waits, 0.5) * 1000:.2f} ms")
     p50 = {key: Figures.of(percentile(waits, 0.5) * 1000 for waits in rounds) for key, rounds in results.values.items()}
     pooled = {key: list(chain(*rounds)) for key, rounds in results.values.items()}
     return Section(
@@ -30,12 +30,12 @@ def run(stage: Stage) -> Section:
         f"of the job. The first {_WARM_UP} of a worker do not count.",
         header=("", "p50", "p99", "longest"),
         rows=[
-            (stage.title(key), *(f"{percentile(waits, share) * 1000:.2f} ms" for share in (0.5, 0.99, 1.0)))
+            (context.title(key), *(f"{percentile(waits, share) * 1000:.2f} ms" for share in (0.5, 0.99, 1.0)))
             for key, waits in pooled.items()
         ],
         target_results=[TargetResult(targets.LATENCY, p50.get(TANDEM.key))],
-        chart=chart(stage, "Idle enqueue-to-start, p50 (less is better)", "ms", p50),
-        failures=stage.failures(results),
+        chart=chart(context, "Idle enqueue-to-start, p50 (less is better)", "ms", p50),
+        failures=context.failures(results),
     )
 
 

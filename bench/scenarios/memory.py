@@ -8,12 +8,12 @@ import psutil
 
 from bench import targets
 from bench.contenders import Contender
+from bench.context import BenchContext
 from bench.drain import drain
 from bench.figures import Figures
 from bench.process import Process
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Stage
 from bench.targets import TargetResult
 
 _WARM = 0.1  # the share of jobs after which memory is to be flat
@@ -44,11 +44,11 @@ class _Growth:
         return 100 * max(abs(rss - warm) for rss in later) / warm
 
 
-def run(stage: Stage) -> Section:
-    count = stage.workload.memory
-    entrants = {stage.tandem.key: partial(_measure, stage.tandem, count)}
-    results = stage.alternate("worker memory", entrants, lambda growth: f"{growth.largest_change:.1f} %", rounds=1)
-    growths = results.values.get(stage.tandem.key, [])
+def run(context: BenchContext) -> Section:
+    count = context.workload.memory
+    entrants = {context.tandem.key: partial(_measure, context.tandem, count)}
+    results = context.alternate("worker memory", entrants, lambda growth: f"{growth.largest_change:.1f} %", rounds=1)
+    growths = results.values.get(context.tandem.key, [])
     change = Figures.of(growth.largest_change for growth in growths) if growths else None
     return Section(
         title="Worker memory",
@@ -57,7 +57,7 @@ def run(stage: Stage) -> Section:
         header=("jobs done", "resident"),
         rows=_rows(growths),
         target_results=[TargetResult(targets.MEMORY, change, "; ".join(results.failures.values()))],
-        failures=stage.failures(results),
+        failures=context.failures(results),
     )
 
 

@@ -5,22 +5,22 @@ from functools import partial
 from bench import targets
 from bench.contender_api import CONCURRENCY, WAITING_JOB_SECONDS
 from bench.contenders import Contender
+from bench.context import BenchContext, figures
 from bench.drain import drain
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Stage, figures
 from bench.targets import TargetResult
 
 _ONE, _TWO = "one process", "two processes"
 
 
-def run(stage: Stage) -> Section:
-    count = stage.workload.waiting
+def run(context: BenchContext) -> Section:
+    count = context.workload.waiting
     entrants = {
-        _ONE: partial(_measure, stage.tandem, count, 1),
-        _TWO: partial(_measure, stage.tandem, count, 2),
+        _ONE: partial(_measure, context.tandem, count, 1),
+        _TWO: partial(_measure, context.tandem, count, 2),
     }
-    results = stage.alternate("two processes", entrants, "{:,.0f} jobs/s".format)
+    results = context.alternate("two processes", entrants, "{:,.0f} jobs/s".format)
     speeds = figures(results)
     ratio = speeds[_TWO].over(speeds[_ONE]) if len(speeds) == len(entrants) else None
     most = CONCURRENCY / WAITING_JOB_SECONDS
@@ -39,7 +39,7 @@ def run(stage: Stage) -> Section:
             for key, speed in speeds.items()
         ],
         target_results=[TargetResult(targets.PROCESSES, ratio, "; ".join(results.failures.values()))],
-        failures=stage.failures(results),
+        failures=context.failures(results),
     )
 
 

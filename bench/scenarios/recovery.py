@@ -7,10 +7,10 @@ from functools import partial
 
 from bench import targets
 from bench.contenders import Contender
+from bench.context import BenchContext, figures
 from bench.process import ContenderError
 from bench.progress import Step
 from bench.section import Section
-from bench.stage import Stage, figures
 from bench.targets import TargetResult
 
 _LEASES = {"Tandem, lease 10 s": (10.0, targets.RECOVERY_10), "Tandem, lease 2 s": (2.0, targets.RECOVERY_2)}
@@ -19,26 +19,26 @@ _START = 3.0  # seconds that the second worker has to start; without it, its sta
 _LOOK_AGAIN = 0.1  # seconds
 
 
-def run(stage: Stage) -> Section:
-    entrants = {name: partial(_measure, stage.tandem, lease) for name, (lease, _) in _LEASES.items()}
-    results = stage.alternate("recovery", entrants, "{:.2f} s".format)
+def run(context: BenchContext) -> Section:
+    entrants = {name: partial(_measure, context.tandem, lease) for name, (lease, _) in _LEASES.items()}
+    results = context.alternate("recovery", entrants, "{:.2f} s".format)
     ours = figures(results)
-    away, failures = _peers(stage)
+    away, failures = _peers(context)
     return Section(
         title="After kill -9",
         method="A worker is killed some seconds after it has begun a job, while another one is idle; the time is that "
         "from the kill until the job begins there. All peers at once, one time, with the limits that they come with, "
-        f"for at most {stage.workload.recovery_timeout:.0f} s.",
+        f"for at most {context.workload.recovery_timeout:.0f} s.",
         header=("", "running again after", "range"),
         rows=[
             *((key, f"{one.median:.2f} s", f"{one.low:.2f} to {one.high:.2f}") for key, one in ours.items()),
-            *((stage.title(key), shown, "") for key, shown in away.items()),
+            *((context.title(key), shown, "") for key, shown in away.items()),
         ],
         target_results=[
             TargetResult(target, ours.get(name), results.failures.get(name, ""))
             for name, (_, target) in _LEASES.items()
         ],
-        failures=[*stage.failures(results), *failures],
+        failures=[*context.failures(results), *failures],
     )
 
 
@@ -50,19 +50,19 @@ def _measure(tandem: Contender, lease: float, _step: Step) -> float:
         return trial.second.wait_for("held", timeout=lease + 60) - trial.killed_at
 
 
-def _peers(stage: Stage) -> tuple[dict[str, str], list[str]]:
+def _peers(context: BenchContext) -> tuple[dict[str, str], list[str]]:
     """How long each peer took, in words, and who failed; they wait, so all can do it at once."""
     away: dict[str, str] = {}
     failures: list[str] = []
-    timeout = stage.workload.recovery_timeout
-    stage.servers.empty()
-    with stage.progress.step("recovery, all peers") as step, ExitStack() as running:
+    timeout = context.workload.recovery_timeout
+    context.servers.empty()
+    with context.progress.step("recovery, all peers") as step, ExitStack() as running:
         trials: dict[str, _Trial] = {}
-        for number, peer in enumerate(stage.peers, 1):
+        for number, peer in enumerate(context.peers, 1):
             try:
                 trials[peer.key] = _Trial(peer, running, REDIS_URL=peer.redis.url(number))
             except ContenderError as error:
-                failures.append(f"{stage.title(peer.key)}: {error}")
+                failures.append(f"{context.title(peer.key)}: {error}")
         time.sleep(_START)
         for trial in trials.values():
             trial.kill()
@@ -74,7 +74,7 @@ def _peers(stage: Stage) -> tuple[dict[str, str], list[str]]:
                 held_at = trial.second.poll("held")
                 if key not in away and held_at is not None:
                     away[key] = f"{held_at - trial.killed_at:.2f} s"
-                    stage.progress.say(f"recovery, {stage.title(key)}: {away[key]}")
+                    context.progress.say(f"recovery, {context.title(key)}: {away[key]}")
     return {key: away.get(key, f"more than {timeout:.0f} s") for key in trials}, failures
 
 

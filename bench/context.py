@@ -1,4 +1,4 @@
-"""``Stage``: what a scenario works with, and the order in which contenders take turns."""
+"""``BenchContext``: all that a scenario needs, and the order in which contenders are measured."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ from bench.workload import Workload
 
 T = TypeVar("T")
 
-LOUD = 0.05
-"""Of the cores' time: if the host takes more of it, a measurement is made again."""
-LONG = 100.0
-"""Seconds. What takes as long is not made again: it would take hours, and moments matter less to it."""
+MAX_STEAL = 0.05
+"""The share of the cores' time above which the host has disturbed a measurement: it is repeated."""
+MAX_REPEATED_SECONDS = 100.0
+"""A measurement that takes longer is not repeated: that would take hours, and it averages disturbances out."""
 
 Measure = Callable[[Step], T]
 
@@ -38,15 +38,15 @@ def figures(results: Results[float]) -> dict[str, Figures]:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One run."""
+class BenchContext:
+    """One run of the bench."""
 
     workload: Workload
     servers: Servers
     tandem: Contender
     peers: tuple[Contender, ...]
     absent: Mapping[str, str]
-    """Why, by the title of each library that does not take part."""
+    """The reasons why libraries do not take part, by title."""
     progress: Progress
     disturbances: Disturbances = field(default_factory=Disturbances)
 
@@ -55,12 +55,12 @@ class Stage:
         return (self.tandem, *self.peers)
 
     @property
-    def tandem_aside(self) -> Contender:
-        """Tandem on servers of its own, to be measured at the same time."""
-        return replace(self.tandem, redis=self.servers.redis_aside, postgres=self.servers.postgres_aside)
+    def second_tandem(self) -> Contender:
+        """Tandem on the second servers, to be measured at the same time as `tandem`."""
+        return replace(self.tandem, redis=self.servers.second_redis, postgres=self.servers.second_postgres)
 
     def title(self, key: str) -> str:
-        """A contender's name, with its version; another entrant is called by its key."""
+        """A contender's name with its version, or the key of another entrant."""
         return next((f"{one.title} {one.version}" for one in self.contenders if one.key == key), key)
 
     def alternate(
@@ -70,7 +70,7 @@ class Stage:
         shown: Callable[[T], str],
         rounds: int | None = None,
     ) -> Results[T]:
-        """Measure each entrant once a round, on empty servers; another one begins each round."""
+        """Measure each entrant once a round, on empty servers. Each round begins with another entrant."""
         results: Results[T] = Results()
         rounds = rounds or self.workload.rounds
         order = list(entrants)
@@ -80,7 +80,7 @@ class Stage:
                     continue
                 title = f"{scenario}, round {number + 1} of {rounds}, {self.title(key)}"
                 try:
-                    value = self._undisturbed(title, entrants[key], shown)
+                    value = self._measure_undisturbed(title, entrants[key], shown)
                 except ContenderError as error:
                     results.failures[key] = str(error)
                     results.values.pop(key, None)
@@ -90,24 +90,28 @@ class Stage:
             order.append(order.pop(0))
         return results
 
-    def _undisturbed(self, title: str, measure: Measure[T], shown: Callable[[T], str]) -> T:
-        """The first value that the host has not disturbed; of as many as may be made, the least disturbed."""
-        tries: list[tuple[float, T]] = []
+    def _measure_undisturbed(self, title: str, measure: Measure[T], shown: Callable[[T], str]) -> T:
+        """Measure until the host does not disturb it; after the last attempt take the least disturbed value."""
+        attempts: list[tuple[float, T]] = []
         while True:
             self.servers.empty()
             steal, begun = Steal(), time.monotonic()
             with self.progress.step(title) as step:
                 value = measure(step)
             share = steal.share() or 0.0
-            tries.append((share, value))
-            again = share > LOUD and len(tries) < self.workload.attempts and time.monotonic() - begun < LONG
-            loud = f"; the host took {share:.0%} of the cores' time{': once more' if again else ''}"
-            self.progress.say(f"{title}: {shown(value)}{loud if share > LOUD else ''}")
+            attempts.append((share, value))
+            again = (
+                share > MAX_STEAL
+                and len(attempts) < self.workload.attempts
+                and time.monotonic() - begun < MAX_REPEATED_SECONDS
+            )
+            disturbance = f"; the host took {share:.0%} of the cores' time{': once more' if again else ''}"
+            self.progress.say(f"{title}: {shown(value)}{disturbance if share > MAX_STEAL else ''}")
             if not again:
-                share, value = min(tries, key=itemgetter(0))
-                self.disturbances.note(len(tries), share)
+                share, value = min(attempts, key=itemgetter(0))
+                self.disturbances.note(len(attempts), share)
                 return value
 
     def failures(self, results: Results[T]) -> list[str]:
-        """Whoever was not measured, and why, a line each."""
+        """The entrants that were not measured, with the reasons, a line each."""
         return [f"{self.title(key)}: {why}" for key, why in results.failures.items()]
