@@ -1,4 +1,4 @@
-"""Admission: whatever is in the queue, the worker lives, and each job that cannot run ends failed."""
+"""Admission: whatever is in the queue, the worker lives, and each job that cannot run fails."""
 
 import json
 import os
@@ -77,11 +77,13 @@ def pickled(random_: random.Random) -> bytes:
 BAD = (truncated, garbled, shapeless, too_deep, too_long_a_number, pickled, lambda random_: random_.randbytes(40))
 
 
-class TestGarbage:
-    @pytest.mark.parametrize("ledger", [None, Ledger()], ids=["alone", "with a ledger"])
+class TestUnreadableJobs:
+    @pytest.mark.parametrize("ledger", [None, Ledger()], ids=["Redis alone", "with a ledger"])
     @pytest.mark.usefixtures("database")
-    async def test_a_thousand(self, start: StartWorker, redis_url: str, ledger: Ledger | None) -> None:
-        """A thousand payloads that are no jobs, under ids that are no text: each fails, the good ones between run."""
+    async def test_a_thousand_malformed_jobs_each_fail_and_the_good_jobs_between_them_run(
+        self, start: StartWorker, redis_url: str, ledger: Ledger | None
+    ) -> None:
+        """The payloads are not jobs, and the ids are not text."""
         random_ = random.Random(3)
         bad = {random_.randbytes(random_.randrange(1, 30)): random_.choice(BAD)(random_) for _ in range(1000)}
         bad.update({b"": b"", b"a:b": b"", b" ": b"", b"\0\r\n": b""})
@@ -107,8 +109,10 @@ class TestGarbage:
                 if not key.startswith((b"arq:result:", b"arq:queue:epoch", b"arq:queue:tasks"))
             } == set()
 
-    async def test_huge(self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A payload larger than any result, that somebody has put there by hand, ends its job, and nothing else."""
+    async def test_a_payload_larger_than_any_result_fails_its_own_job_alone(
+        self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The payload was written to Redis directly, without an enqueue."""
         # What is really allowed takes a busy machine longer to pass on than Redis is waited for.
         monkeypatch.setattr(broker_completer, "_LARGEST_RESULT", 6 * 1024 * 1024)
         huge = GOOD.replace(b"21", b'"%b"' % (b"x" * 7 * 1024 * 1024))
@@ -126,10 +130,10 @@ class TestGarbage:
         )
         assert seen.left() == set()
 
-    async def test_larger_than_a_worker_reads(
+    async def test_a_payload_over_eight_times_the_limit_fails_without_being_sent_to_a_worker(
         self, start: StartWorker, redis_url: str, queue: Queue, seen: Seen
     ) -> None:
-        """A payload of more than eight times WORKER_MAX_PAYLOAD never reaches a worker: its job fails and says so."""
+        """The limit is `WORKER_MAX_PAYLOAD`, and the error names it."""
         await queue.redis.set("arq:job:huge", GOOD.replace(b"21", b"2" * 9 * 1024 * 1024))
         await queue.redis.zadd("arq:queue", {"huge": 1})
         async with Proxy(redis_url) as proxy, start(double, url=proxy.url) as worker:
@@ -145,7 +149,9 @@ class TestGarbage:
         assert seen.left() == set()
 
     @pytest.mark.usefixtures("database")
-    async def test_larger_than_a_worker_reads_with_a_row(self, start: StartWorker, queue: Queue) -> None:
+    async def test_an_oversized_payload_fails_a_transactional_job_and_its_row_keeps_the_arguments(
+        self, start: StartWorker, queue: Queue
+    ) -> None:
         """The row of a job that was enqueued in a transaction is failed, and keeps the arguments that it has."""
         async with db.scope():
             job = await double.enqueue(1)
@@ -158,14 +164,16 @@ class TestGarbage:
         assert row is not None
         assert (row["state"], b'"number":1' in row["payload"]) == ("failed", True)
 
-    async def test_pickle(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
-        """A pickle is not loaded, and the error says what to do."""
+    async def test_a_pickle_is_not_loaded(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+        """The error names the setting that allows it."""
         await queue.enqueue([new_job("bomb", pickle.dumps(Bomb()), "arq:queue")])
         async with start(double) as worker:
             await worker.idle()
         assert "WORKER_ACCEPT_PICKLE" in seen.result("bomb")["r"]["message"]
 
-    async def test_no_payload(self, start: StartWorker, observer: Any, seen: Seen) -> None:
+    async def test_a_job_without_a_payload_fails_as_expired(
+        self, start: StartWorker, observer: Any, seen: Seen
+    ) -> None:
         """An id without a payload, or with something else in its place, ends as expired."""
         observer.zadd("arq:queue", {"none": 1, "list": 1})
         observer.rpush("arq:job:list", "x")
@@ -175,9 +183,11 @@ class TestGarbage:
         assert seen.left() == set()
 
 
-class TestPoison:
-    async def test_crashes(self, start: StartWorker, observer: Any, seen: Seen) -> None:
-        """A job whose worker died as often as may be fails without running again."""
+class TestCrashLimit:
+    async def test_a_job_at_its_crash_limit_fails_without_running(
+        self, start: StartWorker, observer: Any, seen: Seen
+    ) -> None:
+        """Its worker died as often as `WORKER_MAX_CRASHES` allows."""
         job = await double.enqueue(3)
         observer.hset("arq:started", job.job_id, "3:" + "x" * 28)
         async with start(double, max_crashes=3):
@@ -185,8 +195,8 @@ class TestPoison:
                 await job.result(timeout=30)
         assert seen.left() == set()
 
-    async def test_not_yet(self, start: StartWorker, observer: Any) -> None:
-        """One crash less, and it runs."""
+    async def test_a_job_below_its_crash_limit_runs(self, start: StartWorker, observer: Any) -> None:
+        """Its worker died one time less than the limit."""
         job = await double.enqueue(3)
         observer.hset("arq:started", job.job_id, "2:" + "x" * 28)
         async with start(double, max_crashes=3):

@@ -1,7 +1,7 @@
-"""In any scope, rows, jobs and callbacks share the fate of the transaction or savepoint that they were made in.
+"""In any scope, rows, jobs and callbacks commit or roll back with the transaction or savepoint that they were made in.
 
-Programs of writes, commits, rollbacks and blocks are drawn at random and run on real servers. Beside each runs a model
-of what it should come to, by the rules that the docstrings of `db` state.
+Programs of writes, commits, rollbacks and blocks are drawn at random and run on real servers. A model of each, by the
+rules that the docstrings of `db` state, says what must be committed.
 """
 
 import asyncio
@@ -221,8 +221,10 @@ class Run:
 
 
 @pytest.mark.parametrize("driver", ["AsyncSession", "Session"])
-async def test_one_fate(database: db.Database[Any], queue: Queue, observer: Any, driver: str) -> None:
-    """What the model says is committed is there, in the database, the ledger and Redis, and was told; nothing else."""
+async def test_rows_jobs_and_callbacks_commit_or_roll_back_together_in_random_scopes(
+    database: db.Database[Any], queue: Queue, observer: Any, driver: str
+) -> None:
+    """The database, the ledger, Redis and the callbacks hold what the model committed, and nothing else."""
     chosen = database if driver == "AsyncSession" else database.sync
     loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""The broker completer: outcomes reach Redis in batches, each once, whatever becomes of the connection."""
+"""The broker completer: outcomes reach Redis in batches, each once, whatever happens to the connection."""
 
 import asyncio
 from typing import Any
@@ -30,8 +30,10 @@ async def held_jobs(queue: Queue, number: int) -> tuple[Executions, list[Executi
     return held, jobs
 
 
-async def test_batches(queue: Queue, redis_url: str, observer: Any) -> None:
-    """Many outcomes at once take one round trip for each five hundred, or eight megabytes; each job is let go."""
+async def test_outcomes_are_sent_in_batches_of_five_hundred_or_eight_megabytes(
+    queue: Queue, redis_url: str, observer: Any
+) -> None:
+    """Each batch is one round trip, and each job is released."""
     finish = Script.named("finish").sha
     async with Proxy(redis_url) as proxy:
         ours = Queue(proxy.url)
@@ -54,8 +56,8 @@ async def test_batches(queue: Queue, redis_url: str, observer: Any) -> None:
         await ours.close()
 
 
-async def test_abandoned(queue: Queue, observer: Any) -> None:
-    """A job that another worker has is let go of, and Redis is told nothing."""
+async def test_an_abandoned_job_is_released_without_writing_to_redis(queue: Queue, observer: Any) -> None:
+    """Another worker holds the job by now."""
     held, (job,) = await held_jobs(queue, 1)
     completer = BrokerCompleter(queue, held)
     completer.complete(job, Outcome(Kind.ABANDONED))
@@ -64,8 +66,10 @@ async def test_abandoned(queue: Queue, observer: Any) -> None:
     assert observer.exists("arq:in-progress:j0000")
 
 
-async def test_lost_reply(queue: Queue, redis_url: str, seen: Seen) -> None:
-    """An outcome whose reply was lost with the connection is told again, and counted once."""
+async def test_an_outcome_whose_reply_was_lost_is_sent_again_and_counted_once(
+    queue: Queue, redis_url: str, seen: Seen
+) -> None:
+    """The connection is lost after Redis has run the script."""
     tries: list[int] = []
 
     @task(max_tries=5)
@@ -90,8 +94,8 @@ async def test_lost_reply(queue: Queue, redis_url: str, seen: Seen) -> None:
     assert seen.left() == set()
 
 
-async def test_neighbours_share_a_round_trip(queue: Queue, redis_url: str) -> None:
-    """Jobs that end in neighbouring turns of the event loop are told together; one alone is not kept waiting."""
+async def test_outcomes_of_neighbouring_loop_turns_share_a_round_trip(queue: Queue, redis_url: str) -> None:
+    """A single outcome is not delayed for others."""
     finish = Script.named("finish").sha
     async with Proxy(redis_url) as proxy:
         ours = Queue(proxy.url)

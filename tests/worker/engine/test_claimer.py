@@ -1,4 +1,4 @@
-"""The claimer: several queues, wakeups, and what it does while Redis is away."""
+"""The claimer: several queues, wakeups, and what happens while Redis is down."""
 
 import asyncio
 from typing import Any
@@ -30,8 +30,8 @@ def _nothing_ran() -> None:
 
 
 class TestSeveralQueues:
-    async def test_priority_without_starving(self, start: StartWorker) -> None:
-        """The first queue goes first, and the last one still gets its turn while the others are full."""
+    async def test_queues_are_claimed_in_order_of_priority_and_none_starves(self, start: StartWorker) -> None:
+        """The first queue goes first. The last one still gets its turn while the others are full."""
         for name in ("high", "arq:queue", "low"):
             await note.using(queue=name).enqueue_many({} for _ in range(200))
         async with start(note, queues="high,arq:queue,low", concurrency=1) as worker:
@@ -41,7 +41,9 @@ class TestSeveralQueues:
         assert begin.count("low") >= 1
         assert sorted(ran) == sorted(["high"] * 200 + ["arq:queue"] * 200 + ["low"] * 200)
 
-    async def test_each_wakes(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_job_in_any_of_its_queues_wakes_an_idle_worker(
+        self, start: StartWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A job in any of its queues wakes an idle worker."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         async with start(note, queues="high,low,{tagged}"):
@@ -49,8 +51,10 @@ class TestSeveralQueues:
                 await (await note.using(queue=name).enqueue()).result(timeout=30)
         assert ran == ["low", "{tagged}", "high"]
 
-    async def test_one_that_is_broken(self, start: StartWorker, observer: Any) -> None:
-        """A queue whose key is something else neither loses the outcomes of the others nor keeps their jobs waiting."""
+    async def test_a_queue_whose_key_is_no_queue_does_not_affect_the_others(
+        self, start: StartWorker, observer: Any
+    ) -> None:
+        """Their outcomes are written, and their jobs are claimed."""
         started = asyncio.Event()
 
         @task
@@ -82,8 +86,10 @@ def claiming(queue: Queue, claimed: list[Claim], *, slots: int) -> Claimer:
 
 
 class TestWakeups:
-    async def test_notice_during_a_claim(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is queued while a claim is on its way is not left to the poll."""
+    async def test_a_job_enqueued_during_a_claim_is_claimed_without_a_poll(
+        self, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its notice arrives before the claim's reply."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         claimed: list[Claim] = []
         ours = claiming(queue, claimed, slots=5)
@@ -103,16 +109,20 @@ class TestWakeups:
         ours.stop()
         await at_once(running)
 
-    async def test_what_falls_due(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A deferred job that was there before the worker starts when it is due, not at the next poll."""
+    async def test_a_deferred_job_is_claimed_when_it_is_due_not_at_the_next_poll(
+        self, start: StartWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was enqueued before the worker started."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         jobs = await note.using(delay=0.3).enqueue_many([{}, {}])
         async with start(note):
             for job in jobs:
                 await at_once(job.result())
 
-    async def test_claims_that_arrive_after_the_stop(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What a claim on its way brings after `stop` is still handed over; nothing more is asked for."""
+    async def test_jobs_claimed_while_the_claimer_stops_are_still_started(
+        self, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After `stop` the claimer claims nothing more."""
         await queue.enqueue([new_job(name, b"{}", "arq:queue") for name in "ab"])
         claimed: list[Claim] = []
         ours = claiming(queue, claimed, slots=1)
@@ -131,9 +141,10 @@ class TestWakeups:
         assert len(claimed) == 1
 
 
-async def test_what_comes_late(queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a claim that is answered late, what is still held is started with a new lease; what is lost by then is not
-    started, and is back where it was, at no cost."""
+async def test_of_a_claim_answered_late_only_jobs_whose_leases_still_hold_are_started(
+    queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get a new lease. The others are put back where they were, at no cost."""
     await queue.enqueue([new_job(name, b"{}", "arq:queue") for name in ("held", "lost")])
     claimed: list[Claim] = []
     ours = claiming(queue, claimed, slots=4)
@@ -168,8 +179,10 @@ async def test_what_comes_late(queue: Queue, observer: Any, monkeypatch: pytest.
     await at_once(running)
 
 
-async def test_neighbouring_slots_share_a_claim(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slots that become free in neighbouring turns of the event loop are filled by one round trip."""
+async def test_slots_freed_in_neighbouring_loop_turns_are_filled_by_one_claim(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim is one round trip."""
     await queue.enqueue([new_job(f"j{number}", b"{}", "arq:queue") for number in range(20)])
     claimed: list[Claim] = []
     ours = claiming(queue, claimed, slots=8)
@@ -192,7 +205,9 @@ async def test_neighbouring_slots_share_a_claim(queue: Queue, monkeypatch: pytes
     await at_once(running)
 
 
-async def test_running_elsewhere(start: StartWorker, queue: Queue, observer: Any, seen: Seen) -> None:
+async def test_a_thousand_due_jobs_running_elsewhere_do_not_delay_the_next_job(
+    start: StartWorker, queue: Queue, observer: Any, seen: Seen
+) -> None:
     """A thousand due jobs that others run, a stock worker's too, do not keep the next one from starting at once."""
     with observer.pipeline() as pipe:
         for number in range(1000):
@@ -209,8 +224,10 @@ async def recorded(queue: Queue, job: Job[Any]) -> bool:
     return (await queue.trace("arq:queue", job.job_id)).result is not None
 
 
-async def test_redis_is_killed(own_redis: StartRedis, start: StartWorker) -> None:
-    """A job that runs while Redis dies and comes back, empty, ends once, with its result; the worker lives."""
+async def test_a_job_that_runs_while_redis_dies_and_comes_back_empty_ends_once(
+    own_redis: StartRedis, start: StartWorker
+) -> None:
+    """Its result is stored, and the worker goes on."""
     server = own_redis()
     began, go_on = asyncio.Event(), asyncio.Event()
     runs: list[int] = []

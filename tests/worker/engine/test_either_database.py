@@ -1,4 +1,4 @@
-"""What the ledger promises holds on PostgreSQL and on SQLite: one story, by a real engine on a real Redis."""
+"""The ledger's guarantees hold on PostgreSQL and on SQLite: a real engine on a real Redis."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -44,7 +44,7 @@ async def needs_a_table(session: db.AsyncSession) -> None:
 
 
 @task
-async def hand_on(session: db.AsyncSession, words: str, fails: bool = False) -> None:
+async def enqueue_children(session: db.AsyncSession, words: str, fails: bool = False) -> None:
     """Enqueue one job, and another one in a savepoint that is rolled back."""
     await affect.enqueue(f"{words}, child")
     with suppress(LookupError):
@@ -66,22 +66,22 @@ async def effects() -> list[str]:
         return [*await (await db.session()).scalars(text("SELECT words FROM effect ORDER BY words"))]
 
 
-async def test_what_a_transaction_enqueues_goes_with_it(start: StartWorker) -> None:
-    """Of a request that commits, of a task that does, and not of those that fail, nor of their savepoints."""
+async def test_jobs_run_if_and_only_if_the_transaction_that_enqueued_them_commits(start: StartWorker) -> None:
+    """In requests and in tasks; a savepoint that is rolled back drops its own jobs."""
     with suppress(LookupError):
         async with db.scope():
             await affect.enqueue("request that fails")
             raise LookupError
     async with db.scope():
-        await hand_on.enqueue("good")
-        await hand_on.enqueue("bad", fails=True)
-    async with start(affect, hand_on, ledger=Ledger()) as one:
+        await enqueue_children.enqueue("good")
+        await enqueue_children.enqueue("bad", fails=True)
+    async with start(affect, enqueue_children, ledger=Ledger()) as one:
         await one.idle()
     assert await effects() == ["good", "good, child"]
 
 
-async def test_an_id_is_one_job(start: StartWorker) -> None:
-    """Also within one transaction, and while another one's job is pending."""
+async def test_an_id_that_is_pending_is_enqueued_once(start: StartWorker) -> None:
+    """Within one transaction, and from one transaction to the next."""
     async with db.scope():
         new = [(await affect.using(job_id="a").enqueue("once")).is_new for _ in range(2)]
     async with db.scope():
@@ -93,10 +93,10 @@ async def test_an_id_is_one_job(start: StartWorker) -> None:
 
 
 @pytest.mark.parametrize("enqueued_in_a_transaction", [True, False])
-async def test_a_second_delivery_changes_nothing(
+async def test_a_second_delivery_has_no_effect_and_returns_the_first_ones_result(
     start: StartWorker, queue: Queue, enqueued_in_a_transaction: bool
 ) -> None:
-    """It returns what the first one did."""
+    """For jobs enqueued in a transaction and outside of one."""
     async with db.scope():
         job = await affect.using(transactional=enqueued_in_a_transaction, job_id="a").enqueue("once")
     payload = await queue.redis.get("arq:job:a")
@@ -110,8 +110,8 @@ async def test_a_second_delivery_changes_nothing(
     assert await effects() == ["once"]
 
 
-async def test_a_failed_job_is_kept_and_can_be_retried(start: StartWorker) -> None:
-    """With nothing of what it did; what was wrong is fixed meanwhile."""
+async def test_a_failed_job_has_no_effect_is_kept_and_can_be_retried(start: StartWorker) -> None:
+    """What made it fail is repaired before the retry."""
     job = await needs_a_table.enqueue()
     async with start(needs_a_table, ledger=Ledger()) as one:
         with pytest.raises(JobFailed):
@@ -128,8 +128,8 @@ async def test_a_failed_job_is_kept_and_can_be_retried(start: StartWorker) -> No
     assert await effects() == ["kept"]
 
 
-async def test_words_that_only_look_like_a_read_only_transaction(start: StartWorker) -> None:
-    """A column of that name makes no transaction read-only: the job is done as any other."""
+async def test_a_statement_that_only_mentions_read_only_does_not_make_its_transaction_so(start: StartWorker) -> None:
+    """A column is named so; the job is done as any other."""
 
     @task(max_tries=1)
     async def lock(session: db.AsyncSession) -> None:

@@ -21,7 +21,7 @@ from worker.engine import claimer
 
 
 class Body:
-    """What a task is seen to do."""
+    """A task's body that records its runs."""
 
     def __init__(self) -> None:
         self.began: list[str] = []
@@ -31,7 +31,7 @@ class Body:
         self.go_on = asyncio.Event()
 
     async def __call__(self, job_id: str) -> None:
-        """Run until told to go on."""
+        """Run until `go_on` is set."""
         self.began.append(job_id)
         self.running += 1
         self.most = max(self.most, self.running)
@@ -49,7 +49,7 @@ def body() -> Body:
 
 @pytest.fixture
 def wait(body: Body) -> Any:
-    """A task that runs until told to go on."""
+    """A task that runs until `body.go_on` is set."""
 
     @task(name="wait")
     async def wait(job: JobContext) -> str:
@@ -64,7 +64,7 @@ async def double(number: int) -> int:
     return 2 * number
 
 
-class Unsayable:
+class NotJson:
     """What JSON cannot say, and a pickle can."""
 
 
@@ -78,9 +78,11 @@ async def stock(redis_url: str) -> Any:
     await client.aclose()
 
 
-class TestRuns:
-    async def test_many(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
-        """Every job's result is there, and no key is left but results and the health record."""
+class TestRunningJobs:
+    async def test_a_thousand_jobs_have_their_results_and_leave_no_other_keys(
+        self, start: StartWorker, queue: Queue, seen: Seen
+    ) -> None:
+        """Only results and the health record are left."""
         jobs = await double.enqueue_many({"number": number} for number in range(1000))
         async with start(double) as worker:
             await worker.idle()
@@ -88,7 +90,9 @@ class TestRuns:
             assert len(await queue.redis.keys("arq:result:*")) == 1000
             assert seen.left() == set()
 
-    async def test_concurrency(self, start: StartWorker, wait: Any, body: Body) -> None:
+    async def test_as_many_jobs_run_at_once_as_there_are_slots_and_never_more(
+        self, start: StartWorker, wait: Any, body: Body
+    ) -> None:
         """As many jobs run at once as there are slots, never more; a slot is filled again as soon as it is free."""
         await wait.enqueue_many({} for _ in range(12))
         async with start(wait, concurrency=4) as worker:
@@ -97,8 +101,10 @@ class TestRuns:
             await worker.idle()
         assert (body.most, len(body.ended)) == (4, 12)
 
-    async def test_pushed(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An idle worker is woken by the enqueue, and whoever waits for the result by its end: nothing is polled."""
+    async def test_an_enqueue_wakes_the_worker_and_an_end_wakes_the_waiter_without_polling(
+        self, start: StartWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both polls are set to a minute."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         monkeypatch.setattr("worker.job._LOOK_AGAIN", 60.0)
         async with start(double):
@@ -107,16 +113,20 @@ class TestRuns:
             deferred = await double.using(delay=0.2).enqueue(9)
             assert await deferred.result(timeout=30) == 18
 
-    async def test_stock_producer(self, start: StartWorker, stock: ArqRedis) -> None:
-        """A job from a stock arq client is found without a push, and its result read by it."""
+    async def test_a_job_from_a_stock_arq_client_runs_and_the_client_reads_its_result(
+        self, start: StartWorker, stock: ArqRedis
+    ) -> None:
+        """The job is found although a stock client sends no notice."""
         async with start(double):
             await asyncio.sleep(0)
             job = await stock.enqueue_job("double", number=4)
             assert job is not None
             assert await job.result(timeout=5, poll_delay=0.05) == 8
 
-    async def test_producer_clock(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A producer whose clock is a minute ahead waits no longer than others, and can abort what it enqueued."""
+    async def test_a_producer_whose_clock_is_a_minute_ahead_delays_nothing(
+        self, start: StartWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its jobs start as soon as others, and it can abort them."""
         now = time.time_ns
         async with start(double, grace=0):
             with monkeypatch.context() as ahead:
@@ -126,7 +136,7 @@ class TestRuns:
             assert await at_once(quick.result()) == 2
             assert await at_once(slow.abort())
 
-    async def test_retry_at_once(self, start: StartWorker) -> None:
+    async def test_a_retry_without_delay_runs_without_waiting_for_a_poll(self, start: StartWorker) -> None:
         """A job that asks to run again at once does, without waiting for a poll."""
         tries: list[int] = []
 
@@ -142,7 +152,7 @@ class TestRuns:
             assert watch.seconds_running < 20 * claimer._POLL / 2
         assert tries == list(range(1, 21))
 
-    async def test_thread(self, start: StartWorker) -> None:
+    async def test_a_sync_task_runs_in_a_thread(self, start: StartWorker) -> None:
         """A plain function runs in a thread."""
 
         @task
@@ -154,8 +164,8 @@ class TestRuns:
 
 
 class TestFailures:
-    async def test_hooks(self, start: StartWorker) -> None:
-        """A hook that raises fails its job at most, also with a cancellation of its own making; the worker goes on."""
+    async def test_a_hook_that_raises_does_not_stop_the_worker(self, start: StartWorker) -> None:
+        """It may raise a cancellation or `SystemExit`."""
         calls: list[str] = []
 
         async def fail(ctx: dict[Any, Any]) -> None:
@@ -168,7 +178,9 @@ class TestFailures:
         assert len(calls) == 4
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
-    async def test_base_exceptions(self, start: StartWorker, error: type[BaseException]) -> None:
+    async def test_a_task_that_raises_a_base_exception_fails_its_job_and_not_the_worker(
+        self, start: StartWorker, error: type[BaseException]
+    ) -> None:
         """Whatever a body raises, its job fails and the worker lives."""
 
         @task
@@ -181,8 +193,8 @@ class TestFailures:
                 await job.result(timeout=30)
             assert await (await double.enqueue(3)).result(timeout=30) == 6
 
-    async def test_a_body_that_cancels_all_that_runs(self, start: StartWorker) -> None:
-        """The loops of the engine go on, and neighbours fail or run again: nothing passes for a shutdown."""
+    async def test_a_task_that_cancels_every_asyncio_task_does_not_stop_the_worker(self, start: StartWorker) -> None:
+        """The engine's loops go on, and the cancelled jobs fail: none is taken for a shutdown."""
         runs: dict[str, int] = {"beside": 0, "careless": 0}
 
         @task
@@ -208,8 +220,8 @@ class TestFailures:
             assert await (await double.enqueue(3)).result(timeout=30) == 6
         assert runs == {"beside": 1, "careless": 1}
 
-    async def test_a_body_that_leaves_a_thread_behind(self, start: StartWorker) -> None:
-        """Draining does not wait for asyncio's own threads, all of which jobs may have left busy."""
+    async def test_draining_does_not_wait_for_threads_that_a_task_has_left_behind(self, start: StartWorker) -> None:
+        """Jobs may have left all threads of asyncio's default executor busy."""
         go_on = threading.Event()
 
         @task(timeout=0.1)
@@ -225,24 +237,26 @@ class TestFailures:
             finally:
                 go_on.set()
 
-    async def test_errors_that_cannot_be_said(self, start: StartWorker, seen: Seen) -> None:
-        """An error that raises when it is looked at ends its job as failed."""
+    async def test_an_error_whose_str_raises_fails_its_job(self, start: StartWorker, seen: Seen) -> None:
+        """The job's outcome is recorded all the same."""
 
-        class Unspeakable(Exception):  # noqa: N818 - a test
+        class UnprintableError(Exception):
             def __str__(self) -> str:
                 raise RuntimeError
 
         @task
         async def fail() -> None:
-            raise Unspeakable
+            raise UnprintableError
 
         async with start(fail, log_jobs="off") as worker:
             job = await fail.enqueue()
             await worker.idle()
         assert seen.result(job.job_id)["s"] is False
 
-    async def test_huge_results(self, start: StartWorker, seen: Seen) -> None:
-        """A result of more than WORKER_MAX_RESULT fails its job; one that is large costs no other job its place."""
+    async def test_a_result_over_the_limit_fails_its_job_and_large_ones_below_it_are_kept(
+        self, start: StartWorker, seen: Seen
+    ) -> None:
+        """The error names `WORKER_MAX_RESULT`."""
 
         @task
         async def make(mebibytes: int) -> str:
@@ -256,17 +270,19 @@ class TestFailures:
         assert error["type"] == "worker.errors.ResultTooLargeError"
         assert "too many for a result, WORKER_MAX_RESULT allows 33554432: store them" in error["message"]
 
-    async def test_arguments_that_json_cannot_say(self, start: StartWorker, observer: Any, seen: Seen) -> None:
-        """A pickle's arguments, where those are accepted, may be anything: the job's end is recorded without them."""
-        job = {"t": None, "f": "double", "a": (), "k": {"number": Unsayable()}, "et": 1}
+    async def test_pickled_arguments_without_a_json_form_do_not_keep_a_job_from_ending(
+        self, start: StartWorker, observer: Any, seen: Seen
+    ) -> None:
+        """Its outcome is recorded without the arguments."""
+        job = {"t": None, "f": "double", "a": (), "k": {"number": NotJson()}, "et": 1}
         observer.set("arq:job:p", pickle.dumps(job))
         observer.zadd("arq:queue", {"p": 1})
         async with start(double, accept_pickle=True) as worker:
             await worker.idle()
         assert (seen.result("p")["s"], seen.result("p")["k"], seen.left()) == (False, {}, set())
 
-    async def test_slots_come_back(self, start: StartWorker, queue: Queue) -> None:
-        """Whatever becomes of jobs, their slots are free again."""
+    async def test_a_job_frees_its_slot_however_it_ends(self, start: StartWorker, queue: Queue) -> None:
+        """It fails, cancels itself, exits, or cannot be read."""
 
         @task
         async def fail(how: int) -> None:
@@ -301,7 +317,9 @@ def abort(request: pytest.FixtureRequest, stock: ArqRedis) -> Abort:
 
 
 class TestAbort:
-    async def test_running(self, start: StartWorker, abort: Abort, wait: Any, body: Body, seen: Seen) -> None:
+    async def test_aborting_a_running_job_cancels_it_once_within_a_second(
+        self, start: StartWorker, abort: Abort, wait: Any, body: Body, seen: Seen
+    ) -> None:
         """A running job is cancelled within a second, once, and does not run again."""
         async with start(wait) as worker:
             job = await wait.enqueue()
@@ -312,8 +330,10 @@ class TestAbort:
             await worker.idle()
         assert (len(body.began), body.ended, seen.left()) == (1, [], set())
 
-    async def test_of_a_body_that_ends_with_another_error(self, start: StartWorker, abort: Abort, seen: Seen) -> None:
-        """A job that answers its cancellation with an error of its own was aborted all the same."""
+    async def test_an_aborted_task_that_raises_its_own_error_is_still_aborted(
+        self, start: StartWorker, abort: Abort, seen: Seen
+    ) -> None:
+        """Its error is in the recorded traceback."""
         begun = asyncio.Event()
 
         @task
@@ -330,7 +350,9 @@ class TestAbort:
             assert await abort(job)
         assert "half of it is missing" in seen.result(job.job_id)["r"]["traceback"]
 
-    async def test_deferred(self, start: StartWorker, abort: Abort, seen: Seen) -> None:
+    async def test_aborting_a_deferred_job_ends_it_at_once_without_running_it(
+        self, start: StartWorker, abort: Abort, seen: Seen
+    ) -> None:
         """A job that is not due yet ends at once, and does not run."""
         async with start(double):
             job = await double.using(delay=3600).enqueue(1)
@@ -338,7 +360,9 @@ class TestAbort:
         assert seen.result(job.job_id)["r"]["type"] == "asyncio.exceptions.CancelledError"
         assert seen.left() == set()
 
-    async def test_queued(self, start: StartWorker, abort: Abort, wait: Any, body: Body, seen: Seen) -> None:
+    async def test_aborting_a_queued_job_ends_it_without_running_it_once_a_slot_is_free(
+        self, start: StartWorker, abort: Abort, wait: Any, body: Body, seen: Seen
+    ) -> None:
         """A job that waits for a slot ends without running, once there is one."""
         async with start(wait, concurrency=1):
             first = await wait.enqueue()
@@ -351,8 +375,10 @@ class TestAbort:
             assert await first.result(timeout=30) == "waited"
         assert body.began == [first.job_id]
 
-    async def test_unknown(self, start: StartWorker, stock: ArqRedis, observer: Any, seen: Seen) -> None:
-        """An abort of a job that does not exist means no later job of that id: ours or stock's, of either producer."""
+    async def test_aborting_a_job_that_does_not_exist_aborts_no_later_job_of_its_id(
+        self, start: StartWorker, stock: ArqRedis, observer: Any, seen: Seen
+    ) -> None:
+        """By our client or a stock one, for jobs of either producer."""
         assert not await Job[int]("x").abort(timeout=1)
         for job_id in ("x", "y"):
             observer.zadd("arq:abort", {job_id: int(time.time() * 1000)})  # what a stock client leaves
@@ -364,7 +390,7 @@ class TestAbort:
             assert await theirs.result(timeout=5, poll_delay=0.05) == 2
         assert seen.left() == set()
 
-    async def test_that_comes_too_late(self, start: StartWorker) -> None:
+    async def test_aborting_a_job_that_has_ended_is_false_and_keeps_its_result(self, start: StartWorker) -> None:
         """An abort of a job that has ended is False, and leaves the result as it is."""
         async with start(double):
             job = await double.enqueue(1)
@@ -372,8 +398,8 @@ class TestAbort:
             assert not await job.abort(timeout=1)
             assert await at_once(job.result()) == 2
 
-    async def test_leaves_the_id_free(self, start: StartWorker, seen: Seen) -> None:
-        """A fresh job of the id runs at once, and whoever has awaited the aborted one learns that it was aborted."""
+    async def test_the_id_of_an_aborted_job_can_be_used_again_at_once(self, start: StartWorker, seen: Seen) -> None:
+        """Waiting for the aborted job raises `CancelledError`, also after the new one has ended."""
         async with start(double):
             old = await double.using(job_id="x", delay=3600).enqueue(1)
             awaited = asyncio.create_task(old.result(timeout=30))
@@ -388,7 +414,9 @@ class TestAbort:
             assert not await old.abort(timeout=5)
         assert seen.result("x")["r"] == 4
 
-    async def test_of_an_earlier_job_of_the_id(self, start: StartWorker, wait: Any, body: Body) -> None:
+    async def test_the_handle_of_an_ended_job_aborts_no_later_job_of_its_id(
+        self, start: StartWorker, wait: Any, body: Body
+    ) -> None:
         """The handle of a job that has ended aborts no later one."""
         async with start(wait):
             old = await wait.using(job_id="x", delay=3600).enqueue()
@@ -401,7 +429,9 @@ class TestAbort:
 
 
 class TestExpiry:
-    async def test_of_one_that_waited(self, start: StartWorker, seen: Seen) -> None:
+    async def test_a_job_that_waited_longer_than_its_expires_fails_without_running(
+        self, start: StartWorker, seen: Seen
+    ) -> None:
         """A job that waited for longer than it may fails without running."""
         job = await double.using(expires=0.05).enqueue(1)
         await eventually(lambda: "arq:job:" not in str(seen.left()))
@@ -410,8 +440,10 @@ class TestExpiry:
                 await job.result(timeout=30)
         assert seen.left() == set()
 
-    async def test_of_one_that_runs(self, start: StartWorker, wait: Any, body: Body, observer: Any) -> None:
-        """A job that began in time does not expire, however long it runs, nor when it is interrupted."""
+    async def test_a_job_that_has_begun_does_not_expire(
+        self, start: StartWorker, wait: Any, body: Body, observer: Any
+    ) -> None:
+        """However long it runs, and also when it is interrupted."""
         job = await wait.using(expires=0.2).enqueue()
         async with start(wait, grace=0):
             await eventually(lambda: body.began)
@@ -424,7 +456,9 @@ class TestExpiry:
 
 
 class TestDrain:
-    async def test_grace(self, start: StartWorker, wait: Any, body: Body, seen: Seen) -> None:
+    async def test_draining_lets_running_jobs_finish_within_the_grace_time_and_claims_no_more(
+        self, start: StartWorker, wait: Any, body: Body, seen: Seen
+    ) -> None:
         """Running jobs may finish within the grace time; nothing new is claimed."""
         async with start(wait, concurrency=1) as worker:
             first = await wait.enqueue()
@@ -439,8 +473,10 @@ class TestDrain:
         assert await second.status() == "queued"
         assert seen.left() == {"arq:queue", f"arq:job:{second.job_id}"}
 
-    async def test_after_the_grace(self, start: StartWorker, queue: Queue, wait: Any, body: Body, seen: Seen) -> None:
-        """What runs longer is cancelled, and back in its place at no cost: six times, and it completes."""
+    async def test_a_job_interrupted_after_the_grace_time_is_put_back_at_no_cost(
+        self, start: StartWorker, queue: Queue, wait: Any, body: Body, seen: Seen
+    ) -> None:
+        """It keeps its place in the queue. Interrupted six times, it still completes in its first try."""
         job = await wait.enqueue()
         before = await queue.redis.zscore("arq:queue", job.job_id)
         for times in range(6):
@@ -453,8 +489,10 @@ class TestDrain:
             assert await job.result(timeout=30) == "waited"
         assert (await job.info()).tries == 1
 
-    async def test_hurry(self, start: StartWorker, wait: Any, body: Body) -> None:
-        """Told to hurry, it interrupts what runs at once."""
+    async def test_hurrying_a_drain_interrupts_running_jobs_at_once(
+        self, start: StartWorker, wait: Any, body: Body
+    ) -> None:
+        """The grace time does not count any more."""
         async with start(wait, grace=60) as worker:
             await wait.enqueue()
             await eventually(lambda: body.began)
@@ -463,8 +501,10 @@ class TestDrain:
             worker.engine.hurry()
             assert await at_once(draining)
 
-    async def test_one_that_does_not_end(self, start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A job that ignores its interruption is left: the drain ends, and its lease is let go."""
+    async def test_draining_gives_up_on_a_job_that_ignores_its_interruption(
+        self, start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The drain ends, and the job's lease runs out."""
         monkeypatch.setattr("worker.engine.draining._UNWINDING", 0.2)
         release = threading.Event()
 
@@ -480,7 +520,7 @@ class TestDrain:
         assert f"arq:in-progress:{job.job_id}" in seen.left()
         await eventually(lambda: f"arq:in-progress:{job.job_id}" not in seen.left())
 
-    async def test_hooks_end_too(self, start: StartWorker) -> None:
+    async def test_draining_waits_for_the_after_job_end_hooks(self, start: StartWorker) -> None:
         """after_job_end of the last jobs has run when the drain ends."""
         ended: list[str] = []
 
@@ -496,7 +536,7 @@ class TestDrain:
 
 
 class TestLoops:
-    async def test_one_that_keeps_failing(self, start: StartWorker) -> None:
+    async def test_a_loop_that_keeps_failing_ends_the_engine(self, start: StartWorker) -> None:
         """A loop that fails for no fault of Redis' is started again, and ends the engine if it keeps failing."""
 
         async def broken(*_: object) -> None:

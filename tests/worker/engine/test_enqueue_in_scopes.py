@@ -1,4 +1,4 @@
-"""Jobs that are enqueued in a scope share its fate, whatever else is done to its sessions; on both databases."""
+"""Jobs enqueued in a scope commit or roll back with it, whatever else its sessions do; on both databases."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("database", "queue")
 
 
 async def run(start: StartWorker, *more: "Task[..., None]") -> list[str]:
-    """What is there once all jobs have run."""
+    """Run all jobs and return the effects."""
     async with start(affect, *more, ledger=Ledger()) as one:
         await one.idle()
     return await effects()
@@ -36,11 +36,13 @@ def write(session: db.Session, words: str) -> None:
     session.execute(text("INSERT INTO effect (words) VALUES (:words)"), {"words": words})
 
 
-class TestWhileACommitIsInFlight:
-    """What is enqueued then belongs to the next COMMIT."""
+class TestEnqueueDuringACommit:
+    """A job enqueued while a COMMIT is under way belongs to the next COMMIT."""
 
-    async def test_that_is_rolled_back(self, start: StartWorker) -> None:
-        """It never happens, and nobody is told of it."""
+    async def test_a_job_enqueued_during_a_commit_is_dropped_if_the_next_one_is_rolled_back(
+        self, start: StartWorker
+    ) -> None:
+        """The job never exists, and its callback is not called."""
         told: list[str] = []
 
         async def hand_on() -> None:
@@ -55,8 +57,8 @@ class TestWhileACommitIsInFlight:
         assert await run(start) == ["own"]
         assert told == []
 
-    async def test_that_is_committed(self, start: StartWorker) -> None:
-        """It is published then, with its row, and not before."""
+    async def test_a_job_enqueued_during_a_commit_is_published_by_the_next_one(self, start: StartWorker) -> None:
+        """Until then it is neither in Redis nor in the ledger."""
         async with start(affect, ledger=Ledger()) as one:
             async with db.scope():
                 session = await db.session()
@@ -66,10 +68,10 @@ class TestWhileACommitIsInFlight:
             await one.idle()
         assert await effects() == ["job", "own"]
 
-    async def test_in_a_thread(
+    async def test_a_job_enqueued_during_a_commit_in_a_thread_is_dropped_if_the_next_one_is_rolled_back(
         self, start: StartWorker, database: db.Database[db.AsyncSession], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Likewise."""
+        """The same where a `Session` commits in a thread."""
         loop = asyncio.get_running_loop()
         committing, go_on = asyncio.Event(), threading.Event()
 
@@ -93,10 +95,10 @@ class TestWhileACommitIsInFlight:
 
 
 class TestBlocks:
-    """A block that fails takes along what was enqueued in it, and nothing else."""
+    """A block that fails drops the jobs enqueued in it, and no others."""
 
-    async def test_begin(self, start: StartWorker) -> None:
-        """Of an AsyncSession, before its first statement."""
+    async def test_a_begin_block_that_fails_drops_the_jobs_enqueued_in_it(self, start: StartWorker) -> None:
+        """Of an `AsyncSession`, before its first statement."""
         async with db.scope():
             session = await db.session()
             await affect.enqueue("before")
@@ -106,8 +108,8 @@ class TestBlocks:
                     raise LookupError
         assert await run(start) == ["before"]
 
-    async def test_begin_after_a_commit(self, start: StartWorker) -> None:
-        """What was committed inside the block is not done again."""
+    async def test_a_begin_block_that_fails_after_a_commit_keeps_what_was_committed(self, start: StartWorker) -> None:
+        """The jobs committed inside the block are not written again."""
         async with db.scope():
             session = await db.session()
             await affect.enqueue("before")
@@ -118,8 +120,10 @@ class TestBlocks:
                     raise LookupError
         assert await run(start) == ["before"]
 
-    async def test_begin_in_a_plain_task(self, start: StartWorker) -> None:
-        """Of a Session."""
+    async def test_a_begin_block_that_fails_in_a_sync_task_keeps_jobs_enqueued_before_it(
+        self, start: StartWorker
+    ) -> None:
+        """Of a `Session`."""
 
         @task
         def plain(session: db.Session, words: str) -> None:
@@ -132,10 +136,10 @@ class TestBlocks:
             await plain.enqueue("good")
         assert await run(start, plain) == ["good, child"]
 
-    async def test_begin_of_a_session_after_a_commit(
+    async def test_a_begin_block_of_a_sync_session_that_fails_after_a_commit_keeps_what_was_committed(
         self, start: StartWorker, database: db.Database[db.AsyncSession]
     ) -> None:
-        """What follows an early commit in it is rolled back with it."""
+        """What follows the early commit in the block is rolled back with it."""
         async with db.scope():
             session = await db.session(database.sync)
 
@@ -149,8 +153,10 @@ class TestBlocks:
             await asyncio.to_thread(act)
         assert await run(start) == ["committed"]
 
-    async def test_a_refused_commit_in_a_savepoint(self, start: StartWorker, queue: Queue) -> None:
-        """What the attempt has written in the savepoint goes with that, and is written again."""
+    async def test_jobs_enqueued_before_a_refused_commit_in_a_savepoint_are_written_again(
+        self, start: StartWorker, queue: Queue
+    ) -> None:
+        """What the refused COMMIT wrote in the savepoint is rolled back with it."""
         refused: list[int] = []
 
         async def refuse(_: db.AsyncSession) -> None:
@@ -167,10 +173,10 @@ class TestBlocks:
         await queue.redis.flushdb()  # so that only the row tells of the job
         assert await run(start) == ["before"]
 
-    async def test_a_cancelled_savepoint_of_a_session(
+    async def test_a_cancelled_savepoint_of_a_sync_session_drops_its_jobs_only_if_it_is_rolled_back(
         self, start: StartWorker, database: db.Database[db.AsyncSession]
     ) -> None:
-        """It is released, or rolled back, and says which."""
+        """The savepoint is released or rolled back, and its task ends accordingly."""
         async with db.scope():
             session = await db.session(database.sync)
             await asyncio.to_thread(write, session, "own")
@@ -189,11 +195,13 @@ class TestBlocks:
 
 
 class TestHandles:
-    """Of a job that waits for a COMMIT."""
+    """The handle of a job that waits for a COMMIT."""
 
     @pytest.mark.parametrize("job_id", [None, "x"])
-    async def test_in_the_scope(self, start: StartWorker, job_id: str | None) -> None:
-        """Whoever waits for the job, or aborts it, hears that it does not exist yet."""
+    async def test_waiting_for_or_aborting_a_job_before_its_scope_commits_is_an_error(
+        self, start: StartWorker, job_id: str | None
+    ) -> None:
+        """The error says that the job does not exist yet."""
         async with start(affect, ledger=Ledger()):
             async with db.scope():
                 job = await affect.using(job_id=job_id).enqueue("job")
@@ -202,15 +210,15 @@ class TestHandles:
                         await ask(timeout=20)
             assert await job.result(timeout=30) == "job"
 
-    async def test_after_an_early_commit(self, start: StartWorker) -> None:
-        """The job exists, though its scope is open."""
+    async def test_a_job_can_be_awaited_after_an_early_commit_of_its_scope(self, start: StartWorker) -> None:
+        """The job exists, although its scope is open."""
         async with start(affect, ledger=Ledger()), db.scope():
             job = await affect.enqueue("job")
             await db.commit()
             assert await job.result(timeout=30) == "job"
 
-    async def test_after_a_rollback(self) -> None:
-        """There never was such a job, and the error says why."""
+    async def test_the_handle_of_a_rolled_back_job_says_that_it_was_never_committed(self) -> None:
+        """The error gives the reason, and `abort` returns False."""
         with suppress(LookupError):
             async with db.scope():
                 job = await affect.enqueue("job")
@@ -219,8 +227,10 @@ class TestHandles:
             await job.result(timeout=20)
         assert not await job.abort(timeout=20)
 
-    async def test_that_would_wait_for_its_own_scope(self, database: db.Database[Any], queue: Queue) -> None:
-        """A scope that holds SQLite's write lock cannot wait for what only the ledger knows: it is told so."""
+    async def test_waiting_in_a_scope_that_holds_sqlites_write_lock_raises_instead_of_blocking(
+        self, database: db.Database[Any], queue: Queue
+    ) -> None:
+        """The result is in the ledger alone, which that scope has locked."""
         async with db.scope():
             job = await affect.enqueue("job")
         await queue.redis.flushdb()
@@ -231,10 +241,12 @@ class TestHandles:
 
 
 class TestTransactionsOfTests:
-    """`db.testing`: what is never committed is never published, and no worker runs it."""
+    """`db.testing`: a job in a transaction that is never committed is never published."""
 
-    async def test_savepoints(self, start: StartWorker, queue: Queue) -> None:
-        """A scope commits into the test's transaction: its callbacks run, its job's row is there, Redis has no key."""
+    async def test_a_job_enqueued_in_a_tests_savepoint_is_never_published(
+        self, start: StartWorker, queue: Queue
+    ) -> None:
+        """A scope commits into the test's transaction: its callbacks run, its job has a row, Redis has no key."""
         told: list[str] = []
         async with savepoints():
             async with db.scope():
@@ -256,7 +268,9 @@ class TestTransactionsOfTests:
         assert [await job.status() for job in jobs] == [JobStatus.not_found] * 3
         assert await run(start) == []
 
-    async def test_a_session_that_is_rolled_back(self, start: StartWorker, queue: Queue) -> None:
+    async def test_a_job_enqueued_in_a_tests_rolled_back_session_is_never_published(
+        self, start: StartWorker, queue: Queue
+    ) -> None:
         """The same for code that is given its session."""
         async with rolled_back() as session:
             async with db.scope(session=session):
@@ -266,10 +280,10 @@ class TestTransactionsOfTests:
             assert await queue.redis.keys() == []
         assert await run(start) == []
 
-    async def test_the_synchronous_driver(
+    async def test_a_job_enqueued_in_a_tests_savepoint_of_a_sync_driver_is_never_published(
         self, start: StartWorker, queue: Queue, database: db.Database[db.AsyncSession]
     ) -> None:
-        """Likewise."""
+        """The same for a synchronous driver."""
         async with savepoints(database.sync):
             async with db.scope():
                 await asyncio.to_thread(write, await db.session(database.sync), "own")
@@ -277,8 +291,10 @@ class TestTransactionsOfTests:
             assert await queue.redis.keys() == []
         assert await run(start) == []
 
-    async def test_that_is_committed_after_all(self, start: StartWorker, database: db.Database[Any]) -> None:
-        """Whoever binds a database to a connection may commit that: then the relay publishes its jobs."""
+    async def test_a_job_on_a_bound_connection_is_published_once_that_is_committed(
+        self, start: StartWorker, database: db.Database[Any]
+    ) -> None:
+        """A database bound to a connection enqueues into its transaction; the relay publishes the job."""
         session: db.AsyncSession
         async with db.independent(database) as session:
             connection = await session.connection()
@@ -295,10 +311,10 @@ async def again(job_id: str) -> Job[str]:
 
 
 class TestIds:
-    """Of callers' own."""
+    """Ids that the caller chooses."""
 
-    async def test_after_an_abort(self, start: StartWorker) -> None:
-        """The id is free, in a scope too."""
+    async def test_the_id_of_an_aborted_job_can_be_enqueued_again_in_a_scope(self, start: StartWorker) -> None:
+        """The new job runs, and the handle of the old one says that it was aborted."""
         async with start(affect, ledger=Ledger()):
             async with db.scope():
                 old = await affect.using(job_id="x", delay=3600).enqueue("old")
@@ -310,8 +326,10 @@ class TestIds:
                 await old.result(timeout=30)
         assert await effects() == ["fresh"]
 
-    async def test_at_a_clock_that_stands_still(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two jobs of one id are two, whichever way they are enqueued."""
+    async def test_jobs_of_one_id_are_separate_jobs_even_if_the_clock_stands_still(
+        self, start: StartWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In a scope and outside of one."""
         moment = now_ms()
         monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: moment)
         asked = affect.using(job_id="stands still")
@@ -325,8 +343,10 @@ class TestIds:
         assert await effects() == ["1", "2", "3"]
 
     @pytest.mark.parametrize("published", [True, False])
-    async def test_due_before_and_expiring(self, start: StartWorker, queue: Queue, published: bool) -> None:
-        """How long a job may wait counts from its enqueueing, whether Redis has it from its scope or from the relay."""
+    async def test_expires_counts_from_the_enqueue_of_a_job_that_was_due_before(
+        self, start: StartWorker, queue: Queue, published: bool
+    ) -> None:
+        """The same whether its scope or the relay has published it."""
         an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
         async with db.scope():
             await affect.using(at=an_hour_ago, expires=60).enqueue("ran")
@@ -336,8 +356,10 @@ class TestIds:
 
 
 class TestSessions:
-    async def test_of_the_other_driver(self, start: StartWorker, database: db.Database[db.AsyncSession]) -> None:
-        """A job enqueued before the scope's first session goes with that one's transaction, whichever driver it has."""
+    async def test_a_job_enqueued_before_the_first_session_commits_with_that_session(
+        self, start: StartWorker, database: db.Database[db.AsyncSession]
+    ) -> None:
+        """The same whichever driver the session has."""
         async with db.scope():
             await affect.enqueue("job")
             session = await db.session(database.sync)
@@ -345,24 +367,26 @@ class TestSessions:
             assert [unit.database for unit in current_scope().units] == [database.sync]
         assert await run(start) == ["job", "own"]
 
-    async def test_that_nobody_owns(self) -> None:
-        """Nobody would publish the job: it is refused."""
+    async def test_enqueueing_in_a_session_without_an_owner_is_refused(self) -> None:
+        """The job would never be published."""
         async with db.scope():
             engine = (await db.session()).bind
         async with db.AsyncSession(engine) as session, session.begin(), db.scope(session=session):
             with pytest.raises(db.UnownedSessionError):
                 await affect.enqueue("job")
 
-    async def test_rolled_back_by_run_sync(self, start: StartWorker) -> None:
-        """As by any other rollback, also before the first statement."""
+    async def test_a_rollback_through_run_sync_drops_the_jobs_enqueued_before_it(self, start: StartWorker) -> None:
+        """Also before the first statement."""
         async with db.scope():
             session = await db.session()
             await affect.enqueue("rolled back")
             await session.run_sync(lambda inner: inner.rollback())
         assert await run(start) == []
 
-    async def test_a_rollback_that_is_refused(self, start: StartWorker, database: db.Database[db.AsyncSession]) -> None:
-        """It has done nothing."""
+    async def test_a_refused_rollback_drops_no_jobs(
+        self, start: StartWorker, database: db.Database[db.AsyncSession]
+    ) -> None:
+        """It is refused because another thread uses the session."""
         async with db.scope():
             session = await db.session(database.sync)
             await asyncio.to_thread(write, session, "own")
@@ -383,8 +407,10 @@ class TestSessions:
         assert await run(start) == ["job", "own"]
 
 
-async def test_an_abort_where_the_ledger_cannot_be_asked(queue: Queue, database: db.Database[db.AsyncSession]) -> None:
-    """In a scope that holds SQLite's write lock nobody can keep a pending job from running, and nobody claims to."""
+async def test_an_abort_in_a_scope_that_holds_sqlites_write_lock_raises(
+    queue: Queue, database: db.Database[db.AsyncSession]
+) -> None:
+    """The pending job cannot be kept from running there. After the scope, the abort works."""
     if not database.is_sqlite:
         return
     async with db.scope():

@@ -44,7 +44,7 @@ async def insert(session: db.AsyncSession, words: str = "a") -> None:
 
 @pytest.fixture
 async def commits(database: Database[db.AsyncSession], postgres: Observer) -> AsyncIterator[HeldCommits]:
-    """Each COMMIT of a new note stays in the server until it is let go."""
+    """Each COMMIT of a new note blocks in the server until the test releases it."""
     async with held_commits(postgres, "note") as commits:
         yield commits
 
@@ -67,8 +67,8 @@ class TestOutcome:
         assert from_json(outcome.result) == {"words": "a", "raw": "_w=="}
         assert await rows() == 1
 
-    async def test_a_job_that_raises_leaves_nothing(self, execute: Execute, rows: Count) -> None:
-        """Whatever it had written is rolled back, and the error is the outcome's."""
+    async def test_a_job_that_raises_is_rolled_back(self, execute: Execute, rows: Count) -> None:
+        """Its error is the outcome's."""
 
         @task
         async def fail(session: db.AsyncSession) -> None:
@@ -84,7 +84,7 @@ class TestOutcome:
     async def test_wrong_arguments_fail_before_a_session_is_opened(
         self, bench: Bench, postgres: Observer, args: Any, kwargs: Any
     ) -> None:
-        """What a stock producer enqueued wrongly fails the job, and the database never hears of it."""
+        """A stock producer does not validate. The job fails without using the database."""
 
         @task
         async def count(session: db.AsyncSession, number: int) -> None:
@@ -106,10 +106,10 @@ class TestOutcome:
             ((1,), {"session": 1}, "session"),
         ],
     )
-    async def test_arguments_that_are_not_known_yet_are_put_back(
+    async def test_a_job_with_unknown_arguments_is_put_back(
         self, bench: Bench, args: Any, kwargs: Any, unknown: str
     ) -> None:
-        """Whoever enqueued them may run newer code: the job waits for a worker that does, too."""
+        """Its producer may run newer code: the job waits for a worker that does, too."""
 
         @task
         async def count(session: db.AsyncSession, number: int) -> None: ...
@@ -121,8 +121,10 @@ class TestOutcome:
         assert str(outcome.error) == f"{count.name}(number: int) does not take {unknown}"
 
     @pytest.mark.parametrize("error", [KeyError, SystemExit, KeyboardInterrupt])
-    async def test_a_validator_may_raise_anything(self, bench: Bench, error: type[BaseException]) -> None:
-        """An argument's own validator that breaks fails the job and not the worker."""
+    async def test_a_validator_that_raises_anything_fails_the_job_and_not_the_worker(
+        self, bench: Bench, error: type[BaseException]
+    ) -> None:
+        """Also `SystemExit` and `KeyboardInterrupt`."""
 
         class Broken(BaseModel):
             number: int
@@ -151,10 +153,10 @@ class TestOutcome:
             pytest.param(lambda: ValueError("x"), id="an exception"),
         ],
     )
-    async def test_a_result_that_json_cannot_say_fails_the_job(
+    async def test_a_result_without_a_json_form_fails_the_job_and_rolls_it_back(
         self, execute: Execute, rows: Count, result: Callable[[], Any]
     ) -> None:
-        """A6: it is serialised before the COMMIT, so nothing is left of the job."""
+        """A6: the result is serialised before the COMMIT."""
 
         @task
         async def strange(session: db.AsyncSession) -> Any:
@@ -181,7 +183,9 @@ class TestOutcome:
         ],
         ids=lambda error: type(error).__name__,
     )
-    async def test_a_task_may_raise_anything(self, execute: Execute, rows: Count, error: BaseException) -> None:
+    async def test_whatever_a_task_raises_fails_its_job_with_that_error(
+        self, execute: Execute, rows: Count, error: BaseException
+    ) -> None:
         """What would end a process ends the job; nothing is taken for a cancellation or a lost database."""
 
         @task
@@ -193,8 +197,10 @@ class TestOutcome:
         assert (outcome.kind, outcome.error) == (Kind.FAILED, error)
         assert await rows() == 0
 
-    async def test_a_cancel_scope_of_the_tasks_own_is_no_cancellation(self, execute: Execute, rows: Count) -> None:
-        """A task that gave up waiting, by asyncio or anyio, and then failed has failed, and was not interrupted."""
+    async def test_a_tasks_own_timeouts_and_cancel_scopes_do_not_count_as_an_interruption(
+        self, execute: Execute, rows: Count
+    ) -> None:
+        """A task that gave up waiting, by asyncio or anyio, and then raised has failed."""
 
         @task
         async def give_up(session: db.AsyncSession) -> None:
@@ -216,8 +222,8 @@ class TestOutcome:
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, LookupError)
         assert await rows() == 0
 
-    async def test_a_cancellation_of_the_bodys_own_is_its_failure(self, execute: Execute, rows: Count) -> None:
-        """Only the engine's word is an interruption: a job that leaves its task cancelled fails, and runs once."""
+    async def test_a_task_that_leaves_itself_cancelled_fails_after_one_run(self, execute: Execute, rows: Count) -> None:
+        """Only a cancellation by the engine is an interruption."""
         runs = 0
 
         @task
@@ -243,8 +249,10 @@ class TestOutcome:
         assert runs == 2
         assert await rows() == 0
 
-    async def test_the_error_recorded_is_the_first_one(self, execute: Execute, rows: Count) -> None:
-        """C7: an exception that touches ORM state when it is printed does not hide itself behind another."""
+    async def test_an_error_that_touches_orm_state_when_printed_is_recorded_as_itself(
+        self, execute: Execute, rows: Count
+    ) -> None:
+        """C7: it does not hide itself behind another error."""
 
         class AboutError(Exception):
             def __init__(self, note: Note) -> None:
@@ -285,8 +293,8 @@ async def leave_a_cancellation() -> None:
 
 
 class TestPoisonedTransaction:
-    async def test_a_swallowed_error_fails_the_job(self, execute: Execute, rows: Count) -> None:
-        """A1: PostgreSQL would answer COMMIT with ROLLBACK and nobody would say so."""
+    async def test_a_swallowed_database_error_fails_the_job(self, execute: Execute, rows: Count) -> None:
+        """A1: PostgreSQL would answer the COMMIT with ROLLBACK, without an error."""
 
         @task
         async def swallow(session: db.AsyncSession) -> str:
@@ -299,7 +307,9 @@ class TestPoisonedTransaction:
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, db.PoisonedTransactionError)
         assert await rows() == 0
 
-    async def test_in_a_savepoint_it_may_be_swallowed(self, execute: Execute, rows: Count) -> None:
+    async def test_a_database_error_swallowed_around_a_savepoint_does_not_fail_the_job(
+        self, execute: Execute, rows: Count
+    ) -> None:
         """A1: inside `begin_nested` only the savepoint is lost."""
 
         @task
@@ -348,7 +358,9 @@ class TestConflicts:
         assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1"]
         assert await rows() == 2
 
-    async def test_a_deferred_constraint_fails_at_once(self, execute: Execute, rows: Count) -> None:
+    async def test_a_deferred_constraint_violated_at_commit_fails_the_job_at_once(
+        self, execute: Execute, rows: Count
+    ) -> None:
         """A4: an integrity error at COMMIT is final: one attempt, no row."""
         attempts = Attempts()
 
@@ -364,8 +376,8 @@ class TestConflicts:
         assert attempts.made == 1
         assert await rows() == 0
 
-    async def test_a_deadlock_is_run_again(self, bench: Bench, postgres: Observer) -> None:
-        """40P01: of two jobs that lock two rows in turn, the one that PostgreSQL chose runs again."""
+    async def test_a_job_that_lost_a_deadlock_is_run_again(self, bench: Bench, postgres: Observer) -> None:
+        """40P01: of two jobs that lock two rows in turn, PostgreSQL cancels one, and that one runs again."""
         await postgres.execute("INSERT INTO note (words) VALUES ('a'), ('b')")
         both = asyncio.Barrier(2)
         attempts: dict[str, int] = {}
@@ -384,10 +396,10 @@ class TestConflicts:
         assert sorted(attempts.values()) == [1, 2]
         assert await postgres.fetchval("SELECT max(id) FROM note") == 22
 
-    async def test_a_lock_that_is_not_free_is_tried_again(
+    async def test_a_job_that_does_not_wait_for_a_lock_runs_again_until_it_is_free(
         self, execute: Execute, postgres: Observer, database_url: str
     ) -> None:
-        """55P03: a job that would not wait for a lock runs again until it is free."""
+        """55P03, for example by NOWAIT."""
         await postgres.execute("INSERT INTO note (words) VALUES ('a')")
         attempts = Attempts()
         async with holding_a_lock(database_url) as release:
@@ -462,10 +474,10 @@ async def holding_a_lock(url: str) -> AsyncIterator[Callable[[], Awaitable[None]
 
 
 class TestEarlyCommit:
-    async def test_is_allowed_and_logged_once_a_task(
+    async def test_what_a_job_commits_early_stays_and_is_logged_once_a_task(
         self, execute: Execute, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A5: what was committed early stays, also if the job fails after it; the log says so once."""
+        """A5: it stays even if the job fails after it."""
         number = Attempts()
 
         @task
@@ -481,8 +493,8 @@ class TestEarlyCommit:
         warnings = [record.message for record in caplog.records if "commits before it returns" in record.message]
         assert len(warnings) == 1
 
-    async def test_a_raw_commit_is_refused(self, execute: Execute, rows: Count) -> None:
-        """A5: COMMIT sent as text is an error, so a job that raises after it leaves nothing, however often it runs."""
+    async def test_a_commit_sent_as_text_is_refused(self, execute: Execute, rows: Count) -> None:
+        """A5: a job that raises after it leaves nothing, however often it runs."""
 
         @task(retry_on=(ValueError,))
         async def raw(session: db.AsyncSession) -> None:
@@ -497,10 +509,10 @@ class TestEarlyCommit:
 
 
 class TestLostConnections:
-    async def test_a_backend_killed_in_a_transaction_costs_nothing(
+    async def test_a_job_whose_backend_was_killed_in_its_transaction_runs_again_for_free(
         self, execute: Execute, postgres: Observer, rows: Count
     ) -> None:
-        """A7: the job runs again at once and leaves one row."""
+        """A7: it runs again at once, and its effects are there once."""
         attempts = Attempts()
 
         @task(max_tries=1)
@@ -514,7 +526,9 @@ class TestLostConnections:
         assert (outcome.kind, attempts.made) == (Kind.COMPLETED, 2)
         assert await rows() == 2
 
-    async def test_stale_connections_fail_nothing(self, bench: Bench, postgres: Observer, rows: Count) -> None:
+    async def test_stale_connections_in_the_pool_fail_no_job(
+        self, bench: Bench, postgres: Observer, rows: Count
+    ) -> None:
         """After a restart of the server the pool's connections are dead, and no job fails."""
 
         @task(max_tries=1)
@@ -528,8 +542,8 @@ class TestLostConnections:
         assert {outcome.kind for outcome in (*warm, *cold)} == {Kind.COMPLETED}
         assert await rows() == 15
 
-    async def test_a_server_that_is_down_for_seconds_costs_nothing(self, own_postgres: StartPostgres) -> None:
-        """Jobs in flight and jobs that begin meanwhile complete when the server is back, without a try."""
+    async def test_a_database_that_is_down_for_seconds_costs_no_try(self, own_postgres: StartPostgres) -> None:
+        """Running jobs and jobs that start meanwhile complete when the server is back."""
         server = own_postgres()
         begun = asyncio.Event()
 
@@ -550,29 +564,29 @@ class TestLostConnections:
             assert [outcome.error for outcome in outcomes] == [None] * 10
             assert await notes() == 10
 
-    async def test_a_server_without_free_connections_costs_nothing(self, own_postgres: StartPostgres) -> None:
-        """53300: the job waits until somebody else has gone."""
+    async def test_a_database_without_free_connections_is_waited_for(self, own_postgres: StartPostgres) -> None:
+        """53300: the job waits until a connection is free, at no cost."""
         server = own_postgres(max_connections=8)
 
         @task(max_tries=1)
         async def add(session: db.AsyncSession) -> None:
             await insert(session)
 
-        async with working_on(server.url) as bench, contextlib.AsyncExitStack() as hogs:
+        async with working_on(server.url) as bench, contextlib.AsyncExitStack() as others:
             await default_database().dispose()
             with contextlib.suppress(asyncpg.TooManyConnectionsError):
                 while True:
-                    hog = await asyncpg.connect(server.url.replace("+asyncpg", ""))
-                    hogs.push_async_callback(hog.close)
+                    other = await asyncpg.connect(server.url.replace("+asyncpg", ""))
+                    others.push_async_callback(other.close)
             job = bench.start(add, bench.deliver(add))
             await asyncio.sleep(1)
             assert not job.done()
-            await hogs.aclose()
+            await others.aclose()
             assert (await job).kind is Kind.COMPLETED
             assert await notes() == 1
 
-    async def test_the_lease_is_kept_from_each_attempt(self, bench: Bench) -> None:
-        """A job that runs again for the database's sake is granted the time of an attempt anew, each time."""
+    async def test_the_lease_of_a_job_is_granted_anew_for_each_rerun(self, bench: Bench) -> None:
+        """A job that runs again after database trouble has the time of a whole attempt."""
         begun: list[float] = []
 
         @task
@@ -587,31 +601,31 @@ class TestLostConnections:
         assert claimed < begun[0] < begun[1]
 
     @pytest.mark.parametrize("way", ["hidden", "plain"])
-    async def test_a_job_that_ends_its_own_backend(
+    async def test_a_job_that_terminates_its_own_backend_costs_a_try(
         self, execute: Execute, rows: Count, postgres: Observer, monkeypatch: pytest.MonkeyPatch, way: str
     ) -> None:
-        """It is a try at once where its statement says so; else the losses count as a try in the end."""
+        """At once where its statement shows that; otherwise after five free reruns."""
         monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
         await postgres.execute("CREATE FUNCTION quietly() RETURNS bool RETURN pg_terminate_backend(pg_backend_pid())")
         attempts = Attempts()
 
         @task(max_tries=2)
-        async def suicidal(session: db.AsyncSession) -> None:
+        async def ends_its_backend(session: db.AsyncSession) -> None:
             attempts()
             await insert(session)
             ends = "quietly()" if way == "hidden" else "pg_terminate_backend(pg_backend_pid())"
             await session.execute(text(f"SELECT {ends}"))
 
-        outcome = await execute(suicidal)
+        outcome = await execute(ends_its_backend)
         assert (outcome.kind, attempts.made) == (Kind.RETRIED, 6 if way == "hidden" else 1)
-        assert (await execute(suicidal, tries=1)).kind is Kind.FAILED
+        assert (await execute(ends_its_backend, tries=1)).kind is Kind.FAILED
         assert await rows() == 0
 
     @pytest.mark.usefixtures("database")
-    async def test_a_statement_that_takes_longer_than_the_driver_waits(
+    async def test_a_statement_that_outlasts_the_drivers_timeout_costs_a_try_in_the_end(
         self, database_url: str, rows: Count, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The server takes connections, so it is no outage that is waited for: in the end it is a try."""
+        """The server takes connections, so it is not waited for as in an outage."""
         monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
         attempts = Attempts()
 
@@ -631,8 +645,10 @@ class TestLostConnections:
         assert (outcome.kind, attempts.made) == (Kind.FAILED, 6)
         assert await rows() == 0
 
-    async def test_a_job_that_sits_idle_for_too_long(self, execute: Execute, rows: Count, postgres: Observer) -> None:
-        """25P03: it would do so again, so it is a try, and the error says what to do."""
+    async def test_a_job_that_sits_idle_in_its_transaction_for_too_long_costs_a_try(
+        self, execute: Execute, rows: Count, postgres: Observer
+    ) -> None:
+        """25P03: it would do so again. The error says what to do."""
         attempts = Attempts()
 
         @task(max_tries=1)
@@ -672,7 +688,9 @@ async def notes() -> int:
 
 
 class TestReadOnly:
-    async def test_a_demoted_server_is_waited_for(self, execute: Execute, postgres: Observer, rows: Count) -> None:
+    async def test_a_database_that_turned_read_only_is_waited_for(
+        self, execute: Execute, postgres: Observer, rows: Count
+    ) -> None:
         """25006: the job runs again on new connections until the server takes writes, at no cost."""
         attempts = Attempts()
         name = await postgres.fetchval("SELECT current_database()")
@@ -690,10 +708,10 @@ class TestReadOnly:
         assert attempts.made in (3, 4)
         assert await rows() == 1
 
-    async def test_the_jobs_own_forbidden_write_is_final(
+    async def test_a_write_in_the_tasks_own_read_only_transaction_fails_at_once(
         self, execute: Execute, rows: Count, postgres: Observer
     ) -> None:
-        """A task that writes where it has said that it will not fails at once, and costs no connection."""
+        """It costs no connection."""
         attempts = Attempts()
         backends: set[int] = set()
 
@@ -734,10 +752,10 @@ class TestRetry:
         ],
         ids=repr,
     )
-    async def test_runs_the_job_again_when_asked(
+    async def test_retry_rolls_back_and_puts_the_job_back_with_its_delay(
         self, execute: Execute, rows: Count, asked: Exception, delay: float
     ) -> None:
-        """`Retry`, ours or arq's, rolls back and puts the job back with its delay."""
+        """`worker.Retry` as well as arq's."""
 
         @task
         async def again(session: db.AsyncSession) -> None:
@@ -748,8 +766,8 @@ class TestRetry:
         assert (outcome.kind, outcome.delay) == (Kind.RETRIED, delay)
         assert await rows() == 0
 
-    async def test_ends_with_the_last_try(self, execute: Execute) -> None:
-        """A task that asks for one attempt more than it may have fails, and the error says how to give it more."""
+    async def test_retry_in_the_last_try_fails_the_job(self, execute: Execute) -> None:
+        """The error says how to give it more tries."""
 
         @task(max_tries=4)
         async def again() -> None:
@@ -761,8 +779,10 @@ class TestRetry:
         assert "gave up after 4 tries" in str(outcome.error)
         assert "max_tries" in str(outcome.error)
 
-    async def test_on_the_exceptions_that_the_task_names(self, execute: Execute, rows: Count) -> None:
-        """`retry_on` puts the job back with a growing backoff, and raises the error itself in the end."""
+    async def test_an_exception_in_retry_on_is_retried_with_a_growing_backoff(
+        self, execute: Execute, rows: Count
+    ) -> None:
+        """The last try fails with the exception itself."""
 
         @task(retry_on=(LookupError,), max_tries=3)
         async def flaky(session: db.AsyncSession) -> None:
@@ -776,7 +796,7 @@ class TestRetry:
         assert repr(third.error) == "KeyError('k')"
         assert await rows() == 0
 
-    async def test_others_are_final(self, execute: Execute) -> None:
+    async def test_an_exception_not_in_retry_on_fails_the_job(self, execute: Execute) -> None:
         """An exception that is not in `retry_on` fails the job at its first attempt."""
 
         @task(retry_on=(LookupError,))
@@ -785,8 +805,8 @@ class TestRetry:
 
         assert (await execute(fail)).kind is Kind.FAILED
 
-    async def test_a_group_is_retried_if_all_its_members_are(self, execute: Execute) -> None:
-        """What a `TaskGroup` raises is told by what is in it."""
+    async def test_an_exception_group_is_retried_if_all_its_members_are(self, execute: Execute) -> None:
+        """A `TaskGroup` raises such a group."""
 
         @task(retry_on=(LookupError,))
         async def fail(final: bool) -> None:
@@ -796,7 +816,7 @@ class TestRetry:
         assert (await execute(fail, False)).kind is Kind.RETRIED
         assert (await execute(fail, True)).kind is Kind.FAILED
 
-    async def test_the_default_number_of_tries_is_the_workers(self, execute: Execute) -> None:
+    async def test_a_task_without_max_tries_has_the_workers(self, execute: Execute) -> None:
         """A task that does not say has as many tries as the executor was made with (here 3)."""
 
         @task
@@ -806,8 +826,8 @@ class TestRetry:
         assert (await execute(again, tries=1)).kind is Kind.RETRIED
         assert (await execute(again, tries=2)).kind is Kind.FAILED
 
-    async def test_the_job_knows_which_attempt_it_is(self, execute: Execute) -> None:
-        """`JobContext.attempt` counts from 1, and reruns of the database's are the same attempt."""
+    async def test_the_job_context_counts_attempts_from_one(self, execute: Execute) -> None:
+        """Reruns after database trouble are the same attempt."""
 
         @task
         async def which(job: worker.JobContext) -> int:
@@ -818,7 +838,9 @@ class TestRetry:
 
 
 class TestTimeout:
-    async def test_of_a_coroutine(self, execute: Execute, rows: Count, postgres: Observer) -> None:
+    async def test_a_coroutine_past_its_timeout_is_cancelled_and_rolled_back(
+        self, execute: Execute, rows: Count, postgres: Observer
+    ) -> None:
         """A body that takes too long is cancelled on the server too and rolled back; the error names the limit."""
 
         @task(timeout=0.2)
@@ -834,7 +856,9 @@ class TestTimeout:
         assert await rows() == 0
         await eventually(lambda: postgres.backends("active"), equals=0)
 
-    async def test_is_around_the_body_alone(self, bench: Bench, commits: HeldCommits, rows: Count) -> None:
+    async def test_the_timeout_does_not_include_the_commit(
+        self, bench: Bench, commits: HeldCommits, rows: Count
+    ) -> None:
         """A COMMIT that takes longer than the timeout is waited for, and reported as what it is."""
 
         @task(timeout=1)
@@ -850,7 +874,7 @@ class TestTimeout:
         assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
         assert await rows() == 1
 
-    async def test_is_the_workers_where_the_task_does_not_say(self, bench: Bench) -> None:
+    async def test_a_task_without_a_timeout_has_the_workers(self, bench: Bench) -> None:
         """A task without a timeout of its own has the executor's."""
         bench.timeout = 0.1
 
@@ -860,8 +884,8 @@ class TestTimeout:
 
         assert "its timeout, 0.1 s" in str((await bench.run(slow)).error)
 
-    async def test_can_be_retried(self, execute: Execute) -> None:
-        """It is final, as any other exception, unless the task names it in `retry_on`."""
+    async def test_a_timeout_is_retried_if_retry_on_names_timeout_error(self, execute: Execute) -> None:
+        """Otherwise it fails the job, as any other exception."""
 
         @task(timeout=0.05, retry_on=(TimeoutError,))
         async def slow() -> None:
@@ -869,8 +893,8 @@ class TestTimeout:
 
         assert (await execute(slow)).kind is Kind.RETRIED
 
-    async def test_shows_where_the_body_was(self, execute: Execute) -> None:
-        """The traceback of a timeout leads to the line that took so long."""
+    async def test_the_traceback_of_a_timeout_shows_the_line_that_took_so_long(self, execute: Execute) -> None:
+        """It is the traceback of the error's cause."""
 
         @task(timeout=0.05)
         async def slow() -> None:
@@ -887,8 +911,10 @@ class TestTimeout:
         assert "the_slow_part" in names
 
     @pytest.mark.parametrize("leaves_one", [False, True])
-    async def test_of_a_body_that_swallows_it(self, execute: Execute, rows: Count, leaves_one: bool) -> None:
-        """A body that swallows its cancellation and returns is too late all the same: it is rolled back."""
+    async def test_a_task_that_swallows_its_timeout_and_returns_is_rolled_back(
+        self, execute: Execute, rows: Count, leaves_one: bool
+    ) -> None:
+        """It returned after its time limit, so it fails."""
 
         @task(timeout=0.05)
         async def careless(session: db.AsyncSession) -> str:
@@ -903,8 +929,10 @@ class TestTimeout:
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
         assert await rows() == 0
 
-    async def test_of_a_body_that_blocks_the_loop(self, execute: Execute, rows: Count) -> None:
-        """A body that blocks the event loop past its time limit, and returns without another await, is rolled back."""
+    async def test_a_task_that_blocks_the_event_loop_past_its_timeout_is_rolled_back(
+        self, execute: Execute, rows: Count
+    ) -> None:
+        """It returns without another await, so it could not be cancelled."""
 
         @task(timeout=0.05)
         async def blocks(session: db.AsyncSession) -> str:
@@ -916,8 +944,10 @@ class TestTimeout:
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
         assert await rows() == 0
 
-    async def test_after_a_cancellation_of_the_bodys_own(self, execute: Execute) -> None:
-        """A raised count of cancellations does not make an interruption of it."""
+    async def test_a_timeout_after_a_tasks_own_cancellation_is_not_taken_for_an_interruption(
+        self, execute: Execute
+    ) -> None:
+        """The task's count of cancellations stays raised."""
 
         @task(timeout=0.05)
         async def late() -> None:
@@ -927,8 +957,10 @@ class TestTimeout:
         outcome = await execute(late)
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
 
-    async def test_that_costs_the_connection(self, execute: Execute, postgres: Observer) -> None:
-        """What the cancellation itself has broken is not taken for the database's trouble, which would run it again."""
+    async def test_a_connection_broken_by_a_timeout_does_not_make_the_job_run_again(
+        self, execute: Execute, postgres: Observer
+    ) -> None:
+        """It is not taken for the database's trouble."""
         runs = 0
 
         @task(timeout=0.3)
@@ -945,7 +977,9 @@ class TestTimeout:
         assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
         assert runs == 1
 
-    async def test_of_a_thread_waits_for_it(self, execute: Execute, rows: Count) -> None:
+    async def test_a_sync_task_past_its_timeout_stops_at_its_next_statement(
+        self, execute: Execute, rows: Count
+    ) -> None:
         """A thread cannot be cancelled: its slot stays taken until it returns, its next statement raises, and its
         scope ends rolled back."""
         seen: list[str] = []
@@ -967,8 +1001,8 @@ class TestTimeout:
         assert seen == [f"{slow.name} was told to stop"]
         assert await rows() == 0
 
-    async def test_of_a_thread_leaves_no_early_commit_behind(self, execute: Execute, rows: Count) -> None:
-        """After its deadline a thread cannot commit either."""
+    async def test_a_sync_task_past_its_timeout_cannot_commit(self, execute: Execute, rows: Count) -> None:
+        """Not even by an early commit."""
 
         @task(timeout=0.1)
         def slow(session: db.Session) -> None:
@@ -984,12 +1018,12 @@ async def the_slow_part() -> None:
     await asyncio.sleep(30)
 
 
-class TestStop:
+class TestCancelledByTheEngine:
     @pytest.mark.parametrize("kind", [Kind.INTERRUPTED, Kind.ABORTED, Kind.ABANDONED])
-    async def test_a_cancelled_job_becomes_what_whoever_cancelled_it_said(
+    async def test_a_cancelled_job_has_the_outcome_that_it_was_cancelled_with(
         self, bench: Bench, postgres: Observer, rows: Count, kind: Kind
     ) -> None:
-        """The body ends once, its statement is stopped on the server, nothing of it is left, and no lock."""
+        """The body ends once, its statement is stopped on the server, and neither row nor lock is left."""
 
         @task
         async def slow(session: db.AsyncSession) -> None:
@@ -1011,7 +1045,7 @@ class TestStop:
     async def test_a_job_cancelled_in_its_commit_has_completed(
         self, bench: Bench, commits: HeldCommits, rows: Count
     ) -> None:
-        """A3: a COMMIT once sent is waited for, and the truth is told."""
+        """A3: a COMMIT once sent is waited for, and its result is reported."""
 
         @task
         async def add(session: db.AsyncSession) -> str:
@@ -1027,7 +1061,7 @@ class TestStop:
         assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
         assert await rows() == 1
 
-    async def test_a_job_whose_commit_fails_while_it_is_cancelled_has_stopped(
+    async def test_a_job_whose_commit_fails_while_it_is_cancelled_is_interrupted(
         self, bench: Bench, commits: HeldCommits, rows: Count
     ) -> None:
         """A3: success is reported if and only if the row exists."""
@@ -1047,8 +1081,8 @@ class TestStop:
         assert (await job).kind is Kind.INTERRUPTED
         assert await rows() == 0
 
-    async def test_an_error_while_it_stops_is_no_failure(self, bench: Bench, rows: Count) -> None:
-        """A body that answers the cancellation with an exception of its own was interrupted, and runs again."""
+    async def test_a_task_that_raises_while_it_is_interrupted_runs_again(self, bench: Bench, rows: Count) -> None:
+        """It was interrupted, and has not failed."""
         begun = asyncio.Event()
 
         @task
@@ -1068,8 +1102,10 @@ class TestStop:
         assert (await job).kind is Kind.INTERRUPTED
         assert await rows() == 0
 
-    async def test_a_body_that_finishes_all_the_same_has_completed(self, bench: Bench, rows: Count) -> None:
-        """What a body saves when it is told to stop is committed, and told."""
+    async def test_a_task_that_returns_although_it_is_interrupted_has_completed(
+        self, bench: Bench, rows: Count
+    ) -> None:
+        """What it saves when it is told to stop is committed."""
         begun = asyncio.Event()
 
         @task
@@ -1086,8 +1122,8 @@ class TestStop:
         assert (await job).kind is Kind.COMPLETED
         assert await rows() == 1
 
-    async def test_a_job_that_waits_for_its_database_stops_at_once(self, bench: Bench) -> None:
-        """Between two attempts there is nothing to end."""
+    async def test_a_job_waiting_for_its_database_is_interrupted_at_once(self, bench: Bench) -> None:
+        """Between two attempts no body runs."""
         Database("postgresql+asyncpg://nobody@127.0.0.1:1/none", default=True)
 
         @task
@@ -1103,8 +1139,10 @@ class TestStop:
         async with asyncio.timeout(1):
             assert (await job).kind is Kind.INTERRUPTED
 
-    async def test_a_thread_that_is_told_to_stop_is_waited_for(self, bench: Bench, rows: Count) -> None:
-        """A shutdown stops the thread at its next statement, and rolls back."""
+    async def test_an_interrupted_sync_task_stops_at_its_next_statement_and_is_rolled_back(
+        self, bench: Bench, rows: Count
+    ) -> None:
+        """A thread cannot be cancelled, so it is waited for."""
         begun = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -1126,7 +1164,7 @@ class TestStop:
 
 
 class TestManyFaultsAtOnce:
-    async def test_nothing_stays_behind(
+    async def test_of_many_faults_at_once_only_the_completed_jobs_leave_rows(
         self, bench: Bench, postgres: Observer, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Ten jobs that are cancelled, time out, fail, lose their connection, or end well, all at once: the rows are

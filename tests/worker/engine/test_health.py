@@ -1,4 +1,4 @@
-"""Health: the record is there for a worker that can really work, and for no other."""
+"""Health: a worker has a record while it can work, and only then."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from worker.embedded import EmbeddedRedis
 from worker.engine import health
 
 SOON = 5.0
-"""Seconds within which whoever asks must hear the truth."""
+"""Seconds within which a worker's record must be right."""
 
 
 @task
@@ -38,7 +38,7 @@ async def client(server: EmbeddedRedis) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-async def queue_there(server: EmbeddedRedis) -> AsyncIterator[Queue]:
+async def queue_on_server(server: EmbeddedRedis) -> AsyncIterator[Queue]:
     """The default queue, on `server`."""
     queue = Queue(server.url, default=True)
     yield queue
@@ -46,16 +46,18 @@ async def queue_there(server: EmbeddedRedis) -> AsyncIterator[Queue]:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that health goes by takes a fifth of its time."""
+def fast_health_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All intervals of the health check are a fifth as long."""
     monkeypatch.setattr(health, "_INTERVAL", 0.2)
     monkeypatch.setattr(health, "_LIFETIME", 800)
     monkeypatch.setattr(health, "_FRESH", 0.6)
     monkeypatch.setattr(health, "_DATABASE_TIMEOUT", 0.4)
 
 
-async def test_record(start: StartWorker, queue: Queue, observer: Any, seen: Seen) -> None:
-    """It tells what a worker does and has done, is kept with each of its queues, and goes when the worker ends."""
+async def test_a_workers_health_record_counts_its_jobs_and_is_removed_at_its_end(
+    start: StartWorker, queue: Queue, observer: Any, seen: Seen
+) -> None:
+    """Each of its queues has the record."""
     await double.using(queue="low", delay=60).enqueue(1)
     async with start(double, queues="arq:queue,low"):
         assert await (await double.enqueue(1)).result(timeout=30) == 2
@@ -71,8 +73,10 @@ async def test_record(start: StartWorker, queue: Queue, observer: Any, seen: See
     assert not observer.exists("low:health-check:w")
 
 
-async def test_record_goes_for_good(start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is just writing its record when it ends takes it back all the same, ten times of ten."""
+async def test_a_health_record_being_written_while_the_worker_ends_is_still_removed(
+    start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times of ten."""
     monkeypatch.setattr(health, "_INTERVAL", 0)
     for _ in range(10):
         async with start(double):
@@ -80,8 +84,10 @@ async def test_record_goes_for_good(start: StartWorker, seen: Seen, monkeypatch:
         assert not seen.well()
 
 
-async def test_redis_out_of_memory(start: StartWorker, server: EmbeddedRedis, client: Any, queue_there: Queue) -> None:
-    """A worker whose Redis takes no more writes is unwell within 5 s, keeps what it holds, and works after relief."""
+async def test_a_worker_whose_redis_is_out_of_memory_is_unhealthy_and_recovers(
+    start: StartWorker, server: EmbeddedRedis, client: Any, queue_on_server: Queue
+) -> None:
+    """It is unhealthy within 5 s, keeps its jobs, and works once Redis has memory again."""
     began, go_on = asyncio.Event(), asyncio.Event()
 
     @task
@@ -106,8 +112,10 @@ async def test_redis_out_of_memory(start: StartWorker, server: EmbeddedRedis, cl
         await eventually(seen.well, timeout=SOON)
 
 
-async def test_redis_read_only(start: StartWorker, server: EmbeddedRedis, client: Any, queue_there: Queue) -> None:
-    """A worker whose Redis has become a replica is unwell, and works once it is a primary again."""
+async def test_a_worker_whose_redis_became_a_replica_is_unhealthy_and_recovers(
+    start: StartWorker, server: EmbeddedRedis, client: Any, queue_on_server: Queue
+) -> None:
+    """It works once Redis is a primary again."""
     async with start(double, url=server.url):
         seen = Seen(client)
         await eventually(seen.well)
@@ -119,10 +127,14 @@ async def test_redis_read_only(start: StartWorker, server: EmbeddedRedis, client
         await eventually(seen.well, timeout=2 * SOON)
 
 
-async def test_redis_black_holed(
-    server: EmbeddedRedis, client: Any, queue_there: Queue, hasty: None, monkeypatch: pytest.MonkeyPatch
+async def test_a_worker_whose_redis_does_not_answer_is_unhealthy_and_recovers(
+    server: EmbeddedRedis,
+    client: Any,
+    queue_on_server: Queue,
+    fast_health_checks: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A Redis that says nothing any more holds no call for ever: the job that runs ends, once, and others run after."""
+    """Each call has a timeout. The running job ends, once, and other jobs run after it."""
     monkeypatch.setattr("worker.connection.TIMEOUT", 0.5)
     runs: list[int] = []
     go_on = asyncio.Event()
@@ -157,8 +169,10 @@ async def test_redis_black_holed(
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
-async def test_database_away(start: StartWorker, queue: Queue, seen: Seen, how: str, hasty: None) -> None:
-    """A worker whose database does not answer is unwell, and well again once it does."""
+async def test_a_worker_whose_database_does_not_answer_is_unhealthy_and_recovers(
+    start: StartWorker, queue: Queue, seen: Seen, how: str, fast_health_checks: None
+) -> None:
+    """It refuses connections, or hangs."""
     away = False
 
     async def ask() -> None:
@@ -175,8 +189,10 @@ async def test_database_away(start: StartWorker, queue: Queue, seen: Seen, how: 
         await eventually(seen.well, timeout=SOON)
 
 
-async def test_claimer_is_dead(start: StartWorker, queue: Queue, seen: Seen, hasty: None) -> None:
-    """A worker that claims nothing although it has slots is unwell; one whose slots are all taken is not."""
+async def test_a_worker_with_free_slots_that_claims_nothing_is_unhealthy(
+    start: StartWorker, queue: Queue, seen: Seen, fast_health_checks: None
+) -> None:
+    """A worker whose slots are all taken is healthy."""
     began, go_on = asyncio.Event(), asyncio.Event()
 
     @task

@@ -1,4 +1,4 @@
-"""The heartbeat: leases that hold, leases that are lost, and jobs that are let go."""
+"""The heartbeat: leases that are renewed, lost, and given up."""
 
 import asyncio
 import contextlib
@@ -61,9 +61,11 @@ async def running(attempts: Attempts, times: int = 1) -> None:
     await eventually(lambda: attempts.began == times)
 
 
-class TestKeepsLeases:
-    async def test_of_a_blocked_loop(self, start: StartWorker, redis_url: str) -> None:
-        """A task that blocks the event loop for three leases runs once, though another worker waits for it."""
+class TestRenewedLeases:
+    async def test_a_task_that_blocks_the_event_loop_for_three_leases_keeps_its_lease(
+        self, start: StartWorker, redis_url: str
+    ) -> None:
+        """It runs once, although another worker waits for the job."""
         began: list[str] = []
         lags: list[float] = []
         other = threading.Thread(target=lambda: asyncio.run(_work_for(redis_url, block, 3.0)))
@@ -83,7 +85,9 @@ class TestKeepsLeases:
         other.join()
         assert began == [job.job_id]
 
-    async def test_of_long_jobs(self, start: StartWorker, wait: Any, attempts: Attempts) -> None:
+    async def test_a_job_longer_than_its_lease_runs_once(
+        self, start: StartWorker, wait: Any, attempts: Attempts
+    ) -> None:
         """A job that runs for several leases keeps its own."""
         async with start(wait, lease=1.0), start(wait, id="v", lease=1.0):
             job = await wait.enqueue()
@@ -93,10 +97,10 @@ class TestKeepsLeases:
             assert await job.result(timeout=30) == "done"
         assert attempts.began == 1
 
-    async def test_after_a_flush(
+    async def test_after_a_flush_of_redis_running_jobs_are_acquired_again_and_end_once(
         self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
     ) -> None:
-        """Redis loses everything: what runs is taken again with all its keys, and ends as if nothing had been."""
+        """All their keys are written again."""
         async with start(wait) as worker:
             job = await wait.enqueue()
             await running(attempts)
@@ -107,10 +111,10 @@ class TestKeepsLeases:
             await worker.idle()
         assert (attempts.began, seen.left()) == (1, set())
 
-    async def test_after_losing_leases_only(
+    async def test_leases_deleted_from_redis_are_acquired_again_before_another_worker_claims_the_jobs(
         self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
     ) -> None:
-        """Leases alone are lost while their jobs run: they are taken again, and nobody else gets the jobs."""
+        """The jobs run on and end once."""
         async with start(wait), start(wait, id="v"):
             jobs = await wait.enqueue_many({} for _ in range(5))
             await running(attempts, 5)
@@ -121,7 +125,9 @@ class TestKeepsLeases:
             assert [await job.result(timeout=30) for job in jobs] == ["done"] * 5
         assert (attempts.began, seen.left()) == (5, set())
 
-    async def test_of_other_queues(self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts) -> None:
+    async def test_a_queue_that_is_broken_in_redis_does_not_cost_the_leases_of_another(
+        self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts
+    ) -> None:
         """A queue that other software has broken does not cost the leases of another."""
         async with start(wait, queues="first,second", grace=0), start(wait, id="v", queues="second"):
             jobs = [await wait.using(queue=name).enqueue() for name in ("first", "second")]
@@ -133,9 +139,10 @@ class TestKeepsLeases:
             observer.delete("first")
         assert attempts.began == 2
 
-    async def test_of_a_redis_that_was_away(self, own_redis: StartRedis, wait: Any, attempts: Attempts) -> None:
-        """Redis cannot be reached for longer than a lease: once it can, what runs is taken again before anybody claims
-        it, and ends once."""
+    async def test_leases_that_expired_while_redis_was_unreachable_are_acquired_again(
+        self, own_redis: StartRedis, wait: Any, attempts: Attempts
+    ) -> None:
+        """The jobs are acquired before another worker claims them, and end once."""
         server = own_redis()
         queue = Queue(server.url, default=True)
         async with Proxy(server.url) as proxy:
@@ -164,11 +171,11 @@ async def nothing_at(queue: Queue, keys: list[str]) -> bool:
     return not await queue.redis.exists(*keys)
 
 
-class TestLosesLeases:
-    async def test_to_a_successor(
+class TestLostLeases:
+    async def test_a_job_that_another_worker_holds_is_cancelled_here(
         self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
     ) -> None:
-        """A job that another worker holds by now is cancelled here; the successor's keys stay as they are."""
+        """The other worker's keys stay as they are."""
         async with start(wait) as worker:
             job = await wait.enqueue()
             await running(attempts)
@@ -180,15 +187,16 @@ class TestLosesLeases:
             assert observer.get(f"arq:in-progress:{job.job_id}") == f"{successor}:1"
             assert seen.left() >= {"arq:queue", f"arq:job:{job.job_id}"}
 
-    async def test_while_it_was_away(self, own_redis: StartRedis, wait: Any, attempts: Attempts) -> None:
-        """A worker cut off from Redis for longer than its lease hears of its successor when it comes back: the job ends
-        once."""
+    async def test_a_worker_cut_off_for_longer_than_its_lease_cancels_the_job_that_another_took(
+        self, own_redis: StartRedis, wait: Any, attempts: Attempts
+    ) -> None:
+        """The job ends once."""
         server = own_redis()
         queue = Queue(server.url, default=True)
         async with Proxy(server.url) as proxy:
-            zombie = Worker(proxy.url, wait, **BUSY)
+            cut_off = Worker(proxy.url, wait, **BUSY)
             successor = Worker(server.url, wait, id="v", lease=1.0)
-            zombie.engine.start()
+            cut_off.engine.start()
             try:
                 job = await wait.enqueue()
                 await running(attempts)
@@ -205,13 +213,13 @@ class TestLosesLeases:
                 assert attempts.ended == ["cancelled", "done"]
             finally:
                 await successor.stop()
-                await zombie.stop()
+                await cut_off.stop()
                 await queue.close()
 
-    async def test_of_one_ended_elsewhere(
+    async def test_a_job_that_has_ended_on_another_worker_is_cancelled_here_and_stays_ended(
         self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen
     ) -> None:
-        """A job whose successor has ended it already is cancelled here too, and stays ended."""
+        """The other worker's result is kept."""
         async with start(wait) as worker:
             job = await wait.enqueue()
             await running(attempts)
@@ -226,9 +234,11 @@ class TestLosesLeases:
         assert seen.left() == set()
 
 
-class TestLetsGo:
-    async def test_of_a_body_that_never_ends(self, start: StartWorker, seen: Seen) -> None:
-        """The lease of a body that goes on past its timeout and grace is let go, so another worker gets the job."""
+class TestGivenUpLeases:
+    async def test_the_lease_of_a_task_that_never_ends_is_given_up_and_another_worker_runs_the_job(
+        self, start: StartWorker, seen: Seen
+    ) -> None:
+        """The task goes on past its timeout and grace."""
         release, runs = threading.Event(), []
 
         @task(timeout=0.3)
@@ -245,8 +255,10 @@ class TestLetsGo:
         assert len(runs) == 2
         assert seen.left() == set()
 
-    async def test_says_so_of_each(self, start: StartWorker, caplog: pytest.LogCaptureFixture) -> None:
-        """A body that goes on past its limit is told of once; the worker goes on until all of its slots are so held."""
+    async def test_a_task_that_never_ends_is_logged_once_and_holding_all_slots_ends_the_worker(
+        self, start: StartWorker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The worker goes on until all of its slots are held, and then ends with code 70."""
         go_on = asyncio.Event()
 
         @task(timeout=0.2)
@@ -276,10 +288,10 @@ class TestLetsGo:
             finally:
                 go_on.set()
 
-    async def test_not_of_one_that_waits_for_its_database(
+    async def test_a_job_that_waits_for_its_database_keeps_its_lease(
         self, start: StartWorker, attempts: Attempts, seen: Seen
     ) -> None:
-        """A job that runs again and again while the database is away keeps its lease, however long that takes."""
+        """However long it runs again and again."""
         until = time.monotonic() + 3
 
         @task(timeout=0.2)
@@ -298,8 +310,8 @@ class TestLetsGo:
         assert seen.left() == set()
         assert seen.result(job.job_id)["t"] == 1
 
-    def test_allowance_counts_from_each_attempt(self) -> None:
-        """A lease is kept for one attempt from its start, and without end while the outcome is on its way."""
+    def test_the_time_limit_of_a_lease_counts_from_the_start_of_each_attempt(self) -> None:
+        """While the outcome is being written there is no limit."""
         limits = Limits(timeout=0.1, max_tries=5, keep_result=0, lease=0.2)
         job = Execution(Claim(b"a", b"{}", b"1", 0, 0, None), "arq:queue", "t", 0, limits)
         held = Executions(1)
@@ -318,17 +330,17 @@ class TestLetsGo:
         assert held.to_renew("arq:queue") == [job]
 
 
-class TestWatchesTheLoop:
-    async def test_one_that_was_frozen(self) -> None:
-        """A process that was frozen as a whole, for however long, is not taken for one whose loop is stuck."""
+class TestStuckLoop:
+    async def test_a_process_that_was_frozen_as_a_whole_is_not_taken_for_a_stuck_loop(self) -> None:
+        """However long it was frozen."""
         loop = _WatchedLoop(interval=0.01, silence=0.5)
         loop.enter()
         assert not loop.is_stuck(0)
         loop._seen_at -= 3600
         assert not loop.is_stuck(0)
 
-    async def test_one_that_is_stuck(self) -> None:
-        """A loop that does not answer while the thread keeps asking is stuck, once longer than any job may take."""
+    async def test_a_loop_that_does_not_answer_for_longer_than_any_job_may_take_is_stuck(self) -> None:
+        """The thread keeps asking meanwhile."""
         loop = _WatchedLoop(interval=0.05, silence=0.2)
         loop.enter()
 

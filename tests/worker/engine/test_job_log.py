@@ -1,4 +1,4 @@
-"""Log lines: as arq users know them, and as many as `WORKER_LOG_JOBS` says."""
+"""The job log: lines in arq's form, and as many as `WORKER_LOG_JOBS` says."""
 
 import asyncio
 import logging
@@ -17,24 +17,24 @@ async def add(one: int, two: str = "") -> str:
 
 
 @task(max_tries=2)
-async def stumble() -> None:
+async def keep_retrying() -> None:
     raise Retry(defer=0.01)
 
 
 @task
-async def linger() -> None:
+async def sleep_for_a_minute() -> None:
     await asyncio.sleep(60)
 
 
-async def said(caplog: pytest.LogCaptureFixture, start: StartWorker, which: str) -> list[str]:
+async def logged_lines(caplog: pytest.LogCaptureFixture, start: StartWorker, log_jobs: str) -> list[str]:
     """The lines of four jobs, without times and ids: one each that returns, fails after a retry, and is aborted."""
     with caplog.at_level(logging.INFO, "worker"):
-        async with start(add, stumble, linger, log_jobs=which) as worker_:
+        async with start(add, keep_retrying, sleep_for_a_minute, log_jobs=log_jobs) as worker_:
             await add.enqueue(1, two="x" * 200)
             await worker_.idle()
-            await stumble.enqueue()
+            await keep_retrying.enqueue()
             await worker_.idle()
-            job = await linger.enqueue()
+            job = await sleep_for_a_minute.enqueue()
             await eventually(lambda: worker_.engine._executions.running)
             await job.abort(timeout=5)
     lines = [record.getMessage() for record in caplog.records if re.search("[→←↻!⊘]", record.getMessage())]
@@ -42,18 +42,20 @@ async def said(caplog: pytest.LogCaptureFixture, start: StartWorker, which: str)
 
 
 RETURNED = ["→ add(one=1, two='" + "x" * 67 + "…)", '← add ● "1' + "x" * 77 + "…"]
-RETRIED = ["→ stumble()", "↻ stumble retrying job in 0.01s", "→ stumble() try=2"]
-FAILED = ["! stumble failed, TriesExhaustedError: "]
-ABORTED = ["→ linger()", "⊘ linger aborted"]
+RETRIED = ["→ keep_retrying()", "↻ keep_retrying retrying job in 0.01s", "→ keep_retrying() try=2"]
+FAILED = ["! keep_retrying failed, TriesExhaustedError: "]
+ABORTED = ["→ sleep_for_a_minute()", "⊘ sleep_for_a_minute aborted"]
 
 
 @pytest.mark.parametrize(
-    ("which", "lines"),
+    ("log_jobs", "lines"),
     [("all", [*RETURNED, *RETRIED, *FAILED, *ABORTED]), ("failed", [*FAILED, ABORTED[1]]), ("off", [])],
 )
-async def test_which(caplog: pytest.LogCaptureFixture, start: StartWorker, which: str, lines: list[str]) -> None:
-    """All jobs, those that fail, or none; of what is long only the beginning."""
-    found = await said(caplog, start, which)
+async def test_log_jobs_decides_which_jobs_are_logged(
+    caplog: pytest.LogCaptureFixture, start: StartWorker, log_jobs: str, lines: list[str]
+) -> None:
+    """All jobs, those that fail, or none. Long texts are cut."""
+    found = await logged_lines(caplog, start, log_jobs)
     assert [line[: len(expected)] for line, expected in zip(found, lines, strict=True)] == lines
 
 
@@ -62,8 +64,10 @@ async def fails(what: str) -> None:
     raise ValueError(what)
 
 
-async def test_text_from_outside(caplog: pytest.LogCaptureFixture, start: StartWorker) -> None:
-    """An id, an argument or an error with control characters is shown with escapes, each line as one."""
+async def test_control_characters_from_outside_are_escaped_in_log_lines(
+    caplog: pytest.LogCaptureFixture, start: StartWorker
+) -> None:
+    """In ids, arguments and errors. Each line stays one line."""
     with caplog.at_level(logging.INFO, "worker"):
         async with start(add, fails, log_jobs="all") as worker_:
             await add.using(job_id="x\n00:00:00: 7:transfer \x1b[2J").enqueue(1, two="\u202e\x9b")

@@ -1,4 +1,4 @@
-"""Outcomes reach the ledger before Redis: a real engine on a real Redis and a real PostgreSQL."""
+"""The ledger completer: outcomes reach the ledger before Redis, on a real Redis and a real PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -69,8 +69,8 @@ async def row(job_id: str) -> dict[str, Any]:
 
 
 class TestFailures:
-    async def test_a_job_that_fails_for_good_is_kept(self, start: StartWorker, ledger: Ledger) -> None:
-        """With its payload, error, traceback and tries; also one that was enqueued directly."""
+    async def test_a_job_that_fails_for_good_has_a_failed_row(self, start: StartWorker, ledger: Ledger) -> None:
+        """The row has payload, error, traceback and tries, also for a job enqueued outside a transaction."""
         async with start(fail, ledger=ledger) as worker_:
             job = await fail.enqueue("no\0ne")
             with pytest.raises(worker.JobFailed):
@@ -83,7 +83,9 @@ class TestFailures:
         assert b'"words":' in kept["payload"] or b"no" in kept["payload"]
         assert kept["started_at"] <= kept["finished_at"]
 
-    async def test_a_retry_is_not_final(self, start: StartWorker, ledger: Ledger, postgres: Observer) -> None:
+    async def test_a_retried_job_has_no_row_until_its_last_try(
+        self, start: StartWorker, ledger: Ledger, postgres: Observer
+    ) -> None:
         """While tries are left nothing is written."""
 
         looked = asyncio.Event()
@@ -102,10 +104,10 @@ class TestFailures:
             await worker_.idle()
         assert await postgres.fetchval("SELECT tries FROM tandem_jobs WHERE state = 'failed'") == 2
 
-    async def test_what_another_attempt_has_done_is_not_called_a_failure(
+    async def test_an_attempt_that_fails_after_another_committed_has_the_committed_result(
         self, start: StartWorker, ledger: Ledger
     ) -> None:
-        """The outcome is what the database says: a late attempt that fails has the result of the one that committed."""
+        """The outcome is what the database says."""
         release = asyncio.Event()
 
         @task
@@ -124,12 +126,12 @@ class TestFailures:
         assert await ledger.look_up(job.job_id, enqueued_at) == Known(State.DONE, b"7")
 
 
-class TestRefused:
+class TestRowsThatTheDatabaseRefuses:
     @pytest.mark.parametrize("job_id", ["a\0b", "".join(f"{n:x}" for n in range(3000))], ids=["NUL", "too long"])
-    async def test_a_row_that_no_database_can_hold(
+    async def test_an_outcome_whose_id_the_database_cannot_store_is_kept_in_redis_and_the_log(
         self, start: StartWorker, queue: Queue, ledger: Ledger, job_id: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What became of the job is in Redis and in the log, and the outcomes behind it are kept as ever."""
+        """The outcomes behind it are written as usual."""
         stock = b'{"t":1,"f":"fail","a":["why"],"k":{},"et":1}'
         await queue.enqueue([new_job(job_id, stock, queue.name)])
         async with start(fail, ledger=ledger) as worker_:
@@ -141,18 +143,20 @@ class TestRefused:
         assert (await row(kept.job_id))["state"] == "failed"
         assert "the ledger cannot keep what became of it" in caplog.text
 
-    async def test_a_task_of_such_a_name(self, start: StartWorker, queue: Queue, ledger: Ledger) -> None:
-        """It is kept under a name that can be written."""
+    async def test_a_task_name_that_the_database_cannot_store_is_escaped(
+        self, start: StartWorker, queue: Queue, ledger: Ledger
+    ) -> None:
+        """Its failed job has a row."""
         await queue.enqueue([new_job("odd", b'{"t":1,"f":"no\\u0000ne","a":[],"k":{},"et":1}', queue.name)])
         async with start(fail, ledger=ledger, unknown_for=0) as worker_:
             await worker_.idle()
         assert ((await row("odd"))["state"], (await row("odd"))["task"]) == ("failed", "no\\x00ne")
 
     @pytest.mark.parametrize("obstacle", [NO_ODD_ONES, NO_LARGE_ONES], ids=["refused", "loses its connection"])
-    async def test_what_the_database_never_takes(
+    async def test_a_row_that_always_fails_while_others_are_written_is_given_up(
         self, start: StartWorker, ledger: Ledger, postgres: Observer, caplog: pytest.LogCaptureFixture, obstacle: str
     ) -> None:
-        """A row that fails again and again, while others are written, is Redis' and the log's alone."""
+        """The outcome is kept in Redis and in the log alone."""
         await postgres.execute(obstacle)
         async with start(fail, ledger=ledger) as worker_:
             odd = await fail.using(job_id="odd").enqueue("x" * 200_000)
@@ -168,10 +172,10 @@ class TestRefused:
         assert "odd: the ledger cannot keep what became of it" in caplog.text
 
     @pytest.mark.parametrize("obstacle", [NO_ODD_ONES, NO_ODD_TRIGGER], ids=["constraint", "trigger"])
-    async def test_a_refused_row_with_nothing_behind_it(
+    async def test_a_refused_row_on_an_idle_queue_fails_its_job_and_not_the_worker(
         self, start: StartWorker, ledger: Ledger, postgres: Observer, obstacle: str
     ) -> None:
-        """On a queue where nothing else is written, too, it costs one failure, and not the worker."""
+        """No other outcome is written meanwhile."""
         await postgres.execute(obstacle)
         async with start(fail, ledger=ledger) as worker_:
             with pytest.raises(worker.JobFailed):
@@ -179,10 +183,10 @@ class TestRefused:
             await worker_.idle()
         assert await row("odd") == {}
 
-    async def test_a_pending_row_is_settled_all_the_same(
+    async def test_a_pending_row_whose_result_is_refused_is_set_done_without_it(
         self, start: StartWorker, ledger: Ledger, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Without its result, which the database does not take: left pending, its job would run for ever."""
+        """A row left pending would be published, and its job would run, without end."""
         monkeypatch.setattr("worker.engine.relay._SHORTEST_REST", 0.0)
         await postgres.execute("ALTER TABLE tandem_jobs ADD CONSTRAINT no_large_ones CHECK (length(result) < 100000)")
         runs: list[int] = []
@@ -209,13 +213,13 @@ class TestRefused:
         assert runs == [1]
 
 
-class TestLarge:
-    """Jobs with large arguments that fail: each has a row that takes long."""
+class TestLargeRows:
+    """Failed jobs with large arguments: each row takes long to send."""
 
-    async def test_many_on_a_slow_network(
+    async def test_large_rows_on_a_slow_network_are_written_and_not_taken_for_locked(
         self, proxy: Proxy, start: StartWorker, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They are written in small transactions, and the time that takes is not taken for a lock."""
+        """They are written in small transactions."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
         proxy.rate = 4_000_000  # bytes a second
         async with start(fail, ledger=Ledger()) as worker_:
@@ -223,10 +227,10 @@ class TestLarge:
             await worker_.idle(timeout=30)
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'failed'") == 20
 
-    async def test_beside_a_row_that_is_locked(
+    async def test_large_rows_are_written_although_one_beside_them_is_locked(
         self, start: StartWorker, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The statement that waits for the lock is given up, whatever is to follow it; the others are written."""
+        """The statement that waits for the lock is given up, whatever follows it."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
         async with db.independent() as session:
             await ledger.mark_done(session, Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8"))
@@ -241,8 +245,10 @@ class TestLarge:
 
 
 class TestPendingRows:
-    async def test_a_job_that_touches_nothing_settles_its_row(self, start: StartWorker, ledger: Ledger) -> None:
-        """It was enqueued in a transaction, so its row is done, although its own work needed no database."""
+    async def test_a_job_that_touches_no_database_has_its_pending_row_set_done(
+        self, start: StartWorker, ledger: Ledger
+    ) -> None:
+        """It was enqueued in a transaction, so it has a row."""
         async with start(idle, ledger=ledger) as worker_:
             async with db.scope():
                 job = await idle.enqueue()
@@ -251,16 +257,20 @@ class TestPendingRows:
         kept = await row(job.job_id)
         assert (kept["state"], kept["result"], kept["check_at"]) == ("done", b"7", None)
 
-    async def test_an_aborted_one_likewise(self, start: StartWorker, ledger: Ledger) -> None:
-        """Nobody will publish it again."""
+    async def test_a_job_aborted_before_it_is_due_has_its_pending_row_set_aborted(
+        self, start: StartWorker, ledger: Ledger
+    ) -> None:
+        """So the relay does not publish it again."""
         async with start(idle, ledger=ledger):
             async with db.scope():
                 job = await idle.using(delay=60).enqueue()
             assert await job.abort(timeout=5)
         assert (await row(job.job_id))["state"] == "aborted"
 
-    async def test_one_that_cannot_be_read_likewise(self, start: StartWorker, ledger: Ledger, queue: Queue) -> None:
-        """It is failed, with the payload that its row has: nobody publishes it again and again."""
+    async def test_an_unreadable_payload_sets_the_pending_row_failed(
+        self, start: StartWorker, ledger: Ledger, queue: Queue
+    ) -> None:
+        """The row keeps its own payload, and the relay does not publish it again."""
         async with db.scope():
             job = await idle.enqueue()
         await queue.redis.set(f"arq:job:{job.job_id}", b"garbage")
@@ -272,8 +282,8 @@ class TestPendingRows:
         assert (kept["state"], kept["task"]) == ("failed", "idle")
         assert b'"f":"idle"' in kept["payload"]
 
-    async def test_one_without_a_promise_likewise(self, start: StartWorker, ledger: Ledger) -> None:
-        """`once=False` gives up the guarantee, not the row: it is done once the job has returned."""
+    async def test_a_once_false_job_has_its_pending_row_set_done(self, start: StartWorker, ledger: Ledger) -> None:
+        """`once=False` gives up the guarantee, not the row."""
 
         @task(once=False)
         async def light() -> None: ...
@@ -286,11 +296,11 @@ class TestPendingRows:
         assert (await row(job.job_id))["state"] == "done"
 
 
-class TestTrouble:
-    async def test_while_the_database_is_away_redis_hears_nothing(
+class TestOutages:
+    async def test_an_outcome_is_not_sent_to_redis_while_the_database_is_down(
         self, proxy: Proxy, start: StartWorker, seen: Seen
     ) -> None:
-        """The lease is kept, and the outcome written when the database is back."""
+        """The lease is kept, and the outcome is written when the database is back."""
         async with start(fail, ledger=Ledger()) as worker_:
             proxy.refuse()
             await proxy.drop()
@@ -305,7 +315,7 @@ class TestTrouble:
             assert worker_.engine._log.counts["failed"] == 1
         assert seen.left() == set()
 
-    async def test_a_standstill_is_told(
+    async def test_a_worker_whose_outcomes_reach_no_ledger_is_unhealthy(
         self,
         proxy: Proxy,
         start: StartWorker,
@@ -313,7 +323,7 @@ class TestTrouble:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A worker whose outcomes reach no ledger is unwell, though nothing fails; at its end it says what is lost."""
+        """Nothing fails meanwhile. At its end the worker logs what could not be written."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 60.0)
         monkeypatch.setattr("worker.engine.health._STANDSTILL", 1.0)
         monkeypatch.setattr("worker.engine.engine._FLUSHING", 0.5)
@@ -330,8 +340,10 @@ class TestTrouble:
             await proxy.resume()
         assert "1 outcomes could not be written" in caplog.text
 
-    async def test_a_row_that_is_locked_does_not_keep_the_others(self, start: StartWorker, ledger: Ledger) -> None:
-        """Another attempt holds one row: the outcomes of other jobs are written meanwhile."""
+    async def test_a_locked_row_does_not_delay_the_outcomes_of_other_jobs(
+        self, start: StartWorker, ledger: Ledger
+    ) -> None:
+        """Another attempt holds the row."""
         async with start(fail, ledger=ledger, concurrency=3):
             held = Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8")
             async with db.independent() as session:

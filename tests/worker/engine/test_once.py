@@ -66,8 +66,8 @@ async def known(execution: Execution) -> Known | None:
     return await Ledger().look_up(execution.message.job_id, execution.message.enqueued_at)
 
 
-class TestWhatTheBodyLeavesSet:
-    """The ledger's word does not depend on the state in which a task leaves its session: each starts once."""
+class TestSessionStateLeftByTheTask:
+    """Whatever state a task leaves its session in, its row is written and the task starts once."""
 
     @pytest.mark.parametrize(
         "left",
@@ -80,8 +80,10 @@ class TestWhatTheBodyLeavesSet:
             "SET CONSTRAINTS ALL DEFERRED",
         ],
     )
-    async def test_the_row_is_written_with_the_effects(self, bench: Bench, rows: Count, left: str) -> None:
-        """Whatever they are: the row is in the job's own transaction."""
+    async def test_the_row_commits_with_the_effects_whatever_the_task_has_set_on_its_session(
+        self, bench: Bench, rows: Count, left: str
+    ) -> None:
+        """The row is written in the job's own transaction."""
         bench.ledger = Ledger(await check(db.default_database(), "tandem_jobs"))
         starts: list[str] = []
 
@@ -100,8 +102,10 @@ class TestWhatTheBodyLeavesSet:
         assert await rows() == 1
 
     @pytest.mark.parametrize("level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
-    async def test_isolation_levels(self, bench: Bench, rows: Count, level: str) -> None:
-        """As SQLAlchemy sets them."""
+    async def test_the_row_commits_with_the_effects_at_every_isolation_level(
+        self, bench: Bench, rows: Count, level: str
+    ) -> None:
+        """The task sets the level through SQLAlchemy's execution options."""
 
         @task(max_tries=1)
         async def leaves(session: db.AsyncSession) -> None:
@@ -113,8 +117,8 @@ class TestWhatTheBodyLeavesSet:
         assert await known(execution) == Known(State.DONE, b"null")
         assert await rows() == 1
 
-    async def test_savepoint_of_the_sessions(self, bench: Bench, rows: Count) -> None:
-        """`begin_nested()` that nobody has released."""
+    async def test_a_savepoint_left_open_is_committed_with_the_row(self, bench: Bench, rows: Count) -> None:
+        """The task calls `begin_nested()` and never releases the savepoint."""
 
         @task(max_tries=1)
         async def leaves(session: db.AsyncSession) -> None:
@@ -127,8 +131,10 @@ class TestWhatTheBodyLeavesSet:
         assert await rows() == 1
 
     @pytest.mark.parametrize("how", ["statement", "option", "sync", "default"])
-    async def test_read_only_transaction(self, bench: Bench, how: str) -> None:
-        """It has no effects, and writes no row: what becomes of the job is settled outside."""
+    async def test_a_job_in_a_read_only_transaction_completes_without_writing_a_row(
+        self, bench: Bench, how: str
+    ) -> None:
+        """A read-only transaction has no effects; the outcome is written outside of it."""
         starts: list[str] = []
 
         async def reads(session: Any) -> int:
@@ -156,8 +162,10 @@ class TestWhatTheBodyLeavesSet:
         assert len(starts) == 1
         assert await known(execution) is None
 
-    async def test_read_only_after_it_has_written(self, bench: Bench, rows: Count) -> None:
-        """Its effects cannot be one with a row any more: it fails, rolled back, and is told what to do."""
+    async def test_a_job_that_turns_read_only_after_a_write_fails_and_is_rolled_back(
+        self, bench: Bench, rows: Count
+    ) -> None:
+        """The row can no longer be written with the effects. The error says what to do."""
 
         @task(max_tries=1)
         async def late(session: db.AsyncSession) -> None:
@@ -169,8 +177,8 @@ class TestWhatTheBodyLeavesSet:
         assert "write nothing before SET TRANSACTION READ ONLY" in str(outcome.error)
         assert await rows() == 0
 
-    async def test_forbidden_write_that_was_swallowed(self, bench: Bench) -> None:
-        """The error is what the job has swallowed, and not that the ledger could not be asked after it."""
+    async def test_a_forbidden_write_that_the_task_swallowed_is_the_jobs_error(self, bench: Bench) -> None:
+        """The error is the one that the job swallowed, not a failure to write the row."""
 
         @task(max_tries=1)
         async def careless(session: db.AsyncSession) -> None:
@@ -183,8 +191,10 @@ class TestWhatTheBodyLeavesSet:
         assert isinstance(outcome.error, db.PoisonedTransactionError)
         assert "read-only" in str(outcome.error.__cause__)
 
-    async def test_read_only_by_a_function(self, bench: Bench, postgres: Observer) -> None:
-        """Nobody could see that, so nobody knows what was written before: it fails, and is told what to do."""
+    async def test_a_transaction_that_a_function_turned_read_only_fails_the_job(
+        self, bench: Bench, postgres: Observer
+    ) -> None:
+        """The change cannot be seen, so it is unknown what was written before it. The error says what to do."""
         await postgres.execute(
             "CREATE FUNCTION quietly() RETURNS text RETURN set_config('transaction_read_only', 'on', true)"
         )
@@ -198,8 +208,10 @@ class TestWhatTheBodyLeavesSet:
         assert "read-only" in str(outcome.error)
 
     @pytest.mark.parametrize("granted", [False, True])
-    async def test_role_of_a_tenant(self, bench: Bench, rows: Count, postgres: Observer, granted: bool) -> None:
-        """A role needs rights on the ledger: without them the error names them, with them the job is done."""
+    async def test_a_role_without_rights_on_the_ledger_fails_the_job_and_the_error_names_the_grants(
+        self, bench: Bench, rows: Count, postgres: Observer, granted: bool
+    ) -> None:
+        """With the rights granted, the job completes."""
         role = f"tenant_{uuid4().hex}"
         await postgres.execute(f"CREATE ROLE {role}; GRANT ALL ON note, note_id_seq TO {role}")
         if granted:
@@ -221,8 +233,10 @@ class TestWhatTheBodyLeavesSet:
             assert "GRANT SELECT, INSERT, UPDATE ON tandem_jobs" in str(outcome.error)
         assert await rows() == granted
 
-    async def test_lock_timeout_while_another_attempt_settles(self, bench: Bench, rows: Count) -> None:
-        """It is put back, as it is without a limit of its own, and not run again at once."""
+    async def test_a_job_with_its_own_lock_timeout_is_put_back_while_another_attempt_writes_its_row(
+        self, bench: Bench, rows: Count
+    ) -> None:
+        """It is put back as a job without such a limit is, and does not run again at once."""
         starts: list[int] = []
 
         @task(max_tries=1)
@@ -241,9 +255,9 @@ class TestWhatTheBodyLeavesSet:
         assert await rows() == 0
 
 
-class TestOneStatement:
+class TestLedgerStatement:
     async def test_a_job_that_wrote_has_a_done_row_with_its_result(self, bench: Bench, rows: Count) -> None:
-        """The ledger knows the job and what it returned."""
+        """The ledger holds the job and its result."""
         execution = bench.deliver(add, "a")
         outcome = await bench.start(add, execution)
         assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, True)
@@ -251,7 +265,7 @@ class TestOneStatement:
         assert await rows() == 1
 
     @pytest.mark.parametrize("adds", [add, keep])
-    async def test_it_is_the_only_one_besides_the_jobs_own(
+    async def test_the_ledger_adds_exactly_one_statement_to_a_jobs_transaction(
         self, adds: worker.Task[..., Any], database_url: str, postgres: Observer
     ) -> None:
         """A job's transaction is BEGIN, its own statements, the ledger's one, COMMIT: nothing else is sent."""
@@ -271,10 +285,10 @@ class TestOneStatement:
                 bench.caller.close()
                 await database.dispose()
 
-    async def test_what_is_pending_waits_for_its_own_locks(
+    async def test_unflushed_writes_of_a_session_wait_for_their_locks_beyond_the_ledgers_limit(
         self, bench: Bench, rows: Count, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The limit on the wait for the ledger's row does not hold for the job's own statement."""
+        """The limit on the wait for the ledger's row does not apply to the job's own statements."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
         async with db.scope():
             await (await db.session()).execute(INSERT, {"words": "a"})
@@ -286,14 +300,16 @@ class TestOneStatement:
         assert (await waiting).kind is Kind.COMPLETED
         assert await rows() == 1
 
-    async def test_a_job_that_touches_nothing_sends_nothing(self, bench: Bench, postgres: Observer) -> None:
+    async def test_a_job_that_touches_no_database_sends_no_statement(self, bench: Bench, postgres: Observer) -> None:
         """No session, no connection, no row."""
         outcome = await bench.run(idle)
         assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, False)
         assert await postgres.backends() == 0
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
 
-    async def test_opting_out(self, execute: Execute, postgres: Observer, rows: Count) -> None:
+    async def test_a_task_with_once_false_writes_no_row(
+        self, execute: Execute, postgres: Observer, rows: Count
+    ) -> None:
         """`@task(once=False)` writes no row."""
 
         @task(once=False)
@@ -304,8 +320,8 @@ class TestOneStatement:
         assert await rows() == 1
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
 
-    async def test_what_was_committed_early_counts(self, bench: Bench) -> None:
-        """A job has touched the database if it committed, also if nothing is open at its end."""
+    async def test_a_job_that_only_committed_early_has_a_done_row(self, bench: Bench) -> None:
+        """A job that committed has touched the database, even if no transaction is open at its end."""
 
         @task
         async def early(session: db.AsyncSession) -> None:
@@ -316,7 +332,9 @@ class TestOneStatement:
         assert (await bench.start(early, execution)).in_ledger
         assert await known(execution) == Known(State.DONE, b"null")
 
-    async def test_jobs_of_the_job_go_with_it(self, bench: Bench, queue: worker.Queue, postgres: Observer) -> None:
+    async def test_jobs_that_a_job_enqueues_commit_in_its_transaction(
+        self, bench: Bench, queue: worker.Queue, postgres: Observer
+    ) -> None:
         """What a task enqueues is written in the same transaction, before the ledger's own statement."""
 
         @task
@@ -330,8 +348,8 @@ class TestOneStatement:
         assert [tuple(row) for row in counts] == [("done", 1), ("pending", 3)]
         assert await queue.depth("arq:queue") == 3
 
-    async def test_sync_tasks_too(self, bench: Bench, rows: Count) -> None:
-        """A `Session`'s work is committed with the row of the default database."""
+    async def test_a_second_delivery_of_a_sync_task_is_rolled_back(self, bench: Bench, rows: Count) -> None:
+        """The work of a `Session` is committed with the row of the default database."""
 
         @task
         def plain(session: db.Session) -> int:
@@ -344,7 +362,9 @@ class TestOneStatement:
         assert (again.kind, again.result) == (Kind.DUPLICATE, b"1")
         assert await rows() == 1
 
-    async def test_a_sync_task_has_the_row_in_its_own_transaction(self, database_url: str, postgres: Observer) -> None:
+    async def test_a_sync_task_writes_its_row_in_its_own_transaction(
+        self, database_url: str, postgres: Observer
+    ) -> None:
         """The ledger's statement goes through the `Session`'s connection, the only one that the job takes."""
 
         @task
@@ -369,8 +389,8 @@ class TestOneStatement:
 
 
 class TestSecondDelivery:
-    async def test_is_rolled_back(self, bench: Bench, rows: Count) -> None:
-        """A job that is delivered twice has one effect, and the stored result is what the second returns (D5)."""
+    async def test_a_job_delivered_twice_has_one_effect_and_one_result(self, bench: Bench, rows: Count) -> None:
+        """The second delivery is rolled back and returns the first one's stored result (D5)."""
         ran: list[int] = []
 
         @task
@@ -384,8 +404,8 @@ class TestSecondDelivery:
         assert (first.kind, second.kind, second.result) == (Kind.COMPLETED, Kind.DUPLICATE, b"1")
         assert (len(ran), await rows()) == (2, 1)
 
-    async def test_after_a_crash_it_does_not_even_begin(self, bench: Bench) -> None:
-        """Where a worker died, the ledger is asked before the body is called: it may have done more than write rows."""
+    async def test_a_done_job_whose_worker_crashed_is_not_called_again(self, bench: Bench) -> None:
+        """After a crash the ledger is read before the body is called: the body may do more than write rows."""
         began: list[str] = []
 
         @task
@@ -399,7 +419,7 @@ class TestSecondDelivery:
         assert (await bench.start(send, execution)).kind is Kind.DUPLICATE
         assert began == ["a"]
 
-    async def test_a_task_learns_that_it_was_started_before(self, bench: Bench) -> None:
+    async def test_the_job_context_counts_failed_tries_and_crashed_starts(self, bench: Bench) -> None:
         """`JobContext.attempt` counts tries that failed, `previous` workers that died as well."""
         seen: list[tuple[int, int]] = []
 
@@ -413,10 +433,10 @@ class TestSecondDelivery:
         assert seen == [(2, 3)]
 
     @pytest.mark.parametrize("kind", [db.AsyncSession, db.Session])
-    async def test_a_row_that_another_attempt_holds_is_not_waited_for_long(
+    async def test_a_job_whose_row_is_locked_by_another_attempt_is_put_back_after_a_short_wait(
         self, kind: type, bench: Bench, rows: Count, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In either kind of session: the job is postponed long before the server would end its statement (D7)."""
+        """In either kind of session the job is put back long before the server would cancel its statement (D7)."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
 
         @task
@@ -433,10 +453,10 @@ class TestSecondDelivery:
         assert await rows() == 0
 
     @pytest.mark.parametrize("kind", [db.AsyncSession, db.Session])
-    async def test_a_large_result_on_a_slow_network_waits_for_nobody(
+    async def test_a_large_result_on_a_slow_network_is_not_taken_for_a_lock(
         self, kind: type, database_url: str, postgres: Observer, rows: Count, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The time that a job's own result takes is not taken for another transaction's lock: one start, one row."""
+        """The job starts once and writes one row, however long its own result takes to send."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
         starts: list[int] = []
         large = "x" * 1_000_000
@@ -466,10 +486,10 @@ class TestSecondDelivery:
         assert (outcome.kind, outcome.in_ledger, starts) == (Kind.COMPLETED, True, [1])
         assert await rows() == 1
 
-    async def test_a_locked_table_costs_tries_in_the_end(
+    async def test_after_five_free_reruns_a_locked_ledger_costs_a_try_each_time(
         self, bench: Bench, rows: Count, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Five reruns are free, later each time; from then on each one is a try, and the last try fails the job."""
+        """Each free rerun is later than the one before it. The last try fails the job."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
         execution = bench.deliver(add, "a")
         async with db.scope():
@@ -483,8 +503,10 @@ class TestSecondDelivery:
         assert {type(outcome.error) for outcome in outcomes} == {LedgerBusyError}
         assert await rows() == 0
 
-    async def test_in_a_translated_schema(self, bench: Bench, rows: Count, postgres: Observer) -> None:
-        """A task whose session works in a tenant's schema leaves its rows in the ledger, which finds them again."""
+    async def test_a_task_in_a_translated_schema_writes_its_rows_to_the_ledgers_own_schema(
+        self, bench: Bench, rows: Count, postgres: Observer
+    ) -> None:
+        """A task may work in a tenant's schema; a second delivery still finds its row."""
         await postgres.execute("CREATE SCHEMA tenant; CREATE TABLE tenant.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")
 
         @task
@@ -500,10 +522,10 @@ class TestSecondDelivery:
         assert await postgres.fetchval("SELECT count(*) FROM public.tandem_jobs") == 2
         assert await postgres.fetchval("SELECT count(*) FROM tenant.tandem_jobs") == 0
 
-    async def test_where_every_session_has_another_schema(
+    async def test_an_engine_that_translates_every_schema_does_so_for_the_ledger_too(
         self, database_url: str, bench: Bench, rows: Count, postgres: Observer
     ) -> None:
-        """An engine that translates the schema of all its sessions does so for the ledger, too."""
+        """The row is in the translated schema, and a second delivery finds it there."""
         await postgres.execute("CREATE SCHEMA app; CREATE TABLE app.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")
         translated = Database(
             database_url,
@@ -519,8 +541,10 @@ class TestSecondDelivery:
         finally:
             await translated.dispose()
 
-    async def test_where_somebody_listens_to_statements(self, bench: Bench, database: Database[Any]) -> None:
-        """Whoever listens to the statements of an engine hears of the ledger's, and may change it."""
+    async def test_a_before_execute_listener_sees_the_ledgers_statement(
+        self, bench: Bench, database: Database[Any]
+    ) -> None:
+        """A listener of the engine receives the ledger's statement as any other, and may change it."""
         heard: list[str] = []
 
         def listen(_connection: Any, statement: Any, *_: Any) -> None:
@@ -535,7 +559,9 @@ class TestSecondDelivery:
             event.remove(engine, "before_execute", listen)
         assert heard == ["TextClause", "Insert"]
 
-    async def test_where_reads_go_to_a_replica(self, database_url: str, bench: Bench, rows: Count) -> None:
+    async def test_a_session_that_routes_reads_to_a_replica_writes_the_row_to_the_primary(
+        self, database_url: str, bench: Bench, rows: Count
+    ) -> None:
         """A session class that sends reads elsewhere sends the ledger's statement where writes go."""
         read_only = {"server_settings": {"default_transaction_read_only": "on"}}
         replica = create_async_engine(database_url, connect_args=read_only)
@@ -564,8 +590,10 @@ class TestSecondDelivery:
             await routed.dispose()
             await replica.dispose()
 
-    async def test_two_at_once(self, bench: Bench, rows: Count) -> None:
-        """Of two attempts that run at the same time one commits; the other waits for it and is rolled back."""
+    async def test_of_two_concurrent_attempts_one_commits_and_the_other_is_rolled_back(
+        self, bench: Bench, rows: Count
+    ) -> None:
+        """The second attempt waits for the first one and returns its result."""
         both = asyncio.Barrier(2)
 
         @task
@@ -580,8 +608,10 @@ class TestSecondDelivery:
         assert [outcome.result for outcome in outcomes] == [b"7", b"7"]
         assert await rows() == 1
 
-    async def test_two_at_repeatable_read(self, bench: Bench, rows: Count) -> None:
-        """40001 from the ledger's statement: the ledger is read before the job would run again."""
+    async def test_of_two_concurrent_attempts_at_repeatable_read_one_commits_and_none_runs_again(
+        self, bench: Bench, rows: Count
+    ) -> None:
+        """The ledger's statement fails with 40001; the ledger is read before the job would run again."""
         both = asyncio.Barrier(2)
         began: list[int] = []
 
@@ -599,18 +629,18 @@ class TestSecondDelivery:
         assert len(began) == 2
         assert await rows() == 1
 
-    async def test_one_that_is_stuck_keeps_nobodys_slot(
+    async def test_a_job_whose_row_a_stuck_transaction_holds_frees_its_slot_within_three_seconds(
         self, bench: Bench, rows: Count, sync_database_url: str
     ) -> None:
-        """A zombie holds the row: the job is put back within three seconds, at no cost (D7)."""
+        """The job is put back at no cost, and completes once the transaction has ended (D7)."""
         execution = bench.deliver(add, "a")
         message = execution.message
-        zombie = await asyncpg.connect(sync_database_url.replace("+psycopg", ""))
+        stuck = await asyncpg.connect(sync_database_url.replace("+psycopg", ""))
         try:
             async with asyncio.timeout(3):
-                transaction = zombie.transaction()
+                transaction = stuck.transaction()
                 await transaction.start()
-                await zombie.execute(
+                await stuck.execute(
                     "INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state) VALUES ($1, $2, 'add', 'q', 'done')",
                     message.job_id,
                     message.enqueued_at,
@@ -618,7 +648,7 @@ class TestSecondDelivery:
                 outcome = await bench.start(add, execution)
                 await transaction.rollback()
         finally:
-            await zombie.close()
+            await stuck.close()
         assert (outcome.kind, outcome.delay) == (Kind.POSTPONED, 1.0)
         assert await rows() == 0
         assert (await bench.start(add, execution)).kind is Kind.COMPLETED
@@ -631,10 +661,10 @@ class TestSecondDelivery:
             (State.EXPIRED, Kind.EXPIRED, JobExpiredError),
         ],
     )
-    async def test_a_job_that_is_settled_otherwise_has_no_effect(
+    async def test_a_job_already_aborted_discarded_or_expired_in_the_ledger_is_rolled_back(
         self, bench: Bench, rows: Count, state: State, kind: Kind, error: type[BaseException]
     ) -> None:
-        """Aborted, discarded, expired: what the attempt did is rolled back."""
+        """The outcome is the state that the row has."""
         execution = bench.deliver(add, "a")
         message = execution.message
         await Ledger().settle([Ending(message.job_id, message.enqueued_at, "add", "arq:queue", state)])
@@ -643,8 +673,10 @@ class TestSecondDelivery:
         assert isinstance(outcome.error, error)
         assert await rows() == 0
 
-    async def test_a_pending_row_is_settled_by_the_job(self, bench: Bench, rows: Count) -> None:
-        """A job that was enqueued in a transaction sets its own row done."""
+    async def test_a_job_enqueued_in_a_transaction_sets_its_own_pending_row_done(
+        self, bench: Bench, rows: Count
+    ) -> None:
+        """The row is set done in the job's transaction, with its result."""
         execution = bench.deliver(add, "a")
         message = execution.message
         row = NewJob(message.job_id, encode("add", b"{}", now_ms()), "add", "arq:queue", message.enqueued_at)
@@ -656,7 +688,7 @@ class TestSecondDelivery:
 
 
 class TestLostCommit:
-    """A2: the connection is lost in the COMMIT, and nobody heard whether it happened."""
+    """A2: the connection is lost during the COMMIT, and its answer is unknown."""
 
     @pytest.fixture
     async def proxy(self, database_url: str, postgres: Observer) -> AsyncIterator[Proxy]:
@@ -676,7 +708,7 @@ class TestLostCommit:
         bench.caller.close()
 
     @pytest.mark.parametrize("when", ["before", "after"])
-    async def test_either_way_there_is_one_effect(
+    async def test_a_connection_lost_in_the_commit_leaves_one_effect(
         self, proxy: Proxy, through: Bench, rows: Count, when: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Whether the server saw the COMMIT or not: one row, and the job has completed."""
@@ -697,8 +729,10 @@ class TestLostCommit:
         assert "the connection was lost in the COMMIT; the ledger is asked" in caplog.text
 
     @pytest.mark.parametrize("when", ["before", "after"])
-    async def test_of_a_sync_task(self, proxy: Proxy, through: Bench, rows: Count, when: Any) -> None:
-        """A `Session`'s COMMIT, too."""
+    async def test_a_connection_lost_in_the_commit_of_a_sync_task_leaves_one_effect(
+        self, proxy: Proxy, through: Bench, rows: Count, when: Any
+    ) -> None:
+        """The same for the COMMIT of a `Session`."""
         runs: list[str] = []
 
         @task
@@ -714,10 +748,10 @@ class TestLostCommit:
         assert await rows() == 1
         assert len(runs) == (2 if when == "before" else 1)
 
-    async def test_the_answer_is_waited_for(
+    async def test_a_job_with_an_unknown_commit_is_held_until_the_database_answers(
         self, proxy: Proxy, through: Bench, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """While the database takes no connections the fate is unknown: the job is held, neither done nor run again."""
+        """While the database takes no connections the job is neither completed nor run again."""
         await through.run(anew)
         proxy.refuse()  # new connections: the one that is open goes on
         proxy.drop_on("^COMMIT", when="after")
@@ -732,8 +766,10 @@ class TestLostCommit:
         assert (await job).kind is Kind.COMPLETED
         assert await rows() == 2
 
-    async def test_a_look_that_is_not_answered_keeps_the_lease(self, proxy: Proxy, through: Bench, rows: Count) -> None:
-        """A job that was started before is held while the database that is asked about it is away, and then runs."""
+    async def test_a_job_started_before_keeps_its_lease_while_the_ledger_is_unreachable(
+        self, proxy: Proxy, through: Bench, rows: Count
+    ) -> None:
+        """The ledger must be read before the job may run again. It runs once the database is back."""
         execution = through.deliver(anew)
         execution.claim = execution.claim._replace(crashes=1)
         proxy.refuse()
@@ -747,10 +783,10 @@ class TestLostCommit:
         assert await rows() == 1
 
     @pytest.mark.parametrize(("asked", "kind"), [(Kind.INTERRUPTED, Kind.INTERRUPTED), (Kind.ABORTED, Kind.COMPLETED)])
-    async def test_a_worker_that_ends_meanwhile_leaves_it_to_the_next(
+    async def test_a_shutdown_during_an_unknown_commit_puts_the_job_back_and_an_abort_comes_too_late(
         self, proxy: Proxy, through: Bench, rows: Count, asked: Kind, kind: Kind, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A shutdown puts the job back, and the ledger decides later; an abort comes too late."""
+        """After a shutdown the next worker reads the outcome from the ledger."""
         await through.run(add, "warm")
         proxy.refuse()  # new connections: the one that is open goes on
         proxy.drop_on("^COMMIT", when="after")
@@ -767,10 +803,10 @@ class TestLostCommit:
         assert (await through.start(anew, execution)).kind is Kind.DUPLICATE
         assert await rows() == 2
 
-    async def test_a_cancellation_that_nobody_asked_for(
+    async def test_a_stray_cancellation_does_not_end_the_wait_for_an_unknown_commit(
         self, proxy: Proxy, through: Bench, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The ledger is asked again, as the job may be committed: only the engine's word leaves it to the next."""
+        """The job may be committed. Only the engine's own cancellation leaves it to the next worker."""
         await through.run(add, "warm")
         proxy.refuse()
         proxy.drop_on("^COMMIT", when="after")
@@ -783,8 +819,10 @@ class TestLostCommit:
         assert (await job).kind is Kind.COMPLETED
         assert await rows() == 2
 
-    async def test_the_old_backend_is_waited_for(self, own_postgres: StartPostgres) -> None:
-        """A COMMIT that is still on its way in the server when the ledger is asked is not taken for none."""
+    async def test_a_commit_still_running_in_the_server_is_waited_for_before_the_ledger_is_read(
+        self, own_postgres: StartPostgres
+    ) -> None:
+        """A COMMIT that is still under way is not taken for a rolled back one."""
         server = own_postgres()
         async with Proxy(server.url) as proxy:
             database = Database(proxy.url, default=True, pre_ping=False)

@@ -1,4 +1,4 @@
-"""A claim whose payload Redis has lost: what the ledger makes of it, on a real Redis and PostgreSQL."""
+"""Payload recovery: a claimed job whose payload Redis has lost, on a real Redis and PostgreSQL."""
 
 import time
 from typing import Any
@@ -51,29 +51,35 @@ async def recovered(claim: Claim) -> bytes | None:
     return execution.claim.payload
 
 
-async def test_a_pending_job_gets_its_payload(queue: Queue, observer: redis.Redis, postgres: Observer) -> None:
-    """The one that it was enqueued with."""
+async def test_a_pending_jobs_lost_payload_is_recovered_from_its_row(
+    queue: Queue, observer: redis.Redis, postgres: Observer
+) -> None:
+    """It is the payload that the job was enqueued with."""
     await lost(observer)
     assert await recovered(await claim(queue)) == await postgres.fetchval("SELECT payload FROM tandem_jobs")
 
 
 @pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.ABORTED, State.EXPIRED, State.DISCARDED], ids=str)
-async def test_one_that_is_over_does_not(queue: Queue, observer: redis.Redis, postgres: Observer, state: State) -> None:
-    """Nothing but a pending row makes a job run."""
+async def test_the_payload_of_a_job_that_has_ended_is_not_recovered(
+    queue: Queue, observer: redis.Redis, postgres: Observer, state: State
+) -> None:
+    """Only a pending row makes a job run."""
     job_id = await lost(observer)
     enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs")
     await Ledger().settle([Ending(job_id, enqueued_at, "echo", queue.name, state)])
     assert await recovered(await claim(queue)) is None
 
 
-async def test_one_that_has_expired_does_not(queue: Queue, observer: redis.Redis, postgres: Observer) -> None:
-    """Its payload has gone because it waited longer than it may: it is not run, however pending its row is."""
+async def test_the_payload_of_an_expired_job_is_not_recovered(
+    queue: Queue, observer: redis.Redis, postgres: Observer
+) -> None:
+    """Redis removed the payload when the job expired, so the job does not run although its row is pending."""
     await lost(observer, expires=60)
     await postgres.execute("UPDATE tandem_jobs SET due = due - 61000")
     assert await recovered(await claim(queue)) is None
 
 
-async def test_whoever_waits_for_one_that_has_expired_is_told(
+async def test_waiting_for_the_result_of_an_expired_job_raises(
     start: StartWorker, observer: redis.Redis, postgres: Observer
 ) -> None:
     """The job fails as expired."""
@@ -84,15 +90,17 @@ async def test_whoever_waits_for_one_that_has_expired_is_told(
             await Job[int](job_id).result(timeout=30)
 
 
-async def test_one_that_the_ledger_does_not_know(queue: Queue, observer: redis.Redis) -> None:
-    """A job that was enqueued directly has expired; and an id need not be text."""
+async def test_a_job_without_a_row_has_no_payload_to_recover(queue: Queue, observer: redis.Redis) -> None:
+    """A job enqueued outside a transaction has expired. An id need not be text."""
     for raw_id in (b"direct", b"\xff\xfe", b"a\0b"):
         observer.zadd(queue.name, {raw_id: 1_000})
         assert await recovered(await claim(queue)) is None
 
 
-async def test_the_database_is_away(queue: Queue, observer: redis.Redis, database_url: str) -> None:
-    """Nobody knows then whether it is to run: it is an error, and one that passes."""
+async def test_recovery_while_the_database_is_down_raises_a_transient_error(
+    queue: Queue, observer: redis.Redis, database_url: str
+) -> None:
+    """Until the database answers it is unknown whether the job is to run."""
     await lost(observer)
     claimed = await claim(queue)
     async with Proxy(database_url) as proxy:
@@ -104,8 +112,10 @@ async def test_the_database_is_away(queue: Queue, observer: redis.Redis, databas
         await away.dispose()
 
 
-async def test_it_runs_once_the_database_is_back(start: StartWorker, observer: Any, database_url: str) -> None:
-    """Until then the job is put back, without making up a payload for it."""
+async def test_a_job_without_a_payload_is_put_back_until_the_database_is_up(
+    start: StartWorker, observer: Any, database_url: str
+) -> None:
+    """Until then no payload is made up for it. Then it runs."""
     job_id = await lost(observer)
     async with Proxy(database_url) as proxy:
         theirs = db.default_database()

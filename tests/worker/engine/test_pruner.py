@@ -1,4 +1,4 @@
-"""Rows of jobs that have long been over are deleted, and no others: on PostgreSQL and SQLite."""
+"""The pruner: rows of jobs that ended long ago are deleted, and no others; on PostgreSQL and SQLite."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,8 +53,8 @@ async def left() -> set[str]:
         return set((await (await db.session()).execute(text("SELECT id FROM tandem_jobs"))).scalars())
 
 
-async def test_only_what_has_long_been_over_is_deleted(database: db.Database[Any]) -> None:
-    """Every final state, once its time has passed; what is pending or has failed stays, however old it is."""
+async def test_only_rows_of_jobs_that_ended_long_ago_are_deleted(database: db.Database[Any]) -> None:
+    """In every final state. Pending and failed rows stay, however old they are."""
     for state in State:
         await ended(database, state, 2 * HOUR, f"old {state}")
         await ended(database, state, HOUR // 2, f"new {state}")
@@ -62,8 +62,10 @@ async def test_only_what_has_long_been_over_is_deleted(database: db.Database[Any
     assert await left() == {*(f"new {state}" for state in State), "old pending", "old failed"}
 
 
-async def test_in_batches_the_oldest_first(database: db.Database[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transaction deletes no more than its batch; a round goes on until nothing is left to do, then waits."""
+async def test_rows_are_pruned_in_batches_the_oldest_first(
+    database: db.Database[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction deletes one batch. A round goes on until nothing is left, then waits."""
     monkeypatch.setattr(pruner, "_BATCH", 2)
     monkeypatch.setattr(pruner, "_PAUSE", 0.0)
     monkeypatch.setattr(pruner, "_INTERVAL", 0.01)
@@ -80,8 +82,8 @@ async def test_in_batches_the_oldest_first(database: db.Database[Any], monkeypat
     assert running.cancelled()
 
 
-async def test_a_short_lived_worker_prunes_too(database: db.Database[Any]) -> None:
-    """It looks as soon as it has started."""
+async def test_a_worker_prunes_as_soon_as_it_starts(database: db.Database[Any]) -> None:
+    """So a short-lived worker prunes, too."""
     await ended(database, State.DONE, 2 * HOUR, "a")
     running = asyncio.create_task(Pruner(Ledger(), 3600.0).run())
     await eventually(left, equals=set())
@@ -98,8 +100,8 @@ async def postgres_database(database_url: str) -> AsyncIterator[db.Database[Any]
     db.set_default_database(None)
 
 
-async def test_rows_that_others_hold_are_left_to_them(postgres_database: db.Database[Any]) -> None:
-    """Two workers that prune at the same time delete each their own, and neither waits."""
+async def test_rows_that_another_pruner_has_locked_are_skipped(postgres_database: db.Database[Any]) -> None:
+    """Two workers that prune at the same time delete different rows, and neither waits."""
     await ended(postgres_database, State.DONE, 2 * HOUR, "a", "b", "c")
     async with db.scope():
         session = await db.session()
@@ -109,8 +111,10 @@ async def test_rows_that_others_hold_are_left_to_them(postgres_database: db.Data
     assert await left() == {"a"}
 
 
-async def test_rows_that_take_too_long(database_url: str, postgres: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the database ends the statement, fewer rows are deleted at once, from then on: they go all the same."""
+async def test_a_batch_that_hits_the_statement_timeout_is_made_smaller(
+    database_url: str, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on fewer rows are deleted at once, until all are gone."""
     monkeypatch.setattr(pruner, "_BATCH", 20)
     monkeypatch.setattr(pruner, "_PAUSE", 0.0)
     database = db.Database(database_url, default=True, statement_timeout=0.5)
@@ -132,8 +136,8 @@ async def test_rows_that_take_too_long(database_url: str, postgres: Observer, mo
 
 @pytest.mark.parametrize("over", [0, 20_000])
 @pytest.mark.usefixtures("postgres_database")
-async def test_it_reads_what_it_deletes_and_no_more(postgres: Observer, over: int) -> None:
-    """With many rows, few or many of them long over, they are found by their index: nothing is read through."""
+async def test_pruning_finds_its_rows_by_an_index(postgres: Observer, over: int) -> None:
+    """Whether few or many rows are old, the table is not read through."""
     await postgres.execute(
         "INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, finished_at)"
         " SELECT md5(g::text), g, 'send', 'mail', CASE WHEN g % 100 = 0 THEN 'failed' ELSE 'done' END,"

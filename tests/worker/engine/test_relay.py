@@ -1,4 +1,4 @@
-"""The relay: what the ledger says is to run is in Redis, whatever Redis has lost; on a real Redis and PostgreSQL."""
+"""The relay: it publishes pending rows to Redis, whatever Redis has lost; on a real Redis and PostgreSQL."""
 
 import asyncio
 import time
@@ -94,10 +94,10 @@ def queued(observer: redis.Redis) -> list[str]:
 
 
 class TestLosses:
-    async def test_a_flush_costs_seconds(
+    async def test_after_a_flush_of_redis_every_job_enqueued_in_a_transaction_runs_once(
         self, start: StartWorker, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """D9: 100 jobs enqueued in a transaction run once each, although Redis loses all of them."""
+        """D9: 100 jobs run within five seconds."""
         async with db.scope():
             await count.enqueue_many([{"number": number} for number in range(100)])
         await postgres.execute("UPDATE tandem_jobs SET check_at = check_at + 600000")  # as if they were due later
@@ -109,8 +109,10 @@ class TestLosses:
             )
         assert sorted(RUNS) == list(range(100))
 
-    async def test_a_flush_while_the_worker_runs(self, relay: Relay, observer: redis.Redis, postgres: Observer) -> None:
-        """A relay that has seen another epoch looks after all rows, also where another worker began the new one."""
+    async def test_a_relay_that_sees_a_new_epoch_publishes_all_pending_rows(
+        self, relay: Relay, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """Also where another worker began the new epoch."""
         job = await enqueue()
         await one_round(relay)
         await postgres.execute("UPDATE tandem_jobs SET check_at = check_at + 600000")
@@ -119,20 +121,20 @@ class TestLosses:
         await one_round(relay)
         assert queued(observer) == [job.job_id]
 
-    async def test_a_first_look_trusts_the_epoch_it_finds(
+    async def test_a_new_relay_trusts_the_epoch_that_it_finds(
         self, relay: Relay, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """A new worker does not look after a million rows only because it is new."""
+        """A new worker does not read a million rows because it is new."""
         await enqueue()
         observer.set("arq:queue:epoch", "since long")
         before = await postgres.fetchval("SELECT check_at FROM tandem_jobs")
         await one_round(relay)
         assert await postgres.fetchval("SELECT check_at FROM tandem_jobs") == before
 
-    async def test_a_burst_leaves_nothing_pending(
+    async def test_a_committed_job_that_never_reached_redis_runs_before_the_worker_is_idle(
         self, relay: Relay, start: StartWorker, ledger: Ledger, observer: redis.Redis
     ) -> None:
-        """A job that was committed and has never reached Redis runs before the worker finds nothing left to do."""
+        """It is published before the worker finds nothing left to do."""
         await one_round(relay)
         job = await enqueue()
         observer.delete("arq:queue", f"arq:job:{job.job_id}")
@@ -141,10 +143,10 @@ class TestLosses:
         assert RUNS == [1]
 
     @pytest.mark.parametrize("lost", ["payload", "place"])
-    async def test_whichever_key_is_missing_is_repaired(
+    async def test_a_job_without_its_payload_or_its_place_in_the_queue_is_published_again(
         self, relay: Relay, observer: redis.Redis, postgres: Observer, start: StartWorker, lost: str
     ) -> None:
-        """D15: a job key without a place in the queue, and the reverse."""
+        """D15: one of a job's two keys is missing."""
         job = await enqueue()
         if lost == "payload":
             observer.delete(f"arq:job:{job.job_id}")
@@ -157,19 +159,19 @@ class TestLosses:
             assert await job.result(timeout=30) == 1
         assert RUNS == [1]
 
-    async def test_a_claimed_job_without_payload_is_recalled(
+    async def test_a_claimed_job_whose_payload_was_evicted_gets_it_from_its_row(
         self, start: StartWorker, ledger: Ledger, observer: redis.Redis
     ) -> None:
-        """Redis has evicted the payload and kept the place: the job runs, and does not expire."""
+        """Redis has kept the place: the job runs, and does not expire."""
         job = await enqueue()
         observer.delete(f"arq:job:{job.job_id}")
         async with start(count, ledger=ledger):
             assert await job.result(timeout=30) == 1
 
-    async def test_a_kept_result_does_not_count(
+    async def test_a_pending_row_is_published_although_an_old_result_is_kept(
         self, relay: Relay, start: StartWorker, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """D15: a failed row is pending again while its old result is kept: it runs."""
+        """D15: a failed row is set pending while its old result is kept: the job runs again."""
         job = await enqueue()
         async with start(count, ledger=ledger) as one:
             assert await job.result(timeout=30) == 1
@@ -184,10 +186,10 @@ class TestLosses:
 
 
 class TestEpochs:
-    async def test_a_memory_that_is_lost_again_meanwhile(
+    async def test_jobs_published_before_a_second_flush_are_published_again(
         self, queue: Queue, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What was published before Redis lost its memory a second time is published again."""
+        """Redis is flushed again while the relay publishes."""
         monkeypatch.setattr("worker.engine.relay._BATCH", 10)
         jobs = await enqueue_many(40)
         observer.flushdb()
@@ -207,10 +209,10 @@ class TestEpochs:
         await relay._watch_epochs()
         assert sorted(queued(observer)) == jobs
 
-    async def test_a_worker_that_dies_meanwhile(
+    async def test_a_new_worker_starts_over_after_one_that_died_while_publishing(
         self, queue: Queue, relay: Relay, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody trusts an epoch in which not all has been looked after: a new worker begins anew."""
+        """An epoch is trusted only once all pending rows were looked at in it."""
         monkeypatch.setattr("worker.engine.relay._BATCH", 10)
         jobs = await enqueue_many(40)
         await postgres.execute("UPDATE tandem_jobs SET check_at = check_at + 600000")
@@ -231,10 +233,10 @@ class TestEpochs:
         await one_round(relay)
         assert sorted(queued(observer)) == jobs
 
-    async def test_several_workers_share_the_work(
+    async def test_several_relays_publish_the_jobs_lost_in_a_flush_once_each(
         self, queue: Queue, ledger: Ledger, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each job is published once, whoever comes to it first, and nobody begins another time."""
+        """All end with the same epoch, and none begins another."""
         monkeypatch.setattr("worker.engine.relay._BATCH", 10)
         relays = [Relay(queue, ledger, [queue.name]) for _ in range(3)]
         for relay in relays:
@@ -250,7 +252,7 @@ class TestEpochs:
         ]
         assert {relay._trusted[queue.name] for relay in relays} == {str(observer.get("arq:queue:epoch")).encode()}
 
-    async def test_only_what_was_lost_is_looked_after(
+    async def test_only_the_rows_of_a_queue_that_was_lost_are_published_again(
         self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
         """Each queue has an epoch of its own."""
@@ -268,20 +270,20 @@ class TestEpochs:
 
 class TestQueues:
     @pytest.mark.parametrize("name", ["reports", "{mail}"])
-    async def test_a_row_of_any_queue_is_published(
+    async def test_rows_of_queues_that_the_relays_worker_does_not_serve_are_published(
         self, relay: Relay, observer: redis.Redis, postgres: Observer, name: str
     ) -> None:
-        """Whichever queues the relay's worker works on: nobody may be there who works on that one yet."""
+        """No worker of that queue may have started yet."""
         job = await enqueue(queue=name)
         observer.flushdb()
         await all_due(postgres)
         await relay._round()
         assert observer.zrange(name, 0, -1) == [job.job_id]
 
-    async def test_a_queue_that_redis_cannot_have(
+    async def test_rows_of_a_queue_that_redis_refuses_stay_and_those_of_other_queues_are_published(
         self, redis_url: str, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """Its rows stay, and those of other queues are published."""
+        """A Redis Cluster refuses queues without a hash tag."""
 
         class Refusing(Queue):
             async def known(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
@@ -299,10 +301,10 @@ class TestQueues:
         assert queued(observer) == [job.job_id]
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'pending'") == 2
 
-    async def test_a_queue_that_is_something_else_in_redis(
+    async def test_a_queue_whose_key_is_no_queue_does_not_stop_the_rows_of_other_queues(
         self, relay: Relay, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """What stands in its way is told, and the rows of other queues, also later ones, are published."""
+        """The error is raised after the others, also later ones, are published."""
         await enqueue(queue="other")
         job = await enqueue()
         observer.flushdb()
@@ -316,7 +318,7 @@ class TestQueues:
     async def test_large_rows_are_read_a_few_at_a_time(
         self, queue: Queue, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What Redis has lost of large jobs is not brought into memory all at once; all of it is published."""
+        """Many large jobs that Redis has lost are not all in memory at once. All are published."""
         monkeypatch.setattr("worker.ledger.ledger._AT_ONCE", 150_000)
         read: list[int] = []
 
@@ -336,10 +338,10 @@ class TestQueues:
 
 
 class TestRaces:
-    async def test_a_job_that_finishes_meanwhile_is_not_published(
+    async def test_a_job_that_ends_while_the_relay_looks_at_it_is_not_published(
         self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """D16: pending when it was taken, unknown to Redis when that was asked, and done before it was read again."""
+        """D16: it was pending when it was read, unknown to Redis, and done before its payload was read."""
         job = await enqueue()
         observer.flushdb()
 
@@ -357,7 +359,7 @@ class TestRaces:
     async def test_several_relays_publish_each_row_once(
         self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """All go through all rows, and each row is in the queue once."""
+        """Each goes through all rows."""
         async with db.scope():
             await count.enqueue_many([{"number": number} for number in range(1200)])
         observer.flushdb()
@@ -366,10 +368,10 @@ class TestRaces:
         assert await asyncio.gather(*(one_lap(relay) for relay in relays)) == [1200] * 4
         assert len(queued(observer)) == 1200
 
-    async def test_what_somebody_holds_is_passed_over(
+    async def test_a_locked_row_is_skipped_and_published_later(
         self, relay: Relay, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """Another relay, or a job that is about to settle its row: nobody waits for them."""
+        """Another relay, or a job that is about to write its outcome, holds it."""
         held, free = await enqueue(), await enqueue()
         observer.flushdb()
         await all_due(postgres)
@@ -383,10 +385,10 @@ class TestRaces:
         assert sorted(queued(observer)) == sorted([held.job_id, free.job_id])
 
     @pytest.mark.parametrize("known_to_redis", [True, False])
-    async def test_no_pending_row_is_written(
+    async def test_the_relay_writes_no_pending_row(
         self, relay: Relay, observer: redis.Redis, postgres: Observer, known_to_redis: bool
     ) -> None:
-        """Whether Redis has it or not: somebody may run it, whose transaction could not write it then."""
+        """The job may be running: its own transaction could not write the row at REPEATABLE READ then."""
         await enqueue()
         if not known_to_redis:
             observer.flushdb()
@@ -399,10 +401,10 @@ class TestRaces:
         assert observer.zcard("arq:queue") == 1
 
     @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-    async def test_a_long_job_that_sees_one_snapshot_starts_once(
+    async def test_a_long_job_at_repeatable_read_or_serializable_starts_once(
         self, start: StartWorker, postgres: Observer, level: str
     ) -> None:
-        """However often the relay looks after its row while it runs."""
+        """However often the relay looks at its row while it runs."""
         looked = 0
 
         class Counting(Ledger):
@@ -433,8 +435,8 @@ class TestRaces:
 
 
 class TestLaps:
-    def test_they_are_a_small_part_of_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A lap that takes long is followed by a rest that is longer; what becomes due meanwhile is looked after."""
+    def test_after_each_lap_the_relay_rests_for_twenty_times_as_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rows that become due meanwhile are still looked at."""
         now = 1000.0
         monkeypatch.setattr(time, "monotonic", lambda: now)
         monkeypatch.setattr("worker.engine.relay._SHORTEST_REST", 5.0)
@@ -457,9 +459,11 @@ class TestLaps:
         assert not lap._goes_on
 
 
-class TestTime:
-    async def test_a_deferred_job_keeps_its_time(self, relay: Relay, observer: redis.Redis, postgres: Observer) -> None:
-        """It is published with what is left of its delay, by Redis' clock."""
+class TestDueTimes:
+    async def test_a_deferred_job_is_published_with_the_rest_of_its_delay(
+        self, relay: Relay, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """By Redis' clock."""
         job = await enqueue(delay=60)
         observer.flushdb()
         await all_due(postgres)
@@ -468,13 +472,15 @@ class TestTime:
         due: Any = observer.zscore("arq:queue", job.job_id)
         assert 55 < due / 1000 - now[0] < 62
 
-    async def test_it_is_not_looked_at_before_it_is_due(self, relay: Relay) -> None:
-        """It is in Redis already, and will be for long."""
+    async def test_a_deferred_row_is_not_looked_at_before_it_is_due(self, relay: Relay) -> None:
+        """Redis has the job already."""
         await enqueue(delay=3600)
         assert await relay._round() == 0
 
-    async def test_a_job_gets_its_old_place(self, relay: Relay, observer: redis.Redis, postgres: Observer) -> None:
-        """What was due first is run first, as before; and nobody's patience begins anew."""
+    async def test_a_job_published_again_keeps_its_place_and_its_time_to_expire(
+        self, relay: Relay, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """The job that was due first runs first, and `expires` still counts from the enqueue."""
         jobs = [await enqueue(expires=1000) for _ in range(3)]
         observer.flushdb()
         for number, job in enumerate(reversed(jobs)):
@@ -485,10 +491,10 @@ class TestTime:
         assert [round(float(ms) / 1000, -2) for ms in left] == [400, 700, 1000]  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("hours", [1, -1])
-    async def test_the_database_has_a_clock_of_its_own(
+    async def test_delays_hold_although_the_databases_clock_is_an_hour_off(
         self, start: StartWorker, ledger: Ledger, observer: redis.Redis, postgres: Observer, hours: int
     ) -> None:
-        """A delay is as long, and a job is looked after as soon, where that clock is an hour off."""
+        """A job is looked at as soon as with a right clock."""
         await postgres.execute(
             "CREATE SCHEMA off;"
             "CREATE FUNCTION off.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql AS"
@@ -510,10 +516,10 @@ class TestTime:
             observer.zrem("arq:queue", later.job_id)
             await eventually(lambda: not one.engine._executions)
 
-    async def test_an_expired_job_is_over(
+    async def test_an_expired_job_is_not_published_and_its_row_is_set_expired(
         self, relay: Relay, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """One that said how long it may wait is not published after that."""
+        """It waited longer than its `expires`."""
         job = await enqueue(expires=0.001)
         observer.flushdb()
         await asyncio.sleep(0.01)
@@ -522,18 +528,18 @@ class TestTime:
         assert queued(observer) == []
         assert (await ledger.latest(job.job_id) or {})["state"] == "expired"
 
-    async def test_without_expiry_it_waits_as_long_as_it_takes(self, observer: redis.Redis) -> None:
-        """A job that was enqueued in a transaction expires only if it says so."""
+    async def test_a_job_enqueued_in_a_transaction_without_expires_does_not_expire(self, observer: redis.Redis) -> None:
+        """Its payload stays in Redis for ten years and more."""
         job = await enqueue()
         ttl: Any = observer.pttl(f"arq:job:{job.job_id}")
         assert ttl > 10 * 365 * 86400 * 1000
 
 
-class TestTrouble:
-    async def test_while_redis_is_away_nothing_is_lost(
+class TestOutages:
+    async def test_rows_of_a_round_that_failed_without_redis_are_published_by_the_next(
         self, ledger: Ledger, observer: redis.Redis, postgres: Observer, queue: Queue
     ) -> None:
-        """A round that fails leaves its rows to the next lap, which publishes them."""
+        """Redis refuses connections in the first round."""
         job = await enqueue()
         observer.flushdb()
         await all_due(postgres)
@@ -544,10 +550,10 @@ class TestTrouble:
         await relay._round()
         assert queued(observer) == [job.job_id]
 
-    async def test_while_the_database_is_away_nothing_is_lost(
+    async def test_an_epoch_is_not_trusted_until_the_database_is_up_again(
         self, database_url: str, start: StartWorker, observer: redis.Redis
     ) -> None:
-        """Until it is back, nobody says that all is in Redis again."""
+        """Until then it is not known that all pending jobs are in Redis."""
         async with Proxy(database_url) as proxy:
             database = Database[db.AsyncSession](proxy.url, default=True, pre_ping=False)
             job = await enqueue()
@@ -562,10 +568,10 @@ class TestTrouble:
             await database.dispose()
             db.set_default_database(None)
 
-    async def test_redis_restarts_with_nothing(
+    async def test_jobs_in_a_redis_that_restarts_empty_each_run_once_and_on_time(
         self, own_redis: StartRedis, ledger: Ledger, start: StartWorker, postgres: Observer
     ) -> None:
-        """Redis is killed with 50 jobs in it, deferred ones too, while a worker runs: each runs once, on time."""
+        """Redis is killed with 50 deferred jobs in it while a worker runs."""
         server = own_redis(save="", appendonly="no")
         queue = Queue(server.url, default=True)
         async with start(count, url=server.url, ledger=ledger, concurrency=1):
@@ -580,10 +586,10 @@ class TestTrouble:
         await queue.close()
         assert sorted(RUNS) == list(range(50))
 
-    async def test_an_id_that_is_used_again(
+    async def test_an_id_that_is_used_again_after_its_result_is_gone_is_a_second_job(
         self, start: StartWorker, ledger: Ledger, seen: Seen, observer: redis.Redis, postgres: Observer
     ) -> None:
-        """D14: run X, let its result go, run X again: two rows, two runs."""
+        """D14: two rows, two runs."""
         async with start(count, ledger=ledger) as one:
             first = await enqueue(job_id="X")
             assert await first.result(timeout=30) == 1
@@ -600,8 +606,10 @@ class TestTrouble:
         assert seen.left() == set()
 
 
-async def test_on_sqlite(queue: Queue, sqlite_url: str, start: StartWorker, observer: redis.Redis) -> None:
-    """The ledger may be a file: what was lost is swept, then looked after as it comes due, and run once."""
+async def test_the_relay_publishes_each_lost_job_once_on_sqlite(
+    queue: Queue, sqlite_url: str, start: StartWorker, observer: redis.Redis
+) -> None:
+    """Jobs that Redis has lost are published after a flush, and again as they come due."""
     file = Database[db.AsyncSession](sqlite_url, default=True)
     ledger = Ledger()
     ids = await enqueue_many(20)

@@ -1,4 +1,4 @@
-"""The scheduler: each slot is queued once, whichever worker comes first, and what was missed by the misfire policy."""
+"""The scheduler: one worker queues each slot, once; the misfire policy decides about slots missed while none ran."""
 
 import asyncio
 import contextlib
@@ -84,10 +84,10 @@ async def run_what_is_due(queue: Queue, ran: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize("day", [SPRING_FORWARD, FALL_BACK], ids=["spring", "autumn"])
-async def test_five_workers(
+async def test_five_workers_with_different_clocks_queue_each_slot_once(
     redis_url: str, queue: Queue, ledger: Ledger | None, day: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five workers whose clocks are up to 90 s apart: one run for each hour of UTC, when the clock is set, too."""
+    """The clocks are up to 90 s apart. One run for each hour of UTC, also when daylight saving time changes."""
     monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
     begin, end = day.astimezone(UTC), (day + timedelta(days=1)).astimezone(UTC)
     barrier = asyncio.Barrier(5)
@@ -108,8 +108,10 @@ async def test_five_workers(
 
 
 @pytest.mark.parametrize(("misfire", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
-async def test_misfire(queue: Queue, observer: Any, ledger: Ledger | None, misfire: Misfire, runs: int) -> None:
-    """Down over three slots, a worker makes up for none, the last, or each of them, by the task's word; once."""
+async def test_misfire_decides_how_many_slots_are_made_up_for_after_no_worker_ran(
+    queue: Queue, observer: Any, ledger: Ledger | None, misfire: Misfire, runs: int
+) -> None:
+    """Of three missed slots none, the last, or each of them is queued, once."""
     tick = hourly(misfire)
     now = datetime.fromtimestamp(observer.time()[0], UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
@@ -121,8 +123,10 @@ async def test_misfire(queue: Queue, observer: Any, ledger: Ledger | None, misfi
 
 
 @pytest.mark.parametrize(("misfire", "runs"), [("once", 1), ("all", 1000)])
-async def test_misfire_after_a_long_time(queue: Queue, observer: Any, misfire: Misfire, runs: int) -> None:
-    """After very many slots "once" is the last of them, "all" the last thousand: the next worker finds none left."""
+async def test_misfire_all_makes_up_for_the_last_thousand_slots_at_most(
+    queue: Queue, observer: Any, misfire: Misfire, runs: int
+) -> None:
+    """ "once" makes up for the last one. The next worker makes up for none."""
 
     @cron("* * * * *", misfire=misfire)
     async def tick() -> None: ...
@@ -139,10 +143,10 @@ async def test_misfire_after_a_long_time(queue: Queue, observer: Any, misfire: M
 
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
-async def test_redis_loses_its_memory(
+async def test_a_flush_of_redis_neither_repeats_nor_loses_a_slot(
     queue: Queue, observer: Any, database: object, postgres: Observer, misfire: Misfire
 ) -> None:
-    """The ledger knows which slots have been queued: after a flush none of them runs again, and none is forgotten."""
+    """The ledger holds the last slot that was queued."""
     assert database is not None
     ledger, tick = Ledger(), hourly(misfire)
     now = datetime.fromtimestamp(observer.time()[0], UTC)
@@ -160,12 +164,12 @@ async def test_redis_loses_its_memory(
     assert observer.zrange(QUEUE, 0, -1) == missed[{"skip": 2, "once": 1, "all": 0}[misfire] :]
 
 
-async def test_redis_loses_its_memory_again_and_again(
+async def test_repeated_flushes_of_redis_neither_repeat_nor_lose_a_slot(
     redis_url: str, queue: Queue, observer: Any, database: object, postgres: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five workers, and a flush every other hour, before or after its jobs are run: one run for each hour all the same.
+    """Five workers, and a flush every other hour, before or after its jobs have run: one run for each hour.
 
-    What a flush takes before it is run, the relay brings back; what has been run, it does not.
+    The relay publishes again what a flush took before it ran, and nothing that has run.
     """
     assert database is not None
     monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
@@ -176,7 +180,7 @@ async def test_redis_loses_its_memory_again_and_again(
     flushed = 0
 
     async def work() -> None:
-        """Run what is due, and settle its rows before Redis hears of it, as an engine does."""
+        """Run what is due; write its outcomes to the ledger before Redis, as an engine does."""
         token = f"{random.getrandbits(112):028x}"
         jobs = [job.raw_id.decode() for job in (await queue.claim(QUEUE, token, 60_000, 100)).jobs]
         ran.update(jobs)
@@ -207,7 +211,7 @@ async def test_redis_loses_its_memory_again_and_again(
     assert ran == {f"cron:hourly.<locals>.tick:{to_ms(hour)}": 1 for hour in hours}
 
 
-async def test_first_worker_ever(queue: Queue, observer: Any) -> None:
+async def test_the_first_worker_ever_makes_up_for_no_slots(queue: Queue, observer: Any) -> None:
     """Where no worker ever ran, nothing was missed; counting begins."""
     tick = hourly("all")
     async with scheduling(queue, tick) as one:
@@ -216,8 +220,8 @@ async def test_first_worker_ever(queue: Queue, observer: Any) -> None:
     assert observer.hexists("arq:slots", tick.name)
 
 
-async def test_three_workers_in_real_time(start: StartWorker, queue: Queue) -> None:
-    """Three workers, a task that runs every second: no slot is left out, and none runs twice."""
+async def test_three_workers_run_a_task_of_every_second_once_a_second(start: StartWorker, queue: Queue) -> None:
+    """No slot is left out, and none runs twice."""
     ran: list[int] = []
 
     @cron("* * * * * *")
@@ -229,8 +233,10 @@ async def test_three_workers_in_real_time(start: StartWorker, queue: Queue) -> N
     assert ran == list(range(ran[0], ran[0] + len(ran)))
 
 
-async def test_redis_away(queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """run_at_startup is not forgotten where Redis does not take it at once."""
+async def test_run_at_startup_is_queued_once_redis_is_up(
+    queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two enqueues fail."""
     tick = hourly(run_at_startup=True)
     enqueue, failures = queue.enqueue, [RedisConnectionError("away")] * 2
 
@@ -262,7 +268,7 @@ async def look_again(one: Scheduler, queue: Queue, away: timedelta) -> datetime:
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
 @pytest.mark.parametrize("away", [timedelta(seconds=4), timedelta(seconds=75), timedelta(minutes=12)])
-async def test_late_looks(
+async def test_slots_that_pass_while_a_worker_is_blocked_are_queued_late_under_every_misfire(
     queue: Queue,
     observer: Any,
     ledger: Ledger | None,
@@ -270,7 +276,7 @@ async def test_late_looks(
     misfire: Misfire,
     away: timedelta,
 ) -> None:
-    """What passes while the loop is blocked, or Redis is away, is queued late, for however long and by any policy."""
+    """The loop was blocked, or Redis was down, for any length of time."""
 
     @cron("*/2 * * * * *", misfire=misfire)
     async def beat() -> None: ...
@@ -283,10 +289,10 @@ async def test_late_looks(
     assert ("queued late" in caplog.text) == (away > timedelta(minutes=1))
 
 
-async def test_redis_does_not_answer_for_a_while(
+async def test_slots_that_pass_while_redis_hangs_run_as_soon_as_it_answers(
     start: StartWorker, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose Redis stands still runs what passed meanwhile as soon as it answers, each with its slot."""
+    """Each runs with its own slot."""
     monkeypatch.setattr(scheduler, "_LATE", timedelta(seconds=1))
     ran: list[int] = []
 
@@ -302,8 +308,10 @@ async def test_redis_does_not_answer_for_a_while(
     assert sorted(set(ran)) == list(range(min(ran), max(ran) + 1))
 
 
-async def test_late_looks_of_one_of_two(queue: Queue, observer: Any, ledger: Ledger | None, postgres: Observer) -> None:
-    """What another worker has queued meanwhile is not queued again, also where its rows are gone."""
+async def test_a_worker_that_was_blocked_does_not_repeat_slots_that_another_has_queued(
+    queue: Queue, observer: Any, ledger: Ledger | None, postgres: Observer
+) -> None:
+    """Also where the rows of those jobs have been pruned."""
     tick = hourly()
     now = await CronSlots(queue.connections).now(QUEUE)
     hour = now.replace(minute=0, second=0, microsecond=0)
@@ -316,8 +324,10 @@ async def test_late_looks_of_one_of_two(queue: Queue, observer: Any, ledger: Led
     assert observer.zcard(QUEUE) == 0
 
 
-async def test_very_late_looks(queue: Queue, caplog: pytest.LogCaptureFixture, observer: Any) -> None:
-    """A task's latest thousand slots are queued; that earlier ones are not is logged."""
+async def test_a_worker_that_was_blocked_queues_the_last_thousand_slots_at_most(
+    queue: Queue, caplog: pytest.LogCaptureFixture, observer: Any
+) -> None:
+    """The earlier slots are logged as skipped."""
 
     @cron("* * * * * *")
     async def beat() -> None: ...
@@ -329,10 +339,10 @@ async def test_very_late_looks(queue: Queue, caplog: pytest.LogCaptureFixture, o
 
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
-async def test_what_is_skipped_is_logged(
+async def test_skipped_slots_are_logged_with_the_reason(
     queue: Queue, observer: Any, caplog: pytest.LogCaptureFixture, misfire: Misfire
 ) -> None:
-    """What is not made up for after no worker ran is told, from which slot to which, and why."""
+    """From which slot to which, and which misfire policy skipped them."""
     tick = hourly(misfire)
     hour = (await CronSlots(queue.connections).now(QUEUE)).replace(minute=0, second=0, microsecond=0)
     observer.hset("arq:slots", tick.name, to_ms(hour - timedelta(hours=2, minutes=30)))
@@ -355,7 +365,9 @@ async def test_what_is_skipped_is_logged(
         ({"queue": "mail"}, "mail"),
     ],
 )
-async def test_default_queue(start: StartWorker, queue: Queue, settings: dict[str, str], lands_in: str) -> None:
+async def test_a_scheduled_task_without_a_queue_goes_to_a_queue_that_its_worker_serves(
+    start: StartWorker, queue: Queue, settings: dict[str, str], lands_in: str
+) -> None:
     """A task that names no queue is queued where others are by default, if this worker serves that."""
     queues: list[str] = []
 
@@ -367,8 +379,10 @@ async def test_default_queue(start: StartWorker, queue: Queue, settings: dict[st
         await eventually(lambda: queues == [lands_in])
 
 
-async def test_workers_of_different_queues(queue: Queue, observer: Any, ledger: Ledger | None) -> None:
-    """Workers of one service that serve different queues share its schedules: one of them queues each slot."""
+async def test_workers_of_different_queues_queue_each_slot_once_between_them(
+    queue: Queue, observer: Any, ledger: Ledger | None
+) -> None:
+    """They belong to one service and share its schedules."""
     for name in ("high", "low"):
         one = Scheduler(queue, {"tick": hourly()}, name, ledger)
         one._seen = await CronSlots(queue.connections).now(name) - timedelta(hours=2)
@@ -376,7 +390,7 @@ async def test_workers_of_different_queues(queue: Queue, observer: Any, ledger: 
     assert (observer.zcard("high"), observer.zcard("low")) == (2, 0)
 
 
-async def test_nothing_scheduled(queue: Queue) -> None:
+async def test_a_scheduler_without_scheduled_tasks_returns(queue: Queue) -> None:
     """Without scheduled tasks there is nothing to do."""
 
     @task

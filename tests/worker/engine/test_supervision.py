@@ -13,7 +13,7 @@ from worker.engine.supervision import EngineError, supervise
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(supervision, "_LONGEST_PAUSE", 0.002)
 
@@ -37,8 +37,10 @@ class Loop:
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError, ResponseError, ConnectionRefusedError, OSError])
-async def test_redis(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
-    """Redis is waited for without end, and said to be away once, not at each try."""
+async def test_a_loop_waits_for_redis_without_end_and_logs_it_once(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis errors do not count as failures of the loop."""
     loop = Loop(lambda: error("away"), 50)
     await loop.supervised()
     assert loop.runs == 51
@@ -46,22 +48,24 @@ async def test_redis(error: type[Exception], caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == [f"loop waits for Redis: {error.__name__}: away"]
 
 
-async def test_nine_failures(caplog: pytest.LogCaptureFixture) -> None:
-    """A loop that fails a few times is started again, and each failure is told with its traceback."""
+async def test_a_loop_that_fails_nine_times_is_restarted_and_each_failure_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each with its traceback."""
     loop = Loop(ZeroDivisionError, 9)
     await loop.supervised()
     assert loop.runs == 10
     assert [record.exc_info is not None for record in caplog.records] == [True] * 9
 
 
-async def test_ten_failures() -> None:
+async def test_a_loop_that_fails_ten_times_ends_the_engine() -> None:
     """A loop that keeps failing ends the engine, with its reason."""
     with pytest.raises(EngineError, match="loop failed 10 times, last with ZeroDivisionError: why") as info:
         await Loop(lambda: ZeroDivisionError("why"), 100).supervised()
     assert isinstance(info.value.__cause__, ZeroDivisionError)
 
 
-async def test_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failures_long_apart_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures with a long time between them are forgotten."""
     monkeypatch.setattr(supervision, "_RECOVERED", 0.0)
     loop = Loop(ZeroDivisionError, 50)
@@ -69,15 +73,15 @@ async def test_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loop.runs == 51
 
 
-async def test_cancelled_by_its_own_code() -> None:
-    """A cancellation that nobody asked for is a failure of the loop, not its end."""
+async def test_a_loop_that_cancels_itself_is_restarted() -> None:
+    """A cancellation that the engine did not ask for is a failure of the loop, not its end."""
     loop = Loop(asyncio.CancelledError, 3)
     await loop.supervised()
     assert loop.runs == 4
 
 
-async def test_cancelled() -> None:
-    """A cancellation ends it once the engine has said so; one by anybody else is a failure like any other."""
+async def test_a_cancellation_ends_a_loop_only_once_the_engine_is_ending() -> None:
+    """Before that it is a failure like any other."""
     runs, ending = 0, False
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Calling a task: what it is given, in which thread it runs, and the hooks around it."""
+"""Calling a task: its arguments, the thread it runs in, and the hooks around it."""
 
 import asyncio
 import contextvars
@@ -28,7 +28,7 @@ INSERT = text("INSERT INTO note (words) VALUES (:words)")
 
 
 class TestInjection:
-    async def test_a_session_is_the_scopes(self, execute: Execute, rows: Count) -> None:
+    async def test_an_injected_session_is_the_session_of_the_jobs_scope(self, execute: Execute, rows: Count) -> None:
         """The injected session is the one that `db.session()` gives below, whatever class the annotation names."""
 
         @task
@@ -39,8 +39,10 @@ class TestInjection:
         assert (await execute(add)).result == b"true"
         assert await rows() == 1
 
-    async def test_a_session_of_another_database(self, execute: Execute, postgres: Observer, database_url: str) -> None:
-        """`Annotated[AsyncSession, replica]` is that database's, committed with the rest."""
+    async def test_a_session_of_another_database_is_injected_by_annotation_and_committed_too(
+        self, execute: Execute, postgres: Observer, database_url: str
+    ) -> None:
+        """The annotation is `Annotated[AsyncSession, database]`."""
         other = Database(database_url, name="other")
 
         async def fn(session: AsyncSession, there: Any) -> list[int]:
@@ -54,7 +56,7 @@ class TestInjection:
         assert await postgres.fetchval("SELECT words FROM note") == "there"
         await other.dispose()
 
-    async def test_the_jobs_context(self, bench: Bench) -> None:
+    async def test_the_injected_job_context_is_current_job_also_in_child_tasks(self, bench: Bench) -> None:
         """A `JobContext` by annotation is the one that `current_job()` gives below, also in child tasks."""
         seen: list[JobContext] = []
 
@@ -73,8 +75,8 @@ class TestInjection:
         assert abs(job.enqueued_at - datetime.now(UTC)).total_seconds() < 60
         assert job.score == execution.due
 
-    async def test_no_job_runs_elsewhere(self, execute: Execute) -> None:
-        """`current_job()` outside of a job says so, and a job leaves nothing behind."""
+    async def test_current_job_outside_of_a_job_is_an_error(self, execute: Execute) -> None:
+        """Also after a job has ended."""
 
         @task
         async def nothing() -> None: ...
@@ -83,8 +85,8 @@ class TestInjection:
         with pytest.raises(WorkerError, match="no job runs here"):
             current_job()
 
-    async def test_resources(self, execute: Execute) -> None:
-        """`Annotated[..., Resource(name)]` is what the registry's lifespan yielded under that name."""
+    async def test_a_resource_of_the_lifespan_is_injected_by_its_name(self, execute: Execute) -> None:
+        """The annotation is `Annotated[..., Resource(name)]`; the registry's lifespan yields the resource."""
 
         @task
         async def use(client: Annotated[str, Resource("http")], number: int) -> str:
@@ -92,8 +94,10 @@ class TestInjection:
 
         assert (await execute(use, 7)).result == b'"a client 7 a client"'
 
-    async def test_arqs_context(self, execute: Execute, rows: Count) -> None:
-        """An arq function finds in `ctx` what arq gives it, the resources, and its session."""
+    async def test_an_arq_function_finds_arqs_values_its_resources_and_its_session_in_ctx(
+        self, execute: Execute, rows: Count
+    ) -> None:
+        """All that arq puts there."""
 
         @task
         async def old(ctx: dict[Any, Any], number: int) -> list[Any]:
@@ -105,8 +109,10 @@ class TestInjection:
         assert from_json(outcome.result) == [7, "datetime", True, "arq's", "a client", "job-1", 2]
         assert await rows() == 1
 
-    async def test_a_job_that_asks_for_no_session_opens_none(self, execute: Execute, postgres: Observer) -> None:
-        """A task without a session costs the database nothing, and neither does one that does not use it."""
+    async def test_a_task_that_does_not_use_its_session_opens_no_connection(
+        self, execute: Execute, postgres: Observer
+    ) -> None:
+        """Also where it asks for a session."""
 
         @task
         async def idle(session: AsyncSession) -> None: ...
@@ -115,9 +121,11 @@ class TestInjection:
         assert await postgres.backends() == 0
 
 
-class TestThreads:
-    async def test_a_plain_function_runs_in_a_thread(self, execute: Execute, rows: Count) -> None:
-        """It has a `Session` of its own, its job's context, and the loop goes on meanwhile."""
+class TestSyncTasks:
+    async def test_a_sync_task_runs_in_a_thread_with_its_own_session_and_job_context(
+        self, execute: Execute, rows: Count
+    ) -> None:
+        """The event loop runs on meanwhile."""
         ticks = 0
 
         async def tick() -> None:
@@ -140,9 +148,10 @@ class TestThreads:
         assert ticks > 10
 
     @pytest.mark.parametrize("error", [ValueError("no"), StopIteration(7), SystemExit(1), KeyboardInterrupt()])
-    async def test_what_it_raises_fails_the_job(self, execute: Execute, rows: Count, error: BaseException) -> None:
-        """Any exception rolls back; `StopIteration`, which no future takes, comes as the `RuntimeError` that
-        coroutines make of it."""
+    async def test_whatever_a_sync_task_raises_fails_its_job(
+        self, execute: Execute, rows: Count, error: BaseException
+    ) -> None:
+        """A future cannot hold `StopIteration`: it arrives as `RuntimeError`, as from a coroutine."""
 
         @task(timeout=5)
         def fail(session: db.Session) -> None:
@@ -154,9 +163,13 @@ class TestThreads:
         assert error in (outcome.error, outcome.error and outcome.error.__cause__)
         assert await rows() == 0
 
-    async def test_what_it_returns_is_awaited(self, execute: Execute, rows: Count) -> None:
-        """A wrapper may run an `async def` itself, or return its coroutine, which the loop then awaits in the job's
-        scope, with what the wrapper has set."""
+    async def test_a_coroutine_that_a_sync_task_returns_is_awaited_in_the_jobs_scope(
+        self, execute: Execute, rows: Count
+    ) -> None:
+        """A wrapper may run an `async def` itself, or return its coroutine.
+
+        The event loop awaits the coroutine with the context variables that the wrapper has set.
+        """
         tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody's")
 
         async def body(words: str) -> str:
@@ -188,8 +201,10 @@ class TestThreads:
         assert (await execute(wrapped)).kind is Kind.COMPLETED
         assert await rows() == 1
 
-    async def test_what_it_returns_too_late_is_not_awaited(self, execute: Execute) -> None:
-        """A coroutine that comes after the deadline is closed."""
+    async def test_a_coroutine_that_a_sync_task_returns_after_its_timeout_is_not_awaited(
+        self, execute: Execute
+    ) -> None:
+        """The coroutine is closed."""
 
         async def body() -> None:
             raise AssertionError("it is too late")
@@ -207,8 +222,8 @@ class TestThreads:
         for each in (slow, returns_slow):
             assert isinstance((await execute(each)).error, TimeoutError)
 
-    async def test_a_swallowed_error_fails_the_job(self, execute: Execute, rows: Count) -> None:
-        """A1 holds for psycopg too."""
+    async def test_a_sync_task_that_swallows_a_database_error_fails(self, execute: Execute, rows: Count) -> None:
+        """A1 holds for psycopg, too."""
 
         @task
         def swallow(session: db.Session) -> None:
@@ -221,8 +236,10 @@ class TestThreads:
         assert isinstance((await execute(swallow)).error, db.PoisonedTransactionError)
         assert await rows() == 0
 
-    async def test_a_lost_connection_runs_it_again(self, execute: Execute, postgres: Observer, rows: Count) -> None:
-        """A7 holds for psycopg too."""
+    async def test_a_sync_task_that_lost_its_connection_runs_again(
+        self, execute: Execute, postgres: Observer, rows: Count
+    ) -> None:
+        """A7 holds for psycopg, too."""
         loop = asyncio.get_running_loop()
         attempts: list[int] = []
 
@@ -238,7 +255,7 @@ class TestThreads:
         assert len(attempts) == 2
         assert await rows() == 2
 
-    async def test_as_many_run_at_once_as_there_are_threads(self, bench: Bench) -> None:
+    async def test_as_many_sync_tasks_run_at_once_as_there_are_threads(self, bench: Bench) -> None:
         """Four threads, four functions at once."""
         together = threading.Barrier(4, timeout=5)
 
@@ -250,8 +267,10 @@ class TestThreads:
         assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1", b"2", b"3"]
 
     @pytest.mark.usefixtures("queue")
-    async def test_what_it_enqueues_goes_with_its_transaction(self, execute: Execute, observer: redis.Redis) -> None:
-        """`asyncio.run(other.enqueue(...))` in a thread is published if the job commits, and not if it fails."""
+    async def test_a_job_that_a_sync_task_enqueues_commits_or_rolls_back_with_it(
+        self, execute: Execute, observer: redis.Redis
+    ) -> None:
+        """The task calls `asyncio.run(other.enqueue(...))` in its thread."""
 
         @task
         def hand_on(session: db.Session, fails: bool) -> str:
@@ -265,8 +284,8 @@ class TestThreads:
         outcome = await execute(hand_on, False)
         assert observer.zrange("arq:queue", 0, -1) == [from_json(outcome.result)]
 
-    async def test_arqs_context_in_a_thread(self, execute: Execute) -> None:
-        """A plain function may ask for `ctx` too; the session in it belongs to the loop, and says so."""
+    async def test_a_sync_task_may_ask_for_arqs_ctx(self, execute: Execute) -> None:
+        """It finds its job's id there."""
 
         @task
         def old(ctx: dict[Any, Any]) -> str:
@@ -283,8 +302,10 @@ async def add_one(session: db.AsyncSession) -> str:
 
 class TestHooks:
     @pytest.mark.usefixtures("queue")
-    async def test_beside_a_plain_function(self, make_bench: MakeBench, observer: redis.Redis) -> None:
-        """Its jobs go with its own transaction, which fails here, and not with that of the hooks' session."""
+    async def test_jobs_of_a_sync_task_roll_back_with_it_although_a_hook_has_another_session(
+        self, make_bench: MakeBench, observer: redis.Redis
+    ) -> None:
+        """The task's own transaction fails at its COMMIT."""
 
         async def start(ctx: dict[Any, Any]) -> None: ...
 
@@ -297,7 +318,7 @@ class TestHooks:
         assert (await make_bench(on_job_start=start).run(hand_on)).kind is Kind.FAILED
         assert observer.dbsize() == 0
 
-    async def test_run_in_the_jobs_scope(self, make_bench: MakeBench, rows: Count) -> None:
+    async def test_hooks_commit_in_the_jobs_transaction(self, make_bench: MakeBench, rows: Count) -> None:
         """What `on_job_start` and `on_job_end` write is committed with the job, in one transaction."""
 
         async def start(ctx: dict[Any, Any]) -> None:
@@ -311,8 +332,8 @@ class TestHooks:
         assert await rows() == 3
 
     @pytest.mark.parametrize("which", ["on_job_start", "on_job_end"])
-    async def test_one_that_raises_fails_its_job(self, make_bench: MakeBench, rows: Count, which: str) -> None:
-        """The job and all hooks are rolled back; the worker goes on."""
+    async def test_a_hook_that_raises_fails_its_job(self, make_bench: MakeBench, rows: Count, which: str) -> None:
+        """The job and all hooks are rolled back. The worker goes on."""
 
         async def broken(ctx: dict[Any, Any]) -> None:
             raise LookupError(which)
@@ -324,10 +345,10 @@ class TestHooks:
         assert await rows() == 0
 
     @pytest.mark.parametrize("error", [LookupError, SystemExit])
-    async def test_one_that_raises_at_the_end_does_not_hide_why_the_job_failed(
+    async def test_an_on_job_end_hook_that_raises_does_not_replace_the_jobs_own_error(
         self, make_bench: MakeBench, caplog: pytest.LogCaptureFixture, error: type[BaseException]
     ) -> None:
-        """The job's own error is its outcome, and the hook's is logged."""
+        """The hook's error is logged."""
 
         async def broken(ctx: dict[Any, Any]) -> None:
             raise error
@@ -340,7 +361,7 @@ class TestHooks:
         assert repr(outcome.error) == 'ValueError("the job\'s own")'
         assert "on_job_end failed" in caplog.text
 
-    async def test_the_end_is_told_of_failures_too(self, make_bench: MakeBench) -> None:
+    async def test_on_job_end_is_called_after_failed_attempts_too(self, make_bench: MakeBench) -> None:
         """`on_job_end` is called once for each attempt that began, however it ended."""
         told: list[str] = []
 
@@ -358,8 +379,8 @@ class TestHooks:
             await bench.run(fail, how)
         assert told == ["job-1", "job-2"]
 
-    async def test_a_hook_is_not_called_for_wrong_arguments(self, make_bench: MakeBench) -> None:
-        """A job that could not begin has no start."""
+    async def test_on_job_start_is_not_called_for_a_job_with_wrong_arguments(self, make_bench: MakeBench) -> None:
+        """Such a job does not start."""
         told: list[str] = []
 
         async def start(ctx: dict[Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Jobs that a worker does not know: they wait for one that does, and fail once nobody has known them for long."""
+"""Jobs whose task or arguments a worker does not know wait for a worker that does, and fail after a time limit."""
 
 import asyncio
 import time
@@ -37,9 +37,9 @@ async def hold(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-class TestTasks:
-    async def test_are_put_back(self, start: StartWorker, seen: Seen) -> None:
-        """A job of an unknown task waits for a worker that knows it, at no cost."""
+class TestUnknownTasks:
+    async def test_a_job_of_an_unknown_task_is_put_back_at_no_cost(self, start: StartWorker, seen: Seen) -> None:
+        """It waits for a worker that knows the task."""
         job = await double.enqueue(3)
         async with start() as old:
             await eventually(lambda: old.engine._unknown_jobs._met)
@@ -50,8 +50,8 @@ class TestTasks:
             assert await job.result(timeout=30) == 6
         assert seen.result(job.job_id)["t"] == 1
 
-    async def test_of_which_it_has_heard_no_more(self, start: StartWorker) -> None:
-        """A worker forgets the jobs that another one must have taken by now."""
+    async def test_an_unknown_job_not_seen_for_long_is_forgotten(self, start: StartWorker) -> None:
+        """Another worker must have taken it by now."""
         async with start(unknown_for=5) as old:
             met, now = old.engine._unknown_jobs._met, time.monotonic()
             met[b"long gone", 1] = _Met(now - 71)
@@ -59,8 +59,8 @@ class TestTasks:
             job = await double.enqueue(3)
             await eventually(lambda: {job_id for job_id, _ in met}, equals={b"may come again", job.job_id.encode()})
 
-    async def test_of_an_id_that_is_used_again(self) -> None:
-        """The time that an earlier job of the id was unknown does not count against a later one."""
+    async def test_the_time_that_an_earlier_job_of_an_id_was_unknown_does_not_count(self) -> None:
+        """Each job has a time limit of its own."""
         unknown_jobs = UnknownJobs(Queue("redis://127.0.0.1:1"), unknown_for=0.2)
 
         async def judged(enqueued_at: int) -> Kind:
@@ -74,8 +74,8 @@ class TestTasks:
         assert await judged(2_000) is Kind.POSTPONED
         assert await judged(1_000) is Kind.FAILED
 
-    async def test_fail_in_the_end(self, start: StartWorker, seen: Seen) -> None:
-        """After the time that a deploy may take they fail, and say what to do."""
+    async def test_a_job_of_an_unknown_task_fails_after_the_time_limit(self, start: StartWorker, seen: Seen) -> None:
+        """The error says what to do."""
         job = await double.enqueue(3)
         async with start(unknown_for=0.5):
             with pytest.raises(JobFailed, match=r"no task 'double' in this worker's registry, .* for 0\.5 s: list it"):
@@ -84,8 +84,10 @@ class TestTasks:
 
 
 class TestTasksOfAnotherService:
-    async def test_wait_while_a_worker_that_knows_them_lives(self, start: StartWorker, queue: Queue) -> None:
-        """Two services share a queue: a job of the one is not failed by the other, however long the one is busy."""
+    async def test_a_job_of_an_unknown_task_waits_while_a_worker_that_knows_it_is_alive(
+        self, start: StartWorker, queue: Queue
+    ) -> None:
+        """Two services share a queue. The job waits however long the other service is busy."""
         async with start(double, hold, id="theirs", concurrency=1) as theirs:
             await hold.enqueue(3.0)
             await eventually(lambda: theirs.engine._executions.running)
@@ -98,10 +100,10 @@ class TestTasksOfAnotherService:
                 assert await job.result(timeout=30) == 6
         assert await WorkerRecords(queue.connections).announced("arq:queue") == {"double", "hold"}
 
-    async def test_fail_once_no_such_worker_lives(
+    async def test_a_job_of_an_unknown_task_fails_once_no_live_worker_knows_it(
         self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What a worker that is gone had known is forgotten; then the time begins for which nobody may know a job."""
+        """The tasks of a dead worker are forgotten. Then the time limit begins."""
         monkeypatch.setattr(announcer, "_INTERVAL", 0.1)
         monkeypatch.setattr(announcer, "_LIFETIME", 500)
         await WorkerRecords(queue.connections).announce("arq:queue", ["double"], 2000)
@@ -112,16 +114,20 @@ class TestTasksOfAnotherService:
                 await job.result(timeout=30)
         assert time.monotonic() - begun > 2.5
 
-    async def test_each_queue_has_its_own(self, start: StartWorker, queue: Queue) -> None:
-        """Whoever serves another queue does not help."""
+    async def test_a_worker_that_knows_the_task_but_serves_another_queue_does_not_count(
+        self, start: StartWorker, queue: Queue
+    ) -> None:
+        """The job fails after the time limit."""
         await WorkerRecords(queue.connections).announce("mail", ["double"], 20_000)
         job = await double.enqueue(3)
         async with start(unknown_for=0):
             with pytest.raises(JobFailed, match="no task 'double'"):
                 await job.result(timeout=30)
 
-    async def test_are_asked_for_once_a_second(self, start: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Many unknown jobs cost one question, and known ones none."""
+    async def test_live_workers_are_looked_up_once_for_many_unknown_jobs(
+        self, start: StartWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Jobs of known tasks cost no look-up."""
         monkeypatch.setattr(announcer, "_INTERVAL", 60)
         monkeypatch.setattr(unknown, "_BELIEVED", 60)
         jobs = await double.enqueue_many([{"number": number} for number in range(200)])
@@ -140,8 +146,8 @@ class TestTasksOfAnotherService:
             await one.idle(timeout=60)
         assert asked == ["arq:queue"]
 
-    async def test_a_redis_that_does_not_say(self) -> None:
-        """Nothing fails because Redis was away just then."""
+    async def test_an_unknown_job_is_put_back_while_redis_is_down(self) -> None:
+        """It does not fail because live workers could not be looked up."""
         job = Execution(Claim(b"1", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, LIMITS)
         job.message = Message("1", "double")
         outcome = Outcome(Kind.POSTPONED, error=UnknownTaskError.of("double"))
@@ -151,10 +157,12 @@ class TestTasksOfAnotherService:
         assert (judged.kind, judged.delay) == (Kind.POSTPONED, 1.0)
 
 
-class TestArguments:
+class TestUnknownArguments:
     @pytest.mark.parametrize("call", [{"number": 3, "note": "!"}, {"number": 3, "more": 1}])
-    async def test_are_put_back(self, start: StartWorker, seen: Seen, call: dict[str, Any]) -> None:
-        """Producers are deployed first: the job waits for a worker that takes its arguments, at no cost."""
+    async def test_a_job_with_unknown_arguments_is_put_back_at_no_cost(
+        self, start: StartWorker, seen: Seen, call: dict[str, Any]
+    ) -> None:
+        """Producers are deployed first: the job waits for a worker that takes its arguments."""
         (job,) = await double_with_more.enqueue_many([call])
         async with start(double) as old:
             await eventually(lambda: old.engine._unknown_jobs._met)
@@ -164,15 +172,15 @@ class TestArguments:
             assert await job.result(timeout=30) == ("6!" if "note" in call else "7")
         assert seen.result(job.job_id)["t"] == 1
 
-    async def test_fail_in_the_end(self, start: StartWorker) -> None:
-        """After the time that a deploy may take they fail, and say what to do."""
+    async def test_a_job_with_unknown_arguments_fails_after_the_time_limit(self, start: StartWorker) -> None:
+        """The error says what to do."""
         job = await double_with_more.enqueue(3, note="!")
         async with start(double, unknown_for=0.5):
             with pytest.raises(JobFailed, match=r"\(number: int\) does not take note, .* 0\.5 s: deploy"):
                 await job.result(timeout=30)
 
-    async def test_that_are_wrong_fail_at_once(self, start: StartWorker) -> None:
-        """What fails validation would fail in any worker."""
+    async def test_a_job_with_invalid_arguments_fails_at_once(self, start: StartWorker) -> None:
+        """Its arguments would be invalid in any worker."""
         job = await task(name="double")(_double_a_text).enqueue("three")
         async with start(double):
             with pytest.raises(JobFailed, match="valid integer"):

@@ -1,4 +1,4 @@
-"""The keeper's client: it reaches every Redis that the worker reaches, and waits no longer than it may."""
+"""The keeper's client: it reaches every Redis that the worker reaches, and each call has a timeout."""
 
 import asyncio
 import socket
@@ -27,8 +27,8 @@ def run(url: str, script: str = APPEND, key: str = "key", timeout: float = 5.0) 
     return Redis(servers_of(url), timeout).run(script, key, ["words"])
 
 
-async def test_one_server(own_redis: StartRedis) -> None:
-    """It logs in, by password alone or with a user's name, and writes to the database of the URL."""
+async def test_the_client_logs_in_by_password_or_user_and_uses_the_database_of_the_url(own_redis: StartRedis) -> None:
+    """A wrong password is an error."""
     server = own_redis()
     with redis.Redis.from_url(server.url) as client:
         client.acl_setuser("some+one", enabled=True, passwords=["+p/w"], commands=["+@all"], keys=["*"])
@@ -44,22 +44,22 @@ async def test_one_server(own_redis: StartRedis) -> None:
         client.config_set("requirepass", "")
 
 
-async def test_unix_socket(redis_url: str) -> None:
-    """It reaches a server by the path of its socket."""
+async def test_the_client_reaches_a_server_by_its_unix_socket(redis_url: str) -> None:
+    """The URL holds the path of the socket."""
     assert redis_url.startswith("unix://")
     assert await asyncio.to_thread(run, redis_url) == 5
 
 
-async def test_tls(redis_url: str) -> None:
-    """It trusts whom the URL says, and nobody else."""
+async def test_over_tls_the_client_trusts_only_the_certificates_that_the_url_names(redis_url: str) -> None:
+    """Without them the connection fails."""
     async with in_tls(redis_url) as url:
         assert await asyncio.to_thread(run, f"{url}?ssl_ca_certs={CERTIFICATE}") == 5
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
             await asyncio.to_thread(run, url)
 
 
-async def test_sentinel(sentinel: Sentinel) -> None:
-    """It asks the Sentinels for the primary, the next one where the first does not answer."""
+async def test_the_client_asks_the_next_sentinel_for_the_primary_if_one_does_not_answer(sentinel: Sentinel) -> None:
+    """Then it writes to the primary."""
     await eventually(sentinel.primary_port)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis+sentinel://127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{sentinel.port}/main/0"
@@ -68,8 +68,10 @@ async def test_sentinel(sentinel: Sentinel) -> None:
         assert client.get("key") == b"words"
 
 
-async def test_cluster(nodes: list[EmbeddedRedis], cluster: str) -> None:
-    """It goes to the node that holds the queue, whichever it asks first."""
+async def test_in_a_cluster_the_client_goes_to_the_node_that_holds_the_key(
+    nodes: list[EmbeddedRedis], cluster: str
+) -> None:
+    """Whichever node it asks first."""
     for node in nodes:
         for tag in "abc":
             await asyncio.to_thread(run, f"redis+cluster://127.0.0.1:{node.port}", key=f"{{{tag}}}")
@@ -77,8 +79,8 @@ async def test_cluster(nodes: list[EmbeddedRedis], cluster: str) -> None:
         assert [client.get(f"{{{tag}}}") for tag in "abc"] == [b"words" * len(nodes)] * 3
 
 
-async def test_black_hole(redis_url: str) -> None:
-    """A server that says nothing holds it no longer than it may wait, also one that accepts no connection."""
+async def test_a_server_that_does_not_answer_ends_the_call_at_its_timeout(redis_url: str) -> None:
+    """Whether the connection is open or not."""
     async with Proxy(redis_url) as proxy:
         assert await asyncio.to_thread(run, proxy.url) == 5
         proxy.blackhole()
@@ -88,7 +90,7 @@ async def test_black_hole(redis_url: str) -> None:
         assert 0.9 < watch.seconds < 1 + AT_ONCE
 
 
-async def test_refused(redis_url: str) -> None:
-    """What the server says against a command is the error."""
+async def test_an_error_of_the_server_is_raised_with_its_message(redis_url: str) -> None:
+    """As `RefusedError`."""
     with pytest.raises(RefusedError, match="no luck"):
         await asyncio.to_thread(run, redis_url, "return redis.error_reply('no luck')")

@@ -1,4 +1,4 @@
-"""The keeper, of this process: what it renews and what it leaves, what it costs, and where none can be started."""
+"""The keeper process: which leases it renews, what it costs, and what happens where it cannot be started."""
 
 import asyncio
 import logging
@@ -63,11 +63,11 @@ def holder(observer: Any, job_id: str) -> str:
     return str(observer.get(f"arq:in-progress:{job_id}"))
 
 
-class TestRenews:
-    async def test_while_the_heartbeat_is_silent(
+class TestRenewal:
+    async def test_the_keeper_renews_leases_up_to_each_jobs_limit_while_the_heartbeat_is_silent(
         self, queue: Queue, observer: Any, table: LeaseTable, start: Start
     ) -> None:
-        """Where nobody else keeps the leases, it does, of each job until its limit."""
+        """After its limit a job can be claimed by another worker."""
         start()
         await claim(queue, table, "short", until=1.5 * LEASE)
         await claim(queue, table, "long")
@@ -75,10 +75,10 @@ class TestRenews:
         assert holder(observer, "long").startswith(TOKEN)
         assert (await queue.claim(QUEUE, THEIRS, 1000, 10)).jobs[0].raw_id == b"short"
 
-    async def test_not_while_the_heartbeat_is_there(
+    async def test_the_keeper_renews_no_lease_while_the_heartbeat_does(
         self, queue: Queue, observer: Any, table: LeaseTable, start: Start
     ) -> None:
-        """It does nothing where the worker says that it keeps its leases itself."""
+        """The worker says in the table that it keeps its leases."""
         start()
         await claim(queue, table, "a")
 
@@ -88,10 +88,10 @@ class TestRenews:
 
         await eventually(is_lost, timeout=3 * LEASE)
 
-    async def test_says_why(
+    async def test_the_keeper_says_whether_redis_or_the_interpreter_was_slow(
         self, queue: Queue, table: LeaseTable, start: Start, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """The interpreter is suspected only where it gives no sign of life."""
+        """The interpreter is blamed only where it gives no sign of life."""
         for is_alive, why in ((True, "Redis may have been slow"), (False, "something kept its interpreter")):
             keeper = start()
             table.leases_are_kept(time.monotonic())
@@ -108,10 +108,10 @@ class TestRenews:
             assert f"{why}: the keeper renews" in "".join(said)
             keeper.dismiss()
 
-    async def test_neither_what_is_over_nor_what_others_hold(
+    async def test_the_keeper_renews_neither_jobs_that_have_ended_nor_jobs_of_another_worker(
         self, queue: Queue, observer: Any, table: LeaseTable, start: Start
     ) -> None:
-        """A job that is finished does not come back, and one that another worker has taken stays with that."""
+        """A lease that was lost does not come back, either."""
         start()
         await claim(queue, table, "finished", "lost", "taken", "kept")
         await queue.finish(QUEUE, [Settlement(b"finished", TOKEN, "end")])
@@ -123,9 +123,11 @@ class TestRenews:
         assert observer.zscore(QUEUE, "finished") is None
 
 
-class TestDismissed:
-    async def test_gives_nothing_back(self, queue: Queue, observer: Any, table: LeaseTable, start: Start) -> None:
-        """A keeper that is told to go has gone, and what the worker holds stays as it is."""
+class TestDismissal:
+    async def test_a_dismissed_keeper_ends_and_leaves_the_workers_leases_as_they_are(
+        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+    ) -> None:
+        """It is not started again."""
         keeper = start(lease=60.0)
         await eventually(lambda: table.keeper == keeper.pid)
         await claim(queue, table, "a", lease=60.0)
@@ -136,16 +138,16 @@ class TestDismissed:
         assert keeper.pid is None
         assert holder(observer, "a").startswith(TOKEN)
 
-    async def test_before_it_works(self, start: Start) -> None:
-        """So does one that was told so before it had read what to keep."""
+    async def test_a_keeper_can_be_dismissed_before_it_has_started_to_work(self, start: Start) -> None:
+        """It has not yet read which leases to keep."""
         start().dismiss()
 
 
-class TestCannotBeStarted:
+class TestFailedStart:
     @pytest.mark.parametrize(
         ("program", "why"), [("/not/there", "FileNotFoundError"), (shutil.which("false") or "", "ended with code 1")]
     )
-    async def test_says_so(
+    async def test_a_keeper_that_cannot_be_started_is_logged_once_and_tried_again(
         self,
         table: LeaseTable,
         start: Start,
@@ -154,7 +156,7 @@ class TestCannotBeStarted:
         program: str,
         why: str,
     ) -> None:
-        """Where no process can be started the log says once what that means; it is tried again."""
+        """The log line says why."""
         caplog.set_level(logging.WARNING, "worker")
         monkeypatch.setattr(sys, "executable", program)
         monkeypatch.setattr("worker.keeper.keeper._FIRST_PAUSE", 0.01)
@@ -176,8 +178,10 @@ class TestCannotBeStarted:
 
 
 @pytest.mark.parametrize("how", ["plain", "TLS"])
-async def test_costs(queue: Queue, observer: Any, table: LeaseTable, start: Start, redis_url: str, how: str) -> None:
-    """It takes less than 25 MB, of its own and shared, and while the worker keeps its leases under 1 % of a core."""
+async def test_a_keeper_takes_less_than_25_mb_and_1_percent_of_a_core(
+    queue: Queue, observer: Any, table: LeaseTable, start: Start, redis_url: str, how: str
+) -> None:
+    """The memory includes shared pages; the core is measured while the worker keeps its leases itself."""
     async with in_tls(redis_url) as tls_url:
         keeper = start(f"{tls_url}?ssl_ca_certs={CERTIFICATE}" if how == "TLS" else redis_url)
         await claim(queue, table, *(f"job {number}" for number in range(50)))

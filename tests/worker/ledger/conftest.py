@@ -19,8 +19,8 @@ def bare_postgres(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _a_disk_may_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody else holds is not given up for the time that its statement takes."""
+def _long_lock_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk is not taken for a lock."""
     monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 20.0)
 
 

@@ -1,4 +1,4 @@
-"""Failed jobs, found, retried and discarded: on PostgreSQL and SQLite."""
+"""Job administration: failed jobs are found, retried and discarded, on PostgreSQL and SQLite."""
 
 import asyncio
 import pickle
@@ -36,8 +36,8 @@ async def row(desk: Desk, job_id: str = "j1") -> dict[str, Any]:
 
 
 class TestFinding:
-    async def test_failed_jobs_by_what_they_are(self, ledger: Ledger, desk: Desk) -> None:
-        """Task, queue and a part of the error narrow down which; what has not failed is never among them."""
+    async def test_failed_jobs_are_found_by_task_queue_and_part_of_the_error(self, ledger: Ledger, desk: Desk) -> None:
+        """Jobs in other states are not found."""
         await ledger.settle(
             [
                 FAILED,
@@ -62,8 +62,10 @@ class TestFinding:
             assert {key.id for key in await desk.keys(which)} == ids
             assert sum(tally.jobs for tally in await desk.tallies(which)) == len(ids)
 
-    async def test_the_latest_are_shown_and_all_are_counted(self, ledger: Ledger, desk: Desk) -> None:
-        """The list is cut, newest first; the counts are of all, the most frequent kind first."""
+    async def test_the_list_shows_the_latest_failed_jobs_and_the_counts_include_all(
+        self, ledger: Ledger, desk: Desk
+    ) -> None:
+        """The list is cut, newest first. The most frequent kind of failure is counted first."""
         for number in range(4):
             await ledger.settle([FAILED._replace(id=f"j{number}", error="E: 1" if number else "E: 0")])
             await asyncio.sleep(0.002)  # the database's clock tells them apart
@@ -71,8 +73,8 @@ class TestFinding:
         await ledger.settle([FAILED._replace(id="j9", error="KeyError: 'x'")])
         assert await desk.tallies(Which()) == [Tally(4, "send", "E: #"), Tally(1, "send", "KeyError: 'x'")]
 
-    async def test_kinds_of_failures(self, ledger: Ledger, desk: Desk) -> None:
-        """Errors that differ in numbers are one kind, with a sign for the numbers; equal ones are shown as they are."""
+    async def test_failures_are_grouped_by_task_and_error_with_numbers_masked(self, ledger: Ledger, desk: Desk) -> None:
+        """Equal errors are shown as they are."""
         errors = [
             *(f"ValueError: card of order {number} is void" for number in (6, 7, 1234)),
             *(f"mail.S3Error: HTTP 404\nrequest {number}" for number in (1, 1)),
@@ -92,8 +94,8 @@ class TestFinding:
             Tally(1, "send", "KeyError"),
         ]
 
-    async def test_pending_jobs(self, ledger: Ledger, desk: Desk) -> None:
-        """Those that have not ended are listed by when they were enqueued."""
+    async def test_pending_jobs_are_listed_by_their_enqueue_time(self, ledger: Ledger, desk: Desk) -> None:
+        """The latest first."""
         async with db.scope():
             session = await db.session()
             await ledger.add(session, [NewJob(f"p{n}", b"{}", "send", "mail", n) for n in (1, 2)])
@@ -116,8 +118,8 @@ class TestRetry:
         assert [row[1:] for row in await ledger.due((-1, ""), 10)] == [("j1", 1_000, "mail")]
         assert [found.expired for found in await ledger.unpublished([("j1", 1_000)])] == [False]
 
-    async def test_it_may_be_done_or_fail_again(self, ledger: Ledger, desk: Desk) -> None:
-        """A second failure can be retried too; the history grows, and is bounded."""
+    async def test_a_job_can_be_retried_again_and_its_history_is_bounded(self, ledger: Ledger, desk: Desk) -> None:
+        """A retried job may also be done."""
         for tries in range(1, 24):
             await ledger.settle([FAILED._replace(tries=tries)])
             await desk.retry([Key("j1", 1_000)])
@@ -126,8 +128,8 @@ class TestRetry:
             assert await ledger.mark_done(await db.session(), FAILED._replace(state=State.DONE, error=None)) is None
         assert (await row(desk))["state"] == "done"
 
-    async def test_an_expired_patience_begins_anew(self, ledger: Ledger, desk: Desk) -> None:
-        """A job that was due long ago is not too late because it is retried."""
+    async def test_expires_counts_anew_from_a_retry(self, ledger: Ledger, desk: Desk) -> None:
+        """A job that was due long ago does not expire because it is retried."""
         async with db.scope():
             pending = NewJob("j1", DIRECT, "send", "mail", 1_000, due=5_000, expires=60_000)
             await ledger.add(await db.session(), [pending])
@@ -136,8 +138,8 @@ class TestRetry:
         assert retried[0].expires == 60_000
         assert [found.expired for found in await ledger.unpublished([("j1", 1_000)])] == [False]
 
-    async def test_an_id_that_is_pending_again_is_refused(self, ledger: Ledger, desk: Desk) -> None:
-        """There is one pending job of an id; who is in its way is told, and the others are retried."""
+    async def test_a_job_whose_id_is_pending_again_is_not_retried(self, ledger: Ledger, desk: Desk) -> None:
+        """The refusal names the reason. Other jobs are retried."""
         await ledger.settle([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(id="j2")])
         await ledger.settle([FAILED._replace(id="j3")])
         async with db.scope():
@@ -150,23 +152,27 @@ class TestRetry:
             (1_000, "failed"),
         ]
 
-    async def test_an_earlier_job_of_the_id_is_left_alone(self, ledger: Ledger, desk: Desk) -> None:
-        """What is named is one enqueue of an id, not all that ever had it."""
+    async def test_retry_and_discard_change_only_the_job_with_the_given_enqueue_time(
+        self, ledger: Ledger, desk: Desk
+    ) -> None:
+        """Other jobs of the id stay as they are."""
         await ledger.settle([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(enqueued_at=3_000)])
         assert len((await desk.retry([Key("j1", 2_000)]))[0]) == 1
         assert await desk.discard([Key("j1", 3_000)]) == []
         assert [found["state"] for found in await desk.all_of("j1")] == ["discarded", "pending", "failed"]
 
-    async def test_what_has_changed_since_it_was_counted_is_refused(self, ledger: Ledger, desk: Desk) -> None:
-        """A job that somebody else has retried, or that has committed after all, is not retried again."""
+    async def test_a_job_that_is_no_longer_failed_is_not_retried(self, ledger: Ledger, desk: Desk) -> None:
+        """It was retried meanwhile, has committed after all, or is gone."""
         await ledger.settle([FAILED])
         await desk.retry([Key("j1", 1_000)])
         retried, refusals = await desk.retry([Key("j1", 1_000), Key("nobody", 1)])
         assert retried == []
         assert refusals == [Refusal(job_id, "it has changed meanwhile") for job_id in ("j1", "nobody")]
 
-    async def test_what_cannot_be_published_is_refused(self, ledger: Ledger, desk: Desk) -> None:
-        """No arguments, no job, or a pickle: each is told, and stays failed; a pickle is taken by who accepts it."""
+    async def test_a_job_whose_payload_is_missing_unreadable_or_a_pickle_is_not_retried(
+        self, ledger: Ledger, desk: Desk
+    ) -> None:
+        """The refusal names the reason. A pickle is retried where pickles are accepted."""
         job = {"t": None, "f": "send", "a": (), "k": {"to": {1, 2}}, "et": 1_000}
         payloads = {"lost": None, "garbage": b"{", "pickled": pickle.dumps(job)}
         await ledger.settle([FAILED._replace(id=name, payload=payload) for name, payload in payloads.items()])
@@ -182,8 +188,10 @@ class TestRetry:
         assert (message.kwargs, message.in_ledger, len(refusals)) == ({"to": {1, 2}}, True, 2)
 
     @pytest.mark.usefixtures("postgres_database")
-    async def test_an_id_that_is_enqueued_at_the_same_moment(self, postgres: Observer) -> None:
-        """A transaction that takes the id meanwhile wins; the retry sees it, and does not fail with the others."""
+    async def test_a_job_whose_id_is_enqueued_during_its_retry_is_refused_and_others_are_retried(
+        self, postgres: Observer
+    ) -> None:
+        """The retry waits for the transaction that takes the id."""
         ledger, desk = Ledger(), Desk()
         await ledger.settle([FAILED, FAILED._replace(id="j2")])
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -197,8 +205,10 @@ class TestRetry:
 
 
 class TestDiscard:
-    async def test_a_discarded_job_is_over(self, ledger: Ledger, desk: Desk) -> None:
-        """It keeps its error, loses its arguments, and neither an attempt nor a retry brings it back."""
+    async def test_a_discarded_job_keeps_its_error_loses_its_arguments_and_cannot_run_again(
+        self, ledger: Ledger, desk: Desk
+    ) -> None:
+        """Neither by an attempt nor by a retry."""
         await ledger.settle([FAILED, FAILED._replace(id="done", state=State.DONE)])
         refusals = await desk.discard([Key("j1", 1_000), Key("done", 1_000)])
         assert refusals == [Refusal("done", "it has changed meanwhile")]
@@ -213,8 +223,8 @@ class TestDiscard:
 
 
 @pytest.mark.usefixtures("postgres_database")
-async def test_the_list_of_failed_jobs_sees_no_others(postgres: Observer) -> None:
-    """With many done rows, failed ones are found by their index."""
+async def test_failed_jobs_are_found_by_their_index(postgres: Observer) -> None:
+    """Among many done rows."""
     await postgres.execute(
         "INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, finished_at)"
         " SELECT g::text, g, 'send', 'mail', CASE WHEN g % 1000 = 0 THEN 'failed' ELSE 'done' END, g"

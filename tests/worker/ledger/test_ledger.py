@@ -1,4 +1,4 @@
-"""Job rows, on PostgreSQL and SQLite: what is written over what, and what the relay reads."""
+"""Job rows, on PostgreSQL and SQLite: which outcome may be written over which, and what the relay reads."""
 
 import asyncio
 from typing import Any
@@ -47,36 +47,36 @@ async def alter(statement: str) -> None:
         await execute(await db.session(), text(statement), {})
 
 
-class TestEndings:
+class TestOutcomes:
     async def test_done_overwrites_a_pending_row_and_nothing_overwrites_done(self, ledger: Ledger) -> None:
-        """The first attempt to commit settles the job; a later one is told its result, and changes nothing."""
+        """The first attempt to commit decides the outcome. A later one is given its result, and changes nothing."""
         await add(ledger, ROW)
         assert await mark_done(ledger) is None
         assert await mark_done(ledger, DONE._replace(result=b"8")) == Known(State.DONE, b"7")
         await ledger.settle([FAILED])
         assert await ledger.look_up("j1", 1_000) == Known(State.DONE, b"7")
 
-    async def test_several_endings_at_once(self, ledger: Ledger) -> None:
-        """A batch of them is one statement, and each is written over what may be overwritten."""
+    async def test_a_batch_of_outcomes_overwrites_only_rows_that_may_be_overwritten(self, ledger: Ledger) -> None:
+        """A batch is one statement."""
         await mark_done(ledger)
         await ledger.settle([FAILED, FAILED._replace(id="j2"), FAILED._replace(id="j3")])
         assert [await state(ledger, job_id) for job_id in ("j1", "j2", "j3")] == ["done", "failed", "failed"]
 
-    async def test_a_job_without_a_row_gets_one(self, ledger: Ledger) -> None:
-        """A job that was enqueued directly is known by its done row, once."""
+    async def test_a_job_without_a_row_gets_a_done_row_once(self, ledger: Ledger) -> None:
+        """It was enqueued outside a transaction."""
         assert await mark_done(ledger) is None
         assert await mark_done(ledger) == Known(State.DONE, b"7")
 
-    async def test_another_enqueue_time_is_another_row(self, ledger: Ledger) -> None:
-        """A freed id that is used again is another job."""
+    async def test_a_job_of_the_same_id_and_another_enqueue_time_has_a_row_of_its_own(self, ledger: Ledger) -> None:
+        """An id that is free and used again is another job."""
         assert await mark_done(ledger) is None
         assert await mark_done(ledger, DONE._replace(enqueued_at=2_000, result=b"8")) is None
         latest = await ledger.latest("j1")
         assert latest is not None
         assert latest["result"] == b"8"
 
-    async def test_a_failed_row_may_be_done_yet(self, ledger: Ledger) -> None:
-        """An attempt that failed here may have been outrun by one that has committed."""
+    async def test_done_overwrites_a_failed_row(self, ledger: Ledger) -> None:
+        """Another attempt may have committed before this one failed."""
         await ledger.settle([FAILED])
         assert await state(ledger) is State.FAILED
         assert await mark_done(ledger) is None
@@ -85,15 +85,15 @@ class TestEndings:
         assert (latest["state"], latest["error"], latest["check_at"]) == ("done", None, None)
 
     @pytest.mark.parametrize("final", [State.ABORTED, State.DISCARDED, State.EXPIRED])
-    async def test_a_final_state_refuses_effects(self, ledger: Ledger, final: State) -> None:
-        """A job that was aborted, discarded or has expired is told so before it commits."""
+    async def test_a_job_aborted_discarded_or_expired_cannot_be_set_done(self, ledger: Ledger, final: State) -> None:
+        """Its attempt is given that state before it commits."""
         await ledger.settle([DONE._replace(state=final, result=None)])
         assert await mark_done(ledger) == Known(final, None)
 
-    async def test_two_attempts_at_once(
+    async def test_an_attempt_gives_up_after_a_short_wait_for_a_row_that_another_one_holds(
         self, database_url: str, postgres: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The second waits for the first, and gives up before its slot is lost to it (D7)."""
+        """It waits, but not so long that its slot is lost (D7)."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.5)
         database = db.Database(database_url, default=True)
         await postgres.execute("SELECT 1")
@@ -113,8 +113,8 @@ class TestEndings:
 
 
 class TestPendingRows:
-    async def test_an_id_is_reserved_once(self, ledger: Ledger) -> None:
-        """A second job of an id that is pending is not written; after the end of the first it is."""
+    async def test_a_pending_id_cannot_be_reserved_until_its_job_has_ended(self, ledger: Ledger) -> None:
+        """Then a second job of the id has a row of its own."""
         async with db.scope():
             session = await db.session()
             assert await ledger.reserve(session, ROW)
@@ -123,8 +123,8 @@ class TestPendingRows:
         async with db.scope():
             assert await ledger.reserve(await db.session(), ROW._replace(enqueued_at=2_000))
 
-    async def test_the_relay_reads_what_has_not_been_looked_after_for_a_while(self, ledger: Ledger) -> None:
-        """A fresh row is left to whoever committed it; the others come in pieces, those of one moment by id."""
+    async def test_due_rows_are_read_in_pieces_by_time_and_id_and_fresh_rows_are_not(self, ledger: Ledger) -> None:
+        """A fresh row is published by the process that committed it."""
         rows = [ROW._replace(id=f"j{number}", queue="other" if number == 2 else ROW.queue) for number in range(5)]
         await add(ledger, *rows)
         start = (-1, "")
@@ -137,8 +137,8 @@ class TestPendingRows:
         assert await ledger.due((7, "j3"), 2) == []
         assert await ledger.due(start, 2) == first
 
-    async def test_all_that_is_pending_can_be_gone_through(self, ledger: Ledger) -> None:
-        """In pieces, by id, whenever it is to be looked after; only the rows of some queues."""
+    async def test_all_pending_rows_of_some_queues_are_read_in_pieces_by_id(self, ledger: Ledger) -> None:
+        """Whenever they are due."""
         rows = [ROW._replace(id=f"j{number}", queue=("mail", "slow", "other")[number % 3]) for number in range(9)]
         await add(ledger, *rows)
         await mark_done(ledger, DONE._replace(id="j3"))
@@ -148,8 +148,10 @@ class TestPendingRows:
             found += [job_id for job_id, _, _ in piece]
         assert found == ["j0", "j1", "j4", "j6", "j7"]
 
-    async def test_the_last_slot_of_a_task_is_its_own(self, ledger: Ledger) -> None:
-        """That of a task whose name begins alike does not count, nor an id that somebody made up."""
+    async def test_the_last_slot_of_a_scheduled_task_is_not_confused_with_those_of_similar_names(
+        self, ledger: Ledger
+    ) -> None:
+        """Nor with a job whose id the caller chose."""
         earlier, last, others = 1_700_000_000_000, 1_700_000_300_000, 1_700_000_900_000
         await add(
             ledger,
@@ -162,16 +164,16 @@ class TestPendingRows:
         assert await ledger.last_enqueued("a", "cron:a:") == last
         assert await ledger.last_enqueued("none", "cron:none:") is None
 
-    async def test_another_job_of_a_pending_id_is_not_read(self, ledger: Ledger) -> None:
-        """D14: a row is known by its id and its enqueue time."""
+    async def test_a_row_is_read_only_by_its_id_and_its_enqueue_time(self, ledger: Ledger) -> None:
+        """D14: another job of a pending id has no row."""
         await add(ledger, ROW)
         assert await ledger.unpublished([("j1", 2_000)]) == []
         assert len(await ledger.unpublished([("j1", 1_000), ("j1", 2_000)])) == 1
 
-    async def test_what_is_read_at_once_is_bounded_in_bytes(
+    async def test_rows_are_read_in_batches_bounded_in_bytes(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Rows with large payloads are read a few at a time; one that is gone is in a batch, too."""
+        """A key without a row is part of a batch, too."""
         monkeypatch.setattr("worker.ledger.ledger._AT_ONCE", 1000)
         sizes = {"j1": 400, "j2": 400, "j3": 400, "j4": 5000, "j5": 1}
         await add(ledger, *(ROW._replace(id=job_id, payload=b"x" * size) for job_id, size in sizes.items()))
@@ -180,8 +182,10 @@ class TestPendingRows:
         assert [[job_id for job_id, _ in batch] for batch in batches] == [["j1", "j2"], ["j3"], ["j4"], ["j5", "gone"]]
         assert await ledger.in_batches(keys[-2:], 1) == [keys[-2:-1], keys[-1:]]
 
-    async def test_what_is_pending_still_is_read_with_what_its_publishing_takes(self, ledger: Ledger) -> None:
-        """Due and expiry are told by the database's clock; a job that was due before counts from when it is written."""
+    async def test_pending_rows_are_read_with_their_delay_and_expiry_by_the_databases_clock(
+        self, ledger: Ledger
+    ) -> None:
+        """The time of a job that was due before its enqueue counts from when its row is written."""
         await add(
             ledger,
             ROW,
@@ -211,16 +215,16 @@ class TestPendingRows:
         assert pending is not None
         assert pending.queue == "arq:queue"
 
-    async def test_a_deferred_row_is_looked_after_when_it_is_due(self, ledger: Ledger) -> None:
-        """Not before: it is in Redis already, and will be for long."""
+    async def test_a_deferred_row_is_checked_shortly_after_it_is_due(self, ledger: Ledger) -> None:
+        """Not before: Redis has the job already."""
         await add(ledger, ROW._replace(delay=60_000))
         row = await ledger.latest("j1")
         assert row is not None
         assert 3_000 <= row["check_at"] - row["due"] < 4_000  # the clock is read for each, and it is spread
 
 
-class TestPlans:
-    """On PostgreSQL: with a million pending rows, what the relay does every second reads those that it is after."""
+class TestQueryPlans:
+    """On PostgreSQL: with a million pending rows, each statement of the relay reads only the rows that it needs."""
 
     @pytest.mark.parametrize(
         ("statement", "parameters", "condition"),
@@ -234,10 +238,10 @@ class TestPlans:
             ("last_enqueued", {"first": "a", "end": "b", "task": "a"}, "Index Cond: ((id >= "),
         ],
     )
-    async def test_indexes_are_read_within_bounds(
+    async def test_each_statement_reads_a_bounded_range_of_an_index(
         self, postgres: Observer, statement: str, parameters: dict[str, Any], condition: str
     ) -> None:
-        """No row is read only to be passed over."""
+        """No row is read only to be skipped."""
         compiled = getattr(Statements.of("postgresql", NAME), statement).compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
         sent = compiled.construct_expanded_state(parameters)
         await postgres.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")

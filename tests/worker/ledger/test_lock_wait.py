@@ -1,4 +1,4 @@
-"""How long a statement on the ledger's table may take, by what it waits for."""
+"""How long a statement on the ledger's table may take before it is taken for blocked by a lock."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ LARGE = SMALL._replace(result=b"7" * 1024 * 1024)
 
 @pytest.fixture
 async def sqlite(sqlite_url: str) -> AsyncIterator[None]:
-    """The default database on SQLite, which cannot be asked."""
+    """The default database on SQLite, which does not say who waits for a lock."""
     database = db.Database(sqlite_url, default=True)
     yield
     await database.dispose()
@@ -50,28 +50,30 @@ async def mark_done() -> None:
 
 
 @pytest.mark.usefixtures("sqlite")
-class TestNobodyToAsk:
+class TestWithoutAServerToAsk:
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
         monkeypatch.setattr("worker.ledger.lock_wait._SLOW_NETWORK", 1024 * 1024)
 
-    async def test_a_small_statement(self) -> None:
-        """It has no bytes that could take long: it is given up when the server would have been asked."""
+    async def test_a_small_statement_is_given_up_after_the_lock_wait(self) -> None:
+        """Its few bytes cannot take long."""
         assert await given_up_after(SMALL) < 0.9
 
-    async def test_a_large_statement(self) -> None:
-        """It gets the time that its bytes take on a slow network."""
+    async def test_a_large_statement_gets_the_time_that_its_bytes_take_on_a_slow_network(self) -> None:
+        """One megabyte takes a second."""
         assert await given_up_after(LARGE) > 1.0
 
-    async def test_what_ends_in_time(self) -> None:
-        """A statement that ends first leaves nothing behind."""
+    async def test_a_statement_that_ends_in_time_leaves_no_task_behind(self) -> None:
+        """Its result is returned."""
         assert await limit(LARGE, asyncio.sleep(0.3, "written")) == "written"
         assert not [task for task in asyncio.all_tasks() if "_UnlessBlocked" in repr(task)]
 
 
-async def test_behind_a_pooler(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ids that it makes up say nothing: a row that is held is given up by the time of its bytes."""
+async def test_behind_a_pooler_a_statement_on_a_locked_row_is_given_up_by_the_time_of_its_bytes(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler makes up the process ids, so the server cannot be asked about them."""
     monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.5)
     async with Pooler(database_url, size=3) as pooler:
         database = db.Database(as_url(make_url(pooler.url), "asyncpg"), pooler=True, default=True)
@@ -83,8 +85,10 @@ async def test_behind_a_pooler(database_url: str, monkeypatch: pytest.MonkeyPatc
         db.set_default_database(None)
 
 
-async def test_waiting_for_a_connection(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for one of the pool's is told so before the pool gives up, and may come again."""
+async def test_waiting_for_a_connection_of_the_pool_is_given_up_as_a_busy_ledger(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes before the pool's own timeout, and the job can run again."""
     monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
     database = db.Database(database_url, default=True, pool_size=1)
     async with db.scope():

@@ -1,4 +1,4 @@
-"""Migrations: what they make is the table that the code has, once, and nothing of anybody else's is touched."""
+"""Migrations: they make the table that the code has, once, and change no table of a project's own."""
 
 import asyncio
 import sqlite3
@@ -63,7 +63,9 @@ async def tables(database: db.Database[Any], schema: str | None = None) -> set[s
 
 
 class TestUpgrade:
-    async def test_it_is_made_once(self, bare_database: db.Database[Any]) -> None:
+    async def test_the_first_migration_makes_the_table_and_the_next_one_nothing(
+        self, bare_database: db.Database[Any]
+    ) -> None:
         """The first migration makes the table and its version, whatever the driver; the next finds nothing to do."""
         with pytest.raises(LedgerError, match="missing"):
             await check(bare_database, "tandem_jobs")
@@ -73,7 +75,7 @@ class TestUpgrade:
         assert await tables(bare_database) == {"tandem_jobs", "tandem_jobs_version"}
         assert await upgrade(bare_database) == Upgrade("0001", "0001")
 
-    async def test_it_is_the_table_that_the_code_has(self, bare_database: db.Database[Any]) -> None:
+    async def test_the_migrated_table_is_the_one_that_the_code_defines(self, bare_database: db.Database[Any]) -> None:
         """Columns, indexes with their conditions, collation and storage are those of `table()`."""
         await upgrade(bare_database)
         await run_sync(bare_database, table("other").metadata.create_all)
@@ -81,8 +83,10 @@ class TestUpgrade:
         assert len(migrated) >= 5
         assert migrated == await run_sync(bare_database, likeness, "other")
 
-    async def test_alembic_of_a_project_sees_no_difference(self, bare_database: db.Database[Any]) -> None:
-        """A project that includes our metadata in its own Alembic is not told to change what we have made."""
+    async def test_a_projects_own_alembic_sees_no_difference_to_the_migrated_table(
+        self, bare_database: db.Database[Any]
+    ) -> None:
+        """The project includes our metadata in its own."""
         await upgrade(bare_database)
 
         def compare(connection: Connection) -> Any:
@@ -94,7 +98,9 @@ class TestUpgrade:
 
         assert await run_sync(bare_database, compare) == []
 
-    async def test_many_at_once(self, bare_database: db.Database[Any]) -> None:
+    async def test_of_several_concurrent_migrations_one_makes_the_table_and_the_others_wait(
+        self, bare_database: db.Database[Any]
+    ) -> None:
         """Of several that migrate at the same time one makes the table, and the others wait and find it."""
         assert bare_database.url is not None
         others: list[db.Database[Any]] = [db.Database(bare_database.url) for _ in range(5)]
@@ -106,7 +112,9 @@ class TestUpgrade:
         for other in others:
             await other.dispose()
 
-    async def test_a_schema_of_its_own(self, bare_postgres: str) -> None:
+    async def test_a_table_name_with_a_schema_makes_that_schema_and_keeps_the_version_in_it(
+        self, bare_postgres: str
+    ) -> None:
         """A name with a schema makes the schema, and keeps the version in it too."""
         database: db.Database[Any] = db.Database(bare_postgres)
         await upgrade(database, "work.jobs")
@@ -116,8 +124,8 @@ class TestUpgrade:
         assert await upgrade(database, "work.jobs") == Upgrade("0001", "0001")
         await database.dispose()
 
-    def test_a_schema_that_is_there_needs_no_right_to_make_schemas(self, bare_postgres: str) -> None:
-        """Whoever may make tables in the schema may migrate."""
+    def test_migrating_in_an_existing_schema_needs_no_right_to_create_schemas(self, bare_postgres: str) -> None:
+        """The right to create tables in the schema is enough."""
         engine = create_engine(bare_postgres.replace("asyncpg", "psycopg"))
         with engine.connect() as connection:
             connection.execute(text("CREATE ROLE tandem_test_modest"))
@@ -128,7 +136,7 @@ class TestUpgrade:
             connection.rollback()
         engine.dispose()
 
-    async def test_nothing_stays_of_one_that_fails(self, bare_database: db.Database[Any]) -> None:
+    async def test_a_migration_that_fails_leaves_nothing_behind(self, bare_database: db.Database[Any]) -> None:
         """It is one transaction: the version and the table are there together or not at all."""
         await execute(bare_database, "CREATE TABLE other (a int)")
         await execute(bare_database, "CREATE INDEX tandem_jobs_prune ON other (a)")
@@ -136,15 +144,17 @@ class TestUpgrade:
             await upgrade(bare_database)
         assert await tables(bare_database) == {"other"}
 
-    async def test_a_newer_version_is_left_alone(self, bare_database: db.Database[Any]) -> None:
-        """An old worker's migration does not guess what a newer one has made."""
+    async def test_a_table_of_a_newer_version_is_not_migrated(self, bare_database: db.Database[Any]) -> None:
+        """An old worker does not guess what a newer version has made."""
         await upgrade(bare_database)
         await execute(bare_database, "UPDATE tandem_jobs_version SET version_num = '9999'")
         with pytest.raises(LedgerError, match=r"tandem_jobs is of version 9999, .* newer"):
             await upgrade(bare_database)
 
-    async def test_a_table_of_somebody_elses_is_left_to_them(self, bare_database: db.Database[Any]) -> None:
-        """A project's own Alembic has made it: it is complete, or the project's to change."""
+    async def test_a_table_that_a_projects_own_alembic_made_is_not_migrated(
+        self, bare_database: db.Database[Any]
+    ) -> None:
+        """It is complete, or the project has to change it."""
         await run_sync(bare_database, table().metadata.create_all)
         assert await upgrade(bare_database) == Upgrade(None, None)
         assert await tables(bare_database) == {"tandem_jobs"}
@@ -154,8 +164,8 @@ class TestUpgrade:
 
 
 class TestSql:
-    async def test_it_makes_the_same_on_postgresql(self, bare_postgres: str) -> None:
-        """What is printed can be run by hand; `migrate` then has nothing to do."""
+    async def test_the_printed_sql_makes_the_migrated_table_on_postgresql(self, bare_postgres: str) -> None:
+        """It can be run by hand; `migrate` then has nothing to do."""
         with psycopg.connect(as_dsn(make_url(bare_postgres)), autocommit=True) as connection:
             connection.execute(upgrade_sql("postgresql", "work.jobs").encode())
         database: db.Database[Any] = db.Database(bare_postgres)
@@ -165,8 +175,8 @@ class TestSql:
         assert [line.replace("work.", "public.") for line in by_hand] == await run_sync(database, likeness)
         await database.dispose()
 
-    async def test_it_makes_the_same_on_sqlite(self, tmp_path: Path) -> None:
-        """The same for a file."""
+    async def test_the_printed_sql_makes_the_migrated_table_on_sqlite(self, tmp_path: Path) -> None:
+        """`migrate` then has nothing to do."""
         file = tmp_path / "by-hand.sqlite"
         with closing(sqlite3.connect(file)) as connection:
             connection.executescript(upgrade_sql("sqlite"))
@@ -176,9 +186,11 @@ class TestSql:
         await database.dispose()
 
 
-class TestPresence:
-    async def test_enqueueing_without_it_names_the_command(self, bare_database: db.Database[Any]) -> None:
-        """A pending row that nothing can hold is an error that says what to do, not the driver's."""
+class TestSchemaCheck:
+    async def test_enqueueing_without_the_table_is_an_error_that_names_the_command(
+        self, bare_database: db.Database[Any]
+    ) -> None:
+        """It is not the driver's error."""
         ledger = Ledger()
         db.set_default_database(bare_database)
         try:
@@ -190,15 +202,15 @@ class TestPresence:
         finally:
             db.set_default_database(None)
 
-    async def test_a_missing_column_is_told(self, bare_database: db.Database[Any]) -> None:
-        """An old table is told apart from none."""
+    async def test_a_table_without_a_column_is_reported_as_old(self, bare_database: db.Database[Any]) -> None:
+        """Not as missing."""
         await upgrade(bare_database)
         await execute(bare_database, "ALTER TABLE tandem_jobs DROP COLUMN history")
         with pytest.raises(LedgerError) as caught:
             await check(bare_database, "tandem_jobs")
         assert str(caught.value) == f"the ledger's table tandem_jobs is old: {RUN_MIGRATE}"
 
-    async def test_no_schema_in_sqlite(self, sqlite_url: str) -> None:
+    async def test_a_table_name_with_a_schema_is_refused_on_sqlite(self, sqlite_url: str) -> None:
         """SQLite would look for another file."""
         database: db.Database[Any] = db.Database(sqlite_url)
         with pytest.raises(LedgerError, match=r"WORKER_LEDGER=work\.jobs: SQLite has no schemas"):
@@ -216,8 +228,8 @@ class TestPresence:
         yield f"other+aiosqlite:///{tmp_path}/other"
         del registry.impls["other.aiosqlite"]
 
-    async def test_another_kind_of_database(self, other_kind: str) -> None:
-        """A database that the ledger's statements are not written for is refused by name."""
+    async def test_a_database_other_than_postgresql_and_sqlite_is_refused(self, other_kind: str) -> None:
+        """The error names the database. The ledger's statements are not written for it."""
         database: db.Database[Any] = db.Database(other_kind)
         for asked in (check(database, "tandem_jobs"), upgrade(database)):
             with pytest.raises(LedgerError, match="needs PostgreSQL or SQLite, and the default database is other"):
