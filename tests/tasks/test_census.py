@@ -85,7 +85,7 @@ async def test_file_and_its_definitions_are_written(tmp_path: Path, postgres: Ob
     ],
 )
 async def test_file_that_does_not_parse_leaves_nothing(tmp_path: Path, postgres: Observer, source: bytes) -> None:
-    """Its module row was in the database already, and goes with everything else."""
+    """The module's row was sent to the database already, and is rolled back with everything else."""
     path = tmp_path / "broken.py"
     path.write_bytes(source)
     with pytest.raises((SyntaxError, ValueError)):
@@ -110,7 +110,7 @@ async def test_file_that_is_gone_leaves_nothing(tmp_path: Path, postgres: Observ
     ],
 )
 async def test_encoding_that_a_file_declares_is_obeyed(tmp_path: Path, postgres: Observer, source: bytes) -> None:
-    """Source need not be UTF-8, if it says so."""
+    """Source need not be UTF-8 if it declares its encoding."""
     path = tmp_path / "declared.py"
     path.write_bytes(source)
     await index(path)
@@ -125,8 +125,8 @@ async def test_empty_file_is_a_module(tmp_path: Path, postgres: Observer) -> Non
     assert await postgres.fetchval("SELECT lines FROM modules") == 0
 
 
-async def test_one_job_for_each_python_file(tmp_path: Path, queue: Queue) -> None:
-    """A scan enqueues a job a file, below the folder too, and notes which job is whose."""
+async def test_a_scan_enqueues_one_job_for_each_python_file(tmp_path: Path, queue: Queue) -> None:
+    """A scan enqueues one job for each file, in subfolders too, and records which job belongs to which file."""
     package = tmp_path / "package"
     (package / "folder.py").mkdir(parents=True)
     (tmp_path / "venv" / "site-packages").mkdir(parents=True)
@@ -147,8 +147,8 @@ async def test_one_job_for_each_python_file(tmp_path: Path, queue: Queue) -> Non
         assert (info.task, info.kwargs) == ("index_file", {"path": path, "scan_id": scan_id})
 
 
-async def test_file_whose_name_is_no_text_is_left_out(tmp_path: Path, queue: Queue) -> None:
-    """Neither JSON nor PostgreSQL could say its name; the other files do not suffer for it."""
+async def test_file_whose_name_cannot_be_encoded_is_left_out(tmp_path: Path, queue: Queue) -> None:
+    """Neither JSON nor PostgreSQL can store its name; the other files are enqueued all the same."""
     (tmp_path / "a.py").touch()
     (tmp_path / os.fsdecode(b"f\xfcr.py")).touch()
     async with db.scope():
@@ -167,7 +167,7 @@ async def test_scan_that_is_rolled_back_enqueues_nothing(tmp_path: Path, queue: 
 
 
 async def test_empty_folder_is_a_scan_without_jobs(tmp_path: Path, queue: Queue) -> None:
-    """A scan that found nothing says so: its jobs are none, not unknown."""
+    """A scan that found no file has an empty list of jobs, not an unknown one."""
     scan_id = await new_scan(tmp_path)
     async with db.scope():
         assert await scan_folder(await db.session(), tmp_path, scan_id) == 0

@@ -26,7 +26,7 @@ from worker.exchange import Claim, now_ms
 from worker.ledger import Ledger, table
 from worker.message import Message, encode
 
-# Examples wait for nothing; a slow machine is no reason to fail.
+# Examples do not wait for anything, so a slow example means a slow machine, not a failure.
 settings.register_profile("tandem", deadline=None)
 settings.load_profile("tandem")
 
@@ -55,14 +55,14 @@ class Count(Protocol):
 
 
 class Execute(Protocol):
-    """Runs one job of a task, given its arguments, as a worker would; the job's tries so far; what became of it."""
+    """Runs one job of a task as a worker does, with its arguments and its tries so far; returns the outcome."""
 
     async def __call__(self, task: worker.Task[..., Any], /, *args: Any, tries: int = 0, **kwargs: Any) -> Outcome: ...
 
 
 @pytest.fixture(autouse=True)
 def _no_default_left() -> Any:
-    """A default database and a default queue are for one test."""
+    """Reset the default database and the default queue after each test."""
     yield
     db.set_default_database(None)
     worker.set_default_queue(None)
@@ -98,7 +98,7 @@ def rows(postgres: Observer) -> Count:
 
 
 class RoundTrips:
-    """Counts the requests that others have made to Redis since then."""
+    """Counts the requests that other clients have sent to Redis since this was made."""
 
     def __init__(self, observer: redis.Redis) -> None:
         self._observer = observer
@@ -108,7 +108,7 @@ class RoundTrips:
         return self._count() - self._before
 
     def _count(self) -> int:
-        # What a script does inside of Redis counts as commands too, so only what is sent is counted.
+        # Redis counts the commands inside of a script too, so only commands that are sent are counted.
         stats: Any = self._observer.info("commandstats")
         return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval", "exec", "ping"))
 

@@ -1,4 +1,4 @@
-"""Jobs for tests of what carries them, whose task does not matter."""
+"""Jobs for tests in which their task does not matter."""
 
 from worker.new_job import A_DAY, NewJob
 

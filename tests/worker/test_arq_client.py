@@ -1,4 +1,4 @@
-"""arq's client: what it lets pass, and what it does as any other."""
+"""`ArqClient`, the client that arq's worker is given: which requests it repeats, and which it passes on."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,16 +21,18 @@ async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[ArqClient]:
-    """As arq is given it."""
+    """The client as arq is given it."""
     client = connect_as(ArqClient, proxy.url)
     client.connect_wait = 5.0
     yield client
     await client.aclose(close_connection_pool=True)
 
 
-class TestLook:
-    async def test_whose_connection_is_lost(self, client: ArqClient, proxy: Proxy) -> None:
-        """It is sent again, whole."""
+class TestStartupInfo:
+    async def test_the_startup_info_is_requested_again_after_a_lost_connection(
+        self, client: ArqClient, proxy: Proxy
+    ) -> None:
+        """The whole pipeline is sent again."""
         trap = proxy.drop_on("^INFO", when="before")  # not CLIENT SETINFO
         said: list[str] = []
         await log_redis_info(client, said.append)
@@ -38,10 +40,10 @@ class TestLook:
         assert "redis_version=" in said[0]
         assert "db_keys=0" in said[0]
 
-    async def test_that_nobody_answers(
+    async def test_a_startup_info_without_an_answer_ends_after_connect_wait(
         self, client: ArqClient, proxy: Proxy, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It ends in its time, however long one command may take, in a line."""
+        """It ends with one line after `connect_wait`, however long a single command may take."""
         client.connect_wait = 0.3
         proxy.blackhole()
         with pytest.raises(SystemExit):
@@ -49,8 +51,10 @@ class TestLook:
                 await log_redis_info(client, print)
         assert capsys.readouterr().err.startswith("REDIS_URL: no answer within 0.3 s (")
 
-    async def test_is_the_first_and_no_transaction(self, client: ArqClient, proxy: Proxy) -> None:
-        """What is sent before it, or after it, fails as redis-py says: nobody would know if it was done twice."""
+    async def test_other_pipelines_are_not_sent_again_after_a_lost_connection(
+        self, client: ArqClient, proxy: Proxy
+    ) -> None:
+        """A pipeline before or after it fails as redis-py says: its commands might be executed twice."""
         for _ in range(2):
             proxy.drop_on("INCR", when="after")
             with pytest.raises(redis.ConnectionError):
@@ -66,8 +70,8 @@ class TestLook:
         assert await client.get("a") == b"4"
 
 
-async def test_forgets_no_health_record_that_arq_has_not_written(client: ArqClient) -> None:
-    """Nothing is sent; any other key goes."""
+async def test_delete_keeps_tandems_health_record_and_deletes_other_keys(client: ArqClient) -> None:
+    """arq deletes the health record that it has not written: nothing is sent. Any other key is deleted."""
     key = "arq:queue:health-check:me"
     await client.mset({key: "ours", "a": "b"})
     assert await client.delete(key) == 0

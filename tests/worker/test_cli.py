@@ -52,7 +52,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 
 class TestCheck:
-    def test_tasks(self, project: Path) -> None:
+    def test_check_shows_parameters_queue_and_schedule_of_each_task(self, project: Path) -> None:
         """`check` shows each task with its name, place, parameters, queue and schedule; it needs no server."""
         done = run("check", cwd=project, WORKER_QUEUES="arq:queue,mail")
         assert (done.returncode, done.stderr) == (0, "")
@@ -74,13 +74,13 @@ class TestCheck:
         assert schedule.startswith("  schedule At 02:30 every day (Europe/Berlin), next at 20")
         assert schedule.endswith(":30:00 UTC")
 
-    def test_settings(self, project: Path) -> None:
-        """It shows what the settings make of the tasks."""
+    def test_check_applies_the_settings_to_the_tasks(self, project: Path) -> None:
+        """A task without a queue of its own is shown with the queue of the settings."""
         done = run("check", cwd=project, WORKER_QUEUE="reports")
         assert "  queue    reports\n" in done.stdout
 
-    def test_tasks_that_nobody_serves(self, project: Path) -> None:
-        """It names the tasks of other queues; without Redis nobody knows whether another worker serves them."""
+    def test_check_warns_of_tasks_whose_queue_this_worker_does_not_serve(self, project: Path) -> None:
+        """It names the tasks of other queues; without Redis it cannot know whether another worker serves them."""
         for redis in ({}, {"REDIS_URL": "redis://127.0.0.1:1"}):
             done = run("check", cwd=project, **redis)
             assert done.returncode == 0
@@ -89,15 +89,15 @@ class TestCheck:
                 "WORKER_QUEUES, which is arq:queue here\n"
             )
 
-    async def test_tasks_that_another_worker_serves(self, project: Path, queue: Queue) -> None:
-        """Redis tells whether there is one."""
+    async def test_check_asks_redis_whether_another_worker_serves_the_queue(self, project: Path, queue: Queue) -> None:
+        """A task whose queue another worker serves is no warning."""
         alone = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
         assert "the jobs of send go to the queue mail, which no worker serves: name it in WORKER_QUEUES" in alone.stderr
         await WorkerRecords(queue.connections).record_health("mail", "another", b"{}", 60_000)
         served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
         assert (served.returncode, served.stderr) == (0, "")
 
-    def test_problems(self, project: Path) -> None:
+    def test_check_reports_every_problem_of_the_registry_and_exits_with_1(self, project: Path) -> None:
         """Every problem is a line on stderr, no task is shown, and the exit code is 1."""
         (project / "tasks/registry.py").write_text('TASKS = ("tasks.mail.sned", "tasks.mail.send", "tasks.sms.send")\n')
         done = run("check", cwd=project)
@@ -107,7 +107,7 @@ class TestCheck:
         assert problems[0] == "- tasks/mail.py has no 'sned'. Did you mean send?"
         assert problems[1].startswith("- there is no module tasks.sms. Python looked in ")
 
-    def test_other_registry(self, project: Path) -> None:
+    def test_the_registry_option_wins_over_the_environment(self, project: Path) -> None:
         """--registry wins over WORKER_REGISTRY."""
         (project / "other.py").write_text('TASKS = ("tasks.mail.send",)\n')
         done = run("check", "--registry", "other", cwd=project, WORKER_REGISTRY="tasks.registry")
@@ -122,7 +122,7 @@ class TestCheck:
             (["--registry", "tasks/registry.py"], {}, "WORKER_REGISTRY"),
         ],
     )
-    def test_wrong_setting(
+    def test_check_reports_a_wrong_setting_in_one_line_and_exits_with_2(
         self, project: Path, arguments: list[str], environment: dict[str, str], variable: str
     ) -> None:
         """A wrong setting is one line on stderr that names it, and the exit code is 2."""
@@ -131,7 +131,7 @@ class TestCheck:
         (line,) = done.stderr.splitlines()
         assert line.startswith(variable)
 
-    def test_typo(self, project: Path) -> None:
+    def test_check_warns_of_a_misspelled_setting(self, project: Path) -> None:
         """A variable that looks like a misspelled setting is a warning."""
         done = run("check", cwd=project, WORKER_CONCURENCY="8", WORKER_QUEUES="arq:queue,mail")
         assert done.returncode == 0
@@ -139,14 +139,14 @@ class TestCheck:
 
 
 class TestHelp:
-    def test_help(self, tmp_path: Path) -> None:
+    def test_help_lists_the_commands_without_a_project(self, tmp_path: Path) -> None:
         """--help lists the commands, also where there is no project."""
         done = run("--help", cwd=tmp_path)
         assert done.returncode == 0
         assert "python -m worker [OPTIONS] COMMAND" in done.stdout
         assert all(command in done.stdout for command in ("check", "run", "health", "env"))
 
-    def test_no_command(self, tmp_path: Path) -> None:
+    def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(self, tmp_path: Path) -> None:
         """Without a command the help is shown, as a mistake."""
         done = run(cwd=tmp_path)
         assert done.returncode == 2
@@ -161,7 +161,9 @@ class TestHelp:
             (["run", "--watch", "nowhere"], "nowhere"),
         ],
     )
-    def test_mistakes(self, tmp_path: Path, arguments: list[str], named: str) -> None:
+    def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
+        self, tmp_path: Path, arguments: list[str], named: str
+    ) -> None:
         """A mistake in the command line is one line on stderr that names it, and the exit code is 2."""
         done = run(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
@@ -183,8 +185,10 @@ RECORD = {
 
 
 class TestHealth:
-    async def test_workers(self, tmp_path: Path, redis_url: str) -> None:
-        """`health` shows who serves one of the queues, and ends with 0; what is no record is passed over."""
+    async def test_health_shows_the_workers_of_the_queues_and_skips_invalid_records(
+        self, tmp_path: Path, redis_url: str
+    ) -> None:
+        """`health` shows the workers that serve one of the queues, and exits with 0; an invalid record is skipped."""
         queue = Queue(redis_url)
         workers = WorkerRecords(queue.connections)
         await workers.record_health("low", "host-1", json.dumps(RECORD).encode(), 60_000)
@@ -201,8 +205,10 @@ class TestHealth:
         done = run("health", "--json", cwd=tmp_path, REDIS_URL=redis_url, WORKER_QUEUE="low")
         assert json.loads(done.stdout) == {"workers": {"host-1": RECORD}}
 
-    async def test_text_from_outside(self, tmp_path: Path, redis_url: str, observer: Any) -> None:
-        """What a record says is shown as it is, without markup, and what would speak to the terminal as an escape."""
+    async def test_health_escapes_control_characters_and_shows_markup_as_text(
+        self, tmp_path: Path, redis_url: str, observer: Any
+    ) -> None:
+        """Markup in a record is shown as text, and control characters as escapes."""
         queue = Queue(redis_url)
         record = RECORD | {"queued": {"arq:queue": 1, "a\x1b[2J": 2}, "database": "[red]ok\n[/red]"}
         workers = WorkerRecords(queue.connections)
@@ -214,8 +220,8 @@ class TestHealth:
         assert line.startswith("[red]w\\x9b  arq:queue: 1, a\\x1b[2J: 2 ")
         assert line.rstrip().endswith("[red]ok\\n[/red]")
 
-    def test_no_worker(self, tmp_path: Path, redis_url: str) -> None:
-        """Without a worker it ends with one line and 1."""
+    def test_health_without_a_worker_is_one_line_and_exit_code_1(self, tmp_path: Path, redis_url: str) -> None:
+        """Without a worker it prints one line and exits with 1."""
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "no worker of arq:queue can work now\n"
@@ -228,8 +234,8 @@ class TestHealth:
         ],
         ids=["unreachable", "unset"],
     )
-    def test_no_redis(self, tmp_path: Path, url: dict[str, str], code: int, line: str) -> None:
-        """Without Redis it ends with one line that says so."""
+    def test_health_without_redis_is_one_line(self, tmp_path: Path, url: dict[str, str], code: int, line: str) -> None:
+        """Without Redis it prints one line that says so."""
         done = run("health", cwd=tmp_path, **url)
         assert (done.returncode, done.stdout) == (code, "")
         (said,) = done.stderr.splitlines()

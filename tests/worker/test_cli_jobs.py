@@ -1,4 +1,4 @@
-"""`python -m worker jobs`, as somebody looks after failed jobs with it."""
+"""`python -m worker jobs`: list, show, retry and discard failed jobs."""
 
 import json
 import os
@@ -23,16 +23,18 @@ _INSERT = """
 """
 
 
-class Desk:
-    """The command, on this test's servers."""
+class JobsCommand:
+    """Runs the command on this test's servers."""
 
     def __init__(self, folder: Path, postgres: Observer, settings: dict[str, str]) -> None:
         self._folder = folder
         self._postgres = postgres
         self._settings = settings
 
-    async def failed(self, prefix: str, count: int = 1, *, task: str = "send", error: str = "ValueError: no") -> None:
-        """There are that many failed jobs, `prefix` with a number from 1."""
+    async def add_failed(
+        self, prefix: str, count: int = 1, *, task: str = "send", error: str = "ValueError: no"
+    ) -> None:
+        """Add so many failed jobs; their ids are `prefix` with a number from 1."""
         payload = encode(task, b'{"to":"ann"}', 1_000)
         await self._postgres.execute(_INSERT, prefix, task, "failed", payload, error, count)
 
@@ -40,7 +42,7 @@ class Desk:
         return run("jobs", *arguments, cwd=self._folder, **(self._settings | settings))
 
     def answering(self, answer: str, *arguments: str) -> tuple[int, str]:
-        """Run it on a terminal, and answer its question; the exit code, and what it printed."""
+        """Run it on a terminal and answer its question; return the exit code and the output."""
         ours, theirs = pty.openpty()
         command = [sys.executable, "-m", "worker", "jobs", *arguments]
         environment = bare_environment(**self._settings)
@@ -53,7 +55,7 @@ class Desk:
         return done.returncode, done.stdout + done.stderr
 
     def on_terminal(self, *arguments: str) -> str:
-        """Run it on a terminal; what it printed there."""
+        """Run it on a terminal and return its output."""
         ours, theirs = pty.openpty()
         command = [sys.executable, "-m", "worker", "jobs", *arguments]
         environment = bare_environment(**self._settings, TERM="xterm-256color")
@@ -72,8 +74,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, postgres: Observer, database_url: str, redis_url: str) -> Desk:
-    return Desk(tmp_path, postgres, {"DATABASE_URL": database_url, "REDIS_URL": redis_url})
+def jobs(tmp_path: Path, postgres: Observer, database_url: str, redis_url: str) -> JobsCommand:
+    return JobsCommand(tmp_path, postgres, {"DATABASE_URL": database_url, "REDIS_URL": redis_url})
 
 
 def queued(observer: redis.Redis) -> set[str]:
@@ -82,11 +84,11 @@ def queued(observer: redis.Redis) -> set[str]:
 
 
 class TestList:
-    async def test_failed_jobs_and_their_counts(self, desk: Desk) -> None:
-        """A row for each of the latest, then how many there are, by task and error."""
-        await desk.failed("a", 30)
-        await desk.failed("b", 2, task="bill", error="KeyError: 'x'")
-        done = desk("list", "--limit", "3")
+    async def test_list_shows_the_latest_failed_jobs_and_counts_them_by_task_and_error(self, jobs: JobsCommand) -> None:
+        """One row for each of the latest jobs, then the number of jobs by task and error."""
+        await jobs.add_failed("a", 30)
+        await jobs.add_failed("b", 2, task="bill", error="KeyError: 'x'")
+        done = jobs("list", "--limit", "3")
         lines = done.stdout.splitlines()
         assert (done.returncode, done.stderr) == (0, "")
         assert lines[0].split() == ["id", "task", "queue", "tries", "enqueued", "ended", "error"]
@@ -98,14 +100,14 @@ class TestList:
             "       30  send  ValueError: no",
             "        2  bill  KeyError: 'x'",
         ]
-        assert "2 failed jobs\n" in desk("list", "--task", "bill").stdout
-        assert "2 failed jobs\n" in desk("list", "--error", "keyerror").stdout
-        assert desk("list", "--state", "done").stdout == "0 done jobs\n"
+        assert "2 failed jobs\n" in jobs("list", "--task", "bill").stdout
+        assert "2 failed jobs\n" in jobs("list", "--error", "keyerror").stdout
+        assert jobs("list", "--state", "done").stdout == "0 done jobs\n"
 
-    async def test_as_json(self, desk: Desk) -> None:
-        """`--json` is one document, with times as in ISO 8601."""
-        await desk.failed("a", 2)
-        found = json.loads(desk("list", "--json", "--limit", "1").stdout)
+    async def test_list_as_json_is_one_document_with_iso_times(self, jobs: JobsCommand) -> None:
+        """`--json` prints one document, with times in ISO 8601."""
+        await jobs.add_failed("a", 2)
+        found = json.loads(jobs("list", "--json", "--limit", "1").stdout)
         assert found["jobs"] == [
             {
                 "id": "a2",
@@ -120,41 +122,43 @@ class TestList:
         ]
         assert found["counts"] == [{"jobs": 2, "task": "send", "error": "ValueError: no"}]
 
-    async def test_one_line_for_each(self, desk: Desk) -> None:
-        """An error of many lines takes one in the list; what differs in numbers only is counted together."""
+    async def test_list_shows_one_line_a_job_and_groups_errors_that_differ_in_numbers(self, jobs: JobsCommand) -> None:
+        """An error of many lines takes one line; errors that differ only in numbers are counted together."""
         for number in (6, 7, 8):
-            await desk.failed(f"o{number}-", error=f"ValueError: card of order {number}\n[SQL: SELECT 1]\n(Background)")
-        lines = desk("list").stdout.splitlines()
+            await jobs.add_failed(
+                f"o{number}-", error=f"ValueError: card of order {number}\n[SQL: SELECT 1]\n(Background)"
+            )
+        lines = jobs("list").stdout.splitlines()
         assert [line.rpartition("  ")[2] for line in lines[1:4]] == [
             f"ValueError: card of order {number} …" for number in (8, 7, 6)
         ]
         assert lines[4:] == ["3 failed jobs", "        3  send  ValueError: card of order #"]
-        shown = desk("show", "o6-1").stdout
+        shown = jobs("show", "o6-1").stdout
         indent = " " * 12
         assert f"  error     ValueError: card of order 6\n{indent}[SQL: SELECT 1]\n{indent}(Background)\n" in shown
 
 
-class TestTextFromOutside:
-    """Ids, names and errors are shown as what they are, on a terminal and in a pipe."""
+class TestUntrustedText:
+    """Ids, names and errors cannot forge a line or control the terminal."""
 
     HOSTILE = "x\n00:00:00: 7:transfer \x1b[2J\x9b\u202e[red]:bomb:"
     SHOWN = "x\\n00:00:00: 7:transfer \\x1b[2J\\x9b\\u202e[red]:bomb:"
 
-    async def test_in_a_pipe(self, desk: Desk) -> None:
-        """Neither a list nor a single job forges a line or speaks to the terminal; `--json` has the text itself."""
-        await desk.failed(self.HOSTILE, task=self.HOSTILE, error=f"ValueError: {self.HOSTILE}")
-        listed, shown = desk("list").stdout, desk("show", f"{self.HOSTILE}1").stdout
-        refused = desk("retry", self.HOSTILE).stderr + desk("show", self.HOSTILE).stderr
+    async def test_untrusted_text_is_escaped_in_a_pipe_and_unchanged_in_json(self, jobs: JobsCommand) -> None:
+        """`list`, `show` and `retry` show control characters as escapes; `--json` has the text itself."""
+        await jobs.add_failed(self.HOSTILE, task=self.HOSTILE, error=f"ValueError: {self.HOSTILE}")
+        listed, shown = jobs("list").stdout, jobs("show", f"{self.HOSTILE}1").stdout
+        refused = jobs("retry", self.HOSTILE).stderr + jobs("show", self.HOSTILE).stderr
         for output in (listed, shown, refused):
             assert self.SHOWN in output
             assert "\n00:00:00" not in output
             assert not {"\x1b", "\x9b", "\u202e"} & set(output)
-        assert json.loads(desk("list", "--json").stdout)["jobs"][0]["id"] == f"{self.HOSTILE}1"
+        assert json.loads(jobs("list", "--json").stdout)["jobs"][0]["id"] == f"{self.HOSTILE}1"
 
-    async def test_on_a_terminal(self, desk: Desk) -> None:
-        """So it is where colours are printed."""
-        await desk.failed("a", error=f"ValueError: {self.HOSTILE}")
-        listed, shown = desk.on_terminal("list"), desk.on_terminal("show", "a1")
+    async def test_untrusted_text_is_escaped_on_a_terminal_too(self, jobs: JobsCommand) -> None:
+        """Control characters are shown as escapes, also where colours are printed."""
+        await jobs.add_failed("a", error=f"ValueError: {self.HOSTILE}")
+        listed, shown = jobs.on_terminal("list"), jobs.on_terminal("show", "a1")
         for output in (listed, shown):
             assert "\x1b[" in output
             assert "\x1b[2J" not in output
@@ -163,10 +167,12 @@ class TestTextFromOutside:
 
 
 class TestShow:
-    async def test_all_that_is_known(self, desk: Desk) -> None:
-        """Arguments, times, error and traceback; and how it ended before it was retried."""
-        await desk.failed("a")
-        done = desk("show", "a1")
+    async def test_show_prints_arguments_times_error_and_traceback_and_the_failure_before_a_retry(
+        self, jobs: JobsCommand
+    ) -> None:
+        """Shows arguments, times, error and traceback, and after a retry the earlier failure."""
+        await jobs.add_failed("a")
+        done = jobs("show", "a1")
         assert done.returncode == 0
         assert done.stdout.splitlines() == [
             "a1  failed",
@@ -179,76 +185,80 @@ class TestShow:
             "  error     ValueError: no",
             "  Traceback: here",
         ]
-        assert desk("retry", "a1").returncode == 0
-        done = desk("show", "a1")
+        assert jobs("retry", "a1").returncode == 0
+        done = jobs("show", "a1")
         assert done.stdout.startswith("a1  pending\n")
         assert "  retried after  2023-11-14 22:13:20 UTC  tries 3  ValueError: no\n" in done.stdout
 
-    def test_an_unknown_id(self, desk: Desk) -> None:
-        """A line, and 1."""
-        done = desk("show", "nobody")
+    def test_show_of_an_unknown_id_is_one_line_and_exit_code_1(self, jobs: JobsCommand) -> None:
+        """An id that the ledger does not have is one line, and the exit code is 1."""
+        done = jobs("show", "nobody")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "nobody: the ledger has no such job\n"
 
 
 class TestRetry:
-    async def test_by_id(self, desk: Desk, observer: redis.Redis) -> None:
-        """Those that are named are queued at once, without a question; what cannot be is told, and makes the exit 1."""
-        await desk.failed("a", 3)
-        done = desk("retry", "a1", "a2", "nobody", "a1")
+    async def test_retry_by_id_queues_the_named_jobs_and_reports_the_others(
+        self, jobs: JobsCommand, observer: redis.Redis
+    ) -> None:
+        """The named jobs are queued without a question; an unknown id, or a job that has not failed, is exit code 1."""
+        await jobs.add_failed("a", 3)
+        done = jobs("retry", "a1", "a2", "nobody", "a1")
         assert (done.returncode, done.stdout) == (1, "2 retried, 1 not\n")
         assert done.stderr == "nobody: the ledger has no such job\n"
         assert queued(observer) == {"a1", "a2"}
         payload: Any = observer.get("arq:job:a1")
         assert Message.decode("a1", payload.encode()).in_ledger
-        done = desk("retry", "a1")
+        done = jobs("retry", "a1")
         assert done.returncode == 1
         assert done.stderr == "a1: it has not failed: it is pending\n"
-        assert await desk.states() == {"failed": 1, "pending": 2}
+        assert await jobs.states() == {"failed": 1, "pending": 2}
 
-    async def test_in_bulk(self, desk: Desk, observer: redis.Redis) -> None:
-        """All of a kind, more than one batch; with --yes nobody is asked."""
-        await desk.failed("a", 1_200)
-        await desk.failed("b", 2, task="bill")
-        done = desk("retry", "--task", "send", "--yes")
+    async def test_retry_in_bulk_queues_all_matching_jobs_over_several_batches(
+        self, jobs: JobsCommand, observer: redis.Redis
+    ) -> None:
+        """All jobs of a task are retried, in more than one batch; with --yes there is no question."""
+        await jobs.add_failed("a", 1_200)
+        await jobs.add_failed("b", 2, task="bill")
+        done = jobs("retry", "--task", "send", "--yes")
         assert (done.returncode, done.stdout, done.stderr) == (0, "1,200 retried\n", "")
-        assert await desk.states() == {"failed": 2, "pending": 1_200}
+        assert await jobs.states() == {"failed": 2, "pending": 1_200}
         assert len(queued(observer)) == 1_200
-        assert desk("retry", "--all", "--yes").stdout == "2 retried\n"
-        assert desk("retry", "--all").stdout == "0 retried\n"
+        assert jobs("retry", "--all", "--yes").stdout == "2 retried\n"
+        assert jobs("retry", "--all").stdout == "0 retried\n"
 
-    async def test_somebody_has_to_agree(self, desk: Desk) -> None:
+    async def test_retry_in_bulk_asks_on_a_terminal_and_refuses_without_one(self, jobs: JobsCommand) -> None:
         """On a terminal it counts and asks; without one it refuses, unless it was told --yes."""
-        await desk.failed("a", 2)
-        done = desk("retry", "--all")
+        await jobs.add_failed("a", 2)
+        done = jobs("retry", "--all")
         assert done.returncode == 2
         assert done.stderr.endswith("nobody is here to be asked: say --yes to retry 2 jobs\n")
         assert "        2  send  ValueError: no\n" in done.stderr
-        code, printed = desk.answering("n\n", "retry", "--all")
-        assert (code, await desk.states()) == (1, {"failed": 2})
+        code, printed = jobs.answering("n\n", "retry", "--all")
+        assert (code, await jobs.states()) == (1, {"failed": 2})
         assert "Retry 2 jobs? [y/N]" in printed
-        code, printed = desk.answering("y\n", "retry", "--all")
-        assert (code, await desk.states()) == (0, {"pending": 2})
+        code, printed = jobs.answering("y\n", "retry", "--all")
+        assert (code, await jobs.states()) == (0, {"pending": 2})
 
-    async def test_redis_is_away(self, desk: Desk) -> None:
-        """The jobs are pending all the same, and it is said who will see to them."""
-        await desk.failed("a", 2)
-        done = desk("retry", "--all", "--yes", REDIS_URL="redis://127.0.0.1:1")
+    async def test_retry_without_redis_makes_the_jobs_pending_and_says_so(self, jobs: JobsCommand) -> None:
+        """The jobs become pending all the same, and one line says that a worker will publish them."""
+        await jobs.add_failed("a", 2)
+        done = jobs("retry", "--all", "--yes", REDIS_URL="redis://127.0.0.1:1")
         assert (done.returncode, done.stdout) == (0, "2 retried\n")
         assert done.stderr.startswith("Redis does not take them (")
         assert done.stderr.count("\n") == 1
-        assert await desk.states() == {"pending": 2}
+        assert await jobs.states() == {"pending": 2}
 
 
 class TestDiscard:
-    async def test_by_error(self, desk: Desk, observer: redis.Redis) -> None:
-        """What matches is put aside, and nothing else."""
-        await desk.failed("a", 2)
-        await desk.failed("b", 3, error="KeyError: 'x'")
-        done = desk("discard", "--error", "KeyError", "--yes")
+    async def test_discard_by_error_discards_only_matching_jobs(self, jobs: JobsCommand, observer: redis.Redis) -> None:
+        """The jobs whose error matches are discarded, and no others."""
+        await jobs.add_failed("a", 2)
+        await jobs.add_failed("b", 3, error="KeyError: 'x'")
+        done = jobs("discard", "--error", "KeyError", "--yes")
         assert (done.returncode, done.stdout) == (0, "3 discarded\n")
-        assert await desk.states() == {"failed": 2, "discarded": 3}
-        assert desk("discard", "b1").stderr == "b1: it has not failed: it is discarded\n"
+        assert await jobs.states() == {"failed": 2, "discarded": 3}
+        assert jobs("discard", "b1").stderr == "b1: it has not failed: it is discarded\n"
         assert queued(observer) == set()
 
 
@@ -262,23 +272,27 @@ class TestMistakes:
             (["list", "--state", "lost"], "Invalid value for '--state'"),
         ],
     )
-    def test_a_line_and_exit_2(self, desk: Desk, arguments: list[str], line: str) -> None:
-        """What is meant has to be clear."""
-        done = desk(*arguments)
+    def test_an_unclear_selection_is_one_line_and_exit_code_2(
+        self, jobs: JobsCommand, arguments: list[str], line: str
+    ) -> None:
+        """A selection of jobs that is missing or contradicts itself is refused."""
+        done = jobs(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(line)
         assert done.stderr.count("\n") == 1
 
-    async def test_no_ledger(self, desk: Desk, postgres: Observer) -> None:
-        """Without the table the command that makes it is named."""
+    async def test_a_missing_ledger_table_names_the_command_that_creates_it(
+        self, jobs: JobsCommand, postgres: Observer
+    ) -> None:
+        """Without the table, one line names the command that creates it."""
         await postgres.execute("DROP TABLE tandem_jobs")
         for arguments in (["list"], ["show", "a"], ["retry", "a"], ["discard", "--all"]):
-            done = desk(*arguments)
+            done = jobs(*arguments)
             assert done.returncode == 1
             assert done.stderr == "the ledger's table tandem_jobs is missing: run 'python -m worker migrate'\n"
 
-    def test_help(self, desk: Desk) -> None:
+    def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(self, jobs: JobsCommand) -> None:
         """Without a command its help is shown, and 2 is the exit code."""
-        done = desk()
+        done = jobs()
         assert done.returncode == 2
         assert "discard" in done.stdout

@@ -16,8 +16,8 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_installs_and_then_has_nothing_to_do(here: Path, databases: Databases) -> None:
-    """It says what it has done: made, or nothing; and 0 is the exit code of both."""
+def test_migrate_creates_the_table_and_then_has_nothing_to_do(here: Path, databases: Databases) -> None:
+    """It says whether it created the table or did nothing; the exit code of both is 0."""
     with databases.bare() as url:
         settings = {"DATABASE_URL": as_url(url, "asyncpg"), "WORKER_LEDGER": "work.jobs"}
         first, second = (run("migrate", cwd=here, **settings) for _ in range(2))
@@ -25,8 +25,8 @@ def test_installs_and_then_has_nothing_to_do(here: Path, databases: Databases) -
     assert (second.returncode, second.stdout) == (0, "work.jobs: at version 0001: nothing to do\n")
 
 
-def test_sql_needs_no_server(here: Path, databases: Databases) -> None:
-    """`--sql` prints what a server of that kind takes, without one."""
+def test_migrate_sql_prints_the_statements_without_a_server(here: Path, databases: Databases) -> None:
+    """`--sql` prints statements that a server of that kind executes, and connects to none."""
     done = run("migrate", "--sql", cwd=here, DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
     assert (done.returncode, done.stderr) == (0, "")
     with databases.bare() as url, psycopg.connect(as_dsn(url), autocommit=True) as connection:
@@ -34,8 +34,8 @@ def test_sql_needs_no_server(here: Path, databases: Databases) -> None:
         assert connection.execute("SELECT count(*) FROM tandem_jobs").fetchone() == (0,)
 
 
-def test_mistakes_are_a_line(here: Path, database_url: str) -> None:
-    """No URL and no project: 2. No server, a server that refuses, a database that can hold none: 1."""
+def test_migrate_reports_a_missing_or_refusing_database_in_one_line(here: Path, database_url: str) -> None:
+    """Exit code 2: neither URL nor project. Exit code 1: no server, a refusing server, an impossible table."""
     no_project = run("migrate", cwd=here, WORKER_REGISTRY="listed")
     assert no_project.returncode == 2
     assert no_project.stderr.startswith("DATABASE_URL is not set, and listed, whose tasks may make a database")
@@ -55,8 +55,8 @@ def test_mistakes_are_a_line(here: Path, database_url: str) -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_the_database_of_a_project(here: Path) -> None:
-    """Without DATABASE_URL it is the one that the project's tasks make the default one."""
+def test_migrate_uses_the_default_database_of_the_project_without_a_url(here: Path) -> None:
+    """Without DATABASE_URL it migrates the database that the project's tasks make the default."""
     (here / "shop.py").write_text(
         "import db, worker\n"
         f"db.Database('sqlite:///{here}/shop.sqlite', default=True)\n"
@@ -69,8 +69,8 @@ def test_the_database_of_a_project(here: Path) -> None:
     assert (here / "shop.sqlite").exists()
 
 
-def test_nothing_to_migrate_in_a_project_without_a_database(here: Path) -> None:
-    """A project that makes none, and no URL: 2, and the variable is named."""
+def test_migrate_without_url_or_project_database_names_the_variable(here: Path) -> None:
+    """If the project makes no database and there is no URL, it names the variable and exits with 2."""
     (here / "shop.py").write_text("import worker\n@worker.task\nasync def send() -> None: ...\n")
     (here / "listed.py").write_text("TASKS = ('shop.send',)\n")
     done = run("migrate", cwd=here, WORKER_REGISTRY="listed")

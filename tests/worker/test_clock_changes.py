@@ -1,4 +1,4 @@
-"""When clocks are set, in every zone that there is."""
+"""Clock changes (daylight saving time and others) in every time zone."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ HOUR = timedelta(hours=1)
 SOME_ZONES = random.Random(8).sample(sorted(available_timezones()), 15)
 
 
-def test_forward_and_back() -> None:
+def test_the_clock_changes_of_berlin_in_spring_and_autumn_are_found() -> None:
     """Berlin's clock is set twice a year, at one in the morning of UTC."""
     zone, year = ZoneInfo("Europe/Berlin"), datetime(2026, 1, 1, tzinfo=UTC)
     spring = first_change(zone, year, year + timedelta(days=365))
@@ -20,8 +20,8 @@ def test_forward_and_back() -> None:
     assert first_change(zone, autumn.at, year + timedelta(days=365)) is None
 
 
-def test_bounds() -> None:
-    """The start is excluded and the end included, also where the clock is set at the turn of the year."""
+def test_the_start_of_the_period_is_excluded_and_its_end_included() -> None:
+    """The start is excluded and the end included, also where the clock changes at the turn of the year."""
     zone, at = ZoneInfo("Asia/Pyongyang"), datetime(2015, 8, 14, 15, tzinfo=UTC)
     assert first_change(zone, at - timedelta(seconds=1), at) == ClockChange(at, 9 * HOUR, 8.5 * HOUR)
     assert first_change(zone, at, at + HOUR) is None
@@ -30,13 +30,13 @@ def test_bounds() -> None:
     assert first_change(zone, at - HOUR, at + timedelta(days=900)) == ClockChange(at, 7.5 * HOUR, 8 * HOUR)
 
 
-def test_none() -> None:
-    """UTC is never set."""
+def test_utc_has_no_clock_change() -> None:
+    """The clock of UTC never changes."""
     assert first_change(ZoneInfo("UTC"), datetime(2000, 1, 1, tzinfo=UTC), datetime(2040, 1, 1, tzinfo=UTC)) is None
 
 
-def test_finds_all() -> None:
-    """Hour by hour, the clock of a zone is never set without being found (a sample of the zones)."""
+def test_no_clock_change_is_missed_in_a_sample_of_zones() -> None:
+    """Hour by hour, every clock change of a zone is found (a sample of the zones)."""
     for zone in map(ZoneInfo, SOME_ZONES):
         moment = datetime(random.Random(zone.key).randint(1975, 2034), 1, 1, tzinfo=UTC)
         for _ in range(365 * 24):

@@ -30,7 +30,7 @@ def problems(**overrides: Any) -> list[str]:
 
 
 class TestLoad:
-    def test_defaults(self) -> None:
+    def test_an_empty_environment_gives_the_defaults_and_needs_no_url(self) -> None:
         """With an empty environment every setting has its default, and neither URL is needed."""
         config = Config.load()
         assert config.database_url is None
@@ -38,7 +38,7 @@ class TestLoad:
         assert (config.registry, config.queue, config.id) == ("tasks.registry", "arq:queue", socket.gethostname())
         assert (config.concurrency, config.pool_size, config.max_payload) == (32, 35, 1024 * 1024)
 
-    def test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_settings_are_read_from_the_environment_with_their_types(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Settings come from the environment by their variable, typed."""
         monkeypatch.setenv("DATABASE_URL", DATABASE_URL)
         monkeypatch.setenv("WORKER_CONCURRENCY", "8")
@@ -51,42 +51,42 @@ class TestLoad:
         assert config.accept_pickle is True
 
     def test_pool_size_follows_concurrency(self) -> None:
-        """The pool has three connections more than there are slots, unless its size is given."""
+        """The pool has three connections more than there are concurrent jobs, unless its size is given."""
         assert Config.load(concurrency=8).pool_size == 11
         assert Config.load(concurrency=8, pool_size=2).pool_size == 2
 
-    def test_empty_is_unset(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An empty variable counts as unset, as compose files produce them."""
+    def test_an_empty_variable_counts_as_unset(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An empty variable counts as unset: compose files produce such variables."""
         monkeypatch.setenv("REDIS_URL", "")
         monkeypatch.setenv("WORKER_CONCURRENCY", "")
         assert Config.load() == Config()
 
-    def test_overrides_win(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What the caller gives wins over the environment."""
+    def test_arguments_win_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An argument of the caller wins over the environment."""
         monkeypatch.setenv("WORKER_QUEUE", "mail")
         assert Config.load(queue="reports").queue == "reports"
 
-    def test_no_dotenv_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    def test_a_dotenv_file_is_not_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
         """A .env file in the working directory is not read."""
         (tmp_path / ".env").write_text("WORKER_QUEUE=surprise\n")
         monkeypatch.chdir(tmp_path)
         assert Config.load().queue == "arq:queue"
 
-    def test_frozen(self) -> None:
+    def test_settings_cannot_be_changed_after_loading(self) -> None:
         """Settings cannot be changed while the process runs."""
         with pytest.raises(ValidationError, match="frozen"):
             Config.load().concurrency = 2
 
     @pytest.mark.parametrize("field", Config.model_fields)
-    def test_described(self, field: str) -> None:
+    def test_every_setting_is_described_and_numbers_name_their_unit(self, field: str) -> None:
         """Every setting is described, and numbers name their unit."""
         info = Config.model_fields[field]
         assert info.description
         if info.annotation is float:
             assert info.description.startswith("Seconds ")
 
-    def test_a_queue_named_twice(self) -> None:
-        """A queue is worked on once, however often it is named."""
+    def test_a_queue_that_is_named_twice_is_served_once(self) -> None:
+        """A queue is served once, however often it is named."""
         assert Config.load(queues="high, low,high").queue_names == ("high", "low")
 
 
@@ -114,8 +114,10 @@ class TestWrongSettings:
             ("WORKER_REGISTRY", "tasks.registry:TASKS", "the absolute dotted path of a module"),
         ],
     )
-    def test_one_line(self, variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A wrong setting is one line: the variable, its value, what it must be, an example that is right."""
+    def test_a_wrong_setting_is_one_line_with_a_valid_example(
+        self, variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wrong setting is one line: the variable, its value, what it must be, and a valid example."""
         monkeypatch.setenv(variable, value)
         (line,) = problems()
         start, example = line.split(f" Example: {variable}=")
@@ -123,8 +125,8 @@ class TestWrongSettings:
         monkeypatch.setenv(variable, example)
         Config.load()
 
-    def test_all_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Several wrong settings are told together, a line each, and none that only follows from another."""
+    def test_all_wrong_settings_are_reported_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Several wrong settings are reported together, one line each, and none that only follows from another."""
         monkeypatch.setenv("WORKER_CONCURRENCY", "many")
         monkeypatch.setenv("WORKER_GRACE", "long")
         monkeypatch.setenv("REDIS_URL", "localhost")
@@ -134,8 +136,8 @@ class TestWrongSettings:
             "WORKER_GRACE",
         ]
 
-    def test_no_cause(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The error carries no other one, whose text a traceback would show."""
+    def test_the_error_has_no_cause_that_could_show_a_password(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error has no cause: a traceback would show the text of the cause."""
         monkeypatch.setenv("REDIS_URL", "http://:s3cret@cache")
         with pytest.raises(ConfigError) as caught:
             Config.load()
@@ -149,12 +151,14 @@ class TestWrongSettings:
             ("DATABASE_URL", "WORKER_DATABASE_URL"),
         ],
     )
-    def test_typo(self, variable: str, typo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_misspelled_variable_is_reported_with_the_setting_that_was_meant(
+        self, variable: str, typo: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A variable that looks like a setting is named together with the setting that was meant."""
         monkeypatch.setenv(typo, "8")
         assert Config.likely_typos() == (f"{typo} is not a setting: did you mean {variable}?",)
 
-    def test_foreign_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_variables_of_other_software_are_not_reported_as_misspelled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Other software's variables of the same prefix, such as Kubernetes' own, are left alone."""
         for name in ("WORKER_PORT", "WORKER_SERVICE_HOST", "WORKER_QUEUE_PORT_6379_TCP", "WORKER_PID", "WORKER_QUEUE"):
             monkeypatch.setenv(name, "8")
@@ -162,8 +166,8 @@ class TestWrongSettings:
 
 
 class TestUrls:
-    def test_both_missing(self) -> None:
-        """Where both URLs are needed, both missing ones are named at once, with examples that are right."""
+    def test_two_missing_urls_are_reported_together_with_valid_examples(self) -> None:
+        """Where both URLs are needed, both missing ones are named at once, with valid examples."""
         with pytest.raises(ConfigError) as caught:
             Config.load().require_urls()
         lines = str(caught.value).splitlines()
@@ -171,14 +175,14 @@ class TestUrls:
         examples = dict(line.split("Example: ")[1].split("=", 1) for line in lines)
         Config.load(database_url=examples["DATABASE_URL"], redis_url=examples["REDIS_URL"]).require_urls()
 
-    def test_one_missing(self) -> None:
-        """Only the missing one is named."""
+    def test_only_the_missing_url_is_reported(self) -> None:
+        """If one URL is missing, only that one is named."""
         with pytest.raises(ConfigError, match=r"^REDIS_URL is not set\..*\Z"):
             Config.load(database_url=DATABASE_URL).require_urls()
         with pytest.raises(ConfigError, match=r"^REDIS_URL is not set\."):
             Config.load().require_redis_url()
 
-    def test_whole(self) -> None:
+    def test_required_urls_are_strings_with_their_password(self) -> None:
         """Required URLs are strings, password included."""
         config = Config.load(database_url=DATABASE_URL, redis_url=REDIS_URL)
         assert config.require_urls() == (DATABASE_URL, REDIS_URL)
@@ -195,8 +199,8 @@ class TestUrls:
             "unix://app:s3cret@/run/redis.sock",
         ],
     )
-    def test_redis_url(self, url: str) -> None:
-        """What redis-py takes for a URL is taken."""
+    def test_urls_that_redis_py_accepts_are_accepted(self, url: str) -> None:
+        """A URL that redis-py accepts is accepted."""
         assert Config.load(redis_url=url).redis_url == url
 
     @pytest.mark.parametrize(
@@ -212,8 +216,8 @@ class TestUrls:
             "redis://[::1",
         ],
     )
-    def test_wrong_redis_url(self, url: str) -> None:
-        """Anything else is refused with an example, and without a word of the URL, which may be the password."""
+    def test_a_wrong_redis_url_is_refused_without_being_shown(self, url: str) -> None:
+        """Any other URL is refused with an example; no part of the URL is shown, as it may be the password."""
         (line,) = problems(redis_url=url)
         assert line.startswith("REDIS_URL: not a Redis URL: ")
         assert "redis://localhost:6379/0" in line
@@ -230,22 +234,22 @@ class TestUrls:
             "sqlite+aiosqlite:////var/app.db",
         ],
     )
-    def test_database_url(self, url: str) -> None:
-        """A database URL may leave its driver out, and is kept as it was written."""
+    def test_a_database_url_may_leave_its_driver_out_and_is_kept_as_written(self, url: str) -> None:
+        """A database URL may leave its driver out, and is kept as written."""
         assert Config.load(database_url=url).database_url == url
 
     @pytest.mark.parametrize(
         "url", ["db-1/app", "s3cret", "oracel://app:s3cret@db/app", "postgresql+foo://a:s3cret@b/c"]
     )
-    def test_wrong_database_url(self, url: str) -> None:
-        """What SQLAlchemy cannot read, or has no driver for, is refused without its password."""
+    def test_a_wrong_database_url_is_refused_without_showing_its_password(self, url: str) -> None:
+        """A URL that SQLAlchemy cannot read or has no driver for is refused; its password is not shown."""
         (line,) = problems(database_url=url)
         assert line.startswith("DATABASE_URL: ")
         assert "postgresql+asyncpg://" in line
         assert "s3cret" not in line
 
-    def test_shown_without_password(self) -> None:
-        """Neither the settings nor one URL show a password where they are printed as objects."""
+    def test_settings_and_urls_are_printed_without_passwords(self) -> None:
+        """Neither the settings nor a single URL show a password when they are printed."""
         config = Config.load(database_url=DATABASE_URL, redis_url=REDIS_URL)
         for shown in (repr(config), str(config), repr(config.model_dump()), repr(config.redis_url), f"{config}"):
             assert "s3cret" not in shown
@@ -264,10 +268,10 @@ class TestUrls:
             ("s3cret", "***"),
         ],
     )
-    def test_masked(self, url: str, masked: str) -> None:
-        """For people, a URL keeps all but its password, wherever that is written."""
+    def test_a_masked_url_hides_its_password_and_nothing_else(self, url: str, masked: str) -> None:
+        """A masked URL keeps everything but its password, wherever the password is written."""
         assert SecretUrl(url).masked == masked
 
-    def test_pickled(self) -> None:
+    def test_a_url_survives_pickling(self) -> None:
         """A URL survives being sent to another process."""
         assert pickle.loads(pickle.dumps(SecretUrl(REDIS_URL))) == REDIS_URL

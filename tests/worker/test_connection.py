@@ -62,14 +62,14 @@ async def working(url: str, *tasks: Any, **settings: Any) -> AsyncIterator[Worke
 
 
 class TestCommands:
-    async def test_of_two_words(self, redis_url: str) -> None:
-        """Commands that redis-py writes in two words reach the server as it knows them."""
+    async def test_commands_of_two_words_reach_the_server(self, redis_url: str) -> None:
+        """The server understands the commands that redis-py writes as two words."""
         client = connect(redis_url)
         assert await client.config_get("maxmemory") == {"maxmemory": "0"}
         await client.aclose()
 
-    async def test_of_what_is_no_text(self, redis_url: str) -> None:
-        """What Redis cannot hold is refused as redis-py does."""
+    async def test_a_value_that_redis_cannot_store_is_refused(self, redis_url: str) -> None:
+        """A value that Redis cannot store raises redis-py's own error."""
         client = connect(redis_url)
         with pytest.raises(redis.DataError):
             await client.set("a", None)  # type: ignore[arg-type]
@@ -77,14 +77,14 @@ class TestCommands:
 
 
 class TestTls:
-    async def test_works(self, redis_url: str) -> None:
-        """Through TLS, with a certificate that is trusted, jobs run."""
+    async def test_jobs_run_over_tls_with_a_trusted_certificate(self, redis_url: str) -> None:
+        """Jobs run over TLS if the certificate is trusted."""
         async with in_tls(redis_url) as url, working(f"{url}?ssl_ca_certs={CERTIFICATE}") as worker:
             assert await (await double.enqueue(4)).result(timeout=30) == 8
             assert worker.queue.url.startswith("rediss://")
 
-    async def test_untrusted(self, redis_url: str) -> None:
-        """A certificate that nobody trusts is refused."""
+    async def test_an_untrusted_certificate_is_refused(self, redis_url: str) -> None:
+        """A connection with an untrusted certificate is refused."""
         async with in_tls(redis_url) as url:
             client = connect(url)
             with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
@@ -92,16 +92,16 @@ class TestTls:
             await client.aclose()
 
 
-class TestRefusedInTheBeginning:
-    """Over TCP and over a Unix socket, at the first try and at any later one."""
+class TestRefusedConnections:
+    """What a server refuses while a connection opens: over TCP and a Unix socket, at the first try and later."""
 
     @pytest.fixture(params=["tcp", "unix"])
     def address(self, request: pytest.FixtureRequest) -> Iterator[str]:
         with EmbeddedRedis(tcp=request.param == "tcp") as server:
             yield server.url.removesuffix("/0").partition("?")[0]
 
-    async def test_a_database_that_is_not_there(self, address: str) -> None:
-        """It is not taken for database 0."""
+    async def test_a_database_number_out_of_range_is_an_error(self, address: str) -> None:
+        """A missing database is not replaced by database 0."""
         queue = Queue(f"{address}?db=99")
         for _ in range(2):
             with pytest.raises(redis.ResponseError, match="DB index is out of range"):
@@ -110,8 +110,8 @@ class TestRefusedInTheBeginning:
                 await queue.enqueue([new_job("a", b"{}", "q")])
         await queue.close()
 
-    async def test_a_wrong_password(self, address: str) -> None:
-        """It is told as such."""
+    async def test_a_wrong_password_is_an_authentication_error(self, address: str) -> None:
+        """A wrong password raises redis-py's `AuthenticationError`."""
         scheme, _, place = address.partition("://")
         queue = Queue(f"{scheme}://nobody:wrong@{place}")
         for _ in range(2):
@@ -134,8 +134,10 @@ async def lose(connection: Any) -> None:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_lost_unnoticed(redis_url: str, run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
-    """A connection that is written to after it was lost says so as redis-py does, whatever the transport says."""
+def test_writing_to_a_lost_connection_raises_redis_pys_connection_error(
+    redis_url: str, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
+    """A write to a lost connection raises redis-py's `ConnectionError`, whatever the transport raises."""
 
     async def write_to_lost_one() -> None:
         async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
@@ -146,12 +148,12 @@ def test_lost_unnoticed(redis_url: str, run: Callable[[Coroutine[Any, Any, None]
                 await connection.send_command("PING", check_health=False)
             await connection.disconnect()
 
-    with ThreadPoolExecutor(1) as threads:  # here runs a loop already
+    with ThreadPoolExecutor(1) as threads:  # this thread runs a loop already
         threads.submit(run, write_to_lost_one()).result()
 
 
-async def test_in_a_task_that_was_cancelled(redis_url: str) -> None:
-    """What cleans up after a cancellation reaches Redis; a second cancellation, at any moment, is heard."""
+async def test_cleanup_after_a_cancellation_reaches_redis_and_can_be_cancelled_again(redis_url: str) -> None:
+    """Cleanup code in a cancelled task can use Redis; a second cancellation takes effect at any moment."""
     async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
         await client.ping()
         reached = asyncio.Event()
@@ -173,8 +175,10 @@ async def test_in_a_task_that_was_cancelled(redis_url: str) -> None:
         await eventually(working.cancelled, timeout=AT_ONCE)
 
 
-async def test_after_a_commit_that_was_cancelled(redis_url: str) -> None:
-    """A cancellation that waited for a COMMIT is heard by who then talks to Redis alone."""
+async def test_a_cancellation_that_waited_for_a_commit_takes_effect_in_the_redis_commands_after_it(
+    redis_url: str,
+) -> None:
+    """A cancellation that waited for a COMMIT takes effect in a task that then only sends Redis commands."""
     async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
         await client.ping()
         committing = asyncio.Event()
@@ -195,8 +199,8 @@ async def test_after_a_commit_that_was_cancelled(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_in_a_cancel_scope_of_anyio(redis_url: str, turns: int) -> None:
-    """A scope that is cancelled at whichever turn of a command ends by itself, and not the task around it."""
+async def test_an_anyio_cancel_scope_around_a_command_ends_by_itself(redis_url: str, turns: int) -> None:
+    """A scope that is cancelled in any iteration of the event loop during a command ends, and its task goes on."""
     async with contextlib.aclosing(connect_as(redis.asyncio.Redis, redis_url)) as client:
         await client.ping()
         loop = asyncio.get_running_loop()
@@ -215,8 +219,10 @@ async def test_in_a_cancel_scope_of_anyio(redis_url: str, turns: int) -> None:
         assert await client.ping()
 
 
-async def test_first_sentinel_is_silent(sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line asks the next Sentinel where the first one takes the connection and says nothing."""
+async def test_a_silent_sentinel_is_skipped_for_the_next_one(
+    sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the first Sentinel accepts the connection and does not answer, the next one is asked."""
     monkeypatch.setattr("worker.connection.TIMEOUT", 0.5)
     await eventually(sentinel.primary_port)
     async with Proxy(f"redis://127.0.0.1:{sentinel.port}") as silent:
@@ -229,9 +235,8 @@ async def test_first_sentinel_is_silent(sentinel: Sentinel, monkeypatch: pytest.
         await close(client)
 
 
-async def test_sentinel(sentinel: Sentinel) -> None:
-    """Through two failovers, one from a primary that lives on as a replica and one after a death, jobs run and leases
-    hold."""
+async def test_jobs_run_and_leases_hold_through_two_sentinel_failovers(sentinel: Sentinel) -> None:
+    """Jobs run and leases hold through two failovers: the first primary becomes a replica, the second one is killed."""
     began, go_on = asyncio.Event(), asyncio.Event()
     runs: list[int] = []
 
@@ -263,7 +268,7 @@ async def test_sentinel(sentinel: Sentinel) -> None:
 
 
 async def runs_now(worker: Worker, number: int) -> bool:
-    """Whether a job can be enqueued, and runs."""
+    """Return whether a job can be enqueued and runs."""
     try:
         return await (await double.enqueue(number)).result(timeout=1) == 2 * number
     except (redis.RedisError, OSError, WorkerError, TimeoutError):
@@ -271,7 +276,7 @@ async def runs_now(worker: Worker, number: int) -> bool:
 
 
 def replicated(server: EmbeddedRedis) -> bool:
-    """Whether a replica has all that the primary has."""
+    """Return whether a replica has received the primary's last write."""
     with redis.Redis.from_url(server.url) as client:
         client.set("last", "write")
         return bool(client.wait(1, 500))
@@ -303,10 +308,10 @@ def cluster(nodes: list[EmbeddedRedis]) -> str:
     return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
 
 
-async def test_a_cluster_that_goes_away(
+async def test_a_worker_waits_for_a_killed_cluster_and_runs_jobs_once_it_is_back(
     nodes: list[EmbeddedRedis], cluster: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is waited for as any other Redis is, and once it is back jobs run."""
+    """A worker waits for a killed cluster as for any other Redis, and runs jobs once it is back."""
     async with working(cluster, queue="{mail}") as worker:
         assert await (await double.enqueue(4)).result(timeout=30) == 8
         for node in nodes:
@@ -321,8 +326,8 @@ async def test_a_cluster_that_goes_away(
     assert "failed; it is started again" not in caplog.text
 
 
-async def test_the_only_node_of_a_cluster(own_redis: StartRedis) -> None:
-    """It is found again after it was away; before it has slots it is waited for."""
+async def test_a_cluster_of_one_node_is_waited_for_and_found_again_after_a_restart(own_redis: StartRedis) -> None:
+    """A start waits until the node has slots; after a restart of the node the worker finds it again."""
     options: dict[str, str | int] = {"cluster-enabled": "yes"}
     node = own_redis(**options)
     url = f"redis+cluster://127.0.0.1:{node.port}"
@@ -349,22 +354,22 @@ async def test_the_only_node_of_a_cluster(own_redis: StartRedis) -> None:
         assert await job.result(timeout=20) == 10
 
 
-def test_a_server_that_is_no_cluster(own_redis: StartRedis) -> None:
-    """It is not waited for until it becomes one."""
+def test_a_start_does_not_wait_for_a_server_that_is_no_cluster(own_redis: StartRedis) -> None:
+    """A server without cluster mode ends the start at once."""
     with pytest.raises(StartupError, match="the server refuses: Cluster mode is not enabled"):
         await_redis(f"redis+cluster://127.0.0.1:{own_redis().port}", 10)
 
 
 async def eventually_enqueued(queue: Queue) -> Job[int]:
-    """A job, as soon as Redis takes one."""
+    """Enqueue a job as soon as Redis takes one."""
     while True:
         with contextlib.suppress(redis.RedisError, OSError):
             return await double.enqueue(5)
         await asyncio.sleep(0.1)
 
 
-async def test_no_node_of_a_cluster() -> None:
-    """That none answers is an error of Redis', to everybody, and a start waits for one in vain."""
+async def test_a_cluster_without_a_reachable_node_is_a_connection_error() -> None:
+    """If no node answers, clients raise redis-py's `ConnectionError`, and a start ends after its wait."""
     url = "redis+cluster://127.0.0.1:1"
     client = connect(url)
     with pytest.raises(redis.ConnectionError):
@@ -376,8 +381,8 @@ async def test_no_node_of_a_cluster() -> None:
         await_redis(url, 0.3)
 
 
-async def test_lost_unnoticed_to_a_node(cluster: str) -> None:
-    """A client of a cluster, one of whose connections was lost unnoticed, opens another one."""
+async def test_a_cluster_client_replaces_a_connection_that_was_lost_unnoticed(cluster: str) -> None:
+    """A cluster's client opens a new connection in place of one that was lost unnoticed."""
     client = connect(cluster)
     assert isinstance(client, redis.asyncio.RedisCluster)
     async with contextlib.aclosing(client):
@@ -388,8 +393,8 @@ async def test_lost_unnoticed_to_a_node(cluster: str) -> None:
         assert await client.get("key") == b"value"
 
 
-async def test_cluster(cluster: str) -> None:
-    """Hash-tagged queues, each on another node, are served by one worker; others are refused, with the remedy."""
+async def test_one_worker_serves_hash_tagged_queues_on_all_nodes_of_a_cluster(cluster: str) -> None:
+    """One worker serves hash-tagged queues on different nodes; a queue without a tag is refused, with the remedy."""
     names = ["{mail}", "{news}", "{print}"]
     assert {key_slot(name[1:-1].encode()) % 3 for name in names} == {0, 1, 2}
     async with working(cluster, queue=names[0], queues=",".join(names)) as worker:
@@ -410,22 +415,24 @@ async def test_cluster(cluster: str) -> None:
 
 
 def documented_rules() -> list[str]:
-    """Those of the user that the documentation makes."""
+    """Return the ACL rules of the user in the documentation."""
     found = re.search(r"ACL SETUSER worker ((?:.*\\\n)*.*)", (REPOSITORY / "docs/engine.md").read_text())
     assert found is not None
     return found[1].replace("\\\n", " ").replace(">password", ">secret").split()
 
 
-def test_acl_lets_scripts_call_what_they_call() -> None:
-    """The documentation asks for every command of every script: what a script may not call can look like nothing."""
+def test_the_documented_acl_allows_every_command_of_every_script() -> None:
+    """The documented rules name every command of every script: a refused call in a script can go unnoticed."""
     scripts = (REPOSITORY / "worker/scripts").glob("*.lua")
     called = {command for script in scripts for command in re.findall(r"redis\.p?call\('(\w+)'", script.read_text())}
     assert len(called) > 20
     assert called - {rule.removeprefix("+").upper() for rule in documented_rules()} == set()
 
 
-async def test_acl_in_a_cluster(nodes: list[EmbeddedRedis], cluster: str) -> None:
-    """There a user needs two more commands, and the queue's keys and channels."""
+async def test_the_documented_acl_and_two_more_commands_suffice_in_a_cluster(
+    nodes: list[EmbeddedRedis], cluster: str
+) -> None:
+    """In a cluster a user needs two more commands, and the queue's keys and channels."""
     for node in nodes:
         with redis.Redis.from_url(node.url) as admin:
             more = ("~{mail}*", "&{mail}:*", "+cluster|slots", "+command")
@@ -436,8 +443,8 @@ async def test_acl_in_a_cluster(nodes: list[EmbeddedRedis], cluster: str) -> Non
 
 @pytest.mark.parametrize("rules", [(), ("+select",)], ids=["database 0", "database 1"])
 @pytest.mark.parametrize("program", PROGRAMS)
-async def test_acl(program: str, rules: tuple[str, ...]) -> None:
-    """A user with no more permissions than the documentation asks for can do all that a worker and its clients do."""
+async def test_the_documented_acl_suffices_for_workers_and_clients(program: str, rules: tuple[str, ...]) -> None:
+    """A user with only the documented permissions can do all that a worker and its clients do."""
     with running(program) as server:
         database = server.url.replace("/0", f"/{len(rules)}")
         with redis.Redis.from_url(database) as admin:

@@ -1,4 +1,4 @@
-"""``@cron``, and what arq's own ``cron()`` and ``func()`` become."""
+"""`@cron`, and tasks that are made of arq's `cron()` and `func()`."""
 
 import time
 from datetime import UTC, datetime
@@ -23,34 +23,34 @@ async def resize(ctx: dict[Any, Any], image: str) -> None: ...
 
 
 class TestCron:
-    def test_a_crontab_in_a_time_zone(self) -> None:
-        """Five fields, by the clock of a zone."""
+    def test_a_crontab_follows_the_clock_of_its_time_zone(self) -> None:
+        """The five fields mean the clock of the given zone."""
         scheduled = cron("30 7 * * *", timezone="Europe/Berlin")(clean)
         assert scheduled.schedule is not None
         assert scheduled.schedule.next_after(MIDNIGHT) == MIDNIGHT.replace(hour=6, minute=30)
         assert (scheduled.name, scheduled.run_at_startup) == ("clean", False)
 
-    def test_arqs_keywords(self) -> None:
-        """As `arq.cron` understands them."""
+    def test_the_keywords_of_arqs_cron_mean_the_same(self) -> None:
+        """`hour`, `minute` and `run_at_startup` mean what they mean to `arq.cron`."""
         scheduled = cron(hour={9, 18}, minute=5, run_at_startup=True)(clean)
         assert scheduled.schedule is not None
         assert scheduled.schedule.next_after(MIDNIGHT).replace(microsecond=0) == MIDNIGHT.replace(hour=9, minute=5)
         assert scheduled.run_at_startup
 
-    def test_keeps_no_result_unless_it_says_so(self) -> None:
-        """Nobody waits for what nobody enqueued; options are those of `task`."""
+    def test_a_scheduled_task_keeps_no_result_by_default(self) -> None:
+        """No caller waits for the result of a scheduled job. The options are those of `task`."""
         assert cron("* * * * *")(clean).options.keep_result == 0
         assert cron("* * * * *", keep_result=60, timeout=5)(clean).options.keep_result == 60
         assert cron("* * * * *", timeout=5)(clean).options.timeout == 5
 
-    def test_a_task_keeps_its_own_options(self) -> None:
-        """`@cron` over `@task` adds a schedule, and takes no options that would be lost."""
+    def test_scheduling_a_task_keeps_its_options_and_takes_no_others(self) -> None:
+        """`@cron` over `@task` adds a schedule, and refuses options, which would be lost."""
         plain = task(keep_result=60)(clean)
         assert cron("* * * * *")(plain).options is plain.options
         with pytest.raises(TaskDefinitionError, match="clean is a task already: give timeout to its @task"):
             cron("* * * * *", timeout=5)(plain)
 
-    def test_a_second_schedule(self) -> None:
+    def test_a_second_schedule_of_a_function_needs_another_name(self) -> None:
         """A second schedule is another task, by `name`; put on the first one, it would replace it, and is refused."""
         often, seldom = cron("* * * * *", name="often")(clean), cron("0 0 * * *", name="seldom")(clean)
         assert (often.name, seldom.name) == ("often", "seldom")
@@ -59,7 +59,7 @@ class TestCron:
         with pytest.raises(TaskDefinitionError, match="has the schedule"):
             cron("*/3 * * * *", name="seldom")(often)
 
-    def test_a_schedule_and_a_name_for_a_task(self) -> None:
+    def test_a_task_can_be_scheduled_under_another_name(self) -> None:
         """A task can be scheduled under another name, with its own options."""
         plain = task(timeout=60)(clean)
         nightly = cron("0 3 * * *", name="nightly")(plain)
@@ -83,14 +83,14 @@ class TestCron:
             (("* * * * *",), {"timeout": 0}),
         ],
     )
-    def test_what_is_no_schedule_is_told_where_it_is_declared(self, arguments: Any) -> None:
-        """A mistake is a `TaskDefinitionError`."""
+    def test_an_invalid_schedule_raises_where_it_is_declared(self, arguments: Any) -> None:
+        """An invalid schedule or option raises `TaskDefinitionError`."""
         args, kwargs = arguments
         with pytest.raises(TaskDefinitionError):
             cron(*args, **kwargs)(clean)
 
-    def test_can_be_enqueued_as_well(self) -> None:
-        """It is a task like others: its arguments have defaults, which a caller may change."""
+    def test_a_scheduled_task_can_be_enqueued_too(self) -> None:
+        """A scheduled task is a task like others: its parameters have defaults, and a caller may pass other values."""
 
         async def report(session: db.AsyncSession, day: str = "today") -> None: ...
 
@@ -100,27 +100,27 @@ class TestCron:
 
 
 class TestAdopt:
-    def test_arqs_func(self) -> None:
-        """Name, timeout, tries and how long the result is kept are those of `func()`."""
+    def test_arqs_func_keeps_its_name_and_options(self) -> None:
+        """Name, timeout, tries and the time that the result is kept are those of `func()`."""
         adopted = adopt(func(resize, name="images.resize", timeout=30, max_tries=7, keep_result=60))
         assert (adopted.name, adopted.fn) == ("images.resize", resize)
         options = adopted.options
         assert (options.timeout, options.max_tries, options.keep_result) == (30, 7, 60)
         assert adopted.schedule is None
 
-    def test_arqs_func_without_options(self) -> None:
-        """What it does not say, the worker's settings say."""
+    def test_options_that_arqs_func_leaves_out_come_from_the_settings(self) -> None:
+        """An option that `func()` leaves out stays unset, so that the worker's settings decide."""
         options = adopt(func(resize)).options
         assert (options.timeout, options.max_tries, options.keep_result) == (None, None, None)
 
-    def test_arqs_forever(self) -> None:
-        """`keep_result_forever` is longer than anybody lives."""
+    def test_arqs_keep_result_forever_keeps_a_result_for_at_least_90_years(self) -> None:
+        """`keep_result_forever` becomes a very long time."""
         keep = adopt(func(resize, keep_result_forever=True)).options.keep_result
         assert keep is not None
         assert keep >= 90 * 365 * 86400
 
-    def test_arqs_cron(self) -> None:
-        """Its schedule and its name, `cron:clean`, are kept."""
+    def test_arqs_cron_keeps_its_schedule_and_name(self) -> None:
+        """The schedule and the name, `cron:clean`, are those of `arq.cron()`."""
         adopted = adopt(arq.cron(clean, hour=3, minute=0, run_at_startup=True))
         assert adopted.schedule is not None
         assert adopted.schedule.next_after(MIDNIGHT).replace(microsecond=0) == MIDNIGHT.replace(hour=3)
@@ -135,7 +135,7 @@ class TestAdopt:
             ("UTC", {"hour": 3}, False),
         ],
     )
-    def test_arqs_cron_where_the_machine_is_not_on_utc(
+    def test_adopting_arqs_cron_warns_where_the_machines_time_zone_made_a_difference(
         self,
         zone: str,
         when: dict[str, Any],
@@ -143,7 +143,7 @@ class TestAdopt:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """Under arq it went by the machine's zone, and now by UTC: that is said, with what to write instead."""
+        """arq goes by the machine's time zone, Tandem by UTC: a warning says so, and what to write instead."""
         with monkeypatch.context() as patch:
             patch.setenv("TZ", zone)
             time.tzset()
@@ -151,14 +151,14 @@ class TestAdopt:
         time.tzset()
         assert ("cron:clean is arq's cron() and runs by UTC here" in caplog.text) == warns
 
-    def test_what_it_adopts_can_be_enqueued_and_checked(self) -> None:
+    def test_an_adopted_function_can_be_checked_and_enqueued(self) -> None:
         """An adopted function is a task."""
         adopted = adopt(func(resize))
         adopted.check()
         assert adopted.signature.validate(("a.png",), {}) == b'{"image":"a.png"}'
 
     @pytest.mark.parametrize("thing", [clean, "clean", None, object()])
-    def test_others_are_refused(self, thing: Any) -> None:
-        """What is neither says so."""
+    def test_adopting_anything_else_is_refused(self, thing: Any) -> None:
+        """A thing that is neither a task nor arq's raises an error that says so."""
         with pytest.raises(TaskDefinitionError, match="neither a task nor what arq's"):
             adopt(thing)

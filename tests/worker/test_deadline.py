@@ -1,4 +1,4 @@
-"""A deadline does what `asyncio.timeout` does."""
+"""`Deadline` behaves as `asyncio.timeout` does."""
 
 import asyncio
 
@@ -7,26 +7,26 @@ import pytest
 from worker.deadline import Deadline
 
 
-async def test_expires() -> None:
-    """What takes too long is cancelled, once, and a TimeoutError says so; the task is not left cancelled."""
+async def test_a_block_past_its_deadline_is_cancelled_once_and_raises_timeout_error() -> None:
+    """A block that takes too long is cancelled once and raises TimeoutError; the task is not left cancelled."""
     with pytest.raises(TimeoutError) as raised, Deadline(0.01) as deadline:
         await asyncio.sleep(5)
     assert deadline.expired
     assert isinstance(raised.value.__cause__, asyncio.CancelledError)
     await asyncio.sleep(0)
-    assert _asked() == 0
+    assert _pending_cancellations() == 0
 
 
-async def test_in_time() -> None:
-    """What ends in time is left alone afterwards."""
+async def test_a_block_that_ends_in_time_is_not_cancelled_later() -> None:
+    """The deadline does not cancel the task after the block has ended."""
     with Deadline(0.01) as deadline:
         pass
     await asyncio.sleep(0.05)
     assert not deadline.expired
 
 
-async def test_error_of_the_block() -> None:
-    """An error of the block's own passes through, also one that it makes of the cancellation."""
+async def test_an_error_of_the_block_passes_through() -> None:
+    """An error of the block passes through, also one that the block raises when it is cancelled."""
     with pytest.raises(ZeroDivisionError), Deadline(5):
         _ = 1 / 0
     with pytest.raises(LookupError), Deadline(0.01):
@@ -34,11 +34,11 @@ async def test_error_of_the_block() -> None:
             await asyncio.sleep(5)
         except asyncio.CancelledError:
             raise LookupError from None
-    assert _asked() == 0
+    assert _pending_cancellations() == 0
 
 
-async def test_block_that_goes_on() -> None:
-    """A block that takes no notice and ends well has ended well."""
+async def test_a_block_that_suppresses_the_cancellation_ends_normally() -> None:
+    """A block that suppresses the cancellation and ends normally raises no error."""
     with Deadline(0.01) as deadline:
         try:
             await asyncio.sleep(5)
@@ -46,11 +46,11 @@ async def test_block_that_goes_on() -> None:
             value = "done"
     assert deadline.expired
     assert value == "done"
-    assert _asked() == 0
+    assert _pending_cancellations() == 0
 
 
-async def test_cancelled_by_another() -> None:
-    """A cancellation of somebody else's stays one, before the deadline and at it."""
+async def test_a_cancellation_from_outside_stays_a_cancellation() -> None:
+    """A cancellation from outside is not turned into TimeoutError, before the deadline and at it."""
 
     async def run(seconds: float) -> None:
         with Deadline(seconds):
@@ -73,8 +73,8 @@ async def test_cancelled_by_another() -> None:
             await task
 
 
-def _asked() -> int:
-    """How many cancellations of this task stand."""
+def _pending_cancellations() -> int:
+    """Return how many cancellations of this task are pending."""
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling()

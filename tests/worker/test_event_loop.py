@@ -1,4 +1,4 @@
-"""The loop that a worker runs on ends with its main task, and not with what a job's code raises."""
+"""A worker's event loop ends with its main task, not with an exception of a job's code."""
 
 import asyncio
 import sys
@@ -16,7 +16,7 @@ Main = Callable[[], Coroutine[Any, Any, Any]]
 
 @pytest.fixture(params=[uvloop, asyncio])
 def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Main], Any]:
-    """Runs a main task on a new loop, on uvloop's and where there is none, within 10 seconds."""
+    """Runs a main task on a new loop, with uvloop and without, within 10 seconds."""
     if request.param is asyncio:
         monkeypatch.setitem(sys.modules, "uvloop", None)
 
@@ -40,8 +40,8 @@ def interrupt() -> None:
     raise KeyboardInterrupt("from a callback")
 
 
-def test_a_child_that_is_awaited(run: Callable[[Main], Any]) -> None:
-    """Its parent gets the exception, and so does who waits for a thread."""
+def test_an_exit_in_an_awaited_child_or_thread_is_raised_to_its_parent(run: Callable[[Main], Any]) -> None:
+    """The parent of a child task, or of a thread, gets the exception."""
 
     async def main() -> list[str]:
         beside = asyncio.create_task(asyncio.sleep(0.05, "beside"))
@@ -55,8 +55,10 @@ def test_a_child_that_is_awaited(run: Callable[[Main], Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_nobody_awaits(run: Callable[[Main], Any], caplog: pytest.LogCaptureFixture) -> None:
-    """A detached task and callbacks of all kinds are logged; what was ready beside them runs, once and in order."""
+def test_an_exit_that_no_code_awaits_is_logged_and_the_loop_goes_on(
+    run: Callable[[Main], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Exits of a detached task and of callbacks are logged; other ready callbacks run, once and in order."""
     ran: list[int] = []
 
     async def main() -> str:
@@ -80,8 +82,8 @@ def test_what_nobody_awaits(run: Callable[[Main], Any], caplog: pytest.LogCaptur
     assert "SystemExit: left" in caplog.text
 
 
-def test_the_main_task_ends_it(run: Callable[[Main], Any]) -> None:
-    """What the main task raises ends the loop."""
+def test_an_exit_in_the_main_task_ends_the_loop(run: Callable[[Main], Any]) -> None:
+    """An exception of the main task ends the loop."""
 
     async def main() -> None:
         await asyncio.create_task(asyncio.sleep(0))
@@ -92,8 +94,10 @@ def test_the_main_task_ends_it(run: Callable[[Main], Any]) -> None:
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_in_the_turn_that_ends_it(run: Callable[[Main], Any], before: bool) -> None:
-    """A callback that raises beside the end of the main task changes nothing about it, nor about what runs next."""
+def test_a_callback_that_raises_as_the_main_task_ends_does_not_change_its_result(
+    run: Callable[[Main], Any], before: bool
+) -> None:
+    """A callback that raises in the same iteration in which the main task ends changes nothing about that end."""
 
     async def main() -> int:
         task = asyncio.current_task()

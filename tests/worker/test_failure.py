@@ -1,4 +1,4 @@
-"""Exceptions as data: what comes back from the wire."""
+"""Exceptions as data: how they come back from the wire."""
 
 import asyncio
 import builtins
@@ -14,7 +14,7 @@ from worker.failure import error_data, error_from
 
 
 class Unknown(Exception):  # noqa: N818 - any exception
-    """One that the other side need not have."""
+    """An exception class that the other side need not have."""
 
 
 class Unprintable(Exception):  # noqa: N818 - any exception
@@ -34,21 +34,21 @@ BUILT_IN = [
 
 
 def across(error: BaseException) -> BaseException:
-    """`error` after a journey over the wire."""
+    """Return `error` as it comes back from the wire."""
     data = from_json(to_json(error_data(error)))
     return error_from(data)
 
 
 class TestBuiltIn:
     @pytest.mark.parametrize("kind", BUILT_IN)
-    def test_each_comes_back_as_itself(self, kind: type[Exception]) -> None:
-        """Whoever waits for the result can catch it by its class, and its arguments are there."""
+    def test_a_built_in_exception_comes_back_as_itself_with_its_arguments(self, kind: type[Exception]) -> None:
+        """A caller that waits for the result can catch it by its class; its arguments are there."""
         error = across(kind("why", 7))
         assert (type(error), error.args) == (kind, ("why", 7))
 
-    def test_with_all_that_they_say(self) -> None:
+    def test_a_built_in_exception_comes_back_with_its_whole_message(self) -> None:
         """An `OSError` keeps its file, a `SyntaxError` its place, a `UnicodeDecodeError` its bytes."""
-        assert str(across(raised(lambda: open("/nowhere/at/all")))) == (  # noqa: PTH123, SIM115 - it is to fail
+        assert str(across(raised(lambda: open("/nowhere/at/all")))) == (  # noqa: PTH123, SIM115 - it must fail
             "[Errno 2] No such file or directory: '/nowhere/at/all'"
         )
         for doing in (lambda: compile("a b", "file.py", "exec"), b"\xff".decode, lambda: dict[Any, Any]()[1, "a"]):
@@ -56,8 +56,8 @@ class TestBuiltIn:
             returned = across(error)
             assert (type(returned), str(returned)) == (type(error), str(error))
 
-    def test_cancelled_comes_back_as_itself(self) -> None:
-        """`asyncio.CancelledError` is what an aborted job raises in whoever waits for it."""
+    def test_cancelled_error_comes_back_as_itself(self) -> None:
+        """A caller that waits for an aborted job gets `asyncio.CancelledError`."""
         error = across(asyncio.CancelledError("aborted"))
         assert (type(error), error.args) == (asyncio.CancelledError, ("aborted",))
 
@@ -71,27 +71,29 @@ class TestBuiltIn:
         assert isinstance(inner, ExceptionGroup)
         assert isinstance(inner.exceptions[0], JobFailed)
 
-    def test_brings_the_workers_traceback_as_a_note(self) -> None:
-        """Whoever sees the exception sees where in the worker it came from."""
+    def test_a_built_in_exception_brings_the_workers_traceback_as_a_note(self) -> None:
+        """The exception shows where in the worker it was raised."""
         (note,) = across(raised(lambda: int("x"))).__notes__
         assert "in raised" in note
         assert "ValueError: invalid literal" in note
 
     @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
-    def test_those_that_would_end_the_one_who_asks_come_back_as_job_failed(self, kind: type[BaseException]) -> None:
+    def test_an_exception_that_would_end_the_asking_process_comes_back_as_job_failed(
+        self, kind: type[BaseException]
+    ) -> None:
         """A task's `sys.exit()` does not end the web app that waits for its result."""
         error = across(kind("x"))
         assert isinstance(error, JobFailed)
         assert error.type == kind.__name__
 
     @pytest.mark.parametrize("name", ["print", "object", "__import__", "int", "no such thing"])
-    def test_no_other_built_in_is_called(self, name: str) -> None:
-        """Data that names something else than an exception is only data."""
+    def test_a_built_in_that_is_no_exception_is_never_called(self, name: str) -> None:
+        """Data that names anything but an exception class comes back as `JobFailed`."""
         error = error_from({"type": name, "message": "m", "args": ["x"]})
         assert isinstance(error, JobFailed)
 
-    def test_arguments_that_do_not_fit_are_no_problem(self) -> None:
-        """What other software writes never raises anything but the failure itself."""
+    def test_malformed_data_comes_back_as_job_failed(self) -> None:
+        """Data that other software has written raises no error while it is read."""
         for data in (
             {"type": "UnicodeDecodeError", "args": ["x"]},
             {"type": "ExceptionGroup", "args": []},
@@ -106,7 +108,7 @@ class TestBuiltIn:
 
 
 class TestOthers:
-    def test_come_back_as_job_failed(self) -> None:
+    def test_any_other_exception_comes_back_as_job_failed(self) -> None:
         """Any other exception comes back with its class's name, its message and the worker's traceback."""
         error = across(raised(lambda: throw(Unknown("bad luck"))))
         assert isinstance(error, JobFailed)
@@ -116,18 +118,18 @@ class TestOthers:
         assert str(error) == f"{__name__}.Unknown: bad luck"
 
     def test_a_job_failed_passes_unchanged(self) -> None:
-        """A task that waited for another job passes that one's failure on."""
+        """A task that waited for another job passes the failure of that job on."""
         error = across(JobFailed("app.Oops", "no", "Traceback ..."))
         assert isinstance(error, JobFailed)
         assert (error.type, error.message, error.traceback) == ("app.Oops", "no", "Traceback ...")
 
-    def test_those_named_like_a_built_in_are_not_taken_for_it(self) -> None:
-        """`concurrent.futures.CancelledError` and a project's own `TimeoutError` are what they are."""
+    def test_an_exception_named_like_a_built_in_is_not_taken_for_it(self) -> None:
+        """`concurrent.futures.CancelledError` and a project's own `TimeoutError` come back as `JobFailed`."""
         for kind in (concurrent.futures.CancelledError, type("TimeoutError", (Exception,), {})):
             assert isinstance(across(kind()), JobFailed)
 
-    def test_a_database_error_is_readable(self) -> None:
-        """SQLAlchemy's exceptions come back with what the server said."""
+    def test_a_database_error_keeps_the_message_of_the_server(self) -> None:
+        """SQLAlchemy's exceptions come back with the server's message."""
         error = across(IntegrityError("INSERT ...", {"a": 1}, ValueError("duplicate key")))
         assert isinstance(error, JobFailed)
         assert "duplicate key" in error.message
@@ -146,7 +148,7 @@ class TestBounds:
             pytest.param(lambda: UnicodeDecodeError("utf-8", b"\xff" * 10**6, 0, 1, "bad"), id="many bytes"),
         ],
     )
-    def test_whatever_it_holds_its_data_is_bounded(self, error: Any) -> None:
+    def test_the_size_of_an_encoded_exception_is_bounded(self, error: Any) -> None:
         """An exception takes less than 200 kB of Redis."""
         assert len(to_json(error_data(error()))) < 200_000
 
@@ -163,8 +165,8 @@ class TestBounds:
             pytest.param(lambda: ExceptionGroup("\udcff", [ValueError(1)]), id="a group with a surrogate"),
         ],
     )
-    def test_whatever_it_holds_it_crosses(self, error: Any) -> None:
-        """No exception is too strange for the wire."""
+    def test_every_exception_can_be_encoded_and_decoded(self, error: Any) -> None:
+        """An exception with unusual arguments, or one that cannot be printed, crosses the wire."""
         assert isinstance(across(error()), BaseException)
 
     def test_a_cut_traceback_keeps_both_ends(self) -> None:
@@ -179,10 +181,10 @@ def throw(error: BaseException) -> None:
 
 
 def raised(doing: Any) -> BaseException:
-    """What `doing` raises, with its traceback."""
+    """Return the exception that `doing` raises, with its traceback."""
     try:
         doing()
-    except BaseException as error:  # noqa: BLE001 - what it is about
+    except BaseException as error:  # noqa: BLE001 - the case under test
         return error
     raise AssertionError("nothing was raised")
 

@@ -1,4 +1,4 @@
-"""The life of a worker in its process, where only its parts can be timed; the rest is in `tests/lifecycle`."""
+"""The lifecycle of a worker in its process, for cases that need exact timing; the rest is in `tests/lifecycle`."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ def config(database_url: str, redis_url: str) -> Config:
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """The signals' handlers are the tests' own afterwards."""
+    """Restore the signal handlers after each test."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
@@ -46,22 +46,24 @@ def registry(lifespan: Lifespan | None = None) -> Registry:
 
 
 class SignalledAtTheEnd(Runtime):
-    """One that is told to stop while the last thing that it waits for cannot be interrupted, as a COMMIT is."""
+    """A runtime that gets SIGTERM in its last wait, one that cannot be interrupted (as in a COMMIT)."""
 
     async def open(self, arq_context: dict[Any, Any]) -> Engine:
         engine = await super().open(arq_context)
-        await to_the_end(self._be_told())
+        await to_the_end(self._receive_sigterm())
         return engine
 
-    async def _be_told(self) -> None:
+    async def _receive_sigterm(self) -> None:
         heard = asyncio.Event()
         os.kill(os.getpid(), signal.SIGTERM)
         asyncio.get_running_loop().call_later(0.1, heard.set)
         await heard.wait()
 
 
-async def test_a_signal_at_the_end_of_the_opening(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends the opening, and what was opened is closed; the process would be ended soon in any case."""
+async def test_a_signal_at_the_end_of_the_opening_ends_it_and_closes_what_was_opened(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal ends the opening, everything is closed again, and the process is set to end soon in any case."""
     codes: list[int] = []
     monkeypatch.setattr("worker.process.lifecycle.leave_soon", codes.append)
     lifecycle = Lifecycle(SignalledAtTheEnd(config, registry()))
@@ -73,8 +75,8 @@ async def test_a_signal_at_the_end_of_the_opening(config: Config, monkeypatch: p
     await lifecycle.ended()
 
 
-async def test_one_task_enters_and_leaves(config: Config) -> None:
-    """A lifespan may have a task group open, and it and the hooks may bind what only their own context can reset."""
+async def test_the_lifespan_and_the_hooks_run_in_one_asyncio_task(config: Config) -> None:
+    """A lifespan may hold a task group open; lifespan and hooks may set context variables and reset them."""
     region: ContextVar[str] = ContextVar("region")
     seen: list[Any] = []
 
@@ -107,8 +109,10 @@ async def test_one_task_enters_and_leaves(config: Config) -> None:
 
 
 @pytest.mark.parametrize("make_group", [anyio.create_task_group, asyncio.TaskGroup])
-async def test_a_lifespan_that_fails(config: Config, make_group: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Its task's error ends the worker, drained, with code 1 and with that error."""
+async def test_a_lifespan_whose_task_fails_ends_the_worker_with_code_1(
+    config: Config, make_group: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the lifespan's task drains the worker and ends it with code 1 and that error."""
     fails = asyncio.Event()
 
     async def fail() -> None:

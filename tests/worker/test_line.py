@@ -1,4 +1,4 @@
-"""A line to Redis, and what becomes of it when its connection does not hold."""
+"""A dedicated connection to Redis, and what happens when it is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,28 +34,30 @@ async def line(client: Redis) -> AsyncIterator[Line]:
 
 
 async def connection_of(line: Line) -> str:
-    """The server's number for its connection."""
+    """Return the server's id of the connection."""
     return str(await line.execute_command("CLIENT", "ID"))
 
 
-async def test_one_connection(line: Line) -> None:
-    """Commands have one connection, one after the other, whoever calls."""
+async def test_concurrent_commands_share_one_connection_in_order(line: Line) -> None:
+    """Commands of several callers are sent over one connection, one after the other."""
     assert await asyncio.gather(*(line.execute_command("ECHO", str(number)) for number in range(20))) == [
         str(number).encode() for number in range(20)
     ]
     assert await connection_of(line) == await connection_of(line)
 
 
-async def test_refused(line: Line) -> None:
-    """What the server refuses is raised, and costs no connection."""
+async def test_a_refused_command_raises_and_keeps_the_connection(line: Line) -> None:
+    """A command that the server refuses raises its error; the connection is kept."""
     before = await connection_of(line)
     with pytest.raises(ResponseError, match="unknown command"):
         await line.execute_command("NONSENSE")
     assert await connection_of(line) == before
 
 
-async def test_closed_while_idle(line: Line, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that the server has closed while it lay idle is opened anew, and nobody is told."""
+async def test_a_connection_that_was_closed_while_idle_is_replaced_without_an_error(
+    line: Line, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that the server has closed while it was idle is opened again without an error."""
     monkeypatch.setattr(module, "_IDLE", 0.0)
     before = await connection_of(line)
     await client.client_kill_filter(_id=before)
@@ -63,7 +65,9 @@ async def test_closed_while_idle(line: Line, client: Redis, monkeypatch: pytest.
     assert await connection_of(line) != before
 
 
-async def test_closed_under_a_command(line: Line, observer: Any) -> None:
+async def test_a_connection_that_is_lost_during_a_command_is_an_error_and_is_replaced(
+    line: Line, observer: Any
+) -> None:
     """A connection that is lost during a command is an error, and the next command has another one."""
     before = await connection_of(line)
     waiting = asyncio.create_task(line.execute_command("BLPOP", "nothing", 0))
@@ -74,8 +78,8 @@ async def test_closed_under_a_command(line: Line, observer: Any) -> None:
     assert await connection_of(line) != before
 
 
-async def test_no_answer(redis_url: str, observer: Any) -> None:
-    """A command that takes too long is given up with its connection, whose late answer nobody takes for another's."""
+async def test_a_command_without_an_answer_is_given_up_with_its_connection(redis_url: str, observer: Any) -> None:
+    """A command that takes too long is given up with its connection; no other command gets its late answer."""
     client = connect_as(Redis, f"{redis_url}{'&' if '?' in redis_url else '?'}socket_timeout=0.2")
     line = Line(client)
     watch = Stopwatch()
@@ -88,8 +92,8 @@ async def test_no_answer(redis_url: str, observer: Any) -> None:
     await client.aclose()
 
 
-async def test_cancelled(line: Line, observer: Any) -> None:
-    """Nor is the answer of one that was cancelled."""
+async def test_no_other_command_gets_the_late_answer_of_a_cancelled_one(line: Line, observer: Any) -> None:
+    """A cancelled command's late answer is not taken for the next command's answer."""
     waiting = asyncio.create_task(line.execute_command("BLPOP", "late", 0))
     await eventually(lambda: any(client["cmd"] == "blpop" for client in observer.client_list()))
     waiting.cancel()
@@ -99,8 +103,8 @@ async def test_cancelled(line: Line, observer: Any) -> None:
     assert await line.execute_command("ECHO", "y") == b"y"
 
 
-async def test_server_that_is_away(own_redis: StartRedis) -> None:
-    """While the server is away each command fails; once it is back, they work."""
+async def test_commands_fail_while_the_server_is_down_and_work_once_it_is_back(own_redis: StartRedis) -> None:
+    """While the server is down each command fails; once it is back, commands work."""
     server = own_redis()
     client = connect_as(Redis, server.url)
     line = Line(client)
@@ -115,7 +119,7 @@ async def test_server_that_is_away(own_redis: StartRedis) -> None:
     await client.aclose()
 
 
-async def test_many_bytes_on_a_slow_network(redis_url: str) -> None:
+async def test_the_time_to_send_a_large_command_is_not_taken_for_silence(redis_url: str) -> None:
     """The time that a large command takes to be sent is not taken for a server that does not answer."""
     async with Proxy(redis_url) as proxy:
         proxy.rate = 2_000_000  # bytes a second

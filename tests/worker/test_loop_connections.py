@@ -1,4 +1,4 @@
-"""Connections and event loops: each loop has its own, and leaves nothing behind when it ends."""
+"""Connections and event loops: each loop has its own connections and leaves none behind when it ends."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ async def noop(number: int) -> int:
 
 
 async def use(queue: Queue, job_id: str = "a") -> None:
-    """Use all that a queue opens: the client, a line, and the subscription."""
+    """Use all that a queue opens: the client, a dedicated connection and the subscription."""
     await queue.enqueue([new_job(job_id, b"{}", "arq:queue")])
     await queue.claim("arq:queue", "t" * 28, 1000, 1)
     async with queue.ended("arq:queue", job_id, asyncio.Event()):
@@ -32,14 +32,14 @@ async def use(queue: Queue, job_id: str = "a") -> None:
 
 
 def run_unfinished(use: Any) -> None:
-    """Close the loop without ending what runs on it."""
+    """Run on a loop and close it without ending its tasks and connections."""
     loop = asyncio.new_event_loop()
     loop.run_until_complete(use)
     loop.close()
 
 
 def sockets() -> int:
-    """How many sockets this process has open."""
+    """Return how many sockets this process has open."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # that of the folder itself
@@ -49,8 +49,8 @@ def sockets() -> int:
 
 class TestOneLoopAfterAnother:
     @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-    def test_closed_with_their_loop(self, redis_url: str, run: Callable[[Any], None]) -> None:
-        """A loop that ends in order closes its connections: none is left, and nothing is warned of."""
+    def test_a_loop_that_ends_closes_its_connections(self, redis_url: str, run: Callable[[Any], None]) -> None:
+        """A loop that ends in order closes its connections: none is left, and there is no warning."""
         queue = Queue(redis_url)
         before = sockets()
         for number in range(3):
@@ -58,8 +58,8 @@ class TestOneLoopAfterAnother:
             gc.collect()
             assert sockets() == before
 
-    def test_dropped_after_their_loop(self, redis_url: str) -> None:
-        """What a loop has left open is dropped by the next use, without a warning."""
+    def test_connections_that_a_loop_left_open_are_dropped_by_the_next_use(self, redis_url: str) -> None:
+        """Connections that a loop left open are dropped by the next use, without a warning."""
         queue = Queue(redis_url)
         before = sockets()
         for number in range(3):
@@ -69,8 +69,8 @@ class TestOneLoopAfterAnother:
         gc.collect()
         assert sockets() == before
 
-    async def test_dropped_in_tls(self, redis_url: str, observer: Any) -> None:
-        """The same of encrypted connections."""
+    async def test_tls_connections_that_a_loop_left_open_are_dropped_too(self, redis_url: str, observer: Any) -> None:
+        """Encrypted connections that a loop left open are dropped too."""
         before = len(observer.client_list())
         async with in_tls(redis_url) as url:
             queue = Queue(f"{url}?ssl_ca_certs={CERTIFICATE}")
@@ -80,8 +80,8 @@ class TestOneLoopAfterAnother:
             gc.collect()
             await eventually(lambda: len(observer.client_list()), equals=before)
 
-    def test_closed_by_hand(self, redis_url: str) -> None:
-        """A queue that was closed is opened by its next use, on any loop."""
+    def test_a_closed_broker_is_opened_again_by_its_next_use(self, redis_url: str) -> None:
+        """A broker that was closed is opened again by its next use, on any loop."""
         queue = Queue(redis_url)
 
         async def once(job_id: str) -> list[bool]:
@@ -95,7 +95,9 @@ class TestOneLoopAfterAnother:
 
 
 class TestLoopsBesideEachOther:
-    def test_threads_that_run_loops(self, redis_url: str, observer: redis.Redis) -> None:
+    def test_jobs_of_many_threads_with_loops_are_all_queued_and_no_connection_is_left(
+        self, redis_url: str, observer: redis.Redis
+    ) -> None:
         """Eight threads enqueue fifty jobs each by `asyncio.run`: all are queued, and no connection is left."""
         Queue(redis_url, default=True)
 
@@ -111,8 +113,8 @@ class TestLoopsBesideEachOther:
         gc.collect()
         assert sockets() == before
 
-    async def test_each_closes_its_own(self, redis_url: str) -> None:
-        """What one loop closes is open for the others."""
+    async def test_closing_on_one_loop_leaves_the_connections_of_other_loops_open(self, redis_url: str) -> None:
+        """A loop that closes the queue closes only its own connections."""
         queue = Queue(redis_url)
         mine = queue.redis
 

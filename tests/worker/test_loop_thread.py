@@ -17,14 +17,14 @@ async def who() -> str:
     return WHO.get()
 
 
-def test_the_callers_context_goes_along() -> None:
-    """What runs on the loop sees what the caller sees."""
+def test_a_coroutine_runs_in_the_callers_context() -> None:
+    """A coroutine on the loop sees the caller's context variables."""
     WHO.set("me")
     assert loop_thread.run(who()) == "me"
 
 
-def test_there_is_one_loop() -> None:
-    """All threads share it."""
+def test_all_threads_share_one_loop() -> None:
+    """Coroutines of all threads run on the same loop."""
 
     async def loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
@@ -34,8 +34,8 @@ def test_there_is_one_loop() -> None:
     assert loop_thread.own_loop() is loop_thread.run(loop())
 
 
-def test_an_error_is_the_callers() -> None:
-    """What the coroutine raises is raised."""
+def test_an_error_of_the_coroutine_is_raised_to_the_caller() -> None:
+    """An exception of the coroutine is raised to the caller."""
 
     async def fail() -> None:
         raise LookupError
@@ -44,27 +44,27 @@ def test_an_error_is_the_callers() -> None:
         loop_thread.run(fail())
 
 
-def test_a_loop_that_is_closed() -> None:
-    """It is said, and the coroutine is not left behind."""
+def test_running_on_a_closed_loop_is_an_error() -> None:
+    """The error says that the loop is closed, and the coroutine is closed too."""
     loop = asyncio.new_event_loop()
     loop.close()
     with pytest.raises(WorkerError, match="is closed"):
         loop_thread.run_on(loop, who())
 
 
-def test_a_loop_that_is_closed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for ever for a loop that never ran."""
+def test_a_loop_that_is_closed_while_the_caller_waits_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller does not wait for ever for a loop that never runs."""
     monkeypatch.setattr(loop_thread, "_LOOK", 0.05)
     loop = asyncio.new_event_loop()
     with ThreadPoolExecutor(1) as thread:
         asked = thread.submit(loop_thread.run_on, loop, who())
-        time.sleep(0.1)  # it waits by now, or will meet a closed loop
+        time.sleep(0.1)  # by now it waits, or it will find the loop closed
         loop.close()
         with pytest.raises(WorkerError, match="is closed"):
             asked.result(20)
 
 
-async def test_a_loop_whose_thread_waits_for_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loop_that_waits_for_the_caller_is_an_error_and_not_a_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of waiting for each other for ever, the caller gets an error, and nothing is run later."""
     monkeypatch.setattr(loop_thread, "_LOOK", 0.05)
     monkeypatch.setattr(loop_thread, "_BEGINNING", 0.2)
@@ -82,8 +82,8 @@ async def test_a_loop_whose_thread_waits_for_the_caller(monkeypatch: pytest.Monk
     assert ran == []
 
 
-async def test_a_loop_that_is_slow_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has begun is waited for."""
+async def test_a_coroutine_that_has_begun_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coroutine that has begun is waited for, however long it takes."""
     monkeypatch.setattr(loop_thread, "_LOOK", 0.05)
     monkeypatch.setattr(loop_thread, "_BEGINNING", 0.1)
 

@@ -1,4 +1,4 @@
-"""The wire: jobs and results as JSON, and what is refused."""
+"""The wire format: jobs and results as JSON, and payloads that are refused."""
 
 import json
 import pickle
@@ -25,20 +25,20 @@ class TestMessage:
         st.text(st.characters(codec="utf-8"), min_size=1), st.dictionaries(st.text("abc"), JSON), st.integers(0, 2**45)
     )
     def test_a_job_comes_back_as_it_was_written(self, task: str, kwargs: dict[str, Any], enqueued_at: int) -> None:
-        """Name, arguments and enqueue time survive the wire, whatever JSON can say."""
+        """Name, arguments and enqueue time survive the wire, for any JSON arguments."""
         message = Message.decode("id", encode(task, dump(kwargs), enqueued_at))
         assert message == Message("id", task, (), kwargs, enqueued_at)
 
     def test_arq_reads_our_jobs_and_we_read_arqs(self) -> None:
-        """With our codec, stock arq and we write the same job."""
+        """With Tandem's codec, stock arq and Tandem write the same job."""
         ours = deserialize_job(encode("census", b'{"path":"/a"}', 1_700_000_000_000), deserializer=deserialize)
         theirs = serialize_job("census", (1,), {"path": "/a"}, None, 1_700_000_000_000, serializer=serialize)
         assert (ours.function, ours.kwargs) == ("census", {"path": "/a"})
         assert Message.decode("id", theirs) == Message("id", "census", (1,), {"path": "/a"}, 1_700_000_000_000)
 
     @given(st.dictionaries(st.text("abc"), JSON))
-    def test_a_job_can_be_told_that_it_has_a_row(self, kwargs: dict[str, Any]) -> None:
-        """All else stays as it was written, byte by byte; who is told twice is told once."""
+    def test_marking_a_payload_as_in_the_ledger_changes_nothing_else(self, kwargs: dict[str, Any]) -> None:
+        """Everything else stays byte by byte; marking it twice is the same as once."""
         raw = encode("send", dump(kwargs), 1_000)
         told = with_row(raw)
         assert Message.decode("id", told) == Message("id", "send", (), kwargs, 1_000, in_ledger=True)
@@ -65,8 +65,8 @@ class TestMessage:
             (b'{"f":"x","a":[],"k":{},"et":1,"t":"1"}', "t, the try to begin with"),
         ],
     )
-    def test_what_is_no_job_is_refused_and_told_why(self, raw: bytes, reason: str) -> None:
-        """Garbage in the queue becomes a `PayloadError` that says what is wrong with it, for us and for arq."""
+    def test_a_payload_that_is_no_job_is_refused_with_the_reason(self, raw: bytes, reason: str) -> None:
+        """An invalid payload raises `PayloadError` with the reason, in Tandem and in arq."""
         with pytest.raises(PayloadError, match=reason):
             Message.decode("id", raw)
         with pytest.raises(PayloadError, match=reason):
@@ -74,8 +74,8 @@ class TestMessage:
 
 
 class TestPickle:
-    def test_is_not_loaded(self) -> None:
-        """A pickle is refused with advice, and what it would have run is not run."""
+    def test_a_pickle_is_refused_and_not_loaded(self) -> None:
+        """A pickle is refused with advice, and code in it is not run."""
         loaded.clear()
         with pytest.raises(PayloadError, match="WORKER_ACCEPT_PICKLE"):
             Message.decode("id", pickle.dumps(Bomb()))
@@ -83,13 +83,13 @@ class TestPickle:
             deserialize(pickle.dumps(Bomb()))
         assert loaded == []
 
-    def test_is_loaded_where_it_is_accepted(self) -> None:
+    def test_a_pickle_is_loaded_where_pickles_are_accepted(self) -> None:
         """A queue that moves from arq can accept its pickled jobs."""
         raw = serialize_job("census", (1,), {"path": "/a"}, None, 5)
         assert Message.decode("id", raw, accept_pickle=True) == Message("id", "census", (1,), {"path": "/a"}, 5)
         assert deserialize_trusting(raw)["f"] == "census"
 
-    def test_a_broken_one_is_refused(self) -> None:
+    def test_a_broken_pickle_is_refused_also_where_pickles_are_accepted(self) -> None:
         """Where pickles are accepted, one that cannot be loaded or is no job is a `PayloadError` all the same."""
         for raw in (b"\x80garbage", pickle.dumps([1]), pickle.dumps({"f": "x", "a": (), "k": {1: 2}, "et": 1})):
             with pytest.raises(PayloadError):
@@ -97,7 +97,7 @@ class TestPickle:
 
 
 class TestResult:
-    def test_arq_reads_an_error_of_ours_as_an_exception(self) -> None:
+    def test_arq_reads_an_error_of_a_job_as_an_exception(self) -> None:
         """A stock client gets the exception that ended the job, built in or not."""
         for error in (ValueError("no"), JobFailed("app.Oops", "no", "Traceback ...")):
             raw = serialize_result("f", (), {}, 1, 2, False, error, 3, 4, "ref", "q", "id", serializer=serialize)
@@ -105,8 +105,8 @@ class TestResult:
             result = deserialize_result(raw, deserializer=deserialize).result
             assert (type(result), result.args) == (type(error), error.args)
 
-    def test_arqs_word_for_an_unserialisable_result_stays_a_text(self) -> None:
-        """What arq writes where a result could not be serialised is passed on."""
+    def test_arqs_text_in_place_of_an_unserialisable_result_stays_a_text(self) -> None:
+        """The text that arq writes in place of a result that it cannot serialise is passed on."""
         raw = json.dumps({"f": "x", "a": [], "k": {}, "et": 1, "s": False, "r": "unable to serialize result"}).encode()
         assert deserialize(raw)["r"] == "unable to serialize result"
 
@@ -124,14 +124,14 @@ class TestDump:
             pytest.param(10**5000, id="a number that no parser reads"),
         ],
     )
-    def test_refuses_what_json_cannot_say_or_nobody_could_read(self, value: Any) -> None:
-        """What would not come back is a `TypeError` that names its type."""
+    def test_dump_refuses_values_that_json_cannot_express_or_parsers_cannot_read(self, value: Any) -> None:
+        """A value that would not come back raises a `TypeError` that names its type."""
         with pytest.raises(TypeError, match=f"JSON cannot say this {type(value).__name__}"):
             dump(value)
 
     @pytest.mark.parametrize("depth", [199, 240, 100_000])
-    def test_refuses_what_is_nested_too_deep(self, depth: int) -> None:
-        """Whatever can be written can be read back as part of a result."""
+    def test_dump_refuses_values_that_are_nested_too_deep(self, depth: int) -> None:
+        """A value that would be nested too deep to be read inside a result is not written."""
         value: list[Any] = []
         for _ in range(depth):
             value = [value]
@@ -139,7 +139,7 @@ class TestDump:
             dump(value)
 
     @given(JSON)
-    def test_what_it_writes_can_be_read_as_part_of_a_result(self, value: Any) -> None:
+    def test_a_dumped_value_can_be_read_as_part_of_a_result(self, value: Any) -> None:
         """A value that was written is in the result that arq's client reads."""
         raw = b'{"f":"x","a":[],"k":{},"et":1,"s":true,"r":%b}' % dump(value)
         assert deserialize(raw)["r"] == value

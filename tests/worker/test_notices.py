@@ -1,4 +1,4 @@
-"""Notices: one subscribing connection that wakes those who wait, loses itself and comes back."""
+"""The subscriber: one connection that wakes the waiters of a channel, and is replaced when it is lost."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from worker.notices import Notices
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TIMEOUT", 1.0)
     monkeypatch.setattr(notices, "_RECONNECT", 0.05)
     monkeypatch.setattr(notices, "_SILENCE", 0.2)
@@ -33,21 +33,21 @@ async def listening(url: str) -> AsyncIterator[Notices]:
 
 
 async def subscribed(*events: asyncio.Event) -> None:
-    """Those who wait have been woken once their channels were subscribed to, the last one's at last."""
+    """Wait until the channels are subscribed to, which wakes each waiter once, and clear the events."""
     await asyncio.wait_for(events[-1].wait(), 5)
     for event in events:
         event.clear()
 
 
 async def hears(event: asyncio.Event, observer: Any, channel: str = "c") -> None:
-    """Whoever waits for a channel is woken by what is published there."""
+    """Assert that a message on the channel wakes the waiter."""
     event.clear()
     await eventually(lambda: observer.publish(channel, "1") or event.is_set())
     await asyncio.wait_for(event.wait(), 2)
 
 
-async def test_wakes(redis_url: str, observer: Any) -> None:
-    """All who wait for a channel are woken, and nobody who waits for another one, through one connection."""
+async def test_a_message_wakes_all_waiters_of_its_channel_and_no_others(redis_url: str, observer: Any) -> None:
+    """A message wakes all waiters of its channel and none of another channel, through one connection."""
     first, second, other = asyncio.Event(), asyncio.Event(), asyncio.Event()
     async with listening(redis_url) as one, one.on("c", first), one.on("c", second), one.on("d", other):
         await subscribed(first, second, other)
@@ -57,8 +57,8 @@ async def test_wakes(redis_url: str, observer: Any) -> None:
         assert len(observer.client_list(_type="pubsub")) == 1
 
 
-async def test_subscribed_when_the_block_begins(redis_url: str, observer: Any) -> None:
-    """What is published once the block has begun is heard: a hundred times, each with its own channel."""
+async def test_a_channel_is_subscribed_to_when_the_block_begins(redis_url: str, observer: Any) -> None:
+    """A message that is published once the block has begun arrives: a hundred times, each with its own channel."""
     async with listening(redis_url) as one:
         for number in range(100):
             event = asyncio.Event()
@@ -67,8 +67,10 @@ async def test_subscribed_when_the_block_begins(redis_url: str, observer: Any) -
                 await asyncio.wait_for(event.wait(), 2)
 
 
-async def test_subscribed_for_whoever_comes_second(redis_url: str, observer: Any) -> None:
-    """Of several who come at once for the same channel none begins before it is subscribed to, and one may give up."""
+async def test_concurrent_waiters_of_a_channel_begin_only_once_it_is_subscribed_to(
+    redis_url: str, observer: Any
+) -> None:
+    """None of several waiters of a channel begins before it is subscribed to; one of them may be cancelled."""
 
     async def wait() -> int:
         async with one.on("c", asyncio.Event()):
@@ -81,8 +83,8 @@ async def test_subscribed_for_whoever_comes_second(redis_url: str, observer: Any
         assert await asyncio.gather(*others) == [1, 1]
 
 
-async def test_leaves_nothing_subscribed(redis_url: str, observer: Any) -> None:
-    """A channel that nobody waits for any more is given up; one that somebody has come to wait for since is not."""
+async def test_a_channel_without_waiters_is_unsubscribed_from(redis_url: str, observer: Any) -> None:
+    """A channel without waiters is unsubscribed from; one that has got a new waiter since is not."""
     event = asyncio.Event()
     async with listening(redis_url) as one:
         async with one.on("c", event), one.on("d", event):
@@ -93,8 +95,8 @@ async def test_leaves_nothing_subscribed(redis_url: str, observer: Any) -> None:
         await eventually(lambda: observer.pubsub_channels() == [])
 
 
-async def test_silence(redis_url: str, observer: Any) -> None:
-    """A connection that is only silent is kept."""
+async def test_a_connection_that_is_only_silent_is_kept(redis_url: str, observer: Any) -> None:
+    """A connection without messages that answers a ping is kept."""
     event = asyncio.Event()
     async with listening(redis_url) as one, one.on("c", event):
         await subscribed(event)
@@ -106,8 +108,8 @@ async def test_silence(redis_url: str, observer: Any) -> None:
         await hears(event, observer)
 
 
-async def test_lost_connection(redis_url: str, observer: Any) -> None:
-    """When the connection is lost, everybody is woken once to look, and it is opened again."""
+async def test_a_lost_connection_wakes_all_waiters_and_is_opened_again(redis_url: str, observer: Any) -> None:
+    """When the connection is lost, each waiter is woken once to look, and the connection is opened again."""
     event = asyncio.Event()
     async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("c", event):
         await subscribed(event)
@@ -118,8 +120,10 @@ async def test_lost_connection(redis_url: str, observer: Any) -> None:
         await hears(event, observer)
 
 
-async def test_unheard(redis_url: str, observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is published before Redis has heard who waits, at first or after a loss, wakes them all the same."""
+async def test_a_message_that_was_published_before_the_subscription_wakes_its_waiters_too(
+    redis_url: str, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message before Redis has subscribed a waiter, at first or after a loss, wakes the waiter all the same."""
     monkeypatch.setattr(notices, "_SILENCE", 60.0)
     monkeypatch.setattr(notices, "_RECONNECT", 1.0)
     other, event = asyncio.Event(), asyncio.Event()
@@ -136,8 +140,8 @@ async def test_unheard(redis_url: str, observer: Any, monkeypatch: pytest.Monkey
             await subscribed(event)
 
 
-async def test_black_hole(redis_url: str, observer: Any) -> None:
-    """A connection that does not answer any more is found out, and replaced."""
+async def test_a_connection_that_does_not_answer_any_more_is_replaced(redis_url: str, observer: Any) -> None:
+    """A connection that does not answer any more is detected and replaced."""
     event = asyncio.Event()
     async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("c", event):
         await subscribed(event)
@@ -148,8 +152,10 @@ async def test_black_hole(redis_url: str, observer: Any) -> None:
         await hears(event, observer)
 
 
-async def test_no_server(redis_url: str, observer: Any) -> None:
-    """Where there is no server yet, whoever waits is not kept from it, and is woken once there is one."""
+async def test_a_waiter_can_begin_without_a_server_and_is_woken_once_there_is_one(
+    redis_url: str, observer: Any
+) -> None:
+    """Without a server a waiter can begin all the same, and is woken once there is a server."""
     event = asyncio.Event()
     async with Proxy(redis_url) as proxy:
         proxy.refuse()
@@ -158,8 +164,8 @@ async def test_no_server(redis_url: str, observer: Any) -> None:
             await hears(event, observer)
 
 
-async def test_reader_cancelled(redis_url: str, observer: Any) -> None:
-    """Code that cancels whatever it finds ends the listening until the next who waits begins it again."""
+async def test_a_cancelled_reader_is_started_again_by_the_next_waiter(redis_url: str, observer: Any) -> None:
+    """Code that cancels all tasks ends the reader; the next waiter starts it again."""
     event = asyncio.Event()
     async with listening(redis_url) as one, one.on("c", asyncio.Event()):
         await end([task for task in asyncio.all_tasks() if task.get_name() == "notices"])
@@ -167,8 +173,8 @@ async def test_reader_cancelled(redis_url: str, observer: Any) -> None:
             await hears(event, observer)
 
 
-async def test_lost_again_and_again(redis_url: str) -> None:
-    """Ten who come and go all the time while the connection is cut two hundred times never hear of it."""
+async def test_waiters_get_no_error_while_the_connection_is_cut_two_hundred_times(redis_url: str) -> None:
+    """Ten waiters come and go while the connection is cut two hundred times, and get no error."""
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
 
@@ -188,8 +194,8 @@ async def test_lost_again_and_again(redis_url: str) -> None:
     assert (failed, errors) == ([], [])
 
 
-async def test_many_at_once(redis_url: str, observer: Any) -> None:
-    """A hundred who come and go at once, while the connection is lost, are all woken, through one connection."""
+async def test_a_hundred_waiters_are_all_woken_although_the_connection_is_lost(redis_url: str, observer: Any) -> None:
+    """A hundred waiters at once are all woken through one connection, although it is lost meanwhile."""
 
     async def wait(number: int) -> None:
         event = asyncio.Event()
@@ -204,8 +210,8 @@ async def test_many_at_once(redis_url: str, observer: Any) -> None:
         await eventually(lambda: len(observer.client_list(_type="pubsub")) <= 1)
 
 
-async def test_close(redis_url: str, observer: Any) -> None:
-    """Closed, it leaves no connection; used again, it opens one."""
+async def test_a_closed_subscriber_leaves_no_connection_and_can_be_used_again(redis_url: str, observer: Any) -> None:
+    """Closing leaves no connection; the next use opens one."""
     event = asyncio.Event()
     async with listening(redis_url) as one:
         async with one.on("c", event):

@@ -1,4 +1,4 @@
-"""The pool: a burst of calls shares a limited number of connections, and each call gets its turn."""
+"""The pool: a burst of calls shares a limited number of connections, and each call gets one in its turn."""
 
 import asyncio
 import contextlib
@@ -36,11 +36,11 @@ async def connected(url: str, options: str) -> AsyncIterator[Redis]:
 
 
 def clients(observer: Any) -> int:
-    """How many connections the server has, less the observer's own."""
+    """Return how many connections the server has, without the observer's own."""
     return len(observer.client_list()) - 1
 
 
-async def test_a_burst_shares_the_connections(redis_url: str, observer: Any) -> None:
+async def test_a_burst_of_calls_shares_at_most_fifty_connections(redis_url: str, observer: Any) -> None:
     """Two thousand jobs enqueued at once, and their statuses: fifty connections, and no call fails."""
     queue = Queue(redis_url, default=True)
     before = clients(observer)
@@ -51,8 +51,8 @@ async def test_a_burst_shares_the_connections(redis_url: str, observer: Any) -> 
     await queue.close()
 
 
-async def test_the_url_says_how_many(redis_url: str, observer: Any) -> None:
-    """`max_connections` is heeded."""
+async def test_max_connections_in_the_url_limits_the_connections(redis_url: str, observer: Any) -> None:
+    """A hundred calls use as many connections as `max_connections` allows."""
     before = clients(observer)
     async with connected(redis_url, "max_connections=3") as client:
         assert await asyncio.gather(*(client.echo(str(number)) for number in range(100))) == [
@@ -61,7 +61,7 @@ async def test_the_url_says_how_many(redis_url: str, observer: Any) -> None:
         assert clients(observer) - before == 3
 
 
-async def test_first_come_first_served(redis_url: str) -> None:
+async def test_calls_get_a_connection_in_the_order_in_which_they_came(redis_url: str) -> None:
     """Calls have their turns in the order in which they came, also those that come while others wait."""
     answered: list[int] = []
 
@@ -74,8 +74,8 @@ async def test_first_come_first_served(redis_url: str) -> None:
     assert answered == sorted(answered)
 
 
-async def test_whoever_is_cancelled_passes_the_turn_on(redis_url: str) -> None:
-    """A cancelled call keeps nobody waiting, whether it waits still or has just been given its turn."""
+async def test_a_cancelled_call_passes_its_connection_on(redis_url: str) -> None:
+    """A cancelled call delays no other call, whether it still waits or has just got a connection."""
     async with connected(redis_url, "max_connections=1") as client:
         for turns in range(30):
             calls = [asyncio.ensure_future(client.echo("x")) for _ in range(3)]
@@ -90,8 +90,10 @@ async def test_whoever_is_cancelled_passes_the_turn_on(redis_url: str) -> None:
         assert not pool._in_use_connections
 
 
-async def test_a_wait_has_an_end(redis_url: str, observer: Any) -> None:
-    """A call that gets no connection in time is told what to change."""
+async def test_a_call_that_waits_too_long_for_a_connection_is_an_error_with_advice(
+    redis_url: str, observer: Any
+) -> None:
+    """A call that gets no connection in time raises an error that says what to change."""
     async with connected(redis_url, "max_connections=1&timeout=0.2") as client:
         reading: asyncio.Future[Any] = asyncio.ensure_future(client.blpop(["nothing"], timeout=3))  # type: ignore[arg-type]
         await eventually(lambda: observer.info("clients")["blocked_clients"])
@@ -102,8 +104,8 @@ async def test_a_wait_has_an_end(redis_url: str, observer: Any) -> None:
         assert await client.ping()
 
 
-async def test_a_server_that_is_the_primary_no_more(own_redis: StartRedis) -> None:
-    """Whoever waits for a connection is not given one by which others have been refused."""
+async def test_a_waiting_call_gets_no_connection_to_a_former_primary(own_redis: StartRedis) -> None:
+    """A waiting call does not get a connection over which other calls have been refused."""
     server = own_redis()
     queue = Queue(with_options(server.url, "max_connections=1"))
     await queue.ping()
@@ -118,7 +120,9 @@ async def test_a_server_that_is_the_primary_no_more(own_redis: StartRedis) -> No
 
 
 class TestAServerThatIsFull:
-    async def test_its_connections_are_shared(self, own_redis: StartRedis) -> None:
+    async def test_no_call_fails_where_the_server_allows_fewer_connections_than_the_pool(
+        self, own_redis: StartRedis
+    ) -> None:
         """Where the server allows fewer connections than the pool, no call fails, and some are given back."""
         server = own_redis(maxclients=12)
         queue = Queue(server.url, default=True)
@@ -130,8 +134,10 @@ class TestAServerThatIsFull:
             assert clients(other) <= 10
         await queue.close()
 
-    async def test_with_no_connection_at_all(self, own_redis: StartRedis) -> None:
-        """Who has none to share is told at once."""
+    async def test_a_full_server_is_an_error_at_once_where_the_pool_has_no_connection(
+        self, own_redis: StartRedis
+    ) -> None:
+        """A pool without any connection to share raises the server's refusal at once."""
         server = own_redis(maxclients=1)
         async with connected(server.url, "max_connections=5") as one, connected(server.url, "timeout=20") as other:
 
@@ -144,7 +150,7 @@ class TestAServerThatIsFull:
             with pytest.raises(redis.ConnectionError, match=r"takes no more clients \(maxclients\)"):
                 await at_once(other.echo("x"))
 
-    async def test_a_server_that_is_away_is_not_full(self, own_redis: StartRedis) -> None:
+    async def test_a_restart_of_the_server_does_not_shrink_the_pool(self, own_redis: StartRedis) -> None:
         """A restart of the server leaves the pool as large as it was."""
         server = own_redis()
         async with connected(server.url, "max_connections=5") as client:

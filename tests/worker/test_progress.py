@@ -6,7 +6,7 @@ from worker.cli.progress import Progress, Tally
 
 
 def record(**counts: int) -> WorkerRecord:
-    """What a worker says of itself that has done so much."""
+    """Return the health record of a worker with these counts."""
     nothing = {"running": 0, "done": 0, "failed": 0, "retried": 0}
     return WorkerRecord(
         queued={"arq:queue": 0}, loop_lag=0, last_heartbeat=0, redis="ok", database="ok", **{**nothing, **counts}
@@ -14,8 +14,8 @@ def record(**counts: int) -> WorkerRecord:
 
 
 class TestTally:
-    def test_sums(self) -> None:
-        """The line sums what the supervisor's workers say, and counts as queued what runs nowhere."""
+    def test_the_line_sums_the_counts_of_the_supervisors_workers(self) -> None:
+        """The line sums the counts of the supervisor's workers; jobs that run nowhere count as queued."""
         tally = Tally(["a", "b", "c"])
         tally.take(
             {
@@ -26,8 +26,8 @@ class TestTally:
         )
         assert tally.line(100) == "2 of 3 workers · 1,234 done · 2 failed · 5 retried · 7 running · 85 queued"
 
-    def test_lives(self) -> None:
-        """What a worker had done before it died still counts, once, when it lives again."""
+    def test_the_counts_of_a_dead_worker_are_kept_when_it_is_started_again(self) -> None:
+        """The counts from before a worker's death are added once to those after its restart."""
         tally = Tally(["a"])
         tally.take({"a": record(done=5, failed=1)})
         tally.died("a")
@@ -37,8 +37,8 @@ class TestTally:
         tally.take({"a": record(done=2)})
         assert tally.line(0).startswith("1 of 1 workers · 7 done · 1 failed")
 
-    def test_silence(self) -> None:
-        """A worker that says nothing for a while has still done what it had."""
+    def test_the_counts_of_a_silent_worker_are_kept(self) -> None:
+        """The counts of a worker without a record for a while stay in the line."""
         tally = Tally(["a"])
         tally.take({"a": record(done=5, running=2)})
         tally.take({})
@@ -46,8 +46,8 @@ class TestTally:
 
 
 class TestProgress:
-    async def test_without_redis(self, tmp_path: Path) -> None:
-        """A Redis that does not answer is said, and ends nothing."""
+    async def test_a_redis_that_does_not_answer_is_reported_and_ends_nothing(self, tmp_path: Path) -> None:
+        """If Redis does not answer, the line says so, and the progress goes on."""
         progress = Progress(f"unix://{tmp_path}/none", ["arq:queue"], ["a"], InLog())
         assert (await progress.line()).startswith("Redis does not answer: ")
         await progress.died("a")

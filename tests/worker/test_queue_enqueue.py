@@ -1,4 +1,4 @@
-"""``Queue.enqueue`` and ``trace``: what is in Redis afterwards."""
+"""Enqueueing jobs in Redis and reading their status: which keys are in Redis afterwards."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ def entries(*ids: str, queue: str = "q", **more: Any) -> list[NewJob]:
 
 
 def look_at_each_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process begin anew to look for workers, and do so each time."""
+    """Let this process look for workers at each enqueue, as if it had never looked."""
     monkeypatch.setattr("worker.unserved._next_look", {})
     monkeypatch.setattr("worker.unserved._doubtful", set())
     monkeypatch.setattr("worker.unserved._LOOK_AGAIN", 0.0)
@@ -29,8 +29,8 @@ def look_at_each_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestEnqueue:
-    async def test_leaves_a_job_and_its_place(self, queue: Queue, observer: redis.Redis) -> None:
-        """arq's keys: the payload under its id, which expires, and the id in the queue by when it is due."""
+    async def test_enqueue_writes_the_payload_and_the_id_by_due_time(self, queue: Queue, observer: redis.Redis) -> None:
+        """The keys are arq's: the payload under its id, which expires, and the id in the queue by its due time."""
         assert await queue.enqueue([new_job("a", b"payload", "q", delay=5000, expires=1000)]) == [True]
         clock: Any = observer.time()
         assert observer.get("arq:job:a") == "payload"
@@ -38,7 +38,9 @@ class TestEnqueue:
         assert observer.zscore("q", "a") == pytest.approx(clock[0] * 1000 + 5000, abs=2000)
         assert sorted(map(str, observer.scan_iter())) == ["arq:job:a", "q"]
 
-    async def test_tells_of_each_whether_its_id_was_free(self, queue: Queue, observer: redis.Redis) -> None:
+    async def test_enqueue_returns_for_each_job_whether_its_id_was_free(
+        self, queue: Queue, observer: redis.Redis
+    ) -> None:
         """In the order of the entries, over several queues and thousands, and with an id that is there twice."""
         await queue.enqueue(entries("taken"))
         many = [new_job(str(number % 2500), b"{}", f"q{number % 2}") for number in range(2600)]
@@ -48,18 +50,16 @@ class TestEnqueue:
         assert added[2502:] == [False] * 100
         assert (observer.zcard("q0"), observer.zcard("q1")) == (1250, 1250)
 
-    async def test_forgets_an_abort_that_was_meant_for_an_earlier_job(
-        self, queue: Queue, observer: redis.Redis
-    ) -> None:
-        """B8: an id that was aborted when there was no such job is enqueued as any other."""
+    async def test_enqueue_forgets_an_abort_of_an_earlier_job(self, queue: Queue, observer: redis.Redis) -> None:
+        """An id that was aborted when there was no such job is enqueued as any other."""
         observer.zadd("arq:abort", {"a": 1})
         await queue.enqueue(entries("a"))
         assert observer.zscore("arq:abort", "a") is None
 
-    async def test_to_a_queue_that_no_worker_serves(
+    async def test_a_queue_that_no_worker_serves_is_logged_once_and_at_no_round_trip(
         self, queue: Queue, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Is said, once for each queue, however jobs come there; and it costs no round trip."""
+        """A warning is logged once for each queue, by enqueue or publish; it costs no round trip."""
         look_at_each_enqueue(monkeypatch)
         await WorkerRecords(queue.connections).record_health("served", "w", b"{}", 60_000)
         for put in (queue.enqueue, queue.publish):
@@ -77,10 +77,10 @@ class TestEnqueue:
             for name in ("left", "also left")
         ]
 
-    async def test_to_a_queue_whose_workers_have_gone(
+    async def test_a_queue_whose_workers_have_gone_is_logged_after_a_second_look(
         self, queue: Queue, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Is said likewise, unless another one has come by the second look: one may be about to start."""
+        """The warning waits for a second look, as a new worker may be about to start."""
         look_at_each_enqueue(monkeypatch)
         await WorkerRecords(queue.connections).record_health("q", "w", b"{}", 60_000)
         await queue.enqueue(entries("a"))
@@ -96,7 +96,7 @@ class TestEnqueue:
         assert observer.zcard("q") == 5
 
     @pytest.mark.parametrize("key", ["q:tasks", "q:health-check"])
-    async def test_to_a_queue_whose_worker_says_less(
+    async def test_a_queue_of_an_unhealthy_or_a_stock_worker_is_not_logged(
         self,
         queue: Queue,
         observer: redis.Redis,
@@ -104,7 +104,7 @@ class TestEnqueue:
         monkeypatch: pytest.MonkeyPatch,
         key: str,
     ) -> None:
-        """A worker that is not well, while its database is away say, serves the queue; so does a stock one."""
+        """A worker that is unhealthy (its database may be away) serves its queue; so does a stock arq worker."""
         look_at_each_enqueue(monkeypatch)
         if key == "q:tasks":
             await WorkerRecords(queue.connections).announce("q", ["send"], 60_000)
@@ -115,24 +115,26 @@ class TestEnqueue:
                 await put(entries(f"{put.__name__} {number}"))
         assert caplog.messages == []
 
-    async def test_looks_for_workers_now_and_then(
+    async def test_enqueue_does_not_look_for_workers_each_time(
         self, queue: Queue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Not at each enqueue, and a second time only when a worker that was starting has had the time to."""
+        """The second look comes only after a worker that was starting has had the time to start."""
         look_at_each_enqueue(monkeypatch)
         monkeypatch.setattr("worker.unserved._STARTING", 60.0)
         for number in range(3):
             await queue.enqueue(entries(str(number)))
         assert caplog.messages == []
 
-    async def test_survives_a_redis_that_has_forgotten_the_script(self, queue: Queue, observer: redis.Redis) -> None:
+    async def test_enqueue_works_after_redis_has_forgotten_the_script(
+        self, queue: Queue, observer: redis.Redis
+    ) -> None:
         """After SCRIPT FLUSH, or on a new server, the text is sent again."""
         await queue.enqueue(entries("a"))
         observer.script_flush()
         assert await queue.enqueue(entries("b")) == [True]
 
-    async def test_after_a_restart_of_redis(self, own_redis: StartRedis) -> None:
-        """The next call opens a new connection; nobody has to do anything."""
+    async def test_enqueue_works_after_a_restart_of_redis(self, own_redis: StartRedis) -> None:
+        """The next call opens a new connection by itself."""
         server = own_redis()
         queue = Queue(server.url)
         await queue.enqueue(entries("a"))
@@ -142,8 +144,10 @@ class TestEnqueue:
 
 
 class TestDefault:
-    async def test_there_is_one_default(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """`set_default_queue(None)` goes back to what REDIS_URL names."""
+    async def test_the_default_queue_is_the_one_that_was_set_or_that_of_the_environment(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`set_default_queue(None)` goes back to the Redis that REDIS_URL names."""
         ours = Queue(redis_url, default=True)
         assert worker.default_queue() is ours
         worker.set_default_queue(None)
@@ -154,14 +158,14 @@ class TestDefault:
         assert (theirs.name, theirs.max_payload) == ("arq:queue", 2048)
 
 
-class TestTrace:
-    async def test_of_nothing(self, queue: Queue) -> None:
-        """An id that nobody used."""
+class TestStatus:
+    async def test_the_status_of_an_unknown_id_is_empty(self, queue: Queue) -> None:
+        """An id that was never used has neither payload, result, lease nor due time."""
         trace = await queue.trace("q", "nobody")
         assert (trace.payload, trace.result, trace.in_progress, trace.due) == (None, None, False, None)
 
-    async def test_is_one_round_trip_at_one_moment(self, queue: Queue, observer: redis.Redis) -> None:
-        """All that is known is asked for at once, together with Redis' clock."""
+    async def test_the_status_of_a_job_is_read_in_one_round_trip(self, queue: Queue, observer: redis.Redis) -> None:
+        """All keys of the job are read at one moment, together with Redis' clock."""
         await queue.enqueue(entries("a", delay=60_000))
         await queue.trace("q", "nobody")  # so that Redis knows the script
         trips = RoundTrips(observer)

@@ -1,4 +1,4 @@
-"""``Job`` where Redis knows nothing: the ledger does; on a real PostgreSQL."""
+"""`Job` where Redis does not know a job and the ledger does, on a real PostgreSQL."""
 
 import asyncio
 from collections import OrderedDict
@@ -33,20 +33,20 @@ async def send(number: int) -> Receipt:
 
 
 async def lost(observer: redis.Redis, **using: Any) -> Job[Receipt]:
-    """A job that was enqueued in a transaction, and that Redis has lost."""
+    """Enqueue a job in a transaction, and let Redis lose it."""
     async with db.scope():
         job = await send.using(**using).enqueue(7)
     observer.flushdb()
     return job
 
 
-async def settle(job: Job[Any], postgres: Observer, state: State, **columns: Any) -> None:
+async def record_outcome(job: Job[Any], postgres: Observer, state: State, **columns: Any) -> None:
     enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs WHERE id = $1", job.job_id)
     await Ledger().settle([Ending(job.job_id, enqueued_at, "send", "arq:queue", state, **columns)])
 
 
 class TestPending:
-    async def test_it_waits_like_any_other(self, observer: redis.Redis) -> None:
+    async def test_a_job_that_is_committed_and_not_published_is_queued_or_deferred(self, observer: redis.Redis) -> None:
         """A job that is committed and not published yet is queued, or deferred."""
         now, later = await lost(observer), await lost(observer, delay=60)
         assert (await now.status(), await later.status()) == (JobStatus.queued, JobStatus.deferred)
@@ -54,17 +54,19 @@ class TestPending:
         assert info is not None
         assert (info.task, info.kwargs, info.status, info.success) == ("send", {"number": 7}, JobStatus.queued, None)
 
-    async def test_its_result_is_waited_for(self, observer: redis.Redis, postgres: Observer) -> None:
-        """`result()` does not say that there is no such job; it returns once the ledger knows the end."""
+    async def test_result_waits_for_an_unpublished_job_until_the_ledger_has_its_outcome(
+        self, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """`result()` does not raise that there is no such job; it returns once the ledger has the outcome."""
         job = await lost(observer)
         waiting = asyncio.create_task(job.result(timeout=30))
         done, _ = await asyncio.wait({waiting}, timeout=1)
         assert not done
-        await settle(job, postgres, State.DONE, result=b'{"number":7}')
+        await record_outcome(job, postgres, State.DONE, result=b'{"number":7}')
         assert await waiting == Receipt(number=7)
 
-    async def test_it_can_be_aborted(self, observer: redis.Redis) -> None:
-        """Nobody will publish it then."""
+    async def test_an_unpublished_job_can_be_aborted(self, observer: redis.Redis) -> None:
+        """An aborted job is not published any more."""
         job = await lost(observer)
         assert await job.abort(timeout=5)
         assert await Ledger().pending(job.job_id) is None
@@ -74,10 +76,12 @@ class TestPending:
 
 
 class TestEnded:
-    async def test_done(self, observer: redis.Redis, postgres: Observer) -> None:
-        """The stored result is there when Redis' own has expired."""
+    async def test_the_result_of_a_done_job_comes_from_the_ledger(
+        self, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """The ledger has the result when the one in Redis has expired."""
         job = await lost(observer)
-        await settle(job, postgres, State.DONE, result=b'{"number":7}', started_at=1_000, tries=2)
+        await record_outcome(job, postgres, State.DONE, result=b'{"number":7}', started_at=1_000, tries=2)
         assert await job.result(timeout=30) == Receipt(number=7)
         info = await job.info()
         assert info is not None
@@ -90,14 +94,18 @@ class TestEnded:
         assert info.started_at is not None
         assert info.finished_at is not None
 
-    async def test_failed(self, observer: redis.Redis, postgres: Observer) -> None:
-        """Built-in exceptions are raised as themselves, others as data."""
+    async def test_the_error_of_a_failed_job_comes_from_the_ledger(
+        self, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """Built-in exceptions are raised as themselves, others as `JobFailed`."""
         job = await lost(observer)
-        await settle(job, postgres, State.FAILED, result=b'{"type":"ValueError","message":"no","args":["no"]}')
+        await record_outcome(job, postgres, State.FAILED, result=b'{"type":"ValueError","message":"no","args":["no"]}')
         with pytest.raises(ValueError, match=r"^no$"):
             await job.result(timeout=30)
         other = await lost(observer)
-        await settle(other, postgres, State.FAILED, result=b'{"type":"shop.Sold","message":"out"}', traceback="TB")
+        await record_outcome(
+            other, postgres, State.FAILED, result=b'{"type":"shop.Sold","message":"out"}', traceback="TB"
+        )
         with pytest.raises(JobFailed) as caught:
             await other.result(timeout=30)
         assert (caught.value.type, caught.value.message, caught.value.traceback) == ("shop.Sold", "out", "TB")
@@ -107,22 +115,26 @@ class TestEnded:
         [(State.EXPIRED, "worker.errors.JobExpiredError"), (State.DISCARDED, "discarded")],
         ids=str,
     )
-    async def test_otherwise(self, observer: redis.Redis, postgres: Observer, state: State, error: str) -> None:
-        """What became of it is said."""
+    async def test_an_expired_or_discarded_job_raises_job_failed(
+        self, observer: redis.Redis, postgres: Observer, state: State, error: str
+    ) -> None:
+        """The error's type says whether the job has expired or was discarded."""
         job = await lost(observer)
-        await settle(job, postgres, state)
+        await record_outcome(job, postgres, state)
         with pytest.raises(JobFailed) as caught:
             await job.result(timeout=30)
         assert caught.value.type == error
 
 
 class TestAnEarlierJob:
-    """The ledger's row of an earlier job of the id says nothing of this one."""
+    """The ledger's row of an earlier job of the id says nothing about this job."""
 
-    async def test_that_ended(self, observer: redis.Redis, postgres: Observer) -> None:
-        """A job that left no row, and of which Redis keeps no result, has none: not the earlier one's."""
+    async def test_a_job_without_a_row_does_not_get_the_result_of_an_earlier_job_of_its_id(
+        self, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """A job without a row and without a result in Redis has no result, not even the earlier job's."""
         old = await lost(observer, job_id="daily")
-        await settle(old, postgres, State.DONE, result=b'{"number":7}')
+        await record_outcome(old, postgres, State.DONE, result=b'{"number":7}')
         new = await send.using(job_id="daily").enqueue(7)
         assert new.is_new
         observer.flushdb()
@@ -132,19 +144,19 @@ class TestAnEarlierJob:
         assert await old.result(timeout=30) == Receipt(number=7)
         assert await Job[Receipt]("daily").status() is JobStatus.complete
 
-    async def test_that_is_pending(self, observer: redis.Redis) -> None:
-        """It is not aborted in place of the other."""
+    async def test_an_abort_does_not_end_an_earlier_job_of_the_id(self, observer: redis.Redis) -> None:
+        """The earlier job is pending and is not aborted in place of the later one."""
         old = await lost(observer, job_id="daily")
         new = await send.using(job_id="daily").enqueue(7)
         observer.flushdb()
         assert not await new.abort(timeout=5)
         assert await old.abort(timeout=5)
 
-    async def test_with_the_same_enqueue_time(
+    async def test_a_job_with_id_and_enqueue_time_of_an_earlier_one_is_refused(
         self, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Another process may be at a clock that stands still, too. Then the job is refused: the ledger would take it
-        for the earlier one, and never run it.
+        """The clock of another process may stand still too. Then the job is refused: the ledger would take it
+        for the earlier job, and never run it.
         """
         monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: 5_000)
         monkeypatch.setattr("worker.enqueue_time._last", OrderedDict())
@@ -152,45 +164,49 @@ class TestAnEarlierJob:
         old = await lost(observer, job_id="daily")
         async with db.scope():
             assert not (await send.using(job_id="daily").enqueue(7)).is_new  # it is pending
-        await settle(old, postgres, State.DONE, result=b'{"number":7}')
+        await record_outcome(old, postgres, State.DONE, result=b'{"number":7}')
         async with db.scope():
             with pytest.raises(EnqueueError, match="clock stands still or was set back"):
                 await send.using(job_id="daily").enqueue(7)
 
 
-class TestNothingToAsk:
-    async def test_an_unknown_job(self) -> None:
-        """Neither knows it."""
+class TestNotInTheLedger:
+    async def test_a_job_that_neither_redis_nor_the_ledger_knows_is_not_found(self) -> None:
+        """A job that neither Redis nor the ledger knows has neither info nor result."""
         job = Job[None]("nobody")
         assert (await job.status(), await job.info()) == (JobStatus.not_found, None)
         with pytest.raises(ResultNotFoundError):
             await job.result(timeout=30)
 
-    async def test_no_table(self, postgres: Observer) -> None:
-        """Where there is no ledger, Redis' word stands."""
+    async def test_without_the_ledgers_table_the_answer_of_redis_stands(self, postgres: Observer) -> None:
+        """Without the table, only Redis is asked."""
         await postgres.execute("DROP TABLE tandem_jobs")
         assert await Job[None]("nobody").status() == JobStatus.not_found
 
-    async def test_no_database(self, database: Database[db.AsyncSession], monkeypatch: pytest.MonkeyPatch) -> None:
-        """A program that only enqueues needs none."""
+    async def test_without_a_database_the_answer_of_redis_stands(
+        self, database: Database[db.AsyncSession], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A program that only enqueues needs no database."""
         monkeypatch.delenv("DATABASE_URL", raising=False)
         db.set_default_database(None)
         assert await Job[None]("nobody").status() == JobStatus.not_found
         db.set_default_database(database)
 
 
-class TestTrouble:
+class TestDatabaseAway:
     @pytest.fixture
     async def proxy(self, database_url: str, database: Database[db.AsyncSession]) -> AsyncIterator[Proxy]:
-        """Stands before the default database."""
+        """A proxy before the default database."""
         async with Proxy(database_url) as proxy:
             behind = Database[db.AsyncSession](proxy.url, default=True, pre_ping=False)
             yield proxy
             await behind.dispose()
             db.set_default_database(database)
 
-    async def test_a_result_is_waited_for(self, proxy: Proxy, observer: redis.Redis, postgres: Observer) -> None:
-        """While the database is away, nobody says that there is no such job."""
+    async def test_result_waits_while_the_database_is_away(
+        self, proxy: Proxy, observer: redis.Redis, postgres: Observer
+    ) -> None:
+        """While the database is away, `result()` does not raise that there is no such job."""
         job = await lost(observer)
         proxy.refuse()
         await proxy.drop()
@@ -198,11 +214,11 @@ class TestTrouble:
         done, _ = await asyncio.wait({waiting}, timeout=1.5)
         assert not done
         await proxy.resume()
-        await settle(job, postgres, State.DONE, result=b'{"number":7}')
+        await record_outcome(job, postgres, State.DONE, result=b'{"number":7}')
         assert await waiting == Receipt(number=7)
 
-    async def test_an_abort_is_not_denied(self, proxy: Proxy, observer: redis.Redis) -> None:
-        """Whoever asks for an abort is told that it was not heard, and not that there is no such job."""
+    async def test_an_abort_while_the_database_is_away_is_an_error(self, proxy: Proxy, observer: redis.Redis) -> None:
+        """The error says that the ledger does not answer, not that there is no such job."""
         job = await lost(observer)
         proxy.refuse()
         await proxy.drop()
@@ -213,8 +229,10 @@ class TestTrouble:
         assert await job.abort(timeout=5)
 
 
-async def test_the_database_is_asked_seldom(observer: redis.Redis, postgres: Observer) -> None:
-    """Whoever waits for a pending job asks the ledger about twice a second."""
+async def test_a_caller_that_waits_asks_the_ledger_about_twice_a_second(
+    observer: redis.Redis, postgres: Observer
+) -> None:
+    """A caller that waits for a pending job asks the ledger about twice a second."""
     job = await lost(observer)
     asked: list[str] = []
 
@@ -231,11 +249,11 @@ async def test_the_database_is_asked_seldom(observer: redis.Redis, postgres: Obs
     finally:
         monkey.undo()
     assert 2 <= len(asked) <= 6
-    await settle(job, postgres, State.DONE)
+    await record_outcome(job, postgres, State.DONE)
 
 
-async def test_a_waiting_result_is_pushed(queue: Queue, observer: redis.Redis) -> None:
-    """Once it is published, its end is pushed as that of any other job."""
+async def test_the_result_of_a_job_that_is_published_meanwhile_is_pushed(queue: Queue, observer: redis.Redis) -> None:
+    """Once the job is published, its end is pushed to the caller as that of any other job."""
     job = await lost(observer)
     waiting = asyncio.create_task(job.result(timeout=30))
     row = await Ledger().pending(job.job_id)

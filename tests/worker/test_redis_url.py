@@ -1,4 +1,4 @@
-"""REDIS_URL: what it may say, and how what it may not say is refused."""
+"""REDIS_URL: which URLs are accepted, and how others are refused."""
 
 import re
 from typing import Any
@@ -13,53 +13,53 @@ from worker.redis_url import RedisAddress
 
 
 class TestOneServer:
-    def test_tcp(self) -> None:
-        """A host, a port, a database, and a login whose characters may be encoded."""
+    def test_a_tcp_url_has_host_port_database_and_an_encoded_login(self) -> None:
+        """The characters of the login may be percent-encoded."""
         address = RedisAddress.parse("redis://us%40er:p%2Fw@cache:6380/3")
         assert (address.kind, address.hosts, address.database) == ("tcp", (("cache", 6380),), 3)
         assert address.login == {"username": "us@er", "password": "p/w"}
 
-    def test_defaults(self) -> None:
-        """This machine, Redis' own port, database 0, nobody."""
+    def test_an_empty_url_means_this_machine_the_usual_port_and_database_0(self) -> None:
+        """The defaults are localhost, port 6379, database 0 and no login."""
         address = RedisAddress.parse("redis://")
         assert (address.hosts, address.database) == ((("localhost", 6379),), 0)
         assert address.login == {"username": None, "password": None}
 
-    def test_ipv6(self) -> None:
+    def test_an_ipv6_address_stands_in_brackets(self) -> None:
         """An IPv6 address stands in brackets."""
         assert RedisAddress.parse("rediss://[::1]:7000").hosts == (("::1", 7000),)
 
-    def test_unix(self) -> None:
-        """A socket's path; the database and the login are options."""
+    def test_a_unix_url_has_a_path_and_takes_database_and_login_as_options(self) -> None:
+        """The path is the socket's; the database and the login are options."""
         address = RedisAddress.parse("unix:///run/redis.sock?db=2&password=a%26b")
         assert (address.path, address.hosts, address.database, address.password) == ("/run/redis.sock", (), 2, "a&b")
 
-    def test_the_option_db_wins(self) -> None:
-        """As in redis-py."""
+    def test_the_option_db_wins_over_the_path(self) -> None:
+        """The option wins, as in redis-py."""
         assert RedisAddress.parse("redis://cache/1?db=4").database == 4
 
-    def test_a_password_with_a_plus(self) -> None:
+    def test_a_plus_in_a_password_is_no_space(self) -> None:
         """A plus is a plus, and no space."""
         assert RedisAddress.parse("redis://cache?password=a+b").password == "a+b"
 
 
 class TestSentinels:
-    def test_parts(self) -> None:
-        """Several hosts, a service, a database, and the primary's login."""
+    def test_a_sentinel_url_has_hosts_service_database_and_the_primarys_login(self) -> None:
+        """The login is the primary's; the Sentinels have none by default."""
         address = RedisAddress.parse("redis+sentinel://us%40er:p%2Fw@one,two:7000/main/3")
         assert address.hosts == (("one", 26379), ("two", 7000))
         assert (address.kind, address.service, address.database) == ("sentinel", "main", 3)
         assert address.login == {"username": "us@er", "password": "p/w"}
         assert address.sentinel_login == {}
 
-    def test_a_login_of_their_own(self) -> None:
+    def test_sentinels_can_have_another_login_than_the_primary(self) -> None:
         """Sentinels may ask for another login than the primary."""
         address = RedisAddress.parse("redis+sentinel://:p@one/main?sentinel_username=app&sentinel_password=s%3Fp")
         assert address.sentinel_login == {"username": "app", "password": "s?p"}
         assert "s?p" not in repr(address)
 
-    def test_ipv6(self) -> None:
-        """Addresses in brackets, with a port or without."""
+    def test_ipv6_addresses_of_sentinels_stand_in_brackets(self) -> None:
+        """Addresses in brackets have a port or the default one."""
         address = RedisAddress.parse("redis+sentinel://:p@[::1],[fe80::2]:7000,three/main/0")
         assert address.hosts == (("::1", 26379), ("fe80::2", 7000), ("three", 26379))
 
@@ -79,16 +79,16 @@ class TestSentinels:
             "h,,i/main",
         ],
     )
-    def test_refused(self, rest: str) -> None:
-        """What does not name both hosts and service, or more, is refused, and nothing of it quoted."""
+    def test_an_invalid_sentinel_url_is_refused_and_not_quoted(self, rest: str) -> None:
+        """A URL without hosts or service, or with more parts, is refused; no part of it is quoted."""
         with pytest.raises(ValueError, match=re.escape("write redis+sentinel://")) as caught:
             RedisAddress.parse(f"redis+sentinel://{rest}")
         assert "s3cret" not in str(caught.value)
 
 
 class TestCluster:
-    def test_parts(self) -> None:
-        """Several hosts, IPv6 ones in brackets, and a login."""
+    def test_a_cluster_url_has_hosts_and_a_login(self) -> None:
+        """There may be several hosts; IPv6 addresses stand in brackets."""
         address = RedisAddress.parse("redis+cluster://:secret@one,[::1]:7000")
         assert (address.kind, address.hosts) == ("cluster", (("one", 6379), ("::1", 7000)))
         assert address.login == {"username": None, "password": "secret"}
@@ -96,8 +96,8 @@ class TestCluster:
     @pytest.mark.parametrize(
         "rest", ["", "host/0", ":s3cret/w@host", ":s3cret#w@host", "host:s3cret", "host:", "h:70000"]
     )
-    def test_refused(self, rest: str) -> None:
-        """A cluster has hosts and no databases; nothing of what is refused is quoted."""
+    def test_an_invalid_cluster_url_is_refused_and_not_quoted(self, rest: str) -> None:
+        """A cluster has hosts and no databases; no part of a refused URL is quoted."""
         with pytest.raises(ValueError, match=re.escape("write redis+cluster://")) as caught:
             RedisAddress.parse(f"redis+cluster://{rest}")
         assert "s3cret" not in str(caught.value)
@@ -118,17 +118,17 @@ OPTIONS: dict[str, Any] = {
 
 class TestOptions:
     @pytest.mark.parametrize("option", OPTIONS)
-    def test_are_read(self, option: str) -> None:
-        """Each as redis-py wants it; one that says what is so anyway is not passed on."""
+    def test_each_option_is_read_with_the_type_that_redis_py_takes(self, option: str) -> None:
+        """An option that only repeats Tandem's default is not passed on to redis-py."""
         assert RedisAddress.parse(f"redis://cache?{option}").options == OPTIONS[option]
 
-    def test_of_the_pool(self) -> None:
-        """How many connections there may be, and how long a call waits for one."""
+    def test_the_options_of_the_pool_limit_connections_and_waiting(self) -> None:
+        """`max_connections` and `timeout` are options of the pool, not of redis-py's connection."""
         address = RedisAddress.parse("redis://cache?max_connections=7&timeout=3")
         assert (address.max_connections, address.wait, address.options) == (7, 3.0, {})
 
-    def test_of_tls(self) -> None:
-        """Celery's spelling is understood, too."""
+    def test_celerys_spelling_of_a_tls_option_is_understood(self) -> None:
+        """`CERT_NONE` means `none`."""
         address = RedisAddress.parse("rediss://cache?ssl_cert_reqs=CERT_NONE&ssl_check_hostname=false")
         assert address.options == {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
 
@@ -153,15 +153,15 @@ class TestOptions:
             ("redis://s3?cr/et@h", "there is no option with this name"),
         ],
     )
-    def test_are_refused_by_name(self, url: str, message: str) -> None:
-        """In one line, where the URL is read: by the settings, and by whoever makes a `Queue`."""
+    def test_an_invalid_option_is_refused_by_its_name(self, url: str, message: str) -> None:
+        """The error is one line, raised where the URL is read: by the settings or a broker."""
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
             Queue(url)
         assert "\n" not in str(caught.value)
         assert "cr/et" not in str(caught.value)
 
-    async def test_work(self, redis_url: str) -> None:
-        """Those that are taken reach the server, from the event loop and from a thread."""
+    async def test_options_reach_the_server_from_the_event_loop_and_from_a_thread(self, redis_url: str) -> None:
+        """Accepted options take effect on asynchronous and on synchronous connections."""
         url = f"{redis_url}{'&' if '?' in redis_url else '?'}client_name=shop&health_check_interval=1&socket_timeout=3"
         client = connect(url)
         assert await client.client_getname() == "shop"

@@ -20,7 +20,7 @@ from worker import task
 async def send(order: int) -> None: ...
 """
 
-# What a process does that loads the registry: all problems on stderr, one a line, and an exit code.
+# Loads the registry as a process does: all problems on stderr, one a line, and an exit code.
 LOAD = """
 import sys
 from worker.errors import RegistryError
@@ -88,7 +88,7 @@ def problem(path: str = "tasks.registry") -> str:
 
 
 class TestLoad:
-    def test_tasks(self, root: Path) -> None:
+    def test_listed_tasks_are_loaded_by_name_in_the_order_of_the_list(self, root: Path) -> None:
         """Every listed task is there by its name on the wire, in the order of the list."""
         write(
             root,
@@ -105,25 +105,25 @@ class TestLoad:
         assert registry.file == str(root / "tasks/registry.py")
         assert registry.lifespan is None
 
-    def test_frozen(self, root: Path) -> None:
-        """What was loaded cannot be changed."""
+    def test_a_loaded_registry_cannot_be_changed(self, root: Path) -> None:
+        """The tasks of a registry are read-only."""
         write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send",)'})
         registry = load()
         with pytest.raises(TypeError):
-            registry.tasks["other"] = registry.tasks["send"]  # type: ignore[index]  # that it is refused is the point
+            registry.tasks["other"] = registry.tasks["send"]  # type: ignore[index]  # the case under test
 
-    def test_without_init_files(self, root: Path) -> None:
+    def test_a_folder_of_tasks_needs_no_init_file(self, root: Path) -> None:
         """A folder of tasks needs no __init__.py."""
         write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send",)'})
         assert list(load().tasks) == ["send"]
 
-    def test_other_registry(self, root: Path) -> None:
+    def test_any_module_can_be_the_registry(self, root: Path) -> None:
         """The registry may be any module, a single file too."""
         write(root, {"joblist.py": SEND + 'TASKS = ("joblist.send",)'})
         assert list(load("joblist").tasks) == ["send"]
 
-    def test_arq_objects(self, root: Path) -> None:
-        """arq's func() and cron() objects are taken, in the list itself and by their path."""
+    def test_objects_of_arqs_func_and_cron_are_accepted(self, root: Path) -> None:
+        """arq's func() and cron() objects are accepted, in the list itself and by their path."""
         write(
             root,
             {
@@ -138,7 +138,7 @@ class TestLoad:
         assert tasks["f"].schedule is None
         assert tasks["cron:f"].schedule is not None
 
-    def test_lifespan(self, root: Path) -> None:
+    def test_lifespan_names_the_context_manager_of_the_resources(self, root: Path) -> None:
         """LIFESPAN names the async context manager of the worker's resources."""
         write(
             root,
@@ -158,21 +158,21 @@ class TestLoad:
 
 class TestRegistryModule:
     @pytest.mark.usefixtures("root")
-    def test_missing(self) -> None:
-        """A missing registry: where Python looked, and the setting that names another."""
+    def test_a_missing_registry_shows_where_python_looked_and_the_setting(self) -> None:
+        """The error shows where Python looked, and the setting that names another registry."""
         line = problem()
         assert line.startswith("there is no module tasks. Python looked in ")
         assert str(Path(pytest.__file__).parent.parent) in line
         assert line.endswith("Start in the folder that holds tasks, or set WORKER_REGISTRY.")
 
-    def test_missing_in_its_package(self, root: Path) -> None:
-        """Where the package is there and the registry is not, only the package was searched."""
+    def test_a_registry_that_is_missing_in_its_package_shows_that_package_alone(self, root: Path) -> None:
+        """If the package exists and the registry does not, only the package was searched."""
         write(root, {"tasks/__init__.py": "", "tasks/regstry.py": ""})
         line = problem()
         assert f"there is no module tasks.registry. Python looked in {root / 'tasks'}." in line
         assert "Did you mean tasks.regstry?" in line
 
-    def test_package_is_a_file(self, root: Path) -> None:
+    def test_a_module_in_the_place_of_a_package_is_named_with_its_file(self, root: Path) -> None:
         """A module where a package must be is named with its file."""
         sys.path.insert(0, str(root))
         write(root, {"tasks.py": ""})
@@ -180,8 +180,8 @@ class TestRegistryModule:
 
     @pytest.mark.usefixtures("root")
     @pytest.mark.parametrize("path", ["", ".registry", "tasks/registry.py", "tasks.registry:TASKS"])
-    def test_not_a_path(self, path: str) -> None:
-        """What is no dotted path is refused before anything is imported."""
+    def test_a_registry_that_is_no_dotted_path_is_refused_before_any_import(self, path: str) -> None:
+        """A text that is no dotted path is refused before anything is imported."""
         assert problem(path) == (
             f"{path!r} is not the dotted path of a module. Example: WORKER_REGISTRY=tasks.registry"
         )
@@ -199,7 +199,9 @@ class TestRegistryModule:
             ("1/0", "tasks/registry.py:1: ZeroDivisionError: division by zero"),
         ],
     )
-    def test_wrong_list(self, root: Path, text: str, complaint: str) -> None:
+    def test_a_list_that_is_no_flat_tuple_of_paths_is_refused_with_the_reason(
+        self, root: Path, text: str, complaint: str
+    ) -> None:
         """A list of another shape than a flat tuple of paths is refused, with the reason."""
         write(root, {"tasks/mail.py": SEND, "tasks/registry.py": text})
         assert complaint in problem()
@@ -214,7 +216,7 @@ class TestRegistryModule:
             ('LIFESPAN = "tasks.mail.needs_more"', "called without arguments"),
         ],
     )
-    def test_wrong_lifespan(self, root: Path, text: str, complaint: str) -> None:
+    def test_a_lifespan_that_could_not_be_entered_is_refused(self, root: Path, text: str, complaint: str) -> None:
         """A LIFESPAN that could not be entered is found before the worker starts."""
         functions = (
             "async def generator():\n    yield {}\n"
@@ -260,8 +262,8 @@ class TestEntries:
             ("tasks.signature.f", "tasks.signature.f cannot be a task: *rest cannot be validated"),
         ],
     )
-    def test_problem(self, root: Path, entry: str, complaint: str) -> None:
-        """Whatever is wrong with an entry is told in one line, with the place in the project."""
+    def test_a_wrong_entry_is_reported_in_one_line_with_its_place(self, root: Path, entry: str, complaint: str) -> None:
+        """A problem of an entry is one line, with its place in the project."""
         write(
             root,
             {
@@ -281,14 +283,14 @@ class TestEntries:
         )
         assert complaint.format(root=root) in problem()
 
-    def test_unreadable(self, root: Path) -> None:
-        """A module that cannot even be read is told by its name."""
+    def test_a_module_that_cannot_be_read_is_reported_by_its_name(self, root: Path) -> None:
+        """A module that is no text is reported by its name."""
         write(root, {"tasks/registry.py": 'TASKS = ("tasks.binary.f",)'})
         (root / "tasks/binary.py").write_bytes(b"\xff\x00")
         assert problem().partition(":")[0] in ("tasks.binary", "tasks/binary.py")
 
-    def test_all_at_once(self, root: Path) -> None:
-        """All problems are told together, and one that several entries share is told once."""
+    def test_all_problems_are_reported_together_and_each_of_them_once(self, root: Path) -> None:
+        """All problems are reported together, and a problem that several entries share is reported once."""
         write(
             root,
             {
@@ -304,7 +306,7 @@ class TestEntries:
         starts = ["tasks/mail.py has no 'sned'", "tasks/broken.py:1: Zero", "there is no module x", "LIFESPAN is 1"]
         assert [line[: len(start)] for line, start in zip(problems(), starts, strict=True)] == starts
 
-    def test_failed_once(self, root: Path) -> None:
+    def test_a_module_that_fails_is_run_only_once(self, root: Path) -> None:
         """A module that fails is run once, however many of its tasks are listed."""
         write(
             root,
@@ -318,8 +320,8 @@ class TestEntries:
 
 
 class TestNames:
-    def test_two_alike(self, root: Path) -> None:
-        """Two tasks of one name are an error that shows where both are, and how to tell them apart."""
+    def test_two_tasks_of_one_name_are_an_error_that_shows_both(self, root: Path) -> None:
+        """The error shows where both tasks are, and how to give one of them another name."""
         write(
             root,
             {
@@ -334,8 +336,8 @@ class TestNames:
         assert "tasks/sms.py:" in line
         assert "@task(name=" in line
 
-    def test_listed_twice(self, root: Path) -> None:
-        """A task that is listed twice is told from two tasks of one name."""
+    def test_a_task_that_is_listed_twice_is_reported_as_such(self, root: Path) -> None:
+        """A task that is listed twice is not reported as two tasks of one name."""
         write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send", "tasks.mail.send")'})
         assert problem() == "tasks.mail.send is listed twice."
 
@@ -347,21 +349,21 @@ class TestNames:
             "from worker import cron, task\n@task\nasync def a(): ...\nb = cron(minute=2)(a)\n",
         ],
     )
-    def test_two_schedules_of_one_function(self, root: Path, two: str) -> None:
-        """Two tasks of one function and one name are told how to be two."""
+    def test_two_schedules_of_one_function_and_name_are_an_error_with_the_remedy(self, root: Path, two: str) -> None:
+        """The error says to give one of the two tasks another name."""
         write(root, {"tasks/mail.py": two, "tasks/registry.py": 'TASKS = ("tasks.mail.a", "tasks.mail.b")'})
         line = problem()
         assert "tasks.mail.a and tasks.mail.b are two tasks of one function (tasks/mail.py:" in line
         assert "name='other'" in line
 
-    def test_two_schedules_with_names(self, root: Path) -> None:
-        """With names of their own they are two tasks."""
+    def test_two_schedules_of_one_function_with_two_names_are_two_tasks(self, root: Path) -> None:
+        """Two schedules of one function are two tasks if they have two names."""
         two = "from worker import cron\nasync def f(): ...\na, b = cron(minute=1)(f), cron(minute=2, name='b')(f)\n"
         write(root, {"tasks/mail.py": two, "tasks/registry.py": 'TASKS = ("tasks.mail.a", "tasks.mail.b")'})
         assert list(load().tasks) == ["f", "b"]
 
-    def test_listed_under_two_paths(self, root: Path) -> None:
-        """So is a task that is listed where it is defined and where it is imported."""
+    def test_a_task_that_is_listed_under_two_paths_is_reported_as_the_same(self, root: Path) -> None:
+        """A task that is listed where it is defined and where it is imported is reported as the same task."""
         write(
             root,
             {
@@ -394,15 +396,17 @@ class TestCircularImports:
             ["tasks.outside.h"],
         ],
     )
-    def test_whoever_comes_first(self, root: Path, listed: list[str]) -> None:
-        """The chain of a circular import is told once, whole, and the same whichever of its modules came first."""
+    def test_a_circular_import_is_reported_once_and_alike_whichever_module_came_first(
+        self, root: Path, listed: list[str]
+    ) -> None:
+        """The whole chain is reported once, and is the same whichever of its modules was imported first."""
         write(
             root,
             {**CIRCLE, "tasks/outside.py": "import tasks.b_first", "tasks/registry.py": f"TASKS = {tuple(listed)!r}"},
         )
         assert problem().startswith(CHAIN)
 
-    def test_half_imported_module(self, root: Path) -> None:
+    def test_a_missing_name_of_a_half_imported_module_is_a_circular_import(self, root: Path) -> None:
         """A name that a half-imported module does not have yet is a circular import too."""
         write(
             root,
@@ -415,8 +419,8 @@ class TestCircularImports:
         )
         assert problem().startswith("circular import: tasks/a.py:1 imports tasks.b, tasks/b.py:2 imports tasks.a.")
 
-    def test_registry_loaded_by_a_task(self, root: Path) -> None:
-        """A module of tasks that loads the registry while it is imported is told as what it is: it leads to itself."""
+    def test_loading_the_registry_from_a_module_of_tasks_is_a_circular_import(self, root: Path) -> None:
+        """A module of tasks that loads the registry while it is imported leads to itself."""
         write(
             root,
             {
@@ -442,7 +446,7 @@ class TestCircularImports:
             ("with open(__file__) as limit: pass\nimport tasks.b", "from .a import limit"),
         ],
     )
-    def test_harmless_circle(self, root: Path, a: str, b: str) -> None:
+    def test_a_circular_import_that_works_from_both_sides_is_allowed(self, root: Path, a: str, b: str) -> None:
         """Modules whose tasks enqueue each other may import each other in every way that works from both sides."""
         write(
             root,
@@ -456,8 +460,8 @@ class TestCircularImports:
         )
         assert list(load().tasks) == ["ping", "pong"]
 
-    def test_package_and_its_modules(self, root: Path) -> None:
-        """A package may take names from its modules that take names from it: it is always imported first."""
+    def test_a_package_and_its_modules_may_import_from_each_other(self, root: Path) -> None:
+        """A package is always imported before its modules, so this works from any side."""
         write(
             root,
             {
@@ -482,20 +486,22 @@ INSTALLED = {
 
 
 class TestWhatPythonFinds:
-    def test_installed_package_of_the_same_name(self, tmp_path: Path, tandem: Path) -> None:
-        """The project comes first although an installed `tasks` does on sys.path, as where arq's CLI was started."""
+    def test_the_project_wins_over_an_installed_package_of_the_same_name(self, tmp_path: Path, tandem: Path) -> None:
+        """The project wins although the installed `tasks` is first on sys.path, as under arq's command."""
         write(tmp_path, {**PROJECT, **INSTALLED, "bin/start.py": LOAD})
         done = python(str(tmp_path / "bin/start.py"), cwd=tmp_path / "project", path=[tmp_path / "installed", tandem])
         assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "send", "")
 
-    def test_installed_project(self, tmp_path: Path, tandem: Path) -> None:
+    def test_a_project_that_is_installed_is_found_from_any_folder(self, tmp_path: Path, tandem: Path) -> None:
         """A project that is installed is found from any folder."""
         write(tmp_path, {**INSTALLED, "elsewhere/notes.txt": ""})
         done = python("-c", LOAD, cwd=tmp_path / "elsewhere", path=[tmp_path / "installed", tandem])
         assert (done.returncode, done.stdout.strip()) == (0, "stranger")
 
-    def test_imported_before(self, tmp_path: Path, tandem: Path) -> None:
-        """Where another `tasks` is imported already, nothing is evicted: the error names both."""
+    def test_another_tasks_package_that_is_already_imported_is_an_error_that_names_both(
+        self, tmp_path: Path, tandem: Path
+    ) -> None:
+        """If another `tasks` is imported already, it is kept: the error names both."""
         write(tmp_path, {**PROJECT, **INSTALLED, "bin/start.py": f"import tasks\n{LOAD}"})
         done = python(str(tmp_path / "bin/start.py"), cwd=tmp_path / "project", path=[tmp_path / "installed", tandem])
         assert done.returncode != 0
@@ -503,7 +509,9 @@ class TestWhatPythonFinds:
         assert str(tmp_path / "project/tasks") in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_folder_without_init(self, tmp_path: Path, tandem: Path) -> None:
+    def test_an_installed_package_that_hides_a_folder_without_init_is_an_error(
+        self, tmp_path: Path, tandem: Path
+    ) -> None:
         """Python prefers an installed package to a folder without __init__.py: the error names both, and the remedy."""
         write(tmp_path, {**PROJECT, **INSTALLED})
         (tmp_path / "project/tasks/__init__.py").unlink()
@@ -512,7 +520,9 @@ class TestWhatPythonFinds:
         assert str(tmp_path / "installed/tasks/__init__.py") in done.stderr
         assert f"add an empty {tmp_path / 'project/tasks/__init__.py'}" in done.stderr
 
-    def test_package_of_tandem(self, tmp_path: Path, tandem: Path) -> None:
+    def test_a_package_of_the_project_that_tandems_own_hides_is_an_error_that_names_both(
+        self, tmp_path: Path, tandem: Path
+    ) -> None:
         """A project's own `db` cannot be imported, as Tandem's is: the error names both."""
         write(tmp_path, {**PROJECT, "project/db/__init__.py": "", "project/db/models.py": ""})
         write(tmp_path, {"project/tasks/mail.py": "from db import models\n", "bin/start.py": LOAD})
@@ -523,8 +533,10 @@ class TestWhatPythonFinds:
         assert str(tmp_path / "project/db") in done.stderr
 
     @pytest.mark.parametrize("command", [["-m", "tasks.mail"], ["tasks/mail.py"]], ids=["module", "file"])
-    def test_module_that_is_run(self, tmp_path: Path, tandem: Path, command: list[str]) -> None:
-        """A module of tasks that is run as a program is there twice: the error names the file and both modules."""
+    def test_a_module_of_tasks_that_is_run_as_a_program_is_an_error(
+        self, tmp_path: Path, tandem: Path, command: list[str]
+    ) -> None:
+        """Such a module is imported twice: the error names the file and both modules."""
         write(
             tmp_path, {**PROJECT, "project/tasks/mail.py": f"{SEND}\nif __name__ == '__main__':\n    exec({LOAD!r})\n"}
         )
@@ -532,8 +544,8 @@ class TestWhatPythonFinds:
         assert done.returncode != 0
         assert done.stderr.startswith("tasks/mail.py is imported twice, as tasks.mail and as __main__")
 
-    def test_module_under_two_names(self, tmp_path: Path, tandem: Path) -> None:
-        """So is one that a sibling imports without the package's name."""
+    def test_a_module_that_is_imported_under_two_names_is_an_error(self, tmp_path: Path, tandem: Path) -> None:
+        """A module that is imported without the package's name too is reported with both names."""
         write(tmp_path, {**PROJECT, "project/tasks/registry.py": 'import mail\nTASKS = ("tasks.mail.send",)'})
         done = python("-c", LOAD, cwd=tmp_path / "project", path=[tandem, tmp_path / "project/tasks"])
         assert done.returncode != 0
@@ -554,8 +566,10 @@ class TestArqCommand:
         ],
         ids=["shadow", "circle"],
     )
-    def test_ends(self, tmp_path: Path, tandem: Path, files: dict[str, str], named: list[str]) -> None:
-        """What the registry raises ends arq with exit code 2 and a line that names both files."""
+    def test_an_error_of_the_registry_ends_arqs_command_with_exit_code_2(
+        self, tmp_path: Path, tandem: Path, files: dict[str, str], named: list[str]
+    ) -> None:
+        """An error of the registry ends arq with exit code 2 and a line that names both files."""
         write(tmp_path, {**files, "project/tasks/registry.py": 'TASKS = ("tasks.b_first.f",)'})
         arq = str(Path(sys.executable).with_name("arq"))
         done = python(arq, "worker.Settings", cwd=tmp_path / "project", path=[tmp_path / "installed", tandem])
@@ -564,7 +578,7 @@ class TestArqCommand:
         assert [name for name in named if name not in done.stderr] == []
 
 
-def test_public_type(root: Path) -> None:
+def test_load_returns_a_registry(root: Path) -> None:
     """`load` returns a `Registry`."""
     write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send",)'})
     assert isinstance(load(), Registry)

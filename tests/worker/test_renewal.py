@@ -1,4 +1,4 @@
-"""The heartbeat's line: what it says of leases, and how it gets away from a server that is of no use any more."""
+"""The heartbeat's client for leases: what it reports, and how it leaves a server that cannot renew them."""
 
 import asyncio
 
@@ -23,12 +23,12 @@ async def claimed(queue: Queue) -> Held:
 
 
 async def connections(queue: Queue) -> set[str]:
-    """The ids of all connections to its server."""
+    """Return the ids of all connections to the server."""
     return {client["id"] for client in await queue.redis.client_list()}
 
 
-async def test_renews(queue: Queue, redis_url: str) -> None:
-    """A lease that is held is renewed; one that nobody holds is taken again."""
+async def test_a_held_lease_is_renewed_and_a_lost_one_can_be_reacquired(queue: Queue, redis_url: str) -> None:
+    """A held lease is renewed; a lease without a holder is reacquired."""
     job = await claimed(queue)
     line = Renewal(redis_url, QUEUE, 60_000)
     assert line.renew([job]) == [(Grip.OURS, None)]
@@ -39,8 +39,8 @@ async def test_renews(queue: Queue, redis_url: str) -> None:
     line.close()
 
 
-async def test_black_hole(queue: Queue, redis_url: str) -> None:
-    """It waits for an answer for a third of a lease at most, and uses a new connection after that."""
+async def test_a_renewal_waits_for_a_third_of_a_lease_at_most_and_then_reconnects(queue: Queue, redis_url: str) -> None:
+    """A renewal without an answer ends after a third of a lease; the next one uses a new connection."""
     job = await claimed(queue)
     async with Proxy(redis_url) as proxy:
         line = Renewal(proxy.url, QUEUE, 9_000)
@@ -60,8 +60,8 @@ async def test_black_hole(queue: Queue, redis_url: str) -> None:
         line.close()
 
 
-async def test_demoted(own_redis: StartRedis) -> None:
-    """A server that has become a replica is left: the next try opens a connection to whoever is there then."""
+async def test_a_renewal_leaves_a_server_that_has_become_a_replica(own_redis: StartRedis) -> None:
+    """A connection to a server that has become a replica is closed; the next try opens another one."""
     server = own_redis()
     queue = Queue(server.url)
     job = await claimed(queue)

@@ -1,4 +1,4 @@
-"""What a worker opens: in which order, what it refuses to start with, and that it closes what it has opened."""
+"""How a worker opens: in which order, when it refuses to start, and that it closes what it opened."""
 
 import asyncio
 import re
@@ -63,7 +63,7 @@ def changed(config: Config, **update: Any) -> Config:
 
 
 async def refused(config: Config, tasks: Registry) -> str:
-    """Why a worker does not start; and nothing stays open."""
+    """Return why a worker does not start; assert that nothing stays open."""
     with pytest.raises(StartupError) as caught:
         await Runtime(config, tasks).open({})
     assert given_default_queue() is None
@@ -72,7 +72,7 @@ async def refused(config: Config, tasks: Registry) -> str:
 
 
 class TestOpen:
-    async def test_opens_the_database_with_the_limits_that_fit_its_tasks(self, config: Config) -> None:
+    async def test_the_database_is_opened_with_limits_that_fit_the_tasks(self, config: Config) -> None:
         """The longest timeout is the statements' limit, and an idle transaction may last 30 s longer."""
         slow: Task[..., Any] = task(timeout=1000, name="slow")(plain.fn)
         runtime = Runtime(changed(config, job_timeout=50), registry(plain, slow))
@@ -89,8 +89,10 @@ class TestOpen:
         assert db.default_database().pool_size == 7
         await runtime.close()
 
-    async def test_everything_is_closed_again(self, config: Config, postgres: Observer, observer: redis.Redis) -> None:
-        """After `close` there is no backend, no connection to Redis, and no default of ours."""
+    async def test_close_leaves_no_connection_and_no_default(
+        self, config: Config, postgres: Observer, observer: redis.Redis
+    ) -> None:
+        """After `close` there is no backend, no connection to Redis, and no default database or queue."""
         before = len(clients(observer))
         runtime = Runtime(config, registry(with_session))
         await runtime.open({})
@@ -106,7 +108,7 @@ class TestOpen:
     async def test_a_projects_own_database_and_queue_stay_the_defaults(
         self, config: Config, database_url: str, redis_url: str
     ) -> None:
-        """What the project has made the default is used, whatever the URLs say."""
+        """A database or queue that the project has made the default is used, whatever the URLs say."""
         theirs = db.Database(database_url, default=True, pool_size=20)
         queue = worker.Queue(redis_url, name="theirs", default=True)
         runtime = Runtime(changed(config, database_url="postgresql://nobody@127.0.0.1:1/none"), registry(with_session))
@@ -152,7 +154,7 @@ class TestQueue:
 
 
 async def enqueued(queue: worker.Queue, wanted: Task[..., Any]) -> str:
-    """The id of a job that is enqueued through this queue."""
+    """Enqueue a job through this queue and return its id."""
     await queue.enqueue([new_job(wanted.name, encode(wanted.name, b"{}", now_ms()), queue.name)])
     return wanted.name
 
@@ -166,17 +168,19 @@ class TestQueues:
     def _others_have_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("worker.process.served._STARTING", 0.01)
 
-    async def test_that_no_worker_serves_are_named(self, config: Config, caplog: pytest.LogCaptureFixture) -> None:
-        """With the tasks whose jobs would wait there in silence."""
+    async def test_a_queue_that_no_worker_serves_is_logged_with_its_tasks(
+        self, config: Config, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The warning names the tasks whose jobs would wait there."""
         runtime = Runtime(config, registry(plain, elsewhere))
         await runtime.open({})
         await eventually(lambda: "the jobs of elsewhere go to the queue mail, which no worker serves" in caplog.text)
         await runtime.close()
 
-    async def test_that_others_serve_are_not(
+    async def test_a_queue_that_another_worker_serves_is_not_logged(
         self, config: Config, queue: worker.Queue, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """They have told Redis of themselves."""
+        """Other workers are known by their health records in Redis."""
         await WorkerRecords(queue.connections).record_health("mail", "another", b"{}", 60_000)
         await tell_unserved([plain, elsewhere], config, queue)
         assert "mail" not in caplog.text
@@ -184,8 +188,10 @@ class TestQueues:
         assert "the jobs of plain go to the queue arq:queue, which no worker serves" in caplog.text
         assert "WORKER_QUEUES, which is a,b here" in caplog.text
 
-    async def test_a_worker_that_ends_first_is_not_kept(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nobody waits for what is only to be told."""
+    async def test_a_worker_that_ends_does_not_wait_for_the_check_of_its_queues(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The check only logs a warning, so the end of the worker cancels it."""
         monkeypatch.setattr("worker.process.served._STARTING", 60.0)
         runtime = Runtime(config, registry(elsewhere))
         await runtime.open({})
@@ -194,19 +200,21 @@ class TestQueues:
 
 
 class TestLedger:
-    async def test_a_missing_table_stops_the_start(self, config: Config, postgres: Observer) -> None:
-        """Jobs that cannot be written down are not run; the line names the command that makes the table."""
+    async def test_a_missing_ledger_table_stops_the_start(self, config: Config, postgres: Observer) -> None:
+        """Without the table no jobs are run; the line names the command that creates it."""
         await postgres.execute("DROP TABLE tandem_jobs")
         why = await refused(config, registry(plain))
         assert why == "the ledger's table tandem_jobs is missing: run 'python -m worker migrate'"
 
-    async def test_it_is_looked_for_by_its_name(self, config: Config) -> None:
-        """``WORKER_LEDGER`` says which table it is, and in which schema."""
+    async def test_the_ledger_is_looked_for_under_the_name_of_the_setting(self, config: Config) -> None:
+        """`WORKER_LEDGER` names the table and its schema."""
         why = await refused(changed(config, ledger="work.jobs"), registry(plain))
         assert why == "the ledger's table work.jobs is missing: run 'python -m worker migrate'"
 
-    async def test_it_is_the_one_that_jobs_are_kept_in(self, config: Config, postgres: Observer) -> None:
-        """What was looked for is what is written to, also by those who enqueue in this process."""
+    async def test_jobs_are_written_to_the_ledger_that_the_setting_names(
+        self, config: Config, postgres: Observer
+    ) -> None:
+        """Code that enqueues in the worker's process writes to the same table."""
         await postgres.execute("ALTER TABLE tandem_jobs RENAME TO mine")
         runtime = Runtime(changed(config, ledger="mine"), registry(plain))
         await runtime.open({})
@@ -217,8 +225,8 @@ class TestLedger:
 
 
 class TestHooks:
-    async def test_order(self, config: Config) -> None:
-        """Resources, then `on_startup`; `on_shutdown`, then the resources; with the database open all the time."""
+    async def test_resources_open_before_on_startup_and_close_after_on_shutdown(self, config: Config) -> None:
+        """The database is open while resources and hooks start and stop."""
         events: list[str] = []
 
         async def note(event: str) -> None:
@@ -243,8 +251,8 @@ class TestHooks:
         await runtime.close()
         assert events == ["resources open", "startup {'a': 1}", "shutdown {'a': 1}", "resources close"]
 
-    async def test_one_that_fails_closes_what_was_opened(self, config: Config, postgres: Observer) -> None:
-        """An exception of the project's own passes on as it is, and nothing stays open."""
+    async def test_a_hook_that_fails_closes_what_was_opened(self, config: Config, postgres: Observer) -> None:
+        """The project's own exception is raised unchanged, and nothing stays open."""
         closed: list[str] = []
 
         @asynccontextmanager
@@ -264,8 +272,10 @@ class TestHooks:
 
 
 class TestRefused:
-    async def test_a_resource_that_nobody_yields(self, config: Config, postgres: Observer) -> None:
-        """Each task's resources are looked for before the first job, and the ones that are there are named."""
+    async def test_a_resource_that_the_lifespan_does_not_yield_stops_the_start(
+        self, config: Config, postgres: Observer
+    ) -> None:
+        """Resources are checked before the first job; the error names those that there are."""
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[dict[str, str]]:
@@ -277,8 +287,8 @@ class TestRefused:
         await eventually(postgres.backends, equals=0)
 
     @pytest.mark.parametrize("resources", [None, "client", ["http"]])
-    async def test_a_lifespan_that_yields_no_mapping(self, config: Config, resources: Any) -> None:
-        """`yield client` is a mistake that is told."""
+    async def test_a_lifespan_that_yields_no_mapping_stops_the_start(self, config: Config, resources: Any) -> None:
+        """The error for `yield client` says what to yield instead."""
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[Any]:
@@ -286,10 +296,10 @@ class TestRefused:
 
         assert "let it yield a dict of resources by name" in await refused(config, registry(plain, lifespan=lifespan))
 
-    async def test_a_pool_that_is_smaller_than_the_number_of_jobs(
+    async def test_a_pool_smaller_than_the_number_of_jobs_is_an_error_or_a_warning(
         self, config: Config, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """C4: an error where every task needs a session, and a warning where some do."""
+        """It is an error if every task needs a session, and a warning if some do."""
         small = changed(config, concurrency=4, pool_size=3)
         message = await refused(small, registry(with_session))
         assert "4 jobs run at once (WORKER_CONCURRENCY), and the health check, on 3 connections" in message
@@ -299,41 +309,45 @@ class TestRefused:
         await runtime.close()
         assert message in caplog.text
 
-    async def test_a_pool_without_a_connection_to_spare(self, config: Config, caplog: pytest.LogCaptureFixture) -> None:
-        """A warning: if all jobs hold one for long, the health check finds none, and the worker seems to be dead."""
+    async def test_a_pool_without_a_spare_connection_is_a_warning(
+        self, config: Config, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """If all jobs hold a connection for long, the health check gets none, and the worker seems to be dead."""
         runtime = Runtime(changed(config, concurrency=4, pool_size=4), registry(with_session))
         await runtime.open({})
         await runtime.close()
         assert "and the health check, on 4 connections" in caplog.text
 
-    def test_a_queue_that_a_cluster_cannot_serve(self, config: Config) -> None:
-        """It is a mistake in a setting, and the line says which, and what to call the queue."""
+    def test_a_queue_that_a_cluster_cannot_serve_is_a_wrong_setting(self, config: Config) -> None:
+        """The line names the setting and a name for the queue that a cluster can serve."""
         cluster = changed(config, redis_url="redis+cluster://nobody.invalid", queues="{mail},low")
         with pytest.raises(ConfigError, match=re.escape("WORKER_QUEUES: a Redis Cluster") + ".*" + re.escape("{low}")):
             require_urls(cluster)
         assert require_urls(changed(cluster, queues="{mail}")).startswith("redis+cluster://")
 
-    async def test_a_database_that_does_not_answer(self, config: Config) -> None:
-        """After WORKER_CONNECT_WAIT it says for how long, why, and what to look at; the password is not told."""
+    async def test_a_database_that_does_not_answer_stops_the_start_after_connect_wait(self, config: Config) -> None:
+        """The line says how long it waited, why, and what to check; it does not show the password."""
         down = changed(config, database_url="postgresql://app:secret@127.0.0.1:1/app", connect_wait=0.3)
         message = await refused(down, registry(plain))
         assert message.startswith("DATABASE_URL: no answer within 0.3 s (")
         assert "is the server up?" in message
         assert "secret" not in message
 
-    async def test_an_unknown_database(self, config: Config, database_url: str) -> None:
-        """What waiting would not change is told at once."""
+    async def test_an_unknown_database_stops_the_start_at_once(self, config: Config, database_url: str) -> None:
+        """An error that waiting cannot change is raised without waiting."""
         unknown = make_url(database_url).set(database="nowhere").render_as_string(hide_password=False)
         message = await refused(changed(config, database_url=unknown), registry(plain))
         assert message == 'DATABASE_URL: the server refuses: database "nowhere" does not exist'
 
-    async def test_an_asynchronous_task_on_a_synchronous_driver(self, config: Config, sync_database_url: str) -> None:
+    async def test_an_asynchronous_task_on_a_synchronous_driver_stops_the_start(
+        self, config: Config, sync_database_url: str
+    ) -> None:
         """A task that wants an AsyncSession cannot get one from psycopg."""
         message = await refused(changed(config, database_url=sync_database_url), registry(with_session))
         assert "with_session: parameter session is an AsyncSession, and DATABASE_URL names a synchronous" in message
 
-    async def test_a_missing_driver(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A plain function's session needs psycopg, and says so before the first job."""
+    async def test_a_missing_driver_stops_the_start(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The session of a plain function needs psycopg: the error comes before the first job."""
         monkeypatch.setitem(sys.modules, "psycopg", None)
         message = await refused(config, registry(in_thread))
         assert message.startswith("DATABASE_URL: the driver postgresql+psycopg cannot be imported")

@@ -1,4 +1,4 @@
-"""The Lua scripts: what each verb does to a job's keys, whoever else has been at them."""
+"""The Lua scripts: what each of them does to a job's keys, also after other software has changed the keys."""
 
 import asyncio
 from typing import Any
@@ -76,20 +76,20 @@ def held(job: Claim, token: str = OURS) -> Held:
 
 @pytest.fixture
 def line(redis_url: str) -> Any:
-    """A heartbeat's line."""
+    """The heartbeat's client for leases."""
     line = Renewal(redis_url, QUEUE, LEASE)
     yield line
     line.close()
 
 
 def let_lease_end(observer: Any, job_id: str = "a") -> None:
-    """As if nobody had renewed it."""
+    """End the lease, as if it had not been renewed."""
     observer.delete(f"arq:in-progress:{job_id}")
     observer.zadd(QUEUE, {job_id: 2})
 
 
 class TestEnqueue:
-    async def test_keys(self, queue: Queue, observer: Any) -> None:
+    async def test_an_enqueued_job_is_a_payload_and_an_id_by_due_time(self, queue: Queue, observer: Any) -> None:
         """A job is two keys, arq's own: its payload for a day past its due time, and its id by due time."""
         assert await queue.enqueue([entry("a"), entry("b", delay=5_000)]) == [True, True]
         now = float(observer.time()[0])
@@ -99,7 +99,9 @@ class TestEnqueue:
         assert observer.pttl("arq:job:b") - observer.pttl("arq:job:a") == pytest.approx(5_000, abs=50)
         assert observer.ttl("arq:job:a") == pytest.approx(86_400, abs=2)
 
-    async def test_taken_ids(self, queue: Queue, observer: Any) -> None:
+    async def test_an_id_is_taken_while_its_job_waits_or_runs_or_its_result_is_kept(
+        self, queue: Queue, observer: Any
+    ) -> None:
         """An id is taken while its job waits, while it runs, and while its result is kept; then it is free."""
         assert await queue.enqueue([entry(), entry()]) == [True, False]
         job = await claim_one(queue)
@@ -111,14 +113,14 @@ class TestEnqueue:
         assert await queue.enqueue([entry()]) == [True]
         assert job.tries == 0
 
-    async def test_old_abort(self, queue: Queue, observer: Any) -> None:
-        """An abort that came before the job is not meant for it."""
+    async def test_an_abort_from_before_the_job_is_dropped(self, queue: Queue, observer: Any) -> None:
+        """An abort that came before the job was enqueued does not abort it."""
         observer.zadd("arq:abort", {"a": 1})
         await queue.enqueue([entry()])
         assert not observer.exists("arq:abort")
 
     @pytest.mark.parametrize("verb", ["enqueue", "publish"])
-    async def test_times_of_a_batch(self, queue: Queue, observer: Any, verb: str) -> None:
+    async def test_each_job_of_a_batch_has_its_own_times(self, queue: Queue, observer: Any, verb: str) -> None:
         """Each job has its own times, also where only one of them differs from those of the job before."""
         hour = 3_600_000
         now = round(float(observer.time()[0]) * 1000)
@@ -143,20 +145,24 @@ class TestEnqueue:
             assert observer.pttl(f"arq:job:{name}") == pytest.approx(wait + expires, abs=5_000)
 
     @pytest.mark.parametrize(("delay", "expires"), [(0, 0), (10**18, 10**18), (0, 10**300)])
-    async def test_extremes(self, queue: Queue, observer: Any, delay: int, expires: int) -> None:
-        """No wait is too short or too long for Redis."""
+    async def test_no_delay_and_no_expiry_is_too_short_or_too_long(
+        self, queue: Queue, observer: Any, delay: int, expires: int
+    ) -> None:
+        """Extreme delays and expiries are accepted."""
         assert await queue.enqueue([entry("x", delay=delay, expires=expires)]) == [True]
         assert observer.zscore(QUEUE, "x") > 0
 
-    async def test_due_before_the_epoch(self, queue: Queue) -> None:
+    async def test_a_job_that_was_due_before_the_epoch_is_due(self, queue: Queue) -> None:
         """A job that was due long ago is due."""
         await queue.enqueue([entry(due=-5)])
         assert (await claim_one(queue)).raw_id == b"a"
 
 
 class TestClaim:
-    async def test_a_payload_that_is_too_large(self, redis_url: str, observer: Any) -> None:
-        """It is not read: the claim tells its size, and takes the jobs around it as ever."""
+    async def test_a_payload_that_is_too_large_is_not_read_and_its_job_is_claimed(
+        self, redis_url: str, observer: Any
+    ) -> None:
+        """The claim has the size of the payload in its place; other jobs are claimed as usual."""
         queue = Queue(redis_url, max_payload=1000)
         await queue.enqueue([entry("a"), entry("b", b"x" * 8000), entry("c", b"x" * 8001), entry("d")])
         claimed = {job.raw_id: (job.payload, job.unread) for job in await claim(queue)}
@@ -164,7 +170,7 @@ class TestClaim:
         assert observer.strlen("arq:job:c") == 8001
         await queue.close()
 
-    async def test_large_payloads(self, queue: Queue, observer: Any) -> None:
+    async def test_one_claim_brings_a_few_megabytes_and_the_next_one_goes_on(self, queue: Queue, observer: Any) -> None:
         """One claim brings a few megabytes, so that its reply arrives in time; the next one goes on where it ended."""
         ids = [f"j{n:02}" for n in range(10)]
         await queue.enqueue([entry(job_id, b"x" * 1024 * 1024) for job_id in ids])
@@ -175,8 +181,10 @@ class TestClaim:
         rest = [job.raw_id.decode() for _ in range(3) for job in await claim(queue)]
         assert rest == ids[4:]
 
-    async def test_keys(self, queue: Queue, observer: Any) -> None:
-        """A claim says who holds the job and when it was due, and moves its score to the end of the lease."""
+    async def test_a_claim_records_its_holder_and_moves_the_score_to_the_end_of_the_lease(
+        self, queue: Queue, observer: Any
+    ) -> None:
+        """A claim records who holds the job and when it was due, and moves its score to the end of the lease."""
         await queue.enqueue([entry(payload=b"[1]")])
         due = observer.zscore(QUEUE, "a")
         job = await claim_one(queue)
@@ -187,7 +195,7 @@ class TestClaim:
         assert observer.ttl("arq:job:a") == -1
         assert observer.hgetall("arq:started") == {"a": f"1:{OURS}"}
 
-    async def test_oldest_first_and_no_more_than_wanted(self, queue: Queue) -> None:
+    async def test_a_claim_takes_the_oldest_jobs_first_and_no_more_than_wanted(self, queue: Queue) -> None:
         """The job that has been due longest is taken first; none before it is due."""
         await queue.enqueue([entry("c", due=30), entry("a", due=10), entry("b", due=20), entry("later", delay=60_000)])
         assert [job.raw_id for job in await claim(queue, wanted=2)] == [b"a", b"b"]
@@ -196,14 +204,16 @@ class TestClaim:
         assert claims.next_due == pytest.approx(10, abs=1)  # when the first lease ends
         assert await claim(queue) == []
 
-    async def test_each_once(self, queue: Queue) -> None:
+    async def test_concurrent_claims_take_each_job_once(self, queue: Queue) -> None:
         """Twenty claims at once of a hundred jobs: each job is taken once."""
         await queue.enqueue([entry(str(number)) for number in range(100)])
         batches = await asyncio.gather(*(claim(queue, f"{number:028}", wanted=7) for number in range(20)))
         assert sorted(job.raw_id for batch in batches for job in batch) == sorted(b"%d" % n for n in range(100))
 
-    async def test_running_elsewhere(self, queue: Queue, observer: Any) -> None:
-        """What others run is passed over, a stock worker's jobs too, and not looked at again while they run."""
+    async def test_jobs_that_run_elsewhere_are_skipped_and_not_looked_at_again(
+        self, queue: Queue, observer: Any
+    ) -> None:
+        """Running jobs, a stock worker's too, are skipped, and not looked at again while they run."""
         running = {f"r{number}": number for number in range(1000)}
         observer.zadd(QUEUE, running)
         with observer.pipeline() as pipe:
@@ -215,7 +225,9 @@ class TestClaim:
         assert [job.raw_id for job in first.jobs + second.jobs] == [b"a"]
         assert observer.zcount(QUEUE, "-inf", observer.time()[0] * 1000 + 300_000) == 1
 
-    async def test_lowered_score(self, queue: Queue, observer: Any) -> None:
+    async def test_a_running_job_that_other_software_makes_due_is_not_claimed_again(
+        self, queue: Queue, observer: Any
+    ) -> None:
         """A running job that other software makes due is not taken a second time."""
         await queue.enqueue([entry()])
         await claim_one(queue)
@@ -223,8 +235,8 @@ class TestClaim:
         assert await claim(queue, THEIRS) == []
         assert observer.zscore(QUEUE, "a") > 1
 
-    async def test_crashes_are_counted(self, queue: Queue, observer: Any) -> None:
-        """A claim that nobody finished counts as a crash; being finished forgets them."""
+    async def test_a_claim_that_was_never_finished_counts_as_a_crash(self, queue: Queue, observer: Any) -> None:
+        """A claim that was never finished counts as a crash; finishing the job resets the count."""
         await queue.enqueue([entry()])
         for crashes in range(3):
             assert (await claim_one(queue)).crashes == crashes
@@ -235,8 +247,10 @@ class TestClaim:
 
     @pytest.mark.parametrize("key", ["arq:job:a", "arq:retry:a", "arq:abort", "arq:started", "arq:in-progress:a"])
     @pytest.mark.parametrize("garbage", ["list", "text"])
-    async def test_garbage(self, queue: Queue, observer: Any, key: str, garbage: str) -> None:
-        """Whatever other software has left in a job's keys stops neither a claim nor the job's end."""
+    async def test_garbage_in_the_keys_of_a_job_stops_neither_its_claim_nor_its_end(
+        self, queue: Queue, observer: Any, key: str, garbage: str
+    ) -> None:
+        """Values that other software has left in a job's keys stop neither a claim nor the job's end."""
         await queue.enqueue([entry(), entry("b")])
         observer.delete(key)
         if garbage == "list":
@@ -255,8 +269,10 @@ class TestClaim:
         else:
             assert 0 < observer.pttl(key) <= LEASE  # a lease without end would hold it for ever
 
-    async def test_suspects(self, queue: Queue, observer: Any) -> None:
-        """Jobs whose workers have died twice are taken one at a time, and keep nobody else waiting."""
+    async def test_jobs_that_crashed_twice_are_claimed_one_at_a_time_and_delay_no_others(
+        self, queue: Queue, observer: Any
+    ) -> None:
+        """Jobs whose workers have died twice are claimed one at a time; other jobs do not wait for them."""
         await queue.enqueue([entry("s1"), entry("s2"), entry("good")])
         observer.hset("arq:started", mapping={"s1": f"2:{THEIRS}", "s2": f"5:{THEIRS}"})
         first = await queue.claim(QUEUE, OURS, LEASE, 10, 1)
@@ -268,16 +284,16 @@ class TestClaim:
         assert [job.crashes for job in await claim(queue)] == [5]
 
     @pytest.mark.parametrize("score", ["-inf", "1e300", "inf", "-1e300", "0.5"])
-    async def test_any_score(self, queue: Queue, observer: Any, score: str) -> None:
-        """Any score that Redis can hold is one."""
+    async def test_any_score_that_redis_can_store_is_accepted(self, queue: Queue, observer: Any, score: str) -> None:
+        """A job with a score in the past is claimed once, one in the future is not."""
         observer.execute_command("ZADD", QUEUE, score, "x")
         assert len(await claim(queue)) == (float(score) < 1)
         assert await claim(queue) == []
 
 
 class TestFinish:
-    async def test_end(self, queue: Queue, observer: Any) -> None:
-        """The end leaves the result, for as long as it is kept, and nothing else."""
+    async def test_end_leaves_the_result_and_nothing_else(self, queue: Queue, observer: Any) -> None:
+        """The end of a job leaves its result, for as long as it is kept, and nothing else."""
         await queue.enqueue([entry()])
         await claim_one(queue)
         assert await finish(queue, "end", value=b"[2]", keep=5_000)
@@ -286,14 +302,16 @@ class TestFinish:
         assert 0 < observer.pttl("arq:result:a") <= 5_000
 
     @pytest.mark.parametrize(("value", "keep"), [(b"", 5_000), (b"1", 0)])
-    async def test_nothing_kept(self, queue: Queue, observer: Any, value: bytes, keep: int) -> None:
+    async def test_end_without_a_result_to_keep_leaves_nothing(
+        self, queue: Queue, observer: Any, value: bytes, keep: int
+    ) -> None:
         """Without a result to keep nothing is left."""
         await queue.enqueue([entry()])
         await claim_one(queue)
         await finish(queue, "end", value=value, keep=keep)
         assert observer.keys() == []
 
-    async def test_again(self, queue: Queue, observer: Any) -> None:
+    async def test_again_counts_a_try_and_queues_the_job_after_the_delay(self, queue: Queue, observer: Any) -> None:
         """A failed try is counted, and followed by another after the delay."""
         await queue.enqueue([entry()])
         await claim_one(queue)
@@ -304,16 +322,16 @@ class TestFinish:
         observer.zadd(QUEUE, {"a": 2})
         assert (await claim_one(queue)).tries == 1
 
-    async def test_back(self, queue: Queue, observer: Any) -> None:
-        """An interrupted job goes back to its place in the queue, at no cost."""
+    async def test_back_returns_the_job_to_its_place_in_the_queue_at_no_cost(self, queue: Queue, observer: Any) -> None:
+        """An interrupted job goes back to its place in the queue, and no try is counted."""
         await queue.enqueue([entry(due=12_345)])
         await claim_one(queue)
         await finish(queue, "back")
         assert observer.zscore(QUEUE, "a") == 12_345
         assert sorted(observer.keys()) == ["arq:job:a", QUEUE]
 
-    async def test_later(self, queue: Queue, observer: Any) -> None:
-        """A postponed job is due again after the delay, at no cost."""
+    async def test_later_queues_the_job_after_the_delay_at_no_cost(self, queue: Queue, observer: Any) -> None:
+        """A postponed job is due again after the delay, and no try is counted."""
         await queue.enqueue([entry()])
         await claim_one(queue)
         await finish(queue, "later", delay=5_000)
@@ -321,8 +339,10 @@ class TestFinish:
         assert sorted(observer.keys()) == ["arq:job:a", QUEUE]
 
     @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
-    async def test_of_a_zombie(self, queue: Queue, observer: Any, action: str) -> None:
-        """Whoever finishes a job that another worker holds by now changes nothing."""
+    async def test_a_worker_that_lost_its_lease_to_another_cannot_finish_the_job(
+        self, queue: Queue, observer: Any, action: str
+    ) -> None:
+        """Finishing a job that another worker holds by now changes nothing."""
         await queue.enqueue([entry()])
         await claim_one(queue, OURS)
         let_lease_end(observer)
@@ -332,8 +352,8 @@ class TestFinish:
         assert {key: observer.dump(key) for key in observer.keys("*")} == before
 
     @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
-    async def test_after_a_successor_ended_it(self, queue: Queue, observer: Any, action: str) -> None:
-        """A zombie's word comes too late for a job that its successor has ended: the successor's result stands."""
+    async def test_the_result_of_the_later_holder_stands(self, queue: Queue, observer: Any, action: str) -> None:
+        """A worker that lost its lease comes too late for a job that its later holder has ended."""
         await queue.enqueue([entry()])
         await claim_one(queue, OURS)
         let_lease_end(observer)
@@ -344,8 +364,10 @@ class TestFinish:
         assert not observer.exists("arq:job:a", QUEUE)
 
     @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
-    async def test_does_not_touch_a_later_job_of_the_id(self, queue: Queue, observer: Any, action: str) -> None:
-        """A zombie's word is not taken for a later job of the same id, which waits."""
+    async def test_a_worker_that_lost_its_lease_does_not_touch_a_later_job_of_the_id(
+        self, queue: Queue, observer: Any, action: str
+    ) -> None:
+        """A worker that lost its lease does not finish a later job of the same id, which waits."""
         await queue.enqueue([entry()])
         await claim_one(queue, OURS)
         let_lease_end(observer)
@@ -355,8 +377,8 @@ class TestFinish:
         assert not await finish(queue, action, OURS)
         assert (await claim_one(queue, THEIRS)).payload == b"new"
 
-    async def test_after_its_lease(self, queue: Queue, observer: Any) -> None:
-        """A job whose lease has ended, and that nobody has taken since, is still the worker's to finish."""
+    async def test_a_job_whose_lease_ended_unclaimed_can_still_be_finished(self, queue: Queue, observer: Any) -> None:
+        """If no other worker has claimed the job since its lease ended, its worker can still finish it."""
         await queue.enqueue([entry()])
         await claim_one(queue)
         let_lease_end(observer)
@@ -364,8 +386,8 @@ class TestFinish:
         assert observer.get("arq:result:a") == "1"
         assert not observer.exists("arq:job:a", QUEUE, "arq:started")
 
-    async def test_a_second_time(self, queue: Queue, observer: Any) -> None:
-        """Told again, as after a reply that was lost, Redis counts nothing twice."""
+    async def test_finishing_a_job_a_second_time_counts_nothing_twice(self, queue: Queue, observer: Any) -> None:
+        """A repeated call, as after a lost reply, counts nothing twice."""
         await queue.enqueue([entry(), entry("b")])
         await claim(queue)
         assert await finish(queue, "again")
@@ -376,8 +398,10 @@ class TestFinish:
         assert await queue.enqueue([entry("b")]) == [False]
 
     @pytest.mark.parametrize(("action", "keys"), [("end", {"arq:result:a"}), ("again", {"arq:job:a", "arq:retry:a"})])
-    async def test_after_a_flush(self, queue: Queue, observer: Any, action: str, keys: set[str]) -> None:
-        """Redis lost everything: a result is recorded all the same, and a job that is to run again comes back whole."""
+    async def test_finishing_after_a_flush_records_the_result_or_restores_the_job(
+        self, queue: Queue, observer: Any, action: str, keys: set[str]
+    ) -> None:
+        """After Redis lost everything a result is recorded all the same, and a job that is to run again is restored."""
         await queue.enqueue([entry(payload=b"[1]")])
         job = await claim_one(queue)
         observer.flushdb()
@@ -386,8 +410,10 @@ class TestFinish:
         if action == "again":
             assert (await claim_one(queue)).payload == b"[1]"
 
-    async def test_tombstone(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """A heartbeat that is on its way to take a lost lease does not bring back the job that has ended meanwhile."""
+    async def test_an_ended_job_is_not_reacquired_by_a_late_heartbeat(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """A heartbeat that reacquires a lost lease does not bring back a job that has ended meanwhile."""
         await queue.enqueue([entry()])
         job = await claim_one(queue)
         observer.flushdb()
@@ -395,14 +421,18 @@ class TestFinish:
         assert line.retake([held(job)]) == [False]
         assert not observer.exists(QUEUE, "arq:job:a")
         assert (await queue.trace(QUEUE, "a")).status is JobStatus.not_found
-        assert await queue.enqueue([entry(payload=b"new")]) == [True]  # the id is free, tombstone or not
+        assert await queue.enqueue([entry(payload=b"new")]) == [
+            True
+        ]  # the id is free although the ended job left a marker
         assert line.retake([held(job)]) == [False]
         assert (await claim_one(queue, THEIRS)).payload == b"new"
 
 
 class TestRenew:
-    async def test_ours(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """A renewal holds the lease, and keeps the job's score at its end."""
+    async def test_a_renewal_extends_the_lease_and_keeps_the_score_at_its_end(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """A renewal extends the lease, and keeps the job's score at its end."""
         await queue.enqueue([entry()])
         job = await claim_one(queue, lease=1_000)
         observer.zadd(QUEUE, {"a": 1})
@@ -410,8 +440,10 @@ class TestRenew:
         assert observer.pttl("arq:in-progress:a") > 1_000
         assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
 
-    async def test_others(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """A renewal says who holds what is not ours any more, and touches nothing of it."""
+    async def test_a_renewal_reports_the_holder_of_a_lost_lease_and_changes_nothing(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """A renewal reports whether a lost lease is another worker's or free, and changes nothing of it."""
         await queue.enqueue([entry("a"), entry("b")])
         jobs = [held(job) for job in await claim(queue)]
         observer.set("arq:in-progress:a", THEIRS + ":1", px=5_000)
@@ -420,8 +452,10 @@ class TestRenew:
         assert observer.pttl("arq:in-progress:a") <= 5_000
         assert not observer.exists("arq:in-progress:b")
 
-    async def test_aborts(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """A renewal hears of aborts; marks that nobody can mean any more go."""
+    async def test_a_renewal_reports_aborts_and_drops_outdated_ones(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """A renewal reports aborts of running jobs; outdated abort marks are removed."""
         await queue.enqueue([entry("a"), entry("b")])
         jobs = {job.raw_id: held(job) for job in await claim(queue)}
         observer.zadd("arq:abort", {"long ago": 1})
@@ -431,8 +465,10 @@ class TestRenew:
         assert not_aborted is None
         assert observer.zrange("arq:abort", 0, -1) == ["a"]
 
-    async def test_garbage(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """What other software has made of one lease does not cost the others."""
+    async def test_garbage_in_one_lease_does_not_cost_the_others(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """A value that other software has put into one lease does not cost the other leases."""
         await queue.enqueue([entry("a"), entry("b")])
         jobs = [held(job) for job in await claim(queue)]
         observer.delete("arq:in-progress:a")
@@ -441,9 +477,11 @@ class TestRenew:
         assert line.renew(jobs) == [(Grip.NOBODYS, None), (Grip.OURS, None)]
 
 
-class TestRetake:
-    async def test_after_a_flush(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """Redis lost everything: a running job is taken again, with all its keys."""
+class TestReacquire:
+    async def test_a_running_job_is_reacquired_with_all_its_keys_after_a_flush(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """After Redis lost everything a running job is reacquired, with all its keys."""
         await queue.enqueue([entry(payload=b"[1]")])
         job = await claim_one(queue)
         observer.flushdb()
@@ -454,16 +492,20 @@ class TestRetake:
         assert await finish(queue, "end")
         assert observer.keys() == ["arq:result:a"]
 
-    async def test_after_its_lease(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """A lease that ended while nobody was there to take the job is taken again."""
+    async def test_an_ended_lease_that_no_other_worker_took_is_reacquired(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """A lease that ended, and whose job no other worker claimed, is reacquired."""
         await queue.enqueue([entry()])
         job = await claim_one(queue)
         let_lease_end(observer)
         assert line.retake([held(job)]) == [True]
         assert await claim(queue, THEIRS) == []
 
-    async def test_of_a_successor(self, queue: Queue, observer: Any, line: Renewal) -> None:
-        """What another worker holds is not taken from it."""
+    async def test_a_lease_that_another_worker_holds_is_not_reacquired(
+        self, queue: Queue, observer: Any, line: Renewal
+    ) -> None:
+        """A job that another worker holds is not taken from it."""
         await queue.enqueue([entry()])
         job = await claim_one(queue, OURS)
         let_lease_end(observer)
@@ -472,8 +514,10 @@ class TestRetake:
         assert observer.get("arq:in-progress:a").startswith(THEIRS)
 
     @pytest.mark.parametrize("action", ["end", "again", "back"])
-    async def test_after_a_successor(self, queue: Queue, observer: Any, line: Renewal, action: str) -> None:
-        """What another worker has ended or put back since is not taken again."""
+    async def test_a_job_that_another_worker_ended_or_put_back_is_not_reacquired(
+        self, queue: Queue, observer: Any, line: Renewal, action: str
+    ) -> None:
+        """A job that another worker has ended or put back since is not reacquired."""
         await queue.enqueue([entry()])
         job = await claim_one(queue, OURS)
         let_lease_end(observer)
@@ -483,7 +527,7 @@ class TestRetake:
         assert line.retake([held(job)]) == [False]
         assert set(observer.keys()) == before
 
-    async def test_of_a_later_job_of_the_id(self, queue: Queue, observer: Any, line: Renewal) -> None:
+    async def test_a_later_job_of_the_id_is_not_reacquired(self, queue: Queue, observer: Any, line: Renewal) -> None:
         """A later job of the same id is not taken for the one that was lost."""
         await queue.enqueue([entry()])
         job = await claim_one(queue, OURS)
@@ -494,7 +538,7 @@ class TestRetake:
 
 
 async def release(queue: Queue, *jobs: tuple[str, str]) -> list[int]:
-    """Give back jobs, each with the token of the worker that has died."""
+    """Release jobs, each with the token of the worker that has died."""
     keys = Keys.of(QUEUE)
     words = [word for job in jobs for word in job]
     replies: list[int] = await Script.named("release").run(queue.redis, QUEUE, [keys.prefix, keys.wake, *words])
@@ -502,7 +546,9 @@ async def release(queue: Queue, *jobs: tuple[str, str]) -> list[int]:
 
 
 class TestRelease:
-    async def test_ours(self, queue: Queue, observer: Any) -> None:
+    async def test_a_dead_workers_job_is_due_at_once_and_its_crash_is_counted(
+        self, queue: Queue, observer: Any
+    ) -> None:
         """A dead worker's job is due at once, wakes others, and its next claim counts a crash."""
         await queue.enqueue([entry(payload=b"[1]")])
         await claim_one(queue)
@@ -516,8 +562,10 @@ class TestRelease:
         assert (job.payload, job.tries, job.crashes) == (b"[1]", 0, 1)
         assert observer.get("arq:in-progress:a").startswith(THEIRS)
 
-    async def test_others(self, queue: Queue, observer: Any) -> None:
-        """What is finished does not come back; what another worker holds, or has put back, stays as it is."""
+    async def test_a_release_leaves_finished_jobs_and_those_of_other_workers_as_they_are(
+        self, queue: Queue, observer: Any
+    ) -> None:
+        """A finished job does not come back; a job that another worker holds, or has put back, stays as it is."""
         await queue.enqueue([entry(name) for name in ("ended", "later", "taken", "lost")])
         await claim(queue)
         await finish(queue, "end", job_id="ended")
@@ -532,26 +580,30 @@ class TestRelease:
 
 
 class TestAbort:
-    async def test_of_none(self, queue: Queue, observer: Any) -> None:
+    async def test_an_abort_of_an_unknown_job_leaves_nothing_behind(self, queue: Queue, observer: Any) -> None:
         """An abort of a job that does not exist leaves nothing behind."""
         assert not await queue.abort(QUEUE, "a")
         assert observer.keys() == []
 
-    async def test_of_one_that_waits(self, queue: Queue) -> None:
+    async def test_an_abort_makes_a_deferred_job_due_at_once(self, queue: Queue) -> None:
         """A deferred job is made due at once, so that a worker ends it."""
         await queue.enqueue([entry(delay=60_000)])
         assert await queue.abort(QUEUE, "a")
         assert (await claim_one(queue)).abort_at is not None
 
-    async def test_of_one_whose_id_was_just_freed(self, queue: Queue, observer: Any) -> None:
-        """What an earlier job of the id has left behind does not keep a deferred one from being made due."""
+    async def test_leftovers_of_an_earlier_job_of_the_id_do_not_delay_an_abort(
+        self, queue: Queue, observer: Any
+    ) -> None:
+        """A key that an earlier job of the id has left does not keep a deferred job from being made due."""
         await queue.enqueue([entry(delay=60_000)])
         observer.set("arq:in-progress:a", "ended", px=5000)
         assert await queue.abort(QUEUE, "a")
         assert (await claim_one(queue)).abort_at is not None
 
-    async def test_half_of_a_stock_clients(self, queue: Queue, observer: Any) -> None:
-        """A deferred job that a stock client has made due to abort it, but not said so yet, is not run for that."""
+    async def test_a_deferred_job_does_not_run_between_the_two_steps_of_a_stock_clients_abort(
+        self, queue: Queue, observer: Any
+    ) -> None:
+        """A stock client first makes a deferred job due, then marks it as aborted: it is not run in between."""
         await queue.enqueue([entry(delay=60_000)])
         observer.zadd(QUEUE, {"a": 1})
         assert await claim(queue) == []
@@ -559,7 +611,7 @@ class TestAbort:
         observer.zadd(QUEUE, {"a": 1})
         assert (await claim_one(queue)).abort_at == 1
 
-    async def test_of_one_that_runs(self, queue: Queue) -> None:
+    async def test_an_abort_leaves_a_running_job_in_its_place(self, queue: Queue) -> None:
         """A running job stays where it is."""
         await queue.enqueue([entry()])
         await claim_one(queue)
@@ -567,8 +619,10 @@ class TestAbort:
         assert await claim(queue, THEIRS) == []
 
     @pytest.mark.parametrize("in_ledger", [False, True])
-    async def test_of_an_earlier_job(self, queue: Queue, observer: Any, in_ledger: bool) -> None:
-        """Whoever knows when the job was enqueued aborts that one, and not the one that has its id by now."""
+    async def test_an_abort_with_an_enqueue_time_aborts_no_other_job_of_the_id(
+        self, queue: Queue, observer: Any, in_ledger: bool
+    ) -> None:
+        """An abort with the enqueue time of an earlier job does not abort the job that has its id now."""
         kwargs = b'{"o":{"et":2000},"s":"\\",\\"et\\":2000}"}'
         await queue.enqueue([entry(payload=encode("send", kwargs, 3_000, in_ledger=in_ledger))])
         assert not await queue.abort(QUEUE, "a", 2_000)
@@ -576,14 +630,14 @@ class TestAbort:
         assert await queue.abort(QUEUE, "a", 3_000)
         assert await queue.abort(QUEUE, "a")
 
-    async def test_of_one_whose_payload_is_lost(self, queue: Queue, observer: Any) -> None:
-        """Nothing says that it is another job."""
+    async def test_a_job_whose_payload_is_lost_can_be_aborted(self, queue: Queue, observer: Any) -> None:
+        """Without a payload the enqueue time is unknown, so the job may be the one that is meant."""
         await queue.enqueue([entry()])
         observer.delete("arq:job:a")
         assert await queue.abort(QUEUE, "a", 2_000)
 
-    async def test_of_one_whose_producer_is_years_ahead(self, queue: Queue) -> None:
-        """The abort does not pass for that of an earlier job: it is dated after the job, whatever the clocks say."""
+    async def test_an_abort_is_dated_after_its_job_also_if_the_producers_clock_is_ahead(self, queue: Queue) -> None:
+        """The abort is dated after the job, so that it does not pass for an abort of an earlier job."""
         years_ahead = 4_000_000_000_000
         await queue.enqueue([entry(payload=encode("send", b"{}", years_ahead))])
         assert await queue.abort(QUEUE, "a")
@@ -606,8 +660,10 @@ class TestAfterAnAbort:
         assert (trace.status, trace.holds_id) == (JobStatus.complete, False)
 
     @pytest.mark.parametrize("verb", ["enqueue", "publish"])
-    async def test_the_id_is_free(self, queue: Queue, observer: Any, verb: str) -> None:
-        """A new job gets it. Whoever asks for the aborted one, by its enqueue time, still hears of its end."""
+    async def test_a_new_job_gets_the_id_and_the_aborted_one_can_still_be_asked_for(
+        self, queue: Queue, observer: Any, verb: str
+    ) -> None:
+        """A new job gets the id. A caller that asks for the aborted job by its enqueue time still gets its end."""
         assert await getattr(queue, verb)([entry(payload=b"new")]) == [True]
         new = await queue.trace(QUEUE, "a")
         assert (new.payload, new.result, new.status, new.set_aside) == (b"new", None, JobStatus.queued, None)
@@ -615,20 +671,20 @@ class TestAfterAnAbort:
         assert (await queue.trace(QUEUE, "a", 3_000)).set_aside is None
         assert 0 < observer.pttl("arq:aborted:a:2000") <= 60_000
 
-    async def test_any_other_result_keeps_the_id(self, queue: Queue, observer: Any) -> None:
-        """Also one that speaks of aborts."""
+    async def test_a_result_that_only_mentions_an_abort_keeps_the_id(self, queue: Queue, observer: Any) -> None:
+        """Only the result of an aborted job frees the id."""
         observer.set("arq:result:a", '{"r":{"aborted":2000}}')
         assert (await queue.trace(QUEUE, "a")).holds_id
         assert await queue.enqueue([entry(payload=b"new")]) == [False]
 
-    async def test_while_the_new_job_waits_the_id_is_taken(self, queue: Queue) -> None:
-        """As ever."""
+    async def test_the_id_is_taken_while_the_new_job_waits(self, queue: Queue) -> None:
+        """A third job does not get the id."""
         assert await queue.enqueue([entry(), entry()]) == [True, False]
         assert (await queue.trace(QUEUE, "a")).holds_id
 
 
-class TestSlots:
-    async def test_once(self, queue: Queue, observer: Any) -> None:
+class TestCronSlots:
+    async def test_a_cron_slot_is_queued_once_and_none_before_it_afterwards(self, queue: Queue, observer: Any) -> None:
         """A slot is queued once, and none before it after that."""
         slots = [Slot("tick", moment, f"cron:tick:{moment}", b"{}") for moment in (1, 2, 3)]
         assert await CronSlots(queue.connections).add(QUEUE, slots[1:2]) == [True]
@@ -638,19 +694,21 @@ class TestSlots:
             task: moment.timestamp() for task, moment in (await CronSlots(queue.connections).last(QUEUE)).items()
         } == {"tick": 0.003}
 
-    async def test_noted_only(self, queue: Queue, observer: Any) -> None:
-        """A slot without payload is only taken note of."""
+    async def test_a_cron_slot_without_a_payload_is_recorded_and_not_queued(self, queue: Queue, observer: Any) -> None:
+        """A slot without a payload is only recorded."""
         assert await CronSlots(queue.connections).add(QUEUE, [Slot("tick", 5, "x", b"")]) == [True]
         assert observer.keys() == ["arq:slots"]
 
     @pytest.mark.parametrize("garbage", ["x", "9" * 40, "-1", "1e5"])
-    async def test_garbage(self, queue: Queue, observer: Any, garbage: str) -> None:
-        """What is no time counts as none."""
+    async def test_garbage_in_the_recorded_cron_slots_counts_as_none(
+        self, queue: Queue, observer: Any, garbage: str
+    ) -> None:
+        """A recorded value that is no time counts as no slot."""
         observer.hset("arq:slots", "tick", garbage)
         assert await CronSlots(queue.connections).last(QUEUE) == {}
 
 
-async def test_script_flush(queue: Queue, observer: Any) -> None:
+async def test_scripts_are_sent_again_after_a_script_flush(queue: Queue, observer: Any) -> None:
     """A server that has forgotten the scripts is sent their text again."""
     await queue.enqueue([entry()])
     observer.script_flush()
@@ -659,7 +717,7 @@ async def test_script_flush(queue: Queue, observer: Any) -> None:
     assert await finish(queue, "end")
 
 
-async def test_tagged_queue(queue: Queue, observer: Any) -> None:
+async def test_all_keys_of_a_hash_tagged_queue_have_its_tag(queue: Queue, observer: Any) -> None:
     """All keys of a hash-tagged queue lie under its tag."""
     await queue.enqueue([new_job("a", b"{}", "{mail}")])
     (job,) = (await queue.claim("{mail}", OURS, LEASE, 1)).jobs

@@ -1,4 +1,4 @@
-"""When a start waits for a server, and when it does not."""
+"""Which errors of a server a start waits out, and which end it at once."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ RESET = ConnectionResetError("gone")
 
 
 def of_the_database(sqlstate: str, message: str) -> DBAPIError:
-    """An error that the server sent, as SQLAlchemy raises it."""
+    """Return an error of the server as SQLAlchemy raises it."""
     error = Exception(message)
     error.sqlstate = sqlstate  # type: ignore[attr-defined]  # as drivers do
     return DBAPIError("SELECT 1", None, error)
@@ -44,8 +44,8 @@ def name(value: object) -> str:
     ],
     ids=name,
 )
-def test_a_server_that_is_away(variable: str, error: Exception) -> None:
-    """It is asked again, until the time is up; then one line names the variable and the error."""
+def test_a_server_that_does_not_answer_is_asked_again_until_the_time_is_up(variable: str, error: Exception) -> None:
+    """When the time is up, one line names the variable and the error."""
     assert ServerWait(variable, 60).after(error) > 0
     with pytest.raises(StartupError) as info:
         ServerWait(variable, -1).after(error)
@@ -64,22 +64,22 @@ def test_a_server_that_is_away(variable: str, error: Exception) -> None:
     ],
     ids=name,
 )
-def test_a_server_that_refuses(variable: str, error: Exception) -> None:
-    """It is asked once, and one line says what it says."""
+def test_a_server_that_refuses_is_not_asked_again(variable: str, error: Exception) -> None:
+    """One line names the variable and the server's reason."""
     with pytest.raises(StartupError) as info:
         ServerWait(variable, 60).after(error)
     assert str(info.value) == f"{variable}: the server refuses: {reason_of(error)}"
 
 
-def test_an_url_that_cannot_be_used() -> None:
-    """No server was asked, so none refuses."""
+def test_an_unusable_url_is_not_reported_as_a_refusal() -> None:
+    """No server was asked, so the line does not say that one refuses."""
     with pytest.raises(StartupError) as info:
         ServerWait(DATABASE, 60).after(DatabaseURLError("it names no driver"))
     assert str(info.value) == "DATABASE_URL: it names no driver"
 
 
-def test_each_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """As long as it stays the same, and again where another one came between."""
+def test_a_reason_is_logged_once_until_another_one_comes(caplog: pytest.LogCaptureFixture) -> None:
+    """A repeated reason is not logged again, unless another one came in between."""
     caplog.set_level(logging.INFO, "worker")
     wait = ServerWait(REDIS, 60)
     for reason in ("refused", "refused", "loading", "refused"):
@@ -88,7 +88,7 @@ def test_each_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_last_try_is_made_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A try has what is left of the time, and a moment at least. It is given up when the time is over, not before."""
+    """A try has the rest of the time, and a moment at least. The wait ends when the time is over, not before."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     wait = ServerWait(REDIS, 10)
@@ -114,12 +114,12 @@ def test_the_last_try_is_made_when_the_time_is_up(monkeypatch: pytest.MonkeyPatc
     ids=name,
 )
 def test_a_reason_is_one_line(error: Exception, reason: str) -> None:
-    """It is the driver's own, without SQLAlchemy's statement; its class where it says nothing."""
+    """The reason is the driver's message without SQLAlchemy's statement, or the error's class."""
     assert reason_of(error) == reason
 
 
 class Server:
-    """Fails with these errors, and then answers."""
+    """A server that fails with these errors and then answers."""
 
     def __init__(self, errors: Iterable[Exception]) -> None:
         self._errors = [*errors]
@@ -134,24 +134,24 @@ class Server:
 
 class TestAwaitServer:
     @pytest.fixture(autouse=True)
-    def _hasty(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(server_wait, "_LOOK_AGAIN", 0.001)
 
-    async def test_returns_the_answer(self) -> None:
-        """As soon as there is one."""
+    async def test_waiting_returns_the_servers_first_answer(self) -> None:
+        """The server is not asked again after its first answer."""
         server = Server([RESET, RESET])
         assert await await_server(REDIS, server.ask, 10) == "PONG"
         assert server.asked == 3
 
-    async def test_ends_with_a_refusal(self) -> None:
-        """One that comes after a while, too."""
+    async def test_a_refusal_ends_the_waiting(self) -> None:
+        """A refusal ends the waiting, also after other errors."""
         server = Server([RESET, redis.AuthenticationError("wrong password")])
         with pytest.raises(StartupError, match="REDIS_URL: the server refuses: wrong password"):
             await await_server(REDIS, server.ask, 10)
         assert server.asked == 2
 
-    async def test_passes_on_what_the_question_found(self) -> None:
-        """A question may find that the start is in vain, and say so in its own words."""
+    async def test_a_startup_error_of_the_question_is_raised_unchanged(self) -> None:
+        """A question to the server may find a reason of its own not to start."""
         server = Server([StartupError("the table is not there")])
         with pytest.raises(StartupError, match=r"^the table is not there$"):
             await await_server(DATABASE, server.ask, 10)

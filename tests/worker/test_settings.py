@@ -1,4 +1,4 @@
-"""What arq is told: the Settings class, what may be changed in a subclass, and the Redis URL as arq has it."""
+"""The Settings class that arq reads, what a subclass may change, and the Redis URL as arq's RedisSettings."""
 
 import inspect
 from collections.abc import Mapping
@@ -31,15 +31,15 @@ def config(redis_url: str, sqlite_url: str) -> Config:
     return Config.load(database_url=sqlite_url, redis_url=redis_url, queue="mail", id="one")
 
 
-def told(settings: type) -> dict[str, Any]:
-    """What arq reads of a settings class."""
+def read_by_arq(settings: type) -> dict[str, Any]:
+    """Return what arq reads of a settings class."""
     return dict(get_kwargs(settings))
 
 
 class TestBuild:
-    def test_tells_arq_what_it_needs(self, config: Config) -> None:
-        """arq gets the task names, the queue and the hooks, and is kept from claiming jobs itself."""
-        settings = told(build(config, registry(nothing)))
+    def test_arq_gets_task_names_queue_and_hooks_and_claims_no_jobs(self, config: Config) -> None:
+        """arq gets the task names, the queue and the hooks, and does not claim jobs itself."""
+        settings = read_by_arq(build(config, registry(nothing)))
         assert [function.name for function in settings["functions"]] == ["nothing"]
         assert (settings["queue_name"], settings["max_jobs"]) == ("mail", 0)
         assert settings["health_check_key"] == "mail:health-check:one"
@@ -47,15 +47,15 @@ class TestBuild:
         assert inspect.iscoroutinefunction(settings["on_shutdown"])
         assert settings.keys() <= inspect.signature(Worker).parameters.keys()
 
-    def test_two_classes_are_two_workers(self, config: Config) -> None:
-        """A second one for another queue, with its own hooks."""
+    def test_two_settings_classes_are_two_workers(self, config: Config) -> None:
+        """A second class has another queue and its own hooks."""
         other = config.model_copy(update={"queue": "slow"})
-        first, second = told(build(config, registry(nothing))), told(build(other, registry(nothing)))
+        first, second = read_by_arq(build(config, registry(nothing))), read_by_arq(build(other, registry(nothing)))
         assert (first["queue_name"], second["queue_name"]) == ("mail", "slow")
         assert first["on_startup"] is not second["on_startup"]
 
-    def test_missing_urls_are_told(self, redis_url: str, sqlite_url: str) -> None:
-        """One line for each, with the variable and an example."""
+    def test_missing_urls_are_reported_with_an_example(self, redis_url: str, sqlite_url: str) -> None:
+        """The line names the variable and gives an example."""
         with pytest.raises(ConfigError, match=r"DATABASE_URL is not set\. Example: DATABASE_URL=postgresql"):
             build(Config.load(redis_url=redis_url), registry(nothing))
         with pytest.raises(ConfigError, match=r"REDIS_URL is not set\. Example: REDIS_URL=redis://"):
@@ -64,31 +64,31 @@ class TestBuild:
     def test_a_project_with_its_own_database_needs_no_url(self, redis_url: str, sqlite_url: str) -> None:
         """`Database(url, default=True)` takes the place of DATABASE_URL."""
         db.Database(sqlite_url, default=True)
-        assert told(build(Config.load(redis_url=redis_url), registry(nothing)))["max_jobs"] == 0
+        assert read_by_arq(build(Config.load(redis_url=redis_url), registry(nothing)))["max_jobs"] == 0
 
 
 async def hook(ctx: dict[Any, Any]) -> None: ...
 
 
 class TestSubclass:
-    def test_has_everything_that_arq_reads(self, config: Config) -> None:
-        """arq reads a class's own `__dict__`: a subclass, and one of that, is as good as the class."""
+    def test_a_subclass_has_everything_that_arq_reads(self, config: Config) -> None:
+        """arq reads a class's own `__dict__`, so a subclass of any depth has all attributes in its own."""
         settings = build(config, registry(nothing), ctx={"a": 1})
 
         class Mine(settings):  # type: ignore[misc, valid-type]  # made at run time
-            """As people write it."""
+            """A subclass of a project."""
 
         class MineToo(Mine):
             pass
 
         for subclass in (Mine, MineToo):
-            assert told(subclass).keys() == told(settings).keys()
-            assert told(subclass)["ctx"] == {"a": 1}
-            assert told(subclass)["queue_name"] == "mail"
+            assert read_by_arq(subclass).keys() == read_by_arq(settings).keys()
+            assert read_by_arq(subclass)["ctx"] == {"a": 1}
+            assert read_by_arq(subclass)["queue_name"] == "mail"
 
     @pytest.mark.parametrize("name", ["on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end"])
-    def test_hooks_do_not_take_the_place_of_the_workers_own(self, config: Config, name: str) -> None:
-        """A hook of a subclass, a static method or a mixin's, is called besides what starts and stops the worker."""
+    def test_hooks_of_a_subclass_do_not_replace_the_workers_own(self, config: Config, name: str) -> None:
+        """A hook of a subclass or mixin, or a static one, is called besides the worker's own hooks."""
         settings = build(config, registry(nothing))
         mixin = type("Mixin", (), {name: hook})
         for subclass in (
@@ -96,8 +96,8 @@ class TestSubclass:
             type("Mine", (settings,), {name: staticmethod(hook)}),
             type("Mine", (mixin, settings), {}),
         ):
-            assert hook not in told(subclass).values()
-            assert inspect.iscoroutinefunction(told(subclass)["on_startup"])
+            assert hook not in read_by_arq(subclass).values()
+            assert inspect.iscoroutinefunction(read_by_arq(subclass)["on_startup"])
 
     @pytest.mark.parametrize(
         ("name", "advice"),
@@ -108,14 +108,14 @@ class TestSubclass:
             ("poll_delay", "poll_delay in Mine: it has no effect here"),
         ],
     )
-    def test_what_would_make_arq_claim_jobs_is_refused(self, config: Config, name: str, advice: str) -> None:
-        """A setting of arq's that is another one here is an error that names it, and not a worker that does nothing."""
+    def test_a_setting_of_arqs_that_has_no_effect_here_is_refused(self, config: Config, name: str, advice: str) -> None:
+        """The error names the attribute, and Tandem's own setting if there is one."""
         settings = build(config, registry(nothing))
         with pytest.raises(ConfigError, match=advice):
             type("Mine", (settings,), {name: 5})
 
-    def test_its_own_attributes_are_its_own(self, config: Config) -> None:
-        """What arq does not know is left alone."""
+    def test_other_attributes_of_a_subclass_are_left_alone(self, config: Config) -> None:
+        """An attribute that arq does not know stays as it is."""
         subclass: Any = type("Mine", (build(config, registry(nothing)),), {"colour": "red"})
         assert subclass.colour == "red"
 
@@ -146,12 +146,12 @@ class TestRedisSettings:
             ("rediss://host?ssl_check_hostname=true", {"ssl": True, "ssl_check_hostname": True}),
         ],
     )
-    def test_say_what_the_url_says(self, url: str, expected: dict[str, Any]) -> None:
-        """Passwords decoded, sockets, databases and TLS files: what `from_dsn` of arq drops too."""
+    def test_redis_settings_have_everything_that_the_url_has(self, url: str, expected: dict[str, Any]) -> None:
+        """Decoded passwords, sockets, databases and TLS files are there, also where arq's `from_dsn` drops them."""
         settings = redis_settings(url)
         assert {name: getattr(settings, name) for name in expected} == expected
         assert settings.ssl is url.startswith("rediss:")
 
-    def test_is_arqs_default_where_the_url_says_nothing(self) -> None:
-        """No option is made up."""
+    def test_redis_settings_are_arqs_defaults_where_the_url_has_nothing(self) -> None:
+        """An empty URL gives arq's defaults."""
         assert redis_settings("redis://") == RedisSettings()

@@ -1,4 +1,4 @@
-"""Signatures: what is payload, what is injected, and that what is enqueued is what arrives."""
+"""Signatures: which parameters are payload, which are injected, and that arguments arrive as they were sent."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -38,12 +38,12 @@ REPLICA = db.Database("postgresql+asyncpg://localhost/replica")
 
 
 def type_name(value: Any) -> str:
-    """Names a test after a value that may be an annotation."""
+    """Return a test's name for a value that may be an annotation."""
     return value.__name__ if isinstance(value, type) else type(value).__name__
 
 
 def signature_of(annotation: Any) -> Signature:
-    """The signature of a task that takes one argument of this type."""
+    """Return the signature of a task that takes one argument of this type."""
 
     async def fn(value: Any) -> None: ...
 
@@ -55,7 +55,7 @@ cached_signature_of = cache(signature_of)
 
 
 def across(annotation: Any, value: Any) -> Any:
-    """`value` as the task gets it."""
+    """Return `value` as the task gets it."""
     signature = cached_signature_of(annotation)
     message = Message.decode("id", encode("fn", signature.validate((value,), {}), 1))
     return signature.restore(message.args, message.kwargs)["value"]
@@ -211,7 +211,7 @@ CLOCKS: dict[Any, st.SearchStrategy[tuple[Any, list[_Moment]]]] = {
 
 
 def has_offset(moment: _Moment) -> bool:
-    """Whether JSON can say it."""
+    """Return whether the moment's offset can be written as JSON."""
     if moment.tzinfo is None:
         return True
     offset = moment.utcoffset()
@@ -219,7 +219,7 @@ def has_offset(moment: _Moment) -> bool:
 
 
 def told(value: Any) -> Any:
-    """What a value says; of a moment its figures and its offset, which `==` does not compare."""
+    """Return a value in a form to compare: of a moment its figures and offset too, which `==` ignores."""
     match value:
         case datetime() | time():
             return type(value), value.replace(tzinfo=None), value.tzinfo is None, value.utcoffset()
@@ -236,7 +236,7 @@ def told(value: Any) -> Any:
 class TestRoundTrip:
     @pytest.mark.parametrize(("annotation", "values"), SCALARS + MODELS, ids=type_name)
     @given(data=st.data())
-    def test_what_is_enqueued_is_what_arrives(
+    def test_an_argument_arrives_equal_and_of_the_same_type(
         self, annotation: Any, values: st.SearchStrategy[Any], data: st.DataObject
     ) -> None:
         """A value of the annotated type arrives equal and of the same type, by itself and in containers."""
@@ -249,7 +249,7 @@ class TestRoundTrip:
 
     @given(AWARE)
     def test_a_datetime_keeps_its_moment_and_offset(self, moment: datetime) -> None:
-        """Of a time zone, JSON carries the offset and not the name. One of history, which has seconds, is refused."""
+        """JSON carries a zone's offset and not its name. A historical offset with seconds is refused."""
         offset = moment.utcoffset()
         assert offset is not None
         if offset % timedelta(minutes=1):
@@ -261,8 +261,8 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("annotation", CLOCKS, ids=str)
     @given(data=st.data())
-    def test_what_is_on_the_clock_arrives_or_is_refused(self, annotation: Any, data: st.DataObject) -> None:
-        """Datetimes and times of any zone, and in an hour that comes twice: wherever they are, none is changed."""
+    def test_a_datetime_or_a_time_arrives_unchanged_or_is_refused(self, annotation: Any, data: st.DataObject) -> None:
+        """No datetime or time is changed, in any zone, in a repeated hour, and in any container."""
         wrapped, moments = data.draw(CLOCKS[annotation])
         try:
             received = across(annotation, wrapped)
@@ -272,8 +272,8 @@ class TestRoundTrip:
         assert all(map(has_offset, moments))
         assert told(received) == told(wrapped)
 
-    def test_the_hour_that_the_clock_shows_twice(self) -> None:
-        """Both moments arrive, also inside a model, though `==` takes neither for what is sent."""
+    def test_both_moments_of_a_repeated_hour_arrive(self) -> None:
+        """Both moments arrive, also inside a model, although `==` finds neither equal to the sent one."""
         for fold in (0, 1):
             moment = datetime(2026, 10, 25, 2, 30, fold=fold, tzinfo=ZoneInfo("Europe/Berlin"))
             order = across(Order, Order(orderNumber=1, placed=moment))
@@ -281,7 +281,7 @@ class TestRoundTrip:
                 assert received.timestamp() == moment.timestamp()
 
     def test_a_subclass_of_datetime_arrives_as_a_datetime(self) -> None:
-        """As libraries that freeze the clock have them, in a model too."""
+        """Libraries that freeze the clock have such subclasses; they arrive as datetimes in a model too."""
 
         class Frozen(datetime):
             pass
@@ -290,8 +290,8 @@ class TestRoundTrip:
         for received in (across(datetime, moment), across(Order, Order(orderNumber=1, placed=moment)).placed):
             assert (received, type(received)) == (moment, datetime)
 
-    def test_a_model_that_has_computed_a_property(self) -> None:
-        """What `functools.cached_property` keeps beside the fields is no part of the model."""
+    def test_the_cached_property_of_a_model_is_not_sent(self) -> None:
+        """A value that `functools.cached_property` keeps beside the fields is no part of the model."""
         counted = Counted(words=["a", "b"])
         assert counted.count == 2
         received = across(Counted, counted)
@@ -303,17 +303,17 @@ class TestRoundTrip:
         st.dictionaries(st.integers(), st.uuids()),
         st.dictionaries(st.binary(), st.booleans()),
     )
-    def test_sets_and_keys_arrive(
+    def test_sets_and_dictionary_keys_arrive_with_their_types(
         self, numbers: set[int], words: frozenset[str], by_number: dict[int, UUID], by_bytes: dict[bytes, bool]
     ) -> None:
-        """Containers that JSON does not have arrive as what the annotation says."""
+        """Containers and keys that JSON does not have arrive with the types of the annotation."""
         assert across(dict[bytes, bool], by_bytes) == by_bytes
         assert across(set[int], numbers) == numbers
         assert across(frozenset[str], words) == words
         assert across(dict[int, UUID], by_number) == by_number
 
     @given(st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT | st.uuids())
-    def test_a_union_gives_the_same_value_or_refuses_it(self, value: Any) -> None:
+    def test_a_value_of_a_union_arrives_unchanged_or_is_refused(self, value: Any) -> None:
         """No value of a union arrives as another of its types."""
         try:
             received = across(int | float | UUID | str, value)
@@ -332,21 +332,21 @@ class TestRoundTrip:
             max_leaves=8,
         )
     )
-    def test_an_unannotated_value_is_the_same_or_refused(self, value: Any) -> None:
-        """Nothing arrives changed where no annotation says what it is."""
+    def test_an_unannotated_value_arrives_unchanged_or_is_refused(self, value: Any) -> None:
+        """A value without an annotation never arrives changed."""
         try:
             received = across(Any, value)
         except PayloadNotJSONError:
             return
         assert repr(received) == repr(value)
 
-    def test_a_model_by_its_alias_without_its_computed_fields(self) -> None:
-        """Models with aliases and computed fields arrive whole."""
+    def test_a_model_with_aliases_and_computed_fields_arrives_whole(self) -> None:
+        """Fields are sent by their aliases, and computed fields are not sent."""
         order = Order(orderNumber=3, placed=datetime(2026, 1, 2, tzinfo=UTC), lines=[("a", Decimal("1.50"))])
         received = across(Order, order)
         assert (received, received.size) == (order, 1)
 
-    def test_a_dataclass_that_cannot_compare_itself(self) -> None:
+    def test_a_dataclass_without_equality_is_compared_field_by_field(self) -> None:
         """A type without ``==`` is compared field by field."""
         received = across(Uncomparable, Uncomparable(1, [Point(1, datetime(2026, 1, 1))]))  # noqa: DTZ001 - naive on purpose
         assert received.inner == [Point(1, datetime(2026, 1, 1))]  # noqa: DTZ001 - likewise
@@ -385,8 +385,8 @@ class TestRefused:
         ],
         ids=type_name,
     )
-    def test_what_json_would_change_where_nothing_says_what_it_is(self, value: Any) -> None:
-        """An argument without a telling annotation must be one that JSON leaves as it is, or the caller hears of it."""
+    def test_a_value_that_json_would_change_needs_a_precise_annotation(self, value: Any) -> None:
+        """Without a precise annotation, an argument that JSON would change raises in the caller."""
         for annotation in (Any, object, list[Any], dict[str, Any], Mapping[str, object], Any | None):
             wrapped = value
             if annotation == list[Any]:
@@ -396,10 +396,10 @@ class TestRefused:
             with pytest.raises(PayloadNotJSONError):
                 signature_of(annotation).validate((wrapped,), {})
 
-    def test_the_same_without_any_annotation(self) -> None:
+    def test_a_function_without_annotations_takes_only_values_that_json_keeps(self) -> None:
         """An arq function without annotations gets JSON's values, and its caller an error for others."""
 
-        async def resize(ctx, image, sizes=(1, 2)) -> None: ...  # type: ignore[no-untyped-def]  # as people write them
+        async def resize(ctx, image, sizes=(1, 2)) -> None: ...  # type: ignore[no-untyped-def]  # as arq's users write them
 
         signature = Signature(resize)
         assert signature.validate(("a",), {}) == b'{"image":"a"}'
@@ -423,14 +423,14 @@ class TestRefused:
         ],
         ids=type_name,
     )
-    def test_what_would_arrive_as_something_else(self, annotation: Any, value: Any) -> None:
-        """A union that leaves a choice, a secret, a field that is left out: what would arrive changed is refused."""
+    def test_an_annotated_value_that_would_arrive_changed_is_refused(self, annotation: Any, value: Any) -> None:
+        """Ambiguous unions, secrets and excluded fields would arrive changed, so they are refused."""
         with pytest.raises(PayloadNotJSONError):
             signature_of(annotation).validate((value,), {})
 
     @pytest.mark.parametrize("annotation", [float, Decimal, list[float], dict[str, float], float | None, Point | float])
     @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
-    def test_numbers_that_json_has_not(self, annotation: Any, number: str) -> None:
+    def test_nan_and_the_infinities_are_refused(self, annotation: Any, number: str) -> None:
         """NaN and the infinities are refused, wherever they are."""
         value: Any = float(number)
         if annotation == list[float]:
@@ -441,8 +441,8 @@ class TestRefused:
             signature_of(annotation).validate((value,), {})
 
     @pytest.mark.parametrize("depth", [198, 199, 200, 250, 100_000])
-    def test_what_is_nested_too_deep_for_the_wire(self, depth: int) -> None:
-        """What can be enqueued can be read; what cannot be read is refused in the caller."""
+    def test_a_value_that_is_nested_too_deep_is_refused(self, depth: int) -> None:
+        """A value that the worker could not read raises in the caller."""
         value: list[Any] = []
         for _ in range(depth):
             value = [value]
@@ -450,19 +450,19 @@ class TestRefused:
             with pytest.raises((PayloadNotJSONError, ValidationError)):
                 across(annotation, value)
 
-    def test_a_number_that_no_parser_reads(self) -> None:
+    def test_an_integer_of_more_than_4300_digits_is_refused(self) -> None:
         """An integer of more than 4,300 digits is refused, annotated or not."""
         for annotation in (int, Any, list[int]):
             value = [10**4400] if annotation == list[int] else 10**4400
             with pytest.raises((PayloadNotJSONError, ValidationError)):
                 signature_of(annotation).validate((value,), {})
 
-    def test_a_path_of_no_encoding(self) -> None:
-        """A file name that is not UTF-8 is refused with a reason, and not with a codec's exception."""
+    def test_a_path_that_is_not_utf_8_is_refused_with_a_reason(self) -> None:
+        """The error is Tandem's own, and not that of the codec."""
         with pytest.raises(PayloadNotJSONError, match=r"fn\(value.*surrogates not allowed"):
             signature_of(Path).validate((Path("/\udcff"),), {})
 
-    def test_is_an_enqueue_error_and_a_type_error(self) -> None:
+    def test_the_error_is_an_enqueue_error_and_a_type_error(self) -> None:
         """Callers may catch it as either."""
         assert issubclass(PayloadNotJSONError, EnqueueError)
         assert issubclass(PayloadNotJSONError, TypeError)
@@ -485,10 +485,10 @@ class TestCalls:
             ((), {"a": 1, "c": 2}, {"a": 1, "c": 2}),
         ],
     )
-    def test_arguments_come_by_position_or_name(
+    def test_arguments_are_given_by_position_or_by_name(
         self, args: tuple[int, ...], kwargs: dict[str, int], payload: dict[str, int]
     ) -> None:
-        """Injected parameters do not count; a default is not sent: it stays the function's own."""
+        """Injected parameters take no position; a default is not sent, so that it stays the function's own."""
         raw = Signature(positional).validate(args, kwargs)
         assert from_json(raw) == payload
 
@@ -524,26 +524,26 @@ class TestCalls:
     async def test_positional_only_parameters_get_their_own_values(
         self, args: tuple[int, ...], kwargs: dict[str, int], called_with: tuple[int, ...]
     ) -> None:
-        """An argument that was left out does not shift those after it."""
+        """An argument that is left out does not shift the arguments after it."""
         signature = Signature(positional_only)
         payload = signature.restore((), from_json(signature.validate(args, kwargs)))
         assert await signature.call(payload, {"session": None}) == called_with
 
-    def test_restoring_takes_what_stock_producers_send(self) -> None:
-        """Positional arguments and JSON's own types become what the annotations say."""
+    def test_restore_accepts_the_arguments_that_stock_producers_send(self) -> None:
+        """Positional arguments and JSON's own types become the types of the annotations."""
         moment = "2026-01-02T03:04:05Z"
         for args, kwargs in (((moment,), {}), ((), {"value": moment})):
             assert signature_of(datetime).restore(args, kwargs) == {"value": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
 
-    def test_restoring_takes_what_a_pickle_holds(self) -> None:
+    def test_restore_accepts_the_values_of_a_pickle(self) -> None:
         """Where pickles are accepted, Python's own values are validated like JSON's."""
         moment = datetime(2026, 1, 2, tzinfo=UTC)
         assert signature_of(datetime).restore((moment,), {}) == {"value": moment}
         assert signature_of(bytes).restore((b"\xff",), {}) == {"value": b"\xff"}
         assert signature_of(tuple[int, int]).restore(((1, 2),), {}) == {"value": (1, 2)}
 
-    def test_constraints_hold_at_both_ends(self) -> None:
-        """`Annotated` types of pydantic's are enforced."""
+    def test_constraints_hold_when_enqueueing_and_in_the_worker(self) -> None:
+        """Pydantic's `Annotated` types are enforced at both ends."""
         for annotation, wrong in ((Annotated[int, Field(ge=1)], 0), (Json[list[int]], "x")):
             with pytest.raises(ValidationError):
                 signature_of(annotation).validate((wrong,), {})
@@ -552,8 +552,8 @@ class TestCalls:
 
 
 class TestInjected:
-    def test_by_annotation(self) -> None:
-        """Sessions of any class and database, the job's context, resources; all else is payload."""
+    def test_sessions_contexts_and_resources_are_injected_by_annotation(self) -> None:
+        """Sessions of any class and database, the job's context and resources are injected; the rest is payload."""
 
         async def everything(
             first: db.AsyncSession,
@@ -576,7 +576,7 @@ class TestInjected:
         }
         assert list(signature.payload) == ["number"]
 
-    def test_ctx_is_arqs_only_as_the_first_parameter(self) -> None:
+    def test_ctx_is_arqs_context_only_as_the_first_parameter(self) -> None:
         """A first parameter `ctx` gets arq's context, whatever its annotation; another of that name is payload."""
 
         async def first(ctx: dict[str, Any], a: int) -> None: ...
@@ -587,13 +587,13 @@ class TestInjected:
         assert Signature(later).injected == {}
         assert Signature(typed).injected == {"ctx": InjectedContext()}
 
-    def test_through_a_type_alias(self) -> None:
-        """What Python 3.12 makes of ``type Session = Annotated[AsyncSession, replica]`` is seen through."""
+    def test_an_annotation_is_found_through_a_type_alias(self) -> None:
+        """The alias of Python 3.12's `type Session = Annotated[AsyncSession, replica]` is resolved."""
         alias = TypeAliasType("alias", Annotated[db.AsyncSession, REPLICA])
         assert signature_of(alias).injected == {"value": InjectedSession(REPLICA, sync=False)}
 
-    def test_annotations_in_quotes_may_name_what_comes_later(self) -> None:
-        """A task may stand above the types that it names."""
+    def test_annotations_in_quotes_may_name_types_that_are_defined_later(self) -> None:
+        """A task may be defined above the types of its parameters."""
         assert signature_of("Defined").restore((), {"value": {"x": 1}}) == {"value": Defined(x=1)}
 
 
@@ -606,12 +606,12 @@ class NotPydantic:
 
 
 class TestDefinition:
-    def test_what_cannot_be_a_task_says_why(self) -> None:
+    def test_a_function_that_cannot_be_a_task_is_refused_with_the_reason(self) -> None:
         """Each mistake is one line that names the function and the parameter."""
 
         async def many(*numbers: int) -> None: ...
         async def named(**numbers: int) -> None: ...
-        async def unknown(value: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - what it is about
+        async def unknown(value: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - the case under test
         async def broken(value: int) -> None: ...
 
         broken.__annotations__["value"] = "int["
@@ -651,29 +651,29 @@ class TestResult:
         ],
         ids=type_name,
     )
-    def test_comes_back_as_the_type_that_the_function_promises(self, promised: Any, value: Any) -> None:
-        """A result is restored by the return annotation."""
+    def test_a_result_is_restored_by_the_return_annotation(self, promised: Any, value: Any) -> None:
+        """A result comes back equal and of the annotated type."""
         signature = signature_of(int)
         signature._fn.__annotations__["return"] = promised
         received = signature.restore_result(dump(value))
         assert (received, type(received)) == (value, type(value))
 
-    def test_comes_back_as_json_where_nothing_is_promised(self) -> None:
+    def test_a_result_without_a_return_annotation_comes_back_as_json(self) -> None:
         """Without a return annotation a tuple is a list."""
 
-        async def fn():  # type: ignore[no-untyped-def]  # what it is about
+        async def fn():  # type: ignore[no-untyped-def]  # the case under test
             ...
 
         assert Signature(fn).restore_result(dump((1, Path("/a")))) == [1, "/a"]
 
-    def test_of_a_type_that_pydantic_does_not_know_is_its_json(self) -> None:
-        """A return annotation that says nothing to pydantic is no hindrance."""
+    def test_a_result_of_a_type_that_pydantic_does_not_know_comes_back_as_json(self) -> None:
+        """A return annotation that pydantic does not know is ignored."""
         signature = signature_of(int)
         signature._fn.__annotations__["return"] = NotPydantic
         assert signature.restore_result(b'{"a":1}') == {"a": 1}
 
-    def test_that_breaks_the_promise_is_told(self) -> None:
-        """A function that returned something else than it promised is found out by who asks."""
+    def test_a_result_that_does_not_fit_the_return_annotation_is_an_error(self) -> None:
+        """The caller that asks for such a result gets pydantic's error."""
         signature = signature_of(int)
         signature._fn.__annotations__["return"] = int
         with pytest.raises(ValidationError):

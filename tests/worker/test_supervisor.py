@@ -11,17 +11,19 @@ from worker.cli.supervisor import Supervisor
 
 
 class TestPauses:
-    async def test_grow(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each short life makes the next start later, up to half a minute."""
+    async def test_each_short_life_makes_the_next_start_later_up_to_half_a_minute(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The delays grow from half a second to half a minute."""
         assert await pauses_between([1] * 8, monkeypatch) == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
-    async def test_are_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One that lived for a minute is started again as soon as at first."""
+    async def test_a_life_of_a_minute_resets_the_delay(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A worker that lived for a minute is started again after the first delay."""
         assert (await pauses_between([1] * 5 + [60, 1], monkeypatch))[5:] == [0.5, 1]
 
 
 async def pauses_between(lives: Iterable[float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that are waited after each life of a worker, before it is started again. None is really waited."""
+    """Return the seconds before each restart of a worker with these lives; none of them is really waited."""
     now, left, pauses = 0.0, [*lives], list[float]()
     supervised = Supervisor(["a"], cast("Progress", None), None, until_empty=False)
 
@@ -43,17 +45,17 @@ async def pauses_between(lives: Iterable[float], monkeypatch: pytest.MonkeyPatch
     return pauses
 
 
-class TestTheFirst:
+class TestFirstWorker:
     @pytest.mark.parametrize(("code", "others_start"), [(0, True), (1, False), (2, False)])
-    def test_ends_a_burst(self, code: int, others_start: bool) -> None:
-        """Where it had nothing to do, the others look, too; where it could not start, they do not try."""
+    def test_the_first_worker_of_a_burst_decides_whether_the_others_start(self, code: int, others_start: bool) -> None:
+        """If the first worker had nothing to do, the others start; if it could not start, they do not try."""
         supervisor = Supervisor(["a", "b"], cast("Progress", None), None, until_empty=True)
         assert supervisor._is_final(code)
         assert (supervisor._first_works.is_set(), supervisor._stopping.is_set()) == (others_start, not others_start)
 
     @pytest.mark.parametrize("code", [0, 1, 137])
-    def test_is_started_again(self, code: int) -> None:
-        """A worker that is to work for ever is, but for a mistake."""
+    def test_a_worker_that_is_to_run_for_ever_is_started_again_except_after_a_mistake(self, code: int) -> None:
+        """Only exit code 2, a mistake in the settings, is final."""
         supervisor = Supervisor(["a", "b"], cast("Progress", None), None, until_empty=False)
         assert not supervisor._is_final(code)
         assert supervisor._is_final(2)

@@ -1,4 +1,4 @@
-"""Tasks: declaring, and enqueueing outside of a transaction and inside one."""
+"""Tasks: declaring them, and enqueueing jobs outside of a transaction and inside one."""
 
 import asyncio
 import subprocess
@@ -38,7 +38,7 @@ async def send(to: str) -> None: ...
 
 
 def queued(observer: redis.Redis, queue: str = "arq:queue") -> list[str]:
-    """The ids in a queue."""
+    """Return the ids in a queue."""
     ids: Any = observer.zrange(queue, 0, -1)
     return list(ids)
 
@@ -58,12 +58,12 @@ class TestDeclaring:
         with pytest.raises(StopIteration, match="8"):
             coroutine.send(None)
 
-    def test_the_name_on_the_wire_is_the_qualname_or_as_given(self) -> None:
-        """As in arq; `name=` is for two functions of one name."""
+    def test_the_name_of_a_task_is_its_qualname_or_the_given_one(self) -> None:
+        """The qualname is the default, as in arq; `name=` is for two functions of one name."""
         assert add.name == "add"
         assert task(name="mail.send")(send.fn).name == "mail.send"
 
-    def test_a_coroutine_function_is_told_by_what_is_called(self) -> None:
+    def test_a_task_is_asynchronous_if_the_outermost_callable_is(self) -> None:
         """An `async def` runs on the loop; a plain wrapper is called in a thread, whatever it wraps."""
 
         def plain(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,19 +111,19 @@ class TestDeclaring:
             ({"queue": 3}, "queue=3: give a text"),
         ],
     )
-    def test_wrong_options_are_told_where_they_are_given(self, options: dict[str, Any], reason: str) -> None:
-        """A number out of range, or no exception class, is a `TaskDefinitionError` that names the option."""
+    def test_wrong_task_options_raise_where_they_are_given(self, options: dict[str, Any], reason: str) -> None:
+        """A number out of range, or a thing that is no exception class, raises an error that names the option."""
         with pytest.raises(TaskDefinitionError, match=reason):
             task(**options)
 
     @pytest.mark.parametrize("thing", [int, "send", object(), add, staticmethod(len), len])
     def test_only_a_function_can_be_a_task(self, thing: Any) -> None:
-        """Classes, methods in the making, built-ins and tasks are refused."""
+        """Classes, static methods, built-in functions and tasks are refused."""
         with pytest.raises(TaskDefinitionError):
             task(thing)
 
-    def test_check_finds_what_cannot_work(self) -> None:
-        """`Task.check`, which the registry calls, tells of each mistake in one line that names the function."""
+    def test_check_reports_tasks_that_cannot_work(self) -> None:
+        """`Task.check`, which the registry calls, raises one line for each mistake; it names the function."""
 
         async def async_with_sync(session: db.Session) -> None: ...
         def sync_with_async(session: db.AsyncSession) -> None: ...
@@ -160,7 +160,7 @@ class TestOutsideAScope:
         assert job.is_new
         assert (job.queue_name, await job.status()) == ("arq:queue", worker.JobStatus.queued)
 
-    async def test_enqueue_many_is_one_for_each_thousand(self, observer: redis.Redis) -> None:
+    async def test_enqueue_many_is_one_round_trip_for_each_thousand_jobs(self, observer: redis.Redis) -> None:
         """3,000 jobs are 3 requests."""
         await add.enqueue("warm")
         trips = RoundTrips(observer)
@@ -172,14 +172,14 @@ class TestOutsideAScope:
         assert info is not None
         assert (info.task, info.kwargs) == ("add", {"words": "1234"})
 
-    async def test_enqueue_many_of_nothing_is_nothing(self, observer: redis.Redis) -> None:
+    async def test_enqueue_many_without_calls_sends_nothing(self, observer: redis.Redis) -> None:
         """An empty list sends nothing."""
         trips = RoundTrips(observer)
         assert await add.enqueue_many([]) == []
         assert trips() == 0
 
-    async def test_large_payloads_go_in_smaller_pieces(self, observer: redis.Redis) -> None:
-        """Thirty arguments of 900 kB are sent in pieces that Redis can take."""
+    async def test_large_payloads_are_sent_in_smaller_batches(self, observer: redis.Redis) -> None:
+        """Thirty arguments of 900 kB are sent in several requests."""
         trips = RoundTrips(observer)
         await add.enqueue_many([{"words": "x" * 900_000}] * 30)
         assert trips() >= 4
@@ -200,7 +200,7 @@ class TestOutsideAScope:
     async def test_wrong_arguments_raise_and_queue_nothing(
         self, observer: redis.Redis, args: Any, kwargs: Any, error: type[Exception]
     ) -> None:
-        """The caller hears of its mistake, alone or among many calls, and Redis does not."""
+        """The error is raised in the caller, for one call or among many, and nothing is sent to Redis."""
         trips = RoundTrips(observer)
         with pytest.raises(error):
             await add.enqueue(*args, **kwargs)
@@ -209,7 +209,9 @@ class TestOutsideAScope:
                 await add.enqueue_many([{"words": "good"}, kwargs])
         assert (trips(), observer.dbsize()) == (0, 0)
 
-    async def test_too_large_is_refused_and_queues_nothing(self, redis_url: str, observer: redis.Redis) -> None:
+    async def test_a_payload_that_is_too_large_is_refused_and_queues_nothing(
+        self, redis_url: str, observer: redis.Redis
+    ) -> None:
         """More bytes than the queue allows raise an error that names the setting, alone or among many calls."""
         queue = worker.Queue(redis_url, max_payload=1000, default=True)
         trips = RoundTrips(observer)
@@ -222,12 +224,12 @@ class TestOutsideAScope:
 
 
 class TestDefaultQueue:
-    async def test_without_a_queue_names_the_setting(self) -> None:
+    async def test_enqueueing_without_a_default_queue_names_the_setting(self) -> None:
         """With neither a default queue nor REDIS_URL the error says what to set."""
         with pytest.raises(ConfigError, match="REDIS_URL is not set"):
             await add.enqueue("a")
 
-    async def test_the_default_queue_is_what_the_environment_says(
+    async def test_the_default_queue_is_made_from_the_environment(
         self, redis_url: str, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """REDIS_URL and WORKER_QUEUE are enough."""
@@ -241,7 +243,7 @@ class TestDefaultQueue:
 
 @pytest.mark.usefixtures("queue")
 class TestUsing:
-    async def test_delay_at_and_expires(self, observer: redis.Redis) -> None:
+    async def test_delay_and_at_set_the_due_time_and_expires_counts_from_it(self, observer: redis.Redis) -> None:
         """A delay counts from Redis' clock, `at` is a moment, and a job is kept for `expires` past its due time."""
         clock: Any = observer.time()
         seconds, microseconds = clock
@@ -255,13 +257,13 @@ class TestUsing:
         assert observer.pttl(f"arq:job:{timed.job_id}") == pytest.approx(3_605_000, abs=2000)
         assert await delayed.status() is worker.JobStatus.deferred
 
-    async def test_a_job_waits_a_day_unless_told_otherwise(self, observer: redis.Redis) -> None:
-        """As in arq."""
+    async def test_a_job_expires_a_day_after_its_due_time_by_default(self, observer: redis.Redis) -> None:
+        """The default is arq's."""
         job = await add.using(at=datetime(2020, 1, 1, tzinfo=UTC)).enqueue("a")
         assert observer.pttl(f"arq:job:{job.job_id}") == pytest.approx(86_400_000, abs=2000)
         assert await job.status() is worker.JobStatus.queued
 
-    async def test_the_producers_clock_does_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_producers_clock_does_not_change_when_a_job_is_due(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A job of a producer whose clock is an hour ahead is due now."""
         late = time.time_ns() + 3600 * 10**9
         monkeypatch.setattr("time.time_ns", lambda: late)
@@ -269,8 +271,10 @@ class TestUsing:
         assert await job.status() is worker.JobStatus.queued
 
     @pytest.mark.parametrize("job_id", ["r7", "a:b c/ü🚀", "*?[x]", "new\nline", "0", "arq:job:x"])
-    async def test_an_id_is_taken_once(self, observer: redis.Redis, job_id: str) -> None:
-        """The same id twice is one job, with the first arguments; whatever characters the id has."""
+    async def test_two_jobs_of_one_id_are_one_job_with_the_arguments_of_the_first(
+        self, observer: redis.Redis, job_id: str
+    ) -> None:
+        """The id may have any characters."""
         first = await add.using(job_id=job_id).enqueue("first")
         second = await add.using(job_id=job_id).enqueue("second")
         assert (first.is_new, second.is_new) == (True, False)
@@ -295,8 +299,10 @@ class TestUsing:
             await add.using(job_id="r8").enqueue_many([{"words": "a"}, {"words": "b"}])
         assert queued(observer) == ["r7"]
 
-    async def test_the_queue_is_the_calls_the_tasks_or_the_default(self, observer: redis.Redis) -> None:
-        """`using(queue=...)` goes before the task's own queue, and that before the default one."""
+    async def test_the_queue_of_the_call_wins_over_the_tasks_and_that_over_the_default(
+        self, observer: redis.Redis
+    ) -> None:
+        """`using(queue=...)` wins over the task's own queue, and that over the default one."""
         for job, name in (
             (await add.enqueue("a"), "arq:queue"),
             (await send.enqueue("a"), "mail"),
@@ -312,7 +318,7 @@ class TestUsing:
             ({"delay": float("nan")}, "delay=nan: give seconds"),
             ({"delay": 1e300}, "delay=1e.300: give seconds"),
             ({"delay": 1, "at": datetime.now(UTC)}, "delay or at, not both"),
-            ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - what it is about
+            ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - the case under test
             ({"expires": 0}, "expires=0 must be more than 0"),
             ({"expires": timedelta(seconds=-1)}, "give seconds"),
             ({"job_id": ""}, "job_id='': give a text"),
@@ -322,20 +328,20 @@ class TestUsing:
             ({"queue": ""}, "queue='': give a text"),
         ],
     )
-    def test_wrong_settings_raise_at_once(self, options: dict[str, Any], reason: str) -> None:
-        """A mistake is a `ValueError` that names it, before anything is enqueued."""
+    def test_wrong_job_options_raise_before_anything_is_enqueued(self, options: dict[str, Any], reason: str) -> None:
+        """A wrong job option raises a `ValueError` that names it."""
         with pytest.raises(ValueError, match=reason):
             add.using(**options)
 
-    def test_an_id_is_a_text(self) -> None:
-        """A number is no id: Redis would make a text of it, and the handle not."""
+    def test_a_job_id_that_is_no_text_is_a_type_error(self) -> None:
+        """Redis would turn a number into a text, and the job's handle would keep the number."""
         with pytest.raises(TypeError, match="job_id=7: give a text"):
-            add.using(job_id=7)  # type: ignore[arg-type]  # what it is about
+            add.using(job_id=7)  # type: ignore[arg-type]  # the case under test
 
 
 @pytest.fixture
 def note(database: Database[db.AsyncSession]) -> Callable[[str], Any]:
-    """Adds a row in the scope that is open."""
+    """Returns a function that adds a row in the open scope."""
 
     async def add_row(words: str) -> None:
         session = await db.session()
@@ -346,10 +352,10 @@ def note(database: Database[db.AsyncSession]) -> Callable[[str], Any]:
 
 @pytest.mark.usefixtures("queue", "database")
 class TestInsideAScope:
-    async def test_is_published_after_the_commit_in_one_round_trip(
+    async def test_jobs_of_a_scope_are_published_after_its_commit_in_one_round_trip(
         self, observer: redis.Redis, note: Callable[[str], Any], rows: Count
     ) -> None:
-        """Nothing reaches Redis before the COMMIT, and then all jobs of all calls do at once."""
+        """Nothing is sent to Redis before the COMMIT, and then all jobs of all calls at once."""
         async with db.scope():
             await add.enqueue("warm")
         trips = RoundTrips(observer)
@@ -357,7 +363,7 @@ class TestInsideAScope:
             await note("a")
             single = await add.enqueue("a")
             many = await add.enqueue_many([{"words": "b"}, {"words": "c"}])
-            assert single.is_new  # as nobody can know before the COMMIT
+            assert single.is_new  # whether the id is taken is known at the COMMIT only
             assert trips() == 0
             assert await rows() == 0
         assert trips() == 1
@@ -365,10 +371,10 @@ class TestInsideAScope:
         assert {job.job_id for job in (single, *many)} < set(queued(observer))
 
     @pytest.mark.parametrize("job_id", [None, "named"])
-    async def test_goes_with_the_sync_session_that_the_scope_uses(
+    async def test_a_job_is_written_by_the_sync_session_that_the_scope_uses(
         self, database: db.Database, observer: redis.Redis, job_id: str | None
     ) -> None:
-        """The job's row is in the transaction that has the scope's other rows, whatever its driver."""
+        """The job's row is in the same transaction as the scope's other rows, whatever its driver."""
         async with db.scope() as work:
             session = await db.session(database.sync)
             await asyncio.to_thread(session.execute, text("INSERT INTO note (words) VALUES ('a')"))
@@ -378,16 +384,16 @@ class TestInsideAScope:
         assert await Ledger().pending(job.job_id) is not None
         assert queued(observer) == [job.job_id]
 
-    async def test_a_scope_that_used_no_session_publishes_too(self, observer: redis.Redis) -> None:
-        """Enqueueing is enough: no statement is needed to make the jobs real."""
+    async def test_a_scope_that_used_no_session_publishes_its_jobs_too(self, observer: redis.Redis) -> None:
+        """The scope's jobs are committed and published although no other statement was executed."""
         async with db.scope():
             job = await add.enqueue("a")
         assert queued(observer) == [job.job_id]
 
-    async def test_is_not_published_after_a_rollback(
+    async def test_a_job_is_not_published_after_a_rollback(
         self, observer: redis.Redis, note: Callable[[str], Any], rows: Count
     ) -> None:
-        """An exception, an early rollback, a close, a refused commit: no row, no job."""
+        """After an exception, an early rollback, a close or a refused commit there is neither row nor job."""
         with pytest.raises(ZeroDivisionError):
             async with db.scope():
                 await note("a")
@@ -407,10 +413,10 @@ class TestInsideAScope:
                 await add.enqueue("d")
         assert (observer.dbsize(), await rows()) == (0, 0)
 
-    async def test_goes_with_its_savepoint(
+    async def test_a_job_of_a_savepoint_that_is_rolled_back_is_not_published(
         self, observer: redis.Redis, note: Callable[[str], Any], rows: Count
     ) -> None:
-        """D17: what was enqueued in a savepoint that is rolled back is not, and the rest is."""
+        """Jobs outside of that savepoint are published."""
         async with db.scope():
             await note("kept")
             before = await add.enqueue("before")
@@ -425,10 +431,10 @@ class TestInsideAScope:
         assert sorted(queued(observer)) == sorted([before.job_id, inside.job_id])
         assert await rows() == 1
 
-    async def test_an_early_commit_publishes_what_it_commits(
+    async def test_an_early_commit_publishes_the_jobs_so_far(
         self, observer: redis.Redis, note: Callable[[str], Any]
     ) -> None:
-        """After `db.commit()` the jobs so far are there, whatever becomes of the rest."""
+        """After `db.commit()` the jobs so far are published, also if the scope fails afterwards."""
         with pytest.raises(ZeroDivisionError):
             async with db.scope():
                 await note("a")
@@ -439,7 +445,7 @@ class TestInsideAScope:
                 raise ZeroDivisionError
         assert queued(observer) == [first.job_id]
 
-    async def test_is_published_at_once_where_asked(self, observer: redis.Redis) -> None:
+    async def test_a_job_that_is_not_transactional_is_published_at_once(self, observer: redis.Redis) -> None:
         """`using(transactional=False)` and `@task(transactional=False)` do not wait for the COMMIT."""
         with pytest.raises(ZeroDivisionError):
             async with db.scope():
@@ -449,8 +455,8 @@ class TestInsideAScope:
                 raise ZeroDivisionError
         assert (observer.zcard("arq:queue"), observer.zcard("mail")) == (1, 1)
 
-    async def test_a_child_task_of_the_scope_takes_part(self, observer: redis.Redis) -> None:
-        """What a child coroutine enqueues belongs to the scope that it was started in."""
+    async def test_jobs_that_a_child_coroutine_enqueues_belong_to_its_scope(self, observer: redis.Redis) -> None:
+        """The jobs of a child coroutine belong to the scope in which it was started."""
         with pytest.raises(ZeroDivisionError):
             async with db.scope():
                 await asyncio.gather(add.enqueue("a"), add.enqueue("b"))
@@ -459,18 +465,18 @@ class TestInsideAScope:
             await asyncio.gather(add.enqueue("a"), add.enqueue("b"))
         assert observer.zcard("arq:queue") == 2
 
-    async def test_wrong_arguments_raise_in_the_scope_too(self, observer: redis.Redis) -> None:
-        """The mistake is told at once, and not at the COMMIT; the rest of the scope can go on."""
+    async def test_wrong_arguments_raise_at_once_inside_a_scope_too(self, observer: redis.Redis) -> None:
+        """The error is raised at the call and not at the COMMIT; the scope can go on."""
         async with db.scope():
             with pytest.raises(ValidationError):
-                await add.enqueue()  # type: ignore[call-arg]  # what it is about
+                await add.enqueue()  # type: ignore[call-arg]  # the case under test
             job = await add.enqueue("good")
         assert queued(observer) == [job.job_id]
 
-    async def test_a_publish_that_fails_is_not_the_callers_error(
+    async def test_a_publish_that_fails_after_the_commit_is_no_error_of_the_caller(
         self, note: Callable[[str], Any], rows: Count, caplog: Any
     ) -> None:
-        """Once the transaction is committed, a Redis that is away does not undo it: the job's row is there, too."""
+        """An unreachable Redis does not undo a committed transaction: the job's row is there for the relay."""
         worker.Queue("redis://127.0.0.1:1/0", default=True)
         async with db.scope():
             await note("a")
@@ -480,7 +486,7 @@ class TestInsideAScope:
         assert "Redis did not take 1 committed jobs, which the relay will publish" in caplog.text
 
     async def test_a_queue_that_redis_cannot_serve_is_refused_before_the_commit(self) -> None:
-        """A Redis Cluster serves hash-tagged queues only: of any other nobody could publish the row."""
+        """A Redis Cluster serves hash-tagged queues only: the row of any other queue could not be published."""
         worker.Queue("redis+cluster://nobody.invalid", default=True)
         async with db.scope():
             with pytest.raises(worker.WorkerError, match="hash-tagged"):

@@ -1,4 +1,4 @@
-"""docs/tasks.md: its Python runs."""
+"""The code of docs/tasks.md runs, and its settings exist."""
 
 import ast
 import asyncio
@@ -18,12 +18,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
 def blocks() -> list[ast.Module]:
-    """The page's Python, a module a block."""
+    """Return the page's Python, one module for each block."""
     return [ast.parse(code) for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)]
 
 
 def awaits(block: ast.Module) -> bool:
-    """Whether a block does something, rather than only declare."""
+    """Return whether a block awaits something, so that it does more than declare."""
     return any(isinstance(node, ast.Await) for statement in block.body for node in _outside_functions(statement))
 
 
@@ -40,8 +40,8 @@ async def run(block: ast.Module, names: dict[str, Any]) -> None:
         await running
 
 
-async def test_its_python_runs(redis_url: str, database_url: str) -> None:
-    """What the page declares can be loaded, and what it enqueues is done by a worker with the results that it names."""
+async def test_the_python_of_the_tasks_page_runs(redis_url: str, database_url: str) -> None:
+    """The tasks of the page can be loaded, and a worker runs its jobs with the results that the page names."""
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks():
         if not awaits(block):
@@ -70,7 +70,7 @@ async def test_its_python_runs(redis_url: str, database_url: str) -> None:
 
 
 async def runs_one_at_a_time(names: dict[str, Any]) -> None:
-    """The page's recipe: a run that starts while another one is at it does nothing."""
+    """Assert that a run that starts during another run does nothing, as in the page's recipe."""
     sync_orders = names["sync_orders"]
     at_it, may_end = asyncio.Event(), asyncio.Event()
 
@@ -87,14 +87,14 @@ async def runs_one_at_a_time(names: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("setting", ["JOB_TIMEOUT", "MAX_TRIES", "QUEUE", "KEEP_RESULT", "MAX_PAYLOAD", "CONCURRENCY"])
-def test_it_names_settings_that_there_are(setting: str) -> None:
+def test_the_tasks_page_names_only_settings_that_exist(setting: str) -> None:
     """Each variable on the page is one that the worker reads."""
     named = set(re.findall(r"`?(WORKER_[A-Z_]+)", PAGE.read_text()))
     assert f"WORKER_{setting}" in named
     assert named <= {Config.variable(field) for field in Config.model_fields}
 
 
-def test_the_defaults_it_names_are_the_defaults() -> None:
+def test_the_defaults_that_the_tasks_page_names_are_the_defaults() -> None:
     """300 s, 5 tries, an hour, 1 MiB, arq's queue."""
     config = Config.load()
     assert (config.job_timeout, config.max_tries, config.keep_result) == (300, 5, 3600)
