@@ -1,5 +1,4 @@
-"""What README.md promises: its example runs, its table of settings is the code's, its links lead somewhere; and that no
-page's tables are torn."""
+"""README.md's example and commands run, the settings are the code's, and no page has a torn table or a dead link."""
 
 import asyncio
 import os
@@ -20,10 +19,15 @@ from worker.config import Config
 
 PROJECT = Path(__file__).parent.parent.parent
 README = (PROJECT / "README.md").read_text()
+SETTINGS = (PROJECT / "docs" / "settings.md").read_text()
 PAGES = [*sorted(PROJECT.glob("*.md")), PROJECT / "bench" / "results.md", *sorted((PROJECT / "docs").glob("*.md"))]
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 _CELL_END = re.compile(r"(?<!\\)\|")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+_LINK = re.compile(r"\]\(([^)]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_ANCHOR = re.compile(r'<a id="([^"]+)">')
 _SETTINGS = re.compile(r"<!-- settings: .* -->\n(.*)<!-- end of settings -->", re.DOTALL)
 
 
@@ -94,16 +98,27 @@ def test_the_readme_example_has_at_most_25_lines() -> None:
 
 def test_the_settings_table_matches_config() -> None:
     """The table of settings says what `Config` says, word for word."""
-    found = _SETTINGS.search(README)
+    found = _SETTINGS.search(SETTINGS)
     assert found is not None
     assert found[1] == settings_table()
 
 
-def test_every_link_leads_to_a_file() -> None:
-    """Every file that README links to is there."""
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (PROJECT / link).is_file()] == []
+def test_readme_links_to_every_page() -> None:
+    """Each page in docs/ can be reached from README in one step."""
+    pages = {f"docs/{page.name}" for page in (PROJECT / "docs").glob("*.md")}
+    assert pages <= {link.partition("#")[0] for link in local_links(README)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
+    """Every file that a page links to exists, and has the anchor that the link names."""
+    missing = []
+    for link in local_links(page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.is_file() or (anchor and anchor not in anchors(target.read_text())):
+            missing.append(link)
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -131,6 +146,17 @@ def test_every_figure_of_the_readme_was_measured() -> None:
     shown = [figure for row in rows for figure in re.findall(r"[\d.,]*\d", row.partition("|")[2].partition("|")[2])]
     assert len(shown) > 20
     assert set(shown) - set(measured) == set()
+
+
+def local_links(text: str) -> list[str]:
+    """The links of a page that do not leave the repository."""
+    return [link for link in _LINK.findall(_CODE.sub("", text)) if "://" not in link]
+
+
+def anchors(text: str) -> set[str]:
+    """What a link to this page may name: its headings as GitHub spells them, and its `<a id>`."""
+    headings = (re.sub(r"[^\w\- ]", "", heading.lower()).strip() for heading in _HEADING.findall(text))
+    return {heading.replace(" ", "-") for heading in headings} | {*_ANCHOR.findall(text)}
 
 
 def settings_table() -> str:
