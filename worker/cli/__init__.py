@@ -44,7 +44,7 @@ _PATIENCE = 3.0  # seconds that Redis may take to tell of workers
 _PROGRAM = "tandem" if Path(sys.argv[0]).stem == "tandem" else "python -m worker"
 
 app = typer.Typer(
-    help="Tandem: background jobs with a session lifecycle. `arq worker.Settings` runs them, and so does `run`.",
+    help="Run and inspect Tandem's background jobs. `arq worker.Settings` also starts a worker.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -52,7 +52,7 @@ app.add_typer(jobs_app, name="jobs")
 
 Queues = Annotated[
     str | None,
-    typer.Option(metavar="A,B,C", help="The queues, the most urgent first. Default: WORKER_QUEUES, or WORKER_QUEUE."),
+    typer.Option(metavar="A,B,C", help="Queues, the most urgent first. Default: WORKER_QUEUES, or WORKER_QUEUE."),
 ]
 
 
@@ -98,10 +98,10 @@ def _commands(
 def check(
     registry: Annotated[
         str | None,
-        typer.Option(metavar="MODULE", help="The module that lists the tasks. Default: WORKER_REGISTRY."),
+        typer.Option(metavar="MODULE", help="Module that lists the tasks. Default: WORKER_REGISTRY."),
     ] = None,
 ) -> int:
-    """Import every task and show it, or show everything that is wrong."""
+    """Import and show every task of the registry, or show every problem."""
     config = Config.load() if registry is None else Config.load(registry=registry)
     _warn_of_typos()
     try:
@@ -123,29 +123,29 @@ class Under(StrEnum):
 
 @app.command()
 def run(
-    processes: Annotated[int, typer.Option(metavar="N", min=1, help="How many worker processes.")] = 1,
+    processes: Annotated[int, typer.Option(metavar="N", min=1, help="Number of worker processes.")] = 1,
     queues: Queues = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Jobs that a process runs at once. Default: WORKER_CONCURRENCY."),
+        typer.Option(metavar="N", min=1, help="Jobs that each process runs at once. Default: WORKER_CONCURRENCY."),
     ] = None,
-    burst: Annotated[bool, typer.Option("--burst", help="End once all queues are empty and nothing runs.")] = False,
+    burst: Annotated[bool, typer.Option("--burst", help="End when all queues are empty and no job runs.")] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Drain and start anew whenever a Python file in DIR changes.")
+        bool, typer.Option("--watch", help="Drain and restart when a Python file in DIR changes.")
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", exists=True, file_okay=False, help="What --watch watches. Default: here."),
+        typer.Argument(metavar="[DIR]", exists=True, file_okay=False, help="Folder to watch. Default: current folder."),
     ] = None,
     under: Annotated[Under | None, typer.Option(hidden=True)] = None,
 ) -> int:
-    """Run workers, without arq's command.
+    """Run workers without arq's command.
 
-    SIGTERM or Ctrl-C lets running jobs finish for WORKER_GRACE seconds; a second one interrupts them.
+    SIGTERM or Ctrl-C lets running jobs finish for WORKER_GRACE seconds. A second signal interrupts them.
 
-    Where DATABASE_URL or REDIS_URL is not set, a server is started for as long as this runs.
+    If DATABASE_URL or REDIS_URL is not set, this command starts an empty server for as long as it runs.
 
-    The exit code is 0 after an orderly end, 1 after a failure, 2 after a mistake in a setting or a task.
+    The exit code is 0 after an orderly end, 1 after a failure, and 2 after a mistake in a setting or a task.
     With --burst it is 0 only if the queues were empty.
     """
     _check_watch(watch=watch, folder=folder)
@@ -177,9 +177,9 @@ def run(
 @app.command()
 def health(
     queues: Queues = None,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Show the workers that can really work. The exit code is 0 only if there is one."""
+    """Show the healthy workers. The exit code is 0 only if there is one."""
     config = Config.load() if queues is None else Config.load(queues=queues)
     try:
         workers = asyncio.run(_workers(config.require_redis_url(), config.queue_names))
@@ -196,11 +196,11 @@ def health(
 
 @app.command()
 def migrate(
-    *, sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, and connect nowhere.")] = False
+    *, sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, without a connection.")] = False
 ) -> int:
-    """Make the ledger's table in the default database, or bring it up to date.
+    """Create the ledger's table in the default database, or update it.
 
-    Run it at each deploy before the workers start; where nothing is to be done it does nothing.
+    Run this command at each deploy, before the workers start. It does nothing if the table is up to date.
     """
     from worker.cli.migration import migrated, sql_of  # noqa: PLC0415 - Alembic takes a while to import
 
@@ -211,7 +211,7 @@ def migrate(
 
 @app.command()
 def env() -> int:
-    """Print the URLs of the servers that a `run` or a demo in this folder has started.
+    """Print the URLs of the servers that `run` or the demo has started in this folder.
 
     For the shell: eval $(python -m worker env)
     """

@@ -29,14 +29,14 @@ T = TypeVar("T")
 
 _LONG = 600.0  # seconds that one statement may take: to count is to read all of them
 
-app = typer.Typer(help="Jobs, as the ledger has them: list, show, retry, discard.", add_completion=False)
+app = typer.Typer(help="List, show, retry and discard the jobs in the ledger.", add_completion=False)
 
-Task = Annotated[str | None, typer.Option(metavar="NAME", help="Those of this task.")]
-OfQueue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Those of this queue.")]
-Error = Annotated[str | None, typer.Option(metavar="TEXT", help="Those whose error has this in it.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Failed jobs, by id.")]
-All = Annotated[bool, typer.Option("--all", help="All that have failed.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Task = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
+OfQueue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Only jobs of this queue.")]
+Error = Annotated[str | None, typer.Option(metavar="TEXT", help="Only jobs whose error contains TEXT.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of failed jobs.")]
+All = Annotated[bool, typer.Option("--all", help="All failed jobs.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -49,14 +49,14 @@ def _commands(context: typer.Context) -> None:
 @app.command("list")
 def show_list(
     *,
-    state: Annotated[State, typer.Option(help="In which state they are.")] = State.FAILED,
+    state: Annotated[State, typer.Option(help="Only jobs in this state.")] = State.FAILED,
     task: Task = None,
     queue: OfQueue = None,
     error: Error = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many to show; all are counted.")] = 20,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Jobs to show. The counts include all.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Show jobs, the latest first, and how many there are by task and kind of error."""
+    """Show jobs, the latest first, and count them by task and kind of error."""
     which = Which(state, task, queue, error)
 
     async def read(desk: Desk) -> tuple[list[Line], list[Tally]]:
@@ -74,7 +74,7 @@ def show_list(
 
 @app.command()
 def show(job_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
-    """Show all that is known of a job: arguments, times, result or error, and how it ended before it was retried."""
+    """Show a job: arguments, times, result or error, and its earlier ends if it was retried."""
     config = Config.load()
     rows = _at_desk(config, lambda desk: desk.all_of(job_id))
     if not rows:
@@ -93,7 +93,7 @@ def retry(
     everything: All = False,
     yes: Yes = False,
 ) -> int:
-    """Run failed jobs again, with the tries of a new job; they keep their id and their history."""
+    """Run failed jobs again, with the tries of a new job. They keep their id and their history."""
     config = Config.load()
 
     async def act(desk: Desk) -> int:
@@ -120,7 +120,7 @@ def discard(
     everything: All = False,
     yes: Yes = False,
 ) -> int:
-    """Put failed jobs aside for good: they cannot be retried any more, and are deleted as old ones are."""
+    """Discard failed jobs for good. They cannot be retried, and are deleted like other old jobs."""
 
     async def act(desk: Desk) -> int:
         chosen = await _chosen(desk, "discard", ids, _bulk(task, queue, error, everything=everything), yes=yes)
