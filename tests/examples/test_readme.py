@@ -26,6 +26,7 @@ _CELL_END = re.compile(r"(?<!\\)\|")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _LINK = re.compile(r"\]\(([^)]+)\)")
+_FILE = re.compile(r"`((?:(?:db|worker|tasks|tests|examples|bench)/)?[\w/]+\.(?:py|lua)|(?:db|worker|tests)/[\w/]*/)`")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _ANCHOR = re.compile(r'<a id="([^"]+)">')
 _SETTINGS = re.compile(r"<!-- settings: .* -->\n(.*)<!-- end of settings -->", re.DOTALL)
@@ -119,6 +120,15 @@ def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
         if not target.is_file() or (anchor and anchor not in anchors(target.read_text())):
             missing.append(link)
     assert missing == []
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Every file or folder of this repository that a page names, with or without its path, exists."""
+    folders = ("db", "worker", "tasks", "tests", "examples", "bench")
+    names = {file.name for folder in folders for file in (PROJECT / folder).rglob("*.*")}
+    named = {(page.name, path) for page in PAGES for path in _FILE.findall(page.read_text())}
+    assert len(named) > 50
+    assert sorted((page, path) for page, path in named if not (PROJECT / path).exists() and path not in names) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
