@@ -3,7 +3,7 @@
     config = Config.load()                       # every setting that is wrong, a line each, in one ConfigError
     database_url, redis_url = config.require_urls()
 
-The text under each field of `Config` is its documentation, here and in the README.
+The text under each field of `Config` is its documentation, here and in docs/settings.md.
 """
 
 import difflib
@@ -130,61 +130,61 @@ class Config(BaseSettings):
     """The module whose `TASKS` lists the tasks."""
 
     queue: QueueName = "arq:queue"
-    """The queue to work on, and to enqueue to by default: the Redis key of its sorted set, as in arq."""
+    """The queue to serve, and the default queue for new jobs: the Redis key of its sorted set, as in arq."""
 
     queues: QueueNames | None = None
-    """The queues to work on, the most urgent first, e.g. `high,arq:queue,low`. Default: `WORKER_QUEUE` alone."""
+    """The queues to serve, the most urgent first, e.g. `high,arq:queue,low`. Default: `WORKER_QUEUE` alone."""
 
     id: Name = Field(default_factory=socket.gethostname)
-    """What this worker is called in Redis and in logs. Default: the host's name."""
+    """This worker's name in Redis and in logs. Default: the host's name."""
 
     concurrency: Count = 32
     """Jobs that run at once."""
 
     job_timeout: Timeout = 300.0
-    """Seconds that one attempt may take, for tasks that do not say."""
+    """Seconds that one attempt may take, unless the task sets `timeout`."""
 
     max_tries: Count = 5
-    """Attempts before a job fails for good, for tasks that do not say."""
+    """Tries before a job fails for good, unless the task sets `max_tries`."""
 
     keep_result: Seconds = 3600.0
-    """Seconds that a result is kept, for tasks that do not say; 0 keeps none."""
+    """Seconds that a result is kept, unless the task sets `keep_result`. 0 keeps none."""
 
     max_crashes: Count = 10
-    """Workers that may die while they run one job; then it fails, as it may be what kills them."""
+    """After this many worker crashes during one job, the job is considered poison and fails."""
 
     lease: Lease = 10.0
-    """Seconds after which the jobs of a dead machine run elsewhere. Those of a dead worker do so at once."""
+    """Seconds after which the jobs of a dead machine run elsewhere. Jobs of a dead worker run elsewhere at once."""
 
     unknown_for: Seconds = 600.0
-    """Seconds for which a job may be unknown to all living workers, by its task or its arguments, before it fails."""
+    """Seconds that a job with an unknown task or argument is put back before it fails. Covers rolling deploys."""
 
     grace: Seconds = 30.0
-    """Seconds that running jobs get to finish when the worker is told to stop; then they are rolled back."""
+    """Seconds that running jobs get to finish when the worker is told to stop. Then they are rolled back."""
 
     connect_wait: Seconds = 10.0
     """Seconds that a starting worker waits for the database and Redis to answer."""
 
     max_payload: Bytes = ByteSize(1024 * 1024)
-    """Bytes that the arguments of one job may have on the wire. A worker reads up to eight times as many."""
+    """Largest size of one job's arguments on the wire, in bytes. A worker reads up to eight times as many."""
 
     max_result: ResultBytes = ByteSize(32 * 1024 * 1024)
-    """Bytes that the result of one job may have as JSON; a job that returns more fails, and is rolled back."""
+    """Largest size of one job's result as JSON, in bytes. A job that returns more fails and is rolled back."""
 
     pool_size: Count = Field(default_factory=lambda settings: int(settings["concurrency"]) + 3)
-    """Connections that the worker keeps to the default database. Default: concurrency + 3."""
+    """Connections in the worker's pool for the default database. Default: concurrency + 3."""
 
     ledger: TableName = "tandem_jobs"
-    """The table of job rows, in the default database; with its schema, where it is not in the default one."""
+    """The table of job rows in the default database, with its schema if that is not the default schema."""
 
     keep_jobs: Retention = 604800.0
-    """Seconds that the row of a job that is over is kept; failed jobs stay until they are retried or discarded."""
+    """Seconds that the row of a job that is over is kept. Failed jobs stay until you retry or discard them."""
 
     log_jobs: WhichJobs = "all"
-    """Which jobs get lines in the log: `all`, `failed` or `off`."""
+    """Jobs that get lines in the log: `all`, `failed` or `off`."""
 
     accept_pickle: Switch = False
-    """Read jobs that an arq producer has pickled. Whoever can write to Redis can then run code in the worker."""
+    """Read jobs that an arq producer has pickled. A person who can write to Redis can then run code in the worker."""
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
