@@ -30,9 +30,8 @@ from db.errors import (
     WrongLoopError,
     WrongThreadError,
 )
-from db.guarded import AsyncSession, Session
-from db.log_records import keep_printable
 from db.scope import scope
+from db.session.classes import AsyncSession, Session
 from db.sessions import (
     atomic,
     before_commit,
@@ -45,6 +44,7 @@ from db.sessions import (
     rollback,
     session,
 )
+from db.text.log_records import keep_printable
 
 __all__ = [
     "AsyncSession",

@@ -18,8 +18,8 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from db.errors import ConcurrentUseError
-from db.guarded import AsyncSession
 from db.scope import Scope, scope
+from db.session.classes import AsyncSession
 from db.sessions import in_scope, session
 
 logger = logging.getLogger("db")

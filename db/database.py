@@ -16,13 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionma
 from sqlalchemy.orm import sessionmaker
 from typing_extensions import TypeVar
 
-from db import guards, libpq, postgres, sqlite
-from db.engines import OpenEngine
+from db.aio.threads import in_thread
+from db.engine import guards, libpq, postgres, sqlite
+from db.engine.leases import OpenEngine
+from db.engine.reset import Reset, Resetting
+from db.engine.url import host_of, parse_url, same_database, sync_twin, with_host
 from db.errors import DatabaseURLError, WrongLoopError
-from db.guarded import AsyncSession, Session, guarded
-from db.reset import Reset, Resetting
-from db.threads import in_thread
-from db.url import host_of, parse_url, same_database, sync_twin, with_host
+from db.session.classes import AsyncSession, Session, guarded
 
 __all__ = [
     "AnyDatabase",

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession as AnyAsyncSession
 from sqlalchemy.orm import SessionTransaction
 
-from db.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, Entry, OnCommit, OnCommitBatch
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
 from db.database import Database, default_database, is_default
 from db.errors import (
     NestedWriterError,
@@ -29,9 +28,10 @@ from db.errors import (
     UnownedSessionError,
     WrongLoopError,
 )
-from db.guarded import AsyncSession, Session, sync_part
-from db.unit import Unit, run_on_commit
-from db.waiting import WaitingCallbacks
+from db.session.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, Entry, OnCommit, OnCommitBatch
+from db.session.classes import AsyncSession, Session, sync_part
+from db.session.owner import Unit, run_on_commit
+from db.session.waiting_callbacks import WaitingCallbacks
 
 __all__ = ["Scope", "Unit", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
 

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from db.callbacks import BeforeCommit, OnCommit
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
+from db.aio.threads import in_thread
 from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
-from db.guarded import AsyncSession, Session, sync_part
 from db.scope import Unit, current_scope, open_scope, refuse_nested_writer, scope
-from db.threads import in_thread
+from db.session.callbacks import BeforeCommit, OnCommit
+from db.session.classes import AsyncSession, Session, sync_part
 
 P = ParamSpec("P")
 R = TypeVar("R")

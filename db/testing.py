@@ -34,8 +34,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.database import Database, S, default_database
-from db.guarded import AsyncSession, Session
-from db.savepoints import InterleavedTransactionsError, SavepointStack
+from db.session.classes import AsyncSession, Session
+from db.session.savepoints import InterleavedTransactionsError, SavepointStack
 from db.sessions import independent
 
 __all__ = ["InterleavedTransactionsError", "rolled_back", "savepoints"]

@@ -16,7 +16,7 @@ from typing import Any
 from worker import siblings as _siblings  # noqa: F401 - it refuses another db than the one installed with this
 
 # isort: split
-from db.log_records import keep_printable
+from db.text.log_records import keep_printable
 from worker.context import JobContext, Resource, current_job, injected
 from worker.cron import cron
 from worker.errors import JobFailed, Retry, WorkerError

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from db import Database, default_database
-from db.callbacks import Entry as Callback
-from db.guarded import joins_transaction
 from db.scope import Scope
+from db.session.callbacks import Entry as Callback
+from db.session.classes import joins_transaction
 from worker.errors import EnqueueError
 from worker.ledger import State
 from worker.ledger.default import default_ledger

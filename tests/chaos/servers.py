@@ -14,7 +14,7 @@ import redis
 import redis.asyncio
 from sqlalchemy import create_engine, make_url
 
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
 from tests.chaos.logs import RedisWipe
 from tests.chaos.tasks import SLOW_QUEUE, TABLES
 from tests.servers import Observer, as_dsn, as_url

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 import db
-from db.cancellation import in_private_task, to_the_end
+from db.aio.cancellation import in_private_task, to_the_end
 from tests.commits import HeldCommits, held_commits
 from tests.db.conftest import Count, insert
 from tests.db.models import Note

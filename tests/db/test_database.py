@@ -19,8 +19,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext import asyncio as sa_async
 
 import db
-from db import engines
 from db.database import given_default, is_default
+from db.engine import leases as engines
 from tests.db.conftest import INSERT, Count, insert
 from tests.proxy import Proxy
 from tests.servers import Observer, as_dsn

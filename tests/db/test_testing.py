@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 import db
-import db.savepoints
 from db.asgi import SessionMiddleware, get_session
+from db.session import savepoints as savepoint_stack
 from db.testing import InterleavedTransactionsError, rolled_back, savepoints
 from tests.servers import Observer
 
@@ -285,7 +285,7 @@ async def test_scope_that_ends_before_what_it_started(on_postgres: db.Database) 
 
 async def test_deadlock_is_named(database: db.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction that waits for one which sits open ends with an error that says what to do."""
-    monkeypatch.setattr(db.savepoints, "_WAIT_LIMIT", 0.05)
+    monkeypatch.setattr(savepoint_stack, "_WAIT_LIMIT", 0.05)
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def sit() -> None:

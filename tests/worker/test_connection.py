@@ -16,7 +16,7 @@ import redis.asyncio
 import uvloop
 from redis.crc import key_slot
 
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
 from tests.conftest import StartRedis
 from tests.proxy import Proxy
 from tests.redis_programs import PROGRAMS, running

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
 from db.database import given_default
 from worker import task
 from worker.config import Config

@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from rich.text import Text
 
-from db.printable import printable
+from db.text.printable import printable
 from worker.cli.child import Parent
 from worker.cli.fleet import WorkerRecord, fleet
 from worker.cli.jobs import app as jobs_app

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from db.printable import printable
+from db.text.printable import printable
 from worker.process.logs import log_without_arq
 
 logger = logging.getLogger("worker")

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from rich.table import Table
 from rich.text import Text
 
-from db.printable import first_line, printable_lines
+from db.text.printable import first_line, printable_lines
 from worker.cli.output import printable_text
 from worker.context import from_milliseconds
 from worker.errors import PayloadError

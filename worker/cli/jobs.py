@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from redis.exceptions import RedisError
 from rich.progress import Progress
 
-from db.printable import printable
+from db.text.printable import printable
 from worker.cli.database import opened
 from worker.cli.job_text import as_data, describe_job, describe_lines, describe_tallies
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out

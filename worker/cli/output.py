@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
-from db.printable import printable, printable_lines
+from db.text.printable import printable, printable_lines
 
 FAILED, MISTAKE = 1, 2
 """Exit codes."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from db.threads import in_thread
+from db.aio.threads import in_thread
 from worker.config import Config
 from worker.engine.admission import Admission
 from worker.engine.announcer import Announcer

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from typing import Literal
 
-from db.printable import first_line
+from db.text.printable import first_line
 from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome
 from worker.engine.recording import RECORDING

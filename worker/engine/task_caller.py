@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from db import default_database
-from db.guarded import Session
 from db.scope import Scope
+from db.session.classes import Session
 from worker.context import JobContext, Resource, from_milliseconds
 from worker.engine.execution import Execution
 from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession

@@ -7,8 +7,8 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, Dialect, Engine, Executable
 
 from db import AsyncSession, Session
-from db.guarded import Guarded, sync_part
-from db.threads import in_thread
+from db.aio.threads import in_thread
+from db.session.classes import Guarded, sync_part
 
 _TRANSLATION = "schema_translate_map"  # SQLAlchemy's name for it
 

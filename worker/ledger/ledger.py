@@ -16,10 +16,10 @@ from sqlalchemy import Connection, Dialect, Executable, text
 from sqlalchemy.exc import DBAPIError
 
 from db import default_database
+from db.engine.guards import may_be_read_only, swallowed
 from db.errors import PoisonedTransactionError
-from db.guarded import Guarded
-from db.guards import may_be_read_only, swallowed
 from db.scope import scope
+from db.session.classes import Guarded
 from db.sessions import independent
 from db.transient import sqlstate
 from worker.batches import batches

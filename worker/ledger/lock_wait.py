@@ -16,8 +16,8 @@ from sqlalchemy import BigInteger, Connection, Engine, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db import Session
-from db.reset import driver_of
-from db.threads import in_thread
+from db.aio.threads import in_thread
+from db.engine.reset import driver_of
 from worker.deadline import Deadline
 from worker.ending import end
 from worker.errors import LedgerBusyError

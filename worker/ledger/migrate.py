@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Inspector, inspect, text
 from sqlalchemy.schema import CreateSchema
 
 from db import AsyncSession, Database
+from db.aio.threads import in_thread
 from db.scope import scope
-from db.threads import in_thread
 from worker.errors import LedgerError
 from worker.ledger.presence import require_dialect
 from worker.ledger.table import NAME, table

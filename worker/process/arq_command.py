@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 from arq.cli import cli
 
-from db.printable import printable_lines
+from db.text.printable import printable_lines
 from worker.errors import ConfigError
 from worker.process.event_loop import new_event_loop
 from worker.process.stop_signals import leave_on_signal

@@ -2,7 +2,7 @@
 
 import logging
 
-from db.printable import printable
+from db.text.printable import printable
 
 _OURS = ("worker", "db")
 

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 
 import db
-from db.guarded import commit_here
 from db.scope import current_scope
+from db.session import owner
+from db.session.classes import commit_here
 from db.testing import rolled_back, savepoints
 from tests.worker.engine.conftest import StartWorker
 from tests.worker.engine.test_either_database import affect, affect_here, database, effects
@@ -80,7 +81,7 @@ class TestEnqueueDuringACommit:
             go_on.wait(5)
             commit_here(session)
 
-        monkeypatch.setattr("db.unit.commit_here", slowly)
+        monkeypatch.setattr(owner, "commit_here", slowly)
         with suppress(LookupError):
             async with db.scope():
                 session = await db.session(database.sync)

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from db.blocks import rolled_back_meanwhile
-from db.callbacks import Entry, OnCommit
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
 from db.database import Database
-from db.engines import OpenEngine
+from db.engine.leases import OpenEngine
 from db.errors import ScopeEndedError, WrongThreadError
-from db.guarded import (
+from db.session.access import PATIENCE
+from db.session.callbacks import Entry, OnCommit
+from db.session.classes import (
     AsyncSession,
     Session,
     commit_here,
@@ -24,7 +24,7 @@ from db.guarded import (
     send_rollback,
     sync_part,
 )
-from db.use import PATIENCE
+from db.session.transaction_blocks import rolled_back_meanwhile
 
 logger = logging.getLogger("db")
 

@@ -12,8 +12,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import db
-from db import guards
-from db.guards import _read
+from db.engine import guards
+from db.engine.guards import _read
 from db.transient import Transient, transient
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Note

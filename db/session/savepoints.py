@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event
 
-from db import guards
+from db.engine import guards
 from db.errors import DbError
 from db.scope import Scope, open_scope
 

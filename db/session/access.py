@@ -16,9 +16,9 @@ from typing import Any
 
 import sqlalchemy.exc
 
+from db.aio.threads import in_thread
+from db.engine.interrupt import break_off, interrupt
 from db.errors import ConcurrentUseError, PoolExhaustedError, ScopeEndedError, WrongThreadError
-from db.interrupt import break_off, interrupt
-from db.threads import in_thread
 
 PATIENCE = 5.0
 """Seconds that a session's user gets to let go, or a ROLLBACK to be answered; then the connection is thrown away."""

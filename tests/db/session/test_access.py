@@ -12,7 +12,7 @@ from sqlalchemy.orm import object_session
 from sqlalchemy.util import greenlet_spawn
 
 import db
-from db.use import LoopUse, ThreadUse, Use
+from db.session.access import LoopUse, ThreadUse, Use
 from tests.commits import held_commits
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Comment, Note

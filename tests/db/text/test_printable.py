@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.printable import first_line, printable, printable_lines
+from db.text.printable import first_line, printable, printable_lines
 
 
 @pytest.mark.parametrize(

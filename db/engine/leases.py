@@ -17,9 +17,9 @@ from sqlalchemy import Engine, NullPool
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
+from db.aio.threads import in_thread
+from db.engine.reset import driver_of
 from db.errors import WrongLoopError
-from db.reset import driver_of
-from db.threads import in_thread
 
 _CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
 _CANCELLED_TIMEOUT = 5.0  # seconds for the sessions of cancelled tasks to end; a ROLLBACK may take as long

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from db.callbacks import Callbacks, OnCommit
 from db.database import Database
-from db.guarded import Guarded
+from db.session.callbacks import Callbacks, OnCommit
+from db.session.classes import Guarded
 
 
 class WaitingCallbacks(dict[Database[Any], Callbacks]):

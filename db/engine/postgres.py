@@ -12,9 +12,9 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
+from db.engine.libpq import options_for, settings_in
+from db.engine.reset import driver_of
 from db.errors import DatabaseUnreachableError, DatabaseURLError
-from db.libpq import options_for, settings_in
-from db.reset import driver_of
 
 # asyncpg's words, for which it has no class or code of their own.
 _BUSY = "another operation is in progress"

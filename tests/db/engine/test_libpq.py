@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import make_url, text
 
 import db
-from db.libpq import options_for, settings_in
-from db.url import parse_url
+from db.engine.libpq import options_for, settings_in
+from db.engine.url import parse_url
 from tests.conftest import StartPostgres
 from tests.servers import Observer
 from tests.tls import CERTIFICATE, in_tls

@@ -2,8 +2,8 @@
 
 import pytest
 
-from db.effects import Effect
-from db.guards import _read
+from db.engine.effects import Effect
+from db.engine.guards import _read
 
 STATE = [
     "SET search_path TO tenant_a, public",

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, make_url, text
 
 import db
-from db import reset
+from db.engine import reset
 from tests.proxy import Proxy
 from tests.servers import Observer, as_url
 

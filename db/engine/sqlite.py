@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.util import await_only
 
+from db.engine.reset import driver_of
 from db.errors import DatabaseURLError, PoisonedTransactionError
-from db.reset import driver_of
 
 BEGIN = "BEGIN IMMEDIATE"
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
 
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
 from db.errors import ConcurrentUseError, PoisonedTransactionError
 
 if TYPE_CHECKING:
-    from db.guarded import AsyncSession, Owner, Session  # which makes these
+    from db.session.classes import AsyncSession, Owner, Session  # which makes these
 
 
 class OwnedBlock:

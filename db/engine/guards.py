@@ -10,7 +10,7 @@
    would do so again: it says so, where the drivers only say that the connection is lost.
 6. SQLAlchemy's asyncpg begins on the server with its own first statement: what the driver itself is asked for before
    that would be committed at once, whatever became of the session. It begins when SQLAlchemy does.
-7. A cancellation that asyncpg swallows while it writes many rows is heeded (:mod:`db.executemany`).
+7. A cancellation that asyncpg swallows while it writes many rows is heeded (:mod:`db.engine.executemany`).
 """
 
 import re
@@ -24,11 +24,11 @@ from sqlalchemy.engine import ExceptionContext, ExecutionContext
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from db import postgres, sqlite
-from db.effects import Effect, effects
+from db.engine import postgres, sqlite
+from db.engine.effects import Effect, effects
+from db.engine.executemany import heed_cancellation
+from db.engine.reset import driver_of, forget, may_have, note
 from db.errors import ConcurrentUseError, ConnectionEndedError, PoisonedTransactionError, RawTransactionError
-from db.executemany import heed_cancellation
-from db.reset import driver_of, forget, may_have, note
 from db.transient import sqlstate
 
 _MARK = "db.poisoned"

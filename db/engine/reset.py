@@ -1,7 +1,7 @@
 """Makes a returned connection as new, where its unit of work has left something set on it.
 
-1. What its statements said (:mod:`db.effects`), and that its driver's own connection was asked for, tells which one.
-   All others cost nothing.
+1. What its statements said (:mod:`db.engine.effects`), and that its driver's own connection was asked for, tells which
+   one. All others cost nothing.
 2. PostgreSQL forgets what was set by one round trip, but for the settings that the connection was opened with.
 3. A connection that cannot forget is replaced: SQLite's, which is cheap to open; one that somebody's `connect` listener
    has set up, of which nobody knows what it did; and one on which the reset fails.
@@ -14,14 +14,14 @@ from sqlalchemy import AdaptedConnection, Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 from sqlalchemy.util.concurrency import in_greenlet
 
-from db.effects import Effect
+from db.engine.effects import Effect
 
 logger = logging.getLogger("db")
 
 Reset = Literal["changed", "always", "never"]
 """Which connections are reset when they are returned."""
 
-_EFFECTS = "db.effects"
+_EFFECTS = "db.engine.effects"
 _RESETTING = "db.resetting"
 _REPLACE = "db.replace"
 # Not DISCARD ALL, as the drivers remember which statements they have prepared. RESET ALL leaves the role alone; it and

@@ -5,7 +5,7 @@ import re
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from db import libpq, sqlite
+from db.engine import libpq, sqlite
 from db.errors import DatabaseURLError
 
 # What people write, and the driver that is meant where the URL names none.

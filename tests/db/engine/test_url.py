@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import make_url
 
 import db
-from db.url import host_of, parse_url, same_database, sync_twin, with_host
+from db.engine.url import host_of, parse_url, same_database, sync_twin, with_host
 
 
 @pytest.mark.parametrize(

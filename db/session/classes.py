@@ -1,6 +1,6 @@
 """``AsyncSession`` and ``Session``: SQLAlchemy's own, which know who owns their transaction and who is using them.
 
-1. Whatever talks to the database is one operation of the session's user (:mod:`db.use`).
+1. Whatever talks to the database is one operation of the session's user (:mod:`db.session.access`).
 2. ``commit()``, ``rollback()`` and ``close()`` go through the owner (a scope), which runs the callbacks around them.
 """
 
@@ -12,12 +12,12 @@ import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
 from sqlalchemy import Connection, Engine, event
 
-from db.blocks import OwnedBlock, Savepoint, Transaction
-from db.callbacks import Callbacks, follow
-from db.cancellation import to_the_end
+from db.aio.cancellation import to_the_end
+from db.aio.threads import in_thread
 from db.errors import PoisonedTransactionError, RawTransactionError
-from db.threads import in_thread
-from db.use import LoopUse, ThreadUse, Use
+from db.session.access import LoopUse, ThreadUse, Use
+from db.session.callbacks import Callbacks, follow
+from db.session.transaction_blocks import OwnedBlock, Savepoint, Transaction
 
 _Maker: TypeAlias = "sa_async.async_sessionmaker[Any] | sa_orm.sessionmaker[Any]"
 

@@ -1,4 +1,4 @@
-"""Log records whose text cannot forge another one: see `db.printable`.
+"""Log records whose text cannot forge another one: see `db.text.printable`.
 
 On our loggers rather than on handlers: these are the project's own, and so is their format.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from db.printable import printable, printable_lines
+from db.text.printable import printable, printable_lines
 
 _INDENT = "  "  # of a traceback's lines: a log line begins further left
 
