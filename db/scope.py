@@ -59,7 +59,7 @@ class Scope:
         """In the order in which they commit: that of their first use, the default database's last."""
         self._owned: tuple[Unit, ...] = ()
         self._by_database: dict[Database[Any], Unit] = {}
-        self._waiting = WaitingCallbacks()
+        self._waiting: WaitingCallbacks[Database[Any]] = WaitingCallbacks()
         self._had_committed = False
         self.is_lent = False
         """Whether it uses a session of its opener's: then that one's transaction is not its own."""

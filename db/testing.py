@@ -34,6 +34,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.database import Database, S, default_database
+from db.scope import open_scope
 from db.session.classes import AsyncSession, Session
 from db.session.savepoints import InterleavedTransactionsError, SavepointStack
 from db.sessions import independent
@@ -98,10 +99,10 @@ async def _outer_transaction(database: Database[Any]) -> AsyncIterator[AsyncConn
     async with independent(database) as outer:
         if isinstance(outer, Session):
             connection: Any = await asyncio.to_thread(outer.connection)
-            SavepointStack(connection)
+            SavepointStack(connection, open_scope)
         else:
             connection = await outer.connection()
-            SavepointStack(connection.sync_connection)
+            SavepointStack(connection.sync_connection, open_scope)
         yield connection
 
 

@@ -5,90 +5,22 @@
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import sqlalchemy.exc
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, event
 
 from db.aio.cancellation import to_the_end
 from db.aio.threads import in_thread
-from db.errors import PoisonedTransactionError, RawTransactionError
-from db.session.access import LoopUse, ThreadUse, Use
-from db.session.callbacks import Callbacks, follow
+from db.errors import PoisonedTransactionError
+from db.session.access import LoopUse, ThreadUse
+from db.session.callbacks import Callbacks
+from db.session.owned_session import Guarded, Owner, name_as
 from db.session.transaction_blocks import OwnedBlock, Savepoint, Transaction
 
 _Maker: TypeAlias = "sa_async.async_sessionmaker[Any] | sa_orm.sessionmaker[Any]"
-
-
-class Owner(Protocol):
-    """Who ends the transactions of a session."""
-
-    async def commit(self) -> None: ...
-    async def rollback(self, *, evicting: bool = False) -> None: ...
-    async def close(self) -> None: ...
-    def commit_in_thread(self) -> None: ...
-
-
-class Guarded(sa_orm.Session):
-    """What the sync session inside an AsyncSession and a Session of its own have in common."""
-
-    use: Use
-    callbacks: Callbacks
-    owner: Owner | None = None
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether a flush would send anything."""
-        return not self._is_clean()  # the public `new` and `deleted` make a set of all their objects each time
-
-    def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
-        # Every statement and every flush asks for its bind first, those inside an operation, too.
-        self.use.check()
-        return super().get_bind(*args, **kwargs)
-
-    def add(self, instance: object, *, _warn: bool = True) -> None:
-        # The event below comes after SQLAlchemy has begun a transaction, and not for an object that it has already.
-        self.use.check()
-        # It would miss one that is added while another coroutine's flush is in flight.
-        self.use.refuse_if_busy()
-        super().add(instance, _warn=_warn)
-
-    def rollback(self) -> None:
-        try:
-            super().rollback()
-        finally:
-            self.callbacks.drop()
-
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            self.callbacks.drop()
-
-    def invalidate(self) -> None:
-        super().invalidate()
-        self.callbacks.drop()
-
-
-follow(Guarded)
-
-
-@event.listens_for(Guarded, "before_attach", propagate=True, raw=True)
-def _refuse_late_object(session: Guarded, _state: object) -> None:
-    # Also those that come by a cascade.
-    session.use.check()
-
-
-@event.listens_for(Guarded, "before_commit", propagate=True)
-def _refuse_unowned_commit(session: Guarded) -> None:
-    # Nobody would run the callbacks around it, or protect it from cancellation.
-    if session.owner is None or session.use.is_ending:
-        return
-    releases_savepoint = session.get_nested_transaction() is not None
-    if not releases_savepoint:
-        raise RawTransactionError("the transaction was committed inside run_sync(), or on the transaction's own object")
 
 
 class _LoopSession(Guarded):
@@ -217,30 +149,12 @@ def _exclusive(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         with self.use.operation():
             return await getattr(super(AsyncSession, self), name)(*args, **kwargs)
 
-    _name_as(operation, sa_async.AsyncSession, name)
+    name_as(operation, sa_async.AsyncSession, name)
     return operation
 
 
-def _exclusive_here(name: str) -> Callable[..., Any]:
-    def operation(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        with self.use.operation():
-            return getattr(super(Guarded, self), name)(*args, **kwargs)
-
-    _name_as(operation, sa_orm.Session, name)
-    return operation
-
-
-def _name_as(operation: Any, of: type, name: str) -> None:
-    operation.__name__ = name
-    operation.__qualname__ = f"{of.__name__}.{name}"
-    operation.__doc__ = getattr(of, name).__doc__
-
-
-# Set here, so that the types stay SQLAlchemy's. All that talks to the database comes down to these, in an AsyncSession
-# and in lazy loads, too;
-for _name in ("connection", "execute", "flush", "scalar", "scalars"):
-    setattr(Guarded, _name, _exclusive_here(_name))
-# these do so several times, or not at all where they find what they need, and are one operation all the same.
+# Set here, so that the types stay SQLAlchemy's. These talk to the database several times, or not at all where they find
+# what they need, and are one operation all the same.
 for _name in ("delete", "delete_all", "get", "get_one", "merge", "merge_all", "refresh", "run_sync"):
     setattr(AsyncSession, _name, _exclusive(_name))
 

@@ -4,10 +4,11 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 from db.aio.cancellation import to_the_end
-from db.database import Database
 from db.engine.leases import OpenEngine
 from db.errors import ScopeEndedError, WrongThreadError
 from db.session.access import PATIENCE
@@ -29,10 +30,23 @@ from db.session.transaction_blocks import rolled_back_meanwhile
 logger = logging.getLogger("db")
 
 
-class Unit:
+class SessionDatabase(Protocol):
+    """The facts about a database that its sessions need: :class:`db.database.Database`."""
+
+    name: str
+    connect_timeout: float
+    command_timeout: float
+
+    def is_same_as(self, other: Any) -> bool: ...
+
+
+D = TypeVar("D", bound=SessionDatabase, default=Any)
+
+
+class Unit(Generic[D]):
     """One session, and the lease on its engine. Without a lease it is somebody else's session, lent to the scope."""
 
-    def __init__(self, database: Database[Any], session: AsyncSession | Session, lease: OpenEngine | None) -> None:
+    def __init__(self, database: D, session: AsyncSession | Session, lease: OpenEngine | None) -> None:
         self.database = database
         self.session = session
         self.inner = sync_part(session)

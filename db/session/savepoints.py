@@ -11,13 +11,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, event
 
 from db.engine import guards
 from db.errors import DbError
-from db.scope import Scope, open_scope
 
 _WAIT_LIMIT = 3.0  # seconds
 
@@ -32,6 +31,15 @@ class InterleavedTransactionsError(DbError):
         )
 
 
+class Scope(Protocol):
+    """The facts about a scope that decide whose savepoint comes next: :class:`db.scope.Scope`."""
+
+    @property
+    def parent(self) -> "Scope | None": ...
+    @property
+    def is_lent(self) -> bool: ...
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class _Savepoint:
     name: str
@@ -39,9 +47,15 @@ class _Savepoint:
 
 
 class SavepointStack:
-    """The savepoints of `connection`, from now on."""
+    """The savepoints of `connection`, from now on.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        connection: one in an open transaction.
+        open_scope: gives the scope that is open where it is called.
+    """
+
+    def __init__(self, connection: Connection, open_scope: Callable[[], Scope | None]) -> None:
+        self._open_scope = open_scope
         self._open: list[_Savepoint] = []
         self._changed = asyncio.Event()
         # Statements too: SQLAlchemy's event for the beginning of a savepoint comes before there is a name, and those
@@ -57,7 +71,7 @@ class SavepointStack:
                 return  # it has had its turn at its event
             case ["SAVEPOINT", name]:
                 self._take_turn(connection)
-                self._open.append(_Savepoint(name, _owner()))
+                self._open.append(_Savepoint(name, self._owner()))
             case _:
                 self._take_turn(connection)
 
@@ -76,7 +90,7 @@ class SavepointStack:
         self._take_turn_to_end(connection, name)
 
     def _take_turn(self, connection: Connection) -> None:
-        here = _owner()
+        here = self._owner()
         self._wait(connection, lambda: self._is_turn_of(here))
 
     def _take_turn_to_end(self, connection: Connection, name: str) -> None:
@@ -90,6 +104,13 @@ class SavepointStack:
     def _from(self, name: str) -> list[_Savepoint]:
         """The savepoint with that name and those on top of it."""
         return list(dropwhile(lambda savepoint: savepoint.name != name, self._open))
+
+    def _owner(self) -> Scope | None:
+        """The scope that is open here; where its session was lent to it, the lender's."""
+        scope = self._open_scope()
+        while scope is not None and scope.is_lent:
+            scope = scope.parent
+        return scope
 
     def _wait(self, connection: Connection, condition: Callable[[], bool]) -> None:
         if condition():
@@ -106,14 +127,6 @@ class SavepointStack:
                     await self._changed.wait()
         except TimeoutError:
             raise InterleavedTransactionsError from None
-
-
-def _owner() -> Scope | None:
-    """The scope that is open here; where its session was lent to it, the lender's."""
-    scope = open_scope()
-    while scope is not None and scope.is_lent:
-        scope = scope.parent
-    return scope
 
 
 def _encloses(outer: Scope | None, scope: Scope | None) -> bool:

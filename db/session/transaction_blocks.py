@@ -2,22 +2,20 @@
 
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
 
 from db.aio.cancellation import to_the_end
 from db.errors import ConcurrentUseError, PoisonedTransactionError
-
-if TYPE_CHECKING:
-    from db.session.classes import AsyncSession, Owner, Session  # which makes these
+from db.session.owned_session import Guarded, Owner
 
 
 class OwnedBlock:
     """``with session.begin():`` of an owned `Session`: its owner commits."""
 
-    def __init__(self, session: "Session", transaction: sa_orm.SessionTransaction) -> None:
+    def __init__(self, session: Guarded, transaction: sa_orm.SessionTransaction) -> None:
         self.session = session
         self._transaction = transaction
         self._earlier = session.callbacks.kept()
@@ -44,7 +42,7 @@ class OwnedBlock:
 class Savepoint:
     """``with session.begin_nested():`` of a `Session`."""
 
-    def __init__(self, session: "Session", transaction: sa_orm.SessionTransaction) -> None:
+    def __init__(self, session: Guarded, transaction: sa_orm.SessionTransaction) -> None:
         self.session = session
         self._transaction = transaction
 
@@ -73,29 +71,31 @@ class Savepoint:
 class Transaction(sa_async.AsyncSessionTransaction):
     """``session.begin()`` and ``begin_nested()``: what has an owner is committed and rolled back by it."""
 
-    session: "AsyncSession"
+    @property
+    def _inner(self) -> Guarded:
+        return self.session.sync_session  # type: ignore[return-value]  # only our AsyncSession makes these
 
     @property
-    def _owner(self) -> "Owner | None":
-        return None if self.nested else self.session.owner
+    def _owner(self) -> Owner | None:
+        return None if self.nested else self._inner.owner
 
     async def start(self, is_ctxmanager: bool = False) -> "Transaction":
-        self._earlier = self.session.callbacks.kept()
+        self._earlier = self._inner.callbacks.kept()
         as_block = is_ctxmanager and self._owner is None
-        with self.session.use.operation():
+        with self._inner.use.operation():
             await super().start(is_ctxmanager=as_block)
         return self
 
     async def commit(self) -> None:
         if self.nested:
-            with self.session.use.operation():
+            with self._inner.use.operation():
                 await super().commit()
         else:
             await self.session.commit()
 
     async def rollback(self) -> None:
         if self.nested:
-            with self.session.use.operation():
+            with self._inner.use.operation():
                 await super().rollback()
         else:
             await self.session.rollback()
@@ -107,23 +107,23 @@ class Transaction(sa_async.AsyncSessionTransaction):
             await self._leave(kind, error, traceback)
         elif error is not None:
             await self._owner.rollback(evicting=True)
-            self.session.callbacks.give_back(self._earlier)
-        elif self.sync_transaction is self.session.sync_session.get_transaction():
+            self._inner.callbacks.give_back(self._earlier)
+        elif self.sync_transaction is self._inner.get_transaction():
             await self._owner.commit()
 
     async def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         transaction = self._sync_transaction()
-        lost = error is None and self.nested and _is_lost(transaction, self.session.sync_session)
+        lost = error is None and self.nested and _is_lost(transaction, self._inner)
         if error is not None:
-            await self.session.use.evict(rolled_back_meanwhile())
+            await self._inner.use.evict(rolled_back_meanwhile())
         await to_the_end(self._alone(super().__aexit__(kind, error, traceback)))
         if lost:
             raise PoisonedTransactionError
 
     async def _alone(self, leaving: Coroutine[Any, Any, None]) -> None:
-        with self.session.use.ending():
+        with self._inner.use.ending():
             await leaving
 
 

@@ -1,13 +1,11 @@
 """Callbacks made in a scope before there is a session to run them around."""
 
-from typing import Any
-
-from db.database import Database
 from db.session.callbacks import Callbacks, OnCommit
-from db.session.classes import Guarded
+from db.session.owned_session import Guarded
+from db.session.owner import D
 
 
-class WaitingCallbacks(dict[Database[Any], Callbacks]):
+class WaitingCallbacks(dict[D, Callbacks]):
     """By the database whose session they wait for. Hardly ever are there any, so a scope asks that first.
 
     `only` is a database, or None for all.
@@ -15,34 +13,34 @@ class WaitingCallbacks(dict[Database[Any], Callbacks]):
 
     __slots__ = ()
 
-    def of(self, database: Database[Any]) -> Callbacks:
+    def of(self, database: D) -> Callbacks:
         """The ones that wait for a session of `database`, to add to them."""
         return self.setdefault(database, Callbacks())
 
-    def that_want_a_session(self, only: Database[Any] | None) -> list[Database[Any]]:
+    def that_want_a_session(self, only: D | None) -> list[D]:
         """Where a session has to be opened, as a before-commit callback is given one."""
         return [each for each in self._chosen(only) if self[each].wants_session]
 
-    def give(self, database: Database[Any], session: Guarded) -> None:
+    def give(self, database: D, session: Guarded) -> None:
         """Hand them over to the session that they waited for."""
         session.callbacks = self.pop(database, session.callbacks)
         for other, callbacks in self.items():
             if other.is_same_as(database):
                 session.callbacks.adopt_batches(callbacks)
 
-    def seal(self, only: Database[Any] | None) -> None:
+    def seal(self, only: D | None) -> None:
         """The COMMIT is about to be sent: what is made from now on belongs to the next one."""
         for each in self._chosen(only):
             self[each].seal()
 
-    def take_on_commit(self, only: Database[Any] | None) -> list[OnCommit]:
+    def take_on_commit(self, only: D | None) -> list[OnCommit]:
         """What is to be told of the COMMIT, which has happened."""
         return [callback for each in self._chosen(only) for callback in self[each].take_on_commit()]
 
-    def drop(self, only: Database[Any] | None) -> None:
+    def drop(self, only: D | None) -> None:
         """Forget them: what they belong to was rolled back."""
         for each in self._chosen(only):
             del self[each]
 
-    def _chosen(self, only: Database[Any] | None) -> list[Database[Any]]:
+    def _chosen(self, only: D | None) -> list[D]:
         return list(self) if only is None else [each for each in self if each is only]

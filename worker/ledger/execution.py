@@ -8,7 +8,8 @@ from sqlalchemy import Connection, Dialect, Engine, Executable
 
 from db import AsyncSession, Session
 from db.aio.threads import in_thread
-from db.session.classes import Guarded, sync_part
+from db.session.classes import sync_part
+from db.session.owned_session import Guarded
 
 _TRANSLATION = "schema_translate_map"  # SQLAlchemy's name for it
 

@@ -19,7 +19,7 @@ from db import default_database
 from db.engine.guards import may_be_read_only, swallowed
 from db.errors import PoisonedTransactionError
 from db.scope import scope
-from db.session.classes import Guarded
+from db.session.owned_session import Guarded
 from db.sessions import independent
 from db.transient import sqlstate
 from worker.batches import batches
