@@ -18,11 +18,11 @@ from typing_extensions import TypeVar
 
 from db.aio.threads import in_thread
 from db.engine import guards, libpq, postgres, sqlite
-from db.engine.leases import OpenEngine
-from db.engine.reset import Reset, Resetting
+from db.engine.leases import LeasedEngine
+from db.engine.reset import ConnectionReset, Reset
 from db.engine.url import host_of, parse_url, same_database, sync_twin, with_host
 from db.errors import DatabaseURLError, WrongLoopError
-from db.session.classes import AsyncSession, Session, guarded
+from db.session.classes import AsyncSession, Session, adapt_sessionmaker
 
 __all__ = [
     "AnyDatabase",
@@ -133,7 +133,7 @@ class Database(Generic[S]):
         self._reset = reset
         pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": pool_timeout} if _has_pool(given) else {}
         self._engine_options: dict[str, Any] = {"pool_pre_ping": pre_ping, "hide_parameters": True, **pool, **given}
-        self._open: OpenEngine | None = None
+        self._open: LeasedEngine | None = None
         self._twin: Database[Session] | None = None
         if default:
             set_default_database(self)
@@ -261,10 +261,10 @@ class Database(Generic[S]):
             await self._before_session(self, arguments)
         return arguments
 
-    def open_session(self, arguments: Mapping[str, Any]) -> tuple[S, OpenEngine]:
+    def open_session(self, arguments: Mapping[str, Any]) -> tuple[S, LeasedEngine]:
         """A new session, and the lease on its engine, which its owner gives back. For `db.scope` and `db.sessions`."""
         if "bind" in arguments:
-            _watch(arguments["bind"])
+            _install_guards(arguments["bind"])
         opened = self._opened_here()
         session: S = opened.maker(**arguments)
         opened.lease()
@@ -298,49 +298,49 @@ class Database(Generic[S]):
         if self._open is None:
             return
         if not self._open.of_this_process:
-            self._open.forget()
+            self._open.forget_inherited()
             self._open = None
-        elif self._open.has_lost_its_loop:
-            self._open.abandon()
+        elif self._open.is_loop_closed:
+            self._open.close_without_loop()
             self._open = None
 
-    def _opened_here(self) -> OpenEngine:
+    def _opened_here(self) -> LeasedEngine:
         """The engine, for use in the running event loop."""
         opened = self._opened()
         opened.check_loop(self.name)
         return opened
 
-    def _opened(self) -> OpenEngine:
+    def _opened(self) -> LeasedEngine:
         self._forget_unusable()
         if self._open is None:
             self._open = self._bound(self._bind) if self._bind is not None else self._new_engine()
         return self._open
 
-    def _new_engine(self) -> OpenEngine:
+    def _new_engine(self) -> LeasedEngine:
         engine = self._make_engine(self.host)
         if self.url is None:
-            _watch(engine)
+            _install_guards(engine)
         else:
-            self._watch_own(_sync_part(engine))
-        return OpenEngine(engine, self._maker(engine), owned=True)
+            self._install_own_guards(_sync_part(engine))
+        return LeasedEngine(engine, self._maker(engine), owned=True)
 
-    def _watch_own(self, engine: Engine) -> None:
+    def _install_own_guards(self, engine: Engine) -> None:
         pooler: bool = self._limits["pooler"]
         idle_limit: float = self._limits["idle_in_transaction_timeout"]
-        guards.watch(engine, idle_limit=None if pooler or idle_limit == 0 else idle_limit)  # 0: there is none
+        guards.install(engine, idle_limit=None if pooler or idle_limit == 0 else idle_limit)  # 0: there is none
         if self._reset != "never":
-            Resetting(engine, self._reset, timeout=self.connect_timeout, pooler=pooler)
+            ConnectionReset(engine, self._reset, timeout=self.connect_timeout, pooler=pooler)
 
-    def _bound(self, bind: AsyncEngine | AsyncConnection | Engine | Connection) -> OpenEngine:
-        _watch(bind)
+    def _bound(self, bind: AsyncEngine | AsyncConnection | Engine | Connection) -> LeasedEngine:
+        _install_guards(bind)
         maker = self._maker(bind)
         if isinstance(bind, AsyncConnection | Connection):
             maker.configure(join_transaction_mode="create_savepoint")
-        return OpenEngine(bind if isinstance(bind, AsyncEngine) else bind.engine, maker, owned=False)
+        return LeasedEngine(bind if isinstance(bind, AsyncEngine) else bind.engine, maker, owned=False)
 
     def _maker(self, bind: Any) -> "async_sessionmaker[Any] | sessionmaker[Any]":
         if self._sessions is not None:
-            return guarded(self._sessions(bind))
+            return adapt_sessionmaker(self._sessions(bind))
         if isinstance(bind, AsyncEngine | AsyncConnection):
             return async_sessionmaker(bind, class_=AsyncSession, expire_on_commit=False)
         return sessionmaker(bind, class_=Session, expire_on_commit=False)
@@ -420,8 +420,8 @@ def _has_pool(engine_options: Mapping[str, Any]) -> bool:
     return "pool" not in engine_options and issubclass(engine_options.get("poolclass", QueuePool), QueuePool)
 
 
-def _watch(source: AsyncEngine | AsyncConnection | Engine | Connection) -> None:
-    guards.watch(_sync_part(source.engine if isinstance(source, AsyncConnection | Connection) else source))
+def _install_guards(source: AsyncEngine | AsyncConnection | Engine | Connection) -> None:
+    guards.install(_sync_part(source.engine if isinstance(source, AsyncConnection | Connection) else source))
 
 
 def _sync_part(engine: AsyncEngine | Engine) -> Engine:

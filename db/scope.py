@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession as AnyAsyncSession
 from sqlalchemy.orm import SessionTransaction
 
-from db.aio.cancellation import to_the_end
+from db.aio.cancellation import shielded
 from db.database import Database, default_database, is_default
 from db.errors import (
     NestedWriterError,
@@ -28,12 +28,12 @@ from db.errors import (
     UnownedSessionError,
     WrongLoopError,
 )
-from db.session.callbacks import BeforeCommit, BeforeCommitBatch, Callbacks, Entry, OnCommit, OnCommitBatch
-from db.session.classes import AsyncSession, Session, sync_part
-from db.session.owner import Unit, run_on_commit
+from db.session.callbacks import BeforeCommit, BeforeCommitBatch, Callback, Callbacks, OnCommit, OnCommitBatch
+from db.session.classes import AsyncSession, Session, sync_session_of
+from db.session.owner import ScopedSession, run_on_commit
 from db.session.waiting_callbacks import WaitingCallbacks
 
-__all__ = ["Scope", "Unit", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
+__all__ = ["Scope", "ScopedSession", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
 
 logger = logging.getLogger("db")
 
@@ -55,10 +55,10 @@ class Scope:
     def __init__(self, parent: "Scope | None") -> None:
         self.parent = parent
         self._state = _OPEN
-        self.units: tuple[Unit, ...] = ()
+        self.scoped_sessions: tuple[ScopedSession, ...] = ()
         """In the order in which they commit: that of their first use, the default database's last."""
-        self._owned: tuple[Unit, ...] = ()
-        self._by_database: dict[Database[Any], Unit] = {}
+        self._owned: tuple[ScopedSession, ...] = ()
+        self._by_database: dict[Database[Any], ScopedSession] = {}
         self._waiting: WaitingCallbacks[Database[Any]] = WaitingCallbacks()
         self._had_committed = False
         self.is_lent = False
@@ -74,25 +74,25 @@ class Scope:
     @property
     def is_unused(self) -> bool:
         """Whether nobody has asked for a session, nor for a callback."""
-        return not (self.units or self._waiting)
+        return not (self.scoped_sessions or self._waiting)
 
     @property
     def has_committed(self) -> bool:
         """Whether something was committed already: while the scope is open, early."""
-        for unit in self.units:
-            if unit.has_committed:
+        for scoped in self.scoped_sessions:
+            if scoped.has_committed:
                 return True
         return self._had_committed
 
     @property
     def has_touched(self) -> bool:
         """Whether any of its sessions has begun a transaction that is open still, or was committed."""
-        return self.has_committed or any(unit.inner.in_transaction() for unit in self.units)
+        return self.has_committed or any(scoped.sync_session.in_transaction() for scoped in self.scoped_sessions)
 
     @property
     def has_begun(self) -> bool:
         """Whether a rollback would lose something."""
-        return any(unit.has_begun for unit in self.units) or any(self._waiting.values())
+        return any(scoped.has_begun for scoped in self.scoped_sessions) or any(self._waiting.values())
 
     async def session(self, database: Database[S]) -> S:
         """The scope's session of `database`: the same one at every call.
@@ -102,20 +102,20 @@ class Scope:
             WrongLoopError: the scope, or the database's engine, belongs to another event loop.
             NestedWriterError: an enclosing scope holds SQLite's write lock.
         """
-        return (await self.unit(database)).session  # type: ignore[return-value]  # keyed by its database
+        return (await self.scoped_session(database)).session  # type: ignore[return-value]  # keyed by its database
 
-    async def unit(self, database: Database[Any]) -> Unit:
+    async def scoped_session(self, database: Database[Any]) -> ScopedSession:
         if asyncio.get_running_loop() is not self.loop:
             raise WrongLoopError("this scope belongs to another event loop: open one of its own there")
-        unit = self._by_database.get(database)
-        if unit is not None:
-            return unit
+        scoped = self._by_database.get(database)
+        if scoped is not None:
+            return scoped
         if not database.has_hook:
-            return self._open_unit(database, {})
+            return self._open_session(database, {})
         # While the hook of one is asked, others may want the same session.
         self._opening = self._opening or asyncio.Lock()
         async with self._opening:
-            return self._by_database.get(database) or self._open_unit(database, await database.session_arguments())
+            return self._by_database.get(database) or self._open_session(database, await database.session_arguments())
 
     def before_commit(self, callback: BeforeCommit, database: Database[Any]) -> None:
         """See :func:`db.before_commit`."""
@@ -129,18 +129,18 @@ class Scope:
         """See :func:`db.on_commit`."""
         self._callbacks_of(database).add_on_commit(callback, self._savepoint(database))
 
-    def on_commit_batch(self, callback: OnCommitBatch[T], items: list[T], database: Database[Any]) -> Entry:
+    def on_commit_batch(self, callback: OnCommitBatch[T], items: list[T], database: Database[Any]) -> Callback:
         """Call `callback` once after the COMMIT, with the items of all who asked for it and were committed.
 
         Returns:
-            What tells whether that COMMIT has happened: `is_over`.
+            What tells whether that COMMIT has happened: `is_committed`.
         """
         return self._callbacks_of(database).add_on_commit_batch(callback, items, self._savepoint(database))
 
     def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
         """Use a session of the caller's, which this scope does not end."""
         self.is_lent = True
-        self._add(Unit(database, session, None))
+        self._add(ScopedSession(database, session, None))
 
     def prepare(self) -> Awaitable[None]:
         """Send what is pending and run the before-commit callbacks now, so that a last statement can follow them.
@@ -158,21 +158,21 @@ class Scope:
             PartialCommitError: one database committed, a later one failed.
         """
         await self._prepare(lambda: self._chosen(database), database)
-        self._seal(self._chosen(database), database)
-        await to_the_end(self._commit_early(database))
+        self._begin_commit(self._chosen(database), database)
+        await shielded(self._commit_early(database))
 
-    async def rollback(self, database: Database[Any] | None = None, *, evicting: bool = True) -> None:
+    async def rollback(self, database: Database[Any] | None = None, *, cancel_running: bool = True) -> None:
         """Roll back now, one database or all; the sessions go on in new transactions.
 
         Args:
             database: which one; None for all.
             evicting: end what other coroutines have in flight, instead of raising `ConcurrentUseError`.
         """
-        await self._abandon(database, lambda unit: unit.rollback(evicting=evicting))
+        await self._end_early(database, lambda scoped: scoped.rollback(cancel_running=cancel_running))
 
     async def close(self, database: Database[Any] | None = None) -> None:
         """Roll back what was not committed and give the connections back; the sessions take new ones when next used."""
-        await self._abandon(database, Unit.close)
+        await self._end_early(database, ScopedSession.close)
 
     async def end(self, error: BaseException | None) -> None:
         """Commit or roll back, then always close, then tell."""
@@ -191,21 +191,21 @@ class Scope:
 
     async def _end_committed(self) -> None:
         self._state = _ENDED
-        self._seal(self._owned, None)
+        self._begin_commit(self._owned, None)
         if self._owned or self._waiting:
-            await to_the_end(self._commit_and_close())
+            await shielded(self._commit_and_close())
 
     async def _end_rolled_back(self) -> None:
         self._state = _ENDED
         if self._owned:
-            await to_the_end(self._close_all())
+            await shielded(self._close_all())
 
-    def _seal(self, units: Iterable[Unit], database: Database[Any] | None) -> None:
+    def _begin_commit(self, scoped_sessions: Iterable[ScopedSession], database: Database[Any] | None) -> None:
         """What is made from here on belongs to the next COMMIT."""
-        for unit in units:
-            unit.callbacks.seal()
+        for scoped in scoped_sessions:
+            scoped.callbacks.begin_commit()
         if self._waiting:
-            self._waiting.seal(database)
+            self._waiting.begin_commit(database)
 
     async def _commit_and_close(self) -> None:
         due: list[OnCommit] = []
@@ -227,94 +227,102 @@ class Scope:
         finally:
             await run_on_commit(due)
 
-    async def _prepare(self, chosen: Callable[[], Sequence[Unit]], database: Database[Any] | None) -> None:
+    async def _prepare(self, chosen: Callable[[], Sequence[ScopedSession]], database: Database[Any] | None) -> None:
         """What may still refuse the COMMIT, or be cancelled: pending statements, then the before-commit callbacks."""
-        for unit in chosen():
-            unit.use.refuse_if_busy()
+        for scoped in chosen():
+            scoped.access.refuse_if_busy()
         while True:
             if self._waiting:
-                for each in self._waiting.that_want_a_session(database):
-                    await self.unit(each)
-            for unit in chosen():
-                await unit.prepare()
-            if not self._wants_more(chosen(), database):
+                for each in self._waiting.needing_session(database):
+                    await self.scoped_session(each)
+            for scoped in chosen():
+                await scoped.prepare()
+            if not self._has_more_to_prepare(chosen(), database):
                 return
 
-    async def _abandon(self, database: Database[Any] | None, act: Callable[[Unit], Awaitable[None]]) -> None:
+    async def _end_early(self, database: Database[Any] | None, act: Callable[[ScopedSession], Awaitable[None]]) -> None:
         self._waiting.drop(database)
-        for unit in self._chosen(database):
-            await act(unit)
+        for scoped in self._chosen(database):
+            await act(scoped)
 
-    async def _commit_each(self, units: Iterable[Unit], due: list[OnCommit], *, last: bool = False) -> None:
+    async def _commit_each(
+        self, scoped_sessions: Iterable[ScopedSession], due: list[OnCommit], *, last: bool = False
+    ) -> None:
         """COMMIT one after the other; what is due to be told goes into `due`, also when a later one fails."""
         committed: list[str] = []
-        for unit in units:
+        for scoped in scoped_sessions:
             try:
-                if await unit.send_commit():
-                    committed.append(unit.database.name)
+                if await scoped.send_commit():
+                    committed.append(scoped.database.name)
             except Exception as error:
                 if committed:
-                    raise PartialCommitError(committed, unit.database.name) from error
+                    raise PartialCommitError(committed, scoped.database.name) from error
                 raise
             # What an orphan would still do with it, nobody would commit.
-            unit.use.ended = last
-            due += unit.callbacks.take_on_commit()
+            scoped.access.ended = last
+            due += scoped.callbacks.take_on_commit()
 
     async def _close_all(self) -> None:
-        for unit in self._owned:
+        for scoped in self._owned:
             try:
-                await unit.end()
+                await scoped.end()
             except Exception as error:  # noqa: BLE001 - how the transaction ended is known by now; close the others
                 logger.warning("closing a session failed: %s: %s", type(error).__name__, error)
         self._had_committed = self.has_committed
         # Whoever was started in this scope keeps it in its context, and need not keep the sessions.
-        self.units = self._owned = ()
+        self.scoped_sessions = self._owned = ()
         self._by_database.clear()
 
-    def _chosen(self, database: Database[Any] | None) -> Sequence[Unit]:
+    def _chosen(self, database: Database[Any] | None) -> Sequence[ScopedSession]:
         """What to end early: also a session that was lent, whose lender let this code have it."""
-        return self.units if database is None else [unit for unit in self.units if unit.database is database]
+        if database is None:
+            return self.scoped_sessions
+        return [scoped for scoped in self.scoped_sessions if scoped.database is database]
 
-    def _open_unit(self, database: Database[Any], arguments: Mapping[str, Any]) -> Unit:
+    def _open_session(self, database: Database[Any], arguments: Mapping[str, Any]) -> ScopedSession:
         if not self.is_open:
             raise ScopeEndedError
-        if self.units or self.parent is not None:
+        if self.scoped_sessions or self.parent is not None:
             refuse_nested_writer(database, self)
         session, lease = database.open_session(arguments)
         if self._waiting:
-            self._waiting.give(database, sync_part(session))
-        unit = Unit(database, session, lease)
-        unit.inner.owner = unit
-        self._add(unit)
-        return unit
+            self._waiting.move_to(database, sync_session_of(session))
+        scoped = ScopedSession(database, session, lease)
+        scoped.sync_session.owner = scoped
+        self._add(scoped)
+        return scoped
 
-    def _add(self, unit: Unit) -> None:
-        self._by_database[unit.database] = unit
-        self.units = (unit,) if not self.units else _in_order_of_commit(*self.units, unit)
-        self._owned = tuple(each for each in self.units if each.owned) if self.is_lent else self.units
+    def _add(self, scoped: ScopedSession) -> None:
+        self._by_database[scoped.database] = scoped
+        self.scoped_sessions = (
+            (scoped,) if not self.scoped_sessions else _in_order_of_commit(*self.scoped_sessions, scoped)
+        )
+        self._owned = (
+            tuple(each for each in self.scoped_sessions if each.owned) if self.is_lent else self.scoped_sessions
+        )
 
-    def _wants_more(self, prepared: Iterable[Unit], database: Database[Any] | None) -> bool:
+    def _has_more_to_prepare(self, prepared: Iterable[ScopedSession], database: Database[Any] | None) -> bool:
         """Whether a callback of one database has made one for another, which was prepared already."""
-        for unit in prepared:
-            if unit.callbacks.wants_session:
+        for scoped in prepared:
+            if scoped.callbacks.needs_session:
                 return True
-        return bool(self._waiting and self._waiting.that_want_a_session(database))
+        return bool(self._waiting and self._waiting.needing_session(database))
 
     def _callbacks_of(self, database: Database[Any]) -> Callbacks:
-        unit = self._by_database.get(database)
-        if unit is None:
+        scoped = self._by_database.get(database)
+        if scoped is None:
             return self._waiting.of(database)
-        if unit.inner.owner is None:
+        if scoped.sync_session.owner is None:
             raise UnownedSessionError
-        return unit.callbacks
+        return scoped.callbacks
 
     def _savepoint(self, database: Database[Any]) -> SessionTransaction | None:
-        unit = self._by_database.get(database)
-        return None if unit is None else unit.inner.get_nested_transaction()
+        scoped = self._by_database.get(database)
+        return None if scoped is None else scoped.sync_session.get_nested_transaction()
 
 
-def _in_order_of_commit(*units: Unit) -> tuple[Unit, ...]:
-    return tuple(sorted(units, key=lambda each: is_default(each.database)))
+def _in_order_of_commit(*scoped_sessions: ScopedSession) -> tuple[ScopedSession, ...]:
+    return tuple(sorted(scoped_sessions, key=lambda each: is_default(each.database)))
 
 
 _current: ContextVar[Scope | None] = ContextVar("db.scope", default=None)
@@ -348,7 +356,10 @@ def refuse_nested_writer(database: Database[Any], enclosing: Scope | None) -> No
     if not database.is_sqlite:
         return
     while enclosing is not None:
-        if any(unit.database.is_same_as(database) and unit.inner.in_transaction() for unit in enclosing.units):
+        if any(
+            scoped.database.is_same_as(database) and scoped.sync_session.in_transaction()
+            for scoped in enclosing.scoped_sessions
+        ):
             raise NestedWriterError
         enclosing = enclosing.parent
 
@@ -378,7 +389,7 @@ class scope:  # noqa: N801 - used as a function
         if session is not None and join:
             raise TypeError("scope(session=...) is a new scope, which cannot join another")
         self._join = join
-        self._session = None if session is None else _ours(session)
+        self._session = None if session is None else _checked(session)
         self._database = database
         self._scope: Scope | None = None
 
@@ -409,7 +420,7 @@ class scope:  # noqa: N801 - used as a function
                 _current.set(ending.parent)
 
 
-def _ours(session: Any) -> AsyncSession | Session:
+def _checked(session: Any) -> AsyncSession | Session:
     if not isinstance(session, AsyncSession | Session):
         kind = "AsyncSession" if isinstance(session, AnyAsyncSession) else "Session"
         raise TypeError(f"scope(session=...) takes a db.{kind}: make it with db.testing, or class_=db.{kind}")

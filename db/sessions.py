@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from db.aio.cancellation import to_the_end
+from db.aio.cancellation import shielded
 from db.aio.threads import in_thread
 from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
-from db.scope import Unit, current_scope, open_scope, refuse_nested_writer, scope
+from db.scope import ScopedSession, current_scope, open_scope, refuse_nested_writer, scope
 from db.session.callbacks import BeforeCommit, OnCommit
-from db.session.classes import AsyncSession, Session, sync_part
+from db.session.classes import AsyncSession, Session, sync_session_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,9 +62,9 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
     """
     chosen: Database[Any] = database or default_database()
     async with scope(join=True) as here:
-        unit = await here.unit(chosen)
+        scoped = await here.scoped_session(chosen)
         own = await here.session(chosen)
-        if unit.has_begun:
+        if scoped.has_begun:
             match current:
                 case "append":
                     yield own
@@ -74,17 +74,17 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
                         yield own
                     return
                 case "commit":
-                    await unit.commit()
+                    await scoped.commit()
                 case "rollback":
-                    await unit.rollback()
+                    await scoped.rollback()
                 case "raise":
                     raise TransactionOpenError
         try:
             yield own
         except BaseException:
-            await unit.rollback(evicting=True)
+            await scoped.rollback(cancel_running=True)
             raise
-        await unit.commit()
+        await scoped.commit()
 
 
 async def isolated(fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -113,12 +113,12 @@ async def independent(database: Database[Any] | None = None) -> AsyncIterator[An
     chosen = database or default_database()
     refuse_nested_writer(chosen, open_scope())
     opened, lease = chosen.open_session(await chosen.session_arguments())
-    unit = Unit(chosen, opened, lease)
-    sync_part(opened).owner = unit
+    scoped = ScopedSession(chosen, opened, lease)
+    sync_session_of(opened).owner = scoped
     try:
         yield opened
     finally:
-        await unit.finish()
+        await scoped.end_shielded()
 
 
 async def commit(database: Database[Any] | None = None) -> None:
@@ -139,7 +139,7 @@ async def rollback(database: Database[Any] | None = None) -> None:
         NoScopeError: no scope is open here.
         ConcurrentUseError: another coroutine's statement is in flight.
     """
-    await current_scope().rollback(database, evicting=False)
+    await current_scope().rollback(database, cancel_running=False)
 
 
 async def close(database: Database[Any] | None = None) -> None:
@@ -182,10 +182,10 @@ async def _savepoint(session: AsyncSession | Session) -> AsyncIterator[None]:
             yield
         return
     # A thread goes on, whoever is cancelled meanwhile.
-    savepoint = await to_the_end(in_thread(session.begin_nested))
+    savepoint = await shielded(in_thread(session.begin_nested))
     try:
         yield
     except BaseException:
-        await to_the_end(in_thread(savepoint.rollback))
+        await shielded(in_thread(savepoint.rollback))
         raise
-    await to_the_end(in_thread(savepoint.commit))
+    await shielded(in_thread(savepoint.commit))

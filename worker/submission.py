@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from db import Database, default_database
 from db.scope import Scope
-from db.session.callbacks import Entry as Callback
+from db.session.callbacks import Callback
 from db.session.classes import joins_transaction
 from worker.errors import EnqueueError
 from worker.ledger import State
@@ -38,7 +38,7 @@ class Transaction:
 
     @property
     def is_committed(self) -> bool:
-        return self.on_commit is not None and self.on_commit.is_over
+        return self.on_commit is not None and self.on_commit.is_committed
 
     @property
     def is_open(self) -> bool:
@@ -88,7 +88,7 @@ def _database_of(scope: Scope) -> Database[Any]:
     """The default database, through the driver by which the scope uses it: through another one, a row would be in a
     transaction of its own. Where it uses both, that of the transaction that is open, else of the later session."""
     default = default_database()
-    used = [unit for unit in scope.units if unit.database.is_same_as(default)]
+    used = [unit for unit in scope.scoped_sessions if unit.database.is_same_as(default)]
     begun = [unit for unit in used if unit.session.in_transaction()]
     return next((unit.database for unit in reversed(begun or used)), default)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def shielded(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end and report how it ended, however often the caller is cancelled meanwhile.
 
     A cancellation that arrives meanwhile is delivered at the caller's next await, so that a COMMIT that succeeded is
@@ -30,7 +30,7 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def in_private_task(work: Coroutine[Any, Any, T]) -> T:
+async def in_own_task(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` in a task of its own: the first cancellation of the caller is passed on to it, later ones are not.
 
     So `work` sees one `CancelledError`, cleans up in peace, and its own result or error is the truth.

@@ -13,9 +13,9 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_AT_ONCE = 32
+_MAX_THREADS = 32
 
-_threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="db")
+_threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="db")
 
 
 async def in_thread(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -24,10 +24,10 @@ async def in_thread(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return await asyncio.get_running_loop().run_in_executor(_threads, lambda: context.run(fn, *args, **kwargs))
 
 
-def _start_anew() -> None:
+def _replace_threads() -> None:
     global _threads  # noqa: PLW0603 - a forked child has none of its parent's threads
-    _threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="db")
+    _threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="db")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_replace_threads)

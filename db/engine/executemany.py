@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 
-def heed_cancellation(engine: Engine) -> None:
+def honor_cancellation(engine: Engine) -> None:
     """Let the connections that `engine` opens from now on heed a cancellation in `executemany`, if they are asyncpg's.
 
     The statement of a session and a direct use of the driver's connection alike.
@@ -37,11 +37,11 @@ def _connection_class() -> type:
 
         async def executemany(self, command: str, args: Iterable[Any], **options: Any) -> Any:
             rows = _Rows(args)
-            return await _Heeding(super().executemany(command, rows, **options), rows)
+            return await _Cancellable(super().executemany(command, rows, **options), rows)
 
         async def fetchmany(self, query: str, args: Iterable[Any], **options: Any) -> Any:
             rows = _Rows(args)
-            return await _Heeding(super().fetchmany(query, rows, **options), rows)
+            return await _Cancellable(super().fetchmany(query, rows, **options), rows)
 
     return Connection
 
@@ -60,7 +60,7 @@ class _Rows:
         self.being_written = False
 
 
-class _Heeding:
+class _Cancellable:
     """Awaits `work` step by step in the caller's own task, as `await work` does, and steps in when it is cancelled.
 
     A task of its own would do as well, at the cost of a task for each `executemany`.

@@ -26,13 +26,13 @@ from sqlalchemy.util import await_only
 
 from db.engine import postgres, sqlite
 from db.engine.effects import Effect, effects
-from db.engine.executemany import heed_cancellation
-from db.engine.reset import driver_of, forget, may_have, note
+from db.engine.executemany import honor_cancellation
+from db.engine.reset import driver_connection_of, forget_effects, may_have, note_effects
 from db.errors import ConcurrentUseError, ConnectionEndedError, PoisonedTransactionError, RawTransactionError
 from db.transient import sqlstate
 
-_MARK = "db.poisoned"
-_TURN = "db.turn"
+_POISONED = "db.poisoned"
+_STATEMENT_TIMES = "db.statement_times"
 _READ_ONLY = "25006"
 _TOOK_TOO_LONG = frozenset({"25P03", "25P04"})
 _ALMOST = 0.9  # of a limit: the server's clock began a little earlier
@@ -47,7 +47,7 @@ _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _SHORT = 4096  # characters; longer statements are read each time, as to remember them would be to keep them
 
 
-class _Reading(NamedTuple):
+class _StatementFacts(NamedTuple):
     """What a statement's text says about the transaction that it runs in."""
 
     ends_by: str | None
@@ -60,10 +60,10 @@ class _Reading(NamedTuple):
     """What else it may do."""
 
 
-_HARMLESS = _Reading(None, is_to_savepoint=False, may_be_several=False, effects=Effect.NONE)
+_PLAIN = _StatementFacts(None, is_to_savepoint=False, may_be_several=False, effects=Effect.NONE)
 
 
-def watch(engine: Engine, *, idle_limit: float | None = None) -> None:
+def install(engine: Engine, *, idle_limit: float | None = None) -> None:
     """Guard every connection of `engine` from now on; an engine that is watched already stays as it is.
 
     So does one with other execution options: its dialect and its pool are those of the engine that it was made of.
@@ -75,9 +75,9 @@ def watch(engine: Engine, *, idle_limit: float | None = None) -> None:
     dialect: Any = engine.dialect
     if getattr(dialect.do_commit, "func", None) is _commit:
         return
-    event.listen(engine, "handle_error", partial(_handle_error, idle_limit))
+    event.listen(engine, "handle_error", partial(_translate_error, idle_limit))
     event.listen(engine, "checkin", partial(_clear_returned, dialect.driver == "asyncpg"))
-    heed_cancellation(engine)
+    honor_cancellation(engine)
     # Not by the events of the same moments: where an engine has a single one of those, SQLAlchemy prepares each new
     # connection for all of them, which costs a short transaction a twentieth of its time.
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
@@ -88,22 +88,22 @@ def watch(engine: Engine, *, idle_limit: float | None = None) -> None:
     dialect.do_rollback_to_savepoint = partial(_roll_back_to_savepoint, dialect.do_rollback_to_savepoint)
 
 
-def roll_back_if_poisoned(connection: Connection, savepoint: str) -> None:
+def refuse_poisoned_savepoint(connection: Connection, savepoint: str) -> None:
     """Roll back to `savepoint` and raise, if the server has aborted the transaction: RELEASE would fail for ever.
 
     Raises:
         PoisonedTransactionError: it has.
     """
-    if _MARK in connection.info:
-        cause = connection.info[_MARK]
+    if _POISONED in connection.info:
+        cause = connection.info[_POISONED]
         connection.dialect.do_rollback_to_savepoint(connection, savepoint)
         _clear(connection)
         raise PoisonedTransactionError from cause
 
 
-def swallowed(connection: Connection) -> BaseException | None:
+def swallowed_error(connection: Connection) -> BaseException | None:
     """The error by which the server has aborted the transaction of `connection`, if it has."""
-    error: BaseException | None = connection.info.get(_MARK)
+    error: BaseException | None = connection.info.get(_POISONED)
     return error
 
 
@@ -116,7 +116,7 @@ def may_be_read_only(connection: Connection) -> bool:
     return bool(by_option) or may_have(Effect.READ_ONLY, _info(connection.connection))
 
 
-def _handle_error(idle_limit: float | None, context: ExceptionContext) -> BaseException | None:
+def _translate_error(idle_limit: float | None, context: ExceptionContext) -> BaseException | None:
     error = context.original_exception
     if context.is_pre_ping:  # a connection that is found dead is replaced, and nobody need know
         return None
@@ -125,18 +125,18 @@ def _handle_error(idle_limit: float | None, context: ExceptionContext) -> BaseEx
             postgres.hide_detail(context.sqlalchemy_exception, error)
         if sqlstate(error) == _READ_ONLY and _is_server_read_only(context.connection):
             context.is_disconnect = True
-        if (why := _why_it_ended_itself(context, idle_limit)) is not None:
+        if (why := _reason_it_was_ended(context, idle_limit)) is not None:
             context.is_disconnect = True
             context.invalidate_pool_on_disconnect = False  # the other connections have done nothing
             return ConnectionEndedError(why)
-        unreachable = postgres.unreachable(error, is_connecting=context.connection is None)
-        if unreachable is not None:
+        unreachable_error = postgres.unreachable_error(error, is_connecting=context.connection is None)
+        if unreachable_error is not None:
             context.is_disconnect = True
-            return unreachable
+            return unreachable_error
         if postgres.is_busy(error):
             return ConcurrentUseError()
         _mark_poisoned(context)
-        return postgres.leads_to_pooler(error)
+        return postgres.pooler_error(error)
     return None
 
 
@@ -144,17 +144,17 @@ def _is_server_read_only(connection: Connection | None) -> bool:
     """Whether it is the server that takes no writes, and not only this transaction."""
     if connection is None or connection.invalidated:
         return True
-    return not may_be_read_only(connection) and postgres.takes_no_writes(
-        driver_of(connection.connection.dbapi_connection)
+    return not may_be_read_only(connection) and postgres.is_read_only_server(
+        driver_connection_of(connection.connection.dbapi_connection)
     )
 
 
-def _why_it_ended_itself(context: ExceptionContext, idle_limit: float | None) -> str | None:
+def _reason_it_was_ended(context: ExceptionContext, idle_limit: float | None) -> str | None:
     """What the session has done for which the server ended its connection; None where it did nothing, or lives."""
     error, connection = context.original_exception, context.connection
     if sqlstate(error) in _TOOK_TOO_LONG:
         return str(error).partition("\n")[0]
-    is_lost = context.is_disconnect or postgres.unreachable(error, is_connecting=False) is not None
+    is_lost = context.is_disconnect or postgres.unreachable_error(error, is_connecting=False) is not None
     if not is_lost or connection is None or connection.invalidated:
         return None
     info = _info(connection.connection)
@@ -171,7 +171,7 @@ def _why_it_ended_itself(context: ExceptionContext, idle_limit: float | None) ->
 
 def _idle_before_loss(info: dict[Any, Any]) -> float:
     """Seconds that the transaction did nothing before what has just failed."""
-    started, ended = info.get(_TURN) or (0.0, 0.0)
+    started, ended = info.get(_STATEMENT_TIMES) or (0.0, 0.0)
     return (started if started > ended else time.monotonic()) - ended if ended else 0.0
 
 
@@ -185,7 +185,7 @@ def _mark_poisoned(context: ExceptionContext) -> None:
     if connection is None or context.is_disconnect or connection.invalidated:
         return
     if connection.in_transaction() and _aborted_by_server(connection, context.original_exception):
-        connection.info.setdefault(_MARK, context.sqlalchemy_exception)
+        connection.info.setdefault(_POISONED, context.sqlalchemy_exception)
 
 
 def _aborted_by_server(connection: Connection, error: BaseException) -> bool:
@@ -212,7 +212,7 @@ def _autocommits(connection: Connection) -> bool:
 
 def _begin(begin: Callable[[Any], None], connection: PoolProxiedConnection, *, begins_late: bool) -> None:
     now = time.monotonic()
-    _info(connection)[_TURN] = [now, now]
+    _info(connection)[_STATEMENT_TIMES] = [now, now]
     begin(connection)
     dbapi_connection: Any = connection.dbapi_connection
     # The BEGIN that the first statement would have sent. psycopg sends its own before whatever it is asked for.
@@ -222,14 +222,15 @@ def _begin(begin: Callable[[Any], None], connection: PoolProxiedConnection, *, b
 
 def _commit(commit: Callable[[Any], None], connection: PoolProxiedConnection) -> None:
     info = _info(connection)
-    if _MARK in info:
-        raise PoisonedTransactionError from info[_MARK]
-    info.pop(_TURN, None)  # a COMMIT whose answer is lost is in doubt, however long the transaction had sat idle
+    if _POISONED in info:
+        raise PoisonedTransactionError from info[_POISONED]
+    # A COMMIT whose answer is lost is in doubt, however long the transaction had sat idle.
+    info.pop(_STATEMENT_TIMES, None)
     commit(connection)
 
 
 def _roll_back(roll_back: Callable[[Any], None], connection: PoolProxiedConnection) -> None:
-    _info(connection).pop(_MARK, None)
+    _info(connection).pop(_POISONED, None)
     roll_back(connection)
 
 
@@ -248,14 +249,14 @@ def _info(connection: PoolProxiedConnection) -> dict[Any, Any]:
 
 def _clear(connection: Connection) -> None:
     if not connection.invalidated:
-        connection.info.pop(_MARK, None)
+        connection.info.pop(_POISONED, None)
 
 
 def _clear_returned(is_asyncpg: bool, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
     # A refused COMMIT ends SQLAlchemy's transaction without a ROLLBACK of its own; the pool sends it.
-    record.info.pop(_MARK, None)
-    forget(record.info)
-    if is_asyncpg and dbapi_connection is not None and _is_in_transaction(driver_of(dbapi_connection)):
+    record.info.pop(_POISONED, None)
+    forget_effects(record.info)
+    if is_asyncpg and dbapi_connection is not None and _is_in_transaction(driver_connection_of(dbapi_connection)):
         record.invalidate()
 
 
@@ -271,32 +272,32 @@ def _is_in_transaction(driver_connection: Any) -> bool:
 
 
 def _execute(execute: Callable[..., None], cursor: Any, statement: str, *rest: Any) -> None:
-    reading = _remembered(statement) if len(statement) <= _SHORT else _read(statement)
-    if reading.ends_by is not None:
-        raise RawTransactionError(f"{reading.ends_by} was sent as text")
+    facts = _facts_of_short(statement) if len(statement) <= _SHORT else _facts(statement)
+    if facts.ends_by is not None:
+        raise RawTransactionError(f"{facts.ends_by} was sent as text")
     context = rest[-1] if rest else None
     if not isinstance(context, ExecutionContext):
         execute(cursor, statement, *rest)
         return
     connection = context.root_connection
     info = _info(connection.connection)
-    if reading is not _HARMLESS and reading.effects is not Effect.NONE:
-        note(info, reading.effects)  # before it runs: an advisory lock outlives the statement's failure
-    turn = info.get(_TURN) or [0.0, 0.0]
-    turn[0] = time.monotonic()
+    if facts is not _PLAIN and facts.effects is not Effect.NONE:
+        note_effects(info, facts.effects)  # before it runs: an advisory lock outlives the statement's failure
+    times = info.get(_STATEMENT_TIMES) or [0.0, 0.0]
+    times[0] = time.monotonic()
     execute(cursor, statement, *rest)
-    turn[1] = time.monotonic()
-    if reading is not _HARMLESS:
-        _look_at_transaction(connection, cursor, reading)
+    times[1] = time.monotonic()
+    if facts is not _PLAIN:
+        _check_transaction(connection, cursor, facts)
 
 
-def _read(statement: str) -> _Reading:
+def _facts(statement: str) -> _StatementFacts:
     start = _first_word(statement)
     found = None if statement == sqlite.BEGIN else _ENDS_TRANSACTION.match(statement, start)
     to_savepoint = _ROLLS_BACK_TO_SAVEPOINT.match(statement, start) is not None
     ends_by = None if found is None else found[1].upper()
-    reading = _Reading(ends_by, to_savepoint, ";" in statement, effects(statement, start))
-    return _HARMLESS if reading == _HARMLESS else reading
+    facts = _StatementFacts(ends_by, to_savepoint, ";" in statement, effects(statement, start))
+    return _PLAIN if facts == _PLAIN else facts
 
 
 def _first_word(statement: str) -> int:
@@ -319,12 +320,12 @@ def _end_of_comment(statement: str, start: int) -> int:
 
 
 # A job's few statements come again and again; to look one up, whose text is kept for it, costs less than to read it.
-_remembered = lru_cache(maxsize=1024)(_read)
+_facts_of_short = lru_cache(maxsize=1024)(_facts)
 
 
-def _look_at_transaction(connection: Connection, cursor: Any, reading: _Reading) -> None:
-    if reading.is_to_savepoint:
-        _info(connection.connection).pop(_MARK, None)
+def _check_transaction(connection: Connection, cursor: Any, facts: _StatementFacts) -> None:
+    if facts.is_to_savepoint:
+        _info(connection.connection).pop(_POISONED, None)
     # psycopg sends several statements at once if they have no parameters.
-    if reading.may_be_several and postgres.has_lost_transaction(cursor) and not _autocommits(connection):
+    if facts.may_be_several and postgres.has_lost_transaction(cursor) and not _autocommits(connection):
         raise RawTransactionError("a statement among several ended the transaction")

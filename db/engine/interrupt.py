@@ -6,16 +6,16 @@ from contextlib import suppress
 from typing import Any
 
 
-def interrupt(driver_connection: Any, patience: float) -> None:
-    """Ask the database to end the statement in flight, whose thread then gets an error; `patience` is in seconds."""
+def interrupt(driver_connection: Any, timeout: float) -> None:
+    """Ask the database to end the statement in flight, whose thread then gets an error; `timeout` is in seconds."""
     if hasattr(driver_connection, "cancel_safe"):  # psycopg
         with suppress(Exception):  # a server that does not hear it cannot end the statement either
-            driver_connection.cancel_safe(timeout=patience)
+            driver_connection.cancel_safe(timeout=timeout)
     elif hasattr(driver_connection, "interrupt"):  # sqlite3
         driver_connection.interrupt()
 
 
-def break_off(driver_connection: Any) -> None:
+def disconnect(driver_connection: Any) -> None:
     """End the network connection below the driver, whose thread would else wait for ever for a server that is gone."""
     # On a copy of the file descriptor: the driver still has to close its own.
     with suppress(Exception), socket.socket(fileno=os.dup(driver_connection.fileno())) as network:

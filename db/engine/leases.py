@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
 from db.aio.threads import in_thread
-from db.engine.reset import driver_of
+from db.engine.reset import driver_connection_of
 from db.errors import WrongLoopError
 
 _CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
@@ -29,7 +29,7 @@ _CANCELLED_TIMEOUT = 5.0  # seconds for the sessions of cancelled tasks to end; 
 _inherited: list[Any] = []
 
 
-class OpenEngine:
+class LeasedEngine:
     """An engine with its sessionmaker, and the count of sessions that hold it."""
 
     def __init__(
@@ -45,21 +45,21 @@ class OpenEngine:
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._leases = 0
-        self._returned: asyncio.Event | None = None
+        self._released: asyncio.Event | None = None
         self._retired = False
         self._closing: set[asyncio.Task[None]] = set()
         self._lifetime: AsyncGenerator[None, None] | None = None
         if isinstance(engine, AsyncEngine) and owned:
             self._close_connections_in_background(engine)
-            self._lifetime = _begun(self._live())
+            self._lifetime = _started(self._close_with_loop())
 
     @property
     def of_this_process(self) -> bool:
         return self._pid == os.getpid()
 
     @property
-    def has_lost_its_loop(self) -> bool:
-        """Whether its loop is closed, so that it cannot be used any more. `abandon` it, and open another one.
+    def is_loop_closed(self) -> bool:
+        """Whether its loop is closed, so that it cannot be used any more. Close it, open another one.
 
         An engine of the user's own is theirs to close, unless there is nothing to close between its sessions.
         """
@@ -75,7 +75,7 @@ class OpenEngine:
                 "database.dispose()' on that loop before you use it here, or use one Database a loop"
             )
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """Hang up its connections, whose loop is closed, without a goodbye."""
         if self._owned:
             self._sync_engine.dispose()
@@ -83,10 +83,10 @@ class OpenEngine:
     def lease(self) -> None:
         self._leases += 1
 
-    async def give_back(self) -> None:
+    async def release(self) -> None:
         self._leases -= 1
-        if self._returned is not None:
-            self._returned.set()
+        if self._released is not None:
+            self._released.set()
         if self._retired and self._leases == 0:
             await self._dispose()
 
@@ -99,12 +99,12 @@ class OpenEngine:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CANCELLED_TIMEOUT):
                 while self._leases and (cancelled := _cancelled_tasks()):
-                    self._returned = asyncio.Event()
-                    returned = asyncio.ensure_future(self._returned.wait())
+                    self._released = asyncio.Event()
+                    released = asyncio.ensure_future(self._released.wait())
                     try:
-                        await asyncio.wait({*cancelled, returned}, return_when=asyncio.FIRST_COMPLETED)
+                        await asyncio.wait({*cancelled, released}, return_when=asyncio.FIRST_COMPLETED)
                     finally:
-                        returned.cancel()
+                        released.cancel()
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -114,7 +114,7 @@ class OpenEngine:
         if self._leases == 0:
             await self._dispose()
 
-    def forget(self) -> None:
+    def forget_inherited(self) -> None:
         """Drop the pool and leave the connections alone: they belong to the process this one was forked from."""
         _inherited.extend((self._sync_engine.pool, self._lifetime))
         self._sync_engine.dispose(close=False)
@@ -130,7 +130,7 @@ class OpenEngine:
         elif self._owned:
             await in_thread(self._sync_engine.dispose)
 
-    async def _live(self) -> AsyncGenerator[None, None]:
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         """Close the connections when this is closed: by `_dispose`, or by the loop before it ends.
 
         What a loop closes at its end are asynchronous generators (`asyncio.run` and all like it do so).
@@ -149,7 +149,7 @@ class OpenEngine:
     def _close_connections_in_background(self, engine: AsyncEngine) -> None:
         def close(dbapi_connection: Any) -> None:
             if self._loop.is_closed():
-                _hang_up(driver_of(dbapi_connection))
+                _close_without_loop(driver_connection_of(dbapi_connection))
                 return
             try:
                 running = asyncio.get_running_loop()
@@ -159,7 +159,7 @@ class OpenEngine:
             if running is not self._loop:  # the garbage collector, in another thread
                 self._loop.call_soon_threadsafe(close, dbapi_connection)
                 return
-            closing = running.create_task(_close(driver_of(dbapi_connection)))
+            closing = running.create_task(_close(driver_connection_of(dbapi_connection)))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -188,7 +188,7 @@ async def _close(driver_connection: Any) -> None:
             raise
 
 
-def _hang_up(driver_connection: Any) -> None:
+def _close_without_loop(driver_connection: Any) -> None:
     """Close a connection whose loop, which would have to do it, is closed."""
     if hasattr(driver_connection, "pgconn"):  # psycopg
         driver_connection.pgconn.finish()
@@ -208,7 +208,7 @@ def _cancelled_tasks() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if task.cancelling() and task is not asyncio.current_task()}
 
 
-def _begun(generator: AsyncGenerator[None, None]) -> AsyncGenerator[None, None]:
+def _started(generator: AsyncGenerator[None, None]) -> AsyncGenerator[None, None]:
     """`generator` at its first `yield`, before which it must not wait: the running loop knows it from now on."""
     with suppress(StopIteration):
         generator.__anext__().send(None)

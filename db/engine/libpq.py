@@ -32,7 +32,7 @@ _BESIDE_SYSTEM_CERTIFICATES = ("sslmode", "sslrootcert", "sslnegotiation")
 _WHERE = ("host", "port")
 _SAME_IN_ASYNCPG = ("target_session_attrs", "passfile", "krbsrvname", "gsslib", "service")
 # asyncpg's and SQLAlchemy's own, which are no strings.
-_ASYNCPGS_OWN = {
+_ASYNCPG_PARAMETERS = {
     "prepared_statement_cache_size": int,
     "statement_cache_size": int,
     "max_cached_statement_lifetime": int,
@@ -59,7 +59,7 @@ _WORKS_IN_ASYNCPG = {
     *("connect_timeout", "application_name", "fallback_application_name", "options"),
     *_IN_DSN,
     *_SAME_IN_ASYNCPG,
-    *_ASYNCPGS_OWN,
+    *_ASYNCPG_PARAMETERS,
     *_SOCKET_OPTIONS,
 }
 # libpq's others: for whom takes the driver that is made of it.
@@ -87,7 +87,7 @@ def checked(url: URL) -> URL:
     """
     url = _with_fields(_with_sslmode(url))
     if url.get_driver_name() in DRIVERS:
-        parameters = _singly(url)
+        parameters = _single_values(url)
         _check_values(parameters)
         (_check_for_asyncpg if url.get_driver_name() == "asyncpg" else _check_for_psycopg)(parameters)
     return url
@@ -99,9 +99,9 @@ def connect_timeout(url: URL) -> float | None:
     return None if seconds is None else float(str(seconds))
 
 
-def without_asyncpgs_own(url: URL) -> URL:
+def without_asyncpg_parameters(url: URL) -> URL:
     """`url` without what only asyncpg and SQLAlchemy's dialect for it know."""
-    return url.difference_update_query(_ASYNCPGS_OWN)
+    return url.difference_update_query(_ASYNCPG_PARAMETERS)
 
 
 def for_sqlalchemy(url: URL) -> URL:
@@ -111,7 +111,7 @@ def for_sqlalchemy(url: URL) -> URL:
 
 def driver_arguments(url: URL) -> dict[str, Any]:
     """The URL's parameters, as arguments of its driver's `connect`; without `connect_timeout`. For `DRIVERS`."""
-    given = _singly(url)
+    given = _single_values(url)
     given.pop("connect_timeout", None)
     return _asyncpg_arguments(given) if url.get_driver_name() == "asyncpg" else given
 
@@ -137,7 +137,7 @@ def options_for(settings: Mapping[str, str]) -> str:
 
 def _asyncpg_arguments(given: dict[str, str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: given[name] for name in _SAME_IN_ASYNCPG if name in given}
-    arguments |= {name: read(given[name]) for name, read in _ASYNCPGS_OWN.items() if name in given}
+    arguments |= {name: read(given[name]) for name, read in _ASYNCPG_PARAMETERS.items() if name in given}
     tls = {name: given[name] for name in _IN_DSN if name in given}
     if tls.get("sslrootcert") == "system":
         arguments["ssl"] = True  # the certificates that the system trusts, and the host's name
@@ -186,7 +186,7 @@ def _with_fields(url: URL) -> URL:
     return url
 
 
-def _singly(url: URL) -> dict[str, str]:
+def _single_values(url: URL) -> dict[str, str]:
     for name, value in url.query.items():
         if name not in _WHERE and not isinstance(value, str):
             raise DatabaseURLError(f"{name} stands twice in the URL")
@@ -196,7 +196,7 @@ def _singly(url: URL) -> dict[str, str]:
 def _check_values(parameters: Mapping[str, str]) -> None:
     _check_one_of("sslmode", parameters, _SSL_MODES)
     _check_one_of("target_session_attrs", parameters, _SESSION_ATTRIBUTES)
-    for name in ("connect_timeout", *_SOCKET_OPTIONS, *_ASYNCPGS_OWN):
+    for name in ("connect_timeout", *_SOCKET_OPTIONS, *_ASYNCPG_PARAMETERS):
         if name in parameters and not parameters[name].isdecimal():
             raise DatabaseURLError(f"{name} in the URL is a whole number, not {parameters[name]!r}")
     if parameters.get("connect_timeout", "1").strip("0") == "":

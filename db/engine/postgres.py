@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
 from db.engine.libpq import options_for, settings_in
-from db.engine.reset import driver_of
+from db.engine.reset import driver_connection_of
 from db.errors import DatabaseUnreachableError, DatabaseURLError
 
 # asyncpg's words, for which it has no class or code of their own.
@@ -100,7 +100,7 @@ def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
     def ping(dbapi_connection: Any) -> bool:
         try:
             # Not an empty one, for which asyncpg 0.32 has no answer.
-            await_only(driver_of(dbapi_connection).execute("SELECT 1", timeout=timeout))
+            await_only(driver_connection_of(dbapi_connection).execute("SELECT 1", timeout=timeout))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             return False
         return True
@@ -109,19 +109,19 @@ def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
     engine.sync_engine.dialect.do_ping = ping  # type: ignore[method-assign]
 
 
-def unreachable(error: BaseException, *, is_connecting: bool) -> DatabaseUnreachableError | None:
+def unreachable_error(error: BaseException, *, is_connecting: bool) -> DatabaseUnreachableError | None:
     """What to say instead of `error` if it means that the server is away or does not answer."""
     # asyncpg's time limit and the network's errors, which no error of a task's own must be taken for.
     if isinstance(error, OSError) or (type(error).__name__ == "InternalClientError" and _TOLD_TO_GO in str(error)):
-        away = _away(error)
-        away.was_connected = not is_connecting
-        return away
+        unreachable = _unreachable(error)
+        unreachable.was_connected = not is_connecting
+        return unreachable
     if is_connecting and _is_psycopg_operational(error) and _is_temporary(str(error)):
-        return _away(error)
+        return _unreachable(error)
     return None
 
 
-def leads_to_pooler(error: BaseException) -> DatabaseURLError | None:
+def pooler_error(error: BaseException) -> DatabaseURLError | None:
     """What to say instead of `error` if a pooler in transaction mode has refused what only a server can do."""
     said = str(error)
     if _NO_SETTING_OF_A_SESSION not in said and not _STATEMENT_OF_ANOTHER_CLIENT.search(said):
@@ -152,7 +152,7 @@ def is_busy(error: BaseException) -> bool:
     return _BUSY in str(error) and "InterfaceError" in {type(error).__name__, *map(_name, type(error).__mro__)}
 
 
-def takes_no_writes(driver_connection: Any) -> bool:
+def is_read_only_server(driver_connection: Any) -> bool:
     """Whether the server is in recovery, or begins every transaction read-only, as it reports by itself.
 
     One before PostgreSQL 14 does not report it: then it is assumed.
@@ -183,7 +183,7 @@ async def _connect(*args: Any, socket_options: Sequence[tuple[int, int, int]] = 
     try:
         connection = await asyncpg.connect(*args, **kwargs)
     except OSError as error:  # TimeoutError is one
-        raise _away(error) from error
+        raise _unreachable(error) from error
     if socket_options:
         _set(connection, socket_options)
     return connection
@@ -204,7 +204,7 @@ def _by_name(server_settings: Mapping[str, str]) -> dict[str, str]:
     return by_name | settings
 
 
-def _away(error: BaseException) -> DatabaseUnreachableError:
+def _unreachable(error: BaseException) -> DatabaseUnreachableError:
     reason = str(error).partition("\n")[0] or type(error).__name__
     return DatabaseUnreachableError(f"no answer from PostgreSQL ({reason}): is it running, and is DATABASE_URL right?")
 

@@ -26,7 +26,7 @@ _RESETTING = "db.resetting"
 _REPLACE = "db.replace"
 # Not DISCARD ALL, as the drivers remember which statements they have prepared. RESET ALL leaves the role alone; it and
 # RESET ROLE go back to what the connection was opened with.
-_FORGET = """
+_RESET = """
     SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;
     SELECT pg_advisory_unlock_all();
     DO $$ DECLARE left_over text; BEGIN
@@ -36,10 +36,10 @@ _FORGET = """
     END $$
 """
 # Drivers' connections that somebody has asked for, by identity: not all of them can be referred to weakly.
-_used: set[int] = set()
+_directly_used: set[int] = set()
 
 
-def note(info: dict[Any, Any], effects: Effect) -> None:
+def note_effects(info: dict[Any, Any], effects: Effect) -> None:
     """Note what a statement may do to the connection with this `info`."""
     info[_EFFECTS] = info.get(_EFFECTS, Effect.NONE) | effects
     if Effect.SESSION_STATE in effects and _RESETTING in info:
@@ -52,17 +52,17 @@ def may_have(effect: Effect, info: dict[Any, Any]) -> bool:
     return effects is not None and effect in effects
 
 
-def driver_of(dbapi_connection: Any) -> Any:
+def driver_connection_of(dbapi_connection: Any) -> Any:
     """The driver's own connection. For `db` alone: whoever asks SQLAlchemy for it is thought to change it."""
     return getattr(dbapi_connection, "_connection", dbapi_connection)
 
 
-def forget(info: dict[Any, Any]) -> None:
+def forget_effects(info: dict[Any, Any]) -> None:
     """Begin anew with a returned connection, however it is kept."""
     info.pop(_EFFECTS, None)
 
 
-class Resetting:
+class ConnectionReset:
     """Resets the returned connections of an engine.
 
     Args:
@@ -79,7 +79,7 @@ class Resetting:
         self._pooler = pooler
         self._has_warned = False
         self._listens = False
-        self._kind: Any = None
+        self._recording: Any = None
         # A public method of the dialect; there is no event for it.
         engine.dialect.get_driver_connection = self._get_driver_connection  # type: ignore[method-assign]
         event.listen(engine, "connect", self._connected)
@@ -94,38 +94,38 @@ class Resetting:
             event.listen(self._engine, "reset", self._reset)
 
     def _get_driver_connection(self, connection: Any) -> Any:
-        self._use(driver_of(connection))
-        return driver_of(connection)
+        self._note_direct_use(driver_connection_of(connection))
+        return driver_connection_of(connection)
 
-    def _use(self, driver_connection: Any) -> None:
-        _used.add(id(driver_connection))
+    def _note_direct_use(self, driver_connection: Any) -> None:
+        _directly_used.add(id(driver_connection))
         self.listen()
 
     def _connected(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
         record.info[_RESETTING] = self
         if isinstance(dbapi_connection, AdaptedConnection):
             # SQLAlchemy makes it of a class of its own choice.
-            self._kind = self._kind or self._noticing(type(dbapi_connection))
-            dbapi_connection.__class__ = self._kind
-        _used.discard(id(driver_of(dbapi_connection)))  # whoever has set it up
+            self._recording = self._recording or self._recording_class(type(dbapi_connection))
+            dbapi_connection.__class__ = self._recording
+        _directly_used.discard(id(driver_connection_of(dbapi_connection)))  # whoever has set it up
 
-    def _noticing(self, kind: Any) -> Any:
+    def _recording_class(self, kind: Any) -> Any:
         """`kind`, noticing who asks for the driver's connection."""
-        use = self._use
+        note_direct_use = self._note_direct_use
 
-        class Noticing(kind):  # type: ignore[misc]  # a class that is known when it runs
+        class Recording(kind):  # type: ignore[misc]  # a class that is known when it runs
             __slots__ = ()
 
             @property
             def driver_connection(self) -> Any:
-                use(self._connection)
+                note_direct_use(self._connection)
                 return self._connection
 
             def run_async(self, fn: Any) -> Any:
-                use(self._connection)
+                note_direct_use(self._connection)
                 return super().run_async(fn)
 
-        return Noticing
+        return Recording
 
     def _reset(self, dbapi_connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
         if state.terminate_only or not self._is_due(dbapi_connection, record):
@@ -133,7 +133,7 @@ class Resetting:
         if self._pooler:
             self._warn()
             return
-        if not state.asyncio_safe or not self._can_forget(dbapi_connection):
+        if not state.asyncio_safe or not self._can_reset(dbapi_connection):
             record.info[_REPLACE] = True
             return
         try:
@@ -145,8 +145,8 @@ class Resetting:
             record.info[_REPLACE] = True
 
     def _replace(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
-        _used.discard(id(driver_of(dbapi_connection)))
-        forget(record.info)
+        _directly_used.discard(id(driver_connection_of(dbapi_connection)))
+        forget_effects(record.info)
         if record.info.pop(_REPLACE, False) and dbapi_connection is not None:
             record.invalidate()
 
@@ -154,29 +154,29 @@ class Resetting:
         return (
             self._always
             or may_have(Effect.SESSION_STATE, record.info)
-            or (bool(_used) and id(driver_of(dbapi_connection)) in _used)
+            or (bool(_directly_used) and id(driver_connection_of(dbapi_connection)) in _directly_used)
         )
 
-    def _can_forget(self, dbapi_connection: Any) -> bool:
+    def _can_reset(self, dbapi_connection: Any) -> bool:
         is_reachable = in_greenlet() or not isinstance(dbapi_connection, AdaptedConnection)
-        return self._engine.dialect.name == "postgresql" and is_reachable and not self._is_set_up_by_others()
+        return self._engine.dialect.name == "postgresql" and is_reachable and not self._has_foreign_listeners()
 
-    def _is_set_up_by_others(self) -> bool:
+    def _has_foreign_listeners(self) -> bool:
         listeners = self._engine.pool.dispatch.connect
         return any(not _module(listener).startswith(("sqlalchemy.", "db.")) for listener in listeners)
 
     def _forget(self, dbapi_connection: Any) -> None:
         if not isinstance(dbapi_connection, AdaptedConnection):
-            _forget_here(dbapi_connection)
+            _reset_in_thread(dbapi_connection)
         elif self._engine.dialect.driver == "asyncpg":
-            AdaptedConnection.run_async(dbapi_connection, self._forget_by_asyncpg)
+            AdaptedConnection.run_async(dbapi_connection, self._reset_by_asyncpg)
         else:
-            AdaptedConnection.run_async(dbapi_connection, _forget_by_psycopg)
+            AdaptedConnection.run_async(dbapi_connection, _reset_by_psycopg)
 
-    async def _forget_by_asyncpg(self, driver_connection: Any) -> None:
-        if id(driver_connection) in _used:
+    async def _reset_by_asyncpg(self, driver_connection: Any) -> None:
+        if id(driver_connection) in _directly_used:
             await driver_connection.reset(timeout=self._timeout)  # it forgets its own listeners, too
-        await driver_connection.execute(_FORGET, timeout=self._timeout)
+        await driver_connection.execute(_RESET, timeout=self._timeout)
 
     def _warn(self) -> None:
         if not self._has_warned:
@@ -187,17 +187,17 @@ class Resetting:
             )
 
 
-async def _forget_by_psycopg(driver_connection: Any) -> None:
+async def _reset_by_psycopg(driver_connection: Any) -> None:
     before = driver_connection.autocommit
     await driver_connection.set_autocommit(True)
-    await driver_connection.execute(_FORGET, prepare=False)
+    await driver_connection.execute(_RESET, prepare=False)
     await driver_connection.set_autocommit(before)
 
 
-def _forget_here(driver_connection: Any) -> None:
+def _reset_in_thread(driver_connection: Any) -> None:
     before = driver_connection.autocommit
     driver_connection.autocommit = True
-    driver_connection.execute(_FORGET, prepare=False)
+    driver_connection.execute(_RESET, prepare=False)
     driver_connection.autocommit = before
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.util import await_only
 
-from db.engine.reset import driver_of
+from db.engine.reset import driver_connection_of
 from db.errors import DatabaseURLError, PoisonedTransactionError
 
 BEGIN = "BEGIN IMMEDIATE"
@@ -53,7 +53,7 @@ def prepare(engine: Engine, busy_timeout: float) -> None:
     @event.listens_for(engine, "commit")
     def refuse_lost_transaction(connection: Connection) -> None:
         # A full disk or an interrupt makes SQLite roll back by itself; COMMIT would then save nothing.
-        driver_connection: Any = driver_of(connection.connection.dbapi_connection)
+        driver_connection: Any = driver_connection_of(connection.connection.dbapi_connection)
         if driver_connection is not None and not driver_connection.in_transaction:
             raise PoisonedTransactionError
 
@@ -79,6 +79,6 @@ def _write_ahead(dbapi_connection: Any, deadline: float) -> None:
 def _run(dbapi_connection: Any, script: str) -> None:
     """Run it to its end: a row that a cancelled statement has not read would keep the file locked."""
     if hasattr(dbapi_connection, "run_async"):
-        await_only(driver_of(dbapi_connection).executescript(script))
+        await_only(driver_connection_of(dbapi_connection).executescript(script))
     else:
         dbapi_connection.executescript(script)

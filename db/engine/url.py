@@ -45,7 +45,7 @@ def parse_url(url: str | URL) -> URL:
 def sync_twin(url: URL) -> URL | None:
     """`url` through a synchronous driver; None where we know of none."""
     driver = _SYNC_DRIVERS.get(url.get_backend_name())
-    return None if driver is None else libpq.without_asyncpgs_own(url).set(drivername=driver)
+    return None if driver is None else libpq.without_asyncpg_parameters(url).set(drivername=driver)
 
 
 def same_database(one: URL | None, other: URL | None) -> bool:

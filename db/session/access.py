@@ -17,23 +17,23 @@ from typing import Any
 import sqlalchemy.exc
 
 from db.aio.threads import in_thread
-from db.engine.interrupt import break_off, interrupt
+from db.engine.interrupt import disconnect, interrupt
 from db.errors import ConcurrentUseError, PoolExhaustedError, ScopeEndedError, WrongThreadError
 
-PATIENCE = 5.0
+RELEASE_TIMEOUT = 5.0
 """Seconds that a session's user gets to let go, or a ROLLBACK to be answered; then the connection is thrown away."""
 
 
-class Use(ABC):
+class SessionAccess(ABC):
     """The use of one session."""
 
     # Defaults of the class, as each job makes one of these.
     ended = False
     """Whether the scope has ended, so that nobody may use the session any more."""
-    is_ending = False
+    is_ending_transaction = False
     """Whether the session's owner is ending its transaction right now."""
     _stopped: BaseException | None = None
-    _eviction: BaseException | None = None
+    _cancelled_by: BaseException | None = None
 
     def check(self) -> None:
         """Raise unless the session may be used here and now.
@@ -51,7 +51,7 @@ class Use(ABC):
         """Let the next statement raise `error`: the only way to reach code that runs in a thread."""
         self._stopped = error
 
-    def operation(self) -> "_Turn":
+    def operation(self) -> "_Operation":
         """One operation of the session's user.
 
         Raises:
@@ -59,41 +59,41 @@ class Use(ABC):
             ScopeEndedError: the scope has ended, or ended while the operation was in flight.
             PoolExhaustedError: no connection became free in time.
         """
-        return _Turn(self)
+        return _Operation(self)
 
-    def ending(self) -> "_Turn":
+    def transaction_end(self) -> "_Operation":
         """The owner's COMMIT, ROLLBACK or close; raises as `operation` does, but also works after the scope's end."""
-        return _Ending(self)
+        return _TransactionEnd(self)
 
     def refuse_if_busy(self) -> None:
         """Raise :class:`ConcurrentUseError` if somebody else's operation is in flight."""
-        if self.is_busy and not self._is_mine:
+        if self.is_busy and not self._is_held_by_caller:
             raise ConcurrentUseError
 
-    async def evict(self, reason: BaseException, patience: float = PATIENCE) -> bool:
+    async def cancel_running(self, reason: BaseException, time_limit: float = RELEASE_TIMEOUT) -> bool:
         """End the operation in flight, if any: the server is told to stop it, and its user gets `reason`.
 
         Returns:
-            Whether the session is free; if it is not after about `patience` seconds, nothing can be done.
+            Whether the session is free; if it is not after about `time_limit` seconds, nothing can be done.
         """
-        if not self.is_busy or self._is_mine:
+        if not self.is_busy or self._is_held_by_caller:
             return True
-        if self.is_ending:
+        if self.is_ending_transaction:
             # It has a limit of its own.
             return await self._wait_until_free(None)
-        self._eviction = reason
+        self._cancelled_by = reason
         try:
-            return await self._evict(patience)
+            return await self._cancel_running(time_limit)
         finally:
-            self._eviction = None
+            self._cancelled_by = None
 
-    async def break_off(self, patience: float = PATIENCE) -> bool:
+    async def disconnect(self, time_limit: float = RELEASE_TIMEOUT) -> bool:
         """Cut the connection under whoever is using it, if anybody is, because the server does not answer.
 
         Returns:
             Whether the session is free.
         """
-        return await self._break_off(patience) if self.is_busy else True
+        return await self._disconnect(time_limit) if self.is_busy else True
 
     @property
     @abstractmethod
@@ -102,76 +102,76 @@ class Use(ABC):
 
     @property
     @abstractmethod
-    def _is_mine(self) -> bool: ...
+    def _is_held_by_caller(self) -> bool: ...
     @abstractmethod
-    def _take(self) -> None: ...
+    def _acquire(self) -> None: ...
     @abstractmethod
-    def _leave(self) -> None: ...
+    def _release(self) -> None: ...
     @abstractmethod
-    async def _evict(self, patience: float) -> bool: ...
+    async def _cancel_running(self, time_limit: float) -> bool: ...
     @abstractmethod
-    async def _break_off(self, patience: float) -> bool: ...
+    async def _disconnect(self, time_limit: float) -> bool: ...
     @abstractmethod
-    async def _wait_until_free(self, patience: float | None) -> bool: ...
+    async def _wait_until_free(self, time_limit: float | None) -> bool: ...
 
-    def _raise_eviction(self, error: BaseException | None) -> None:
-        if self._eviction is not None:
-            raise self._eviction from error
+    def _raise_if_cancelled(self, error: BaseException | None) -> None:
+        if self._cancelled_by is not None:
+            raise self._cancelled_by from error
 
 
-class _Turn:
+class _Operation:
     """One operation of a session's user. Inside another one of the same user's it is a part of that.
 
     A class of its own, as each statement takes several: a generator would cost three times as much.
     """
 
-    __slots__ = ("_is_part", "_use")
+    __slots__ = ("_access", "_is_part")
 
-    def __init__(self, use: Use) -> None:
-        self._use = use
+    def __init__(self, access: SessionAccess) -> None:
+        self._access = access
 
     def __enter__(self) -> None:
-        use = self._use
-        self._is_part = use._is_mine  # noqa: SLF001 - the other half of this module
+        access = self._access
+        self._is_part = access._is_held_by_caller  # noqa: SLF001 - the other half of this module
         if not self._is_part:
-            use.check()
-            use._take()  # noqa: SLF001 - likewise
+            access.check()
+            access._acquire()  # noqa: SLF001 - likewise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._is_part:
             return
-        use = self._use
+        access = self._access
         try:
-            if use._eviction is not None:  # noqa: SLF001 - likewise
-                use._raise_eviction(error)  # noqa: SLF001 - likewise
+            if access._cancelled_by is not None:  # noqa: SLF001 - likewise
+                access._raise_if_cancelled(error)  # noqa: SLF001 - likewise
             if isinstance(error, sqlalchemy.exc.TimeoutError):
                 raise PoolExhaustedError(str(error)) from error
         finally:
-            use._leave()  # noqa: SLF001 - likewise
+            access._release()  # noqa: SLF001 - likewise
 
 
-class _Ending(_Turn):
+class _TransactionEnd(_Operation):
     """The owner's COMMIT, ROLLBACK or close."""
 
     __slots__ = ()
 
     def __enter__(self) -> None:
-        use = self._use
-        self._is_part = use._is_mine  # noqa: SLF001 - the other half of this module
+        access = self._access
+        self._is_part = access._is_held_by_caller  # noqa: SLF001 - the other half of this module
         if not self._is_part:
-            use._take()  # noqa: SLF001 - likewise
-        use.is_ending = True
+            access._acquire()  # noqa: SLF001 - likewise
+        access.is_ending_transaction = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._use.is_ending = False
+        self._access.is_ending_transaction = False
         super().__exit__(kind, error, traceback)
 
 
-class LoopUse(Use):
+class LoopAccess(SessionAccess):
     """The use of an `AsyncSession`, by the tasks of one event loop."""
 
     _user: asyncio.Task[Any] | None = None
@@ -192,33 +192,33 @@ class LoopUse(Use):
         return self._user is not None
 
     @property
-    def _is_mine(self) -> bool:
+    def _is_held_by_caller(self) -> bool:
         return self._user is not None and self._thread == threading.get_ident() and self._user is asyncio.current_task()
 
-    def _take(self) -> None:
+    def _acquire(self) -> None:
         if self._user is not None:
             raise ConcurrentUseError
         self._user = asyncio.current_task()
         self._cancelling_before = 0 if self._user is None else self._user.cancelling()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         self._user = None
         if self._free is not None:
             self._free.set()
             self._free = None
 
-    async def _evict(self, patience: float) -> bool:
+    async def _cancel_running(self, time_limit: float) -> bool:
         assert self._user is not None  # noqa: S101 - it is busy
         self._user.cancel()
-        return await self._wait_until_free(patience)
+        return await self._wait_until_free(time_limit)
 
-    async def _break_off(self, patience: float) -> bool:
+    async def _disconnect(self, time_limit: float) -> bool:
         # A cancelled statement ends at once, whatever the server does.
-        return await self._evict(patience)
+        return await self._cancel_running(time_limit)
 
-    async def _wait_until_free(self, patience: float | None) -> bool:
+    async def _wait_until_free(self, time_limit: float | None) -> bool:
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(time_limit):
                 while self.is_busy:
                     self._free = self._free or asyncio.Event()
                     await self._free.wait()
@@ -226,18 +226,18 @@ class LoopUse(Use):
             return False
         return True
 
-    def _raise_eviction(self, error: BaseException | None) -> None:
-        if self._eviction is None or self._user is None:
+    def _raise_if_cancelled(self, error: BaseException | None) -> None:
+        if self._cancelled_by is None or self._user is None:
             return
         still_cancelled = self._user.uncancel() > self._cancelling_before
         if isinstance(error, asyncio.CancelledError):
             if still_cancelled:  # by somebody else as well, who must not be kept waiting
                 return
             error = None
-        raise self._eviction from error
+        raise self._cancelled_by from error
 
 
-class ThreadUse(Use):
+class ThreadAccess(SessionAccess):
     """The use of a `Session`, by any threads."""
 
     def __init__(self) -> None:
@@ -245,54 +245,54 @@ class ThreadUse(Use):
         """Those of the transaction that is open."""
         self._lock = threading.Lock()
         self._user: int | None = None
-        self._tell_free: list[Callable[[], Any]] = []
+        self._on_free: list[Callable[[], Any]] = []
 
     @property
     def is_busy(self) -> bool:
         return self._lock.locked()
 
     @property
-    def _is_mine(self) -> bool:
+    def _is_held_by_caller(self) -> bool:
         return self._user == threading.get_ident()
 
-    def _take(self) -> None:
+    def _acquire(self) -> None:
         if not self._lock.acquire(blocking=False):
             raise ConcurrentUseError
         self._user = threading.get_ident()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         self._user = None
         self._lock.release()
-        for tell in [*self._tell_free]:
+        for set_free in [*self._on_free]:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-                tell()
+                set_free()
 
-    async def _evict(self, patience: float) -> bool:
-        await self._reach(lambda connection: interrupt(connection, patience / 2))
-        return await self._wait_until_free(patience / 2) or await self._break_off(patience)
+    async def _cancel_running(self, time_limit: float) -> bool:
+        await self._for_each_connection(lambda connection: interrupt(connection, time_limit / 2))
+        return await self._wait_until_free(time_limit / 2) or await self._disconnect(time_limit)
 
-    async def _break_off(self, patience: float) -> bool:
-        await self._reach(break_off)
-        return await self._wait_until_free(patience)
+    async def _disconnect(self, time_limit: float) -> bool:
+        await self._for_each_connection(disconnect)
+        return await self._wait_until_free(time_limit)
 
-    async def _reach(self, act: Callable[[Any], None]) -> None:
+    async def _for_each_connection(self, action: Callable[[Any], None]) -> None:
         for connection in [*self.driver_connections]:
-            await in_thread(act, connection)
+            await in_thread(action, connection)
 
-    async def _wait_until_free(self, patience: float | None) -> bool:
+    async def _wait_until_free(self, time_limit: float | None) -> bool:
         loop, free = asyncio.get_running_loop(), asyncio.Event()
 
-        def tell() -> None:
+        def set_free() -> None:
             loop.call_soon_threadsafe(free.set)
 
-        self._tell_free.append(tell)
+        self._on_free.append(set_free)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(time_limit):
                 while self._lock.locked():
                     await free.wait()
                     free.clear()
         except TimeoutError:
             return False
         finally:
-            self._tell_free.remove(tell)
+            self._on_free.remove(set_free)
         return True

@@ -29,87 +29,87 @@ _ROOT = None
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class Callback:
     """One callback, and the savepoint that it belongs to."""
 
     level: SessionTransaction | None
     callback: Callable[..., Any]
     items: list[Any] | None = None
-    asked_in: SessionTransaction | None = None
+    called_in: SessionTransaction | None = None
     """The savepoint that was open when it was called before a COMMIT."""
-    is_over: bool = False
+    is_committed: bool = False
     """Whether its transaction was committed."""
 
 
 class Callbacks:
     """The callbacks of one session, in the order in which they were made."""
 
-    __slots__ = ("_asked", "_before", "_on", "_sealed")
+    __slots__ = ("_before", "_called", "_committing", "_on")
 
     def __init__(self) -> None:
-        self._before: list[Entry] = []
-        self._asked: list[Entry] = []
-        self._on: list[Entry] = []
-        self._sealed: list[Entry] = []
+        self._before: list[Callback] = []
+        self._called: list[Callback] = []
+        self._on: list[Callback] = []
+        self._committing: list[Callback] = []
 
     def add_before_commit(self, callback: BeforeCommit, savepoint: SessionTransaction | None) -> None:
-        self._before.append(Entry(savepoint, callback))
+        self._before.append(Callback(savepoint, callback))
 
     def add_before_commit_batch(
         self, callback: BeforeCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
     ) -> None:
         """Call `callback` once, with the items of all who asked for it by then and were not rolled back."""
-        self._before.append(Entry(savepoint, callback, items))
+        self._before.append(Callback(savepoint, callback, items))
 
     def add_on_commit(self, callback: OnCommit, savepoint: SessionTransaction | None) -> None:
-        self._on.append(Entry(savepoint, callback))
+        self._on.append(Callback(savepoint, callback))
 
     def add_on_commit_batch(
         self, callback: OnCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
-    ) -> Entry:
+    ) -> Callback:
         """Call `callback` once, with the items of all who asked for it and were committed."""
-        self._on.append(entry := Entry(savepoint, callback, items))
+        self._on.append(entry := Callback(savepoint, callback, items))
         return entry
 
     @property
-    def wants_session(self) -> bool:
+    def needs_session(self) -> bool:
         """Whether a before-commit callback is waiting, which has to be given a session."""
         return bool(self._before)
 
-    def next_before_commit(self) -> list[Entry]:
+    def take_before_commit(self) -> list[Callback]:
         """Take the next one, also one that an earlier one has added; a batch is taken whole."""
         if not self._before:
             return []
         first = self._before[0]
         if first.items is None:
             return [self._before.pop(0)]
-        return _taken(self._before, lambda entry: entry.items is not None and entry.callback == first.callback)
+        return _take_out(self._before, lambda entry: entry.items is not None and entry.callback == first.callback)
 
-    def ask_again(self, refused: list[Entry]) -> None:
+    def call_again(self, refused: list[Callback]) -> None:
         """Put back before-commit callbacks that have refused: the next COMMIT must ask them, too."""
         self._before[:0] = refused
 
-    def asked(self, entries: list[Entry], savepoint: SessionTransaction | None) -> None:
+    def mark_called(self, entries: list[Callback], savepoint: SessionTransaction | None) -> None:
         """They were called, while `savepoint` was the innermost one."""
         for entry in entries:
-            entry.asked_in = savepoint
-        self._asked += entries
+            entry.called_in = savepoint
+        self._called += entries
 
-    def seal(self) -> None:
+    def begin_commit(self) -> None:
         """The COMMIT is about to be sent: what is made from now on belongs to the next one."""
         if self._on:
-            self._sealed += self._on
+            self._committing += self._on
             self._on.clear()
 
     def take_on_commit(self) -> list[OnCommit]:
         """What is to be told of the COMMIT, which has happened."""
         due: list[OnCommit] = []
-        if not (self._asked or self._sealed):
+        if not (self._called or self._committing):
             return due
         batches: dict[Callable[..., Any], list[Any]] = {}
-        for entry in (*self._asked, *self._sealed):
-            entry.is_over = True
-        for entry in self._sealed:
+        for entry in (*self._called, *self._committing):
+            entry.is_committed = True
+        for entry in self._committing:
             if entry.items is None:
                 due.append(entry.callback)
                 continue
@@ -120,8 +120,8 @@ class Callbacks:
             else:
                 batches[entry.callback] = batch = list(items)
                 due.append(partial(entry.callback, batch))
-        self._sealed.clear()
-        self._asked.clear()
+        self._committing.clear()
+        self._called.clear()
         return due
 
     def drop(self) -> None:
@@ -130,29 +130,29 @@ class Callbacks:
             for entries in self._all:
                 entries.clear()
 
-    def adopt_batches(self, other: "Callbacks") -> None:
+    def take_batches_of(self, other: "Callbacks") -> None:
         """Take those of `other` that are asked for together: they do not care which driver's session they get."""
         for mine, theirs in zip(self._all, other._all, strict=True):  # noqa: SLF001 - its own kind
-            mine.extend(_taken(theirs, lambda entry: entry.items is not None))
+            mine.extend(_take_out(theirs, lambda entry: entry.items is not None))
 
-    def kept(self) -> "Callbacks":
+    def snapshot(self) -> "Callbacks":
         """A copy: what there is now."""
         copy = Callbacks()
-        copy._before[:] = [*self._asked, *self._before]
-        copy._on[:] = [*self._sealed, *self._on]
+        copy._before[:] = [*self._called, *self._before]
+        copy._on[:] = [*self._committing, *self._on]
         return copy
 
-    def give_back(self, kept: "Callbacks") -> None:
+    def restore(self, snapshot: "Callbacks") -> None:
         """Of what there was, ask and tell again what was not committed since."""
-        self._before[:0] = [entry for entry in kept._before if not entry.is_over]  # noqa: SLF001 - its own kind
-        self._on[:0] = [entry for entry in kept._on if not entry.is_over]  # noqa: SLF001 - likewise
+        self._before[:0] = [entry for entry in snapshot._before if not entry.is_committed]  # noqa: SLF001 - its own kind
+        self._on[:0] = [entry for entry in snapshot._on if not entry.is_committed]  # noqa: SLF001 - likewise
 
     def __bool__(self) -> bool:
-        return bool(self._before or self._asked or self._on or self._sealed)
+        return bool(self._before or self._called or self._on or self._committing)
 
     @property
-    def _all(self) -> tuple[list[Entry], ...]:
-        return self._before, self._asked, self._on, self._sealed
+    def _all(self) -> tuple[list[Callback], ...]:
+        return self._before, self._called, self._on, self._committing
 
     def _released(self, savepoint: SessionTransaction) -> None:
         enclosing = _enclosing_savepoint(savepoint)
@@ -160,17 +160,17 @@ class Callbacks:
             for entry in entries:
                 if entry.level is savepoint:
                     entry.level = enclosing
-                if entry.asked_in is savepoint:
-                    entry.asked_in = enclosing
+                if entry.called_in is savepoint:
+                    entry.called_in = enclosing
 
     def _ended(self, savepoint: SessionTransaction) -> None:
         # What was released has passed to the enclosing one by now.
         for entries in self._all:
-            _taken(entries, lambda entry: _within(entry.level, savepoint))
-        self.ask_again(_taken(self._asked, lambda entry: _within(entry.asked_in, savepoint)))
+            _take_out(entries, lambda entry: _is_within(entry.level, savepoint))
+        self.call_again(_take_out(self._called, lambda entry: _is_within(entry.called_in, savepoint)))
 
 
-def follow(session_class: type[Session]) -> None:
+def follow_savepoints(session_class: type[Session]) -> None:
     """Make the callbacks of `session_class` instances (their attribute `callbacks`) follow their savepoints."""
 
     @event.listens_for(session_class, "after_soft_rollback")
@@ -190,16 +190,16 @@ def follow(session_class: type[Session]) -> None:
             session.callbacks._ended(transaction)  # noqa: SLF001 - the other half of this module
 
 
-def _taken(entries: list[Entry], wanted: Callable[[Entry], bool]) -> list[Entry]:
+def _take_out(entries: list[Callback], wanted: Callable[[Callback], bool]) -> list[Callback]:
     """Those of `entries` that are wanted; they leave it."""
-    taken, left = list[Entry](), list[Entry]()
+    taken, left = list[Callback](), list[Callback]()
     for entry in entries:
         (taken if wanted(entry) else left).append(entry)
     entries[:] = left
     return taken
 
 
-def _within(level: SessionTransaction | None, transaction: SessionTransaction) -> bool:
+def _is_within(level: SessionTransaction | None, transaction: SessionTransaction) -> bool:
     while level is not _ROOT:
         if level is transaction:
             return True

@@ -12,35 +12,35 @@ import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
 from sqlalchemy import Connection, event
 
-from db.aio.cancellation import to_the_end
+from db.aio.cancellation import shielded
 from db.aio.threads import in_thread
 from db.errors import PoisonedTransactionError
-from db.session.access import LoopUse, ThreadUse
+from db.session.access import LoopAccess, ThreadAccess
 from db.session.callbacks import Callbacks
-from db.session.owned_session import Guarded, Owner, name_as
+from db.session.owned_session import OwnedSession, TransactionOwner, copy_name
 from db.session.transaction_blocks import OwnedBlock, Savepoint, Transaction
 
 _Maker: TypeAlias = "sa_async.async_sessionmaker[Any] | sa_orm.sessionmaker[Any]"
 
 
-class _LoopSession(Guarded):
+class _LoopSession(OwnedSession):
     """The sync session inside an :class:`AsyncSession`."""
 
-    use: LoopUse
+    access: LoopAccess
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.use = LoopUse()
+        self.access = LoopAccess()
         self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
 
-class Session(Guarded):
+class Session(OwnedSession):
     """SQLAlchemy's `Session` over a synchronous driver, owned by a scope; use it through `asyncio.to_thread`."""
 
-    use: ThreadUse
+    access: ThreadAccess
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.use = ThreadUse()
+        self.access = ThreadAccess()
         self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
@@ -50,7 +50,7 @@ class Session(Guarded):
         Raises:
             WrongThreadError: this is the event loop's own thread, which the COMMIT would block.
         """
-        self.use.check()
+        self.access.check()
         if self.owner is None:
             commit_here(self)
         else:
@@ -58,13 +58,13 @@ class Session(Guarded):
 
     def rollback(self) -> None:
         """Roll back now, in this thread; the same session then goes on."""
-        self.use.check()
+        self.access.check()
         rollback_here(self)
 
     def close(self) -> None:
         """Roll back what was not committed and give the connection back; the next use takes a new one."""
-        if not self.use.ended:
-            with self.use.ending():
+        if not self.access.ended:
+            with self.access.transaction_end():
                 super().close()
 
     def begin(self, nested: bool = False) -> sa_orm.SessionTransaction:
@@ -76,13 +76,13 @@ class Session(Guarded):
 
 @event.listens_for(Session, "after_begin", propagate=True)
 def _note_connection(session: Session, _transaction: sa_orm.SessionTransaction, connection: Connection) -> None:
-    session.use.driver_connections.append(connection.connection.dbapi_connection)
+    session.access.driver_connections.append(connection.connection.dbapi_connection)
 
 
 @event.listens_for(Session, "after_transaction_end", propagate=True)
 def _forget_connections(session: Session, transaction: sa_orm.SessionTransaction) -> None:
     if transaction.parent is None:
-        session.use.driver_connections.clear()
+        session.access.driver_connections.clear()
 
 
 class AsyncSession(sa_async.AsyncSession):
@@ -92,15 +92,15 @@ class AsyncSession(sa_async.AsyncSession):
     sync_session: _LoopSession
 
     @property
-    def use(self) -> LoopUse:
-        return self.sync_session.use
+    def access(self) -> LoopAccess:
+        return self.sync_session.access
 
     @property
     def callbacks(self) -> Callbacks:
         return self.sync_session.callbacks
 
     @property
-    def owner(self) -> Owner | None:
+    def owner(self) -> TransactionOwner | None:
         return self.sync_session.owner
 
     @property
@@ -111,22 +111,22 @@ class AsyncSession(sa_async.AsyncSession):
         """
         inner = self.sync_session
         is_plain = type(self) is AsyncSession and type(inner) is _LoopSession
-        return is_plain and not inner.use.is_busy and not inner.in_transaction()
+        return is_plain and not inner.access.is_busy and not inner.in_transaction()
 
     async def commit(self) -> None:
         """Commit now. In a scope: with the callbacks made so far; the same session then goes on."""
-        self.use.check()
-        await (self.owner.commit() if self.owner else to_the_end(send_commit(self)))
+        self.access.check()
+        await (self.owner.commit() if self.owner else shielded(send_commit(self)))
 
     async def rollback(self) -> None:
         """Roll back now; the same session then goes on."""
-        self.use.check()
-        await (self.owner.rollback() if self.owner else to_the_end(send_rollback(self)))
+        self.access.check()
+        await (self.owner.rollback() if self.owner else shielded(send_rollback(self)))
 
     async def close(self) -> None:
         """Roll back what was not committed and give the connection back; the next use takes a new one."""
-        if not self.use.ended:
-            await (self.owner.close() if self.owner else to_the_end(send_close(self)))
+        if not self.access.ended:
+            await (self.owner.close() if self.owner else shielded(send_close(self)))
 
     async def reset(self) -> None:
         """As `close`."""
@@ -134,8 +134,8 @@ class AsyncSession(sa_async.AsyncSession):
 
     async def invalidate(self) -> None:
         """As `close`, but throw the connection away."""
-        self.use.check()
-        await to_the_end(discard(self))
+        self.access.check()
+        await shielded(discard(self))
 
     def begin(self) -> sa_async.AsyncSessionTransaction:
         return Transaction(self)
@@ -144,22 +144,22 @@ class AsyncSession(sa_async.AsyncSession):
         return Transaction(self, nested=True)
 
 
-def _exclusive(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+def _as_operation(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
     async def operation(self: AsyncSession, *args: Any, **kwargs: Any) -> Any:
-        with self.use.operation():
+        with self.access.operation():
             return await getattr(super(AsyncSession, self), name)(*args, **kwargs)
 
-    name_as(operation, sa_async.AsyncSession, name)
+    copy_name(operation, sa_async.AsyncSession, name)
     return operation
 
 
 # Set here, so that the types stay SQLAlchemy's. These talk to the database several times, or not at all where they find
 # what they need, and are one operation all the same.
 for _name in ("delete", "delete_all", "get", "get_one", "merge", "merge_all", "refresh", "run_sync"):
-    setattr(AsyncSession, _name, _exclusive(_name))
+    setattr(AsyncSession, _name, _as_operation(_name))
 
 
-def guarded(maker: _Maker) -> _Maker:
+def adapt_sessionmaker(maker: _Maker) -> _Maker:
     """`maker` with its session class made into one of ours, where it is SQLAlchemy's or a subclass of it."""
     if isinstance(maker, sa_async.async_sessionmaker):
         inner = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
@@ -174,14 +174,14 @@ def _mixed(ours: type, given: type) -> type:
     return given if issubclass(given, ours) else type(given.__name__, (ours, given), {})
 
 
-def sync_part(session: AsyncSession | Session) -> Guarded:
+def sync_session_of(session: AsyncSession | Session) -> OwnedSession:
     """The synchronous session that does the work."""
     return session.sync_session if isinstance(session, AsyncSession) else session
 
 
 def joins_transaction(session: AsyncSession | Session) -> bool:
     """Whether it works in a transaction of somebody else's, which its own COMMIT does not end: a test's, say."""
-    return isinstance(sync_part(session).bind, Connection)
+    return isinstance(sync_session_of(session).bind, Connection)
 
 
 def flush(session: AsyncSession | Session) -> Awaitable[None]:
@@ -196,7 +196,7 @@ async def send_commit(session: AsyncSession | Session) -> None:
         PoisonedTransactionError: the transaction was aborted before.
     """
     if isinstance(session, AsyncSession):
-        with session.use.ending():
+        with session.access.transaction_end():
             try:
                 await super(AsyncSession, session).commit()
             except sqlalchemy.exc.PendingRollbackError as error:
@@ -208,7 +208,7 @@ async def send_commit(session: AsyncSession | Session) -> None:
 async def send_rollback(session: AsyncSession | Session) -> None:
     """ROLLBACK, past the session's owner. For the owner alone."""
     if isinstance(session, AsyncSession):
-        with session.use.ending():
+        with session.access.transaction_end():
             await super(AsyncSession, session).rollback()
     else:
         await _off_loop(session, rollback_here)
@@ -220,7 +220,7 @@ async def send_close(session: AsyncSession | Session) -> None:
         if session.closes_at_once:
             session.sync_session.close()
             return
-        with session.use.ending():
+        with session.access.transaction_end():
             await super(AsyncSession, session).close()
     else:
         await _off_loop(session, _close_here)
@@ -229,7 +229,7 @@ async def send_close(session: AsyncSession | Session) -> None:
 async def discard(session: AsyncSession | Session) -> None:
     """Throw the connection away, in whatever state it is. For the owner alone."""
     if isinstance(session, AsyncSession):
-        with session.use.ending():
+        with session.access.transaction_end():
             await super(AsyncSession, session).invalidate()
     else:
         await _off_loop(session, _discard_here)
@@ -237,7 +237,7 @@ async def discard(session: AsyncSession | Session) -> None:
 
 def commit_here(session: Session) -> None:
     """`send_commit`, in this thread."""
-    with session.use.ending():
+    with session.access.transaction_end():
         try:
             super(Session, session).commit()
         except sqlalchemy.exc.PendingRollbackError as error:
@@ -246,22 +246,22 @@ def commit_here(session: Session) -> None:
 
 def rollback_here(session: Session) -> None:
     """`send_rollback`, in this thread."""
-    with session.use.ending():
+    with session.access.transaction_end():
         super(Session, session).rollback()
 
 
 def _close_here(session: Session) -> None:
-    with session.use.ending():
+    with session.access.transaction_end():
         super(Session, session).close()
 
 
 def _discard_here(session: Session) -> None:
-    with session.use.ending():
+    with session.access.transaction_end():
         super(Session, session).invalidate()
 
 
-async def _off_loop(session: Session, act: Callable[[Session], None]) -> None:
+async def _off_loop(session: Session, action: Callable[[Session], None]) -> None:
     if session.in_transaction():
-        await in_thread(act, session)
+        await in_thread(action, session)
     else:
-        act(session)
+        action(session)

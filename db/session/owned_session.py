@@ -11,25 +11,25 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy import Connection, Engine, event
 
 from db.errors import RawTransactionError
-from db.session.access import Use
-from db.session.callbacks import Callbacks, follow
+from db.session.access import SessionAccess
+from db.session.callbacks import Callbacks, follow_savepoints
 
 
-class Owner(Protocol):
+class TransactionOwner(Protocol):
     """Who ends the transactions of a session."""
 
     async def commit(self) -> None: ...
-    async def rollback(self, *, evicting: bool = False) -> None: ...
+    async def rollback(self, *, cancel_running: bool = False) -> None: ...
     async def close(self) -> None: ...
     def commit_in_thread(self) -> None: ...
 
 
-class Guarded(sa_orm.Session):
+class OwnedSession(sa_orm.Session):
     """What the sync session inside an AsyncSession and a Session of its own have in common."""
 
-    use: Use
+    access: SessionAccess
     callbacks: Callbacks
-    owner: Owner | None = None
+    owner: TransactionOwner | None = None
 
     @property
     def has_pending(self) -> bool:
@@ -38,14 +38,14 @@ class Guarded(sa_orm.Session):
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         # Every statement and every flush asks for its bind first, those inside an operation, too.
-        self.use.check()
+        self.access.check()
         return super().get_bind(*args, **kwargs)
 
     def add(self, instance: object, *, _warn: bool = True) -> None:
         # The event below comes after SQLAlchemy has begun a transaction, and not for an object that it has already.
-        self.use.check()
+        self.access.check()
         # It would miss one that is added while another coroutine's flush is in flight.
-        self.use.refuse_if_busy()
+        self.access.refuse_if_busy()
         super().add(instance, _warn=_warn)
 
     def rollback(self) -> None:
@@ -65,35 +65,35 @@ class Guarded(sa_orm.Session):
         self.callbacks.drop()
 
 
-follow(Guarded)
+follow_savepoints(OwnedSession)
 
 
-@event.listens_for(Guarded, "before_attach", propagate=True, raw=True)
-def _refuse_late_object(session: Guarded, _state: object) -> None:
+@event.listens_for(OwnedSession, "before_attach", propagate=True, raw=True)
+def _refuse_late_object(session: OwnedSession, _state: object) -> None:
     # Also those that come by a cascade.
-    session.use.check()
+    session.access.check()
 
 
-@event.listens_for(Guarded, "before_commit", propagate=True)
-def _refuse_unowned_commit(session: Guarded) -> None:
+@event.listens_for(OwnedSession, "before_commit", propagate=True)
+def _refuse_unowned_commit(session: OwnedSession) -> None:
     # Nobody would run the callbacks around it, or protect it from cancellation.
-    if session.owner is None or session.use.is_ending:
+    if session.owner is None or session.access.is_ending_transaction:
         return
     releases_savepoint = session.get_nested_transaction() is not None
     if not releases_savepoint:
         raise RawTransactionError("the transaction was committed inside run_sync(), or on the transaction's own object")
 
 
-def _exclusive_here(name: str) -> Callable[..., Any]:
-    def operation(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        with self.use.operation():
-            return getattr(super(Guarded, self), name)(*args, **kwargs)
+def _as_sync_operation(name: str) -> Callable[..., Any]:
+    def operation(self: OwnedSession, *args: Any, **kwargs: Any) -> Any:
+        with self.access.operation():
+            return getattr(super(OwnedSession, self), name)(*args, **kwargs)
 
-    name_as(operation, sa_orm.Session, name)
+    copy_name(operation, sa_orm.Session, name)
     return operation
 
 
-def name_as(operation: Any, of: type, name: str) -> None:
+def copy_name(operation: Any, of: type, name: str) -> None:
     operation.__name__ = name
     operation.__qualname__ = f"{of.__name__}.{name}"
     operation.__doc__ = getattr(of, name).__doc__
@@ -102,4 +102,4 @@ def name_as(operation: Any, of: type, name: str) -> None:
 # Set here, so that the types stay SQLAlchemy's. All that talks to the database comes down to these, in an AsyncSession
 # and in lazy loads, too.
 for _name in ("connection", "execute", "flush", "scalar", "scalars"):
-    setattr(Guarded, _name, _exclusive_here(_name))
+    setattr(OwnedSession, _name, _as_sync_operation(_name))

@@ -8,11 +8,11 @@ from typing import Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from db.aio.cancellation import to_the_end
-from db.engine.leases import OpenEngine
+from db.aio.cancellation import shielded
+from db.engine.leases import LeasedEngine
 from db.errors import ScopeEndedError, WrongThreadError
-from db.session.access import PATIENCE
-from db.session.callbacks import Entry, OnCommit
+from db.session.access import RELEASE_TIMEOUT
+from db.session.callbacks import Callback, OnCommit
 from db.session.classes import (
     AsyncSession,
     Session,
@@ -23,9 +23,9 @@ from db.session.classes import (
     send_close,
     send_commit,
     send_rollback,
-    sync_part,
+    sync_session_of,
 )
-from db.session.transaction_blocks import rolled_back_meanwhile
+from db.session.transaction_blocks import rolled_back_error
 
 logger = logging.getLogger("db")
 
@@ -43,15 +43,15 @@ class SessionDatabase(Protocol):
 D = TypeVar("D", bound=SessionDatabase, default=Any)
 
 
-class Unit(Generic[D]):
+class ScopedSession(Generic[D]):
     """One session, and the lease on its engine. Without a lease it is somebody else's session, lent to the scope."""
 
-    def __init__(self, database: D, session: AsyncSession | Session, lease: OpenEngine | None) -> None:
+    def __init__(self, database: D, session: AsyncSession | Session, lease: LeasedEngine | None) -> None:
         self.database = database
         self.session = session
-        self.inner = sync_part(session)
-        self.use = self.inner.use
-        self.callbacks = self.inner.callbacks
+        self.sync_session = sync_session_of(session)
+        self.access = self.sync_session.access
+        self.callbacks = self.sync_session.callbacks
         self.has_committed = False
         self.owned = lease is not None
         """Whether the scope made the session, and so ends it."""
@@ -59,64 +59,64 @@ class Unit(Generic[D]):
         self._loop = asyncio.get_running_loop()
 
     @property
-    def _patience(self) -> float:
-        return min(PATIENCE, self.database.connect_timeout)
+    def _release_timeout(self) -> float:
+        return min(RELEASE_TIMEOUT, self.database.connect_timeout)
 
     @property
     def has_begun(self) -> bool:
         """Whether there is something to commit: an open transaction, or callbacks, an enqueued job's perhaps."""
-        return self.inner.in_transaction() or bool(self.callbacks)
+        return self.sync_session.in_transaction() or bool(self.callbacks)
 
     async def commit(self) -> None:
         """Commit early; the session then goes on in a new transaction.
 
         Until the COMMIT is sent a cancellation takes effect; from then on the truth is waited for.
         """
-        self.use.refuse_if_busy()
-        await self._prepare_and_seal()
-        await to_the_end(self._commit())
+        self.access.refuse_if_busy()
+        await self._prepare_commit()
+        await shielded(self._commit())
 
-    async def rollback(self, *, evicting: bool = False) -> None:
+    async def rollback(self, *, cancel_running: bool = False) -> None:
         """Roll back early; the session then goes on in a new transaction.
 
         Args:
             evicting: end what another coroutine has in flight, instead of raising `ConcurrentUseError`.
         """
-        if not evicting:
-            self.use.refuse_if_busy()
-        await to_the_end(self._rollback())
+        if not cancel_running:
+            self.access.refuse_if_busy()
+        await shielded(self._rollback())
 
     async def close(self) -> None:
         """Roll back what was not committed and give the connection back; the session takes a new one when next used."""
-        self.use.refuse_if_busy()
-        await to_the_end(self._close())
+        self.access.refuse_if_busy()
+        await shielded(self._close())
 
     async def prepare(self) -> None:
         """Everything that may still refuse the COMMIT: what is pending is sent, then the before-commit callbacks run.
 
         In this order, so that a callback's statement comes after those of the work that it is about.
         """
-        if self.inner.has_pending:
+        if self.sync_session.has_pending:
             await flush(self.session)
-        while entries := self.callbacks.next_before_commit():
+        while entries := self.callbacks.take_before_commit():
             try:
                 await run_before_commit(entries, self.session)
-                if self.inner.has_pending:
+                if self.sync_session.has_pending:
                     await flush(self.session)
             except BaseException:
-                self.callbacks.ask_again(entries)
+                self.callbacks.call_again(entries)
                 raise
-            self.callbacks.asked(entries, self.inner.get_nested_transaction())
+            self.callbacks.mark_called(entries, self.sync_session.get_nested_transaction())
 
     async def send_commit(self) -> bool:
         """COMMIT, if there is a transaction; tell whether there was. One that fails is rolled back."""
-        if not self.inner.in_transaction():
+        if not self.sync_session.in_transaction():
             return False
         try:
             if isinstance(self.session, AsyncSession):
                 await send_commit(self.session)
             else:
-                await self._answered(send_commit(self.session))
+                await self._wait_for_commit(send_commit(self.session))
         except BaseException:
             await self._rollback()
             raise
@@ -131,54 +131,54 @@ class Unit(Generic[D]):
         """
         session = self.session
         assert isinstance(session, Session)  # noqa: S101 - an AsyncSession has no such method
-        self._on_loop(self._prepare_and_seal())
+        self._on_loop(self._prepare_commit())
         try:
             commit_here(session)
         except BaseException:
             rollback_here(session)
             raise
         self.has_committed = True
-        self._on_loop(self._announce())
+        self._on_loop(self._run_on_commit())
 
-    async def finish(self) -> None:
+    async def end_shielded(self) -> None:
         """`end`, protected from cancellation."""
-        await to_the_end(self.end())
+        await shielded(self.end())
 
     async def end(self) -> None:
         """It is over: roll back what is open, close, and let nobody use the session again."""
-        self.use.ended = True
+        self.access.ended = True
         try:
-            if self.use.is_busy:
-                await self.use.evict(ScopeEndedError(), self._patience)
+            if self.access.is_busy:
+                await self.access.cancel_running(ScopeEndedError(), self._release_timeout)
             await self._close()
         finally:
             if self._lease is not None:
-                await self._lease.give_back()
+                await self._lease.release()
 
-    async def _prepare_and_seal(self) -> None:
+    async def _prepare_commit(self) -> None:
         await self.prepare()
-        self.callbacks.seal()
+        self.callbacks.begin_commit()
 
-    async def _answered(self, sent: Coroutine[Any, Any, None]) -> None:
+    async def _wait_for_commit(self, sent: Coroutine[Any, Any, None]) -> None:
         """Wait for a COMMIT's answer as long as the database may take: asyncpg has that limit of its own."""
         answer = asyncio.ensure_future(sent)
         await asyncio.wait({answer}, timeout=self.database.command_timeout)
         if not answer.done():
-            await self.use.break_off(self._patience)
+            await self.access.disconnect(self._release_timeout)
         await answer
 
     async def _commit(self) -> None:
         await self.send_commit()
-        await self._announce()
+        await self._run_on_commit()
 
-    async def _announce(self) -> None:
+    async def _run_on_commit(self) -> None:
         await run_on_commit(self.callbacks.take_on_commit())
 
     async def _rollback(self) -> None:
         self.callbacks.drop()
-        await self.use.evict(rolled_back_meanwhile(), self._patience)
+        await self.access.cancel_running(rolled_back_error(), self._release_timeout)
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._release_timeout):
                 await send_rollback(self.session)
         except Exception as error:  # noqa: BLE001 - the transaction ends all the same, with its connection
             logger.warning(
@@ -189,14 +189,14 @@ class Unit(Generic[D]):
             await self._discard()
 
     async def _close(self) -> None:
-        if self.inner.in_transaction():
+        if self.sync_session.in_transaction():
             await self._rollback()
         self.callbacks.drop()  # whatever a class of the user's own does in its close
         await send_close(self.session)
 
     async def _discard(self) -> None:
         # A thread that is still waiting for the ROLLBACK's answer must let go first.
-        await self.use.break_off(self._patience)
+        await self.access.disconnect(self._release_timeout)
         try:
             await discard(self.session)
         except Exception:
@@ -218,7 +218,7 @@ class Unit(Generic[D]):
             return False
 
 
-async def run_before_commit(entries: list[Entry], session: AsyncSession | Session) -> None:
+async def run_before_commit(entries: list[Callback], session: AsyncSession | Session) -> None:
     """Ask one callback, or all the parts of one batch at once."""
     first = entries[0]
     if first.items is None:

@@ -84,7 +84,7 @@ class SavepointStack:
 
     def _release(self, connection: Connection, name: str, _context: Any) -> None:
         self._take_turn_to_end(connection, name)
-        guards.roll_back_if_poisoned(connection, name)
+        guards.refuse_poisoned_savepoint(connection, name)
 
     def _roll_back(self, connection: Connection, name: str, _context: Any) -> None:
         self._take_turn_to_end(connection, name)

@@ -7,18 +7,18 @@ from typing import Any, Self
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm as sa_orm
 
-from db.aio.cancellation import to_the_end
+from db.aio.cancellation import shielded
 from db.errors import ConcurrentUseError, PoisonedTransactionError
-from db.session.owned_session import Guarded, Owner
+from db.session.owned_session import OwnedSession, TransactionOwner
 
 
 class OwnedBlock:
     """``with session.begin():`` of an owned `Session`: its owner commits."""
 
-    def __init__(self, session: Guarded, transaction: sa_orm.SessionTransaction) -> None:
+    def __init__(self, session: OwnedSession, transaction: sa_orm.SessionTransaction) -> None:
         self.session = session
         self._transaction = transaction
-        self._earlier = session.callbacks.kept()
+        self._earlier = session.callbacks.snapshot()
 
     def commit(self) -> None:
         self.session.commit()
@@ -34,7 +34,7 @@ class OwnedBlock:
     ) -> None:
         if error is not None:
             self.session.rollback()
-            self.session.callbacks.give_back(self._earlier)
+            self.session.callbacks.restore(self._earlier)
         elif self.session.get_transaction() is self._transaction:
             self.session.commit()
 
@@ -42,16 +42,16 @@ class OwnedBlock:
 class Savepoint:
     """``with session.begin_nested():`` of a `Session`."""
 
-    def __init__(self, session: Guarded, transaction: sa_orm.SessionTransaction) -> None:
+    def __init__(self, session: OwnedSession, transaction: sa_orm.SessionTransaction) -> None:
         self.session = session
         self._transaction = transaction
 
     def commit(self) -> None:
-        with self.session.use.operation():
+        with self.session.access.operation():
             self._transaction.commit()
 
     def rollback(self) -> None:
-        with self.session.use.operation():
+        with self.session.access.operation():
             self._transaction.rollback()
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class Savepoint:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         lost = error is None and _is_lost(self._transaction, self.session)
-        with self.session.use.operation():
+        with self.session.access.operation():
             self._transaction.__exit__(kind, error, traceback)
         if lost:
             raise PoisonedTransactionError
@@ -72,30 +72,30 @@ class Transaction(sa_async.AsyncSessionTransaction):
     """``session.begin()`` and ``begin_nested()``: what has an owner is committed and rolled back by it."""
 
     @property
-    def _inner(self) -> Guarded:
+    def _sync_session(self) -> OwnedSession:
         return self.session.sync_session  # type: ignore[return-value]  # only our AsyncSession makes these
 
     @property
-    def _owner(self) -> Owner | None:
-        return None if self.nested else self._inner.owner
+    def _owner(self) -> TransactionOwner | None:
+        return None if self.nested else self._sync_session.owner
 
     async def start(self, is_ctxmanager: bool = False) -> "Transaction":
-        self._earlier = self._inner.callbacks.kept()
+        self._earlier = self._sync_session.callbacks.snapshot()
         as_block = is_ctxmanager and self._owner is None
-        with self._inner.use.operation():
+        with self._sync_session.access.operation():
             await super().start(is_ctxmanager=as_block)
         return self
 
     async def commit(self) -> None:
         if self.nested:
-            with self._inner.use.operation():
+            with self._sync_session.access.operation():
                 await super().commit()
         else:
             await self.session.commit()
 
     async def rollback(self) -> None:
         if self.nested:
-            with self._inner.use.operation():
+            with self._sync_session.access.operation():
                 await super().rollback()
         else:
             await self.session.rollback()
@@ -104,30 +104,30 @@ class Transaction(sa_async.AsyncSessionTransaction):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._owner is None:
-            await self._leave(kind, error, traceback)
+            await self._exit(kind, error, traceback)
         elif error is not None:
-            await self._owner.rollback(evicting=True)
-            self._inner.callbacks.give_back(self._earlier)
-        elif self.sync_transaction is self._inner.get_transaction():
+            await self._owner.rollback(cancel_running=True)
+            self._sync_session.callbacks.restore(self._earlier)
+        elif self.sync_transaction is self._sync_session.get_transaction():
             await self._owner.commit()
 
-    async def _leave(
+    async def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         transaction = self._sync_transaction()
-        lost = error is None and self.nested and _is_lost(transaction, self._inner)
+        lost = error is None and self.nested and _is_lost(transaction, self._sync_session)
         if error is not None:
-            await self._inner.use.evict(rolled_back_meanwhile())
-        await to_the_end(self._alone(super().__aexit__(kind, error, traceback)))
+            await self._sync_session.access.cancel_running(rolled_back_error())
+        await shielded(self._as_transaction_end(super().__aexit__(kind, error, traceback)))
         if lost:
             raise PoisonedTransactionError
 
-    async def _alone(self, leaving: Coroutine[Any, Any, None]) -> None:
-        with self._inner.use.ending():
+    async def _as_transaction_end(self, leaving: Coroutine[Any, Any, None]) -> None:
+        with self._sync_session.access.transaction_end():
             await leaving
 
 
-def rolled_back_meanwhile() -> ConcurrentUseError:
+def rolled_back_error() -> ConcurrentUseError:
     """What the user of a session gets whose statement was in flight when another one's error ended the transaction."""
     return ConcurrentUseError("another coroutine's error rolled this session back while a statement was in flight")
 

@@ -1,7 +1,7 @@
 """Callbacks made in a scope before there is a session to run them around."""
 
 from db.session.callbacks import Callbacks, OnCommit
-from db.session.owned_session import Guarded
+from db.session.owned_session import OwnedSession
 from db.session.owner import D
 
 
@@ -17,21 +17,21 @@ class WaitingCallbacks(dict[D, Callbacks]):
         """The ones that wait for a session of `database`, to add to them."""
         return self.setdefault(database, Callbacks())
 
-    def that_want_a_session(self, only: D | None) -> list[D]:
+    def needing_session(self, only: D | None) -> list[D]:
         """Where a session has to be opened, as a before-commit callback is given one."""
-        return [each for each in self._chosen(only) if self[each].wants_session]
+        return [each for each in self._chosen(only) if self[each].needs_session]
 
-    def give(self, database: D, session: Guarded) -> None:
+    def move_to(self, database: D, session: OwnedSession) -> None:
         """Hand them over to the session that they waited for."""
         session.callbacks = self.pop(database, session.callbacks)
         for other, callbacks in self.items():
             if other.is_same_as(database):
-                session.callbacks.adopt_batches(callbacks)
+                session.callbacks.take_batches_of(callbacks)
 
-    def seal(self, only: D | None) -> None:
+    def begin_commit(self, only: D | None) -> None:
         """The COMMIT is about to be sent: what is made from now on belongs to the next one."""
         for each in self._chosen(only):
-            self[each].seal()
+            self[each].begin_commit()
 
     def take_on_commit(self, only: D | None) -> list[OnCommit]:
         """What is to be told of the COMMIT, which has happened."""

@@ -14,7 +14,7 @@ import redis
 import redis.asyncio
 from sqlalchemy import create_engine, make_url
 
-from db.aio.cancellation import to_the_end
+from db.aio.cancellation import shielded
 from tests.chaos.logs import RedisWipe
 from tests.chaos.tasks import SLOW_QUEUE, TABLES
 from tests.servers import Observer, as_dsn, as_url
@@ -84,7 +84,7 @@ class Servers:
         """Kill Redis with SIGKILL and start it again, empty, `downtime` seconds later."""
         started = time.time()
         lost_job_ids = await self._jobs_in_redis()
-        await to_the_end(self._restart_redis_after(downtime))
+        await shielded(self._restart_redis_after(downtime))
         return RedisWipe(started, time.time(), lost_job_ids)
 
     async def _restart_redis_after(self, downtime: float) -> None:
@@ -103,11 +103,11 @@ class Servers:
 
     async def restart_postgres(self, downtime: float) -> None:
         """Shut PostgreSQL down, which ends all sessions, and start it again `downtime` seconds later."""
-        await to_the_end(self._restart_postgres_after(downtime, signal.SIGINT))
+        await shielded(self._restart_postgres_after(downtime, signal.SIGINT))
 
     async def crash_postgres(self, downtime: float) -> None:
         """Shut PostgreSQL down at once, and start it again `downtime` seconds later, with crash recovery."""
-        await to_the_end(self._restart_postgres_after(downtime, signal.SIGQUIT))
+        await shielded(self._restart_postgres_after(downtime, signal.SIGQUIT))
 
     async def _restart_postgres_after(self, downtime: float, shutdown: signal.Signals) -> None:
         os.kill(self._postgres.pid, shutdown)

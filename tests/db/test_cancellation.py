@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 import db
-from db.aio.cancellation import in_private_task, to_the_end
+from db.aio.cancellation import in_own_task, shielded
 from tests.commits import HeldCommits, held_commits
 from tests.db.conftest import Count, insert
 from tests.db.models import Note
@@ -18,7 +18,7 @@ from tests.servers import Observer
 from tests.stopwatch import Stopwatch
 from tests.waiting import AT_ONCE, at_once, eventually
 
-Unit = Callable[[], Awaitable[str]]
+Way = Callable[[], Awaitable[str]]
 
 
 async def leaving_a_scope() -> str:
@@ -68,7 +68,7 @@ async def isolated_work() -> str:
     return "saved"
 
 
-WAYS_TO_COMMIT: list[Unit] = [
+WAYS_TO_COMMIT: list[Way] = [
     leaving_a_scope,
     bare_commit,
     begin_block,
@@ -86,14 +86,14 @@ async def commits(database: db.Database, postgres: Observer) -> AsyncIterator[He
         yield commits
 
 
-async def cancelled(unit: Unit, commits: HeldCommits) -> str:
+async def cancelled(way: Way, commits: HeldCommits) -> str:
     """Cancel once, in the COMMIT."""
-    return await in_the_commit(commits, unit(), lambda task: task.cancel())
+    return await in_the_commit(commits, way(), lambda task: task.cancel())
 
 
-async def cancelled_often(unit: Unit, commits: HeldCommits) -> str:
+async def cancelled_often(way: Way, commits: HeldCommits) -> str:
     """Cancel again and again, in the COMMIT."""
-    task = asyncio.ensure_future(_wait_for(unit()))
+    task = asyncio.ensure_future(_wait_for(way()))
     await commits.begun()
     for turn in range(10):
         task.cancel()
@@ -105,9 +105,9 @@ async def cancelled_often(unit: Unit, commits: HeldCommits) -> str:
     return await task
 
 
-async def waited_for(unit: Unit, commits: HeldCommits) -> str:
+async def waited_for(way: Way, commits: HeldCommits) -> str:
     """`asyncio.wait_for` whose time is up in the COMMIT."""
-    task = asyncio.ensure_future(_wait_for(unit()))
+    task = asyncio.ensure_future(_wait_for(way()))
     await commits.begun()
     waiting = asyncio.ensure_future(asyncio.wait_for(task, 0.01))
     await eventually(task.cancelling)
@@ -115,38 +115,38 @@ async def waited_for(unit: Unit, commits: HeldCommits) -> str:
     return await waiting
 
 
-async def timed_out(unit: Unit, commits: HeldCommits) -> str:
+async def timed_out(way: Way, commits: HeldCommits) -> str:
     """`asyncio.timeout` whose time is up in the COMMIT."""
     limit = asyncio.timeout(None)
 
     async def work() -> str:
         async with limit:
-            return await unit()
+            return await way()
 
     return await in_the_commit(commits, work(), lambda _: limit.reschedule(0))
 
 
-async def moved_on(unit: Unit, commits: HeldCommits) -> str:
+async def moved_on(way: Way, commits: HeldCommits) -> str:
     """anyio, which cancels at every turn of the loop."""
     limit = anyio.CancelScope()
 
     async def work() -> str:
         with limit:
-            return await unit()
+            return await way()
         return "moved on"
 
     return await in_the_commit(commits, work(), lambda _: limit.cancel())
 
 
-async def shielded(unit: Unit, commits: HeldCommits) -> str:
+async def shielded_by_asyncio(way: Way, commits: HeldCommits) -> str:
     """The waiter of a shielded task is cancelled in the COMMIT; what counts is what the task says."""
-    task = asyncio.ensure_future(unit())
+    task = asyncio.ensure_future(way())
     with pytest.raises(asyncio.CancelledError):
         await in_the_commit(commits, asyncio.shield(task), lambda waiter: waiter.cancel())
     return await task
 
 
-async def in_a_task_group(unit: Unit, commits: HeldCommits) -> str:
+async def in_a_task_group(way: Way, commits: HeldCommits) -> str:
     """A sibling fails in the COMMIT, and the group cancels."""
     tasks: list[asyncio.Task[str]] = []
     failing = asyncio.Event()
@@ -154,7 +154,7 @@ async def in_a_task_group(unit: Unit, commits: HeldCommits) -> str:
     async def work() -> str:
         with contextlib.suppress(ExceptionGroup):
             async with asyncio.TaskGroup() as group:
-                tasks.append(group.create_task(_wait_for(unit())))
+                tasks.append(group.create_task(_wait_for(way())))
                 await failing.wait()
                 raise LookupError
         return await tasks[0]
@@ -179,46 +179,46 @@ async def in_the_commit(
     return await task
 
 
-async def _wait_for(unit: Awaitable[str]) -> str:
-    return await unit
+async def _wait_for(way: Awaitable[str]) -> str:
+    return await way
 
 
-WAYS_TO_CANCEL = [cancelled, cancelled_often, waited_for, timed_out, moved_on, shielded, in_a_task_group]
+WAYS_TO_CANCEL = [cancelled, cancelled_often, waited_for, timed_out, moved_on, shielded_by_asyncio, in_a_task_group]
 
 
-@pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
+@pytest.mark.parametrize("way", WAYS_TO_COMMIT)
 @pytest.mark.parametrize("cancel", WAYS_TO_CANCEL)
 async def test_commit_is_reported_truly(
-    unit: Unit,
-    cancel: Callable[[Unit, HeldCommits], Awaitable[str]],
+    way: Way,
+    cancel: Callable[[Way, HeldCommits], Awaitable[str]],
     commits: HeldCommits,
     postgres: Observer,
     rows: Count,
 ) -> None:
     """A3: whoever cancels in the COMMIT, and however the work commits: it is reported as done, and the row is there."""
-    assert await cancel(unit, commits) == "saved"
+    assert await cancel(way, commits) == "saved"
     assert await rows() == 1
     assert await postgres.idle_in_transaction() == 0
 
 
-@pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
+@pytest.mark.parametrize("way", WAYS_TO_COMMIT)
 async def test_failed_commit_is_reported_truly(
-    unit: Unit, database: db.Database, postgres: Observer, rows: Count
+    way: Way, database: db.Database, postgres: Observer, rows: Count
 ) -> None:
     """A3, the other way round: a COMMIT that is refused is an error for a caller that was cancelled meanwhile."""
     async with held_commits(postgres, "note", then="RAISE EXCEPTION 'refused'") as commits:
         with pytest.raises(Exception, match="refused"):
-            await cancelled_often(unit, commits)
+            await cancelled_often(way, commits)
     assert await rows() == 0
     assert await postgres.idle_in_transaction() == 0
 
 
-@pytest.mark.parametrize("unit", WAYS_TO_COMMIT)
-async def test_cancelled_before_the_commit(unit: Unit, database: db.Database, postgres: Observer, rows: Count) -> None:
+@pytest.mark.parametrize("way", WAYS_TO_COMMIT)
+async def test_cancelled_before_the_commit(way: Way, database: db.Database, postgres: Observer, rows: Count) -> None:
     """Work that is cancelled before its COMMIT is sent is cancelled, and saves nothing."""
     async with db.independent() as session:
         await session.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
-        task = asyncio.ensure_future(unit())
+        task = asyncio.ensure_future(way())
         await eventually(lambda: postgres.backends("active"), equals=1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -406,7 +406,7 @@ async def test_cancelled_statement_ends_on_the_server(
             await (await db.session()).execute(text("SELECT pg_sleep(30)"))
 
     async def work() -> None:
-        await (in_private_task(sleep_on_a_lock()) if private else sleep_on_a_lock())
+        await (in_own_task(sleep_on_a_lock()) if private else sleep_on_a_lock())
 
     await cancel(work, postgres)
     watch = Stopwatch()
@@ -445,7 +445,7 @@ async def test_clean_up_ends_soon_under_anyio(database: db.Database) -> None:
         await asyncio.sleep(0.05)
         return "clean"
 
-    for protected in (to_the_end, in_private_task):
+    for protected in (shielded, in_own_task):
         watch = Stopwatch()
         results: list[str] = []
 
@@ -456,10 +456,10 @@ async def test_clean_up_ends_soon_under_anyio(database: db.Database) -> None:
                 results.append(await protected(clean_up()))  # noqa: B023 - called within the turn
 
         with anyio.move_on_after(0.02):
-            if protected is to_the_end:
+            if protected is shielded:
                 await work()
             else:
-                await in_private_task(work())
+                await in_own_task(work())
         assert results == ["clean"]
         assert watch.seconds_running < AT_ONCE
 
@@ -503,7 +503,7 @@ async def test_swallowed_cancellation_is_no_success(database: db.Database, postg
 
 
 async def test_first_cancellation_reaches_private_work() -> None:
-    """`in_private_task`: the work sees one cancellation, cleans up in peace, and its own word is the result."""
+    """`in_own_task`: the work sees one cancellation, cleans up in peace, and its own word is the result."""
     seen: list[str] = []
 
     async def work() -> str:
@@ -514,7 +514,7 @@ async def test_first_cancellation_reaches_private_work() -> None:
         await asyncio.sleep(0.05)
         return "clean"
 
-    task = asyncio.create_task(in_private_task(work()))
+    task = asyncio.create_task(in_own_task(work()))
     await asyncio.sleep(0.01)
     while not task.done():
         task.cancel()
@@ -529,6 +529,6 @@ async def test_error_of_protected_work_comes_out() -> None:
     async def fail() -> None:
         raise LookupError
 
-    for protected in (to_the_end, in_private_task):
+    for protected in (shielded, in_own_task):
         with pytest.raises(LookupError):
             await protected(fail())

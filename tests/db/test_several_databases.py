@@ -68,7 +68,7 @@ async def test_default_database_commits_last(database: db.Database, second: db.D
             await session.execute(text("SELECT 1"))
         for each in (database, third, second):
             db.on_commit(lambda name=each.name: order.append(name), each)  # type: ignore[misc]
-        assert [unit.database for unit in here.units] == [second, third, database]
+        assert [unit.database for unit in here.scoped_sessions] == [second, third, database]
     assert order == ["second", "third", database.name]
     await third.dispose()
 
@@ -212,7 +212,7 @@ async def test_session_that_fails_to_close(
         default_session = await db.session()
     assert "will not close" in caplog.text
     assert (await rows(), await count_in(second)) == (1, 1)
-    assert default_session.use.ended
+    assert default_session.access.ended
     await stubborn.dispose()
 
 

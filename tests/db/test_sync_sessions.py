@@ -504,7 +504,7 @@ async def test_stopping_a_thread(sync_database: SyncDatabase, rows: Count) -> No
             session = await db.session(sync_database)
             running = asyncio.ensure_future(asyncio.to_thread(work, session))
             await asyncio.to_thread(ready.wait)
-            session.use.stop(TimeoutError("too late"))
+            session.access.stop(TimeoutError("too late"))
             go_on.set()
             await running
     assert await rows() == 0

@@ -16,7 +16,7 @@ import redis.asyncio
 import uvloop
 from redis.crc import key_slot
 
-from db.aio.cancellation import to_the_end
+from db.aio.cancellation import shielded
 from tests.conftest import StartRedis
 from tests.proxy import Proxy
 from tests.redis_programs import PROGRAMS, running
@@ -188,7 +188,7 @@ async def test_a_cancellation_that_waited_for_a_commit_takes_effect_in_the_redis
             await asyncio.sleep(0.05)
 
         async def work() -> None:
-            await to_the_end(commit())
+            await shielded(commit())
             while True:
                 await client.ping()
 

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from db.aio.cancellation import to_the_end
+from db.aio.cancellation import shielded
 from db.database import given_default
 from worker import task
 from worker.config import Config
@@ -50,7 +50,7 @@ class SignalledAtTheEnd(Runtime):
 
     async def open(self, arq_context: dict[Any, Any]) -> Engine:
         engine = await super().open(arq_context)
-        await to_the_end(self._receive_sigterm())
+        await shielded(self._receive_sigterm())
         return engine
 
     async def _receive_sigterm(self) -> None:

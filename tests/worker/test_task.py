@@ -380,7 +380,7 @@ class TestInsideAScope:
             await asyncio.to_thread(session.execute, text("INSERT INTO note (words) VALUES ('a')"))
             job = await add.using(job_id=job_id).enqueue("a")
             await work.prepare()
-            assert [unit.database for unit in work.units] == [database.sync]
+            assert [unit.database for unit in work.scoped_sessions] == [database.sync]
         assert await Ledger().pending(job.job_id) is not None
         assert queued(observer) == [job.job_id]
 

@@ -148,7 +148,9 @@ def _database_of_effects(work: Scope) -> Database[Any]:
     """
     default = default_database()
     begun = [
-        unit.database for unit in work.units if unit.session.in_transaction() and unit.database.is_same_as(default)
+        unit.database
+        for unit in work.scoped_sessions
+        if unit.session.in_transaction() and unit.database.is_same_as(default)
     ]
     return begun[-1] if begun else default
 

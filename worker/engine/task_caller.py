@@ -119,7 +119,7 @@ class TaskCaller:
         except asyncio.CancelledError:
             for value in values.values():
                 if isinstance(value, Session):
-                    value.use.stop(TimeoutError(f"{task.name} was told to stop"))
+                    value.access.stop(TimeoutError(f"{task.name} was told to stop"))
             await _ended(call)
             raise
         return await loop.create_task(_awaited(result), context=context) if inspect.isawaitable(result) else result

@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Dialect, Engine, Executable
 
 from db import AsyncSession, Session
 from db.aio.threads import in_thread
-from db.session.classes import sync_part
-from db.session.owned_session import Guarded
+from db.session.classes import sync_session_of
+from db.session.owned_session import OwnedSession
 
 _TRANSLATION = "schema_translate_map"  # SQLAlchemy's name for it
 
@@ -28,12 +28,12 @@ async def execute(session: AnySession, statement: Executable, parameters: Any = 
     return await in_thread(execute_here, session, statement, parameters)
 
 
-def execute_here(session: Guarded, statement: Executable, parameters: Any = None) -> Any:
+def execute_here(session: OwnedSession, statement: Executable, parameters: Any = None) -> Any:
     """`execute`, where a synchronous session may talk to the database."""
     return session.execute(statement, parameters, execution_options=_options(session, statement))
 
 
-def _options(session: AnySession | Guarded, statement: Executable) -> dict[str, Any]:
+def _options(session: AnySession | OwnedSession, statement: Executable) -> dict[str, Any]:
     clause: Any = statement  # which some sessions want to see, to know where it goes
     return {_TRANSLATION: _translation(session.get_bind(clause=clause))}
 
@@ -43,16 +43,16 @@ def _translation(bind: Engine | Connection) -> Mapping[str | None, str | None]:
     return bind.engine.get_execution_options().get(_TRANSLATION) or {}
 
 
-async def run(session: AnySession, act: Callable[[Guarded], T]) -> T:
+async def run(session: AnySession, act: Callable[[OwnedSession], T]) -> T:
     """Call `act`, as one operation, with the synchronous session: there it may talk to the database."""
-    inner = sync_part(session)
+    inner = sync_session_of(session)
     if isinstance(session, AsyncSession):
         return await session.run_sync(lambda _: act(inner))
     return await in_thread(_alone, inner, act)
 
 
-def _alone(session: Guarded, act: Callable[[Guarded], T]) -> T:
-    with session.use.operation():
+def _alone(session: OwnedSession, act: Callable[[OwnedSession], T]) -> T:
+    with session.access.operation():
         return act(session)
 
 
@@ -79,7 +79,7 @@ class DriverStatement:
         return cls(compiled.string, order, compiled.params, compiled.execution_options)
 
     @staticmethod
-    def does_the_same(session: Guarded, connection: Connection) -> bool:
+    def does_the_same(session: OwnedSession, connection: Connection) -> bool:
         """Whether it does there what the statement itself does."""
         return not (_translation(connection) or session.dispatch.do_orm_execute or _is_listened_to(connection))
 

@@ -16,10 +16,10 @@ from sqlalchemy import Connection, Dialect, Executable, text
 from sqlalchemy.exc import DBAPIError
 
 from db import default_database
-from db.engine.guards import may_be_read_only, swallowed
+from db.engine.guards import may_be_read_only, swallowed_error
 from db.errors import PoisonedTransactionError
 from db.scope import scope
-from db.session.owned_session import Guarded
+from db.session.owned_session import OwnedSession
 from db.sessions import independent
 from db.transient import sqlstate
 from worker.batches import batches
@@ -227,15 +227,15 @@ class Ledger:
             deleted = await execute(session, self._of(session).prune, {"keep": keep, "limit": limit})
             return int(deleted.rowcount)
 
-    def _of(self, session: AnySession | Guarded) -> Statements:
+    def _of(self, session: AnySession | OwnedSession) -> Statements:
         return Statements.of(session.get_bind().dialect.name, self.name)
 
-    def _settle(self, endings: Sequence[Ending], wait: LockWait, session: Guarded) -> int:
+    def _settle(self, endings: Sequence[Ending], wait: LockWait, session: OwnedSession) -> int:
         statement = self._of(session).settle
         wait.connection = session.connection(bind_arguments={"clause": statement})
         return int(execute_here(session, statement, [ending._asdict() for ending in endings]).rowcount)
 
-    def _mark(self, ending: Ending, wait: LockWait, session: Guarded) -> int:
+    def _mark(self, ending: Ending, wait: LockWait, session: OwnedSession) -> int:
         statement = self._of(session).settle
         # The clause, as some sessions have another bind for each table, or for what writes.
         connection = wait.connection = session.connection(bind_arguments={"clause": statement})
@@ -261,7 +261,7 @@ class Ledger:
         match sqlstate(error):
             case "25P02":  # an earlier error has aborted it
                 aborted = PoisonedTransactionError()
-                aborted.__cause__ = swallowed(connection)
+                aborted.__cause__ = swallowed_error(connection)
                 return aborted
             case "55P03":  # by a lock_timeout of the job's own
                 return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")

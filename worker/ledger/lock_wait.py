@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db import Session
 from db.aio.threads import in_thread
-from db.engine.reset import driver_of
+from db.engine.reset import driver_connection_of
 from worker.deadline import Deadline
 from worker.ending import end
 from worker.errors import LedgerBusyError
@@ -93,7 +93,7 @@ class LockWait:
             finally:
                 await end([question])
             if not statement.done():
-                await session.use.evict(self._busy())
+                await session.access.cancel_running(self._busy())
         return await statement
 
     async def _is_blocked(self) -> bool | None:
@@ -148,7 +148,7 @@ def _ask_here(engine: Engine, pid: int) -> bool | None:
 
 def _process_id(connection: Connection) -> int | None:
     """What the server calls the connection, by its driver; None where there is no such number."""
-    driver_connection: Any = driver_of(connection.connection.dbapi_connection)
+    driver_connection: Any = driver_connection_of(connection.connection.dbapi_connection)
     if hasattr(driver_connection, "get_server_pid"):  # asyncpg
         return int(driver_connection.get_server_pid())
     return getattr(getattr(driver_connection, "info", None), "backend_pid", None)  # psycopg

@@ -3,7 +3,7 @@
 import pytest
 
 from db.engine.effects import Effect
-from db.engine.guards import _read
+from db.engine.guards import _facts
 
 STATE = [
     "SET search_path TO tenant_a, public",
@@ -48,13 +48,13 @@ NONE = [
 @pytest.mark.parametrize("statement", STATE)
 def test_what_outlives_its_transaction(statement: str) -> None:
     """Settings, roles, locks, tables and statements of the session."""
-    assert Effect.SESSION_STATE in _read(statement).effects
+    assert Effect.SESSION_STATE in _facts(statement).effects
 
 
 @pytest.mark.parametrize("statement", NONE)
 def test_what_ends_with_its_transaction(statement: str) -> None:
     """What is local to the transaction, and words that only look alike."""
-    assert _read(statement).effects is Effect.NONE
+    assert _facts(statement).effects is Effect.NONE
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_what_ends_with_its_transaction(statement: str) -> None:
 )
 def test_what_it_does_to_its_own_connection(statement: str, effect: Effect) -> None:
     """It is told apart from what a server does by itself."""
-    assert _read(statement).effects is effect
+    assert _facts(statement).effects is effect

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import db
 from db.engine import guards
-from db.engine.guards import _read
+from db.engine.guards import _facts
 from db.transient import Transient, transient
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Note
@@ -263,7 +263,7 @@ async def test_harmless_statements(rows: Count) -> None:
 @pytest.mark.parametrize("statement", ["end_of_day()", "begin_work", "commits", "rollback to a", "ROLLBACK WORK TO a"])
 def test_what_does_not_end_a_transaction(statement: str) -> None:
     """Words that begin alike, and the rollback to a savepoint, are not taken for the end of a transaction."""
-    assert _read(statement).ends_by is None
+    assert _facts(statement).ends_by is None
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_what_does_not_end_a_transaction(statement: str) -> None:
 )
 def test_what_rolls_back_to_a_savepoint(statement: str) -> None:
     """All of PostgreSQL's spellings are known."""
-    assert _read(statement).is_to_savepoint
+    assert _facts(statement).is_to_savepoint
 
 
 def test_comment_that_does_not_nest() -> None:
     """SQLite's comments do not nest: what follows the first end of one is a statement there."""
-    assert _read("/* a /* b */ COMMIT").ends_by == "COMMIT"
+    assert _facts("/* a /* b */ COMMIT").ends_by == "COMMIT"
 
 
 async def test_isolation_level_can_be_set(rows: Count) -> None:
@@ -451,7 +451,7 @@ async def test_an_engine_is_guarded_once(database: db.Database) -> None:
         engine = (await (await db.session()).connection()).engine.sync_engine
     before = engine.dialect.do_commit
     for schema in ("one", "two"):
-        guards.watch(engine.execution_options(schema_translate_map={None: schema}))
+        guards.install(engine.execution_options(schema_translate_map={None: schema}))
     assert engine.dialect.do_commit is before
 
 

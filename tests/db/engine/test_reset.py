@@ -80,16 +80,16 @@ async def test_the_next_finds_nothing(database_url: str, driver: str, left: str,
         assert await in_scope(database, PID) == before
 
 
-Use = Callable[[Any], Awaitable[Any]]
+DirectUse = Callable[[Any], Awaitable[Any]]
 TAKE = "SELECT pg_advisory_lock(1)"
-USES: dict[str, Use] = {
+USES: dict[str, DirectUse] = {
     "the pool's": lambda raw: raw.driver_connection.execute(TAKE),
     "the adapter's": lambda raw: raw.dbapi_connection.driver_connection.execute(TAKE),
 }
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-async def test_driver_that_was_used_directly(database_url: str, use: Use) -> None:
+async def test_driver_that_was_used_directly(database_url: str, use: DirectUse) -> None:
     """Whatever that one is told nobody reads, so it is taken for a change."""
     async with opened(database_url) as database:
         async with db.scope():
@@ -186,7 +186,7 @@ async def test_connection_that_a_listener_has_set_up(database_url: str) -> None:
 
 async def test_connection_that_cannot_be_reset(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is replaced, and whoever returned it does not hear of it."""
-    monkeypatch.setattr(reset, "_FORGET", "SELECT 1 / 0")
+    monkeypatch.setattr(reset, "_RESET", "SELECT 1 / 0")
     async with opened(database_url) as database:
         before = await in_scope(database, PID)
         await in_scope(database, text(STATE["role"]))

@@ -12,7 +12,7 @@ from sqlalchemy.orm import object_session
 from sqlalchemy.util import greenlet_spawn
 
 import db
-from db.session.access import LoopUse, ThreadUse, Use
+from db.session.access import LoopAccess, SessionAccess, ThreadAccess
 from tests.commits import held_commits
 from tests.db.conftest import INSERT, Count, insert
 from tests.db.models import Comment, Note
@@ -273,24 +273,24 @@ async def test_commit_of_an_orphan_is_waited_for(postgres: Observer, rows: Count
     assert await rows() == 1
 
 
-@pytest.mark.parametrize("kind", [LoopUse, ThreadUse])
-async def test_several_wait_for_a_commit(kind: type[Use]) -> None:
+@pytest.mark.parametrize("kind", [LoopAccess, ThreadAccess])
+async def test_several_wait_for_a_commit(kind: type[SessionAccess]) -> None:
     """All who would end a transaction whose COMMIT is in the server are let go on when it is over."""
     use, loop, begun, go_on = kind(), asyncio.get_running_loop(), threading.Event(), asyncio.Event()
 
     async def commit() -> None:
-        with use.ending():
+        with use.transaction_end():
             begun.set()
             await go_on.wait()
 
     def commit_in_thread() -> None:
-        with use.ending():
+        with use.transaction_end():
             begun.set()
             asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
 
-    committing = asyncio.create_task(commit() if kind is LoopUse else asyncio.to_thread(commit_in_thread))
+    committing = asyncio.create_task(commit() if kind is LoopAccess else asyncio.to_thread(commit_in_thread))
     await eventually(begun.is_set)
-    waiting = [asyncio.create_task(use.evict(ZeroDivisionError())) for _ in range(3)]
+    waiting = [asyncio.create_task(use.cancel_running(ZeroDivisionError())) for _ in range(3)]
     await asyncio.sleep(0)
     assert not any(each.done() for each in waiting)
     go_on.set()
@@ -345,7 +345,7 @@ async def test_flush_is_stopped_between_two_tables() -> None:
 
     def stop(_mapper: object, _connection: object, note: Note) -> None:
         inner: Any = object_session(note)
-        inner.use.stop(ZeroDivisionError())
+        inner.access.stop(ZeroDivisionError())
 
     event.listen(Note, "after_insert", stop)
     try:
@@ -472,7 +472,7 @@ async def test_stopped_session_raises_what_it_is_told() -> None:
     with pytest.raises(TimeoutError, match="too late"):
         async with db.scope():
             session = await db.session()
-            session.use.stop(TimeoutError("too late"))
+            session.access.stop(TimeoutError("too late"))
             await session.execute(SLEEP)
 
 

@@ -365,7 +365,7 @@ class TestSessions:
             await affect.enqueue("job")
             session = await db.session(database.sync)
             await asyncio.to_thread(write, session, "own")
-            assert [unit.database for unit in current_scope().units] == [database.sync]
+            assert [unit.database for unit in current_scope().scoped_sessions] == [database.sync]
         assert await run(start) == ["job", "own"]
 
     async def test_enqueueing_in_a_session_without_an_owner_is_refused(self) -> None:
@@ -395,7 +395,7 @@ class TestSessions:
             taken, go_on = threading.Event(), threading.Event()
 
             def use() -> None:
-                with session.use.operation():
+                with session.access.operation():
                     taken.set()
                     go_on.wait(5)
 
