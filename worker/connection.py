@@ -310,7 +310,7 @@ class _Improved:
 
     async def can_read_destructive(self) -> bool:
         if _cancelling():
-            # What `to_the_end` has put off comes with the next turn, and would pass for the look's own end.
+            # What `shielded` has put off comes with the next turn, and would pass for the look's own end.
             await asyncio.sleep(0)
         cancelled_before = _cancelling()
         try:

@@ -88,7 +88,7 @@ async def answer(send: Send, status: int = 200) -> None:
 
 
 @pytest.mark.parametrize(("status", "committed"), [(200, 1), (302, 1), (399, 1), (400, 0), (503, 0)])
-async def test_status_decides(database: db.Database, status: int, committed: int) -> None:
+async def test_status_decides_between_commit_and_rollback(database: db.Database, status: int, committed: int) -> None:
     """A status below 400 commits, any other rolls back."""
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
@@ -100,7 +100,7 @@ async def test_status_decides(database: db.Database, status: int, committed: int
     assert is_success(status) == bool(committed)
 
 
-async def test_failed_commit_sends_nothing(database: db.Database) -> None:
+async def test_failed_commit_sends_no_response(database: db.Database) -> None:
     """When the COMMIT fails its error comes out of `send`, and no start went out."""
     client = Client()
 
@@ -132,7 +132,7 @@ async def test_failed_commit_cannot_become_a_success(database: db.Database) -> N
     assert await count() == 0
 
 
-async def test_hints_before_the_start_settle_nothing(database: db.Database) -> None:
+async def test_messages_before_the_start_commit_nothing(database: db.Database) -> None:
     """A message before the start passes, and the start is still what commits."""
     client = Client()
 
@@ -146,7 +146,9 @@ async def test_hints_before_the_start_settle_nothing(database: db.Database) -> N
     assert [message["type"] for message in client.sent] == ["http.response.early_hint"]
 
 
-async def test_no_response_is_no_commit(database: db.Database, caplog: pytest.LogCaptureFixture) -> None:
+async def test_request_without_a_response_is_rolled_back(
+    database: db.Database, caplog: pytest.LogCaptureFixture
+) -> None:
     """An app that returns without a response promised nothing: rolled back, and logged."""
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
@@ -158,7 +160,7 @@ async def test_no_response_is_no_commit(database: db.Database, caplog: pytest.Lo
     assert "rolled back" in caplog.text
 
 
-async def test_start_from_another_task(database: db.Database) -> None:
+async def test_start_from_another_task_commits_the_request(database: db.Database) -> None:
     """The start may come from a task that the app made, whose context is a copy: it commits all the same."""
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
@@ -172,7 +174,7 @@ async def test_start_from_another_task(database: db.Database) -> None:
     assert await count() == 1
 
 
-async def test_start_from_inside_a_nested_scope(postgres_database: db.Database) -> None:
+async def test_start_from_a_nested_scope_commits_the_request(postgres_database: db.Database) -> None:
     """The start commits the request's scope, and not one that the app has opened around its response."""
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
@@ -187,7 +189,7 @@ async def test_start_from_inside_a_nested_scope(postgres_database: db.Database) 
     assert await count() == 1
 
 
-async def test_session_after_the_start(database: db.Database) -> None:
+async def test_session_goes_on_after_the_start(database: db.Database) -> None:
     """After the start the same session goes on, in a new transaction that is committed when the app returns."""
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
@@ -203,7 +205,7 @@ async def test_session_after_the_start(database: db.Database) -> None:
     assert await count() == 2
 
 
-async def test_error_after_the_start(database: db.Database) -> None:
+async def test_error_after_the_start_keeps_the_responses_commit(database: db.Database) -> None:
     """An error after the start passes on; the commit of the response stands, and what came later is rolled back."""
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
@@ -217,7 +219,7 @@ async def test_error_after_the_start(database: db.Database) -> None:
     assert await count() == 1
 
 
-async def test_joins_an_open_scope(database: db.Database) -> None:
+async def test_middleware_leaves_an_open_scope_alone(database: db.Database) -> None:
     """Inside a scope that is open already the middleware neither commits nor rolls back."""
 
     async def app(connection: Connection, receive: Receive, send: Send) -> None:
@@ -231,7 +233,7 @@ async def test_joins_an_open_scope(database: db.Database) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
-async def test_others_pass_through(kind: str) -> None:
+async def test_lifespan_and_websocket_connections_get_no_scope(kind: str) -> None:
     """Lifespan and websocket connections reach the app with the server's own channels, and without a scope."""
     client = Client()
 
@@ -253,7 +255,9 @@ async def test_dependency_gives_the_session_of_the_scope(database: db.Database) 
         await get_session()
 
 
-async def test_cancelled_in_the_commit(postgres_database: db.Database, postgres: Observer) -> None:
+async def test_request_cancelled_in_its_commit_has_committed(
+    postgres_database: db.Database, postgres: Observer
+) -> None:
     """A request cancelled while its COMMIT is under way has committed, and says so: no transaction is left."""
     client = Client()
 

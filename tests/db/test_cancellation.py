@@ -188,7 +188,7 @@ WAYS_TO_CANCEL = [cancelled, cancelled_often, waited_for, timed_out, moved_on, s
 
 @pytest.mark.parametrize("way", WAYS_TO_COMMIT)
 @pytest.mark.parametrize("cancel", WAYS_TO_CANCEL)
-async def test_commit_is_reported_truly(
+async def test_commit_is_reported_as_done_however_it_is_cancelled(
     way: Way,
     cancel: Callable[[Way, HeldCommits], Awaitable[str]],
     commits: HeldCommits,
@@ -202,7 +202,7 @@ async def test_commit_is_reported_truly(
 
 
 @pytest.mark.parametrize("way", WAYS_TO_COMMIT)
-async def test_failed_commit_is_reported_truly(
+async def test_refused_commit_is_an_error_for_a_cancelled_caller(
     way: Way, database: db.Database, postgres: Observer, rows: Count
 ) -> None:
     """A3, the other way round: a COMMIT that is refused is an error for a caller that was cancelled meanwhile."""
@@ -214,7 +214,9 @@ async def test_failed_commit_is_reported_truly(
 
 
 @pytest.mark.parametrize("way", WAYS_TO_COMMIT)
-async def test_cancelled_before_the_commit(way: Way, database: db.Database, postgres: Observer, rows: Count) -> None:
+async def test_work_cancelled_before_its_commit_saves_nothing(
+    way: Way, database: db.Database, postgres: Observer, rows: Count
+) -> None:
     """Work that is cancelled before its COMMIT is sent is cancelled, and saves nothing."""
     async with db.independent() as session:
         await session.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
@@ -228,7 +230,9 @@ async def test_cancelled_before_the_commit(way: Way, database: db.Database, post
     await eventually(postgres.idle_in_transaction, equals=0)
 
 
-async def test_cancelled_while_pending_objects_are_sent(database: db.Database, postgres: Observer, rows: Count) -> None:
+async def test_ending_scope_can_be_cancelled_before_its_commit_is_sent(
+    database: db.Database, postgres: Observer, rows: Count
+) -> None:
     """A scope that is ending and waits for a lock with what was only added has sent no COMMIT: it can be cancelled."""
 
     async def work() -> None:
@@ -246,7 +250,7 @@ async def test_cancelled_while_pending_objects_are_sent(database: db.Database, p
     assert await rows() == 0
 
 
-async def test_absorbed_cancellation_comes_at_the_next_await(commits: HeldCommits, rows: Count) -> None:
+async def test_cancellation_during_a_commit_ends_the_next_await(commits: HeldCommits, rows: Count) -> None:
     """A cancellation that arrived in the COMMIT is not lost: it ends the caller at its next await."""
     reached: list[str] = []
 
@@ -267,7 +271,7 @@ async def test_absorbed_cancellation_comes_at_the_next_await(commits: HeldCommit
     assert await rows() == 1
 
 
-async def test_absorbed_cancellation_comes_after_an_error_as_well(database: db.Database, postgres: Observer) -> None:
+async def test_cancellation_during_a_rollback_ends_the_next_await(database: db.Database, postgres: Observer) -> None:
     """A cancellation that arrived during a rollback is not lost if the caller handles the error that caused it."""
     asked = asyncio.Event()
 
@@ -286,7 +290,7 @@ async def test_absorbed_cancellation_comes_after_an_error_as_well(database: db.D
         await asyncio.wait_for(task, 2)
 
 
-async def test_no_stray_cancellation_after_a_timeout(commits: HeldCommits, rows: Count) -> None:
+async def test_timeout_in_a_commit_leaves_no_stray_cancellation(commits: HeldCommits, rows: Count) -> None:
     """An `asyncio.timeout` whose time was up in the COMMIT leaves no cancellation for what comes after it."""
     limit = asyncio.timeout(None)
 
@@ -300,7 +304,7 @@ async def test_no_stray_cancellation_after_a_timeout(commits: HeldCommits, rows:
     assert await rows() == 1
 
 
-async def test_no_stray_cancellation_after_anyio(commits: HeldCommits, rows: Count) -> None:
+async def test_anyio_scope_in_a_commit_leaves_no_stray_cancellation(commits: HeldCommits, rows: Count) -> None:
     """Nor does an anyio scope."""
     limit = anyio.CancelScope()
 
@@ -323,7 +327,7 @@ async def undisturbed() -> str:
     return "undisturbed"
 
 
-async def test_anyio_ends_what_comes_after_the_commit(commits: HeldCommits, rows: Count) -> None:
+async def test_anyio_cancels_what_follows_the_commit(commits: HeldCommits, rows: Count) -> None:
     """Under anyio, too, what comes after the COMMIT is cancelled, and its scope recognises its own cancellation."""
     limit = anyio.CancelScope()
 
@@ -338,7 +342,7 @@ async def test_anyio_ends_what_comes_after_the_commit(commits: HeldCommits, rows
     assert await rows() == 1
 
 
-async def test_pending_cancellation_is_not_lost(database: db.Database, rows: Count) -> None:
+async def test_cancellation_pending_before_a_commit_is_not_lost(database: db.Database, rows: Count) -> None:
     """A task that had cancelled itself before it commits gets its cancellation after the COMMIT."""
 
     async def work() -> None:
@@ -354,7 +358,9 @@ async def test_pending_cancellation_is_not_lost(database: db.Database, rows: Cou
     assert await rows() == 1
 
 
-async def test_cancelled_before_it_began(database: db.Database, rows: Count, postgres: Observer) -> None:
+async def test_task_cancelled_before_its_first_step_commits_nothing(
+    database: db.Database, rows: Count, postgres: Observer
+) -> None:
     """A task that would commit and is cancelled before its first step commits nothing; the session goes on."""
     async with db.scope():
         session = await db.session()
@@ -419,7 +425,7 @@ async def test_cancelled_statement_ends_on_the_server(
     assert await rows() == 1
 
 
-async def test_cancelled_while_connecting(database: db.Database, postgres: Observer) -> None:
+async def test_cancellation_while_connecting_leaves_no_backend(database: db.Database, postgres: Observer) -> None:
     """A cancellation while the first statement still waits for its connection leaves no backend behind."""
     for turns in range(12):
 
@@ -438,7 +444,7 @@ async def test_cancelled_while_connecting(database: db.Database, postgres: Obser
         await eventually(postgres.backends, equals=0)
 
 
-async def test_clean_up_ends_soon_under_anyio(database: db.Database) -> None:
+async def test_clean_up_of_cancelled_work_is_not_slowed_by_anyio(database: db.Database) -> None:
     """B2: work with 50 ms of clean-up returns at once under anyio, though that cancels at every turn."""
 
     async def clean_up() -> str:
@@ -464,7 +470,7 @@ async def test_clean_up_ends_soon_under_anyio(database: db.Database) -> None:
         assert watch.seconds_running < AT_ONCE
 
 
-async def test_two_databases_and_a_double_cancellation(
+async def test_double_cancellation_leaves_no_database_in_a_transaction(
     database: db.Database, database_url: str, postgres: Observer
 ) -> None:
     """B7: two sessions, cancelled twice while the first is being closed: neither is left in a transaction."""
@@ -489,7 +495,9 @@ async def test_two_databases_and_a_double_cancellation(
     await other.dispose()
 
 
-async def test_swallowed_cancellation_is_no_success(database: db.Database, postgres: Observer, rows: Count) -> None:
+async def test_swallowed_timeout_of_a_statement_refuses_the_commit(
+    database: db.Database, postgres: Observer, rows: Count
+) -> None:
     """A statement whose time limit the body swallowed took the connection with it: leaving the scope is an error."""
     with pytest.raises(db.PoisonedTransactionError):
         async with db.scope():
@@ -502,7 +510,7 @@ async def test_swallowed_cancellation_is_no_success(database: db.Database, postg
     await eventually(postgres.idle_in_transaction, equals=0)
 
 
-async def test_first_cancellation_reaches_private_work() -> None:
+async def test_only_the_first_cancellation_reaches_work_in_its_own_task() -> None:
     """`in_own_task`: the work sees one cancellation, cleans up in peace, and its own word is the result."""
     seen: list[str] = []
 
@@ -523,7 +531,7 @@ async def test_first_cancellation_reaches_private_work() -> None:
     assert seen == ["cancelled"]
 
 
-async def test_error_of_protected_work_comes_out() -> None:
+async def test_error_of_shielded_work_is_raised_to_the_caller() -> None:
     """What the protected work raises is what its caller gets."""
 
     async def fail() -> None:

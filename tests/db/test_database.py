@@ -27,7 +27,7 @@ from tests.servers import Observer, as_dsn
 from tests.waiting import at_once, eventually
 
 
-async def test_default_database_from_the_environment(
+async def test_default_database_comes_from_the_environment(
     database: db.Database, database_url: str, monkeypatch: pytest.MonkeyPatch, rows: Count
 ) -> None:
     """Without another the default database is the one that DATABASE_URL names, without a driver too."""
@@ -40,14 +40,14 @@ async def test_default_database_from_the_environment(
     await db.default_database().dispose()
 
 
-async def test_no_default_database() -> None:
+async def test_missing_default_database_is_a_named_error() -> None:
     """Where there is none, the error names DATABASE_URL and shows an example."""
     with pytest.raises(db.DatabaseURLError, match=r"set DATABASE_URL, e\.g\. postgresql\+asyncpg://user"):
         async with db.scope():
             await db.session()
 
 
-async def test_database_given_as_the_default(database: db.Database) -> None:
+async def test_given_database_becomes_the_default(database: db.Database) -> None:
     """`Database(url, default=True)` takes the default one's place, and `set_default_database` too."""
     other = db.Database(database.url)
     assert db.default_database() is database
@@ -83,7 +83,7 @@ async def test_limits_are_set_on_the_connection(database_url: str, sync_database
     await database.dispose()
 
 
-async def test_no_statement_of_its_own(database_url: str) -> None:
+async def test_scope_sends_only_begin_its_statements_and_commit(database_url: str) -> None:
     """A scope sends BEGIN, its statements, COMMIT; one on a pooled connection asks it once whether it lives."""
     async with Proxy(database_url) as proxy:
         database = db.Database(proxy.url)
@@ -99,7 +99,7 @@ async def test_no_statement_of_its_own(database_url: str) -> None:
         await database.dispose()
 
 
-async def test_no_ping_if_not_wanted(database_url: str) -> None:
+async def test_pre_ping_can_be_switched_off(database_url: str) -> None:
     """With `pre_ping=False` a warm scope asks nothing before its BEGIN."""
     async with Proxy(database_url) as proxy:
         database = db.Database(proxy.url, pre_ping=False)
@@ -112,7 +112,7 @@ async def test_no_ping_if_not_wanted(database_url: str) -> None:
         await database.dispose()
 
 
-async def test_engine_factory(database: db.Database, database_url: str, rows: Count) -> None:
+async def test_engine_factory_is_called_for_each_host(database: db.Database, database_url: str, rows: Count) -> None:
     """A factory makes the engine for a host, on first use and for each new host; it is guarded like any other."""
     asked: list[str | None] = []
 
@@ -159,7 +159,7 @@ class Audited(sa_async.AsyncSession):
         return int(await self.scalar(text("SELECT count(*) FROM note")) or 0)
 
 
-async def test_session_factory_with_a_class_of_the_users(database: db.Database, rows: Count) -> None:
+async def test_users_session_class_is_kept_and_owned(database: db.Database, rows: Count) -> None:
     """A session class of the user's own, on SQLAlchemy's, keeps its methods and overrides, and is owned and guarded."""
 
     def make_sessions(engine: Any) -> sa_async.async_sessionmaker[Audited]:
@@ -179,7 +179,7 @@ async def test_session_factory_with_a_class_of_the_users(database: db.Database, 
     await own.dispose()
 
 
-async def test_session_factory_with_ours(database: db.Database) -> None:
+async def test_subclass_of_our_session_is_used_as_it_is(database: db.Database) -> None:
     """A subclass of `db.AsyncSession` is used as it is."""
 
     class Ours(db.AsyncSession):
@@ -191,7 +191,9 @@ async def test_session_factory_with_ours(database: db.Database) -> None:
     await own.dispose()
 
 
-async def test_sync_session_factory(database: db.Database, sync_database_url: str, rows: Count) -> None:
+async def test_users_sync_session_class_is_kept_and_owned(
+    database: db.Database, sync_database_url: str, rows: Count
+) -> None:
     """The same for a synchronous one."""
 
     class Own(sa_orm.Session):
@@ -208,7 +210,9 @@ async def test_sync_session_factory(database: db.Database, sync_database_url: st
     await own.dispose()
 
 
-async def test_bound_to_an_engine(database: db.Database, database_url: str, rows: Count, postgres: Observer) -> None:
+async def test_database_bound_to_an_engine_never_disposes_it(
+    database: db.Database, database_url: str, rows: Count, postgres: Observer
+) -> None:
     """Sessions of a database that is bound to an engine use it, guarded; it is never disposed here."""
     engine = sa_async.create_async_engine(database_url)
     bound = db.Database(bind=engine, default=True)
@@ -223,7 +227,9 @@ async def test_bound_to_an_engine(database: db.Database, database_url: str, rows
     await engine.dispose()
 
 
-async def test_bound_to_a_connection(database: db.Database, database_url: str, rows: Count) -> None:
+async def test_database_bound_to_a_connection_joins_its_transaction(
+    database: db.Database, database_url: str, rows: Count
+) -> None:
     """Sessions of a database that is bound to a connection join its transaction: they commit and roll back in it."""
     engine = sa_async.create_async_engine(database_url)
     async with engine.connect() as connection:
@@ -240,7 +246,7 @@ async def test_bound_to_a_connection(database: db.Database, database_url: str, r
     await engine.dispose()
 
 
-async def test_exactly_one_source() -> None:
+async def test_database_needs_exactly_one_source() -> None:
     """A database comes from one of URL, factory or bind."""
     with pytest.raises(db.DatabaseURLError, match="one of url, engine"):
         db.Database()
@@ -248,7 +254,9 @@ async def test_exactly_one_source() -> None:
         db.Database("postgresql://host/name", engine=lambda _: sa_async.create_async_engine("sqlite+aiosqlite://"))
 
 
-async def test_before_session_sets_arguments(database: db.Database, database_url: str, rows: Count) -> None:
+async def test_before_session_may_set_the_sessions_arguments(
+    database: db.Database, database_url: str, rows: Count
+) -> None:
     """The hook may set the session's arguments, another engine to bind to among them; that one is guarded, too."""
     other = sa_async.create_async_engine(database_url, connect_args={"server_settings": {"application_name": "other"}})
     seen: list[db.Database[Any]] = []
@@ -286,7 +294,7 @@ def host_and_port(proxy: Proxy) -> str:
     return f"{url.host}:{url.port}"
 
 
-async def test_change_of_host_with_sessions_in_flight(
+async def test_change_of_host_leaves_sessions_in_flight_where_they_are(
     database: db.Database, database_url: str, rows: Count, postgres: Observer
 ) -> None:
     """New sessions go to the new host at once; those in flight end, and commit, where they began, and only then is the
@@ -317,7 +325,7 @@ async def test_change_of_host_with_sessions_in_flight(
         await moving.dispose()
 
 
-async def test_host_chosen_for_each_session(database: db.Database, database_url: str, rows: Count) -> None:
+async def test_before_session_may_choose_the_host(database: db.Database, database_url: str, rows: Count) -> None:
     """The hook may change the host for the session that is about to be opened, and back."""
     async with two_hosts(database_url) as (one, two):
         hosts = [host_and_port(one), host_and_port(two), None]
@@ -333,7 +341,7 @@ async def test_host_chosen_for_each_session(database: db.Database, database_url:
         await moving.dispose()
 
 
-async def test_host_of_the_twin_changes_as_well(database: db.Database, database_url: str, rows: Count) -> None:
+async def test_sync_twin_follows_a_change_of_host(database: db.Database, database_url: str, rows: Count) -> None:
     """The synchronous twin follows, whether it was used before or not."""
     async with two_hosts(database_url) as (one, two):
         for used_before in (True, False):
@@ -351,14 +359,14 @@ async def test_host_of_the_twin_changes_as_well(database: db.Database, database_
         assert (one.count("INSERT"), two.count("INSERT")) == (1, 2)
 
 
-async def test_change_to_a_wrong_host(database: db.Database) -> None:
+async def test_change_to_a_malformed_host_is_refused(database: db.Database) -> None:
     """A port that is no number is refused, and the database stays where it is."""
     with pytest.raises(db.DatabaseURLError, match="db-2:5432"):
         await database.change_host("db-2:fivethousand")
     await db.isolated(insert, "a")
 
 
-async def test_leaving_a_dead_host(database: db.Database, database_url: str) -> None:
+async def test_change_of_host_does_not_wait_for_a_dead_host(database: db.Database, database_url: str) -> None:
     """A host that has stopped answering does not keep `change_host` waiting."""
     async with two_hosts(database_url) as (one, two):
         moving = db.Database(one.url, default=True)
@@ -370,7 +378,7 @@ async def test_leaving_a_dead_host(database: db.Database, database_url: str) -> 
         await moving.dispose()
 
 
-async def test_dispose(database: db.Database, postgres: Observer, rows: Count) -> None:
+async def test_dispose_closes_every_connection(database: db.Database, postgres: Observer, rows: Count) -> None:
     """H: after `dispose` there are 0 backends, those of the twin included; the next use opens the database again."""
     sync_database = database.sync
     for _ in range(2):
@@ -383,7 +391,7 @@ async def test_dispose(database: db.Database, postgres: Observer, rows: Count) -
     await database.dispose()
 
 
-async def test_dispose_with_a_session_in_flight(database: db.Database, postgres: Observer, rows: Count) -> None:
+async def test_dispose_lets_a_session_in_flight_end(database: db.Database, postgres: Observer, rows: Count) -> None:
     """A session in flight ends well after `dispose`, and then its connection is closed."""
     async with db.scope():
         await insert("a")
@@ -406,7 +414,7 @@ async def as_a_child(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @pytest.mark.parametrize("act", [sleep_on_the_server, lambda: as_a_child(sleep_on_the_server)], ids=["own", "child"])
-async def test_dispose_waits_for_what_is_cancelled(
+async def test_dispose_waits_for_sessions_of_cancelled_tasks(
     database: db.Database, postgres: Observer, act: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
     """A session whose task was cancelled a moment ago has ended, and the server has stopped, when `dispose` returns."""
@@ -419,7 +427,7 @@ async def test_dispose_waits_for_what_is_cancelled(
     await eventually(postgres.backends, equals=0)
 
 
-async def test_dispose_does_not_wait_for_ever(
+async def test_dispose_waits_no_longer_than_its_limit(
     database: db.Database, postgres: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancelled task that does not let go of its session is waited for no longer than the limit."""
@@ -446,7 +454,9 @@ async def test_dispose_does_not_wait_for_ever(
     await eventually(postgres.backends, equals=0)
 
 
-async def test_check(database: db.Database, database_url: str) -> None:
+async def test_check_raises_the_reason_why_the_database_cannot_be_used(
+    database: db.Database, database_url: str
+) -> None:
     """`check` says what stands in the way: an unreachable server, a refusal by the server, or nothing."""
     await database.check()
     await database.sync.check()
@@ -464,7 +474,7 @@ async def test_check(database: db.Database, database_url: str) -> None:
             await unknown.check()
 
 
-def test_second_loop(database_url: str) -> None:
+def test_engine_on_a_second_loop_is_refused_until_disposed(database_url: str) -> None:
     """H: an engine met by a second event loop is a named error; disposed on the first, it opens on the second."""
     database = db.Database(database_url, default=True)
 
@@ -503,7 +513,9 @@ async def insert_secret(database: db.Database[Any]) -> None:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("hide", [True, False])
-async def test_values_in_errors(database_url: str, postgres: Observer, driver: str, hide: bool) -> None:
+async def test_errors_hide_the_values_of_a_statement(
+    database_url: str, postgres: Observer, driver: str, hide: bool
+) -> None:
     """What was to be stored, a password perhaps, is in no error and in no traceback, unless it is asked for."""
     await postgres.execute("CREATE TABLE account (name text NOT NULL, password text)")
     options = {} if hide else {"hide_parameters": False}
@@ -518,7 +530,9 @@ async def test_values_in_errors(database_url: str, postgres: Observer, driver: s
 
 
 @pytest.mark.parametrize("driver", [*DRIVERS, "sqlite"])
-async def test_without_a_pool(driver: str, database_url: str, sqlite_url: str) -> None:
+async def test_null_pool_closes_each_connection_with_its_session(
+    driver: str, database_url: str, sqlite_url: str
+) -> None:
     """`poolclass=NullPool`: each session opens a connection, and closes it at its end; the twin does so, too."""
     url = sqlite_url if driver == "sqlite" else database_url.replace("asyncpg", driver)
     database: db.Database[Any] = db.Database(url, engine_options={"poolclass": NullPool})
@@ -552,7 +566,7 @@ async def use(database: db.Database) -> None:
         await (await db.session(database)).execute(text("SELECT 1"))
 
 
-def test_a_loop_after_the_other(async_url: str, new_loop: Any) -> None:
+def test_each_loop_gets_connections_of_its_own(async_url: str, new_loop: Any) -> None:
     """A loop for each test, or `asyncio.run` twice: connections end with their loop, and the next one opens others."""
     database = db.Database(async_url)
     before = {*threading.enumerate()}
@@ -574,7 +588,7 @@ def test_connections_end_with_their_loop(database_url: str) -> None:
         assert observer.execute(others).fetchone() == (0,)
 
 
-def test_loop_that_was_just_closed(async_url: str) -> None:
+def test_connections_of_a_loop_that_was_just_closed_are_closed_at_the_next_use(async_url: str) -> None:
     """Where a loop is closed without its `shutdown_asyncgens`, the next use hangs up what is left, and nobody warns."""
     database = db.Database(async_url)
     for _ in range(2):
@@ -586,7 +600,7 @@ def test_loop_that_was_just_closed(async_url: str) -> None:
     gc.collect()
 
 
-def test_engine_without_a_pool_on_a_second_loop(database_url: str) -> None:
+def test_users_engine_without_a_pool_works_on_a_second_loop(database_url: str) -> None:
     """An engine of the user's own can be used on one loop after the other if it keeps no connections."""
     database = db.Database(bind=sa_async.create_async_engine(database_url, poolclass=NullPool))
     for _ in range(2):
@@ -616,7 +630,7 @@ async def unasked(database: db.Database) -> AsyncIterator[db.Database]:
 
 
 @pytest.mark.usefixtures("unasked")
-async def test_forked_child_builds_its_own(rows: Count) -> None:
+async def test_forked_child_opens_its_own_engine(rows: Count) -> None:
     """H: a forked child opens an engine of its own, and leaves the parent's connections alone, garbage and all."""
     await db.isolated(insert, "parent")
     before = await db.isolated(backend)
@@ -626,7 +640,7 @@ async def test_forked_child_builds_its_own(rows: Count) -> None:
 
 
 @pytest.mark.usefixtures("unasked")
-async def test_child_forked_from_a_running_loop(rows: Count, postgres: Observer) -> None:
+async def test_child_forked_from_a_running_loop_leaves_the_parents_connections(rows: Count, postgres: Observer) -> None:
     """H: the same for a child that is forked in the middle of the loop, with connections idle and in a transaction."""
     async with db.scope():
         await insert("parent before")

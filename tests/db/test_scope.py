@@ -19,7 +19,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.usefixtures("database")
 
 
-async def test_leaving_commits(rows: Count, postgres: Observer) -> None:
+async def test_leaving_a_scope_commits(rows: Count, postgres: Observer) -> None:
     """What was written in the scope is saved when it ends, and not before, and no transaction is left open."""
     async with db.scope():
         await insert("a")
@@ -29,7 +29,7 @@ async def test_leaving_commits(rows: Count, postgres: Observer) -> None:
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_exception_rolls_back(rows: Count, postgres: Observer) -> None:
+async def test_exception_rolls_the_scope_back(rows: Count, postgres: Observer) -> None:
     """A scope that is left by an exception saves nothing, and that exception is what comes out."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
@@ -39,7 +39,7 @@ async def test_exception_rolls_back(rows: Count, postgres: Observer) -> None:
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_same_session_everywhere_below() -> None:
+async def test_children_get_the_session_of_their_scope() -> None:
     """Child coroutines and child tasks get the scope's session, at every call."""
 
     async def below() -> db.AsyncSession:
@@ -52,7 +52,7 @@ async def test_same_session_everywhere_below() -> None:
         assert set(await asyncio.gather(below(), below())) == {first}
 
 
-async def test_first_sessions_at_once_are_one(database: db.Database) -> None:
+async def test_concurrent_first_uses_get_one_session(database: db.Database) -> None:
     """Several child tasks that ask for the first session at the same moment get one."""
 
     async def look_up(_database: db.Database, _arguments: dict[str, object]) -> None:
@@ -64,7 +64,7 @@ async def test_first_sessions_at_once_are_one(database: db.Database) -> None:
         assert len(set(map(id, sessions))) == 1
 
 
-async def test_no_connection_before_the_first_statement(postgres: Observer) -> None:
+async def test_session_takes_no_connection_before_its_first_statement(postgres: Observer) -> None:
     """A scope, and a session that is not used, take no connection."""
     async with db.scope():
         session = await db.session()
@@ -73,7 +73,7 @@ async def test_no_connection_before_the_first_statement(postgres: Observer) -> N
         assert await postgres.idle_in_transaction() == 1
 
 
-async def test_outside_of_a_scope() -> None:
+async def test_session_outside_of_a_scope_is_a_named_error() -> None:
     """Where no scope is open, `in_scope` says so and everything else is a named error that says what to do."""
     assert not db.in_scope()
     with pytest.raises(db.NoScopeError, match=r"async with db\.scope\(\)"):
@@ -90,7 +90,7 @@ async def test_outside_of_a_scope() -> None:
     assert not db.in_scope()
 
 
-async def test_scope_in_a_scope_is_its_own(rows: Count, postgres: Observer) -> None:
+async def test_nested_scope_has_its_own_session(rows: Count, postgres: Observer) -> None:
     """A scope inside another has sessions and connections of its own; then the outer one goes on."""
     async with db.scope():
         outer = await db.session()
@@ -104,7 +104,7 @@ async def test_scope_in_a_scope_is_its_own(rows: Count, postgres: Observer) -> N
     assert await rows() == 2
 
 
-async def test_inner_rollback_leaves_the_outer_scope(rows: Count) -> None:
+async def test_rollback_of_a_nested_scope_leaves_the_outer_one(rows: Count) -> None:
     """An inner scope that fails takes nothing of the outer one with it."""
     async with db.scope():
         await insert("outer")
@@ -115,7 +115,7 @@ async def test_inner_rollback_leaves_the_outer_scope(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_joining(rows: Count) -> None:
+async def test_join_uses_the_open_scope_or_opens_one(rows: Count) -> None:
     """`scope(join=True)` uses the scope that is open and leaves its end to whoever opened it; else it opens one."""
     async with db.scope():
         outer = await db.session()
@@ -130,7 +130,7 @@ async def test_joining(rows: Count) -> None:
     assert await rows() == 3
 
 
-async def test_entered_twice_is_an_error(rows: Count) -> None:
+async def test_scope_cannot_be_entered_twice(rows: Count) -> None:
     """One `scope()` object cannot be entered again while it is open, and the open one is unharmed."""
     once = db.scope()
     async with once:
@@ -140,7 +140,7 @@ async def test_entered_twice_is_an_error(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_arguments_that_exclude_each_other(database: db.Database) -> None:
+async def test_scope_refuses_arguments_that_exclude_each_other(database: db.Database) -> None:
     """Arguments of `scope` that would have to be ignored are refused."""
     with pytest.raises(TypeError, match="give the session"):
         db.scope(database=database)
@@ -149,7 +149,7 @@ async def test_arguments_that_exclude_each_other(database: db.Database) -> None:
             db.scope(join=True, session=await db.session())
 
 
-async def test_lent_session_is_not_ended(rows: Count) -> None:
+async def test_scope_does_not_end_a_lent_session(rows: Count) -> None:
     """A scope that was handed a session uses it and leaves its end to the lender, also when the scope fails."""
     async with db.independent() as lent:
         async with db.scope(session=lent):
@@ -165,7 +165,7 @@ async def test_lent_session_is_not_ended(rows: Count) -> None:
     assert await rows() == 2
 
 
-async def test_callbacks_of_a_lent_session_belong_to_its_transaction() -> None:
+async def test_callbacks_of_a_lent_session_run_at_the_lenders_commit() -> None:
     """What was asked for around the commit of a lent session happens at the lender's commit, not at the scope's end."""
     told: list[str] = []
 
@@ -190,7 +190,7 @@ async def test_session_of_sqlalchemy_cannot_be_lent(database: db.Database) -> No
         db.scope(session=AsyncSession())  # type: ignore[arg-type]
 
 
-async def test_generator_closed_elsewhere(rows: Count, postgres: Observer) -> None:
+async def test_scope_in_a_generator_closed_elsewhere_rolls_back(rows: Count, postgres: Observer) -> None:
     """C5: a scope inside an async generator that another task, in another context, closes: rolled back, no error."""
 
     async def numbers() -> AsyncIterator[int]:
@@ -212,7 +212,7 @@ async def test_generator_closed_elsewhere(rows: Count, postgres: Observer) -> No
     assert await rows() == 1
 
 
-async def test_generator_that_ends_gives_the_context_back() -> None:
+async def test_scope_in_a_generator_gives_the_context_back() -> None:
     """A generator with a scope inside, used to its end, leaves the caller in the caller's own scope."""
 
     async def numbers() -> AsyncIterator[int]:
@@ -239,7 +239,7 @@ async def test_ended_scope_keeps_no_sessions(database: db.Database) -> None:
     await outlives
 
 
-async def test_session_asked_for_while_the_scope_ends(database: db.Database, postgres: Observer) -> None:
+async def test_session_opened_while_the_scope_ends_is_refused(database: db.Database, postgres: Observer) -> None:
     """A child whose session is still being opened when the scope ends gets an error; no engine stays leased."""
     entered, go_on = asyncio.Event(), asyncio.Event()
 
@@ -259,7 +259,7 @@ async def test_session_asked_for_while_the_scope_ends(database: db.Database, pos
     await eventually(postgres.backends, equals=0)
 
 
-async def test_failing_before_session_hook(database: db.Database, rows: Count) -> None:
+async def test_failing_before_session_hook_is_the_callers_error(database: db.Database, rows: Count) -> None:
     """A `before_session` hook that raises is the caller's error; the scope goes on, and the next try may succeed."""
     fail = True
 
@@ -277,7 +277,7 @@ async def test_failing_before_session_hook(database: db.Database, rows: Count) -
     await hooked.dispose()
 
 
-async def test_scope_of_another_loop() -> None:
+async def test_scope_on_another_loop_is_refused() -> None:
     """A scope that is carried to another event loop is a named error there."""
 
     def elsewhere() -> None:
@@ -288,7 +288,7 @@ async def test_scope_of_another_loop() -> None:
             await asyncio.to_thread(elsewhere)
 
 
-async def test_open_and_current_scope() -> None:
+async def test_open_scope_gives_none_where_current_scope_raises() -> None:
     """`open_scope` gives the innermost open scope or None; `current_scope` raises instead."""
     assert open_scope() is None
     with pytest.raises(db.NoScopeError):
@@ -300,7 +300,7 @@ async def test_open_and_current_scope() -> None:
         assert not inner.is_open
 
 
-async def test_orphan_of_an_ended_scope(rows: Count, postgres: Observer) -> None:
+async def test_orphan_of_an_ended_scope_can_do_nothing(rows: Count, postgres: Observer) -> None:
     """C3: a child task that outlives its scope can neither ask for a session, nor use one, nor add to it: 0 rows."""
     go_on = asyncio.Event()
 

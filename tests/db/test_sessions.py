@@ -21,7 +21,7 @@ MODES: tuple[Current, ...] = get_args(Current)
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_atomic_outside_of_a_scope(mode: Current, rows: Count) -> None:
+async def test_atomic_outside_of_a_scope_opens_one(mode: Current, rows: Count) -> None:
     """Outside a scope, in every mode, the block is a scope of its own: committed, or rolled back on an error."""
     async with db.atomic(mode) as session:
         assert await db.session() is session
@@ -36,7 +36,7 @@ async def test_atomic_outside_of_a_scope(mode: Current, rows: Count) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_atomic_where_no_transaction_is_open(mode: Current, rows: Count) -> None:
+async def test_atomic_commits_its_own_transaction(mode: Current, rows: Count) -> None:
     """In a scope without an open transaction the block, in every mode, is a transaction that ends with it."""
     async with db.scope():
         async with db.atomic(mode) as session:
@@ -76,7 +76,7 @@ async def begin_by_callback() -> None:
 @pytest.mark.parametrize("begin", [begin_by_statement, begin_by_callback])
 @pytest.mark.parametrize("outcome", ["well", "block fails", "scope fails"])
 @pytest.mark.parametrize("mode", OUTCOMES)
-async def test_atomic_where_a_transaction_is_open(
+async def test_atomic_treats_an_open_transaction_as_its_mode_says(
     mode: Current, outcome: str, begin: Callable[[], Awaitable[None]], postgres: Observer
 ) -> None:
     """What each mode makes of the transaction that is open, and of the block, told by what is saved in the end.
@@ -109,7 +109,7 @@ async def test_atomic_refuses_an_open_transaction(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_atomic_counts_what_was_only_added(rows: Count) -> None:
+async def test_atomic_counts_pending_objects_as_a_transaction(rows: Count) -> None:
     """What was added and not yet sent is an open transaction, too."""
     async with db.scope():
         (await db.session()).add(Note(words="a"))
@@ -121,7 +121,7 @@ async def test_atomic_counts_what_was_only_added(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_atomic_of_another_database(database: db.Database, rows: Count) -> None:
+async def test_atomic_acts_on_the_database_that_it_is_given(database: db.Database, rows: Count) -> None:
     """`atomic` works on the database that it is given, and leaves the others alone."""
     other = db.Database(database.url)
     async with db.scope():
@@ -134,7 +134,7 @@ async def test_atomic_of_another_database(database: db.Database, rows: Count) ->
 
 
 @pytest.mark.parametrize("mode", OUTCOMES)
-async def test_atomic_of_a_sync_session(
+async def test_atomic_works_on_a_sync_session(
     mode: Current, sync_database: db.Database[db.Session], postgres: Observer
 ) -> None:
     """Every mode works on a synchronous session as well."""
@@ -152,7 +152,7 @@ async def test_atomic_of_a_sync_session(
     assert " ".join(saved) == OUTCOMES[mode]["well"].removesuffix(" after")
 
 
-async def test_isolated_has_its_own_connection(rows: Count, postgres: Observer) -> None:
+async def test_isolated_commits_whatever_becomes_of_the_caller(rows: Count, postgres: Observer) -> None:
     """`isolated` runs in a scope of its own, is committed whatever becomes of the caller, and returns what `fn` did."""
 
     async def write(words: str, *, twice: bool) -> str:
@@ -168,7 +168,7 @@ async def test_isolated_has_its_own_connection(rows: Count, postgres: Observer) 
     assert await rows() == 1
 
 
-async def test_isolated_rolls_back_its_own(rows: Count) -> None:
+async def test_isolated_rolls_back_only_its_own_work(rows: Count) -> None:
     """An isolated function that raises rolls back its own work, and the caller can go on."""
 
     async def fail() -> None:
@@ -196,7 +196,7 @@ async def test_isolated_queries_run_at_once() -> None:
         assert await asyncio.gather(*(db.isolated(meet, number) for number in range(3))) == [0, 1, 2]
 
 
-async def test_independent_commits_by_itself(rows: Count, postgres: Observer) -> None:
+async def test_independent_keeps_only_what_was_committed(rows: Count, postgres: Observer) -> None:
     """`independent` gives a session outside of any scope: what was committed stays, the rest is rolled back."""
     async with db.independent() as session:
         assert not db.in_scope()
@@ -209,7 +209,7 @@ async def test_independent_commits_by_itself(rows: Count, postgres: Observer) ->
         await session.execute(INSERT, {"words": "c"})
 
 
-async def test_independent_in_a_scope(rows: Count) -> None:
+async def test_independent_is_not_ended_by_the_scope(rows: Count) -> None:
     """Inside a scope it is another session, which the scope's end does not touch, nor the other way round."""
     async with db.independent() as session:
         async with db.scope():
@@ -225,7 +225,7 @@ async def test_independent_in_a_scope(rows: Count) -> None:
     assert await rows() == 2
 
 
-async def test_releasing_the_connection_in_a_long_job(database: db.Database, rows: Count, postgres: Observer) -> None:
+async def test_closing_the_session_frees_its_connection(database: db.Database, rows: Count, postgres: Observer) -> None:
     """After `await session.close()` the connection is free for others; the session takes a new one when used."""
     small = db.Database(database.url, pool_size=1, pool_timeout=0.2, default=True)
     async with db.scope():
@@ -243,7 +243,7 @@ async def test_releasing_the_connection_in_a_long_job(database: db.Database, row
 
 
 @pytest.mark.parametrize("end", ["session", "db", "reset", "async with"])
-async def test_closing_early(end: str, rows: Count, postgres: Observer) -> None:
+async def test_early_close_rolls_back_and_the_session_goes_on(end: str, rows: Count, postgres: Observer) -> None:
     """Every way of closing early rolls back what was not committed, and the scope goes on with the same session."""
     async with db.scope():
         session = await db.session()
@@ -264,7 +264,7 @@ async def test_closing_early(end: str, rows: Count, postgres: Observer) -> None:
 
 
 @pytest.mark.parametrize("end", ["session", "db"])
-async def test_committing_and_rolling_back_early(end: str, rows: Count) -> None:
+async def test_early_commit_and_rollback_stand(end: str, rows: Count) -> None:
     """Early commits and rollbacks stand, whatever becomes of the scope."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
@@ -280,7 +280,7 @@ async def test_committing_and_rolling_back_early(end: str, rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_whether_something_was_committed_early() -> None:
+async def test_has_committed_tells_of_an_early_commit() -> None:
     """`has_committed` tells whether a scope has committed early, and goes on telling after its end."""
     told: list[bool] = []
     async with db.scope() as here:
@@ -292,7 +292,7 @@ async def test_whether_something_was_committed_early() -> None:
     assert [*told, here.has_committed] == [False, False, False, True, True]
 
 
-async def test_begin_block_in_a_scope(rows: Count) -> None:
+async def test_begin_block_works_in_a_scope(rows: Count) -> None:
     """SQLAlchemy's own `session.begin()` block works inside a scope: committed at its end, rolled back on an error."""
     async with db.scope():
         session = await db.session()
@@ -322,7 +322,9 @@ async def test_begin_block_in_a_scope(rows: Count) -> None:
     assert await rows() == 3
 
 
-async def test_session_without_a_scope_or_owner(database: db.Database, rows: Count, postgres: Observer) -> None:
+async def test_session_without_an_owner_works_as_sqlalchemys(
+    database: db.Database, rows: Count, postgres: Observer
+) -> None:
     """A `db.AsyncSession` that somebody made by hand commits, rolls back and closes as SQLAlchemy's does."""
     from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
@@ -347,7 +349,7 @@ async def test_session_without_a_scope_or_owner(database: db.Database, rows: Cou
     await engine.dispose()
 
 
-async def test_throwing_a_connection_away(rows: Count, postgres: Observer) -> None:
+async def test_invalidate_rolls_back_and_the_session_goes_on(rows: Count, postgres: Observer) -> None:
     """`session.invalidate()` rolls back with the connection; the session goes on with a new one."""
     told: list[str] = []
     async with db.scope():
@@ -363,7 +365,7 @@ async def test_throwing_a_connection_away(rows: Count, postgres: Observer) -> No
     await eventually(postgres.backends, equals=1)
 
 
-def test_all_is_documented() -> None:
+def test_every_public_name_has_a_docstring() -> None:
     """Every public name of `db` has a docstring of its own."""
     without: list[str] = []
     for name in db.__all__:

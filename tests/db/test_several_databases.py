@@ -34,7 +34,9 @@ async def count_in(database: db.Database) -> int:
         return int(await session.scalar(text("SELECT count(*) FROM note")) or 0)
 
 
-async def test_primary_and_replica(database: db.Database, database_url: str, rows: Count) -> None:
+async def test_scope_reads_a_replica_and_writes_the_primary(
+    database: db.Database, database_url: str, rows: Count
+) -> None:
     """One scope reads from a replica and writes to the primary; a write to the replica is told apart from a mistake."""
     replica = db.Database(
         database_url,
@@ -73,7 +75,9 @@ async def test_default_database_commits_last(database: db.Database, second: db.D
     await third.dispose()
 
 
-async def test_failure_of_a_later_commit(database: db.Database, second: db.Database, rows: Count) -> None:
+async def test_failure_of_a_later_commit_names_what_was_committed(
+    database: db.Database, second: db.Database, rows: Count
+) -> None:
     """When the default database refuses its COMMIT the other has committed: the error names both, and the callbacks of
     what was committed have run."""
     told: list[str] = []
@@ -93,7 +97,9 @@ async def test_failure_of_a_later_commit(database: db.Database, second: db.Datab
     assert await rows() == 0
 
 
-async def test_failure_of_the_first_commit(database: db.Database, second: db.Database, rows: Count) -> None:
+async def test_failure_of_the_first_commit_commits_nothing(
+    database: db.Database, second: db.Database, rows: Count
+) -> None:
     """When the first COMMIT fails nothing was committed, and its own error comes out."""
     with pytest.raises(IntegrityError):
         async with db.scope():
@@ -110,7 +116,9 @@ async def test_unused_session_does_not_count_as_committed(database: db.Database,
             await (await db.session()).execute(text("INSERT INTO reply VALUES (404)"))
 
 
-async def test_refusal_comes_before_any_commit(database: db.Database, second: db.Database, rows: Count) -> None:
+async def test_refusal_prevents_the_commit_of_every_database(
+    database: db.Database, second: db.Database, rows: Count
+) -> None:
     """A before-commit callback of the last database still prevents the commit of all; so does a failing flush."""
 
     async def refuse(_session: db.AsyncSession) -> None:
@@ -128,7 +136,9 @@ async def test_refusal_comes_before_any_commit(database: db.Database, second: db
     assert await rows() == 0
 
 
-async def test_callback_of_one_database_for_another(database: db.Database, second: db.Database, rows: Count) -> None:
+async def test_before_commit_may_register_one_for_another_database(
+    database: db.Database, second: db.Database, rows: Count
+) -> None:
     """A before-commit callback may make another for a database that was not used, or whose have run already."""
 
     async def write_second(session: db.AsyncSession) -> None:
@@ -144,7 +154,7 @@ async def test_callback_of_one_database_for_another(database: db.Database, secon
     assert await count_in(second) == 1
 
 
-async def test_early_ends_for_one_or_all(database: db.Database, second: db.Database, rows: Count) -> None:
+async def test_early_end_acts_on_one_database_or_all(database: db.Database, second: db.Database, rows: Count) -> None:
     """`commit`, `rollback` and `close` act on the database that is named, else on all that the scope has used."""
     async with db.scope():
         other = await db.session(second)
@@ -166,7 +176,9 @@ async def test_early_ends_for_one_or_all(database: db.Database, second: db.Datab
     assert (await rows(), await count_in(second)) == (2, 1)
 
 
-async def test_early_commit_that_fails_half_way(database: db.Database, second: db.Database, rows: Count) -> None:
+async def test_early_commit_that_fails_half_way_names_what_was_committed(
+    database: db.Database, second: db.Database, rows: Count
+) -> None:
     """An early commit of all is as honest as the last one: the error names what was committed; the scope can go on."""
     told: list[str] = []
     async with db.scope():
@@ -181,7 +193,7 @@ async def test_early_commit_that_fails_half_way(database: db.Database, second: d
     assert await rows() == 1
 
 
-async def test_error_in_one_rolls_back_all(database: db.Database, second: db.Database, rows: Count) -> None:
+async def test_error_rolls_back_every_database(database: db.Database, second: db.Database, rows: Count) -> None:
     """An exception rolls back every database."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
@@ -199,7 +211,7 @@ class Stubborn(AsyncSession):
         raise LookupError("will not close")
 
 
-async def test_session_that_fails_to_close(
+async def test_session_that_fails_to_close_is_logged(
     database: db.Database, second: db.Database, rows: Count, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A session whose `close` raises is logged; what was committed stands, and the other is closed."""
@@ -216,7 +228,7 @@ async def test_session_that_fails_to_close(
     await stubborn.dispose()
 
 
-async def test_one_that_cannot_be_closed(
+async def test_lost_connection_does_not_keep_the_others_open(
     database: db.Database, second: db.Database, postgres: Observer, rows: Count, databases: Databases
 ) -> None:
     """A database whose connection is gone when the scope ends does not keep the others from being closed."""

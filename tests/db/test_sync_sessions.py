@@ -31,7 +31,7 @@ def write(session: db.Session, words: str = "a") -> None:
     session.execute(INSERT, {"words": words})
 
 
-async def test_committed_by_the_scope(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+async def test_scope_commits_a_sync_session(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
     """A scope gives a `Session`, the same at every call; it is committed at the end, and leaves no transaction."""
     async with db.scope():
         session = await db.session(sync_database)
@@ -43,7 +43,7 @@ async def test_committed_by_the_scope(sync_database: SyncDatabase, rows: Count, 
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_rolled_back_by_the_scope(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+async def test_scope_rolls_a_sync_session_back(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
     """An exception, in the thread or out of it, rolls back."""
 
     def fail(session: db.Session) -> None:
@@ -57,7 +57,9 @@ async def test_rolled_back_by_the_scope(sync_database: SyncDatabase, rows: Count
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_ending_blocks_no_event_loop(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
+async def test_ending_a_sync_session_does_not_block_the_loop(
+    sync_database: SyncDatabase, postgres: Observer, rows: Count
+) -> None:
     """COMMIT, ROLLBACK and close run in worker threads: the loop turns while a COMMIT takes its time."""
     threads: set[int] = set()
 
@@ -78,7 +80,7 @@ async def test_ending_blocks_no_event_loop(sync_database: SyncDatabase, postgres
     assert await rows() == 1
 
 
-async def test_commit_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_commit_in_a_thread_runs_its_callbacks_on_the_loop(sync_database: SyncDatabase, rows: Count) -> None:
     """`Session.commit()` in the thread commits early, with the callbacks around it, which run on the event loop."""
     told: list[tuple[str, int]] = []
     loop_thread = threading.get_ident()
@@ -119,7 +121,7 @@ async def test_commit_on_the_loop_is_refused(sync_database: SyncDatabase, rows: 
         assert await rows() == 1
 
 
-async def test_commit_that_fails_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_commit_that_fails_in_a_thread_is_rolled_back(sync_database: SyncDatabase, rows: Count) -> None:
     """An early COMMIT that the server refuses is the thread's error; it is rolled back, and the session goes on."""
 
     def work(session: db.Session) -> None:
@@ -134,7 +136,7 @@ async def test_commit_that_fails_in_the_thread(sync_database: SyncDatabase, rows
     assert await rows() == 1
 
 
-async def test_refusal_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_before_commit_refuses_a_commit_in_a_thread(sync_database: SyncDatabase, rows: Count) -> None:
     """A before-commit callback that refuses is the error of `Session.commit()` in the thread."""
 
     async def refuse(_session: db.Session) -> None:
@@ -152,7 +154,7 @@ async def test_refusal_in_the_thread(sync_database: SyncDatabase, rows: Count) -
     assert await rows() == 0
 
 
-async def test_blocks_in_the_thread(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_begin_blocks_work_in_a_thread(sync_database: SyncDatabase, rows: Count) -> None:
     """`with session.begin():` and `begin_nested()` work in the thread; the former commits through the scope."""
     told: list[str] = []
 
@@ -191,7 +193,7 @@ async def test_blocks_in_the_thread(sync_database: SyncDatabase, rows: Count) ->
     assert await rows() == 4
 
 
-async def test_savepoint_callbacks(sync_database: SyncDatabase) -> None:
+async def test_callbacks_vanish_with_a_savepoint_in_a_thread(sync_database: SyncDatabase) -> None:
     """D17 in a thread: callbacks made in a savepoint go with its rollback."""
     told: list[str] = []
 
@@ -207,7 +209,7 @@ async def test_savepoint_callbacks(sync_database: SyncDatabase) -> None:
     assert told == ["after"]
 
 
-async def test_poisoned(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_swallowed_error_refuses_the_commit_through_psycopg(sync_database: SyncDatabase, rows: Count) -> None:
     """A1 for psycopg: a swallowed error refuses the commit, in a savepoint it is forgiven, the driver's is harmless."""
 
     def swallow(session: db.Session) -> None:
@@ -245,7 +247,9 @@ async def test_poisoned(sync_database: SyncDatabase, rows: Count) -> None:
     assert await rows() == 2
 
 
-async def test_swallowed_failure_of_a_flush(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_swallowed_flush_error_refuses_the_commit_through_psycopg(
+    sync_database: SyncDatabase, rows: Count
+) -> None:
     """A1 for psycopg: a flush that failed and was swallowed refuses the commit, in the thread as well."""
 
     def work(session: db.Session) -> None:
@@ -265,7 +269,9 @@ async def test_swallowed_failure_of_a_flush(sync_database: SyncDatabase, rows: C
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "INSERT INTO note (words) VALUES ('b'); COMMIT", "SELECT 1; ROLLBACK"])
-async def test_ending_as_text(statement: str, sync_database: SyncDatabase, rows: Count) -> None:
+async def test_transaction_control_among_several_statements_is_refused(
+    statement: str, sync_database: SyncDatabase, rows: Count
+) -> None:
     """A5 for psycopg, which sends several statements in one: the end of the transaction among them is found out."""
 
     def work(session: db.Session) -> None:
@@ -278,7 +284,7 @@ async def test_ending_as_text(statement: str, sync_database: SyncDatabase, rows:
     assert await rows() == (2 if "; COMMIT" in statement else 0)
 
 
-async def test_several_statements_in_one(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_several_harmless_statements_may_be_sent_at_once(sync_database: SyncDatabase, rows: Count) -> None:
     """Several statements in one are fine as long as they leave the transaction alone."""
 
     def work(session: db.Session) -> None:
@@ -290,7 +296,7 @@ async def test_several_statements_in_one(sync_database: SyncDatabase, rows: Coun
     assert await rows() == 2
 
 
-async def test_two_threads_at_once(sync_database: SyncDatabase, postgres: Observer) -> None:
+async def test_concurrent_use_by_two_threads_is_refused(sync_database: SyncDatabase, postgres: Observer) -> None:
     """Two threads on one session collide by name, and so does an early end meanwhile."""
     async with db.scope():
         session = await db.session(sync_database)
@@ -315,7 +321,9 @@ async def test_two_threads_at_once(sync_database: SyncDatabase, postgres: Observ
         await sleeping
 
 
-async def test_thread_that_outlives_the_scope(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+async def test_thread_that_outlives_its_scope_saves_nothing(
+    sync_database: SyncDatabase, rows: Count, postgres: Observer
+) -> None:
     """C3 for threads: a thread that was given up goes on, its next statement raises, and nothing of it is saved."""
     written, go_on = threading.Event(), threading.Event()
     seen: list[BaseException] = []
@@ -351,7 +359,9 @@ async def test_thread_that_outlives_the_scope(sync_database: SyncDatabase, rows:
     assert await rows() == 0
 
 
-async def test_statement_in_flight_in_a_thread(sync_database: SyncDatabase, rows: Count, postgres: Observer) -> None:
+async def test_failing_scope_stops_a_threads_statement(
+    sync_database: SyncDatabase, rows: Count, postgres: Observer
+) -> None:
     """A scope that fails while a thread's statement is in flight stops it on the server, then rolls back: at once."""
     with pytest.raises(TimeoutError):
         async with db.scope():
@@ -369,7 +379,7 @@ async def test_statement_in_flight_in_a_thread(sync_database: SyncDatabase, rows
     assert await rows() == 0
 
 
-async def test_black_holed_statement_in_a_thread(database_url: str, database: db.Database) -> None:
+async def test_statement_without_an_answer_is_given_up(database_url: str, database: db.Database) -> None:
     """B6 for psycopg, which has no time limit: a server that has stopped answering keeps a scope whose caller's time
     is up no longer than twice the connect timeout."""
     async with Proxy(database_url) as proxy:
@@ -389,7 +399,7 @@ async def test_black_holed_statement_in_a_thread(database_url: str, database: db
         await away.dispose()
 
 
-async def test_black_holed_rollback_in_a_thread(
+async def test_rollback_without_an_answer_is_given_up(
     database_url: str, database: db.Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """B6 for psycopg: a ROLLBACK that is not answered is given up, and the original error comes out."""
@@ -407,7 +417,9 @@ async def test_black_holed_rollback_in_a_thread(
         await away.dispose()
 
 
-async def test_cancelled_during_the_commit(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
+async def test_cancellation_waits_for_a_sync_commit(
+    sync_database: SyncDatabase, postgres: Observer, rows: Count
+) -> None:
     """A3 for psycopg: a cancellation during the COMMIT waits for it, and success is reported."""
 
     async def work() -> str:
@@ -425,7 +437,9 @@ async def test_cancelled_during_the_commit(sync_database: SyncDatabase, postgres
     assert await rows() == 1
 
 
-async def test_lost_connection(sync_database: SyncDatabase, postgres: Observer, rows: Count) -> None:
+async def test_connection_lost_in_a_transaction_is_transient(
+    sync_database: SyncDatabase, postgres: Observer, rows: Count
+) -> None:
     """A7 for psycopg: a connection that was killed in its transaction is worth another try."""
 
     async def work(*, terminate: bool) -> None:
@@ -443,7 +457,7 @@ async def test_lost_connection(sync_database: SyncDatabase, postgres: Observer, 
     assert await rows() == 1
 
 
-async def test_pool_exhausted(database: db.Database, sync_database_url: str) -> None:
+async def test_exhausted_pool_is_a_named_error(database: db.Database, sync_database_url: str) -> None:
     """C4 for psycopg: the same named error."""
     small: SyncDatabase = db.Database(sync_database_url, pool_size=1, pool_timeout=0.1)
 
@@ -457,7 +471,7 @@ async def test_pool_exhausted(database: db.Database, sync_database_url: str) -> 
     await small.dispose()
 
 
-async def test_both_kinds_in_one_scope(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_scope_may_use_both_kinds_of_session(sync_database: SyncDatabase, rows: Count) -> None:
     """A scope may use both kinds of session at once: two transactions, which end together."""
     async with db.scope():
         await (await db.session()).execute(INSERT, {"words": "async"})
@@ -466,7 +480,7 @@ async def test_both_kinds_in_one_scope(sync_database: SyncDatabase, rows: Count)
     assert await rows() == 2
 
 
-async def test_isolated_and_independent(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_isolated_and_independent_take_a_sync_database(sync_database: SyncDatabase, rows: Count) -> None:
     """`isolated` and `independent` work with a synchronous database as well."""
 
     async def work() -> None:
@@ -489,7 +503,7 @@ async def test_objects_can_be_read_after_the_end(sync_database: SyncDatabase) ->
     assert note.words == "a"
 
 
-async def test_stopping_a_thread(sync_database: SyncDatabase, rows: Count) -> None:
+async def test_stopped_session_raises_in_its_thread(sync_database: SyncDatabase, rows: Count) -> None:
     """`use.stop(error)` is how the code in a thread is reached: its next statement raises that error."""
     ready, go_on = threading.Event(), threading.Event()
 
@@ -510,7 +524,7 @@ async def test_stopping_a_thread(sync_database: SyncDatabase, rows: Count) -> No
     assert await rows() == 0
 
 
-async def test_limits_of_the_network(database: db.Database, database_url: str) -> None:
+async def test_psycopgs_socket_has_time_limits(database: db.Database, database_url: str) -> None:
     """psycopg's socket has time limits of its own, for a peer that does not even acknowledge any more."""
     async with Proxy(database_url) as proxy:
         limited = db.Database(proxy.url, connect_timeout=2, statement_timeout=5).sync
@@ -524,7 +538,7 @@ async def test_limits_of_the_network(database: db.Database, database_url: str) -
         await limited.dispose()
 
 
-async def test_url_of_a_sync_driver_as_the_default(
+async def test_default_database_may_have_a_sync_driver(
     database: db.Database, sync_database_url: str, monkeypatch: pytest.MonkeyPatch, rows: Count
 ) -> None:
     """A project that has only synchronous code may name a synchronous driver in DATABASE_URL."""
@@ -539,7 +553,9 @@ async def test_url_of_a_sync_driver_as_the_default(
     await db.default_database().dispose()
 
 
-async def test_black_holed_commit_in_a_thread(database_url: str, database: db.Database, rows: Count) -> None:
+async def test_commit_without_an_answer_is_a_lost_connection(
+    database_url: str, database: db.Database, rows: Count
+) -> None:
     """B6 for psycopg: a COMMIT that is not answered is given up after the limits, and reported as a lost connection."""
     async with Proxy(database_url) as proxy:
         away = db.Database(proxy.url, connect_timeout=1, statement_timeout=1).sync
@@ -555,7 +571,9 @@ async def test_black_holed_commit_in_a_thread(database_url: str, database: db.Da
     assert await rows() == 0
 
 
-async def test_ending_while_all_threads_are_busy(sync_database: SyncDatabase, postgres: Observer) -> None:
+async def test_scope_ends_while_all_of_asyncios_threads_are_busy(
+    sync_database: SyncDatabase, postgres: Observer
+) -> None:
     """Scopes end although every thread of `asyncio.to_thread` is in a statement: they have threads of their own."""
     wide: SyncDatabase = db.Database(sync_database.url, pool_size=40)
     running: list[asyncio.Future[Any]] = []

@@ -82,7 +82,7 @@ async def notes() -> list[str]:
         return list(rows)
 
 
-async def test_rolled_back_session_may_be_committed(database: db.Database) -> None:
+async def test_commits_of_a_rolled_back_session_vanish(database: db.Database) -> None:
     """Code that is given the session commits it and goes on to see its rows; afterwards they are gone."""
     async with rolled_back() as session:
         await session.execute(WRITE, {"words": "one"})
@@ -92,7 +92,9 @@ async def test_rolled_back_session_may_be_committed(database: db.Database) -> No
         assert await session.scalar(COUNT) == 1
 
 
-async def test_rolled_back_session_is_isolated(on_postgres: db.Database, postgres: Observer) -> None:
+async def test_commits_of_a_rolled_back_session_are_not_seen_outside(
+    on_postgres: db.Database, postgres: Observer
+) -> None:
     """What the code under test has committed is not seen from outside even while the test runs."""
     async with rolled_back() as session:
         await session.execute(WRITE, {"words": "one"})
@@ -100,7 +102,7 @@ async def test_rolled_back_session_is_isolated(on_postgres: db.Database, postgre
         assert await postgres.fetchval("SELECT count(*) FROM note") == 0
 
 
-async def test_rolled_back_session_in_a_scope(database: db.Database) -> None:
+async def test_rolled_back_session_may_be_lent_to_a_scope(database: db.Database) -> None:
     """A scope may be handed the session, for code that asks `session()` for it."""
     async with rolled_back(database) as session:
         async with db.scope(session=session):
@@ -110,7 +112,7 @@ async def test_rolled_back_session_in_a_scope(database: db.Database) -> None:
         assert await session.scalar(COUNT) == 1
 
 
-async def test_callbacks_of_a_lent_session(database: db.Database) -> None:
+async def test_callbacks_run_at_the_commit_of_a_lent_session(database: db.Database) -> None:
     """Callbacks made in a scope that was handed the session run when the session is committed, and not before."""
     events: list[str] = []
 
@@ -127,7 +129,7 @@ async def test_callbacks_of_a_lent_session(database: db.Database) -> None:
         assert events == ["before_commit", "on_commit"]
 
 
-async def test_a_lent_session_in_savepoints(database: db.Database) -> None:
+async def test_transaction_of_a_lent_session_goes_on_after_the_scope(database: db.Database) -> None:
     """What a scope begins on its lender's session is the lender's transaction, which goes on after that scope."""
     async with savepoints():
         async with db.scope():
@@ -143,7 +145,7 @@ async def test_a_lent_session_in_savepoints(database: db.Database) -> None:
             assert await session.scalar(COUNT) == 4
 
 
-async def test_rolled_back_session_after_an_error(database: db.Database) -> None:
+async def test_rolled_back_session_goes_on_after_an_error(database: db.Database) -> None:
     """After a failed statement and a rollback the session goes on with what was committed before."""
     async with rolled_back() as session:
         await session.execute(WRITE, {"words": "one"})
@@ -154,7 +156,7 @@ async def test_rolled_back_session_after_an_error(database: db.Database) -> None
         assert await session.scalar(COUNT) == 1
 
 
-async def test_scopes_may_commit(database: db.Database) -> None:
+async def test_scopes_commit_and_leave_nothing(database: db.Database) -> None:
     """Scopes commit and see what earlier ones committed, one that fails leaves nothing, and at the end all is gone."""
     async with savepoints():
         async with db.scope():
@@ -171,7 +173,7 @@ async def test_scopes_may_commit(database: db.Database) -> None:
     assert await notes() == []
 
 
-async def test_all_ways_to_a_session_join(database: db.Database) -> None:
+async def test_every_way_to_a_session_joins_the_transaction(database: db.Database) -> None:
     """So do `isolated`, `atomic`, `independent` and the scopes of other tasks."""
     async with savepoints():
         await db.isolated(write, "isolated")
@@ -185,7 +187,7 @@ async def test_all_ways_to_a_session_join(database: db.Database) -> None:
         assert await notes() == ["atomic", "independent", "isolated", "task"]
 
 
-async def test_requests_join(database: db.Database) -> None:
+async def test_requests_commit_and_roll_back_in_the_transaction(database: db.Database) -> None:
     """Requests through `SessionMiddleware` commit and roll back as ever, ten at a time too."""
     app = FastAPI()
     app.add_middleware(SessionMiddleware)
@@ -224,7 +226,7 @@ async def test_callbacks_run_at_each_commit(database: db.Database) -> None:
     assert told == ["early", "late"]
 
 
-async def test_nested_scope(on_postgres: db.Database) -> None:
+async def test_nested_scope_may_fail_by_itself(on_postgres: db.Database) -> None:
     """A scope inside one that is writing nests in its transaction: it may fail by itself, and goes on top."""
     async with savepoints():
         async with db.scope():
@@ -249,7 +251,7 @@ async def test_concurrent_scopes_take_turns(database: db.Database) -> None:
         assert await notes() == ["one", "one begun", "two", "two begun"]
 
 
-async def test_concurrent_scopes_inside_a_transaction(on_postgres: db.Database) -> None:
+async def test_concurrent_scopes_inside_a_transaction_take_turns(on_postgres: db.Database) -> None:
     """The same inside a scope that is writing, which goes on when they have ended."""
     async with savepoints():
         async with db.scope():
@@ -264,7 +266,7 @@ async def test_concurrent_scopes_inside_a_transaction(on_postgres: db.Database) 
         assert await notes() == ["one", "one begun", "outer", "two", "two begun"]
 
 
-async def test_scope_that_ends_before_what_it_started(on_postgres: db.Database) -> None:
+async def test_scope_may_commit_before_isolated_work_ends(on_postgres: db.Database) -> None:
     """A scope commits while isolated work that it started goes on, and both are kept."""
     begun = asyncio.Event()
 
@@ -283,7 +285,9 @@ async def test_scope_that_ends_before_what_it_started(on_postgres: db.Database) 
         assert await notes() == ["begun", "ended", "outer"]
 
 
-async def test_deadlock_is_named(database: db.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_transactions_that_wait_for_each_other_are_a_named_error(
+    database: db.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A transaction that waits for one which sits open ends with an error that says what to do."""
     monkeypatch.setattr(savepoint_stack, "_WAIT_LIMIT", 0.05)
     written, go_on = asyncio.Event(), asyncio.Event()
@@ -303,7 +307,7 @@ async def test_deadlock_is_named(database: db.Database, monkeypatch: pytest.Monk
         assert await notes() == ["sitting"]
 
 
-async def test_swallowed_error_is_still_refused(on_postgres: db.Database) -> None:
+async def test_swallowed_error_refuses_the_commit_of_a_savepoint(on_postgres: db.Database) -> None:
     """A transaction that the server has aborted is refused here as at a real COMMIT, and the next scope works."""
     async with savepoints():
         await db.isolated(write, "one")
@@ -312,7 +316,7 @@ async def test_swallowed_error_is_still_refused(on_postgres: db.Database) -> Non
         assert await notes() == ["one"]
 
 
-async def test_several_databases(database_url: str, sqlite_url: str) -> None:
+async def test_each_named_database_gets_its_own_transaction(database_url: str, sqlite_url: str) -> None:
     """Each database that is named gets a transaction of its own; one that is not named is left alone."""
     async with (
         with_notes(database_url, default=True) as primary,
@@ -328,7 +332,7 @@ async def test_several_databases(database_url: str, sqlite_url: str) -> None:
             await (await db.session()).execute(text("DELETE FROM note"))
 
 
-async def test_statements_that_look_like_savepoints(on_postgres: db.Database) -> None:
+async def test_savepoints_sent_as_text_do_not_confuse_the_order(on_postgres: db.Database) -> None:
     """Savepoints sent as text do not confuse the order."""
     async with savepoints():
         async with db.scope():
@@ -341,7 +345,7 @@ async def test_statements_that_look_like_savepoints(on_postgres: db.Database) ->
         assert await notes() == ["one"]
 
 
-async def test_sync_sessions(on_postgres: db.Database) -> None:
+async def test_sync_sessions_join_where_their_database_is_named(on_postgres: db.Database) -> None:
     """Sync sessions, used in threads, join too where their database is named."""
     async with savepoints(on_postgres.sync):
         for words in ("one", "two"):
@@ -356,7 +360,7 @@ async def test_sync_sessions(on_postgres: db.Database) -> None:
         await asyncio.to_thread(sync_session.commit)
 
 
-async def test_code_under_test_may_dispose(on_postgres: db.Database) -> None:
+async def test_dispose_and_change_host_stay_in_the_transaction(on_postgres: db.Database) -> None:
     """An app that disposes of its database, or changes its host, in the middle does not get out."""
     async with savepoints():
         await db.isolated(write, "one")
@@ -367,7 +371,7 @@ async def test_code_under_test_may_dispose(on_postgres: db.Database) -> None:
     await on_postgres.change_host(on_postgres.url.host if on_postgres.url and on_postgres.url.host else "")
 
 
-async def test_own_session_class(on_postgres: db.Database) -> None:
+async def test_sessions_are_of_the_databases_own_class(on_postgres: db.Database) -> None:
     """Sessions are of the class that the database's own factory makes."""
 
     class Ours(db.AsyncSession):
@@ -381,7 +385,7 @@ async def test_own_session_class(on_postgres: db.Database) -> None:
     await database.dispose()
 
 
-async def test_another_loop_is_refused(database: db.Database) -> None:
+async def test_code_on_another_loop_is_refused(database: db.Database) -> None:
     """Code under test that runs on another event loop is told so, rather than given this one's connection."""
     async with savepoints():
         with pytest.raises(db.WrongLoopError):
@@ -449,7 +453,7 @@ TESTS = """
         ("import", "anyio", "-p no:asyncio"),
     ],
 )
-async def test_fixtures(
+async def test_fixtures_work_under_pytest_asyncio_and_anyio(
     on_postgres: db.Database,
     database_url: str,
     pytester: pytest.Pytester,

@@ -26,13 +26,15 @@ async def insert(database: db.Database[Any], words: str) -> None:
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 class TestIsRefused:
     @pytest.mark.parametrize("words", NEVER.values(), ids=NEVER)
-    async def test_what_no_row_can_have(self, database: db.Database[Any], driver: str, words: str) -> None:
+    async def test_values_that_the_server_never_stores_are_refused(
+        self, database: db.Database[Any], driver: str, words: str
+    ) -> None:
         """Whether the server says so, or the driver before it."""
         with pytest.raises(DBAPIError) as caught:
             await insert(database if driver == "asyncpg" else database.sync, words)
         assert is_refused(caught.value)
 
-    async def test_what_another_row_has(self, database: db.Database[Any], driver: str) -> None:
+    async def test_value_of_another_row_is_not_refused(self, database: db.Database[Any], driver: str) -> None:
         """It may be taken once that one has gone."""
         chosen = database if driver == "asyncpg" else database.sync
         await insert(chosen, "a")
@@ -41,7 +43,7 @@ class TestIsRefused:
         assert not is_refused(caught.value)
 
 
-def test_group_with_a_connection_that_a_member_ended() -> None:
+def test_group_is_ended_if_a_member_ended_its_connection() -> None:
     """A group would end its connection again if one of its members did."""
     lost, ended = db.DatabaseUnreachableError("lost"), db.ConnectionEndedError("it sat idle")
     assert transient(ExceptionGroup("both", [lost, ended])) is Transient.ENDED

@@ -46,13 +46,13 @@ NONE = [
 
 
 @pytest.mark.parametrize("statement", STATE)
-def test_what_outlives_its_transaction(statement: str) -> None:
+def test_statements_that_outlive_their_transaction_are_session_state(statement: str) -> None:
     """Settings, roles, locks, tables and statements of the session."""
     assert Effect.SESSION_STATE in _facts(statement).effects
 
 
 @pytest.mark.parametrize("statement", NONE)
-def test_what_ends_with_its_transaction(statement: str) -> None:
+def test_statements_local_to_their_transaction_have_no_effect(statement: str) -> None:
     """What is local to the transaction, and words that only look alike."""
     assert _facts(statement).effects is Effect.NONE
 
@@ -67,6 +67,6 @@ def test_what_ends_with_its_transaction(statement: str) -> None:
         ("SELECT pg_terminate_backend(pg_backend_pid())", Effect.TERMINATION),
     ],
 )
-def test_what_it_does_to_its_own_connection(statement: str, effect: Effect) -> None:
+def test_statements_that_limit_or_end_their_own_connection_are_recognised(statement: str, effect: Effect) -> None:
     """It is told apart from what a server does by itself."""
     assert _facts(statement).effects is effect

@@ -84,23 +84,8 @@ async def waits_for_lock(postgres: Observer) -> int:
     )
 
 
-@pytest.mark.usefixtures("database", "locked")
-async def test_cancelled_while_rows_are_written(postgres: Observer) -> None:
-    """The caller is free at once, and the server neither waits for the lock nor keeps the transaction open."""
-    writing = asyncio.create_task(write(execute_many))
-    await eventually(lambda: waits_for_lock(postgres), equals=1)
-    writing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await at_once(writing)
-    await at_once(eventually(lambda: waits_for_lock(postgres), equals=0))
-    await at_once(eventually(postgres.idle_in_transaction, equals=0))
-
-
-@asyncpg_alone
-@pytest.mark.parametrize("how", [driver_execute_many, driver_fetch_many, driver_copy])
-@pytest.mark.usefixtures("database", "locked")
-async def test_cancelled_while_the_driver_is_used_directly(how: Write, postgres: Observer) -> None:
-    """The same where the driver's own connection writes the rows."""
+async def cancelled_write_leaves_nothing(how: Write, postgres: Observer) -> None:
+    """Cancel a write that waits for a lock; check that the caller is free at once, and the server soon after."""
     writing = asyncio.create_task(write(how))
     await eventually(lambda: waits_for_lock(postgres), equals=1)
     writing.cancel()
@@ -110,9 +95,23 @@ async def test_cancelled_while_the_driver_is_used_directly(how: Write, postgres:
     await at_once(eventually(postgres.idle_in_transaction, equals=0))
 
 
+@pytest.mark.usefixtures("database", "locked")
+async def test_cancelling_executemany_frees_the_caller_and_stops_the_server(postgres: Observer) -> None:
+    """The caller is free at once, and the server neither waits for the lock nor keeps the transaction open."""
+    await cancelled_write_leaves_nothing(execute_many, postgres)
+
+
+@asyncpg_alone
+@pytest.mark.parametrize("how", [driver_execute_many, driver_fetch_many, driver_copy])
+@pytest.mark.usefixtures("database", "locked")
+async def test_cancelling_the_drivers_own_executemany_stops_the_server(how: Write, postgres: Observer) -> None:
+    """The same where the driver's own connection writes the rows."""
+    await cancelled_write_leaves_nothing(how, postgres)
+
+
 @asyncpg_alone
 @pytest.mark.usefixtures("database", "locked")
-async def test_session_goes_on_after_a_time_limit(postgres: Observer) -> None:
+async def test_session_works_after_executemany_timed_out(postgres: Observer) -> None:
     """A time limit ends the statement; after a rollback the same session works, on another connection."""
     async with db.scope():
         session = await db.session()
@@ -126,7 +125,7 @@ async def test_session_goes_on_after_a_time_limit(postgres: Observer) -> None:
 
 @asyncpg_alone
 @pytest.mark.usefixtures("database", "locked")
-async def test_evicted_while_rows_are_written(postgres: Observer) -> None:
+async def test_end_of_a_scope_stops_a_childs_executemany(postgres: Observer) -> None:
     """The end of a scope stops what a child task is writing."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
@@ -140,7 +139,7 @@ async def test_evicted_while_rows_are_written(postgres: Observer) -> None:
 
 @asyncpg_alone
 @pytest.mark.usefixtures("database")
-async def test_rows_that_nobody_cancels_arrive(postgres: Observer) -> None:
+async def test_executemany_writes_every_row_or_raises_the_error(postgres: Observer) -> None:
     """Many rows and large ones are written whole; an error in the middle is the error, and the session can go on."""
     await postgres.execute("CREATE TABLE load (id int, words text CHECK (length(words) < 2000000))")
     async with db.scope():

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("database")
 FAILS = text("SELECT 1/0")
 
 
-async def test_swallowed_error_refuses_the_commit(rows: Count, postgres: Observer) -> None:
+async def test_commit_after_a_swallowed_error_is_refused(rows: Count, postgres: Observer) -> None:
     """A1: insert, a swallowed error, leave: the commit is refused with its cause, 0 rows; the connection is whole."""
     with pytest.raises(db.PoisonedTransactionError, match="begin_nested") as refused:
         async with db.scope():
@@ -43,7 +43,7 @@ async def test_swallowed_error_refuses_the_commit(rows: Count, postgres: Observe
     assert await postgres.backends() == 1
 
 
-async def test_error_in_a_savepoint_is_forgiven(rows: Count) -> None:
+async def test_error_in_a_savepoint_rolls_back_only_the_savepoint(rows: Count) -> None:
     """A1: the same inside `begin_nested`: the savepoint is rolled back, the rest is saved."""
     async with db.scope():
         await insert("a")
@@ -55,7 +55,7 @@ async def test_error_in_a_savepoint_is_forgiven(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_error_swallowed_inside_a_savepoint(rows: Count) -> None:
+async def test_savepoint_whose_error_was_swallowed_cannot_be_released(rows: Count) -> None:
     """A1: an error swallowed inside the savepoint's block, whose end cannot be released then, is an error."""
     with pytest.raises(DBAPIError, match="current transaction is aborted"):
         async with db.scope():
@@ -67,7 +67,7 @@ async def test_error_swallowed_inside_a_savepoint(rows: Count) -> None:
     assert await rows() == 0
 
 
-async def test_swallowed_failure_of_a_flush(rows: Count) -> None:
+async def test_commit_after_a_swallowed_flush_error_is_refused(rows: Count) -> None:
     """A1: a flush whose error was swallowed has rolled the transaction back: the same named error."""
     await db.isolated(insert, "a")
     with pytest.raises(db.PoisonedTransactionError):
@@ -81,7 +81,7 @@ async def test_swallowed_failure_of_a_flush(rows: Count) -> None:
 
 
 @pytest.mark.parametrize("end", ["commit", "session.commit", "begin", "atomic"])
-async def test_early_commit_is_refused_as_well(end: str, rows: Count) -> None:
+async def test_early_commit_after_a_swallowed_error_is_refused(end: str, rows: Count) -> None:
     """A1: an early commit after a swallowed error is refused; the transaction is over, and the session can go on."""
 
     async def swallow() -> None:
@@ -111,7 +111,7 @@ async def test_early_commit_is_refused_as_well(end: str, rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_rolled_back_and_gone_on(rows: Count) -> None:
+async def test_early_rollback_after_an_error_makes_the_session_usable(rows: Count) -> None:
     """A1: an early rollback after the error makes the session whole again."""
     async with db.scope():
         await insert("a")
@@ -122,7 +122,7 @@ async def test_rolled_back_and_gone_on(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_savepoint_as_text(rows: Count) -> None:
+async def test_savepoints_may_be_sent_as_text(rows: Count) -> None:
     """SAVEPOINT, RELEASE and ROLLBACK TO may be sent as text, and an error between them is forgiven as well."""
     async with db.scope():
         session = await db.session()
@@ -136,7 +136,7 @@ async def test_savepoint_as_text(rows: Count) -> None:
     assert await rows() == 2
 
 
-async def test_error_of_the_driver_poisons_nothing(rows: Count) -> None:
+async def test_error_that_never_reached_the_server_leaves_the_transaction_whole(rows: Count) -> None:
     """A value that asyncpg cannot encode never reached the server: the transaction is whole, and commits."""
     async with db.scope():
         await insert("a")
@@ -156,7 +156,7 @@ class Unreadable(TypeDecorator[str]):
         raise FileNotFoundError("no such key")
 
 
-async def test_error_of_a_users_type_is_its_own(rows: Count) -> None:
+async def test_error_of_a_users_type_is_no_lost_connection(rows: Count) -> None:
     """What a type decorator raises, an `OSError` even, is no lost connection, and the transaction is whole."""
     async with db.scope():
         await insert("a")
@@ -167,7 +167,7 @@ async def test_error_of_a_users_type_is_its_own(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: Count) -> None:
+async def test_poisoned_transaction_is_as_transient_as_the_swallowed_error(database: db.Database, rows: Count) -> None:
     """A swallowed conflict is worth another try, unlike a swallowed mistake."""
     async with db.independent() as holder:
         await holder.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
@@ -204,7 +204,7 @@ async def test_poison_is_as_transient_as_its_cause(database: db.Database, rows: 
         "ABORT",
     ],
 )
-async def test_ending_as_text(command: str, rows: Count) -> None:
+async def test_transaction_control_sent_as_text_is_refused(command: str, rows: Count) -> None:
     """A5: COMMIT, ROLLBACK or BEGIN as text is a named error, and 0 rows, so a retry can never make 2."""
     with pytest.raises(db.RawTransactionError, match="as text"):
         async with db.scope():
@@ -217,7 +217,7 @@ async def test_ending_as_text(command: str, rows: Count) -> None:
     assert await rows() == 0
 
 
-async def test_ending_on_the_connection(rows: Count) -> None:
+async def test_transaction_control_through_the_sessions_connection_is_refused(rows: Count) -> None:
     """A5: the same through the session's connection and the driver's SQL."""
     sends: list[Callable[[AsyncConnection], Awaitable[Any]]] = [
         lambda connection: connection.execute(text("COMMIT")),
@@ -250,7 +250,7 @@ HARMLESS = [
 ]
 
 
-async def test_harmless_statements(rows: Count) -> None:
+async def test_statements_that_only_look_like_transaction_control_are_sent(rows: Count) -> None:
     """Statements that only look like one of these are sent."""
     async with db.scope():
         session = await db.session()
@@ -261,7 +261,7 @@ async def test_harmless_statements(rows: Count) -> None:
 
 
 @pytest.mark.parametrize("statement", ["end_of_day()", "begin_work", "commits", "rollback to a", "ROLLBACK WORK TO a"])
-def test_what_does_not_end_a_transaction(statement: str) -> None:
+def test_words_that_begin_like_transaction_control_end_no_transaction(statement: str) -> None:
     """Words that begin alike, and the rollback to a savepoint, are not taken for the end of a transaction."""
     assert _facts(statement).ends_by is None
 
@@ -269,12 +269,12 @@ def test_what_does_not_end_a_transaction(statement: str) -> None:
 @pytest.mark.parametrize(
     "statement", ["ROLLBACK TO a", " rollback  transaction to savepoint a", "/**/ROLLBACK WORK TO a"]
 )
-def test_what_rolls_back_to_a_savepoint(statement: str) -> None:
+def test_every_spelling_of_rollback_to_savepoint_is_recognised(statement: str) -> None:
     """All of PostgreSQL's spellings are known."""
     assert _facts(statement).is_to_savepoint
 
 
-def test_comment_that_does_not_nest() -> None:
+def test_commit_after_sqlites_unnested_comment_is_found() -> None:
     """SQLite's comments do not nest: what follows the first end of one is a statement there."""
     assert _facts("/* a /* b */ COMMIT").ends_by == "COMMIT"
 
@@ -296,7 +296,7 @@ async def test_isolation_level_can_be_set(rows: Count) -> None:
     assert await rows() == 2
 
 
-async def test_autocommit_is_not_poisoned(rows: Count) -> None:
+async def test_error_on_an_autocommit_connection_ends_only_its_statement(rows: Count) -> None:
     """On an AUTOCOMMIT connection an error ends only its own statement."""
     async with db.scope():
         session = await db.session()
@@ -330,7 +330,7 @@ def _add_by_sync_driver(session: db.Session) -> None:
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
-async def test_driver_used_before_any_statement(driver: str, database_url: str, rows: Count) -> None:
+async def test_driver_used_first_is_part_of_the_transaction(driver: str, database_url: str, rows: Count) -> None:
     """What the driver itself does first on a session's connection is part of the transaction, with every driver."""
     database: db.Database[Any] = db.Database(as_url(make_url(database_url), driver))
     with pytest.raises(ValueError, match="after it"):
@@ -345,7 +345,7 @@ async def test_driver_used_before_any_statement(driver: str, database_url: str, 
 
 
 @pytest.mark.parametrize("driver", ["aiosqlite", "pysqlite"])
-async def test_driver_used_before_any_statement_on_sqlite(
+async def test_driver_used_first_is_part_of_the_transaction_on_sqlite(
     driver: str, sqlite_database: db.Database, sqlite_rows: Callable[[], int]
 ) -> None:
     """The same on SQLite."""
@@ -357,7 +357,7 @@ async def test_driver_used_before_any_statement_on_sqlite(
     assert sqlite_rows() == 0
 
 
-async def test_driver_used_after_an_early_commit(rows: Count) -> None:
+async def test_driver_used_first_after_an_early_commit_is_part_of_the_transaction(rows: Count) -> None:
     """Each transaction of a session begins on the server when it begins in SQLAlchemy, not only the first."""
     with pytest.raises(ValueError, match="after it"):
         async with db.scope():
@@ -368,7 +368,7 @@ async def test_driver_used_after_an_early_commit(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_begin_costs_nothing(database: db.Database, database_url: str, rows: Count) -> None:
+async def test_guards_send_no_statement_of_their_own(database: db.Database, database_url: str, rows: Count) -> None:
     """A unit of work is BEGIN, its own statements and COMMIT on the wire; one without statements sends nothing."""
     async with Proxy(database_url) as proxy:
         behind = db.Database(proxy.url, pre_ping=False)
@@ -390,7 +390,7 @@ async def test_begin_costs_nothing(database: db.Database, database_url: str, row
     assert await rows() == 0
 
 
-async def test_begin_event_that_sends_a_statement(database_url: str, rows: Count) -> None:
+async def test_begin_listener_may_send_a_statement(database_url: str, rows: Count) -> None:
     """A listener of the user's own may have begun the transaction with a statement of its own."""
     engine = create_async_engine(database_url)
     event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("SET LOCAL work_mem = 64"))
@@ -401,7 +401,7 @@ async def test_begin_event_that_sends_a_statement(database_url: str, rows: Count
     await engine.dispose()
 
 
-async def test_many_rows_in_one_call(rows: Count) -> None:
+async def test_executemany_writes_all_rows_or_poisons_the_transaction(rows: Count) -> None:
     """executemany is one operation: it writes all rows, or an error and a refused commit."""
     async with db.scope():
         session = await db.session()
@@ -415,7 +415,7 @@ async def test_many_rows_in_one_call(rows: Count) -> None:
     assert await rows() == 1100
 
 
-async def test_error_while_streaming(rows: Count) -> None:
+async def test_error_while_streaming_poisons_the_transaction(rows: Count) -> None:
     """An error that arrives while a result is fetched aborts the transaction like any other."""
     with pytest.raises(db.PoisonedTransactionError):
         async with db.scope():
@@ -429,7 +429,7 @@ async def test_error_while_streaming(rows: Count) -> None:
     assert await rows() == 0
 
 
-async def test_conflict_while_streaming(rows: Count) -> None:
+async def test_conflict_while_streaming_is_transient(rows: Count) -> None:
     """A conflict that arrives while a result is fetched is worth another try, though it arrives as the driver's own."""
     async with db.independent() as holder:
         await holder.execute(text("SELECT pg_advisory_xact_lock(7)"))
@@ -445,7 +445,7 @@ async def test_conflict_while_streaming(rows: Count) -> None:
     assert transient(lost.value) is Transient.CONFLICT
 
 
-async def test_an_engine_is_guarded_once(database: db.Database) -> None:
+async def test_guards_are_installed_once_an_engine(database: db.Database) -> None:
     """Also where each session has one with options of its own: what guards it does not pile up."""
     async with db.scope():
         engine = (await (await db.session()).connection()).engine.sync_engine
@@ -455,7 +455,7 @@ async def test_an_engine_is_guarded_once(database: db.Database) -> None:
     assert engine.dialect.do_commit is before
 
 
-async def test_deferred_constraint(rows: Count) -> None:
+async def test_deferred_constraint_error_rolls_back_and_is_final(rows: Count) -> None:
     """A4: a foreign key that is checked at COMMIT is the caller's error, final, and rolls all back."""
     with pytest.raises(IntegrityError) as refused:
         async with db.scope():
@@ -477,7 +477,7 @@ async def test_early_commit_that_fails_is_rolled_back(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_write_skew(postgres: Observer, rows: Count) -> None:
+async def test_write_skew_makes_one_transaction_transient(postgres: Observer, rows: Count) -> None:
     """A4: of two SERIALIZABLE transactions that each read what the other writes, one is worth another try."""
 
     async def both_read_then_write(words: str, read: asyncio.Barrier) -> None:
@@ -499,7 +499,7 @@ async def test_write_skew(postgres: Observer, rows: Count) -> None:
 
 
 @pytest.mark.parametrize("terminated", ["idle in transaction", "active"])
-async def test_terminated_connection(terminated: str, rows: Count, postgres: Observer) -> None:
+async def test_work_on_a_terminated_connection_is_transient(terminated: str, rows: Count, postgres: Observer) -> None:
     """A7: a connection killed while idle in its transaction, or in a statement: another try gives 1 row."""
 
     async def work() -> None:
@@ -524,7 +524,7 @@ async def test_terminated_connection(terminated: str, rows: Count, postgres: Obs
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
-async def test_terminated_connection_of_the_driver(
+async def test_terminated_connection_noticed_by_the_driver_is_transient(
     driver: str, database_url: str, rows: Count, postgres: Observer
 ) -> None:
     """A7: the same where the driver, used directly, is the first to notice."""
@@ -544,7 +544,7 @@ async def test_terminated_connection_of_the_driver(
     await database.dispose()
 
 
-async def test_lost_although_it_may_sit_idle_for_long(rows: Count, postgres: Observer) -> None:
+async def test_connection_ended_by_the_server_is_lost_whatever_the_idle_limit(rows: Count, postgres: Observer) -> None:
     """A server that ends a statement is not answered for by whoever has set how long its transaction may sit idle."""
     with pytest.raises(DBAPIError) as lost:
         async with db.scope():
@@ -559,7 +559,9 @@ async def test_lost_although_it_may_sit_idle_for_long(rows: Count, postgres: Obs
     assert await rows() == 0
 
 
-async def test_lost_where_nothing_limits_idleness(database_url: str, rows: Count, postgres: Observer) -> None:
+async def test_connection_without_an_idle_limit_is_lost_not_ended(
+    database_url: str, rows: Count, postgres: Observer
+) -> None:
     """With `idle_in_transaction_timeout=0` no transaction sits idle for too long."""
     database = db.Database(database_url, idle_in_transaction_timeout=0)
     with pytest.raises((DBAPIError, db.DbError)) as lost:
@@ -574,7 +576,7 @@ async def test_lost_where_nothing_limits_idleness(database_url: str, rows: Count
     await database.dispose()
 
 
-async def test_ending_the_own_connection_costs_no_other() -> None:
+async def test_ending_ones_own_connection_leaves_the_pool_alone() -> None:
     """Only a server that is away makes the pool open new ones."""
 
     async def backend() -> int:
@@ -590,7 +592,7 @@ async def test_ending_the_own_connection_costs_no_other() -> None:
     assert other in [await db.isolated(backend) for _ in range(2)]
 
 
-async def test_transaction_that_is_left_on_the_connection(database_url: str) -> None:
+async def test_connection_left_in_a_transaction_is_replaced(database_url: str) -> None:
     """As by a COMMIT that was cancelled on the server: whoever is next gets another connection, and can begin."""
     database = db.Database(database_url, pool_size=1, pre_ping=False, reset="never")
     async with db.scope():
@@ -606,7 +608,7 @@ async def test_transaction_that_is_left_on_the_connection(database_url: str) -> 
     await database.dispose()
 
 
-async def test_reading_survives_in_the_same_scope(postgres: Observer) -> None:
+async def test_scope_goes_on_after_a_lost_connection_was_rolled_back(postgres: Observer) -> None:
     """After a swallowed lost connection the scope cannot end well; after an early rollback it can."""
     async with db.scope():
         await insert("a")

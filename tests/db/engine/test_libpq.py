@@ -70,7 +70,7 @@ DEFAULTS = {"application_name": "", "search_path": '"$user", public', "statement
         ("connect_timeout=7&keepalives=1&keepalives_idle=30&target_session_attrs=any", {}),
     ],
 )
-async def test_parameter_takes_effect(driver_url: str, parameters: str, changed: dict[str, str]) -> None:
+async def test_each_parameter_takes_effect(driver_url: str, parameters: str, changed: dict[str, str]) -> None:
     """What libpq does is done, and the limits that it does not speak of stay."""
     async with opened(extended(driver_url, parameters)) as database:
         assert await settings(database) == DEFAULTS | changed
@@ -101,7 +101,7 @@ async def test_parameter_takes_effect(driver_url: str, parameters: str, changed:
         ("sslmode=require&sslmode=disable", "sslmode stands twice"),
     ],
 )
-def test_parameter_is_refused_by_name(parameters: str, advice: str) -> None:
+def test_unsupported_parameter_is_refused_by_name(parameters: str, advice: str) -> None:
     """What asyncpg cannot do, or nobody, is one line that names it and says what to do, before any server is asked."""
     with pytest.raises(db.DatabaseURLError, match=advice) as refused:
         parse_url(f"postgresql://app:hunter2@host/name?{parameters}")
@@ -110,14 +110,14 @@ def test_parameter_is_refused_by_name(parameters: str, advice: str) -> None:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg_async"])
-def test_psycopg_takes_all_of_libpqs(driver: str) -> None:
+def test_psycopg_takes_every_parameter_of_libpq(driver: str) -> None:
     """psycopg is made of libpq: only what that does not know is refused."""
     parse_url(f"postgresql+{driver}://host/name?channel_binding=require&hostaddr=127.0.0.1&sslsni=0")
     with pytest.raises(db.DatabaseURLError, match=r"schema in the URL is no setting .*search_path"):
         parse_url(f"postgresql+{driver}://host/name?schema=x")
 
 
-async def test_first_host_is_away(driver_url: str, postgres: Observer, own_postgres: StartPostgres) -> None:
+async def test_the_host_that_answers_is_used(driver_url: str, postgres: Observer, own_postgres: StartPostgres) -> None:
     """With several hosts the one that answers, and is what `target_session_attrs` asks for, is taken."""
     server = make_url(own_postgres().url)
     driver = make_url(driver_url).drivername
@@ -127,7 +127,7 @@ async def test_first_host_is_away(driver_url: str, postgres: Observer, own_postg
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
-async def test_certificate_of_the_server(database_url: str, driver: str) -> None:
+async def test_server_with_an_unknown_certificate_is_refused(database_url: str, driver: str) -> None:
     """`sslmode` and `sslrootcert` reach each driver: a server whom the file does not vouch for is refused."""
     async with in_tls(database_url.replace("asyncpg", driver)) as url:
         direct = extended(url, "sslmode=verify-full&sslnegotiation=direct&sslrootcert=")
@@ -139,7 +139,7 @@ async def test_certificate_of_the_server(database_url: str, driver: str) -> None
                     await database.check()
 
 
-async def test_network_options_of_asyncpg(own_postgres: StartPostgres) -> None:
+async def test_network_options_are_set_on_asyncpgs_socket(own_postgres: StartPostgres) -> None:
     """asyncpg has no such options, so they are set on its socket."""
     url = own_postgres().url
     async with opened(extended(url, "keepalives_idle=31&tcp_user_timeout=32000")) as database, db.scope():
@@ -159,7 +159,9 @@ async def test_network_options_of_asyncpg(own_postgres: StartPostgres) -> None:
         ("psycopg_async", {"options": "-c application_name=shop"}),
     ],
 )
-async def test_connect_args_are_merged(database_url: str, driver: str, arguments: dict[str, Any]) -> None:
+async def test_connect_args_keep_the_other_limits_and_settings(
+    database_url: str, driver: str, arguments: dict[str, Any]
+) -> None:
     """A setting of one's own leaves our limits and the URL's settings alone."""
     url = extended(database_url.replace("asyncpg", driver), "options=-csearch_path%3Dx")
     async with opened(url, engine_options={"connect_args": arguments}) as database:
@@ -167,7 +169,7 @@ async def test_connect_args_are_merged(database_url: str, driver: str, arguments
             assert await settings(each) == DEFAULTS | {"application_name": "shop", "search_path": "x"}
 
 
-async def test_own_limit_wins(database_url: str) -> None:
+async def test_limit_in_connect_args_wins(database_url: str) -> None:
     """Whoever sets a limit that we set, too, means it."""
     for arguments in ({"statement_timeout": "2s"}, {"options": "-c statement_timeout=2s"}):
         options = {"connect_args": {"server_settings": arguments}}
@@ -175,7 +177,7 @@ async def test_own_limit_wins(database_url: str) -> None:
             assert await settings(database) == DEFAULTS | {"statement_timeout": "2s"}
 
 
-def test_options_that_are_no_settings() -> None:
+def test_options_that_are_no_settings_are_passed_on() -> None:
     """What else may stand in `options` is passed on as it is."""
     assert settings_in("-c a=b --c-d=e\\ f") == {"a": "b", "c_d": "e f"}
     assert settings_in("endpoint=ep-cool-1") == {}

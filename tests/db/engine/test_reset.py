@@ -66,7 +66,9 @@ async def opened(url: str, driver: str = "asyncpg", **options: Any) -> AsyncIter
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
 @pytest.mark.parametrize("ends", ["committed", "rolled back"])
 @pytest.mark.parametrize("left", STATE.values(), ids=STATE)
-async def test_the_next_finds_nothing(database_url: str, driver: str, left: str, ends: str) -> None:
+async def test_next_session_finds_nothing_that_the_last_one_set(
+    database_url: str, driver: str, left: str, ends: str
+) -> None:
     """On the same connection: only what it was opened with, and the statements that it knows."""
     async with opened(database_url, driver) as database:
         before = await in_scope(database, PID)
@@ -89,7 +91,7 @@ USES: dict[str, DirectUse] = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-async def test_driver_that_was_used_directly(database_url: str, use: DirectUse) -> None:
+async def test_driver_used_directly_is_reset(database_url: str, use: DirectUse) -> None:
     """Whatever that one is told nobody reads, so it is taken for a change."""
     async with opened(database_url) as database:
         async with db.scope():
@@ -98,7 +100,7 @@ async def test_driver_that_was_used_directly(database_url: str, use: DirectUse) 
         assert await in_scope(database, LOOK) == AS_NEW
 
 
-async def test_driver_that_was_run_directly(database_url: str) -> None:
+async def test_driver_used_through_run_async_is_reset(database_url: str) -> None:
     """The same through SQLAlchemy's way for listeners."""
 
     def take(session: Any) -> None:
@@ -110,7 +112,7 @@ async def test_driver_that_was_run_directly(database_url: str) -> None:
         assert await in_scope(database, LOOK) == AS_NEW
 
 
-async def test_listener_of_the_drivers_own(database_url: str, postgres: Observer) -> None:
+async def test_listeners_of_asyncpg_end_with_their_session(database_url: str, postgres: Observer) -> None:
     """asyncpg's listeners end with their unit of work, and can be added anew in the next."""
     heard: list[Any] = []
 
@@ -134,7 +136,7 @@ async def test_listener_of_the_drivers_own(database_url: str, postgres: Observer
         assert await in_scope(database, LOOK) == AS_NEW
 
 
-async def test_what_is_not_changed_costs_nothing(database_url: str) -> None:
+async def test_unchanged_connection_costs_no_statement(database_url: str) -> None:
     """A unit of work that sets only what is local to its transaction sends nothing of ours; another one statement."""
     async with Proxy(database_url) as proxy, opened(proxy.url) as database:
         await in_scope(database, text("SET LOCAL work_mem = 128"))
@@ -147,7 +149,9 @@ async def test_what_is_not_changed_costs_nothing(database_url: str) -> None:
 
 
 @pytest.mark.parametrize(("which", "found"), [("always", "4MB"), ("changed", "128kB"), ("never", "128kB")])
-async def test_function_that_sets_something(database_url: str, postgres: Observer, which: str, found: str) -> None:
+async def test_change_inside_a_function_needs_reset_always(
+    database_url: str, postgres: Observer, which: str, found: str
+) -> None:
     """A function does so under a name of its own: only `reset="always"` makes up for it."""
     await postgres.execute(
         "CREATE FUNCTION quietly() RETURNS text RETURN set_config('work_mem', '128kB', false)",
@@ -157,14 +161,14 @@ async def test_function_that_sets_something(database_url: str, postgres: Observe
         assert await in_scope(database, text("SHOW work_mem")) == (found,)
 
 
-async def test_never(database_url: str) -> None:
+async def test_reset_never_leaves_connections_as_they_are(database_url: str) -> None:
     """`reset="never"` leaves connections as they come back."""
     async with opened(database_url, reset="never") as database:
         await in_scope(database, text("SET work_mem = 128"))
         assert await in_scope(database, text("SHOW work_mem")) == ("128kB",)
 
 
-async def test_connection_that_a_listener_has_set_up(database_url: str) -> None:
+async def test_connection_set_up_by_a_listener_is_replaced(database_url: str) -> None:
     """What a `connect` listener did is not undone: such a connection is replaced, and set up again."""
     async with opened(database_url) as database:
         async with db.scope():
@@ -184,7 +188,7 @@ async def test_connection_that_a_listener_has_set_up(database_url: str) -> None:
         assert (await in_scope(database, LOOK))[0] == '"$user", public'
 
 
-async def test_connection_that_cannot_be_reset(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_that_cannot_be_reset_is_replaced(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is replaced, and whoever returned it does not hear of it."""
     monkeypatch.setattr(reset, "_RESET", "SELECT 1 / 0")
     async with opened(database_url) as database:
@@ -195,7 +199,7 @@ async def test_connection_that_cannot_be_reset(database_url: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
-async def test_role_that_the_connection_was_opened_with(database_url: str, driver: str) -> None:
+async def test_reset_goes_back_to_the_role_of_the_connection(database_url: str, driver: str) -> None:
     """A session that has set another one, or anything else, gives it back: the next one has no more rights."""
     role = text("SELECT current_user::text")
     settings = "server_settings" if driver == "asyncpg" else "options"
@@ -209,14 +213,16 @@ async def test_role_that_the_connection_was_opened_with(database_url: str, drive
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
-async def test_autocommit_of_the_engine(database_url: str, driver: str) -> None:
+async def test_reset_keeps_autocommit(database_url: str, driver: str) -> None:
     """An engine whose sessions have no transactions still has none."""
     async with opened(database_url, driver, engine_options={"isolation_level": "AUTOCOMMIT"}) as database:
         await in_scope(database, text("SET work_mem = 128"))
         await in_scope(database, text("VACUUM pg_catalog.pg_am"))
 
 
-async def test_behind_a_pooler_it_is_said(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_session_state_behind_a_pooler_is_logged_once(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A reset would reach another backend, so there is none, but a warning, once."""
     async with opened(database_url, pooler=True) as database:
         with caplog.at_level(logging.WARNING, "db"):
@@ -227,7 +233,7 @@ async def test_behind_a_pooler_it_is_said(database_url: str, caplog: pytest.LogC
 
 @pytest.mark.parametrize("driver", ["aiosqlite", "pysqlite"])
 @pytest.mark.parametrize("left", ["PRAGMA cache_size = 77", "CREATE TEMP TABLE scratch (n int)"])
-async def test_on_sqlite(sqlite_database: db.Database, driver: str, left: str) -> None:
+async def test_changed_sqlite_connection_is_replaced(sqlite_database: db.Database, driver: str, left: str) -> None:
     """A connection that was changed is replaced."""
     database: Any = sqlite_database if driver == "aiosqlite" else sqlite_database.sync
     look = text("SELECT count(*), (SELECT cache_size != 77 FROM pragma_cache_size) FROM temp.sqlite_master")

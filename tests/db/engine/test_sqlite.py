@@ -39,7 +39,7 @@ def garbage_collection(request: pytest.FixtureRequest) -> Iterator[None]:
     gc.enable()
 
 
-async def test_scope(sqlite_rows: Rows) -> None:
+async def test_scope_commits_and_rolls_back(sqlite_rows: Rows) -> None:
     """Scopes commit and roll back as on PostgreSQL."""
     async with db.scope():
         await insert("a")
@@ -52,7 +52,7 @@ async def test_scope(sqlite_rows: Rows) -> None:
     assert sqlite_rows() == 1
 
 
-async def test_pragmas() -> None:
+async def test_every_connection_has_wal_busy_timeout_and_foreign_keys() -> None:
     """Every connection has WAL, a busy timeout, and checks foreign keys."""
     async with db.scope():
         session = await db.session()
@@ -63,7 +63,7 @@ async def test_pragmas() -> None:
 
 @pytest.mark.parametrize("driver", ["aiosqlite", "pysqlite"])
 @pytest.mark.parametrize("transaction", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
-async def test_a_file_that_is_not_in_wal_mode_yet(driver: str, transaction: str, tmp_path: Path) -> None:
+async def test_first_connections_wait_for_the_switch_to_wal(driver: str, transaction: str, tmp_path: Path) -> None:
     """The first connections to a file wait until nobody else reads or writes it, and do not find it locked."""
     with contextlib.closing(sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None)) as other:
         other.execute("CREATE TABLE note (id INTEGER PRIMARY KEY, words TEXT)")
@@ -89,7 +89,7 @@ async def test_a_file_that_is_not_in_wal_mode_yet(driver: str, transaction: str,
 
 
 @pytest.mark.usefixtures("garbage_collection")
-async def test_a_cancelled_first_connection_frees_the_file(tmp_path: Path) -> None:
+async def test_cancelled_first_connection_frees_the_file(tmp_path: Path) -> None:
     """G: one that is cancelled while it waits for a file that is not in WAL mode yet holds nobody up afterwards."""
     with contextlib.closing(sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None)) as other:
         other.execute("CREATE TABLE note (id INTEGER PRIMARY KEY, words TEXT)")
@@ -112,7 +112,9 @@ async def test_a_cancelled_first_connection_frees_the_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_read_modify_writes(kind: str, sqlite_database: db.Database, sqlite_rows: Rows) -> None:
+async def test_concurrent_read_modify_writes_lose_nothing(
+    kind: str, sqlite_database: db.Database, sqlite_rows: Rows
+) -> None:
     """G: ten concurrent read-modify-writes give ten, on both kinds of session."""
     async with db.scope():
         await (await db.session()).execute(text("CREATE TABLE counter AS SELECT 0 AS value"))
@@ -205,7 +207,7 @@ async def test_nested_writer_is_refused(way: str, sqlite_database: db.Database, 
     assert sqlite_rows() == 2
 
 
-async def test_isolated_where_nothing_is_written(sqlite_rows: Rows) -> None:
+async def test_isolated_works_where_no_transaction_is_open(sqlite_rows: Rows) -> None:
     """`isolated` works in a scope that has no transaction open."""
     async with db.scope():
         await db.session()
@@ -213,7 +215,7 @@ async def test_isolated_where_nothing_is_written(sqlite_rows: Rows) -> None:
     assert sqlite_rows() == 3
 
 
-async def test_busy_is_worth_another_try(sqlite_url: str) -> None:
+async def test_busy_timeout_is_transient(sqlite_url: str) -> None:
     """A writer that waits for another longer than the busy timeout gets an error that is worth another try."""
     impatient = db.Database(sqlite_url, connect_timeout=0.05)
     async with db.independent() as holder:
@@ -225,7 +227,7 @@ async def test_busy_is_worth_another_try(sqlite_url: str) -> None:
     await impatient.dispose()
 
 
-async def test_reader_sees_what_is_committed(sqlite_rows: Rows) -> None:
+async def test_reader_does_not_wait_for_a_writer(sqlite_rows: Rows) -> None:
     """A reader outside is not kept waiting by a writer, and sees what is committed (WAL)."""
     async with db.scope():
         await insert("a")
@@ -233,7 +235,7 @@ async def test_reader_sees_what_is_committed(sqlite_rows: Rows) -> None:
     assert sqlite_rows() == 1
 
 
-async def test_savepoints_and_errors(sqlite_rows: Rows) -> None:
+async def test_error_ends_only_its_statement_or_savepoint(sqlite_rows: Rows) -> None:
     """An error in a savepoint is forgiven; one outside ends only its statement, as SQLite has it."""
     async with db.scope():
         session = await db.session()
@@ -248,7 +250,7 @@ async def test_savepoints_and_errors(sqlite_rows: Rows) -> None:
     assert sqlite_rows() == 2
 
 
-async def test_transaction_that_sqlite_rolled_back_by_itself(sqlite_rows: Rows) -> None:
+async def test_commit_after_sqlites_own_rollback_is_refused(sqlite_rows: Rows) -> None:
     """A1 for SQLite: a transaction that it has rolled back by itself does not pass for a commit."""
     with pytest.raises(db.PoisonedTransactionError):
         async with db.scope():
@@ -258,7 +260,7 @@ async def test_transaction_that_sqlite_rolled_back_by_itself(sqlite_rows: Rows) 
     assert sqlite_rows() == 0
 
 
-async def test_raw_commit_is_refused(sqlite_rows: Rows) -> None:
+async def test_commit_sent_as_text_is_refused(sqlite_rows: Rows) -> None:
     """A5 for SQLite."""
     for command in ("COMMIT", "END TRANSACTION", "BEGIN"):
         with pytest.raises(db.RawTransactionError):
@@ -268,7 +270,7 @@ async def test_raw_commit_is_refused(sqlite_rows: Rows) -> None:
     assert sqlite_rows() == 0
 
 
-async def test_concurrent_use(sqlite_rows: Rows) -> None:
+async def test_concurrent_use_and_worker_threads_are_refused(sqlite_rows: Rows) -> None:
     """C1 and C6 for SQLite: the same named errors."""
     async with db.scope():
         session = await db.session()
@@ -278,7 +280,7 @@ async def test_concurrent_use(sqlite_rows: Rows) -> None:
             await asyncio.to_thread(session.add, Note(words="a"))
 
 
-async def test_sync_twin(sqlite_database: db.Database, sqlite_rows: Rows) -> None:
+async def test_sync_twin_is_sqlite3_with_the_same_rules(sqlite_database: db.Database, sqlite_rows: Rows) -> None:
     """The synchronous twin is the standard library's sqlite3 on the same file, with the same rules."""
 
     def work(session: db.Session) -> None:
@@ -299,7 +301,7 @@ async def test_sync_twin(sqlite_database: db.Database, sqlite_rows: Rows) -> Non
     assert sqlite_rows() == 2
 
 
-async def test_atomic_and_callbacks(sqlite_rows: Rows) -> None:
+async def test_atomic_and_callbacks_work_as_on_postgresql(sqlite_rows: Rows) -> None:
     """`atomic` and callbacks work as on PostgreSQL."""
     told: list[str] = []
     async with db.scope():
@@ -328,7 +330,7 @@ async def test_dispose_closes_the_file(sqlite_database: db.Database) -> None:
     await db.isolated(insert, "b")
 
 
-async def test_factory_engine_knows_its_kind(sqlite_url: str) -> None:
+async def test_factory_engine_refuses_nested_writers(sqlite_url: str) -> None:
     """A SQLite engine that a factory has made is guarded against nested writers as well."""
     from sqlalchemy.ext.asyncio import create_async_engine
 

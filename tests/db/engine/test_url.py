@@ -17,7 +17,7 @@ from db.engine.url import host_of, parse_url, same_database, sync_twin, with_hos
         ("sqlite+pysqlite:///app.db", "sqlite+pysqlite"),
     ],
 )
-def test_driver_is_named(written: str, driver: str) -> None:
+def test_url_without_a_driver_gets_an_async_one(written: str, driver: str) -> None:
     """A URL without a driver means asyncpg or aiosqlite; one with a driver means that."""
     assert parse_url(written).drivername == driver
 
@@ -33,7 +33,7 @@ def test_driver_is_named(written: str, driver: str) -> None:
         "postgresql://host:port/name",
     ],
 )
-def test_no_database_url(wrong: str) -> None:
+def test_malformed_url_is_refused_with_an_example(wrong: str) -> None:
     """What is no database URL is refused in one line with an example, and without what might be a password."""
     with pytest.raises(
         db.DatabaseURLError, match=r"write e\.g\. postgresql\+asyncpg://user:password@host/name"
@@ -50,7 +50,7 @@ def test_password_is_not_shown() -> None:
     assert refused.value.__cause__ is None
 
 
-def test_driver_that_is_not_installed() -> None:
+def test_missing_driver_is_named() -> None:
     """A driver that cannot be imported is named."""
     with pytest.raises(db.DatabaseURLError, match=r"mysql.* cannot be imported"):
         parse_url("mysql+mysqldb://host/name")
@@ -68,18 +68,18 @@ def test_driver_that_is_not_installed() -> None:
         "sqlite:///file:/shared?vfs=memdb&uri=true",
     ],
 )
-def test_memory_is_refused(memory: str) -> None:
+def test_in_memory_sqlite_is_refused(memory: str) -> None:
     """G: a SQLite database in memory, which all sessions would share, is refused in all spellings."""
     with pytest.raises(db.DatabaseURLError, match=r"use a file, e\.g\. sqlite\+aiosqlite:///\./app\.db"):
         db.Database(memory)
 
 
-def test_sqlite_file_with_a_mode() -> None:
+def test_sqlite_file_opened_by_uri_is_accepted() -> None:
     """A SQLite file that is opened read-write by a URI is not in memory."""
     parse_url("sqlite:///file:app.db?mode=rw&uri=true")
 
 
-def test_parameters_keep_libpqs_names() -> None:
+def test_ssl_becomes_libpqs_sslmode() -> None:
     """`ssl`, which asyncpg and others say, is libpq's `sslmode`; the twin has the same parameters."""
     url = parse_url("postgresql://host/name?ssl=true&application_name=app&statement_cache_size=0")
     assert dict(url.query) == {"sslmode": "require", "application_name": "app", "statement_cache_size": "0"}
@@ -98,7 +98,7 @@ def test_parameters_keep_libpqs_names() -> None:
     ],
 )
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
-def test_several_hosts(hosts: str, query: dict[str, str], driver: str) -> None:
+def test_several_hosts_are_kept_in_order(hosts: str, query: dict[str, str], driver: str) -> None:
     """Several hosts, as libpq writes them, are tried one after the other."""
     url = parse_url(f"{driver}://app:p%40ss,word@{hosts}/name?target_session_attrs=read-write")
     assert dict(url.query) == {"target_session_attrs": "read-write", **query}
@@ -106,7 +106,7 @@ def test_several_hosts(hosts: str, query: dict[str, str], driver: str) -> None:
 
 
 @pytest.mark.parametrize("hosts", ["db-1,", "db-1,db-2:port", ",,"])
-def test_several_hosts_that_are_none(hosts: str) -> None:
+def test_malformed_list_of_hosts_is_refused(hosts: str) -> None:
     """A host without a name, or with a port that is no number, is no URL."""
     with pytest.raises(db.DatabaseURLError, match="not a database URL"):
         parse_url(f"postgresql://{hosts}/name")
@@ -122,14 +122,14 @@ def test_several_hosts_that_are_none(hosts: str) -> None:
         ("::1", ("::1", 5433)),
     ],
 )
-def test_another_host(host: str, where: tuple[str, int]) -> None:
+def test_another_host_keeps_the_port_unless_it_names_one(host: str, where: tuple[str, int]) -> None:
     """A host takes the URL's port unless it has its own; IPv6 addresses are hosts, too."""
     url = with_host(make_url("postgresql+asyncpg://app@db-1:5433/name"), host)
     assert (url.host, url.port) == where
     assert (url.username, url.database) == ("app", "name")
 
 
-def test_sockets_and_back() -> None:
+def test_host_may_be_a_folder_of_sockets() -> None:
     """A host may be a folder of sockets, in libpq's way, and be exchanged for a name."""
     sockets = with_host(make_url("postgresql+asyncpg://app@db-1/name"), "/run/postgresql")
     assert (sockets.host, dict(sockets.query)) == (None, {"host": "/run/postgresql", "port": "5432"})
@@ -139,7 +139,7 @@ def test_sockets_and_back() -> None:
     assert host_of(named) == "db-2"
 
 
-def test_no_twin_for_others() -> None:
+def test_unknown_backend_has_no_sync_twin() -> None:
     """Where no synchronous driver is known there is no twin, and nothing is the same database."""
     assert sync_twin(make_url("mysql+aiomysql://host/name")) is None
     assert not same_database(make_url("postgresql://a/x"), make_url("postgresql://b/x"))

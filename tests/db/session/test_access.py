@@ -62,7 +62,9 @@ OPERATIONS: dict[str, Operation] = {
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-async def test_gather_on_one_session(operation: Operation, warm: bool, postgres: Observer) -> None:
+async def test_concurrent_statements_on_one_session_are_refused(
+    operation: Operation, warm: bool, postgres: Observer
+) -> None:
     """C1: three coroutines at once on one session: one works, the others get the named error, cold or warm."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
@@ -82,7 +84,7 @@ async def test_gather_on_one_session(operation: Operation, warm: bool, postgres:
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_mixed_operations_at_once() -> None:
+async def test_concurrent_operations_of_different_kinds_are_refused() -> None:
     """C1: different operations collide like alike ones, also with an early end and with `begin`."""
     async with db.scope():
         session = await db.session()
@@ -104,7 +106,7 @@ async def test_mixed_operations_at_once() -> None:
         assert await sleeping == 7
 
 
-async def test_fetching_a_stream_while_another_statement_runs() -> None:
+async def test_fetching_a_stream_during_another_statement_is_refused() -> None:
     """C1: a coroutine that fetches from a stream while another's statement is in flight gets the named error."""
     async with db.scope():
         session = await db.session()
@@ -117,7 +119,7 @@ async def test_fetching_a_stream_while_another_statement_runs() -> None:
         assert await sleeping == 7
 
 
-async def test_lazy_loads_at_once(postgres: Observer) -> None:
+async def test_concurrent_lazy_loads_are_refused(postgres: Observer) -> None:
     """C1: `awaitable_attrs` of two objects of one session collide as well, instead of now and then."""
     await postgres.execute("INSERT INTO note (words) VALUES ('a'), ('b')")
     await postgres.execute("INSERT INTO comment (note_id) VALUES (1), (2)")
@@ -131,7 +133,7 @@ async def test_lazy_loads_at_once(postgres: Observer) -> None:
         assert len(await two.awaitable_attrs.comments) == 1
 
 
-async def test_one_after_the_other_is_fine(rows: Count) -> None:
+async def test_children_that_take_turns_may_share_a_session(rows: Count) -> None:
     """Child tasks that take turns, and operations within operations, are no concurrent use."""
     async with db.scope():
         for number in range(3):
@@ -142,7 +144,7 @@ async def test_one_after_the_other_is_fine(rows: Count) -> None:
     assert await rows() == 4
 
 
-async def test_sibling_in_flight_when_the_scope_ends_well(rows: Count, postgres: Observer) -> None:
+async def test_scope_left_during_a_childs_statement_saves_nothing(rows: Count, postgres: Observer) -> None:
     """A scope that is left while a child's statement is in flight cannot be committed: named error, nothing saved."""
     with pytest.raises(db.ConcurrentUseError):
         async with db.scope():
@@ -157,7 +159,7 @@ async def test_sibling_in_flight_when_the_scope_ends_well(rows: Count, postgres:
 
 
 @pytest.mark.parametrize("block", ["scope", "begin", "begin_nested", "atomic"])
-async def test_sibling_in_flight_when_a_child_fails(block: str, rows: Count, postgres: Observer) -> None:
+async def test_failing_child_stops_its_siblings_and_saves_nothing(block: str, rows: Count, postgres: Observer) -> None:
     """C2: gather(insert, raise, late insert): the first error comes out, 0 rows, nothing left in a transaction, and
     no child hangs."""
     late: list[asyncio.Task[Any]] = []
@@ -222,7 +224,7 @@ def _savepoint_without_a_statement(session: db.AsyncSession) -> Any:
     return session.begin_nested()
 
 
-async def test_evicted_and_cancelled_by_somebody_else(postgres: Observer) -> None:
+async def test_child_stopped_and_cancelled_at_once_ends_as_cancelled(postgres: Observer) -> None:
     """A child whose statement the scope's end stops, and that is cancelled at the same time, ends as cancelled."""
     with contextlib.suppress(ZeroDivisionError):
         async with db.scope():
@@ -235,7 +237,7 @@ async def test_evicted_and_cancelled_by_somebody_else(postgres: Observer) -> Non
         await child
 
 
-async def test_evicted_child_is_not_left_cancelled(postgres: Observer) -> None:
+async def test_stopped_child_gets_an_error_and_can_go_on(postgres: Observer) -> None:
     """A child whose statement the scope's end stops gets a named error, and can go on with other things."""
     gone_on: list[int] = []
 
@@ -258,7 +260,7 @@ async def test_evicted_child_is_not_left_cancelled(postgres: Observer) -> None:
     assert gone_on == [0]
 
 
-async def test_commit_of_an_orphan_is_waited_for(postgres: Observer, rows: Count) -> None:
+async def test_failing_scope_waits_for_a_childs_commit(postgres: Observer, rows: Count) -> None:
     """A scope that fails while a child's COMMIT is in the server waits for it, and the child is told the truth."""
     async with held_commits(postgres, "note") as commits:
         with contextlib.suppress(ZeroDivisionError):
@@ -274,7 +276,7 @@ async def test_commit_of_an_orphan_is_waited_for(postgres: Observer, rows: Count
 
 
 @pytest.mark.parametrize("kind", [LoopAccess, ThreadAccess])
-async def test_several_wait_for_a_commit(kind: type[SessionAccess]) -> None:
+async def test_everyone_who_waits_for_a_commit_goes_on_after_it(kind: type[SessionAccess]) -> None:
     """All who would end a transaction whose COMMIT is in the server are let go on when it is over."""
     use, loop, begun, go_on = kind(), asyncio.get_running_loop(), threading.Event(), asyncio.Event()
 
@@ -298,7 +300,7 @@ async def test_several_wait_for_a_commit(kind: type[SessionAccess]) -> None:
     await committing
 
 
-async def test_orphan_adds_an_object(rows: Count, postgres: Observer) -> None:
+async def test_adding_an_object_after_the_end_is_refused(rows: Count, postgres: Observer) -> None:
     """C3: an orphan's `add` after the end raises at once, and writes nothing; nothing is checked out."""
     go_on = asyncio.Event()
 
@@ -330,7 +332,7 @@ LATE: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("operation", LATE.values(), ids=LATE)
-async def test_inner_session_after_the_end(operation: Callable[[Any], object], postgres: Observer) -> None:
+async def test_sync_session_is_refused_after_the_end(operation: Callable[[Any], object], postgres: Observer) -> None:
     """C3: whoever has kept the session inside an AsyncSession talks to the database by none of its methods."""
     async with db.scope():
         await insert("a")
@@ -340,7 +342,7 @@ async def test_inner_session_after_the_end(operation: Callable[[Any], object], p
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_flush_is_stopped_between_two_tables() -> None:
+async def test_stopped_session_sends_nothing_more_of_a_flush() -> None:
     """Who is told to stop sends nothing more, also in the middle of what is one operation."""
 
     def stop(_mapper: object, _connection: object, note: Note) -> None:
@@ -370,7 +372,7 @@ async def test_closing_after_the_end_does_nothing() -> None:
         pass
 
 
-async def test_lazy_load_after_the_end(postgres: Observer) -> None:
+async def test_lazy_load_after_the_end_is_refused(postgres: Observer) -> None:
     """An object that outlives its scope loads nothing through it."""
     await postgres.execute("INSERT INTO note (words) VALUES ('a')")
     async with db.scope():
@@ -392,7 +394,7 @@ async def test_pool_exhausted_names_the_cause(database: db.Database) -> None:
     await small.dispose()
 
 
-async def test_pool_exhausted_by_a_flush_at_the_end(database: db.Database, rows: Count) -> None:
+async def test_pool_exhausted_by_a_final_flush_names_the_cause(database: db.Database, rows: Count) -> None:
     """C4: the same where the first statement is the flush of what was only added."""
     small = db.Database(database.url, pool_size=1, pool_timeout=0.1, default=True)
     async with db.scope():
@@ -404,7 +406,7 @@ async def test_pool_exhausted_by_a_flush_at_the_end(database: db.Database, rows:
     await small.dispose()
 
 
-async def test_worker_thread(rows: Count, postgres: Observer) -> None:
+async def test_async_session_in_a_worker_thread_is_refused(rows: Count, postgres: Observer) -> None:
     """C6: an `AsyncSession` in a worker thread, to which the scope was copied, is a named error; it works on after."""
     async with db.scope():
         session = await db.session()
@@ -438,7 +440,7 @@ async def test_adding_in_a_worker_thread_changes_nothing(rows: Count) -> None:
     assert await rows() == 0
 
 
-async def test_original_error_comes_out(rows: Count) -> None:
+async def test_first_error_comes_out_after_a_failed_flush(rows: Count) -> None:
     """C7: after a failed flush and a rollback it is the first error that the caller gets, not what a log made of it."""
     from sqlalchemy.exc import IntegrityError
 
@@ -467,7 +469,7 @@ async def test_commit_within_run_sync_is_refused(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_stopped_session_raises_what_it_is_told() -> None:
+async def test_stopped_session_raises_the_given_error() -> None:
     """`use.stop(error)` lets the next statement raise that error."""
     with pytest.raises(TimeoutError, match="too late"):
         async with db.scope():
@@ -476,7 +478,7 @@ async def test_stopped_session_raises_what_it_is_told() -> None:
             await session.execute(SLEEP)
 
 
-async def test_objects_are_not_added_during_a_flush(postgres: Observer, rows: Count) -> None:
+async def test_adding_an_object_during_anothers_flush_is_refused(postgres: Observer, rows: Count) -> None:
     """An object that another coroutine adds while a flush is in flight would be missed: named error."""
     await slow_inserts(postgres)
     async with db.scope():
@@ -498,7 +500,7 @@ async def slow_inserts(postgres: Observer) -> None:
     await postgres.execute("CREATE TRIGGER slow BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION wait()")
 
 
-async def test_object_graph() -> None:
+async def test_object_graph_is_written_and_read_back() -> None:
     """An object graph is written in one flush, and read back through the same session."""
     async with db.scope():
         session = await db.session()

@@ -29,7 +29,7 @@ def tell(told: list[str], what: str) -> Callable[[], None]:
     return lambda: told.append(what)
 
 
-async def test_after_the_commit(told: list[str], rows: Count, postgres: Observer) -> None:
+async def test_on_commit_runs_in_order_after_the_commit(told: list[str], rows: Count, postgres: Observer) -> None:
     """On-commit callbacks, plain and async, run in order once the row is there and the connection given back."""
 
     async def look() -> None:
@@ -43,7 +43,7 @@ async def test_after_the_commit(told: list[str], rows: Count, postgres: Observer
     assert told == ["first", "1 row, 0 in transaction"]
 
 
-async def test_not_after_a_rollback(told: list[str]) -> None:
+async def test_no_callback_runs_after_a_rollback(told: list[str]) -> None:
     """No callback of either kind runs when the scope is rolled back."""
 
     async def before(_session: db.AsyncSession) -> None:
@@ -58,7 +58,7 @@ async def test_not_after_a_rollback(told: list[str]) -> None:
     assert told == []
 
 
-async def test_not_after_a_failed_commit(told: list[str], rows: Count) -> None:
+async def test_no_on_commit_runs_after_a_failed_commit(told: list[str], rows: Count) -> None:
     """No on-commit callback runs when the database refuses the COMMIT."""
     with pytest.raises(IntegrityError):
         async with db.scope():
@@ -70,7 +70,7 @@ async def test_not_after_a_failed_commit(told: list[str], rows: Count) -> None:
 
 
 @pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
-async def test_failing_callback_is_logged(
+async def test_failing_on_commit_is_logged_and_the_others_run(
     told: list[str], rows: Count, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     """An on-commit callback that raises changes nothing for the caller, whose row is saved, nor for those after it."""
@@ -88,7 +88,7 @@ async def test_failing_callback_is_logged(
     assert "nobody listens" in caplog.text
 
 
-async def test_without_any_session(told: list[str]) -> None:
+async def test_on_commit_runs_in_a_scope_without_sessions(told: list[str]) -> None:
     """A scope that used no session still runs its on-commit callbacks."""
     async with db.scope():
         db.on_commit(tell(told, "on"))
@@ -123,7 +123,7 @@ async def test_before_commit_gets_the_session(rows: Count) -> None:
     assert await rows() == 2
 
 
-async def test_before_commit_without_a_session(rows: Count) -> None:
+async def test_before_commit_opens_the_session_that_it_needs(rows: Count) -> None:
     """A before-commit callback that was made before any session was used is given one."""
 
     async def audit(session: db.AsyncSession) -> None:
@@ -134,7 +134,7 @@ async def test_before_commit_without_a_session(rows: Count) -> None:
     assert await rows() == 1
 
 
-async def test_before_commit_comes_after_pending_objects() -> None:
+async def test_before_commit_runs_after_pending_objects_are_flushed() -> None:
     """What the body has only added is in the database when a before-commit callback runs; what that adds is saved."""
     seen: list[int] = []
 
@@ -151,7 +151,7 @@ async def test_before_commit_comes_after_pending_objects() -> None:
         assert await (await db.session()).scalar(text("SELECT count(*) FROM note")) == 2
 
 
-async def test_before_commit_refuses(told: list[str], rows: Count) -> None:
+async def test_before_commit_that_raises_refuses_the_commit(told: list[str], rows: Count) -> None:
     """A before-commit callback that raises refuses the commit: its error comes out, nothing is saved or told."""
 
     async def refuse(_session: db.AsyncSession) -> None:
@@ -166,7 +166,7 @@ async def test_before_commit_refuses(told: list[str], rows: Count) -> None:
     assert told == []
 
 
-async def test_refusal_stands_until_it_is_settled(rows: Count) -> None:
+async def test_refusing_before_commit_is_called_again_at_the_next_commit(rows: Count) -> None:
     """A callback that refused an early commit is asked again at the next one, which cannot slip past it."""
     budget = 0
 
@@ -189,7 +189,7 @@ async def test_refusal_stands_until_it_is_settled(rows: Count) -> None:
     assert await rows() == 2
 
 
-async def test_before_commit_may_make_more(told: list[str]) -> None:
+async def test_before_commit_may_register_more_callbacks(told: list[str]) -> None:
     """A before-commit callback may register others, of both kinds; each runs once."""
 
     async def second(_session: db.AsyncSession) -> None:
@@ -228,7 +228,7 @@ async def test_before_commit_can_be_cancelled(rows: Count, postgres: Observer) -
     assert await postgres.idle_in_transaction() == 0
 
 
-async def test_savepoint_that_is_rolled_back_takes_its_callbacks(told: list[str]) -> None:
+async def test_callbacks_vanish_with_the_rollback_of_their_savepoint(told: list[str]) -> None:
     """D17: callbacks made in a savepoint go with its rollback; those made around it stay."""
 
     async def before(_session: db.AsyncSession) -> None:
@@ -247,7 +247,7 @@ async def test_savepoint_that_is_rolled_back_takes_its_callbacks(told: list[str]
     assert told == ["around", "after"]
 
 
-async def test_released_savepoint_passes_its_callbacks_on(told: list[str]) -> None:
+async def test_callbacks_of_a_released_savepoint_run_at_the_commit(told: list[str]) -> None:
     """Callbacks made in a savepoint that was released run with the commit, in the order of their making."""
     async with db.scope():
         session = await db.session()
@@ -261,7 +261,7 @@ async def test_released_savepoint_passes_its_callbacks_on(told: list[str]) -> No
     assert told == ["1", "2", "3", "4"]
 
 
-async def test_released_into_a_savepoint_that_is_rolled_back(told: list[str]) -> None:
+async def test_callbacks_of_a_released_savepoint_vanish_with_the_enclosing_one(told: list[str]) -> None:
     """A released savepoint's callbacks belong to the enclosing one, and go with that one's rollback."""
     async with db.scope():
         session = await db.session()
@@ -274,7 +274,7 @@ async def test_released_into_a_savepoint_that_is_rolled_back(told: list[str]) ->
     assert told == []
 
 
-async def test_inner_savepoint_alone_is_rolled_back(told: list[str]) -> None:
+async def test_rollback_of_an_inner_savepoint_keeps_the_outer_callbacks(told: list[str]) -> None:
     """The rollback of an inner savepoint leaves the outer one's callbacks."""
     async with db.scope():
         session = await db.session()
@@ -287,7 +287,7 @@ async def test_inner_savepoint_alone_is_rolled_back(told: list[str]) -> None:
     assert told == ["outer"]
 
 
-async def test_savepoint_lost_to_a_failed_flush(told: list[str], rows: Count) -> None:
+async def test_callbacks_vanish_with_a_savepoint_that_a_failed_flush_rolled_back(told: list[str], rows: Count) -> None:
     """A savepoint that a failed flush has rolled back takes its callbacks, though its block ends without an error."""
     async with db.scope():
         session = await db.session()
@@ -305,7 +305,7 @@ async def test_savepoint_lost_to_a_failed_flush(told: list[str], rows: Count) ->
     assert await rows() == 1
 
 
-async def test_early_commit_tells(told: list[str]) -> None:
+async def test_early_commit_runs_its_callbacks(told: list[str]) -> None:
     """An early commit runs the callbacks of what it committed, and a later rollback does not take that back."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
@@ -319,7 +319,7 @@ async def test_early_commit_tells(told: list[str]) -> None:
     assert told == ["a"]
 
 
-async def test_early_commit_inside_a_savepoint_tells(told: list[str], rows: Count) -> None:
+async def test_early_commit_inside_a_savepoint_runs_its_callbacks(told: list[str], rows: Count) -> None:
     """An early commit in the middle of a savepoint commits that, too, and runs its callbacks."""
     async with db.scope():
         session = await db.session()
@@ -334,7 +334,7 @@ async def test_early_commit_inside_a_savepoint_tells(told: list[str], rows: Coun
 
 
 @pytest.mark.parametrize("end", ["db.rollback", "db.close", "session.rollback", "session.close", "run_sync"])
-async def test_early_end_takes_the_callbacks(told: list[str], end: str, rows: Count) -> None:
+async def test_callbacks_vanish_with_an_early_rollback_or_close(told: list[str], end: str, rows: Count) -> None:
     """Callbacks vanish with an early rollback or close, however it is asked for; later ones run."""
     async with db.scope():
         session = await db.session()
@@ -357,7 +357,7 @@ async def test_early_end_takes_the_callbacks(told: list[str], end: str, rows: Co
     assert await rows() == 1
 
 
-async def test_close_that_fails_takes_the_callbacks(told: list[str], database: db.Database) -> None:
+async def test_callbacks_vanish_with_a_close_that_fails(told: list[str], database: db.Database) -> None:
     """Callbacks vanish with an early close also where a session class of the user's own fails in it."""
 
     class Grumpy(AsyncSession):
@@ -380,7 +380,7 @@ async def test_close_that_fails_takes_the_callbacks(told: list[str], database: d
     await own.dispose()
 
 
-async def test_early_rollback_takes_callbacks_without_a_session(told: list[str]) -> None:
+async def test_callbacks_without_a_session_vanish_with_an_early_rollback(told: list[str]) -> None:
     """Callbacks made before any session was used vanish with an early rollback; an early commit runs them."""
     async with db.scope():
         db.on_commit(tell(told, "a"))
@@ -391,7 +391,7 @@ async def test_early_rollback_takes_callbacks_without_a_session(told: list[str])
     assert told == ["b"]
 
 
-async def test_batches(told: list[str]) -> None:
+async def test_batch_callback_runs_once_with_the_committed_items(told: list[str]) -> None:
     """A batch callback runs once, with the items of all who asked for it and were committed."""
 
     def publish(items: list[str]) -> None:
@@ -411,7 +411,7 @@ async def test_batches(told: list[str]) -> None:
     assert told == ["a+b+c", "between"]
 
 
-async def test_on_commit_is_not_cut_short(told: list[str], rows: Count) -> None:
+async def test_cancellation_waits_for_on_commit(told: list[str], rows: Count) -> None:
     """A cancellation during an on-commit callback waits for it: what was committed is told to everybody."""
     entered = asyncio.Event()
 

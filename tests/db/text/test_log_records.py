@@ -31,7 +31,7 @@ def printed(logger: logging.Logger) -> Iterator[Callable[[], str]]:
     logger.removeHandler(handler)
 
 
-def test_arguments(logger: logging.Logger, printed: Callable[[], str]) -> None:
+def test_arguments_are_made_printable(logger: logging.Logger, printed: Callable[[], str]) -> None:
     """Texts, and all else that would be shown as one; numbers and what is printable stay as they are."""
     logger.error("%s %d %.1f %r %s", HOSTILE, 7, 0.5, b"a\n", ValueError(HOSTILE))
     assert printed() == f"ERROR {SHOWN} 7 0.5 b'a\\n' {SHOWN}\n"
@@ -43,20 +43,20 @@ def test_named_arguments_are_made_printable_too(logger: logging.Logger, printed:
     assert printed() == f"ERROR {SHOWN} 7\n"
 
 
-def test_message_without_arguments(logger: logging.Logger, printed: Callable[[], str]) -> None:
+def test_message_without_arguments_is_made_printable(logger: logging.Logger, printed: Callable[[], str]) -> None:
     """A message that is whole already."""
     logger.error(HOSTILE)
     assert printed() == f"ERROR {SHOWN}\n"
 
 
-def test_what_cannot_be_printed(logger: logging.Logger, printed: Callable[[], str]) -> None:
+def test_error_whose_str_raises_is_logged(logger: logging.Logger, printed: Callable[[], str]) -> None:
     """Whoever logs an error that cannot be printed goes on."""
     logger.error("no: %s", UnsayableError(), exc_info=UnsayableError())
     assert printed().startswith("ERROR no: <cannot be printed: RuntimeError>\n")
 
 
 @pytest.mark.parametrize("where", ["itself", "cause", "note", "member"])
-def test_traceback(logger: logging.Logger, printed: Callable[[], str], where: str) -> None:
+def test_traceback_is_indented_and_escaped(logger: logging.Logger, printed: Callable[[], str], where: str) -> None:
     """A traceback keeps its lines; none of them begins where a log line does, and all else in it is escaped."""
     hostile = ValueError(HOSTILE)
     error: Exception = {"itself": hostile, "member": ExceptionGroup("all", [hostile])}.get(where, ValueError("plain"))
@@ -71,7 +71,7 @@ def test_traceback(logger: logging.Logger, printed: Callable[[], str], where: st
     assert any("00:00:00: forged \\x1b[2J\\u202e" in line for line in lines)
 
 
-def test_plain_traceback(logger: logging.Logger, printed: Callable[[], str]) -> None:
+def test_plain_traceback_is_left_to_the_formatter(logger: logging.Logger, printed: Callable[[], str]) -> None:
     """A traceback that holds nothing of the kind is the formatter's own."""
     try:
         int("plain")
