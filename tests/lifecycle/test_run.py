@@ -27,15 +27,15 @@ REGISTRY = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
 
 SABOTAGE = """\
 from tests.lifecycle.run_tasks import TASKS
+from worker.cron_slots import CronSlots
 from worker.engine import supervision
-from worker.queue import Queue
 
 
 async def no_clock(self, queue):
     raise RuntimeError("no clock")
 
 
-Queue.now = no_clock
+CronSlots.now = no_clock
 supervision._LONGEST_PAUSE = supervision._FIRST_PAUSE
 """
 
