@@ -30,7 +30,7 @@ from examples.report import print_census, print_check, print_failed
 from examples.worker_process import WorkerDiedError, WorkerProcess
 from tasks.census import scan_folder
 from tasks.models import Scan, create_tables
-from worker import Job, Queue
+from worker import Broker, Job
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls
 from worker.embedded.local_servers import local_servers, message
@@ -80,18 +80,18 @@ def main() -> int:
 
 async def _demo(folder: Path, urls: Urls) -> int:
     _treat_terminate_as_cancel()
-    async with _connected(urls) as queue, WorkerProcess(_settings(urls, queue)) as worker:
+    async with _connected(urls) as broker, WorkerProcess(_settings(urls, broker)) as worker:
         console.print(f"arq worker.Settings runs (process {worker.pid}).")
         return await worker.while_it_runs(_census(folder, worker))
 
 
-def _settings(urls: Urls, queue: Queue) -> dict[str, str]:
+def _settings(urls: Urls, broker: Broker) -> dict[str, str]:
     """What the worker must be told, whatever settings the user has for other workers; an empty one is unset."""
     return {
         "DATABASE_URL": urls.database,
         "REDIS_URL": urls.redis,
         "WORKER_REGISTRY": "tasks.registry",
-        "WORKER_QUEUE": queue.name,
+        "WORKER_QUEUE": broker.name,
         "WORKER_QUEUES": "",
         "WORKER_KEEP_RESULT": "",
         "WORKER_LEASE": "2",  # seconds until its jobs are taken over when it is killed
@@ -166,22 +166,22 @@ async def _progress(outcomes: Outcomes) -> AsyncIterator[Counts]:
 
 
 @asynccontextmanager
-async def _connected(urls: Urls) -> AsyncIterator[Queue]:
+async def _connected(urls: Urls) -> AsyncIterator[Broker]:
     """The default database, with all its tables, and a default queue of our own, which no other worker serves."""
     database = db.Database(urls.database, default=True)
-    queue = Queue(urls.redis, name=f"tandem:demo:{secrets.token_hex(4)}", default=True)
+    broker = Broker(urls.redis, name=f"tandem:demo:{secrets.token_hex(4)}", default=True)
     try:
         await _answering("DATABASE_URL", create_tables())
         await _answering("DATABASE_URL", upgrade(database, Config.load().ledger))
-        await _answering("REDIS_URL", queue.ping())
-        yield queue
+        await _answering("REDIS_URL", broker.ping())
+        yield broker
     finally:
-        keys = Keys.of(queue.name)
+        keys = Keys.of(broker.name)
         with suppress(RedisError):
             # What a killed worker has sent may arrive after its death.
-            while await queue.redis.delete(queue.name, keys.epoch, keys.tasks):  # noqa: ASYNC110 - no event tells
+            while await broker.redis.delete(broker.name, keys.epoch, keys.tasks):  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(_PAUSE)
-        await queue.close()
+        await broker.close()
         await database.dispose()
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 import db
 from tasks.models import Definition, Module
-from worker import Job, JobFailed, JobInfo, JobStatus, default_queue
+from worker import Job, JobFailed, JobInfo, JobStatus, default_broker
 
 _LARGEST = 5
 _AT_ONCE = 20  # jobs asked at once, each through its own connection to Redis
@@ -57,8 +57,8 @@ class Outcomes:
 
     async def collect(self) -> None:
         """Ask the jobs that have left the queue since the last time: one question a look, and one a job in all."""
-        queue = default_queue()
-        queued = {job_id.decode() for job_id in await queue.redis.zrange(queue.name, 0, -1)}
+        broker = default_broker()
+        queued = {job_id.decode() for job_id in await broker.redis.zrange(broker.name, 0, -1)}
         ended = [path for path, job in self._unknown.items() if job.job_id not in queued]
         for start in range(0, len(ended), _AT_ONCE):
             paths = ended[start : start + _AT_ONCE]

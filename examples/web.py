@@ -19,14 +19,14 @@ import db
 from db.asgi import SessionMiddleware, get_session
 from tasks.census import scan_folder
 from tasks.models import Module, Scan, create_tables
-from worker import Job, JobStatus, default_queue
+from worker import Job, JobStatus, default_broker
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     await create_tables()
     yield
-    await default_queue().close()
+    await default_broker().close()
     await db.default_database().dispose()
 
 

@@ -14,7 +14,7 @@ import redis
 from sqlalchemy import URL, make_url
 
 from tests.servers import Databases, GivenServers, Observer, as_dsn, as_url, migrate, refuse_foreign_data
-from worker import Queue, set_default_queue
+from worker import Broker, set_default_broker
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 
 GIVEN = GivenServers.take_from_environment()
@@ -135,12 +135,12 @@ def redis_url(redis_server: str) -> Iterator[str]:
 
 
 @pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
+async def broker(redis_url: str) -> AsyncIterator[Broker]:
     """The default queue of this process, empty."""
-    queue = Queue(redis_url, default=True)
-    yield queue
-    await queue.close()
-    set_default_queue(None)
+    broker = Broker(redis_url, default=True)
+    yield broker
+    await broker.close()
+    set_default_broker(None)
 
 
 @pytest.fixture

@@ -23,10 +23,11 @@ from worker.errors import JobFailed, Retry, WorkerError
 from worker.exchange import JobStatus
 from worker.job import Job, JobInfo
 from worker.message import deserialize, serialize
-from worker.queue import Queue, default_queue, set_default_queue
+from worker.queue import Broker, default_broker, set_default_broker
 from worker.task import Task, task
 
 __all__ = [
+    "Broker",
     "Job",
     "JobContext",
     "JobFailed",
@@ -39,16 +40,21 @@ __all__ = [
     "WorkerError",
     "cron",
     "current_job",
+    "default_broker",
     "default_queue",
     "deserialize",
     "injected",
     "serialize",
+    "set_default_broker",
     "set_default_queue",
     "task",
 ]
 
 
 keep_printable("worker")
+
+# Deprecated names, of before 0.2.
+Queue, default_queue, set_default_queue = Broker, default_broker, set_default_broker
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What Redis is told of jobs, and what it tells: the arguments and answers of `worker.queue.Queue`."""
+"""What Redis is told of jobs, and what it tells: the arguments and answers of `worker.queue.Broker`."""
 
 import time
 from datetime import datetime

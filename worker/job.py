@@ -11,7 +11,7 @@ from worker.context import from_milliseconds
 from worker.errors import JobFailed, JobNotCommittedError, LedgerAwayError, PayloadError, ResultNotFoundError
 from worker.exchange import JobStatus, Trace, to_ms
 from worker.message import Message, deserialize, dump
-from worker.queue import Queue, default_queue
+from worker.queue import Broker, default_broker
 from worker.recollection import Recollection, abort_pending, recollect
 from worker.signature import Signature
 from worker.submission import Transaction
@@ -56,10 +56,11 @@ class Job(Generic[R]):
     Args:
         job_id: its id.
         queue_name: the queue it was put into (default: the one that `queue` puts jobs into).
-        queue: the Redis to ask (default: the default queue).
+        broker: the Redis to ask (default: the default broker).
         enqueued_at: when it was enqueued, as `enqueued_at` of another handle or of its `info()` has it (default: not
             known).
         is_new: whether `enqueue` put it there; False where its id was taken, so that this is the earlier job.
+        queue: the deprecated name of `broker`.
 
     Raises:
         ValueError: `enqueued_at` has no time zone.
@@ -70,11 +71,12 @@ class Job(Generic[R]):
         job_id: str,
         *,
         queue_name: str | None = None,
-        queue: Queue | None = None,
+        broker: Broker | None = None,
         enqueued_at: datetime | None = None,
         is_new: bool = False,
         signature: Signature | None = None,
         transaction: Transaction | None = None,
+        queue: Broker | None = None,
     ) -> None:
         if enqueued_at is not None and enqueued_at.tzinfo is None:
             raise ValueError(f"Job(enqueued_at={enqueued_at!r}) has no time zone: give it as info() has it")
@@ -82,7 +84,7 @@ class Job(Generic[R]):
         self.enqueued_at = enqueued_at
         self.is_new = is_new
         self._queue_name = queue_name
-        self._queue = queue
+        self._broker = broker or queue
         self._signature = signature
         self._transaction = transaction
 
@@ -280,5 +282,5 @@ class Job(Generic[R]):
         return None if self.enqueued_at is None else to_ms(self.enqueued_at)
 
     @property
-    def _redis(self) -> Queue:
-        return self._queue or default_queue()
+    def _redis(self) -> Broker:
+        return self._broker or default_broker()

@@ -1,4 +1,4 @@
-"""``Queue``: the commands of a job's life in Redis.
+"""``Broker``: the commands of a job's life in Redis.
 
 1. The keys are arq's own, so stock producers and clients share them.
 2. Each command that writes is one Lua script, one round trip, and goes by Redis' own clock.
@@ -29,7 +29,7 @@ _READ = 8  # times `max_payload` that a worker reads
 _CHUNK_BYTES = 8 * 1024 * 1024  # of payload a round trip: Redis ends a connection that sends a gigabyte at once
 
 
-class Queue:
+class Broker:
     """The queues of one Redis.
 
     Args:
@@ -38,7 +38,7 @@ class Queue:
         name: the queue that jobs go to unless their task says otherwise (default: ``arq:queue``, as in arq).
         max_payload: bytes that the arguments of one job may have (default: 1 MiB). Workers read eight times as many,
             as other producers have other limits.
-        default: this is the default queue from now on, in place of the one that ``REDIS_URL`` names.
+        default: this is the default broker from now on, in place of the one that ``REDIS_URL`` names.
 
     Each event loop that uses it has connections of its own: threads that run loops may share it.
 
@@ -54,7 +54,7 @@ class Queue:
         self.url = url
         self.connections = Connections(url)
         if default:
-            set_default_queue(self)
+            set_default_broker(self)
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[bool]:
         """Queue the jobs, a round trip for each thousand (or 8 MiB) of a queue; of each, whether its id was free."""
@@ -204,12 +204,12 @@ def _when(delay: int, due: int | None, expires: int | None) -> str:
     return f"in {delay:d} {expires:d}" if due is None else f"at {due:d} {expires:d}"
 
 
-_default: Queue | None = None
+_default: Broker | None = None
 _making = threading.Lock()
 
 
-def default_queue() -> Queue:
-    """The default queue: the one given as such, else the one that ``REDIS_URL`` names.
+def default_broker() -> Broker:
+    """The default broker: the one given as such, else the one that ``REDIS_URL`` names.
 
     Raises:
         ConfigError: there is neither.
@@ -218,17 +218,18 @@ def default_queue() -> Queue:
         with _making:  # threads may ask at the same time
             if _default is None:
                 config = Config.load()
-                set_default_queue(Queue(config.require_redis_url(), name=config.queue, max_payload=config.max_payload))
+                url = config.require_redis_url()
+                set_default_broker(Broker(url, name=config.queue, max_payload=config.max_payload))
     assert _default is not None  # noqa: S101 - just set
     return _default
 
 
-def given_default_queue() -> Queue | None:
-    """The default queue, if one was given or used already."""
+def given_default_broker() -> Broker | None:
+    """The default broker, if one was given or used already."""
     return _default
 
 
-def set_default_queue(queue: Queue | None) -> None:
-    """Make `queue` the default one; None goes back to ``REDIS_URL``."""
+def set_default_broker(broker: Broker | None) -> None:
+    """Make `broker` the default one; None goes back to ``REDIS_URL``."""
     global _default  # noqa: PLW0603 - the one default of the process
-    _default = queue
+    _default = broker

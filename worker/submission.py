@@ -22,7 +22,7 @@ from worker.errors import EnqueueError
 from worker.ledger import State
 from worker.ledger.default import default_ledger
 from worker.new_job import NewJob
-from worker.queue import Queue, default_queue
+from worker.queue import Broker, default_broker
 
 logger = logging.getLogger("worker")
 
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     jobs: list[NewJob]
 
 
-async def enqueue_in(transaction: Transaction, jobs: list[NewJob], queue: Queue, *, is_named: bool) -> list[bool]:
+async def enqueue_in(transaction: Transaction, jobs: list[NewJob], broker: Broker, *, is_named: bool) -> list[bool]:
     """Let the jobs of one call exist if and only if the default database's transaction in the scope commits.
 
     Args:
@@ -68,13 +68,13 @@ async def enqueue_in(transaction: Transaction, jobs: list[NewJob], queue: Queue,
     """
     if not jobs:
         return []
-    queue.connections.check_name(jobs[0].queue)
+    broker.connections.check_name(jobs[0].queue)
     scope = transaction.scope
     database = _database_of(scope)
     if is_named:
         session = await scope.session(database)
         transaction.is_joined = joins_transaction(session)
-        are_free = [await _reserve(session, job, queue) for job in jobs]
+        are_free = [await _reserve(session, job, broker) for job in jobs]
     else:
         are_free = [True] * len(jobs)
         scope.before_commit_batch(_add, [Batch(transaction, jobs)], database)
@@ -93,9 +93,9 @@ def _database_of(scope: Scope) -> Database[Any]:
     return next((unit.database for unit in reversed(begun or used)), default)
 
 
-async def _reserve(session: Any, job: NewJob, queue: Queue) -> bool:
+async def _reserve(session: Any, job: NewJob, broker: Broker) -> bool:
     """Take the job's id: whether nobody has it in the ledger, nor in the queue."""
-    if await _is_queued(job, queue):
+    if await _is_queued(job, broker):
         return False
     ledger = default_ledger()
     if await ledger.reserve(session, job):
@@ -109,10 +109,10 @@ async def _reserve(session: Any, job: NewJob, queue: Queue) -> bool:
     return False
 
 
-async def _is_queued(job: NewJob, queue: Queue) -> bool:
+async def _is_queued(job: NewJob, broker: Broker) -> bool:
     """Whether a job of this id waits, runs, or has a kept result. A Redis that is away keeps nobody from enqueueing."""
     try:
-        return (await queue.trace(job.queue, job.id)).holds_id
+        return (await broker.trace(job.queue, job.id)).holds_id
     except (RedisError, OSError) as error:
         logger.warning("Redis does not say whether the id %s is free: %s", job.id, error)
         return False
@@ -131,7 +131,7 @@ async def _publish(batches: list[Batch]) -> None:
         logger.info("%d jobs are in a transaction that goes on: not published", len(joined))
     committed = _jobs(batch for batch in batches if not batch.transaction.is_joined)
     try:
-        await default_queue().publish(committed)
+        await default_broker().publish(committed)
     except (RedisError, OSError) as error:
         logger.warning("Redis did not take %d committed jobs, which the relay will publish: %s", len(committed), error)
 

@@ -28,7 +28,7 @@ from worker.job import Job
 from worker.message import Envelope
 from worker.new_job import NewJob
 from worker.options import JobOptions, TaskOptions, text
-from worker.queue import Queue, default_queue
+from worker.queue import Broker, default_broker
 from worker.schedule import Schedule
 from worker.signature import InjectedSession, Signature
 from worker.submission import Transaction, enqueue_in
@@ -216,19 +216,19 @@ class BoundTask(Generic[P, R]):
         """Submit on the scope's loop."""
         if scope is not None and not scope.is_open:
             raise ScopeEndedError
-        queue = default_queue()
-        self._check_size(payloads, queue)
+        broker = default_broker()
+        self._check_size(payloads, broker)
         enqueued_at = now_ms() if self.options.job_id is None else enqueue_time(self.options.job_id)
-        queue_name = self.options.queue or self.task.options.queue or queue.name
+        queue_name = self.options.queue or self.task.options.queue or broker.name
         jobs = self._new_jobs(payloads, queue_name, enqueued_at, in_transaction=scope is not None)
         transaction = None if scope is None else Transaction(scope)
         if transaction is None:
-            added = await queue.enqueue(jobs)
+            added = await broker.enqueue(jobs)
         else:
-            added = await enqueue_in(transaction, jobs, queue, is_named=self.options.job_id is not None)
+            added = await enqueue_in(transaction, jobs, broker, is_named=self.options.job_id is not None)
         # When the earlier job was enqueued that has the id of a new one is not known here.
         handle_of_earlier: partial[Job[R]] = partial(
-            Job, queue_name=queue_name, queue=queue, signature=self.task.signature
+            Job, queue_name=queue_name, broker=broker, signature=self.task.signature
         )
         handle = partial(
             handle_of_earlier, enqueued_at=from_milliseconds(enqueued_at), is_new=True, transaction=transaction
@@ -253,12 +253,12 @@ class BoundTask(Generic[P, R]):
         digits = token_hex(16 * count)  # at once: each time it asks the kernel
         return [digits[i : i + 32] for i in range(0, len(digits), 32)]
 
-    def _check_size(self, payloads: list[bytes], queue: Queue) -> None:
+    def _check_size(self, payloads: list[bytes], broker: Broker) -> None:
         largest = max(map(len, payloads), default=0)
-        if largest > queue.max_payload:
+        if largest > broker.max_payload:
             raise PayloadTooLargeError(
-                f"{self.task.name}: {largest} bytes of arguments, where WORKER_MAX_PAYLOAD allows {queue.max_payload}: "
-                "store them, and enqueue their key"
+                f"{self.task.name}: {largest} bytes of arguments, where WORKER_MAX_PAYLOAD allows "
+                f"{broker.max_payload}: store them, and enqueue their key"
             )
 
     def _new_jobs(

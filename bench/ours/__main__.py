@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from bench import contender_api
 from bench.contender_api import CONCURRENCY, KEEP_RESULTS, Producer
 from bench.ours import tasks
-from worker import Queue, Task, deserialize
+from worker import Broker, Task, deserialize
 
 _TASKS: dict[str, "Task[[float], None]"] = {
     name: getattr(tasks, name) for name in ("noop", "insert", "insert_at_least_once", "wait", "hold", "ping")
@@ -32,8 +32,8 @@ def work() -> None:
 
 @asynccontextmanager
 async def open_producer() -> AsyncIterator[Producer]:
-    queue = Queue(contender_api.redis_url(), default=True)
-    await queue.ping()
+    broker = Broker(contender_api.redis_url(), default=True)
+    await broker.ping()
 
     async def one(task: str, argument: float) -> None:
         await _TASKS[task].enqueue(argument)
@@ -44,15 +44,15 @@ async def open_producer() -> AsyncIterator[Producer]:
             await _TASKS[task].enqueue_many({"number": number} for number in chunk)
 
     async def completed() -> int:
-        keys = [key async for key in queue.redis.scan_iter("arq:result:*", count=1000)]
+        keys = [key async for key in broker.redis.scan_iter("arq:result:*", count=1000)]
         ended_well = 0
         for start in range(0, len(keys), 1000):
-            results = await queue.redis.mget(keys[start : start + 1000])
+            results = await broker.redis.mget(keys[start : start + 1000])
             ended_well += sum(bool(raw and deserialize(raw)["s"]) for raw in results)
         return ended_well
 
     yield Producer(one, many, completed)
-    await queue.close()
+    await broker.close()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import db
 from tests.chaos.actions import Producer
 from tests.chaos.logs import ActionLog, Outcome
-from worker import default_queue
+from worker import default_broker
 
 _MAX_PAUSE = 0.15  # seconds between two actions
 _PAUSE_AFTER_ERROR = 0.2
@@ -25,7 +25,7 @@ async def produce(folder: Path, seed: str, name: str) -> None:
     while not stopping.is_set():
         outcome = await producer.perform_action()
         await asyncio.sleep(_PAUSE_AFTER_ERROR if outcome is Outcome.UNKNOWN else rng.uniform(0, _MAX_PAUSE))
-    await default_queue().close()
+    await default_broker().close()
     await db.default_database().dispose()
 
 

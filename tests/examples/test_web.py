@@ -15,7 +15,7 @@ from examples.worker_process import WorkerProcess
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.web import serving
-from worker import Queue, set_default_queue
+from worker import Broker, set_default_broker
 
 
 @pytest.fixture
@@ -28,15 +28,15 @@ async def client(
     async with serving(app) as client:
         yield client
     db.set_default_database(None)
-    set_default_queue(None)
+    set_default_broker(None)
 
 
 @pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
+async def broker(redis_url: str) -> AsyncIterator[Broker]:
     """The queue, seen from outside the application."""
-    queue = Queue(redis_url)
-    yield queue
-    await queue.close()
+    broker = Broker(redis_url)
+    yield broker
+    await broker.close()
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ async def test_two_scans_of_one_folder_count_their_own_rows(
 
 
 async def test_a_scan_whose_commit_fails_enqueues_nothing(
-    client: httpx.AsyncClient, folder: Path, postgres: Observer, queue: Queue
+    client: httpx.AsyncClient, folder: Path, postgres: Observer, broker: Broker
 ) -> None:
     """A request that is a 500 because its COMMIT was refused leaves neither a row nor a job."""
     await postgres.execute("CREATE TABLE permitted (folder text PRIMARY KEY)")
@@ -128,11 +128,11 @@ async def test_a_scan_whose_commit_fails_enqueues_nothing(
     )
     response = await client.post("/scans", json={"folder": str(folder)})
     assert response.status_code == 500
-    assert await queue.depth(queue.name) == 0
+    assert await broker.depth(broker.name) == 0
     assert await postgres.fetchval("SELECT count(*) FROM scans") == 0
     await postgres.execute("INSERT INTO permitted VALUES ($1)", str(folder))
     await start(client, folder)
-    assert await queue.depth(queue.name) == 1
+    assert await broker.depth(broker.name) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ async def test_a_scan_whose_commit_fails_enqueues_nothing(
     ],
 )
 async def test_a_path_that_is_no_folder_is_a_422(
-    client: httpx.AsyncClient, body: dict[str, str], postgres: Observer, queue: Queue
+    client: httpx.AsyncClient, body: dict[str, str], postgres: Observer, broker: Broker
 ) -> None:
     """What is not a folder is refused before anything is written."""
     response = await client.post("/scans", json=body)
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["body", "folder"]
     assert await postgres.fetchval("SELECT count(*) FROM scans") == 0
-    assert await queue.depth(queue.name) == 0
+    assert await broker.depth(broker.name) == 0
 
 
 async def test_an_unknown_scan_is_a_404(client: httpx.AsyncClient) -> None:
@@ -183,4 +183,4 @@ async def test_the_application_closes_its_connections_at_shutdown(
             await eventually(postgres.backends, equals=0)
             await eventually(lambda: connections(observer), equals=before)
     db.set_default_database(None)
-    set_default_queue(None)
+    set_default_broker(None)

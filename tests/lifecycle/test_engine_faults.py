@@ -28,7 +28,7 @@ from tests.lifecycle.kill_tasks import (
 from tests.servers import Observer
 from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
-from worker import JobFailed, Queue
+from worker import Broker, JobFailed
 
 __all__ = ["fork_server"]  # a fixture
 
@@ -50,7 +50,7 @@ def environment(redis_url: str, sqlite_url: str, tmp_path: Path) -> dict[str, st
 
 
 @pytest.fixture
-def forked_workers(fork_server: ForkServerContext, environment: dict[str, str], queue: Queue) -> ForkedWorkers:
+def forked_workers(fork_server: ForkServerContext, environment: dict[str, str], broker: Broker) -> ForkedWorkers:
     """Starts workers on this test's servers."""
     return ForkedWorkers(fork_server, environment, Path(environment["TASK_LOG"]))
 

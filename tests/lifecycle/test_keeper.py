@@ -21,7 +21,7 @@ from tests.lifecycle.kill_tasks import (
 )
 from tests.stopwatch import Stopwatch
 from tests.waiting import AT_ONCE, eventually
-from worker import Job, Queue
+from worker import Broker, Job
 
 __all__ = ["fork_server"]  # a fixture
 
@@ -31,7 +31,7 @@ HELD = 4.0  # seconds that a job holds the GIL
 
 @pytest.fixture
 def forked_workers(
-    fork_server: ForkServerContext, redis_url: str, database_url: str, tmp_path: Path, queue: Queue
+    fork_server: ForkServerContext, redis_url: str, database_url: str, tmp_path: Path, broker: Broker
 ) -> ForkedWorkers:
     """Starts workers with a short lease on this test's servers."""
     task_log = tmp_path / "task-log"

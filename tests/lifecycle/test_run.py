@@ -21,7 +21,7 @@ from tests.lifecycle.run_tasks import (
     wait_for_file,
 )
 from tests.waiting import at_once, eventually
-from worker import Job, JobFailed, Queue
+from worker import Broker, Job, JobFailed
 
 REGISTRY = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
 
@@ -55,7 +55,7 @@ async def lifespan():
 
 
 @pytest.fixture
-def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
+def settings(redis_url: str, sqlite_url: str, broker: Broker) -> dict[str, str]:
     """The settings of a worker for `run_tasks`."""
     return {**REGISTRY, "REDIS_URL": redis_url, "DATABASE_URL": sqlite_url}
 
@@ -151,7 +151,7 @@ async def test_arq_worker_runs_jobs_on_uvloop(settings: dict[str, str], tmp_path
 
 
 async def test_the_first_signal_drains_and_the_second_puts_jobs_back(
-    settings: dict[str, str], tmp_path: Path, queue: Queue
+    settings: dict[str, str], tmp_path: Path, broker: Broker
 ) -> None:
     """The exit code is 0 in both cases."""
     finishes = await wait_for_file.enqueue(str(tmp_path / "finishes"))
@@ -166,7 +166,7 @@ async def test_the_first_signal_drains_and_the_second_puts_jobs_back(
         worker.send(signal.SIGTERM)
         assert await worker.ends() == 0
         assert "Traceback" not in worker.output
-    assert await queue.depth("arq:queue") == 1
+    assert await broker.depth("arq:queue") == 1
     assert await hangs.status() == "queued"
 
 
@@ -204,7 +204,9 @@ async def test_an_engine_loop_that_keeps_failing_ends_the_worker_with_exit_code_
             assert "scheduler failed 10 times" in command.output
 
 
-async def test_burst_ends_when_all_its_queues_are_empty(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+async def test_burst_ends_when_all_its_queues_are_empty(
+    settings: dict[str, str], tmp_path: Path, broker: Broker
+) -> None:
     """Jobs that enqueue into another queue of the worker, and delayed jobs, run before it ends."""
     await alternate_queues.using(queue="low").enqueue(20, "low", "high")
     late = await double.using(queue="high", delay=1).enqueue(2)
@@ -212,7 +214,7 @@ async def test_burst_ends_when_all_its_queues_are_empty(settings: dict[str, str]
     with Command("worker", "run", *arguments, folder=tmp_path, environment=settings) as run:
         assert await run.ends() == 0
         assert "stopped: 22 jobs done" in run.output
-    assert await queue.depths(["high", "low"]) == {"high": 0, "low": 0}
+    assert await broker.depths(["high", "low"]) == {"high": 0, "low": 0}
     assert await at_once(late.result()) == 4
 
 

@@ -9,14 +9,14 @@ import pytest
 from tests.commands import Command, gone
 from tests.lifecycle.run_tasks import double, wait_for_file
 from tests.waiting import at_once, eventually
-from worker import Queue
+from worker import Broker
 from worker.worker_records import WorkerRecords
 
 TWO = ("worker", "run", "--processes", "2")
 
 
 @pytest.fixture
-def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
+def settings(redis_url: str, sqlite_url: str, broker: Broker) -> dict[str, str]:
     """The settings of workers for `run_tasks`."""
     return {
         "REDIS_URL": redis_url,
@@ -27,12 +27,12 @@ def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
     }
 
 
-async def healthy_workers(queue: Queue) -> list[str]:
+async def healthy_workers(broker: Broker) -> list[str]:
     """The ids of the healthy workers."""
-    return [*await WorkerRecords(queue.connections).health_records(queue.name)]
+    return [*await WorkerRecords(broker.connections).health_records(broker.name)]
 
 
-async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path: Path, queue: Queue) -> None:
+async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path: Path, broker: Broker) -> None:
     """It is started again under its name and its job runs again. One signal ends all workers with 0."""
     begun = tmp_path / "file.begun"
     job = await wait_for_file.enqueue(str(tmp_path / "file"))
@@ -47,15 +47,15 @@ async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path
         await eventually(begun.read_text, equals=2 * "begun\n")
         (tmp_path / "file").touch()
         assert await job.result(timeout=30) == "waited"
-        await eventually(lambda: healthy_workers(queue), equals=["test-1", "test-2"])
+        await eventually(lambda: healthy_workers(broker), equals=["test-1", "test-2"])
         run.send(signal.SIGTERM)
         assert await run.ends() == 0
         assert run.output.count("stopping on SIGTERM") == 2
-    assert await healthy_workers(queue) == []
+    assert await healthy_workers(broker) == []
 
 
 async def test_the_first_signal_drains_all_workers_and_the_second_interrupts_all(
-    settings: dict[str, str], tmp_path: Path, queue: Queue
+    settings: dict[str, str], tmp_path: Path, broker: Broker
 ) -> None:
     """Each worker gets each signal once. A job that hangs is put back."""
     jobs = [str(tmp_path / name) for name in ("a", "b")]
@@ -71,7 +71,7 @@ async def test_the_first_signal_drains_all_workers_and_the_second_interrupts_all
         assert await run.ends() == 0
         assert run.output.count("SIGINT: interrupting what still runs") == 2
         assert "Traceback" not in run.output
-    assert await queue.depth("arq:queue") == 2
+    assert await broker.depth("arq:queue") == 2
 
 
 async def test_workers_do_not_outlive_a_killed_supervisor(settings: dict[str, str], tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(settings: dict[str, st
 
 
 async def test_burst_ends_when_no_worker_has_anything_left_to_do(
-    settings: dict[str, str], tmp_path: Path, queue: Queue
+    settings: dict[str, str], tmp_path: Path, broker: Broker
 ) -> None:
     """The exit code is 0."""
     first = await wait_for_file.enqueue(str(tmp_path / "file"))
@@ -96,7 +96,7 @@ async def test_burst_ends_when_no_worker_has_anything_left_to_do(
         (tmp_path / "file").touch()
         assert await run.ends() == 0
     assert await at_once(first.result()) == "waited"
-    assert await queue.depth("arq:queue") == 0
+    assert await broker.depth("arq:queue") == 0
 
 
 async def test_a_burst_that_cannot_start_says_why_once_and_ends_all_workers(

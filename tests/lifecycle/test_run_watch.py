@@ -9,7 +9,7 @@ from tests.commands import Command, gone
 from tests.lifecycle.run_tasks import wait_for_file
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
-from worker import Job, Queue
+from worker import Broker, Job
 from worker.exchange import now_ms
 from worker.message import encode
 
@@ -25,7 +25,7 @@ REGISTRY = 'TASKS = ("tasks.answer.answer", "tests.lifecycle.run_tasks.wait_for_
 
 
 @pytest.fixture
-def settings(redis_url: str, sqlite_url: str, queue: Queue) -> dict[str, str]:
+def settings(redis_url: str, sqlite_url: str, broker: Broker) -> dict[str, str]:
     return {"REDIS_URL": redis_url, "DATABASE_URL": sqlite_url}
 
 
@@ -45,19 +45,19 @@ def change(code: Path, source: str) -> None:
     code.write_text(source)
 
 
-async def answer(queue: Queue) -> int:
+async def answer(broker: Broker) -> int:
     """Run the task and return its result."""
     job_id = f"answer-{now_ms()}"
-    await queue.enqueue([new_job(job_id, encode("answer", b"{}", now_ms()), queue.name)])
+    await broker.enqueue([new_job(job_id, encode("answer", b"{}", now_ms()), broker.name)])
     return await Job[int](job_id).result(timeout=20)
 
 
 async def test_a_change_drains_the_worker_and_starts_the_new_code(
-    settings: dict[str, str], code: Path, tmp_path: Path, queue: Queue
+    settings: dict[str, str], code: Path, tmp_path: Path, broker: Broker
 ) -> None:
     """Running jobs finish on the old code. After a mistake in the new code the watcher waits for the next change."""
     with Command("worker", "run", "--watch", "tasks", folder=tmp_path, environment=settings) as run:
-        assert await answer(queue) == 1
+        assert await answer(broker) == 1
 
         running = await wait_for_file.enqueue(str(tmp_path / "file"))
         await eventually((tmp_path / "file.begun").exists)
@@ -66,12 +66,12 @@ async def test_a_change_drains_the_worker_and_starts_the_new_code(
         (tmp_path / "file").touch()
         assert await running.result(timeout=30) == "waited"
         assert (tmp_path / "file.begun").read_text() == "begun\n"
-        assert await answer(queue) == 2
+        assert await answer(broker) == 2
 
         change(code, "this is not Python")
         await run.says("ended with exit code 2: waiting for a change in tasks")
         change(code, ANSWER.format(value=3))
-        assert await answer(queue) == 3
+        assert await answer(broker) == 3
 
         run.send(signal.SIGINT)
         assert await run.ends() == 0

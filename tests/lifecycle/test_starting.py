@@ -77,14 +77,14 @@ async def send(to: str) -> None: ...
 
 
 @pytest.fixture
-async def starting(project: Project, queue: worker.Queue) -> AsyncIterator[Project]:
+async def starting(project: Project, broker: worker.Broker) -> AsyncIterator[Project]:
     """A project that pauses while it starts, at the moment `MOMENT`. Its job must stay in the queue."""
     project.write("tasks/mail.py", MAIL)
     project.write("tasks/registry.py", 'TASKS = ("tasks.mail.send",)\nLIFESPAN = "tasks.mail.lifespan"')
     job = await send.enqueue("you")
     yield project
     assert await job.status() == worker.JobStatus.queued
-    assert await queue.depth("arq:queue") == 1
+    assert await broker.depth("arq:queue") == 1
 
 
 def reached(project: Project, name: str = "reached") -> bool:

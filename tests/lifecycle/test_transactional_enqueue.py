@@ -28,13 +28,13 @@ SOON = 20.0  # seconds that a worker may need to start, and to run a job
 
 @pytest.fixture
 async def app(
-    database_url: str, postgres: Observer, queue: worker.Queue
-) -> AsyncIterator[tuple[FastAPI, worker.Queue]]:
+    database_url: str, postgres: Observer, broker: worker.Broker
+) -> AsyncIterator[tuple[FastAPI, worker.Broker]]:
     """An app that writes and enqueues in one request."""
     async with notebook(database_url, postgres):
         app = FastAPI()
         app.add_middleware(SessionMiddleware)
-        yield app, queue
+        yield app, broker
 
 
 async def rows(postgres: Observer) -> int:
@@ -42,7 +42,7 @@ async def rows(postgres: Observer) -> int:
 
 
 async def test_a_sync_endpoint_enqueues_in_the_transaction_of_its_request(
-    app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str
+    app: tuple[FastAPI, worker.Broker], postgres: Observer, redis_url: str
 ) -> None:
     """A 500 leaves no job. A 200 leaves a job in Redis and its row."""
 
@@ -64,7 +64,7 @@ async def test_a_sync_endpoint_enqueues_in_the_transaction_of_its_request(
 
 
 async def test_a_request_whose_commit_fails_leaves_no_row_and_no_job(
-    app: tuple[FastAPI, worker.Queue], postgres: Observer, redis_url: str
+    app: tuple[FastAPI, worker.Broker], postgres: Observer, redis_url: str
 ) -> None:
     """The COMMIT violates a deferred foreign key: the client gets a 500, and Redis has no key."""
 
@@ -82,7 +82,7 @@ async def test_a_request_whose_commit_fails_leaves_no_row_and_no_job(
     assert await rows(postgres) == 0
 
 
-async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Queue], postgres: Observer) -> None:
+async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Broker], postgres: Observer) -> None:
     """When the client gets the response, the note, the job's row and the job itself exist."""
 
     @app[0].post("/orders")
@@ -95,13 +95,13 @@ async def test_a_request_that_commits_has_its_job(app: tuple[FastAPI, worker.Que
         assert response.status_code == 200
         job_id = response.json()
         assert await postgres.fetchval("SELECT id FROM tandem_jobs WHERE state = 'pending'") == job_id
-        assert await Job[None](job_id, queue=app[1]).status() == "queued"
+        assert await Job[None](job_id, broker=app[1]).status() == "queued"
     assert await count(postgres) == 1
 
 
 @pytest.mark.usefixtures("notes")
 async def test_a_process_killed_between_commit_and_publish_loses_nothing(
-    worker_settings: dict[str, str], postgres: Observer, redis_url: str, queue: worker.Queue, tmp_path: Path
+    worker_settings: dict[str, str], postgres: Observer, redis_url: str, broker: worker.Broker, tmp_path: Path
 ) -> None:
     """The job runs within ten seconds, although its producer never reached Redis."""
     (tmp_path / "producer.py").write_text(
@@ -135,4 +135,4 @@ async def test_a_process_killed_between_commit_and_publish_loses_nothing(
         async with asyncio.timeout(10):
             await eventually(lambda: postgres.fetchval("SELECT words FROM note"), timeout=10, equals="kept")
     assert await postgres.fetchval("SELECT state FROM tandem_jobs WHERE task = 'add'") == "done"
-    assert queue.name == "arq:queue"
+    assert broker.name == "arq:queue"

@@ -19,7 +19,7 @@ from worker import Job, JobFailed, JobStatus
 SOON = 20.0  # seconds that a worker may need to start, and to run a job
 
 
-@pytest.mark.usefixtures("notes", "queue")
+@pytest.mark.usefixtures("notes", "broker")
 async def test_ten_faults_at_once_leave_no_transaction_open(
     worker_settings: dict[str, str], postgres: Observer, tmp_path: Path
 ) -> None:
@@ -70,7 +70,7 @@ async def ended(job: Job[Any]) -> str | None:
     return None
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 async def test_a_database_that_goes_away_fails_no_job(
     redis_url: str, own_postgres: StartPostgres, tmp_path: Path
 ) -> None:
@@ -103,7 +103,7 @@ def observing(url: str) -> Any:
     return asyncpg.create_pool(url.replace("+asyncpg", ""), min_size=1, max_size=1)
 
 
-@pytest.mark.usefixtures("notes", "queue")
+@pytest.mark.usefixtures("notes", "broker")
 async def test_a_killed_worker_leaves_no_row_and_its_job_runs_again(
     worker_settings: dict[str, str], postgres: Observer, tmp_path: Path
 ) -> None:

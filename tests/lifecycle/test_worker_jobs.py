@@ -25,7 +25,7 @@ SOON = 20.0  # seconds that a worker may need to start, and to run a job
 
 @pytest.fixture
 async def arq(
-    worker_settings: dict[str, str], notes: None, queue: worker.Queue, tmp_path: Path
+    worker_settings: dict[str, str], notes: None, broker: worker.Broker, tmp_path: Path
 ) -> AsyncIterator[Command]:
     """A worker with the tasks of `job_tasks`."""
     settings = worker_settings | {"WORKER_REGISTRY": "tests.lifecycle.job_tasks"}
@@ -106,7 +106,7 @@ class TestResults:
         assert await eventually(words, timeout=SOON, equals=["handed on kept", "kept"])
 
     async def test_a_job_enqueued_in_a_scope_runs_only_after_its_commit(
-        self, words: Any, database_url: str, queue: worker.Queue
+        self, words: Any, database_url: str, broker: worker.Broker
     ) -> None:
         """The job of a scope that rolls back never runs."""
         database = db.Database(database_url, default=True)
@@ -114,7 +114,7 @@ class TestResults:
             async with db.scope():
                 await (await db.session()).execute(job_tasks.INSERT, {"words": "row"})
                 kept = await job_tasks.add.enqueue("kept")
-                assert await queue.depth("arq:queue") == 0
+                assert await broker.depth("arq:queue") == 0
             await kept.result(SOON)
             with pytest.raises(ZeroDivisionError):
                 async with db.scope():
@@ -159,10 +159,10 @@ class TestStockClient:
 
 class TestBadInput:
     async def test_an_unreadable_payload_fails_its_job_alone(
-        self, arq: Command, queue: worker.Queue, words: Any
+        self, arq: Command, broker: worker.Broker, words: Any
     ) -> None:
         """The job fails with an error that says what is wrong with its payload, and the worker goes on."""
-        redis = queue.redis
+        redis = broker.redis
         et = 1_700_000_000_000
         for job_id, raw, reason in (
             ("not-json", b"\xff\xfe", "not JSON"),

@@ -29,7 +29,7 @@ async def send(to: str) -> str:
     raise NotImplementedError("the project's own runs")
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestStart:
     async def test_burst_runs_the_queued_jobs_and_exits_with_0(self, project: Project) -> None:
         """Exit code 0, and the result is there."""
@@ -60,12 +60,12 @@ class TestStart:
         """arq, which hosts the engine, finds the primary too."""
         with contextlib.closing(Sentinel(own_redis, tmp_path)) as sentinel:
             await eventually(sentinel.primary_port)
-            queue = worker.Queue(sentinel.url, default=True)
+            broker = worker.Broker(sentinel.url, default=True)
             job = await send.enqueue("a")
             with project.arq("worker.Settings", "--burst", REDIS_URL=sentinel.url) as arq:
                 assert await arq.ends() == 0, arq.output
             assert await at_once(job.result()) == "sent to a"
-            await queue.close()
+            await broker.close()
 
     async def test_the_working_directorys_tasks_win_over_an_installed_project(self, project: Project) -> None:
         """The installed project has a package `tasks`, too."""
@@ -94,7 +94,7 @@ class TestStart:
         assert await at_once(job.result()) == "sent to a"
 
     async def test_a_projects_own_settings_class_runs_its_tasks_and_hooks(
-        self, project: Project, queue: worker.Queue
+        self, project: Project, broker: worker.Broker
     ) -> None:
         """A subclass of `worker.Settings` and one made by `build` run the tasks and their own hooks."""
         project.write(
@@ -135,7 +135,7 @@ class TestStart:
             assert await arq.ends() == 0
             assert "nobody minds" in arq.output
         assert await at_once(quick.result()) == "sent to a"
-        events = await queue.redis.lrange("events", 0, -1)  # type: ignore[misc]  # redis-py's types are sync's too
+        events = await broker.redis.lrange("events", 0, -1)  # type: ignore[misc]  # redis-py's types are sync's too
         assert events == [b"startup ctx", b"job start q", b"job end True", b"after job end", b"shutdown"]
         assert await slow.status() is worker.JobStatus.queued
         with project.arq("settings.Slow", "--burst") as arq:
@@ -162,13 +162,13 @@ class TestStart:
         server = own_redis(requirepass="p@ss/w:r#d?")
         address = server.url.partition("//")[2].rpartition("@")[2]
         url = f"redis://:p%40ss%2Fw%3Ar%23d%3F@{address}"
-        queue = worker.Queue(url, default=True)
+        broker = worker.Broker(url, default=True)
         job = await send.enqueue("a")
         with project.arq("worker.Settings", "--burst", REDIS_URL=url) as arq:
             assert await arq.ends() == 0
         assert await at_once(job.result()) == "sent to a"
-        await queue.close()
-        worker.set_default_queue(None)
+        await broker.close()
+        worker.set_default_broker(None)
 
 
 MAIL = textwrap.dedent(
@@ -298,7 +298,7 @@ class TestCannotStart:
             assert "WORKER_CONCURENCY is not a setting: did you mean WORKER_CONCURRENCY?" in arq.output
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestEnd:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     async def test_a_signal_drains_the_worker_and_closes_its_connections(

@@ -11,7 +11,7 @@ import db
 from tasks.census import index_file, refresh_totals, scan_folder
 from tasks.models import Scan, create_tables
 from tests.servers import Observer
-from worker import Job, Queue
+from worker import Broker, Job
 
 SOURCE = b"""\
 class Outer:
@@ -125,7 +125,7 @@ async def test_empty_file_is_a_module(tmp_path: Path, postgres: Observer) -> Non
     assert await postgres.fetchval("SELECT lines FROM modules") == 0
 
 
-async def test_a_scan_enqueues_one_job_for_each_python_file(tmp_path: Path, queue: Queue) -> None:
+async def test_a_scan_enqueues_one_job_for_each_python_file(tmp_path: Path, broker: Broker) -> None:
     """A scan enqueues one job for each file, in subfolders too, and records which job belongs to which file."""
     package = tmp_path / "package"
     (package / "folder.py").mkdir(parents=True)
@@ -140,39 +140,39 @@ async def test_a_scan_enqueues_one_job_for_each_python_file(tmp_path: Path, queu
         assert await scan_folder(await db.session(), tmp_path, scan_id) == len(files)
     jobs = await jobs_of(scan_id)
     assert sorted(jobs) == sorted(map(str, files))
-    assert await queue.depth(queue.name) == len(files)
+    assert await broker.depth(broker.name) == len(files)
     for path, job_id in jobs.items():
         info = await Job[int](job_id).info()
         assert info is not None
         assert (info.task, info.kwargs) == ("index_file", {"path": path, "scan_id": scan_id})
 
 
-async def test_file_whose_name_cannot_be_encoded_is_left_out(tmp_path: Path, queue: Queue) -> None:
+async def test_file_whose_name_cannot_be_encoded_is_left_out(tmp_path: Path, broker: Broker) -> None:
     """Neither JSON nor PostgreSQL can store its name; the other files are enqueued all the same."""
     (tmp_path / "a.py").touch()
     (tmp_path / os.fsdecode(b"f\xfcr.py")).touch()
     async with db.scope():
         assert await scan_folder(await db.session(), tmp_path) == 1
-    assert await queue.depth(queue.name) == 1
+    assert await broker.depth(broker.name) == 1
 
 
-async def test_scan_that_is_rolled_back_enqueues_nothing(tmp_path: Path, queue: Queue) -> None:
+async def test_scan_that_is_rolled_back_enqueues_nothing(tmp_path: Path, broker: Broker) -> None:
     """The jobs of a scan belong to its transaction."""
     (tmp_path / "a.py").touch()
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
             await scan_folder(await db.session(), tmp_path)
             raise ZeroDivisionError
-    assert await queue.depth(queue.name) == 0
+    assert await broker.depth(broker.name) == 0
 
 
-async def test_empty_folder_is_a_scan_without_jobs(tmp_path: Path, queue: Queue) -> None:
+async def test_empty_folder_is_a_scan_without_jobs(tmp_path: Path, broker: Broker) -> None:
     """A scan that found no file has an empty list of jobs, not an unknown one."""
     scan_id = await new_scan(tmp_path)
     async with db.scope():
         assert await scan_folder(await db.session(), tmp_path, scan_id) == 0
     assert await jobs_of(scan_id) == {}
-    assert await queue.depth(queue.name) == 0
+    assert await broker.depth(broker.name) == 0
 
 
 async def test_totals_follow_what_is_indexed(tmp_path: Path, postgres: Observer) -> None:

@@ -65,7 +65,7 @@ def _no_default_left() -> Any:
     """Reset the default database and the default queue after each test."""
     yield
     db.set_default_database(None)
-    worker.set_default_queue(None)
+    worker.set_default_broker(None)
 
 
 @pytest.fixture

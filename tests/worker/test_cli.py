@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.commands import bare_environment
-from worker import Queue
+from worker import Broker
 from worker.worker_records import WorkerRecords
 
 MAIL = """\
@@ -89,12 +89,14 @@ class TestCheck:
                 "WORKER_QUEUES, which is arq:queue here\n"
             )
 
-    async def test_check_asks_redis_whether_another_worker_serves_the_queue(self, project: Path, queue: Queue) -> None:
+    async def test_check_asks_redis_whether_another_worker_serves_the_queue(
+        self, project: Path, broker: Broker
+    ) -> None:
         """A task whose queue another worker serves is no warning."""
-        alone = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
+        alone = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=broker.url)
         assert "the jobs of send go to the queue mail, which no worker serves: name it in WORKER_QUEUES" in alone.stderr
-        await WorkerRecords(queue.connections).record_health("mail", "another", b"{}", 60_000)
-        served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=queue.url)
+        await WorkerRecords(broker.connections).record_health("mail", "another", b"{}", 60_000)
+        served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=broker.url)
         assert (served.returncode, served.stderr) == (0, "")
 
     def test_check_reports_every_problem_of_the_registry_and_exits_with_1(self, project: Path) -> None:
@@ -189,12 +191,12 @@ class TestHealth:
         self, tmp_path: Path, redis_url: str
     ) -> None:
         """`health` shows the workers that serve one of the queues, and exits with 0; an invalid record is skipped."""
-        queue = Queue(redis_url)
-        workers = WorkerRecords(queue.connections)
+        broker = Broker(redis_url)
+        workers = WorkerRecords(broker.connections)
         await workers.record_health("low", "host-1", json.dumps(RECORD).encode(), 60_000)
         await workers.record_health("high", "host-2", json.dumps(RECORD | {"done": 7}).encode(), 60_000)
         await workers.record_health("high", "host-3", b"something else", 60_000)
-        await queue.close()
+        await broker.close()
         done = run("health", "--queues", "high,low", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stderr) == (0, "")
         head, first, second = done.stdout.splitlines()
@@ -209,12 +211,12 @@ class TestHealth:
         self, tmp_path: Path, redis_url: str, observer: Any
     ) -> None:
         """Markup in a record is shown as text, and control characters as escapes."""
-        queue = Queue(redis_url)
+        broker = Broker(redis_url)
         record = RECORD | {"queued": {"arq:queue": 1, "a\x1b[2J": 2}, "database": "[red]ok\n[/red]"}
-        workers = WorkerRecords(queue.connections)
+        workers = WorkerRecords(broker.connections)
         await workers.record_health("arq:queue", "[red]w\x9b", json.dumps(record).encode(), 60_000)
         observer.sadd("arq:queue:health-checks", b"\xff")
-        await queue.close()
+        await broker.close()
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
         _head, line = done.stdout.splitlines()
         assert line.startswith("[red]w\\x9b  arq:queue: 1, a\\x1b[2J: 2 ")

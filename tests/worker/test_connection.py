@@ -25,7 +25,7 @@ from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import AT_ONCE, at_once, eventually
 from tests.worker.engine.conftest import Worker
 from tests.worker.new_jobs import new_job
-from worker import Job, Queue, WorkerError, task
+from worker import Broker, Job, WorkerError, task
 from worker.connection import (
     close,
     close_sync,
@@ -51,14 +51,14 @@ async def double(number: int) -> int:
 @contextlib.asynccontextmanager
 async def working(url: str, *tasks: Any, **settings: Any) -> AsyncIterator[Worker]:
     """A worker, and the default queue, at this URL."""
-    queue = Queue(url, default=True, name=settings.get("queue", "arq:queue"))
+    broker = Broker(url, default=True, name=settings.get("queue", "arq:queue"))
     worker = Worker(url, *(tasks or (double,)), **settings)
     worker.engine.start()
     try:
         yield worker
     finally:
         await worker.stop()
-        await queue.close()
+        await broker.close()
 
 
 class TestCommands:
@@ -81,7 +81,7 @@ class TestTls:
         """Jobs run over TLS if the certificate is trusted."""
         async with in_tls(redis_url) as url, working(f"{url}?ssl_ca_certs={CERTIFICATE}") as worker:
             assert await (await double.enqueue(4)).result(timeout=30) == 8
-            assert worker.queue.url.startswith("rediss://")
+            assert worker.broker.url.startswith("rediss://")
 
     async def test_an_untrusted_certificate_is_refused(self, redis_url: str) -> None:
         """A connection with an untrusted certificate is refused."""
@@ -102,22 +102,22 @@ class TestRefusedConnections:
 
     async def test_a_database_number_out_of_range_is_an_error(self, address: str) -> None:
         """A missing database is not replaced by database 0."""
-        queue = Queue(f"{address}?db=99")
+        broker = Broker(f"{address}?db=99")
         for _ in range(2):
             with pytest.raises(redis.ResponseError, match="DB index is out of range"):
-                await queue.ping()
+                await broker.ping()
             with pytest.raises(redis.ResponseError, match="DB index is out of range"):
-                await queue.enqueue([new_job("a", b"{}", "q")])
-        await queue.close()
+                await broker.enqueue([new_job("a", b"{}", "q")])
+        await broker.close()
 
     async def test_a_wrong_password_is_an_authentication_error(self, address: str) -> None:
         """A wrong password raises redis-py's `AuthenticationError`."""
         scheme, _, place = address.partition("://")
-        queue = Queue(f"{scheme}://nobody:wrong@{place}")
+        broker = Broker(f"{scheme}://nobody:wrong@{place}")
         for _ in range(2):
             with pytest.raises(redis.AuthenticationError):
-                await queue.ping()
-        await queue.close()
+                await broker.ping()
+        await broker.close()
 
 
 @pytest.fixture
@@ -318,10 +318,10 @@ async def test_a_worker_waits_for_a_killed_cluster_and_runs_jobs_once_it_is_back
             node.kill()
         await eventually(lambda: "waits for Redis" in caplog.text, timeout=20)
         with pytest.raises(redis.RedisError):
-            await worker.queue.depth("{mail}")
+            await worker.broker.depth("{mail}")
         for node in nodes:
             node.restart()
-        job = await eventually_enqueued(worker.queue)
+        job = await eventually_enqueued(worker.broker)
         assert await job.result(timeout=20) == 10
     assert "failed; it is started again" not in caplog.text
 
@@ -343,14 +343,14 @@ async def test_a_cluster_of_one_node_is_waited_for_and_found_again_after_a_resta
             client.get("{mail}")
         close_sync(client)
         for verb in (
-            worker.queue.depth("{mail}"),
-            Epochs(worker.queue.connections).current(["{mail}"]),
-            worker.queue.depths(["{mail}"]),
+            worker.broker.depth("{mail}"),
+            Epochs(worker.broker.connections).current(["{mail}"]),
+            worker.broker.depths(["{mail}"]),
         ):
             with pytest.raises(redis.RedisError):
                 await verb
         node.restart()
-        job = await eventually_enqueued(worker.queue)
+        job = await eventually_enqueued(worker.broker)
         assert await job.result(timeout=20) == 10
 
 
@@ -360,7 +360,7 @@ def test_a_start_does_not_wait_for_a_server_that_is_no_cluster(own_redis: StartR
         await_redis(f"redis+cluster://127.0.0.1:{own_redis().port}", 10)
 
 
-async def eventually_enqueued(queue: Queue) -> Job[int]:
+async def eventually_enqueued(broker: Broker) -> Job[int]:
     """Enqueue a job as soon as Redis takes one."""
     while True:
         with contextlib.suppress(redis.RedisError, OSError):
@@ -405,10 +405,10 @@ async def test_one_worker_serves_hash_tagged_queues_on_all_nodes_of_a_cluster(cl
             assert await job.abort(timeout=5)
         with connect_sync(cluster) as client:
             await eventually(lambda: all(client.exists(f"{name}:health-check:w") for name in names))
-        assert await worker.queue.depths(names) == dict.fromkeys(names, 0)
-        assert set(await WorkerRecords(worker.queue.connections).health_records(names[1])) == {"w"}
+        assert await worker.broker.depths(names) == dict.fromkeys(names, 0)
+        assert set(await WorkerRecords(worker.broker.connections).health_records(names[1])) == {"w"}
         with pytest.raises(WorkerError, match=re.escape("call it {arq:queue} instead of arq:queue")):
-            await worker.queue.enqueue([new_job("a", b"{}", "arq:queue")])
+            await worker.broker.enqueue([new_job("a", b"{}", "arq:queue")])
     with connect_sync(cluster) as client:
         left = {key for key in client.keys("*", target_nodes="all") if b":result:" not in key}
     assert left == {f"{name}:tasks".encode() for name in names}  # for half a minute
@@ -466,10 +466,10 @@ async def test_the_documented_acl_suffices_for_workers_and_clients(program: str,
                 await eventually(lambda: admin.exists(f"arq:in-progress:{held.job_id}"))
                 assert await held.abort(timeout=5)
                 await eventually(lambda: admin.exists("arq:queue:health-check:w"))
-            assert await worker.queue.depth("arq:queue") == 0
-            assert "w" in await WorkerRecords(worker.queue.connections).health_records("arq:queue")
+            assert await worker.broker.depth("arq:queue") == 0
+            assert "w" in await WorkerRecords(worker.broker.connections).health_records("arq:queue")
             assert await held.status() == "complete"
             with pytest.raises(redis.exceptions.NoPermissionError):
-                await worker.queue.redis.flushdb()
+                await worker.broker.redis.flushdb()
             with pytest.raises(redis.exceptions.NoPermissionError):
-                await worker.queue.redis.get("somebody's")
+                await worker.broker.redis.get("somebody's")

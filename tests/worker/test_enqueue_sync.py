@@ -18,7 +18,7 @@ from sqlalchemy import text
 import db
 from tests.conftest import StartRedis
 from tests.worker.conftest import Count, Execute
-from worker import Job, Queue, WorkerError, task
+from worker import Broker, Job, WorkerError, task
 from worker.engine.outcome import Kind
 from worker.errors import EnqueueError
 from worker.ledger import Ledger
@@ -39,11 +39,11 @@ def order(session: db.Session, order_id: int, *, fails: bool = False, job_id: st
 
 
 @pytest.fixture
-def scripts_queue(redis_url: str) -> Iterator[Queue]:
+def scripts_broker(redis_url: str) -> Iterator[Broker]:
     """The default queue of a test that has no loop."""
-    queue = Queue(redis_url, default=True)
-    yield queue
-    asyncio.run(queue.close())
+    broker = Broker(redis_url, default=True)
+    yield broker
+    asyncio.run(broker.close())
 
 
 def queued(observer: redis.Redis) -> list[str]:
@@ -53,7 +53,7 @@ def queued(observer: redis.Redis) -> list[str]:
 
 
 class TestOutsideAScope:
-    @pytest.mark.usefixtures("scripts_queue")
+    @pytest.mark.usefixtures("scripts_broker")
     def test_a_script_without_an_event_loop_enqueues_and_gets_a_handle(self, observer: redis.Redis) -> None:
         """A script enqueues, with job options too, and gets a handle whose status and result it can ask for."""
         job = ship.enqueue_sync(order_id=7)
@@ -63,7 +63,7 @@ class TestOutsideAScope:
         assert queued(observer) == [job.job_id, "later"]
         assert asyncio.run(later.status()) == "deferred"
 
-    @pytest.mark.usefixtures("scripts_queue")
+    @pytest.mark.usefixtures("scripts_broker")
     def test_jobs_of_many_threads_all_arrive_over_few_connections(self, observer: Any) -> None:
         """All jobs of many threads arrive, over the connections of one loop."""
         with ThreadPoolExecutor(20) as threads:
@@ -71,7 +71,7 @@ class TestOutsideAScope:
         assert set(queued(observer)) == {job.job_id for job in jobs}
         assert len(observer.client_list()) < 60
 
-    @pytest.mark.usefixtures("scripts_queue")
+    @pytest.mark.usefixtures("scripts_broker")
     def test_wrong_arguments_raise_and_queue_nothing(self, observer: redis.Redis) -> None:
         """Wrong arguments raise the same error as everywhere, and nothing is queued."""
         with pytest.raises(ValidationError):
@@ -81,16 +81,16 @@ class TestOutsideAScope:
     def test_the_error_of_an_unreachable_redis_is_raised_until_redis_is_back(self, own_redis: StartRedis) -> None:
         """The caller gets the error of Redis; once Redis is back, jobs are enqueued again."""
         server = own_redis()
-        queue = Queue(server.url, default=True)
+        broker = Broker(server.url, default=True)
         assert ship.enqueue_sync(1).is_new
         server.kill()
         with pytest.raises(redis.ConnectionError):
             ship.enqueue_sync(2)
         server.restart()
         assert ship.enqueue_sync(3).is_new
-        asyncio.run(queue.close())
+        asyncio.run(broker.close())
 
-    @pytest.mark.usefixtures("queue")
+    @pytest.mark.usefixtures("broker")
     async def test_enqueue_sync_on_an_event_loop_is_refused(self, observer: redis.Redis) -> None:
         """On an event loop it would block the loop: the error says what to write instead."""
         with pytest.raises(EnqueueError, match=r"write 'await ship\.enqueue\(\.\.\.\)'"):
@@ -102,9 +102,9 @@ class TestOutsideAScope:
     def test_a_forked_child_enqueues_with_a_loop_of_its_own(self, redis_url: str, observer: redis.Redis) -> None:
         """A child that was forked after the first use has a loop of its own."""
         script = (
-            "import os, sys, threading; from worker import Queue, task\n"
+            "import os, sys, threading; from worker import Broker, task\n"
             "@task\nasync def ship(order_id: int) -> int: ...\n"
-            f"Queue({redis_url!r}, default=True); ship.using(job_id='parent').enqueue_sync(1)\n"
+            f"Broker({redis_url!r}, default=True); ship.using(job_id='parent').enqueue_sync(1)\n"
             "child = os.fork()\n"
             "ship.using(job_id='child' if child == 0 else 'again').enqueue_sync(2)\n"
             "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
@@ -117,7 +117,7 @@ async def on_a_loop() -> None:
     ship.enqueue_sync(7)
 
 
-@pytest.mark.usefixtures("queue", "database")
+@pytest.mark.usefixtures("broker", "database")
 class TestInsideAScope:
     @pytest.mark.parametrize("job_id", [None, "named"])
     async def test_a_job_that_a_plain_task_enqueues_exists_if_and_only_if_its_job_commits(

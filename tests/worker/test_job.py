@@ -71,7 +71,7 @@ class WorkerSide:
             pipe.execute()
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestStatus:
     async def test_the_status_of_a_job_is_arqs_word_in_each_state(self, worker_side: WorkerSide) -> None:
         """Deferred, queued, in progress, complete, not found: as arq spells them, and as arq's own client sees them."""
@@ -94,14 +94,14 @@ class TestStatus:
 
     async def test_a_handle_without_a_queue_name_uses_the_default_queue(self, redis_url: str) -> None:
         """Without a name, a handle looks in the queue to which jobs are enqueued by default."""
-        queue = worker.Queue(redis_url, name="mail", default=True)
+        broker = worker.Broker(redis_url, name="mail", default=True)
         job = await send.enqueue(7)
         assert Job("x").queue_name == job.queue_name == "mail"
         assert await Job(job.job_id).status() is JobStatus.queued
-        await queue.close()
+        await broker.close()
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestInfo:
     async def test_the_info_of_a_waiting_job_has_its_arguments_and_enqueue_time(self) -> None:
         """The info has task, arguments, status and enqueue time."""
@@ -135,7 +135,7 @@ class TestInfo:
         assert await Job("nobody").info() is None
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestResult:
     async def test_a_result_has_the_type_of_the_tasks_return_annotation(self, worker_side: WorkerSide) -> None:
         """A handle from `enqueue` restores the type; a handle made by hand knows no type and returns JSON."""
@@ -203,7 +203,7 @@ class TestResult:
             await Job("nobody").result()
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestReusedId:
     """An id that is used again: the handle of one job never means another job."""
 
@@ -304,7 +304,7 @@ async def arq_client(redis_url: str) -> Any:
     await client.aclose()
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestStockClient:
     async def test_a_stock_client_reads_status_info_and_result_of_tandems_jobs(
         self, arq_client: ArqRedis, worker_side: WorkerSide

@@ -15,7 +15,7 @@ import uvloop
 from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
-from worker import Queue, task
+from worker import Broker, task
 
 
 @task
@@ -23,11 +23,11 @@ async def noop(number: int) -> int:
     return number
 
 
-async def use(queue: Queue, job_id: str = "a") -> None:
+async def use(broker: Broker, job_id: str = "a") -> None:
     """Use all that a queue opens: the client, a dedicated connection and the subscription."""
-    await queue.enqueue([new_job(job_id, b"{}", "arq:queue")])
-    await queue.claim("arq:queue", "t" * 28, 1000, 1)
-    async with queue.ended("arq:queue", job_id, asyncio.Event()):
+    await broker.enqueue([new_job(job_id, b"{}", "arq:queue")])
+    await broker.claim("arq:queue", "t" * 28, 1000, 1)
+    async with broker.ended("arq:queue", job_id, asyncio.Event()):
         pass
 
 
@@ -51,21 +51,21 @@ class TestOneLoopAfterAnother:
     @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
     def test_a_loop_that_ends_closes_its_connections(self, redis_url: str, run: Callable[[Any], None]) -> None:
         """A loop that ends in order closes its connections: none is left, and there is no warning."""
-        queue = Queue(redis_url)
+        broker = Broker(redis_url)
         before = sockets()
         for number in range(3):
-            run(use(queue, str(number)))
+            run(use(broker, str(number)))
             gc.collect()
             assert sockets() == before
 
     def test_connections_that_a_loop_left_open_are_dropped_by_the_next_use(self, redis_url: str) -> None:
         """Connections that a loop left open are dropped by the next use, without a warning."""
-        queue = Queue(redis_url)
+        broker = Broker(redis_url)
         before = sockets()
         for number in range(3):
-            run_unfinished(use(queue, str(number)))
+            run_unfinished(use(broker, str(number)))
             gc.collect()
-        asyncio.run(use(queue, "last"))
+        asyncio.run(use(broker, "last"))
         gc.collect()
         assert sockets() == before
 
@@ -73,21 +73,21 @@ class TestOneLoopAfterAnother:
         """Encrypted connections that a loop left open are dropped too."""
         before = len(observer.client_list())
         async with in_tls(redis_url) as url:
-            queue = Queue(f"{url}?ssl_ca_certs={CERTIFICATE}")
-            await asyncio.to_thread(run_unfinished, use(queue))
+            broker = Broker(f"{url}?ssl_ca_certs={CERTIFICATE}")
+            await asyncio.to_thread(run_unfinished, use(broker))
             assert len(observer.client_list()) > before
-            await asyncio.to_thread(asyncio.run, queue.close())
+            await asyncio.to_thread(asyncio.run, broker.close())
             gc.collect()
             await eventually(lambda: len(observer.client_list()), equals=before)
 
     def test_a_closed_broker_is_opened_again_by_its_next_use(self, redis_url: str) -> None:
         """A broker that was closed is opened again by its next use, on any loop."""
-        queue = Queue(redis_url)
+        broker = Broker(redis_url)
 
         async def once(job_id: str) -> list[bool]:
             for _ in range(2):
-                added = await queue.enqueue([new_job(job_id, b"{}", "arq:queue")])
-                await queue.close()
+                added = await broker.enqueue([new_job(job_id, b"{}", "arq:queue")])
+                await broker.close()
             return added
 
         assert asyncio.run(once("a")) == [False]
@@ -99,7 +99,7 @@ class TestLoopsBesideEachOther:
         self, redis_url: str, observer: redis.Redis
     ) -> None:
         """Eight threads enqueue fifty jobs each by `asyncio.run`: all are queued, and no connection is left."""
-        Queue(redis_url, default=True)
+        Broker(redis_url, default=True)
 
         def enqueue(thread: int) -> None:
             for number in range(50):
@@ -115,17 +115,17 @@ class TestLoopsBesideEachOther:
 
     async def test_closing_on_one_loop_leaves_the_connections_of_other_loops_open(self, redis_url: str) -> None:
         """A loop that closes the queue closes only its own connections."""
-        queue = Queue(redis_url)
-        mine = queue.redis
+        broker = Broker(redis_url)
+        mine = broker.redis
 
         async def theirs() -> None:
-            assert queue.redis is not mine
-            await queue.ping()
-            await queue.close()
+            assert broker.redis is not mine
+            await broker.ping()
+            await broker.close()
 
-        await queue.ping()
+        await broker.ping()
         await asyncio.to_thread(asyncio.run, theirs())
-        assert queue.redis is mine
-        await queue.ping()
-        await queue.close()
-        assert queue.redis is not mine
+        assert broker.redis is mine
+        await broker.ping()
+        await broker.close()
+        assert broker.redis is not mine

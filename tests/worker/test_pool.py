@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from tests.conftest import StartRedis
 from tests.waiting import at_once, eventually
 from tests.worker.new_jobs import new_job
-from worker import Queue, task
+from worker import Broker, task
 from worker.connection import connect_as
 from worker.pool import BoundedPool
 
@@ -42,13 +42,13 @@ def clients(observer: Any) -> int:
 
 async def test_a_burst_of_calls_shares_at_most_fifty_connections(redis_url: str, observer: Any) -> None:
     """Two thousand jobs enqueued at once, and their statuses: fifty connections, and no call fails."""
-    queue = Queue(redis_url, default=True)
+    broker = Broker(redis_url, default=True)
     before = clients(observer)
     jobs = await asyncio.gather(*(noop.enqueue(number) for number in range(2000)))
     assert observer.zcard("arq:queue") == 2000
     assert set(await asyncio.gather(*(job.status() for job in jobs))) == {"queued"}
     assert clients(observer) - before <= 50
-    await queue.close()
+    await broker.close()
 
 
 async def test_max_connections_in_the_url_limits_the_connections(redis_url: str, observer: Any) -> None:
@@ -107,16 +107,16 @@ async def test_a_call_that_waits_too_long_for_a_connection_is_an_error_with_advi
 async def test_a_waiting_call_gets_no_connection_to_a_former_primary(own_redis: StartRedis) -> None:
     """A waiting call does not get a connection over which other calls have been refused."""
     server = own_redis()
-    queue = Queue(with_options(server.url, "max_connections=1"))
-    await queue.ping()
+    broker = Broker(with_options(server.url, "max_connections=1"))
+    await broker.ping()
     with redis.Redis.from_url(server.url) as other:
         other.replicaof("127.0.0.1", "1")
         before = other.info("stats")["total_connections_received"]
-        calls = [queue.enqueue([new_job(str(number), b"{}", "arq:queue")]) for number in range(6)]
+        calls = [broker.enqueue([new_job(str(number), b"{}", "arq:queue")]) for number in range(6)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(answer) for answer in answers] == [redis.ReadOnlyError] * 6
         assert other.info("stats")["total_connections_received"] - before >= 3
-    await queue.close()
+    await broker.close()
 
 
 class TestAServerThatIsFull:
@@ -125,14 +125,14 @@ class TestAServerThatIsFull:
     ) -> None:
         """Where the server allows fewer connections than the pool, no call fails, and some are given back."""
         server = own_redis(maxclients=12)
-        queue = Queue(server.url, default=True)
-        assert await queue.enqueue([new_job("first", b"{}", "arq:queue")]) == [True]
+        broker = Broker(server.url, default=True)
+        assert await broker.enqueue([new_job("first", b"{}", "arq:queue")]) == [True]
         jobs = await asyncio.gather(*(noop.enqueue(number) for number in range(500)))
         assert len(jobs) == 500
         with redis.Redis.from_url(server.url) as other:
             assert other.zcard("arq:queue") == 501
             assert clients(other) <= 10
-        await queue.close()
+        await broker.close()
 
     async def test_a_full_server_is_an_error_at_once_where_the_pool_has_no_connection(
         self, own_redis: StartRedis

@@ -15,12 +15,12 @@ from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
-from worker import Job, JobFailed, Queue, task
+from worker import Broker, Job, JobFailed, task
 from worker.errors import EnqueueError, LedgerAwayError, ResultNotFoundError
 from worker.exchange import JobStatus, Settlement
 from worker.ledger import Ending, Ledger, State
 
-pytestmark = pytest.mark.usefixtures("queue", "database")
+pytestmark = pytest.mark.usefixtures("broker", "database")
 
 
 class Receipt(BaseModel):
@@ -252,16 +252,16 @@ async def test_a_caller_that_waits_asks_the_ledger_about_twice_a_second(
     await record_outcome(job, postgres, State.DONE)
 
 
-async def test_the_result_of_a_job_that_is_published_meanwhile_is_pushed(queue: Queue, observer: redis.Redis) -> None:
+async def test_the_result_of_a_job_that_is_published_meanwhile_is_pushed(broker: Broker, observer: redis.Redis) -> None:
     """Once the job is published, its end is pushed to the caller as that of any other job."""
     job = await lost(observer)
     waiting = asyncio.create_task(job.result(timeout=30))
     row = await Ledger().pending(job.job_id)
     assert row is not None
-    await queue.publish([new_job(row.id, row.payload, row.queue)])
-    claimed = await queue.claim("arq:queue", "t" * 28, 5_000, 1)
+    await broker.publish([new_job(row.id, row.payload, row.queue)])
+    claimed = await broker.claim("arq:queue", "t" * 28, 5_000, 1)
     await eventually(job.status, equals=JobStatus.in_progress)
     raw = b'{"t":1,"f":"send","a":[],"k":{},"et":%d,"s":true,"st":1,"ft":2,"q":"arq:queue","id":"x","r":{"number":7}}'
     raw %= row.enqueued_at
-    await queue.finish("arq:queue", [Settlement(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
+    await broker.finish("arq:queue", [Settlement(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
     assert await waiting == Receipt(number=7)

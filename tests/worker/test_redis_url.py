@@ -7,7 +7,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from worker import Queue
+from worker import Broker
 from worker.connection import close_sync, connect, connect_sync
 from worker.redis_url import RedisAddress
 
@@ -156,7 +156,7 @@ class TestOptions:
     def test_an_invalid_option_is_refused_by_its_name(self, url: str, message: str) -> None:
         """The error is one line, raised where the URL is read: by the settings or a broker."""
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
-            Queue(url)
+            Broker(url)
         assert "\n" not in str(caught.value)
         assert "cr/et" not in str(caught.value)
 

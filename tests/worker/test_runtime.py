@@ -28,7 +28,7 @@ from worker.message import encode
 from worker.process.errors import StartupError
 from worker.process.runtime import Runtime, require_urls
 from worker.process.served import tell_unserved
-from worker.queue import given_default_queue
+from worker.queue import given_default_broker
 from worker.registry import Lifespan, Registry
 from worker.worker_records import WorkerRecords
 
@@ -66,7 +66,7 @@ async def refused(config: Config, tasks: Registry) -> str:
     """Return why a worker does not start; assert that nothing stays open."""
     with pytest.raises(StartupError) as caught:
         await Runtime(config, tasks).open({})
-    assert given_default_queue() is None
+    assert given_default_broker() is None
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -96,13 +96,13 @@ class TestOpen:
         before = len(clients(observer))
         runtime = Runtime(config, registry(with_session))
         await runtime.open({})
-        await worker.default_queue().ping()
+        await worker.default_broker().ping()
         assert await postgres.backends() >= 1
         ledger = default_ledger()
         await runtime.close()
         await eventually(postgres.backends, equals=0)
         await eventually(lambda: len(clients(observer)), equals=before)
-        assert (given_default(), given_default_queue()) == (None, None)
+        assert (given_default(), given_default_broker()) == (None, None)
         assert default_ledger() is not ledger
 
     async def test_a_projects_own_database_and_queue_stay_the_defaults(
@@ -110,11 +110,11 @@ class TestOpen:
     ) -> None:
         """A database or queue that the project has made the default is used, whatever the URLs say."""
         theirs = db.Database(database_url, default=True, pool_size=20)
-        queue = worker.Queue(redis_url, name="theirs", default=True)
+        broker = worker.Broker(redis_url, name="theirs", default=True)
         runtime = Runtime(changed(config, database_url="postgresql://nobody@127.0.0.1:1/none"), registry(with_session))
         await runtime.open({})
         assert db.default_database() is theirs
-        assert worker.default_queue() is queue
+        assert worker.default_broker() is broker
         await runtime.close()
         assert given_default() is theirs
 
@@ -127,7 +127,7 @@ class TestQueue:
 
         @task(name="hog")
         async def hog() -> None:
-            redis = worker.default_queue().redis
+            redis = worker.default_broker().redis
             taken = asyncio.create_task(redis.execute_command("BLPOP", "let go", 60))
             waiting = [asyncio.create_task(plain.enqueue()) for _ in range(100)]
             await asyncio.gather(taken, *waiting)
@@ -136,11 +136,11 @@ class TestQueue:
         runtime = Runtime(changed(config, redis_url=url, id="w", log_jobs="off"), registry(hog, plain))
         engine = await runtime.open({})
         engine.start()
-        queue = worker.Queue(redis_url)
+        broker = worker.Broker(redis_url)
         try:
-            hogging = worker.Job[None](await enqueued(queue, hog), queue=queue)
+            hogging = worker.Job[None](await enqueued(broker, hog), broker=broker)
             await eventually(lambda: observer.info("clients")["blocked_clients"] == 1)
-            other = worker.Job[None](await enqueued(queue, plain), queue=queue)
+            other = worker.Job[None](await enqueued(broker, plain), broker=broker)
             await asyncio.wait_for(other.result(), 10)
             observer.delete("arq:queue:health-check:w")
             await eventually(lambda: observer.exists("arq:queue:health-check:w"), timeout=10)
@@ -150,12 +150,12 @@ class TestQueue:
         finally:
             await engine.drain()
             await runtime.close()
-            await queue.close()
+            await broker.close()
 
 
-async def enqueued(queue: worker.Queue, wanted: Task[..., Any]) -> str:
+async def enqueued(broker: worker.Broker, wanted: Task[..., Any]) -> str:
     """Enqueue a job through this queue and return its id."""
-    await queue.enqueue([new_job(wanted.name, encode(wanted.name, b"{}", now_ms()), queue.name)])
+    await broker.enqueue([new_job(wanted.name, encode(wanted.name, b"{}", now_ms()), broker.name)])
     return wanted.name
 
 
@@ -178,13 +178,13 @@ class TestQueues:
         await runtime.close()
 
     async def test_a_queue_that_another_worker_serves_is_not_logged(
-        self, config: Config, queue: worker.Queue, caplog: pytest.LogCaptureFixture
+        self, config: Config, broker: worker.Broker, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Other workers are known by their health records in Redis."""
-        await WorkerRecords(queue.connections).record_health("mail", "another", b"{}", 60_000)
-        await tell_unserved([plain, elsewhere], config, queue)
+        await WorkerRecords(broker.connections).record_health("mail", "another", b"{}", 60_000)
+        await tell_unserved([plain, elsewhere], config, broker)
         assert "mail" not in caplog.text
-        await tell_unserved([plain, elsewhere], changed(config, queues="a, b"), queue)
+        await tell_unserved([plain, elsewhere], changed(config, queues="a, b"), broker)
         assert "the jobs of plain go to the queue arq:queue, which no worker serves" in caplog.text
         assert "WORKER_QUEUES, which is a,b here" in caplog.text
 
@@ -267,7 +267,7 @@ class TestHooks:
         with pytest.raises(LookupError, match="the project's"):
             await runtime.open({})
         assert closed == ["resources"]
-        assert (given_default(), given_default_queue()) == (None, None)
+        assert (given_default(), given_default_broker()) == (None, None)
         await eventually(postgres.backends, equals=0)
 
 

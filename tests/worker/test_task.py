@@ -148,7 +148,7 @@ class TestDeclaring:
             cron("* * * * *")(needy).check()
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestOutsideAScope:
     async def test_enqueue_is_one_round_trip(self, observer: redis.Redis) -> None:
         """One job, one request to Redis."""
@@ -213,13 +213,13 @@ class TestOutsideAScope:
         self, redis_url: str, observer: redis.Redis
     ) -> None:
         """More bytes than the queue allows raise an error that names the setting, alone or among many calls."""
-        queue = worker.Queue(redis_url, max_payload=1000, default=True)
+        broker = worker.Broker(redis_url, max_payload=1000, default=True)
         trips = RoundTrips(observer)
         with pytest.raises(PayloadTooLargeError, match=r"add: 20\d\d bytes .* WORKER_MAX_PAYLOAD allows 1000"):
             await add.enqueue("x" * 2000)
         with pytest.raises(PayloadTooLargeError):
             await add.enqueue_many([{"words": "a"}, {"words": "x" * 2000}])
-        await queue.close()
+        await broker.close()
         assert (trips(), observer.dbsize()) == (0, 0)
 
 
@@ -238,10 +238,10 @@ class TestDefaultQueue:
         job = await add.enqueue("a")
         assert queued(observer, "mine") == [job.job_id]
         assert await worker.Job(job.job_id).status() is worker.JobStatus.queued
-        await worker.default_queue().close()
+        await worker.default_broker().close()
 
 
-@pytest.mark.usefixtures("queue")
+@pytest.mark.usefixtures("broker")
 class TestUsing:
     async def test_delay_and_at_set_the_due_time_and_expires_counts_from_it(self, observer: redis.Redis) -> None:
         """A delay counts from Redis' clock, `at` is a moment, and a job is kept for `expires` past its due time."""
@@ -350,7 +350,7 @@ def note(database: Database[db.AsyncSession]) -> Callable[[str], Any]:
     return add_row
 
 
-@pytest.mark.usefixtures("queue", "database")
+@pytest.mark.usefixtures("broker", "database")
 class TestInsideAScope:
     async def test_jobs_of_a_scope_are_published_after_its_commit_in_one_round_trip(
         self, observer: redis.Redis, note: Callable[[str], Any], rows: Count
@@ -477,7 +477,7 @@ class TestInsideAScope:
         self, note: Callable[[str], Any], rows: Count, caplog: Any
     ) -> None:
         """An unreachable Redis does not undo a committed transaction: the job's row is there for the relay."""
-        worker.Queue("redis://127.0.0.1:1/0", default=True)
+        worker.Broker("redis://127.0.0.1:1/0", default=True)
         async with db.scope():
             await note("a")
             job = await add.enqueue("a")
@@ -487,7 +487,7 @@ class TestInsideAScope:
 
     async def test_a_queue_that_redis_cannot_serve_is_refused_before_the_commit(self) -> None:
         """A Redis Cluster serves hash-tagged queues only: the row of any other queue could not be published."""
-        worker.Queue("redis+cluster://nobody.invalid", default=True)
+        worker.Broker("redis+cluster://nobody.invalid", default=True)
         async with db.scope():
             with pytest.raises(worker.WorkerError, match="hash-tagged"):
                 await add.enqueue("a")

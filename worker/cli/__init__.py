@@ -35,7 +35,7 @@ from worker.process.alone import work
 from worker.process.errors import StartupError
 from worker.process.served import describe, left_to_others, unserved
 from worker.process.stop_signals import leave_on_signal
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.registry import Registry, load
 
 __all__ = ["main"]
@@ -236,20 +236,20 @@ def _unserved(registry: Registry, config: Config) -> Sequence[str]:
 
 
 async def _without_worker(url: str, left: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
-    queue = Queue(url)
+    broker = Broker(url)
     try:
         async with asyncio.timeout(_PATIENCE):
-            return await unserved(left, queue)
+            return await unserved(left, broker)
     finally:
-        await queue.close()
+        await broker.close()
 
 
 async def _workers(url: str, names: Sequence[str]) -> dict[str, WorkerRecord]:
-    queue = Queue(url)
+    broker = Broker(url)
     try:
-        return await fleet(queue, names)
+        return await fleet(broker, names)
     finally:
-        await queue.close()
+        await broker.close()
 
 
 def _check_watch(*, watch: bool, folder: Path | None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.worker_records import WorkerRecords
 
 
@@ -28,13 +28,13 @@ class WorkerRecord(BaseModel):
     database: str
 
 
-async def fleet(queue: Queue, names: Sequence[str]) -> dict[str, WorkerRecord]:
+async def fleet(broker: Broker, names: Sequence[str]) -> dict[str, WorkerRecord]:
     """The workers that serve at least one of these queues, by id.
 
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer.
     """
-    workers, records = WorkerRecords(queue.connections), {}
+    workers, records = WorkerRecords(broker.connections), {}
     for name in names:
         for worker_id, record in (await workers.health_records(name)).items():
             try:

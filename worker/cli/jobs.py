@@ -23,7 +23,7 @@ from worker.ledger.desk import Desk, Key, Line, Refusal, Tally, Which
 from worker.ledger.presence import check
 from worker.ledger.table import State
 from worker.new_job import NewJob
-from worker.queue import Queue
+from worker.queue import Broker
 
 T = TypeVar("T")
 
@@ -208,25 +208,25 @@ class _Publisher:
     """Sends retried jobs to Redis. Once that does not work it is left to the relay, which does it in a few seconds."""
 
     def __init__(self, config: Config) -> None:
-        self._queue = None if config.redis_url is None else Queue(config.redis_url, name=config.queue)
+        self._broker = None if config.redis_url is None else Broker(config.redis_url, name=config.queue)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        if self._queue is not None:
-            await self._queue.close()
+        if self._broker is not None:
+            await self._broker.close()
 
     async def publish(self, retried: Sequence[NewJob]) -> None:
-        if self._queue is None:
+        if self._broker is None:
             return
         try:
-            await self._queue.publish(retried)
+            await self._broker.publish(retried)
         except (RedisError, OSError) as error:
             why = f"Redis does not take them ({error}): the workers will, in a few seconds"
             err.print(printable_text(why, style="yellow"))
-            await self._queue.close()
-            self._queue = None
+            await self._broker.close()
+            self._broker = None
 
 
 def _at_desk(config: Config, act: Callable[[Desk], Coroutine[Any, Any, T]]) -> T:

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from worker.cli.display import Display
 from worker.cli.fleet import WorkerRecord, fleet
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.worker_records import WorkerRecords
 
 _PAUSE = 0.5  # seconds between two looks
@@ -58,7 +58,7 @@ class Progress:
     """
 
     def __init__(self, url: str, names: Sequence[str], worker_ids: Sequence[str], display: Display) -> None:
-        self._queue = Queue(url)
+        self._broker = Broker(url)
         self._names = names
         self._tally = Tally(worker_ids)
         self._display = display
@@ -72,8 +72,8 @@ class Progress:
     async def line(self) -> str:
         """How far they are now."""
         try:
-            self._tally.take(await fleet(self._queue, self._names))
-            return self._tally.line(sum((await self._queue.depths(self._names)).values()))
+            self._tally.take(await fleet(self._broker, self._names))
+            return self._tally.line(sum((await self._broker.depths(self._names)).values()))
         except (RedisError, OSError) as error:
             return f"Redis does not answer: {error}"
 
@@ -82,10 +82,10 @@ class Progress:
         self._tally.died(worker_id)
         with suppress(RedisError, OSError):
             for name in self._names:
-                await WorkerRecords(self._queue.connections).forget_health(name, worker_id)
+                await WorkerRecords(self._broker.connections).forget_health(name, worker_id)
 
     async def close(self) -> None:
-        await self._queue.close()
+        await self._broker.close()
 
 
 def _counts(record: WorkerRecord) -> Counter[str]:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import db
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls, servers
-from worker.queue import Queue
+from worker.queue import Broker
 
 _FOLDER = Path(".tandem")
 _PATIENCE = 5.0  # seconds
@@ -104,11 +104,11 @@ async def _ask_database(url: str) -> None:
 
 
 async def _ask_redis(url: str) -> None:
-    queue = Queue(url)
+    broker = Broker(url)
     try:
-        await queue.ping()
+        await broker.ping()
     finally:
-        await queue.close()
+        await broker.close()
 
 
 def _missing(config: Config) -> list[str]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.worker_records import WorkerRecords
 
 _INTERVAL = 5.0  # seconds between two announcements
@@ -18,8 +18,8 @@ class Announcer:
         tasks: the names of the tasks.
     """
 
-    def __init__(self, queue: Queue, queues: Sequence[str], tasks: Sequence[str]) -> None:
-        self._workers = WorkerRecords(queue.connections)
+    def __init__(self, broker: Broker, queues: Sequence[str], tasks: Sequence[str]) -> None:
+        self._workers = WorkerRecords(broker.connections)
         self._queues = tuple(queues)
         self._tasks = tuple(tasks)
 

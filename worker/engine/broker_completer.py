@@ -20,7 +20,7 @@ from worker.engine.recording import RECORDING, Action
 from worker.exchange import Settlement, now_ms
 from worker.failure import error_data
 from worker.message import Message, serialize
-from worker.queue import Queue
+from worker.queue import Broker
 
 logger = logging.getLogger("worker")
 
@@ -40,8 +40,8 @@ class BrokerCompleter:
         executions: each is let go of once Redis has its outcome.
     """
 
-    def __init__(self, queue: Queue, executions: Executions) -> None:
-        self._queue = queue
+    def __init__(self, broker: Broker, executions: Executions) -> None:
+        self._broker = broker
         self._executions = executions
         self._waiting: defaultdict[str, _Waiting] = defaultdict(deque)
         self._something = asyncio.Event()
@@ -88,7 +88,7 @@ class BrokerCompleter:
         batch = _first(waiting)
         if not batch:
             return
-        replies = await self._queue.finish(queue, [settlement for _, settlement in batch])
+        replies = await self._broker.finish(queue, [settlement for _, settlement in batch])
         for (execution, _), ours in zip(batch, replies, strict=True):
             waiting.popleft()
             self._executions.remove(execution)

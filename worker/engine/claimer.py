@@ -28,7 +28,7 @@ from worker.engine.coalescing import coalesce
 from worker.engine.slots import Slots
 from worker.exchange import Claim, Settlement
 from worker.keeper.table import LeaseTable, Place
-from worker.queue import Queue
+from worker.queue import Broker
 
 _POLL = 0.5  # seconds, as arq polls
 _WAIT = 0.1  # seconds between two looks at whether the heartbeat is back
@@ -54,7 +54,7 @@ class Claimer:
 
     def __init__(
         self,
-        queue: Queue,
+        broker: Broker,
         queues: Sequence[str],
         *,
         slots: Slots,
@@ -64,7 +64,7 @@ class Claimer:
         longest_lease: float,
         keeps_leases: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._queue = queue
+        self._broker = broker
         self._queues = tuple(queues)
         self._lease = round(lease * 1000)
         self._late = lease * _LATE
@@ -92,12 +92,12 @@ class Claimer:
         if self._stopped:  # one that failed is run again, and by then there may be nothing to do
             return
         if self._begun:
-            await self._queue.ping()
+            await self._broker.ping()
             await asyncio.sleep(_TRUCE)
         self._begun = True
         async with contextlib.AsyncExitStack() as listening:
             for name in self._queues:
-                await listening.enter_async_context(self._queue.woken(name, self._look))
+                await listening.enter_async_context(self._broker.woken(name, self._look))
             while not self._stopped:
                 self._look.clear()
                 pause = await self._claim_together() if self._slots.free > 0 else None
@@ -122,7 +122,7 @@ class Claimer:
             wanted = min(self._slots.free, self._most_at_once)
             asked = time.monotonic()
             try:
-                claims = await self._queue.claim(name, token, self._lease, wanted, self._slots.free_suspects)
+                claims = await self._broker.claim(name, token, self._lease, wanted, self._slots.free_suspects)
             except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
                 refused = error
                 continue
@@ -156,7 +156,7 @@ class Claimer:
             lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
             if lost:
                 back = [Settlement(claim.raw_id, token, "back", claim.payload or b"") for claim in lost]
-                await self._queue.finish(queue, back)
+                await self._broker.finish(queue, back)
         except BaseException:
             _forget(places)
             raise
@@ -168,7 +168,7 @@ class Claimer:
         raw_ids = [claim.raw_id for claim in claims]
         while True:
             asked = time.monotonic()
-            held = await self._queue.renew(queue, token, self._lease, raw_ids)
+            held = await self._broker.renew(queue, token, self._lease, raw_ids)
             if time.monotonic() - asked <= self._late:
                 return held
 

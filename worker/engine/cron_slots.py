@@ -12,7 +12,7 @@ from worker.exchange import Slot
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import NewJob
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.task import Task
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -21,9 +21,9 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 class Slots:
     """The slots that Redis knows of."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._slots = CronSlots(queue.connections)
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._slots = CronSlots(broker.connections)
 
     async def now(self, queue: str) -> datetime:
         """The clock that slots go by, in UTC: that of the server that holds `queue`."""
@@ -41,8 +41,8 @@ class Slots:
 class LedgerSlots(Slots):
     """The slots that Redis or the ledger knows of."""
 
-    def __init__(self, queue: Queue, ledger: Ledger) -> None:
-        super().__init__(queue)
+    def __init__(self, broker: Broker, ledger: Ledger) -> None:
+        super().__init__(broker)
         self._ledger = ledger
 
     async def last(self, task: Task[..., object], queue: str) -> datetime | None:
@@ -55,7 +55,7 @@ class LedgerSlots(Slots):
         new = await self._ledger.add_new(jobs) if jobs else []
         # What Redis does not take now, the relay publishes.
         await super().put(queue, [slot._replace(payload=b"") for slot in slots])
-        await self._queue.publish(new)
+        await self._broker.publish(new)
 
 
 def slot_id(task: str, moment: object) -> str:

@@ -43,7 +43,7 @@ from worker.engine.task_caller import AfterJob
 from worker.engine.unknown import UnknownJobs
 from worker.keeper.table import LeaseTable
 from worker.ledger import Ledger
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.task import Task
 
 logger = logging.getLogger("worker")
@@ -67,7 +67,7 @@ class Engine:
         self,
         config: Config,
         tasks: Mapping[str, Task[..., Any]],
-        queue: Queue,
+        broker: Broker,
         executor: Executor,
         *,
         ask_database: Callable[[], Awaitable[None]],
@@ -75,7 +75,7 @@ class Engine:
         after_job: AfterJob | None = None,
     ) -> None:
         self._config = config
-        self._queue = queue
+        self._broker = broker
         names = config.queue_names
         limits = limits_of(tasks, config)
         widest = Limits.of_unknown(config, limits)
@@ -83,8 +83,8 @@ class Engine:
         self._executions = executions = Executions(config.concurrency)
         self._slots = slots = Slots(config.concurrency)
         self._log = log = JobLog(config.log_jobs)
-        self._unknown_jobs = UnknownJobs(queue, unknown_for=config.unknown_for)
-        broker_completer = BrokerCompleter(queue, executions)
+        self._unknown_jobs = UnknownJobs(broker, unknown_for=config.unknown_for)
+        broker_completer = BrokerCompleter(broker, executions)
         self._ledger_completer = LedgerCompleter(ledger, broker_completer)
         runner = Runner(
             executions,
@@ -97,9 +97,9 @@ class Engine:
             log,
             after_job,
         )
-        self._heartbeat = Heartbeat.of(executions, table, queue, config)
+        self._heartbeat = Heartbeat.of(executions, table, broker, config)
         self._claimer = Claimer(
-            queue,
+            broker,
             names,
             slots=slots,
             lease=config.lease,
@@ -110,14 +110,14 @@ class Engine:
         )
         self._draining = draining = Draining(executions, config.grace)
         source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
-        self._health = Health(queue, names, config.id, snapshot=source.snapshot, ask_database=ask_database)
-        self._relay = None if ledger is None else Relay(queue, ledger, names)
+        self._health = Health(broker, names, config.id, snapshot=source.snapshot, ask_database=ask_database)
+        self._relay = None if ledger is None else Relay(broker, ledger, names)
         self._parts: dict[str, Loop | None] = {
-            "announcer": Announcer(queue, names, list(tasks)),
+            "announcer": Announcer(broker, names, list(tasks)),
             "claimer": self._claimer,
             "ledger completer": self._ledger_completer,
             "broker completer": broker_completer,
-            "scheduler": Scheduler(queue, tasks, config.queue if config.queue in names else names[0], ledger),
+            "scheduler": Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger),
             "health": self._health,
             "relay": self._relay,
             "pruner": None if ledger is None else Pruner(ledger, config.keep_jobs),
@@ -138,7 +138,7 @@ class Engine:
 
     async def idle(self) -> None:
         """Wait until all queues are empty, also of what Redis has lost or never had, and nothing runs (``--burst``)."""
-        await until_idle(self._executions, self._queue, self._config.queue_names, self._relay)
+        await until_idle(self._executions, self._broker, self._config.queue_names, self._relay)
 
     def hurry(self) -> None:
         """Wait no longer for running jobs."""

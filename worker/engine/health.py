@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.worker_records import WorkerRecords
 
 logger = logging.getLogger("worker")
@@ -60,15 +60,15 @@ class Health:
 
     def __init__(
         self,
-        queue: Queue,
+        broker: Broker,
         queue_names: tuple[str, ...],
         worker_id: str,
         *,
         snapshot: Callable[[], HealthSnapshot],
         ask_database: Callable[[], Awaitable[None]],
     ) -> None:
-        self._queue = queue
-        self._workers = WorkerRecords(queue.connections)
+        self._broker = broker
+        self._workers = WorkerRecords(broker.connections)
         self._names = queue_names
         self._worker_id = worker_id
         self._snapshot = snapshot
@@ -118,7 +118,7 @@ class Health:
     async def _record(self) -> bytes:
         snapshot, now = self._snapshot(), time.monotonic()
         record: dict[str, Any] = {
-            "queued": await self._queue.depths(self._names),
+            "queued": await self._broker.depths(self._names),
             "running": snapshot.running,
             "done": snapshot.done,
             "failed": snapshot.failed,

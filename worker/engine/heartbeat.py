@@ -26,7 +26,7 @@ from worker.engine.executions import Executions
 from worker.engine.outcome import Kind
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.renewal import Grip, Renewal
 
 logger = logging.getLogger("worker")
@@ -79,14 +79,14 @@ class Heartbeat:
         """When Redis last confirmed all leases, by the monotonic clock."""
 
     @classmethod
-    def of(cls, executions: Executions, table: LeaseTable, queue: Queue, config: Config) -> "Heartbeat":
+    def of(cls, executions: Executions, table: LeaseTable, broker: Broker, config: Config) -> "Heartbeat":
         """Make a worker's heartbeat, with its keeper. The event loop may be silent for the lease and the grace time."""
         names, lease, silence = config.queue_names, config.lease, config.lease + config.grace
-        keeper = Keeper(table, queue.url, names, lease=lease, silence=silence)
+        keeper = Keeper(table, broker.url, names, lease=lease, silence=silence)
         milliseconds = round(lease * 1000)
 
         def connect(name: str) -> Renewal:
-            return Renewal(queue.url, name, milliseconds)
+            return Renewal(broker.url, name, milliseconds)
 
         return cls(executions, connect, names, table, keeper, lease=lease, silence=silence)
 

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 
 from worker.engine.executions import Executions
 from worker.engine.relay import Relay
-from worker.queue import Queue
+from worker.queue import Broker
 
 _INTERVAL = 0.1  # seconds between two looks
 
 
-async def until_idle(executions: Executions, queue: Queue, names: Sequence[str], relay: Relay | None) -> None:
+async def until_idle(executions: Executions, broker: Broker, names: Sequence[str], relay: Relay | None) -> None:
     """Wait until all queues are empty, also of what Redis has lost or never had, and nothing runs."""
     # Looked at again and again: other workers empty the queues too, and send no notice.
-    while executions or not await _nothing_is_left(queue, names, relay):  # noqa: ASYNC110
+    while executions or not await _nothing_is_left(broker, names, relay):  # noqa: ASYNC110
         await asyncio.sleep(_INTERVAL)
 
 
-async def _nothing_is_left(queue: Queue, names: Sequence[str], relay: Relay | None) -> bool:
+async def _nothing_is_left(broker: Broker, names: Sequence[str], relay: Relay | None) -> bool:
     try:
-        if any((await queue.depths(names)).values()):
+        if any((await broker.depths(names)).values()):
             return False
         return relay is None or not await relay.recover()
     except Exception:  # noqa: BLE001 - the servers do not answer; the loops ask them too, and say so

@@ -20,7 +20,7 @@ from worker.epochs import Epochs
 from worker.errors import WorkerError
 from worker.ledger import Ending, Ledger, State, Unpublished
 from worker.new_job import NewJob
-from worker.queue import Queue
+from worker.queue import Broker
 
 logger = logging.getLogger("worker")
 
@@ -41,9 +41,9 @@ class Relay:
         queues: those whose epochs it watches; rows of others are looked after when their time has come.
     """
 
-    def __init__(self, queue: Queue, ledger: Ledger, queues: Sequence[str]) -> None:
-        self._queue = queue
-        self._epochs = Epochs(queue.connections)
+    def __init__(self, broker: Broker, ledger: Ledger, queues: Sequence[str]) -> None:
+        self._broker = broker
+        self._epochs = Epochs(broker.connections)
         self._ledger = ledger
         self._queues = tuple(queues)
         self._trusted: dict[str, bytes] = {}
@@ -122,7 +122,7 @@ class Relay:
     async def _look_after_one(self, name: str, keys: Sequence[tuple[str, int]]) -> int:
         """`_look_after` the rows of one queue."""
         try:
-            known = await self._queue.known(name, [job_id for job_id, _ in keys])
+            known = await self._broker.known(name, [job_id for job_id, _ in keys])
         except WorkerError as error:  # a queue that this Redis cannot have; the others need not wait for it
             logger.error("%d pending jobs cannot be queued: %s", len(keys), error)  # noqa: TRY400 - it says all
             return 0
@@ -135,7 +135,7 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Unpublished]) -> int:
         """Publish those that may run still, and settle those that may not; how many were published."""
-        published = await self._queue.publish([new_job(row) for row in rows if not row.expired])
+        published = await self._broker.publish([new_job(row) for row in rows if not row.expired])
         expired = [ending(row, State.EXPIRED) for row in rows if row.expired]
         if expired:
             await self._ledger.settle(expired)

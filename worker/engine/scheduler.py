@@ -18,7 +18,7 @@ from worker.exchange import Slot, to_ms
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import A_DAY, NewJob
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.schedule import Schedule
 from worker.task import Task
 
@@ -44,13 +44,13 @@ class Scheduler:
 
     def __init__(
         self,
-        queue: Queue,
+        broker: Broker,
         tasks: Mapping[str, Task[..., Any]],
         default_queue: str,
         ledger: Ledger | None = None,
     ) -> None:
-        self._queue = queue
-        self._slots = Slots(queue) if ledger is None else LedgerSlots(queue, ledger)
+        self._broker = broker
+        self._slots = Slots(broker) if ledger is None else LedgerSlots(broker, ledger)
         self._tasks = [task for task in tasks.values() if task.schedule is not None]
         self._default_queue = default_queue
         self._seen: datetime | None = None
@@ -98,7 +98,7 @@ class Scheduler:
 
     async def _run_at_startup(self, now: datetime) -> None:
         if self._at_startup:
-            await self._queue.enqueue(
+            await self._broker.enqueue(
                 [self._new_job(job_id, task, to_ms(now)) for job_id, task in self._at_startup.items()]
             )
             self._at_startup.clear()

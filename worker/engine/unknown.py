@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import UnknownArgumentsError, UnknownTaskError
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.worker_records import WorkerRecords
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that nobody knows
@@ -51,8 +51,8 @@ class UnknownJobs:
         unknown_for: seconds for which nobody may know a job.
     """
 
-    def __init__(self, queue: Queue, *, unknown_for: float) -> None:
-        self._workers = WorkerRecords(queue.connections)
+    def __init__(self, broker: Broker, *, unknown_for: float) -> None:
+        self._workers = WorkerRecords(broker.connections)
         self._unknown_for = unknown_for
         self._met: dict[_Key, _Met] = {}
         self._announced_to: dict[str, _Told] = {}

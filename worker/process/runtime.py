@@ -29,7 +29,7 @@ from worker.ledger.presence import check
 from worker.process.errors import StartupError
 from worker.process.served import tell_unserved
 from worker.process.server_wait import await_server
-from worker.queue import Queue, given_default_queue, set_default_queue
+from worker.queue import Broker, given_default_broker, set_default_broker
 from worker.registry import Registry
 from worker.signature import InjectedSession
 from worker.task import Task
@@ -79,11 +79,11 @@ class Runtime:
         self._check_pool(database)
         await self._check_sessions(database)
         ledger_name = await self._check_ledger(database)
-        queue = await self._open_queue()
+        broker = await self._open_broker()
         ledger = self._use_ledger(ledger_name)
         resources = await self._resources()
         await self._run_hooks(arq_context)
-        self._tell_unserved(queue)
+        self._tell_unserved(broker)
         caller = TaskCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
@@ -95,7 +95,7 @@ class Runtime:
         return Engine(
             self._config,
             self._registry.tasks,
-            queue,
+            broker,
             executor,
             ask_database=database.check,
             ledger=ledger,
@@ -128,31 +128,31 @@ class Runtime:
         self._open.push_async_callback(database.dispose)
         return database
 
-    async def _open_queue(self) -> Queue:
+    async def _open_broker(self) -> Broker:
         """The worker's own queue, and the default one for tasks, unless the project made its own.
 
         Two, as a task that enqueues thousands of jobs at once must not keep the engine waiting for a connection.
         """
         serve(self._config.queue_names)
-        queue, for_tasks = self._new_queue(), given_default_queue()
-        self._open.push_async_callback(queue.close)
+        broker, for_tasks = self._new_broker(), given_default_broker()
+        self._open.push_async_callback(broker.close)
         if for_tasks is None:
-            for_tasks = self._new_queue()
-            set_default_queue(for_tasks)
-            self._open.callback(set_default_queue, None)
+            for_tasks = self._new_broker()
+            set_default_broker(for_tasks)
+            self._open.callback(set_default_broker, None)
         self._open.push_async_callback(for_tasks.close)
         with suppress(RedisError, OSError):  # the engine's loops wait for Redis, and tell
-            await queue.connections.open()
-        return queue
+            await broker.connections.open()
+        return broker
 
-    def _tell_unserved(self, queue: Queue) -> None:
+    def _tell_unserved(self, broker: Broker) -> None:
         """Name, in a moment, the tasks whose queue no worker serves."""
-        telling = asyncio.create_task(tell_unserved(self._registry.tasks.values(), self._config, queue))
+        telling = asyncio.create_task(tell_unserved(self._registry.tasks.values(), self._config, broker))
         self._open.push_async_callback(end, [telling])
 
-    def _new_queue(self) -> Queue:
+    def _new_broker(self) -> Broker:
         config = self._config
-        return Queue(config.require_redis_url(), name=config.queue, max_payload=config.max_payload)
+        return Broker(config.require_redis_url(), name=config.queue, max_payload=config.max_payload)
 
     def _use_ledger(self, name: str) -> Ledger:
         """The ledger, which is the default one too: what jobs enqueue is kept where their own rows are."""

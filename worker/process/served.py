@@ -8,7 +8,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from worker.config import Config
-from worker.queue import Queue
+from worker.queue import Broker
 from worker.task import Task
 from worker.worker_records import WorkerRecords
 
@@ -27,13 +27,13 @@ def left_to_others(tasks: Iterable[Task[..., Any]], config: Config) -> dict[str,
     return left
 
 
-async def unserved(left: Mapping[str, Sequence[str]], queue: Queue) -> dict[str, Sequence[str]]:
+async def unserved(left: Mapping[str, Sequence[str]], broker: Broker) -> dict[str, Sequence[str]]:
     """Of the queues that are left to others, with their tasks, those that no worker serves that is well.
 
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer.
     """
-    records = WorkerRecords(queue.connections)
+    records = WorkerRecords(broker.connections)
     return {name: tasks for name, tasks in left.items() if not await records.health_records(name)}
 
 
@@ -51,14 +51,14 @@ def describe(queues: Mapping[str, Sequence[str]], config: Config, *, is_known: b
         )
 
 
-async def tell_unserved(tasks: Iterable[Task[..., Any]], config: Config, queue: Queue) -> None:
+async def tell_unserved(tasks: Iterable[Task[..., Any]], config: Config, broker: Broker) -> None:
     """Warn of the tasks whose queue has no worker, once other workers have had the time to start."""
     left = left_to_others(tasks, config)
     if not left:
         return
     await asyncio.sleep(_STARTING)
     try:
-        without_worker = await unserved(left, queue)
+        without_worker = await unserved(left, broker)
     except (RedisError, OSError):  # the engine tells of that
         return
     for line in describe(without_worker, config):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import worker
-from worker import Queue
+from worker import Broker
 from worker.config import Config
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
@@ -43,14 +43,14 @@ class Worker:
     ) -> None:
         defaults = {"lease": 1.0, "grace": 5.0, "log_jobs": "off", "id": "w", "concurrency": 10}
         self.config = Config.load(redis_url=url, **(defaults | settings))
-        self.queue = Queue(url, name=self.config.queue)
+        self.broker = Broker(url, name=self.config.queue)
         self._drained: asyncio.Task[bool] | None = None
         self._caller = TaskCaller(threads=4, on_job_start=on_job_start)
         by_name = {task.name: task for task in tasks}
         self.engine = Engine(
             self.config,
             by_name,
-            self.queue,
+            self.broker,
             Executor(self._caller, once=Once(ledger)),
             ask_database=ask_database,
             ledger=ledger,
@@ -73,7 +73,7 @@ class Worker:
         try:
             await self.drain()
         finally:
-            await self.queue.close()
+            await self.broker.close()
             self._caller.close()
 
 
@@ -82,7 +82,7 @@ StartWorker = Callable[..., contextlib.AbstractAsyncContextManager[Worker]]
 
 
 @pytest.fixture
-def start(redis_url: str, queue: Queue) -> StartWorker:
+def start(redis_url: str, broker: Broker) -> StartWorker:
     """See `StartWorker`. The default queue is on the run's Redis, too."""
 
     @contextlib.asynccontextmanager

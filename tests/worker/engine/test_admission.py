@@ -14,7 +14,7 @@ from tests.proxy import Proxy
 from tests.waiting import at_once
 from tests.worker.engine.conftest import Seen, StartWorker
 from tests.worker.new_jobs import new_job
-from worker import JobFailed, Queue, task
+from worker import Broker, JobFailed, task
 from worker.engine import broker_completer
 from worker.ledger import Ledger
 from worker.message import encode
@@ -110,14 +110,14 @@ class TestUnreadableJobs:
             } == set()
 
     async def test_a_payload_larger_than_any_result_fails_its_own_job_alone(
-        self, start: StartWorker, queue: Queue, seen: Seen, monkeypatch: pytest.MonkeyPatch
+        self, start: StartWorker, broker: Broker, seen: Seen, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The payload was written to Redis directly, without an enqueue."""
         # What is really allowed takes a busy machine longer to pass on than Redis is waited for.
         monkeypatch.setattr(broker_completer, "_LARGEST_RESULT", 6 * 1024 * 1024)
         huge = GOOD.replace(b"21", b'"%b"' % (b"x" * 7 * 1024 * 1024))
-        await queue.redis.set("arq:job:huge", huge)
-        await queue.redis.zadd("arq:queue", {"huge": 1})
+        await broker.redis.set("arq:job:huge", huge)
+        await broker.redis.zadd("arq:queue", {"huge": 1})
         async with start(double, lease=5) as worker:
             job = await double.enqueue(1)
             await worker.idle(timeout=30)
@@ -131,11 +131,11 @@ class TestUnreadableJobs:
         assert seen.left() == set()
 
     async def test_a_payload_over_eight_times_the_limit_fails_without_being_sent_to_a_worker(
-        self, start: StartWorker, redis_url: str, queue: Queue, seen: Seen
+        self, start: StartWorker, redis_url: str, broker: Broker, seen: Seen
     ) -> None:
         """The limit is `WORKER_MAX_PAYLOAD`, and the error names it."""
-        await queue.redis.set("arq:job:huge", GOOD.replace(b"21", b"2" * 9 * 1024 * 1024))
-        await queue.redis.zadd("arq:queue", {"huge": 1})
+        await broker.redis.set("arq:job:huge", GOOD.replace(b"21", b"2" * 9 * 1024 * 1024))
+        await broker.redis.zadd("arq:queue", {"huge": 1})
         async with Proxy(redis_url) as proxy, start(double, url=proxy.url) as worker:
             job = await double.enqueue(1)
             await worker.idle(timeout=30)
@@ -150,12 +150,12 @@ class TestUnreadableJobs:
 
     @pytest.mark.usefixtures("database")
     async def test_an_oversized_payload_fails_a_transactional_job_and_its_row_keeps_the_arguments(
-        self, start: StartWorker, queue: Queue
+        self, start: StartWorker, broker: Broker
     ) -> None:
         """The row of a job that was enqueued in a transaction is failed, and keeps the arguments that it has."""
         async with db.scope():
             job = await double.enqueue(1)
-        await queue.redis.set(f"arq:job:{job.job_id}", b"x" * 9 * 1024 * 1024)
+        await broker.redis.set(f"arq:job:{job.job_id}", b"x" * 9 * 1024 * 1024)
         async with start(double, ledger=Ledger()) as worker:
             with pytest.raises(JobFailed, match="WORKER_MAX_PAYLOAD"):
                 await job.result(timeout=30)
@@ -164,9 +164,9 @@ class TestUnreadableJobs:
         assert row is not None
         assert (row["state"], b'"number":1' in row["payload"]) == ("failed", True)
 
-    async def test_a_pickle_is_not_loaded(self, start: StartWorker, queue: Queue, seen: Seen) -> None:
+    async def test_a_pickle_is_not_loaded(self, start: StartWorker, broker: Broker, seen: Seen) -> None:
         """The error names the setting that allows it."""
-        await queue.enqueue([new_job("bomb", pickle.dumps(Bomb()), "arq:queue")])
+        await broker.enqueue([new_job("bomb", pickle.dumps(Bomb()), "arq:queue")])
         async with start(double) as worker:
             await worker.idle()
         assert "WORKER_ACCEPT_PICKLE" in seen.result("bomb")["r"]["message"]

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 import db
 from tests.worker.engine.test_either_database import affect, database, effects
-from worker import Queue
+from worker import Broker
 
 __all__ = ["database"]  # a fixture
 
@@ -222,7 +222,7 @@ class Run:
 
 @pytest.mark.parametrize("driver", ["AsyncSession", "Session"])
 async def test_rows_jobs_and_callbacks_commit_or_roll_back_together_in_random_scopes(
-    database: db.Database[Any], queue: Queue, observer: Any, driver: str
+    database: db.Database[Any], broker: Broker, observer: Any, driver: str
 ) -> None:
     """The database, the ledger, Redis and the callbacks hold what the model committed, and nothing else."""
     chosen = database if driver == "AsyncSession" else database.sync
@@ -237,7 +237,7 @@ async def test_rows_jobs_and_callbacks_commit_or_roll_back_together_in_random_sc
         await run.scope(program, fails=fails)
         jobs = sorted(run.words("job") + run.words("named job"))
         assert await effects() == sorted(run.words("row"))
-        assert run.sent(observer.zrange(queue.name, 0, -1)) == jobs
+        assert run.sent(observer.zrange(broker.name, 0, -1)) == jobs
         async with db.scope():
             rows = await (await db.session()).scalars(text("SELECT id FROM tandem_jobs WHERE state = 'pending'"))
         assert run.sent([*rows]) == jobs

@@ -7,7 +7,7 @@ from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, Worker
 from tests.worker.new_jobs import new_job
-from worker import JobContext, Queue, Retry, task
+from worker import Broker, JobContext, Retry, task
 from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
@@ -18,11 +18,11 @@ from worker.scripts import Script
 QUEUE = "arq:queue"
 
 
-async def held_jobs(queue: Queue, number: int) -> tuple[Executions, list[Execution]]:
+async def held_jobs(broker: Broker, number: int) -> tuple[Executions, list[Execution]]:
     """So many claimed jobs."""
-    await queue.enqueue([new_job(f"j{n:04}", b"{}", QUEUE) for n in range(number)])
+    await broker.enqueue([new_job(f"j{n:04}", b"{}", QUEUE) for n in range(number)])
     held = Executions(number)
-    claims = (await queue.claim(QUEUE, "o" * 28, 60_000, number)).jobs
+    claims = (await broker.claim(QUEUE, "o" * 28, 60_000, number)).jobs
     limits = Limits(timeout=60, max_tries=5, keep_result=60_000, lease=60)
     jobs = [Execution(claim, QUEUE, "o" * 28, 0, limits) for claim in claims]
     for job in jobs:
@@ -31,15 +31,15 @@ async def held_jobs(queue: Queue, number: int) -> tuple[Executions, list[Executi
 
 
 async def test_outcomes_are_sent_in_batches_of_five_hundred_or_eight_megabytes(
-    queue: Queue, redis_url: str, observer: Any
+    broker: Broker, redis_url: str, observer: Any
 ) -> None:
     """Each batch is one round trip, and each job is released."""
     finish = Script.named("finish").sha
     async with Proxy(redis_url) as proxy:
-        ours = Queue(proxy.url)
+        ours = Broker(proxy.url)
         for number, size, trips in ((1200, 1, 3), (10, 3 * 1024 * 1024, 5)):
             observer.flushdb()
-            held, jobs = await held_jobs(queue, number)
+            held, jobs = await held_jobs(broker, number)
             await ours.finish(QUEUE, [])  # so that the script is known
             before = proxy.count(finish)
             completer = BrokerCompleter(ours, held)
@@ -56,10 +56,10 @@ async def test_outcomes_are_sent_in_batches_of_five_hundred_or_eight_megabytes(
         await ours.close()
 
 
-async def test_an_abandoned_job_is_released_without_writing_to_redis(queue: Queue, observer: Any) -> None:
+async def test_an_abandoned_job_is_released_without_writing_to_redis(broker: Broker, observer: Any) -> None:
     """Another worker holds the job by now."""
-    held, (job,) = await held_jobs(queue, 1)
-    completer = BrokerCompleter(queue, held)
+    held, (job,) = await held_jobs(broker, 1)
+    completer = BrokerCompleter(broker, held)
     completer.complete(job, Outcome(Kind.ABANDONED))
     await completer.flushed()
     assert len(held) == 0
@@ -67,7 +67,7 @@ async def test_an_abandoned_job_is_released_without_writing_to_redis(queue: Queu
 
 
 async def test_an_outcome_whose_reply_was_lost_is_sent_again_and_counted_once(
-    queue: Queue, redis_url: str, seen: Seen
+    broker: Broker, redis_url: str, seen: Seen
 ) -> None:
     """The connection is lost after Redis has run the script."""
     tries: list[int] = []
@@ -94,12 +94,12 @@ async def test_an_outcome_whose_reply_was_lost_is_sent_again_and_counted_once(
     assert seen.left() == set()
 
 
-async def test_outcomes_of_neighbouring_loop_turns_share_a_round_trip(queue: Queue, redis_url: str) -> None:
+async def test_outcomes_of_neighbouring_loop_turns_share_a_round_trip(broker: Broker, redis_url: str) -> None:
     """A single outcome is not delayed for others."""
     finish = Script.named("finish").sha
     async with Proxy(redis_url) as proxy:
-        ours = Queue(proxy.url)
-        held, jobs = await held_jobs(queue, 4)
+        ours = Broker(proxy.url)
+        held, jobs = await held_jobs(broker, 4)
         await ours.finish(QUEUE, [])  # so that the script is known
         completer = BrokerCompleter(ours, held)
         running = asyncio.create_task(completer.run())

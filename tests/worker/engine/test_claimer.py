@@ -9,7 +9,7 @@ from tests.conftest import StartRedis
 from tests.waiting import AT_ONCE, at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from tests.worker.new_jobs import new_job
-from worker import Job, JobContext, Queue, task
+from worker import Broker, Job, JobContext, task
 from worker.engine import claimer
 from worker.engine.claimer import Claimer
 from worker.engine.slots import Slots
@@ -72,10 +72,10 @@ class TestSeveralQueues:
             observer.delete("first")
 
 
-def claiming(queue: Queue, claimed: list[Claim], *, slots: int) -> Claimer:
+def claiming(broker: Broker, claimed: list[Claim], *, slots: int) -> Claimer:
     """A claimer whose jobs are not run, but noted."""
     return Claimer(
-        queue,
+        broker,
         ["arq:queue"],
         slots=Slots(slots),
         lease=5,
@@ -87,23 +87,23 @@ def claiming(queue: Queue, claimed: list[Claim], *, slots: int) -> Claimer:
 
 class TestWakeups:
     async def test_a_job_enqueued_during_a_claim_is_claimed_without_a_poll(
-        self, queue: Queue, monkeypatch: pytest.MonkeyPatch
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its notice arrives before the claim's reply."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         claimed: list[Claim] = []
-        ours = claiming(queue, claimed, slots=5)
-        claim, meanwhile = queue.claim, asyncio.Event()
+        ours = claiming(broker, claimed, slots=5)
+        claim, meanwhile = broker.claim, asyncio.Event()
 
         async def slow_claim(*arguments: Any) -> Any:
             claims = await claim(*arguments)
             if not meanwhile.is_set():
-                await queue.enqueue([new_job("late", b"{}", "arq:queue")])
+                await broker.enqueue([new_job("late", b"{}", "arq:queue")])
                 await asyncio.sleep(0.1)  # the notice arrives before the claim's reply
                 meanwhile.set()
             return claims
 
-        monkeypatch.setattr(queue, "claim", slow_claim)
+        monkeypatch.setattr(broker, "claim", slow_claim)
         running = asyncio.create_task(ours.run())
         await eventually(lambda: [claim.raw_id for claim in claimed] == [b"late"], timeout=AT_ONCE)
         ours.stop()
@@ -120,20 +120,20 @@ class TestWakeups:
                 await at_once(job.result())
 
     async def test_jobs_claimed_while_the_claimer_stops_are_still_started(
-        self, queue: Queue, monkeypatch: pytest.MonkeyPatch
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After `stop` the claimer claims nothing more."""
-        await queue.enqueue([new_job(name, b"{}", "arq:queue") for name in "ab"])
+        await broker.enqueue([new_job(name, b"{}", "arq:queue") for name in "ab"])
         claimed: list[Claim] = []
-        ours = claiming(queue, claimed, slots=1)
-        claim = queue.claim
+        ours = claiming(broker, claimed, slots=1)
+        claim = broker.claim
 
         async def slow_claim(*arguments: Any) -> Any:
             claims = await claim(*arguments)
             ours.stop()
             return claims
 
-        monkeypatch.setattr(queue, "claim", slow_claim)
+        monkeypatch.setattr(broker, "claim", slow_claim)
         await asyncio.wait_for(ours.run(), 2)
         assert len(claimed) == 1
         ours._slots.give_back(claimed[0])
@@ -142,13 +142,13 @@ class TestWakeups:
 
 
 async def test_of_a_claim_answered_late_only_jobs_whose_leases_still_hold_are_started(
-    queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They get a new lease. The others are put back where they were, at no cost."""
-    await queue.enqueue([new_job(name, b"{}", "arq:queue") for name in ("held", "lost")])
+    await broker.enqueue([new_job(name, b"{}", "arq:queue") for name in ("held", "lost")])
     claimed: list[Claim] = []
-    ours = claiming(queue, claimed, slots=4)
-    claim, finish = queue.claim, queue.finish
+    ours = claiming(broker, claimed, slots=4)
+    claim, finish = broker.claim, broker.finish
     put_back: list[bool] = []
 
     async def slow_claim(*arguments: Any) -> Any:
@@ -167,8 +167,8 @@ async def test_of_a_claim_answered_late_only_jobs_whose_leases_still_hold_are_st
         assert not observer.hexists("arq:started", "lost")
         return put_back
 
-    monkeypatch.setattr(queue, "claim", slow_claim)
-    monkeypatch.setattr(queue, "finish", noted_finish)
+    monkeypatch.setattr(broker, "claim", slow_claim)
+    monkeypatch.setattr(broker, "finish", noted_finish)
     running = asyncio.create_task(ours.run())
     await eventually(lambda: [claim.raw_id for claim in claimed] == [b"held", b"lost"])
     assert put_back == [True]
@@ -180,20 +180,20 @@ async def test_of_a_claim_answered_late_only_jobs_whose_leases_still_hold_are_st
 
 
 async def test_slots_freed_in_neighbouring_loop_turns_are_filled_by_one_claim(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The claim is one round trip."""
-    await queue.enqueue([new_job(f"j{number}", b"{}", "arq:queue") for number in range(20)])
+    await broker.enqueue([new_job(f"j{number}", b"{}", "arq:queue") for number in range(20)])
     claimed: list[Claim] = []
-    ours = claiming(queue, claimed, slots=8)
-    claim = queue.claim
+    ours = claiming(broker, claimed, slots=8)
+    claim = broker.claim
     wanted: list[int] = []
 
     async def noted_claim(name: str, token: str, lease: int, limit: int, suspects: int) -> Any:
         wanted.append(limit)
         return await claim(name, token, lease, limit, suspects)
 
-    monkeypatch.setattr(queue, "claim", noted_claim)
+    monkeypatch.setattr(broker, "claim", noted_claim)
     running = asyncio.create_task(ours.run())
     await eventually(lambda: len(claimed) == 8, timeout=AT_ONCE)
     for over in claimed[:3]:
@@ -206,7 +206,7 @@ async def test_slots_freed_in_neighbouring_loop_turns_are_filled_by_one_claim(
 
 
 async def test_a_thousand_due_jobs_running_elsewhere_do_not_delay_the_next_job(
-    start: StartWorker, queue: Queue, observer: Any, seen: Seen
+    start: StartWorker, broker: Broker, observer: Any, seen: Seen
 ) -> None:
     """A thousand due jobs that others run, a stock worker's too, do not keep the next one from starting at once."""
     with observer.pipeline() as pipe:
@@ -220,8 +220,8 @@ async def test_a_thousand_due_jobs_running_elsewhere_do_not_delay_the_next_job(
     assert observer.zcard("arq:queue") == 1000
 
 
-async def recorded(queue: Queue, job: Job[Any]) -> bool:
-    return (await queue.trace("arq:queue", job.job_id)).result is not None
+async def recorded(broker: Broker, job: Job[Any]) -> bool:
+    return (await broker.trace("arq:queue", job.job_id)).result is not None
 
 
 async def test_a_job_that_runs_while_redis_dies_and_comes_back_empty_ends_once(
@@ -239,7 +239,7 @@ async def test_a_job_that_runs_while_redis_dies_and_comes_back_empty_ends_once(
         await go_on.wait()
         return "done"
 
-    queue = Queue(server.url, default=True)
+    broker = Broker(server.url, default=True)
     async with start(survive, url=server.url) as worker:
         job = await survive.enqueue()
         await began.wait()
@@ -247,9 +247,9 @@ async def test_a_job_that_runs_while_redis_dies_and_comes_back_empty_ends_once(
         go_on.set()
         await asyncio.sleep(0.3)
         server.restart()
-        await eventually(lambda: recorded(queue, job), timeout=10)
+        await eventually(lambda: recorded(broker, job), timeout=10)
         assert await job.result() == "done"
         assert await (await survive.enqueue()).result(timeout=30) == "done"
         await worker.idle()
     assert len(runs) == 2
-    await queue.close()
+    await broker.close()

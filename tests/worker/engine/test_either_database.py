@@ -10,11 +10,11 @@ from sqlalchemy import text
 import db
 from tests.worker.engine.conftest import StartWorker
 from tests.worker.new_jobs import new_job
-from worker import JobFailed, Queue, task
+from worker import Broker, JobFailed, task
 from worker.ledger import Ledger
 from worker.ledger.desk import Desk, Which
 
-pytestmark = pytest.mark.usefixtures("database", "queue")
+pytestmark = pytest.mark.usefixtures("database", "broker")
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -94,18 +94,18 @@ async def test_an_id_that_is_pending_is_enqueued_once(start: StartWorker) -> Non
 
 @pytest.mark.parametrize("enqueued_in_a_transaction", [True, False])
 async def test_a_second_delivery_has_no_effect_and_returns_the_first_ones_result(
-    start: StartWorker, queue: Queue, enqueued_in_a_transaction: bool
+    start: StartWorker, broker: Broker, enqueued_in_a_transaction: bool
 ) -> None:
     """For jobs enqueued in a transaction and outside of one."""
     async with db.scope():
         job = await affect.using(transactional=enqueued_in_a_transaction, job_id="a").enqueue("once")
-    payload = await queue.redis.get("arq:job:a")
+    payload = await broker.redis.get("arq:job:a")
     async with start(affect, ledger=Ledger()) as one:
         for _ in range(2):
             assert await job.result(timeout=30) == "once"
             await one.idle()
-            await queue.redis.delete("arq:result:a")
-            await queue.enqueue([new_job("a", payload, queue.name)])
+            await broker.redis.delete("arq:result:a")
+            await broker.enqueue([new_job("a", payload, broker.name)])
         await one.idle()
     assert await effects() == ["once"]
 

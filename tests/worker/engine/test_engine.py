@@ -16,7 +16,7 @@ from tests.stopwatch import Stopwatch
 from tests.waiting import at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from tests.worker.new_jobs import new_job
-from worker import Job, JobContext, JobFailed, JobStatus, Queue, Retry, deserialize, serialize, task
+from worker import Broker, Job, JobContext, JobFailed, JobStatus, Retry, deserialize, serialize, task
 from worker.engine import claimer
 
 
@@ -80,14 +80,14 @@ async def stock(redis_url: str) -> Any:
 
 class TestRunningJobs:
     async def test_a_thousand_jobs_have_their_results_and_leave_no_other_keys(
-        self, start: StartWorker, queue: Queue, seen: Seen
+        self, start: StartWorker, broker: Broker, seen: Seen
     ) -> None:
         """Only results and the health record are left."""
         jobs = await double.enqueue_many({"number": number} for number in range(1000))
         async with start(double) as worker:
             await worker.idle()
             assert [await job.result() for job in jobs[::100]] == [2 * number for number in range(0, 1000, 100)]
-            assert len(await queue.redis.keys("arq:result:*")) == 1000
+            assert len(await broker.redis.keys("arq:result:*")) == 1000
             assert seen.left() == set()
 
     async def test_as_many_jobs_run_at_once_as_there_are_slots_and_never_more(
@@ -281,7 +281,7 @@ class TestFailures:
             await worker.idle()
         assert (seen.result("p")["s"], seen.result("p")["k"], seen.left()) == (False, {}, set())
 
-    async def test_a_job_frees_its_slot_however_it_ends(self, start: StartWorker, queue: Queue) -> None:
+    async def test_a_job_frees_its_slot_however_it_ends(self, start: StartWorker, broker: Broker) -> None:
         """It fails, cancels itself, exits, or cannot be read."""
 
         @task
@@ -292,7 +292,7 @@ class TestFailures:
                 raise asyncio.CancelledError
             raise SystemExit
 
-        await queue.enqueue([new_job(f"bad{n}", b"\xff", "arq:queue") for n in range(10)])
+        await broker.enqueue([new_job(f"bad{n}", b"\xff", "arq:queue") for n in range(10)])
         async with start(fail, double, concurrency=2, unknown_for=0) as worker:
             await fail.enqueue_many({"how": n % 3} for n in range(30))
             await worker.idle()
@@ -474,16 +474,16 @@ class TestDrain:
         assert seen.left() == {"arq:queue", f"arq:job:{second.job_id}"}
 
     async def test_a_job_interrupted_after_the_grace_time_is_put_back_at_no_cost(
-        self, start: StartWorker, queue: Queue, wait: Any, body: Body, seen: Seen
+        self, start: StartWorker, broker: Broker, wait: Any, body: Body, seen: Seen
     ) -> None:
         """It keeps its place in the queue. Interrupted six times, it still completes in its first try."""
         job = await wait.enqueue()
-        before = await queue.redis.zscore("arq:queue", job.job_id)
+        before = await broker.redis.zscore("arq:queue", job.job_id)
         for times in range(6):
             async with start(wait, grace=0, max_tries=3):
                 await eventually(lambda: len(body.began), equals=times + 1)
             assert seen.left() == {"arq:queue", f"arq:job:{job.job_id}"}
-            assert await queue.redis.zscore("arq:queue", job.job_id) == before
+            assert await broker.redis.zscore("arq:queue", job.job_id) == before
         body.go_on.set()
         async with start(wait, max_tries=3):
             assert await job.result(timeout=30) == "waited"
@@ -545,7 +545,7 @@ class TestLoops:
         async with start(double) as worker:
             assert await (await double.enqueue(1)).result(timeout=30) == 2
             failed = asyncio.create_task(worker.engine.failed())
-            worker.queue.claim = broken  # type: ignore[assignment, method-assign]
+            worker.broker.claim = broken  # type: ignore[assignment, method-assign]
             with pytest.MonkeyPatch.context() as hasty:
                 hasty.setattr("worker.engine.supervision._LONGEST_PAUSE", 0.05)
                 hasty.setattr(claimer, "_TRUCE", 0.01)

@@ -16,14 +16,14 @@ from db.session.classes import commit_here
 from db.testing import rolled_back, savepoints
 from tests.worker.engine.conftest import StartWorker
 from tests.worker.engine.test_either_database import affect, affect_here, database, effects
-from worker import Job, JobStatus, Queue, Task, task
+from worker import Broker, Job, JobStatus, Task, task
 from worker.errors import JobNotCommittedError, LedgerAwayError, ResultNotFoundError
 from worker.exchange import now_ms
 from worker.ledger import Ledger
 
 __all__ = ["database"]  # a fixture
 
-pytestmark = pytest.mark.usefixtures("database", "queue")
+pytestmark = pytest.mark.usefixtures("database", "broker")
 
 
 async def run(start: StartWorker, *more: "Task[..., None]") -> list[str]:
@@ -65,7 +65,7 @@ class TestEnqueueDuringACommit:
                 session = await db.session()
                 await affect_here(session, "own")
                 _, job = await asyncio.gather(session.commit(), affect.enqueue("job"))
-                assert (await one.queue.depth(one.queue.name), await job.info()) == (0, None)
+                assert (await one.broker.depth(one.broker.name), await job.info()) == (0, None)
             await one.idle()
         assert await effects() == ["job", "own"]
 
@@ -155,7 +155,7 @@ class TestBlocks:
         assert await run(start) == ["committed"]
 
     async def test_jobs_enqueued_before_a_refused_commit_in_a_savepoint_are_written_again(
-        self, start: StartWorker, queue: Queue
+        self, start: StartWorker, broker: Broker
     ) -> None:
         """What the refused COMMIT wrote in the savepoint is rolled back with it."""
         refused: list[int] = []
@@ -171,7 +171,7 @@ class TestBlocks:
             with suppress(LookupError):
                 async with (await db.session()).begin_nested():
                     await db.commit()
-        await queue.redis.flushdb()  # so that only the row tells of the job
+        await broker.redis.flushdb()  # so that only the row tells of the job
         assert await run(start) == ["before"]
 
     async def test_a_cancelled_savepoint_of_a_sync_session_drops_its_jobs_only_if_it_is_rolled_back(
@@ -229,12 +229,12 @@ class TestHandles:
         assert not await job.abort(timeout=20)
 
     async def test_waiting_in_a_scope_that_holds_sqlites_write_lock_raises_instead_of_blocking(
-        self, database: db.Database[Any], queue: Queue
+        self, database: db.Database[Any], broker: Broker
     ) -> None:
         """The result is in the ledger alone, which that scope has locked."""
         async with db.scope():
             job = await affect.enqueue("job")
-        await queue.redis.flushdb()
+        await broker.redis.flushdb()
         async with db.scope():
             await affect_here(await db.session(), "own")
             with pytest.raises(LedgerAwayError if database.is_sqlite else TimeoutError):
@@ -245,7 +245,7 @@ class TestTransactionsOfTests:
     """`db.testing`: a job in a transaction that is never committed is never published."""
 
     async def test_a_job_enqueued_in_a_tests_savepoint_is_never_published(
-        self, start: StartWorker, queue: Queue
+        self, start: StartWorker, broker: Broker
     ) -> None:
         """A scope commits into the test's transaction: its callbacks run, its job has a row, Redis has no key."""
         told: list[str] = []
@@ -257,7 +257,7 @@ class TestTransactionsOfTests:
                 await affect_here(await db.session(), "own")
                 jobs.append(await affect.enqueue("after a statement"))
             assert told == ["committed"]
-            assert await queue.redis.keys() == []
+            assert await broker.redis.keys() == []
             for job in jobs:
                 assert await job.status() is JobStatus.queued
                 with pytest.raises(JobNotCommittedError, match="part of another one, a test's say"):
@@ -270,7 +270,7 @@ class TestTransactionsOfTests:
         assert await run(start) == []
 
     async def test_a_job_enqueued_in_a_tests_rolled_back_session_is_never_published(
-        self, start: StartWorker, queue: Queue
+        self, start: StartWorker, broker: Broker
     ) -> None:
         """The same for code that is given its session."""
         async with rolled_back() as session:
@@ -278,18 +278,18 @@ class TestTransactionsOfTests:
                 await affect.enqueue("job")
                 await affect.using(job_id="x").enqueue("named")
                 await session.commit()
-            assert await queue.redis.keys() == []
+            assert await broker.redis.keys() == []
         assert await run(start) == []
 
     async def test_a_job_enqueued_in_a_tests_savepoint_of_a_sync_driver_is_never_published(
-        self, start: StartWorker, queue: Queue, database: db.Database[db.AsyncSession]
+        self, start: StartWorker, broker: Broker, database: db.Database[db.AsyncSession]
     ) -> None:
         """The same for a synchronous driver."""
         async with savepoints(database.sync):
             async with db.scope():
                 await asyncio.to_thread(write, await db.session(database.sync), "own")
                 await affect.enqueue("job")
-            assert await queue.redis.keys() == []
+            assert await broker.redis.keys() == []
         assert await run(start) == []
 
     async def test_a_job_on_a_bound_connection_is_published_once_that_is_committed(
@@ -345,14 +345,14 @@ class TestIds:
 
     @pytest.mark.parametrize("published", [True, False])
     async def test_expires_counts_from_the_enqueue_of_a_job_that_was_due_before(
-        self, start: StartWorker, queue: Queue, published: bool
+        self, start: StartWorker, broker: Broker, published: bool
     ) -> None:
         """The same whether its scope or the relay has published it."""
         an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
         async with db.scope():
             await affect.using(at=an_hour_ago, expires=60).enqueue("ran")
         if not published:
-            await queue.redis.flushdb()
+            await broker.redis.flushdb()
         assert await run(start) == ["ran"]
 
 
@@ -409,14 +409,14 @@ class TestSessions:
 
 
 async def test_an_abort_in_a_scope_that_holds_sqlites_write_lock_raises(
-    queue: Queue, database: db.Database[db.AsyncSession]
+    broker: Broker, database: db.Database[db.AsyncSession]
 ) -> None:
     """The pending job cannot be kept from running there. After the scope, the abort works."""
     if not database.is_sqlite:
         return
     async with db.scope():
         await affect.using(job_id="a", delay=60).enqueue("job")
-    await queue.redis.flushdb()
+    await broker.redis.flushdb()
     async with db.scope():
         await affect_here(await db.session(), "own")
         with pytest.raises(LedgerAwayError, match="write lock"):

@@ -12,7 +12,7 @@ from tests.conftest import StartRedis
 from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker, Worker
-from worker import Queue, task
+from worker import Broker, task
 from worker.embedded import EmbeddedRedis
 from worker.engine import health
 
@@ -38,11 +38,11 @@ async def client(server: EmbeddedRedis) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-async def queue_on_server(server: EmbeddedRedis) -> AsyncIterator[Queue]:
+async def queue_on_server(server: EmbeddedRedis) -> AsyncIterator[Broker]:
     """The default queue, on `server`."""
-    queue = Queue(server.url, default=True)
-    yield queue
-    await queue.close()
+    broker = Broker(server.url, default=True)
+    yield broker
+    await broker.close()
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def fast_health_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_workers_health_record_counts_its_jobs_and_is_removed_at_its_end(
-    start: StartWorker, queue: Queue, observer: Any, seen: Seen
+    start: StartWorker, broker: Broker, observer: Any, seen: Seen
 ) -> None:
     """Each of its queues has the record."""
     await double.using(queue="low", delay=60).enqueue(1)
@@ -85,7 +85,7 @@ async def test_a_health_record_being_written_while_the_worker_ends_is_still_remo
 
 
 async def test_a_worker_whose_redis_is_out_of_memory_is_unhealthy_and_recovers(
-    start: StartWorker, server: EmbeddedRedis, client: Any, queue_on_server: Queue
+    start: StartWorker, server: EmbeddedRedis, client: Any, queue_on_server: Broker
 ) -> None:
     """It is unhealthy within 5 s, keeps its jobs, and works once Redis has memory again."""
     began, go_on = asyncio.Event(), asyncio.Event()
@@ -113,7 +113,7 @@ async def test_a_worker_whose_redis_is_out_of_memory_is_unhealthy_and_recovers(
 
 
 async def test_a_worker_whose_redis_became_a_replica_is_unhealthy_and_recovers(
-    start: StartWorker, server: EmbeddedRedis, client: Any, queue_on_server: Queue
+    start: StartWorker, server: EmbeddedRedis, client: Any, queue_on_server: Broker
 ) -> None:
     """It works once Redis is a primary again."""
     async with start(double, url=server.url):
@@ -130,7 +130,7 @@ async def test_a_worker_whose_redis_became_a_replica_is_unhealthy_and_recovers(
 async def test_a_worker_whose_redis_does_not_answer_is_unhealthy_and_recovers(
     server: EmbeddedRedis,
     client: Any,
-    queue_on_server: Queue,
+    queue_on_server: Broker,
     fast_health_checks: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,7 +170,7 @@ async def test_a_worker_whose_redis_does_not_answer_is_unhealthy_and_recovers(
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
 async def test_a_worker_whose_database_does_not_answer_is_unhealthy_and_recovers(
-    start: StartWorker, queue: Queue, seen: Seen, how: str, fast_health_checks: None
+    start: StartWorker, broker: Broker, seen: Seen, how: str, fast_health_checks: None
 ) -> None:
     """It refuses connections, or hangs."""
     away = False
@@ -190,7 +190,7 @@ async def test_a_worker_whose_database_does_not_answer_is_unhealthy_and_recovers
 
 
 async def test_a_worker_with_free_slots_that_claims_nothing_is_unhealthy(
-    start: StartWorker, queue: Queue, seen: Seen, fast_health_checks: None
+    start: StartWorker, broker: Broker, seen: Seen, fast_health_checks: None
 ) -> None:
     """A worker whose slots are all taken is healthy."""
     began, go_on = asyncio.Event(), asyncio.Event()

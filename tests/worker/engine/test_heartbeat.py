@@ -13,7 +13,7 @@ from tests.conftest import StartRedis
 from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker, Worker
-from worker import JobContext, Queue, task
+from worker import Broker, JobContext, task
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.heartbeat import _WatchedLoop
@@ -144,7 +144,7 @@ class TestRenewedLeases:
     ) -> None:
         """The jobs are acquired before another worker claims them, and end once."""
         server = own_redis()
-        queue = Queue(server.url, default=True)
+        broker = Broker(server.url, default=True)
         async with Proxy(server.url) as proxy:
             workers = [Worker(proxy.url, wait, id=name, lease=1.0) for name in "ab"]
             for worker in workers:
@@ -154,7 +154,7 @@ class TestRenewedLeases:
             proxy.refuse()
             await proxy.drop()
             lost = [f"arq:in-progress:{job.job_id}" for job in jobs]
-            await eventually(lambda: nothing_at(queue, lost))
+            await eventually(lambda: nothing_at(broker, lost))
             await proxy.resume()
             assert await (await wait.enqueue()).status() == "queued"
             await running(attempts, 7)  # claims go on
@@ -163,12 +163,12 @@ class TestRenewedLeases:
                 assert await job.result(timeout=30) == "done"
             for worker in workers:
                 await worker.stop()
-            await queue.close()
+            await broker.close()
         assert (attempts.began, attempts.ended) == (7, ["done"] * 7)
 
 
-async def nothing_at(queue: Queue, keys: list[str]) -> bool:
-    return not await queue.redis.exists(*keys)
+async def nothing_at(broker: Broker, keys: list[str]) -> bool:
+    return not await broker.redis.exists(*keys)
 
 
 class TestLostLeases:
@@ -192,7 +192,7 @@ class TestLostLeases:
     ) -> None:
         """The job ends once."""
         server = own_redis()
-        queue = Queue(server.url, default=True)
+        broker = Broker(server.url, default=True)
         async with Proxy(server.url) as proxy:
             cut_off = Worker(proxy.url, wait, **BUSY)
             successor = Worker(server.url, wait, id="v", lease=1.0)
@@ -214,7 +214,7 @@ class TestLostLeases:
             finally:
                 await successor.stop()
                 await cut_off.stop()
-                await queue.close()
+                await broker.close()
 
     async def test_a_job_that_has_ended_on_another_worker_is_cancelled_here_and_stays_ended(
         self, start: StartWorker, observer: Any, wait: Any, attempts: Attempts, seen: Seen

@@ -15,7 +15,7 @@ from tests.waiting import eventually
 from tests.worker.conftest import NOTES, create_ledger
 from tests.worker.engine.conftest import Seen, StartWorker
 from tests.worker.new_jobs import new_job
-from worker import Queue, task
+from worker import Broker, task
 from worker.ledger import Ending, Known, Ledger, State
 from worker.message import encode
 from worker.new_job import NewJob
@@ -129,11 +129,11 @@ class TestFailures:
 class TestRowsThatTheDatabaseRefuses:
     @pytest.mark.parametrize("job_id", ["a\0b", "".join(f"{n:x}" for n in range(3000))], ids=["NUL", "too long"])
     async def test_an_outcome_whose_id_the_database_cannot_store_is_kept_in_redis_and_the_log(
-        self, start: StartWorker, queue: Queue, ledger: Ledger, job_id: str, caplog: pytest.LogCaptureFixture
+        self, start: StartWorker, broker: Broker, ledger: Ledger, job_id: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The outcomes behind it are written as usual."""
         stock = b'{"t":1,"f":"fail","a":["why"],"k":{},"et":1}'
-        await queue.enqueue([new_job(job_id, stock, queue.name)])
+        await broker.enqueue([new_job(job_id, stock, broker.name)])
         async with start(fail, ledger=ledger) as worker_:
             kept = await fail.enqueue("words")
             for failing in (worker.Job[None](job_id), kept):
@@ -144,10 +144,10 @@ class TestRowsThatTheDatabaseRefuses:
         assert "the ledger cannot keep what became of it" in caplog.text
 
     async def test_a_task_name_that_the_database_cannot_store_is_escaped(
-        self, start: StartWorker, queue: Queue, ledger: Ledger
+        self, start: StartWorker, broker: Broker, ledger: Ledger
     ) -> None:
         """Its failed job has a row."""
-        await queue.enqueue([new_job("odd", b'{"t":1,"f":"no\\u0000ne","a":[],"k":{},"et":1}', queue.name)])
+        await broker.enqueue([new_job("odd", b'{"t":1,"f":"no\\u0000ne","a":[],"k":{},"et":1}', broker.name)])
         async with start(fail, ledger=ledger, unknown_for=0) as worker_:
             await worker_.idle()
         assert ((await row("odd"))["state"], (await row("odd"))["task"]) == ("failed", "no\\x00ne")
@@ -235,7 +235,7 @@ class TestLargeRows:
         async with db.independent() as session:
             await ledger.mark_done(session, Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8"))
             others = ["other1", "other2", "other3", "other4"]  # sent after it
-            await worker.default_queue().enqueue([_entry(job_id, 5, b"x" * 900_000) for job_id in ["held", *others]])
+            await worker.default_broker().enqueue([_entry(job_id, 5, b"x" * 900_000) for job_id in ["held", *others]])
             async with start(fail, ledger=ledger):
                 for job_id in others:
                     with pytest.raises(worker.JobFailed):
@@ -268,12 +268,12 @@ class TestPendingRows:
         assert (await row(job.job_id))["state"] == "aborted"
 
     async def test_an_unreadable_payload_sets_the_pending_row_failed(
-        self, start: StartWorker, ledger: Ledger, queue: Queue
+        self, start: StartWorker, ledger: Ledger, broker: Broker
     ) -> None:
         """The row keeps its own payload, and the relay does not publish it again."""
         async with db.scope():
             job = await idle.enqueue()
-        await queue.redis.set(f"arq:job:{job.job_id}", b"garbage")
+        await broker.redis.set(f"arq:job:{job.job_id}", b"garbage")
         async with start(idle, ledger=ledger) as worker_:
             with pytest.raises(worker.JobFailed):
                 await job.result(timeout=30)
@@ -348,7 +348,7 @@ class TestOutages:
             held = Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8")
             async with db.independent() as session:
                 await ledger.mark_done(session, held)
-                stuck = await worker.default_queue().enqueue([_entry("held", 5), _entry("free", 5)])
+                stuck = await worker.default_broker().enqueue([_entry("held", 5), _entry("free", 5)])
                 assert stuck == [True, True]
                 with pytest.raises(worker.JobFailed):
                     await worker.Job[None]("free").result(timeout=30)

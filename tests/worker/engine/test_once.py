@@ -333,7 +333,7 @@ class TestLedgerStatement:
         assert await known(execution) == Known(State.DONE, b"null")
 
     async def test_jobs_that_a_job_enqueues_commit_in_its_transaction(
-        self, bench: Bench, queue: worker.Queue, postgres: Observer
+        self, bench: Bench, broker: worker.Broker, postgres: Observer
     ) -> None:
         """What a task enqueues is written in the same transaction, before the ledger's own statement."""
 
@@ -346,7 +346,7 @@ class TestLedgerStatement:
         assert outcome.in_ledger
         counts = await postgres.fetch("SELECT state, count(*) FROM tandem_jobs GROUP BY state ORDER BY state")
         assert [tuple(row) for row in counts] == [("done", 1), ("pending", 3)]
-        assert await queue.depth("arq:queue") == 3
+        assert await broker.depth("arq:queue") == 3
 
     async def test_a_second_delivery_of_a_sync_task_is_rolled_back(self, bench: Bench, rows: Count) -> None:
         """The work of a `Session` is committed with the row of the default database."""

@@ -13,7 +13,7 @@ from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
-from worker import Job, JobFailed, Queue, task
+from worker import Broker, Job, JobFailed, task
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
 from worker.engine.payload_recovery import PayloadRecovery
@@ -38,8 +38,8 @@ async def lost(observer: redis.Redis, **using: Any) -> str:
     return job.job_id
 
 
-async def claim(queue: Queue) -> Claim:
-    (claimed,) = (await queue.claim(queue.name, TOKEN, 10_000, 10)).jobs
+async def claim(broker: Broker) -> Claim:
+    (claimed,) = (await broker.claim(broker.name, TOKEN, 10_000, 10)).jobs
     assert claimed.payload is None
     return claimed
 
@@ -52,31 +52,31 @@ async def recovered(claim: Claim) -> bytes | None:
 
 
 async def test_a_pending_jobs_lost_payload_is_recovered_from_its_row(
-    queue: Queue, observer: redis.Redis, postgres: Observer
+    broker: Broker, observer: redis.Redis, postgres: Observer
 ) -> None:
     """It is the payload that the job was enqueued with."""
     await lost(observer)
-    assert await recovered(await claim(queue)) == await postgres.fetchval("SELECT payload FROM tandem_jobs")
+    assert await recovered(await claim(broker)) == await postgres.fetchval("SELECT payload FROM tandem_jobs")
 
 
 @pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.ABORTED, State.EXPIRED, State.DISCARDED], ids=str)
 async def test_the_payload_of_a_job_that_has_ended_is_not_recovered(
-    queue: Queue, observer: redis.Redis, postgres: Observer, state: State
+    broker: Broker, observer: redis.Redis, postgres: Observer, state: State
 ) -> None:
     """Only a pending row makes a job run."""
     job_id = await lost(observer)
     enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs")
-    await Ledger().settle([Ending(job_id, enqueued_at, "echo", queue.name, state)])
-    assert await recovered(await claim(queue)) is None
+    await Ledger().settle([Ending(job_id, enqueued_at, "echo", broker.name, state)])
+    assert await recovered(await claim(broker)) is None
 
 
 async def test_the_payload_of_an_expired_job_is_not_recovered(
-    queue: Queue, observer: redis.Redis, postgres: Observer
+    broker: Broker, observer: redis.Redis, postgres: Observer
 ) -> None:
     """Redis removed the payload when the job expired, so the job does not run although its row is pending."""
     await lost(observer, expires=60)
     await postgres.execute("UPDATE tandem_jobs SET due = due - 61000")
-    assert await recovered(await claim(queue)) is None
+    assert await recovered(await claim(broker)) is None
 
 
 async def test_waiting_for_the_result_of_an_expired_job_raises(
@@ -90,19 +90,19 @@ async def test_waiting_for_the_result_of_an_expired_job_raises(
             await Job[int](job_id).result(timeout=30)
 
 
-async def test_a_job_without_a_row_has_no_payload_to_recover(queue: Queue, observer: redis.Redis) -> None:
+async def test_a_job_without_a_row_has_no_payload_to_recover(broker: Broker, observer: redis.Redis) -> None:
     """A job enqueued outside a transaction has expired. An id need not be text."""
     for raw_id in (b"direct", b"\xff\xfe", b"a\0b"):
-        observer.zadd(queue.name, {raw_id: 1_000})
-        assert await recovered(await claim(queue)) is None
+        observer.zadd(broker.name, {raw_id: 1_000})
+        assert await recovered(await claim(broker)) is None
 
 
 async def test_recovery_while_the_database_is_down_raises_a_transient_error(
-    queue: Queue, observer: redis.Redis, database_url: str
+    broker: Broker, observer: redis.Redis, database_url: str
 ) -> None:
     """Until the database answers it is unknown whether the job is to run."""
     await lost(observer)
-    claimed = await claim(queue)
+    claimed = await claim(broker)
     async with Proxy(database_url) as proxy:
         away = Database[db.AsyncSession](proxy.url, default=True)
         proxy.refuse()

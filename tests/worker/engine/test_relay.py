@@ -17,7 +17,7 @@ from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker
-from worker import Queue, task
+from worker import Broker, task
 from worker.engine.relay import Relay, _Lap
 from worker.errors import ResultNotFoundError
 from worker.ledger import Ending, Ledger, State, Unpublished
@@ -32,7 +32,7 @@ async def count(number: int = 0) -> int:
     return number
 
 
-pytestmark = pytest.mark.usefixtures("queue", "database")
+pytestmark = pytest.mark.usefixtures("broker", "database")
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +46,9 @@ def ledger() -> Ledger:
 
 
 @pytest.fixture
-def relay(queue: Queue, ledger: Ledger) -> Relay:
+def relay(broker: Broker, ledger: Ledger) -> Relay:
     """A relay that the test drives by hand."""
-    return Relay(queue, ledger, [queue.name])
+    return Relay(broker, ledger, [broker.name])
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ class TestLosses:
 
 class TestEpochs:
     async def test_jobs_published_before_a_second_flush_are_published_again(
-        self, queue: Queue, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
+        self, broker: Broker, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Redis is flushed again while the relay publishes."""
         monkeypatch.setattr("worker.engine.relay._BATCH", 10)
@@ -203,14 +203,14 @@ class TestEpochs:
                     observer.flushdb()
                 return await super().pending_after(*arguments)
 
-        relay = Relay(queue, Flushing(), [queue.name])
+        relay = Relay(broker, Flushing(), [broker.name])
         await relay._watch_epochs()
         assert 0 < len(queued(observer)) < 40
         await relay._watch_epochs()
         assert sorted(queued(observer)) == jobs
 
     async def test_a_new_worker_starts_over_after_one_that_died_while_publishing(
-        self, queue: Queue, relay: Relay, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+        self, broker: Broker, relay: Relay, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An epoch is trusted only once all pending rows were looked at in it."""
         monkeypatch.setattr("worker.engine.relay._BATCH", 10)
@@ -228,39 +228,39 @@ class TestEpochs:
                 return await super().pending_after(*arguments)
 
         with pytest.raises(SystemExit):
-            await Relay(queue, Dying(), [queue.name])._watch_epochs()
+            await Relay(broker, Dying(), [broker.name])._watch_epochs()
         assert len(queued(observer)) < 40
         await one_round(relay)
         assert sorted(queued(observer)) == jobs
 
     async def test_several_relays_publish_the_jobs_lost_in_a_flush_once_each(
-        self, queue: Queue, ledger: Ledger, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
+        self, broker: Broker, ledger: Ledger, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """All end with the same epoch, and none begins another."""
         monkeypatch.setattr("worker.engine.relay._BATCH", 10)
-        relays = [Relay(queue, ledger, [queue.name]) for _ in range(3)]
+        relays = [Relay(broker, ledger, [broker.name]) for _ in range(3)]
         for relay in relays:
             await one_round(relay)
         jobs = await enqueue_many(100)
         observer.flushdb()
-        published = await asyncio.gather(*(relay._sweep([queue.name]) for relay in relays))
+        published = await asyncio.gather(*(relay._sweep([broker.name]) for relay in relays))
         assert sum(published) == 100
         assert sorted(queued(observer)) == jobs
         await asyncio.gather(*(relay._watch_epochs() for relay in relays))
-        assert await asyncio.gather(*(relay._epochs.current([queue.name]) for relay in relays)) == [
-            {queue.name: epoch.encode()} for epoch in [str(observer.get("arq:queue:epoch"))] * 3
+        assert await asyncio.gather(*(relay._epochs.current([broker.name]) for relay in relays)) == [
+            {broker.name: epoch.encode()} for epoch in [str(observer.get("arq:queue:epoch"))] * 3
         ]
-        assert {relay._trusted[queue.name] for relay in relays} == {str(observer.get("arq:queue:epoch")).encode()}
+        assert {relay._trusted[broker.name] for relay in relays} == {str(observer.get("arq:queue:epoch")).encode()}
 
     async def test_only_the_rows_of_a_queue_that_was_lost_are_published_again(
-        self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
+        self, broker: Broker, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
         """Each queue has an epoch of its own."""
-        relay = Relay(queue, ledger, [queue.name, "{mail}"])
+        relay = Relay(broker, ledger, [broker.name, "{mail}"])
         await one_round(relay)
         here, there = await enqueue(), await enqueue(queue="{mail}")
         observer.flushdb()
-        observer.set("arq:queue:epoch", relay._trusted[queue.name].decode())
+        observer.set("arq:queue:epoch", relay._trusted[broker.name].decode())
         await relay._watch_epochs()
         assert (queued(observer), observer.zrange("{mail}", 0, -1)) == ([], [there.job_id])
         await all_due(postgres)
@@ -285,7 +285,7 @@ class TestQueues:
     ) -> None:
         """A Redis Cluster refuses queues without a hash tag."""
 
-        class Refusing(Queue):
+        class Refusing(Broker):
             async def known(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
                 if queue == "refused":
                     raise worker.WorkerError("a Redis Cluster serves hash-tagged queues only")
@@ -316,7 +316,7 @@ class TestQueues:
 
     @pytest.mark.usefixtures("ledger")
     async def test_large_rows_are_read_a_few_at_a_time(
-        self, queue: Queue, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+        self, broker: Broker, observer: redis.Redis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Many large jobs that Redis has lost are not all in memory at once. All are published."""
         monkeypatch.setattr("worker.ledger.ledger._AT_ONCE", 150_000)
@@ -332,14 +332,14 @@ class TestQueues:
             await count.enqueue_many([{"number": 10**3000 + number} for number in range(120)])
         observer.flushdb()
         await all_due(postgres)
-        await Relay(queue, Noting(), [queue.name])._round()
+        await Relay(broker, Noting(), [broker.name])._round()
         assert len(queued(observer)) == sum(read) == 120
         assert 3 <= len(read) <= 4
 
 
 class TestRaces:
     async def test_a_job_that_ends_while_the_relay_looks_at_it_is_not_published(
-        self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
+        self, broker: Broker, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
         """D16: it was pending when it was read, unknown to Redis, and done before its payload was read."""
         job = await enqueue()
@@ -352,19 +352,19 @@ class TestRaces:
                 return await super().unpublished(asked)
 
         await all_due(postgres)
-        await Relay(queue, Racing(), [queue.name])._round()
+        await Relay(broker, Racing(), [broker.name])._round()
         assert queued(observer) == []
         assert (await ledger.latest(job.job_id) or {})["state"] == "done"
 
     async def test_several_relays_publish_each_row_once(
-        self, queue: Queue, ledger: Ledger, observer: redis.Redis, postgres: Observer
+        self, broker: Broker, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:
         """Each goes through all rows."""
         async with db.scope():
             await count.enqueue_many([{"number": number} for number in range(1200)])
         observer.flushdb()
         await all_due(postgres)
-        relays = [Relay(queue, ledger, [queue.name]) for _ in range(4)]
+        relays = [Relay(broker, ledger, [broker.name]) for _ in range(4)]
         assert await asyncio.gather(*(one_lap(relay) for relay in relays)) == [1200] * 4
         assert len(queued(observer)) == 1200
 
@@ -537,16 +537,16 @@ class TestDueTimes:
 
 class TestOutages:
     async def test_rows_of_a_round_that_failed_without_redis_are_published_by_the_next(
-        self, ledger: Ledger, observer: redis.Redis, postgres: Observer, queue: Queue
+        self, ledger: Ledger, observer: redis.Redis, postgres: Observer, broker: Broker
     ) -> None:
         """Redis refuses connections in the first round."""
         job = await enqueue()
         observer.flushdb()
         await all_due(postgres)
-        away = Queue("redis://127.0.0.1:1/0")
+        away = Broker("redis://127.0.0.1:1/0")
         with pytest.raises(redis.ConnectionError):
-            await (relay := Relay(away, ledger, [queue.name]))._round()
-        relay._queue = queue
+            await (relay := Relay(away, ledger, [broker.name]))._round()
+        relay._broker = broker
         await relay._round()
         assert queued(observer) == [job.job_id]
 
@@ -573,7 +573,7 @@ class TestOutages:
     ) -> None:
         """Redis is killed with 50 deferred jobs in it while a worker runs."""
         server = own_redis(save="", appendonly="no")
-        queue = Queue(server.url, default=True)
+        broker = Broker(server.url, default=True)
         async with start(count, url=server.url, ledger=ledger, concurrency=1):
             async with db.scope():
                 await count.using(delay=2).enqueue_many([{"number": number} for number in range(50)])
@@ -583,7 +583,7 @@ class TestOutages:
             await eventually(
                 lambda: postgres.fetchval("SELECT count(*) FROM tandem_jobs WHERE state = 'done'"), equals=50
             )
-        await queue.close()
+        await broker.close()
         assert sorted(RUNS) == list(range(50))
 
     async def test_an_id_that_is_used_again_after_its_result_is_gone_is_a_second_job(
@@ -607,14 +607,14 @@ class TestOutages:
 
 
 async def test_the_relay_publishes_each_lost_job_once_on_sqlite(
-    queue: Queue, sqlite_url: str, start: StartWorker, observer: redis.Redis
+    broker: Broker, sqlite_url: str, start: StartWorker, observer: redis.Redis
 ) -> None:
     """Jobs that Redis has lost are published after a flush, and again as they come due."""
     file = Database[db.AsyncSession](sqlite_url, default=True)
     ledger = Ledger()
     ids = await enqueue_many(20)
     observer.flushdb()
-    relay = Relay(queue, ledger, [queue.name])
+    relay = Relay(broker, ledger, [broker.name])
     await relay._watch_epochs()
     assert sorted(queued(observer)) == ids
     observer.delete("arq:queue")

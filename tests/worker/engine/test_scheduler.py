@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
-from worker import Queue, cron, current_job, task
+from worker import Broker, cron, current_job, task
 from worker.cron_slots import CronSlots
 from worker.engine import scheduler
 from worker.engine.cron_slots import LedgerSlots, slot_id
@@ -42,9 +42,9 @@ def hourly(misfire: Misfire = "skip", *, run_at_startup: bool = False) -> Task[A
 
 
 @contextlib.asynccontextmanager
-async def scheduling(queue: Queue, *tasks: Task[Any, Any], ledger: Ledger | None = None) -> AsyncIterator[Scheduler]:
+async def scheduling(broker: Broker, *tasks: Task[Any, Any], ledger: Ledger | None = None) -> AsyncIterator[Scheduler]:
     """A scheduler that runs for the length of a block."""
-    one = Scheduler(queue, {task.name: task for task in tasks}, QUEUE, ledger)
+    one = Scheduler(broker, {task.name: task for task in tasks}, QUEUE, ledger)
     running = asyncio.create_task(one.run())
     try:
         yield one
@@ -60,7 +60,7 @@ def ledger(request: pytest.FixtureRequest, database: object) -> Ledger | None:
     return Ledger() if request.param == "ledger" else None
 
 
-class Day(Queue):
+class Day(Broker):
     """A queue whose server's clock is our own: a step further at each look, by as much as those of the others."""
 
     def __init__(self, url: str, begin: datetime, barrier: asyncio.Barrier, offset: timedelta) -> None:
@@ -74,18 +74,18 @@ class Day(Queue):
         return self.last
 
 
-async def run_what_is_due(queue: Queue, ran: Counter[str]) -> None:
+async def run_what_is_due(broker: Broker, ran: Counter[str]) -> None:
     """Take and end all jobs, so that an id that came a second time would run a second time."""
     token = f"{random.getrandbits(112):028x}"
-    jobs = (await queue.claim(QUEUE, token, 60_000, 100)).jobs
+    jobs = (await broker.claim(QUEUE, token, 60_000, 100)).jobs
     ran.update(job.raw_id.decode() for job in jobs)
     if jobs:
-        await queue.finish(QUEUE, [Settlement(job.raw_id, token, "end") for job in jobs])
+        await broker.finish(QUEUE, [Settlement(job.raw_id, token, "end") for job in jobs])
 
 
 @pytest.mark.parametrize("day", [SPRING_FORWARD, FALL_BACK], ids=["spring", "autumn"])
 async def test_five_workers_with_different_clocks_queue_each_slot_once(
-    redis_url: str, queue: Queue, ledger: Ledger | None, day: datetime, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, broker: Broker, ledger: Ledger | None, day: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clocks are up to 90 s apart. One run for each hour of UTC, also when daylight saving time changes."""
     monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
@@ -97,9 +97,9 @@ async def test_five_workers_with_different_clocks_queue_each_slot_once(
         for clock in clocks:
             await running.enter_async_context(scheduling(clock, hourly(), ledger=ledger))
         while not all(hasattr(clock, "last") and clock.last > end for clock in clocks):
-            await run_what_is_due(queue, ran)
+            await run_what_is_due(broker, ran)
             await asyncio.sleep(0.005)
-    await run_what_is_due(queue, ran)
+    await run_what_is_due(broker, ran)
     for clock in clocks:
         await clock.close()
     hours = [begin + timedelta(hours=n) for n in range(round((end - begin) / timedelta(hours=1)) + 1)]
@@ -109,14 +109,14 @@ async def test_five_workers_with_different_clocks_queue_each_slot_once(
 
 @pytest.mark.parametrize(("misfire", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
 async def test_misfire_decides_how_many_slots_are_made_up_for_after_no_worker_ran(
-    queue: Queue, observer: Any, ledger: Ledger | None, misfire: Misfire, runs: int
+    broker: Broker, observer: Any, ledger: Ledger | None, misfire: Misfire, runs: int
 ) -> None:
     """Of three missed slots none, the last, or each of them is queued, once."""
     tick = hourly(misfire)
     now = datetime.fromtimestamp(observer.time()[0], UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
     observer.hset("arq:slots", tick.name, round((hour - timedelta(hours=2, minutes=30)).timestamp() * 1000))
-    async with scheduling(queue, tick, ledger=ledger) as first, scheduling(queue, tick, ledger=ledger) as second:
+    async with scheduling(broker, tick, ledger=ledger) as first, scheduling(broker, tick, ledger=ledger) as second:
         await eventually(lambda: first._seen and second._seen)
     missed = [f"cron:{tick.name}:{(hour - timedelta(hours=n)).timestamp() * 1000:.0f}" for n in (2, 1, 0)]
     assert observer.zrange(QUEUE, 0, -1) == missed[3 - runs :]
@@ -124,7 +124,7 @@ async def test_misfire_decides_how_many_slots_are_made_up_for_after_no_worker_ra
 
 @pytest.mark.parametrize(("misfire", "runs"), [("once", 1), ("all", 1000)])
 async def test_misfire_all_makes_up_for_the_last_thousand_slots_at_most(
-    queue: Queue, observer: Any, misfire: Misfire, runs: int
+    broker: Broker, observer: Any, misfire: Misfire, runs: int
 ) -> None:
     """ "once" makes up for the last one. The next worker makes up for none."""
 
@@ -134,7 +134,7 @@ async def test_misfire_all_makes_up_for_the_last_thousand_slots_at_most(
     begin = datetime.fromtimestamp(observer.time()[0], UTC) - timedelta(days=2)
     observer.hset("arq:slots", tick.name, round(begin.timestamp() * 1000))
     for _ in range(2):
-        async with scheduling(queue, tick) as one:
+        async with scheduling(broker, tick) as one:
             await eventually(partial(getattr, one, "_seen"))
     passed = [int(job_id.rpartition(":")[2]) / 1000 for job_id in observer.zrange(QUEUE, 0, -1)]
     assert runs <= len(passed) <= runs + 1  # a minute may pass meanwhile
@@ -144,7 +144,7 @@ async def test_misfire_all_makes_up_for_the_last_thousand_slots_at_most(
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
 async def test_a_flush_of_redis_neither_repeats_nor_loses_a_slot(
-    queue: Queue, observer: Any, database: object, postgres: Observer, misfire: Misfire
+    broker: Broker, observer: Any, database: object, postgres: Observer, misfire: Misfire
 ) -> None:
     """The ledger holds the last slot that was queued."""
     assert database is not None
@@ -152,20 +152,20 @@ async def test_a_flush_of_redis_neither_repeats_nor_loses_a_slot(
     now = datetime.fromtimestamp(observer.time()[0], UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
     at = to_ms(hour - timedelta(hours=2))
-    await LedgerSlots(queue, ledger).put(
+    await LedgerSlots(broker, ledger).put(
         QUEUE, [Slot(tick.name, at, slot_id(tick.name, at), encode(tick.name, b"{}", at))]
     )
     await postgres.execute("UPDATE tandem_jobs SET state = 'done'")
     observer.flushdb()
     for _ in range(2):
-        async with scheduling(queue, tick, ledger=ledger) as one:
+        async with scheduling(broker, tick, ledger=ledger) as one:
             await eventually(partial(getattr, one, "_seen"))
     missed = [slot_id(tick.name, to_ms(hour - timedelta(hours=n))) for n in (1, 0)]
     assert observer.zrange(QUEUE, 0, -1) == missed[{"skip": 2, "once": 1, "all": 0}[misfire] :]
 
 
 async def test_repeated_flushes_of_redis_neither_repeat_nor_lose_a_slot(
-    redis_url: str, queue: Queue, observer: Any, database: object, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, broker: Broker, observer: Any, database: object, postgres: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five workers, and a flush every other hour, before or after its jobs have run: one run for each hour.
 
@@ -173,7 +173,7 @@ async def test_repeated_flushes_of_redis_neither_repeat_nor_lose_a_slot(
     """
     assert database is not None
     monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
-    ledger, relay, begin = Ledger(), Relay(queue, Ledger(), [QUEUE]), datetime(2024, 5, 1, 0, 30, tzinfo=UTC)
+    ledger, relay, begin = Ledger(), Relay(broker, Ledger(), [QUEUE]), datetime(2024, 5, 1, 0, 30, tzinfo=UTC)
     barrier = asyncio.Barrier(5)
     clocks = [Day(redis_url, begin, barrier, timedelta(seconds=s)) for s in (0, 90, 45, 13, 77)]
     ran: Counter[str] = Counter()
@@ -182,12 +182,12 @@ async def test_repeated_flushes_of_redis_neither_repeat_nor_lose_a_slot(
     async def work() -> None:
         """Run what is due; write its outcomes to the ledger before Redis, as an engine does."""
         token = f"{random.getrandbits(112):028x}"
-        jobs = [job.raw_id.decode() for job in (await queue.claim(QUEUE, token, 60_000, 100)).jobs]
+        jobs = [job.raw_id.decode() for job in (await broker.claim(QUEUE, token, 60_000, 100)).jobs]
         ran.update(jobs)
         if jobs:
             tick_at = [(job, int(job.rpartition(":")[2])) for job in jobs]
             await ledger.settle([Ending(job, at, "tick", QUEUE, State.DONE) for job, at in tick_at])
-            await queue.finish(QUEUE, [Settlement(job.encode(), token, "end") for job in jobs])
+            await broker.finish(QUEUE, [Settlement(job.encode(), token, "end") for job in jobs])
 
     async with contextlib.AsyncExitStack() as running:
         for clock in clocks:
@@ -211,16 +211,16 @@ async def test_repeated_flushes_of_redis_neither_repeat_nor_lose_a_slot(
     assert ran == {f"cron:hourly.<locals>.tick:{to_ms(hour)}": 1 for hour in hours}
 
 
-async def test_the_first_worker_ever_makes_up_for_no_slots(queue: Queue, observer: Any) -> None:
+async def test_the_first_worker_ever_makes_up_for_no_slots(broker: Broker, observer: Any) -> None:
     """Where no worker ever ran, nothing was missed; counting begins."""
     tick = hourly("all")
-    async with scheduling(queue, tick) as one:
+    async with scheduling(broker, tick) as one:
         await eventually(lambda: one._seen)
     assert observer.zcard(QUEUE) == 0
     assert observer.hexists("arq:slots", tick.name)
 
 
-async def test_three_workers_run_a_task_of_every_second_once_a_second(start: StartWorker, queue: Queue) -> None:
+async def test_three_workers_run_a_task_of_every_second_once_a_second(start: StartWorker, broker: Broker) -> None:
     """No slot is left out, and none runs twice."""
     ran: list[int] = []
 
@@ -234,19 +234,19 @@ async def test_three_workers_run_a_task_of_every_second_once_a_second(start: Sta
 
 
 async def test_run_at_startup_is_queued_once_redis_is_up(
-    queue: Queue, observer: Any, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first two enqueues fail."""
     tick = hourly(run_at_startup=True)
-    enqueue, failures = queue.enqueue, [RedisConnectionError("away")] * 2
+    enqueue, failures = broker.enqueue, [RedisConnectionError("away")] * 2
 
     async def fail_twice(entries: Any) -> Any:
         if failures:
             raise failures.pop()
         return await enqueue(entries)
 
-    monkeypatch.setattr(queue, "enqueue", fail_twice)
-    one = Scheduler(queue, {tick.name: tick}, QUEUE)
+    monkeypatch.setattr(broker, "enqueue", fail_twice)
+    one = Scheduler(broker, {tick.name: tick}, QUEUE)
     for _ in range(2):
         with pytest.raises(RedisConnectionError):
             await one.run()
@@ -256,9 +256,9 @@ async def test_run_at_startup_is_queued_once_redis_is_up(
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def look_again(one: Scheduler, queue: Queue, away: timedelta) -> datetime:
+async def look_again(one: Scheduler, broker: Broker, away: timedelta) -> datetime:
     """Let a scheduler look for the first time in `away`; when it had looked before."""
-    one._seen = before = await CronSlots(queue.connections).now(QUEUE) - away
+    one._seen = before = await CronSlots(broker.connections).now(QUEUE) - away
     running = asyncio.create_task(one.run())
     await eventually(lambda: one._seen != before)
     running.cancel()
@@ -269,7 +269,7 @@ async def look_again(one: Scheduler, queue: Queue, away: timedelta) -> datetime:
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
 @pytest.mark.parametrize("away", [timedelta(seconds=4), timedelta(seconds=75), timedelta(minutes=12)])
 async def test_slots_that_pass_while_a_worker_is_blocked_are_queued_late_under_every_misfire(
-    queue: Queue,
+    broker: Broker,
     observer: Any,
     ledger: Ledger | None,
     caplog: pytest.LogCaptureFixture,
@@ -281,8 +281,8 @@ async def test_slots_that_pass_while_a_worker_is_blocked_are_queued_late_under_e
     @cron("*/2 * * * * *", misfire=misfire)
     async def beat() -> None: ...
 
-    one = Scheduler(queue, {beat.name: beat}, QUEUE, ledger)
-    before = await look_again(one, queue, away)
+    one = Scheduler(broker, {beat.name: beat}, QUEUE, ledger)
+    before = await look_again(one, broker, away)
     assert one._seen is not None
     passed = Schedule.parse("*/2 * * * * *").slots_between(before, one._seen)
     assert observer.zrange(QUEUE, 0, -1) == [slot_id(beat.name, to_ms(moment)) for moment in passed]
@@ -309,30 +309,30 @@ async def test_slots_that_pass_while_redis_hangs_run_as_soon_as_it_answers(
 
 
 async def test_a_worker_that_was_blocked_does_not_repeat_slots_that_another_has_queued(
-    queue: Queue, observer: Any, ledger: Ledger | None, postgres: Observer
+    broker: Broker, observer: Any, ledger: Ledger | None, postgres: Observer
 ) -> None:
     """Also where the rows of those jobs have been pruned."""
     tick = hourly()
-    now = await CronSlots(queue.connections).now(QUEUE)
+    now = await CronSlots(broker.connections).now(QUEUE)
     hour = now.replace(minute=0, second=0, microsecond=0)
-    other, one = (Scheduler(queue, {tick.name: tick}, QUEUE, ledger) for _ in range(2))
-    await look_again(other, queue, now - hour + timedelta(hours=4, seconds=1))
+    other, one = (Scheduler(broker, {tick.name: tick}, QUEUE, ledger) for _ in range(2))
+    await look_again(other, broker, now - hour + timedelta(hours=4, seconds=1))
     assert observer.zcard(QUEUE) == 5
     observer.delete(QUEUE)
     await postgres.execute("DELETE FROM tandem_jobs")
-    await look_again(one, queue, now - hour + timedelta(hours=9))
+    await look_again(one, broker, now - hour + timedelta(hours=9))
     assert observer.zcard(QUEUE) == 0
 
 
 async def test_a_worker_that_was_blocked_queues_the_last_thousand_slots_at_most(
-    queue: Queue, caplog: pytest.LogCaptureFixture, observer: Any
+    broker: Broker, caplog: pytest.LogCaptureFixture, observer: Any
 ) -> None:
     """The earlier slots are logged as skipped."""
 
     @cron("* * * * * *")
     async def beat() -> None: ...
 
-    before = await look_again(Scheduler(queue, {beat.name: beat}, QUEUE), queue, timedelta(minutes=20))
+    before = await look_again(Scheduler(broker, {beat.name: beat}, QUEUE), broker, timedelta(minutes=20))
     assert observer.zcard(QUEUE) == 1000
     first = before.replace(microsecond=0) + timedelta(seconds=1)
     assert f"beat: its slots from {first:%Y-%m-%d %H:%M:%S} UTC until" in caplog.text
@@ -340,13 +340,13 @@ async def test_a_worker_that_was_blocked_queues_the_last_thousand_slots_at_most(
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
 async def test_skipped_slots_are_logged_with_the_reason(
-    queue: Queue, observer: Any, caplog: pytest.LogCaptureFixture, misfire: Misfire
+    broker: Broker, observer: Any, caplog: pytest.LogCaptureFixture, misfire: Misfire
 ) -> None:
     """From which slot to which, and which misfire policy skipped them."""
     tick = hourly(misfire)
-    hour = (await CronSlots(queue.connections).now(QUEUE)).replace(minute=0, second=0, microsecond=0)
+    hour = (await CronSlots(broker.connections).now(QUEUE)).replace(minute=0, second=0, microsecond=0)
     observer.hset("arq:slots", tick.name, to_ms(hour - timedelta(hours=2, minutes=30)))
-    async with scheduling(queue, tick) as one:
+    async with scheduling(broker, tick) as one:
         await eventually(lambda: one._seen)
     told = [record.getMessage() for record in caplog.records if "skipped" in record.message]
     if misfire == "all":
@@ -366,7 +366,7 @@ async def test_skipped_slots_are_logged_with_the_reason(
     ],
 )
 async def test_a_scheduled_task_without_a_queue_goes_to_a_queue_that_its_worker_serves(
-    start: StartWorker, queue: Queue, settings: dict[str, str], lands_in: str
+    start: StartWorker, broker: Broker, settings: dict[str, str], lands_in: str
 ) -> None:
     """A task that names no queue is queued where others are by default, if this worker serves that."""
     queues: list[str] = []
@@ -380,20 +380,20 @@ async def test_a_scheduled_task_without_a_queue_goes_to_a_queue_that_its_worker_
 
 
 async def test_workers_of_different_queues_queue_each_slot_once_between_them(
-    queue: Queue, observer: Any, ledger: Ledger | None
+    broker: Broker, observer: Any, ledger: Ledger | None
 ) -> None:
     """They belong to one service and share its schedules."""
     for name in ("high", "low"):
-        one = Scheduler(queue, {"tick": hourly()}, name, ledger)
-        one._seen = await CronSlots(queue.connections).now(name) - timedelta(hours=2)
-        await one._queue_slots(await one._passed(await CronSlots(queue.connections).now(name)))
+        one = Scheduler(broker, {"tick": hourly()}, name, ledger)
+        one._seen = await CronSlots(broker.connections).now(name) - timedelta(hours=2)
+        await one._queue_slots(await one._passed(await CronSlots(broker.connections).now(name)))
     assert (observer.zcard("high"), observer.zcard("low")) == (2, 0)
 
 
-async def test_a_scheduler_without_scheduled_tasks_returns(queue: Queue) -> None:
+async def test_a_scheduler_without_scheduled_tasks_returns(broker: Broker) -> None:
     """Without scheduled tasks there is nothing to do."""
 
     @task
     async def plain() -> None: ...
 
-    await asyncio.wait_for(Scheduler(queue, {plain.name: plain}, QUEUE).run(), 1)
+    await asyncio.wait_for(Scheduler(broker, {plain.name: plain}, QUEUE).run(), 1)

@@ -266,7 +266,7 @@ class TestSyncTasks:
         outcomes = await asyncio.gather(*(bench.run(meet) for _ in range(4)))
         assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1", b"2", b"3"]
 
-    @pytest.mark.usefixtures("queue")
+    @pytest.mark.usefixtures("broker")
     async def test_a_job_that_a_sync_task_enqueues_commits_or_rolls_back_with_it(
         self, execute: Execute, observer: redis.Redis
     ) -> None:
@@ -301,7 +301,7 @@ async def add_one(session: db.AsyncSession) -> str:
 
 
 class TestHooks:
-    @pytest.mark.usefixtures("queue")
+    @pytest.mark.usefixtures("broker")
     async def test_jobs_of_a_sync_task_roll_back_with_it_although_a_hook_has_another_session(
         self, make_bench: MakeBench, observer: redis.Redis
     ) -> None:

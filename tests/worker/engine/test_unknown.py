@@ -8,7 +8,7 @@ import pytest
 
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker
-from worker import JobFailed, Queue, task
+from worker import Broker, JobFailed, task
 from worker.engine import announcer, unknown
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
@@ -61,7 +61,7 @@ class TestUnknownTasks:
 
     async def test_the_time_that_an_earlier_job_of_an_id_was_unknown_does_not_count(self) -> None:
         """Each job has a time limit of its own."""
-        unknown_jobs = UnknownJobs(Queue("redis://127.0.0.1:1"), unknown_for=0.2)
+        unknown_jobs = UnknownJobs(Broker("redis://127.0.0.1:1"), unknown_for=0.2)
 
         async def judged(enqueued_at: int) -> Kind:
             job = Execution(Claim(b"nightly", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, LIMITS)
@@ -85,7 +85,7 @@ class TestUnknownTasks:
 
 class TestTasksOfAnotherService:
     async def test_a_job_of_an_unknown_task_waits_while_a_worker_that_knows_it_is_alive(
-        self, start: StartWorker, queue: Queue
+        self, start: StartWorker, broker: Broker
     ) -> None:
         """Two services share a queue. The job waits however long the other service is busy."""
         async with start(double, hold, id="theirs", concurrency=1) as theirs:
@@ -98,15 +98,15 @@ class TestTasksOfAnotherService:
                 await eventually(lambda: all(time.monotonic() - each.first > 1.5 for each in met.values()))
                 assert await job.status() in ("deferred", "in_progress")
                 assert await job.result(timeout=30) == 6
-        assert await WorkerRecords(queue.connections).announced("arq:queue") == {"double", "hold"}
+        assert await WorkerRecords(broker.connections).announced("arq:queue") == {"double", "hold"}
 
     async def test_a_job_of_an_unknown_task_fails_once_no_live_worker_knows_it(
-        self, start: StartWorker, queue: Queue, monkeypatch: pytest.MonkeyPatch
+        self, start: StartWorker, broker: Broker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The tasks of a dead worker are forgotten. Then the time limit begins."""
         monkeypatch.setattr(announcer, "_INTERVAL", 0.1)
         monkeypatch.setattr(announcer, "_LIFETIME", 500)
-        await WorkerRecords(queue.connections).announce("arq:queue", ["double"], 2000)
+        await WorkerRecords(broker.connections).announce("arq:queue", ["double"], 2000)
         begun = time.monotonic()
         job = await double.enqueue(3)
         async with start(hold, unknown_for=1):
@@ -115,10 +115,10 @@ class TestTasksOfAnotherService:
         assert time.monotonic() - begun > 2.5
 
     async def test_a_worker_that_knows_the_task_but_serves_another_queue_does_not_count(
-        self, start: StartWorker, queue: Queue
+        self, start: StartWorker, broker: Broker
     ) -> None:
         """The job fails after the time limit."""
-        await WorkerRecords(queue.connections).announce("mail", ["double"], 20_000)
+        await WorkerRecords(broker.connections).announce("mail", ["double"], 20_000)
         job = await double.enqueue(3)
         async with start(unknown_for=0):
             with pytest.raises(JobFailed, match="no task 'double'"):
@@ -151,9 +151,9 @@ class TestTasksOfAnotherService:
         job = Execution(Claim(b"1", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, LIMITS)
         job.message = Message("1", "double")
         outcome = Outcome(Kind.POSTPONED, error=UnknownTaskError.of("double"))
-        queue = Queue("redis://127.0.0.1:1")
-        judged = await UnknownJobs(queue, unknown_for=0).judge(job, outcome)
-        await queue.close()
+        broker = Broker("redis://127.0.0.1:1")
+        judged = await UnknownJobs(broker, unknown_for=0).judge(job, outcome)
+        await broker.close()
         assert (judged.kind, judged.delay) == (Kind.POSTPONED, 1.0)
 
 

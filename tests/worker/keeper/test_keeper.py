@@ -15,7 +15,7 @@ import pytest
 from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
-from worker import Queue
+from worker import Broker
 from worker.exchange import Settlement
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
@@ -52,10 +52,10 @@ def start(table: LeaseTable, redis_url: str) -> Iterator[Start]:
         keeper.dismiss()
 
 
-async def claim(queue: Queue, table: LeaseTable, *ids: str, until: float = NEVER, lease: float = LEASE) -> None:
+async def claim(broker: Broker, table: LeaseTable, *ids: str, until: float = NEVER, lease: float = LEASE) -> None:
     """Claim new jobs, and tell the keeper."""
-    await queue.enqueue([new_job(job_id, b"{}", QUEUE) for job_id in ids])
-    claims = await queue.claim(QUEUE, TOKEN, round(lease * 1000), len(ids))
+    await broker.enqueue([new_job(job_id, b"{}", QUEUE) for job_id in ids])
+    claims = await broker.claim(QUEUE, TOKEN, round(lease * 1000), len(ids))
     table.add(0, TOKEN, [claim.raw_id for claim in claims.jobs], time.monotonic() + until)
 
 
@@ -65,22 +65,22 @@ def holder(observer: Any, job_id: str) -> str:
 
 class TestRenewal:
     async def test_the_keeper_renews_leases_up_to_each_jobs_limit_while_the_heartbeat_is_silent(
-        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+        self, broker: Broker, observer: Any, table: LeaseTable, start: Start
     ) -> None:
         """After its limit a job can be claimed by another worker."""
         start()
-        await claim(queue, table, "short", until=1.5 * LEASE)
-        await claim(queue, table, "long")
+        await claim(broker, table, "short", until=1.5 * LEASE)
+        await claim(broker, table, "long")
         await eventually(lambda: not observer.exists("arq:in-progress:short"), timeout=5 * LEASE)
         assert holder(observer, "long").startswith(TOKEN)
-        assert (await queue.claim(QUEUE, THEIRS, 1000, 10)).jobs[0].raw_id == b"short"
+        assert (await broker.claim(QUEUE, THEIRS, 1000, 10)).jobs[0].raw_id == b"short"
 
     async def test_the_keeper_renews_no_lease_while_the_heartbeat_does(
-        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+        self, broker: Broker, observer: Any, table: LeaseTable, start: Start
     ) -> None:
         """The worker says in the table that it keeps its leases."""
         start()
-        await claim(queue, table, "a")
+        await claim(broker, table, "a")
 
         def is_lost() -> bool:
             table.leases_are_kept(time.monotonic())
@@ -89,13 +89,13 @@ class TestRenewal:
         await eventually(is_lost, timeout=3 * LEASE)
 
     async def test_the_keeper_says_whether_redis_or_the_interpreter_was_slow(
-        self, queue: Queue, table: LeaseTable, start: Start, capfd: pytest.CaptureFixture[str]
+        self, broker: Broker, table: LeaseTable, start: Start, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """The interpreter is blamed only where it gives no sign of life."""
         for is_alive, why in ((True, "Redis may have been slow"), (False, "something kept its interpreter")):
             keeper = start()
             table.leases_are_kept(time.monotonic())
-            await claim(queue, table, why)
+            await claim(broker, table, why)
             said: list[str] = []
 
             def has_said(is_alive: bool = is_alive, said: list[str] = said) -> bool:
@@ -109,12 +109,12 @@ class TestRenewal:
             keeper.dismiss()
 
     async def test_the_keeper_renews_neither_jobs_that_have_ended_nor_jobs_of_another_worker(
-        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+        self, broker: Broker, observer: Any, table: LeaseTable, start: Start
     ) -> None:
         """A lease that was lost does not come back, either."""
         start()
-        await claim(queue, table, "finished", "lost", "taken", "kept")
-        await queue.finish(QUEUE, [Settlement(b"finished", TOKEN, "end")])
+        await claim(broker, table, "finished", "lost", "taken", "kept")
+        await broker.finish(QUEUE, [Settlement(b"finished", TOKEN, "end")])
         observer.delete("arq:in-progress:lost")
         observer.set("arq:in-progress:taken", f"{THEIRS}:1", px=round(3 * LEASE * 1000))
         await eventually(lambda: not observer.exists("arq:in-progress:taken"), timeout=5 * LEASE)
@@ -125,12 +125,12 @@ class TestRenewal:
 
 class TestDismissal:
     async def test_a_dismissed_keeper_ends_and_leaves_the_workers_leases_as_they_are(
-        self, queue: Queue, observer: Any, table: LeaseTable, start: Start
+        self, broker: Broker, observer: Any, table: LeaseTable, start: Start
     ) -> None:
         """It is not started again."""
         keeper = start(lease=60.0)
         await eventually(lambda: table.keeper == keeper.pid)
-        await claim(queue, table, "a", lease=60.0)
+        await claim(broker, table, "a", lease=60.0)
         process = psutil.Process(table.keeper)
         keeper.dismiss()
         keeper.look_after()
@@ -179,12 +179,12 @@ class TestFailedStart:
 
 @pytest.mark.parametrize("how", ["plain", "TLS"])
 async def test_a_keeper_takes_less_than_25_mb_and_1_percent_of_a_core(
-    queue: Queue, observer: Any, table: LeaseTable, start: Start, redis_url: str, how: str
+    broker: Broker, observer: Any, table: LeaseTable, start: Start, redis_url: str, how: str
 ) -> None:
     """The memory includes shared pages; the core is measured while the worker keeps its leases itself."""
     async with in_tls(redis_url) as tls_url:
         keeper = start(f"{tls_url}?ssl_ca_certs={CERTIFICATE}" if how == "TLS" else redis_url)
-        await claim(queue, table, *(f"job {number}" for number in range(50)))
+        await claim(broker, table, *(f"job {number}" for number in range(50)))
         await asyncio.sleep(3 * LEASE)  # it has done all that it may ever do
         assert holder(observer, "job 49").startswith(TOKEN)
         assert keeper.pid is not None
