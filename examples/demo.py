@@ -31,11 +31,11 @@ from examples.worker_process import WorkerDiedError, WorkerProcess
 from tasks.census import scan_folder
 from tasks.models import Scan, create_tables
 from worker import Broker, Job
+from worker.broker.keys import Keys
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls
 from worker.embedded.local_servers import local_servers, message
 from worker.errors import ConfigError, LedgerError
-from worker.keys import Keys
 from worker.ledger.migrate import upgrade
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM

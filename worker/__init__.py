@@ -17,13 +17,13 @@ from worker import siblings as _siblings  # noqa: F401 - it refuses another db t
 
 # isort: split
 from db.text.log_records import keep_printable
+from worker.broker.broker import Broker, default_broker, set_default_broker
+from worker.broker.records import JobStatus
 from worker.context import JobContext, Resource, current_job, injected
 from worker.cron import cron
 from worker.errors import JobFailed, Retry, WorkerError
-from worker.exchange import JobStatus
 from worker.job import Job, JobInfo
 from worker.message import deserialize, serialize
-from worker.queue import Broker, default_broker, set_default_broker
 from worker.task import Task, task
 
 __all__ = [
@@ -60,7 +60,7 @@ Queue, default_queue, set_default_queue = Broker, default_broker, set_default_br
 def __getattr__(name: str) -> Any:
     if name != "Settings":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from worker.process.arq_command import leave_on_signal_meanwhile  # noqa: PLC0415 - arq and its command
+    from worker.arq_host.command import leave_on_signal_meanwhile  # noqa: PLC0415 - arq and its command
 
     leave_on_signal_meanwhile()
     from worker.settings import resolve  # noqa: PLC0415 - it loads the engine and every task

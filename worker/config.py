@@ -18,8 +18,8 @@ from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from db.database import parse_url as parse_database_url
+from worker.broker.redis_url import RedisAddress
 from worker.errors import ConfigError
-from worker.redis_url import RedisAddress
 
 __all__ = ["Config", "SecretUrl"]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
+from worker.client.options import LONGEST, TaskOptions, text
+from worker.client.schedule import Misfire, Schedule
 from worker.errors import TaskDefinitionError
-from worker.options import LONGEST, TaskOptions, text
-from worker.schedule import Misfire, Schedule
 from worker.task import Task, task
 
 logger = logging.getLogger("worker")

@@ -215,3 +215,7 @@ class Retry(Exception):  # noqa: N818 - a request, not an error
 
     def __str__(self) -> str:
         return f"run again in {self.defer:g} s"
+
+
+class Stopped(SystemExit):
+    """A signal ends the process while it starts. No code of a project's has raised this."""

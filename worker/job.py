@@ -7,14 +7,14 @@ from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from db.errors import NestedWriterError
+from worker.broker.broker import Broker, default_broker
+from worker.broker.records import JobStatus, Trace, to_ms
+from worker.client.enqueue import Transaction
+from worker.client.ledger_status import Recollection, abort_pending, recollect
+from worker.client.signature import Signature
 from worker.context import from_milliseconds
 from worker.errors import JobFailed, JobNotCommittedError, LedgerAwayError, PayloadError, ResultNotFoundError
-from worker.exchange import JobStatus, Trace, to_ms
 from worker.message import Message, deserialize, dump
-from worker.queue import Broker, default_broker
-from worker.recollection import Recollection, abort_pending, recollect
-from worker.signature import Signature
-from worker.submission import Transaction
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105 - a plain name reads better in signatures
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeGuard
 from pydantic_core import from_json, to_json
 
 from worker.errors import PayloadError
-from worker.failure import error_data, error_from
+from worker.exception_codec import error_data, error_from
 
 _PICKLE_MAGIC = b"\x80"
 _LATEST = 253_402_300_799_999  # the last millisecond that a datetime can say

@@ -12,19 +12,19 @@ from typing import Any, ClassVar
 from arq.connections import RedisSettings
 from arq.worker import Worker, func
 
+from worker.arq_host.client import ArqClient
+from worker.arq_host.command import end_with, leave_on_signal_meanwhile, prepare
+from worker.arq_host.host import Host
+from worker.broker.connection import connect_as
+from worker.broker.keys import Keys
+from worker.broker.redis_url import RedisAddress
 from worker.config import Config
-from worker.connection import connect_as
 from worker.engine.task_caller import Hook
 from worker.errors import ConfigError, RegistryError
-from worker.keys import Keys
 from worker.message import deserialize, deserialize_trusting, serialize
-from worker.process.arq_client import ArqClient
-from worker.process.arq_command import end_with, leave_on_signal_meanwhile, prepare
 from worker.process.errors import StartupError
-from worker.process.host import Host
 from worker.process.runtime import Runtime, require_urls
 from worker.process.server_wait import await_redis
-from worker.redis_url import RedisAddress
 from worker.registry import Registry, load
 
 logger = logging.getLogger("worker")

@@ -2,7 +2,7 @@
 
 1. Decorating registers nothing and does no I/O; the registry lists what a worker runs.
 2. `enqueue` validates the arguments into a payload, and makes a `NewJob` of it. Inside a scope the job exists if and
-   only if the scope commits: see :mod:`worker.submission`. Outside, or with ``using(transactional=False)``, it is
+   only if the scope commits: see :mod:`worker.client.enqueue`. Outside, or with ``using(transactional=False)``, it is
    queued at once.
 3. Called like the function it wraps, it is that function.
 """
@@ -19,19 +19,19 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from db import AsyncSession, Session
 from db.errors import ScopeEndedError
 from db.scope import Scope, open_scope
-from worker import loop_thread
+from worker.aio import loop_thread
+from worker.broker.broker import Broker, default_broker
+from worker.broker.records import now_ms
+from worker.client.enqueue import Transaction, enqueue_in
+from worker.client.enqueue_time import enqueue_time
+from worker.client.options import JobOptions, TaskOptions, text
+from worker.client.schedule import Schedule
+from worker.client.signature import InjectedSession, Signature
 from worker.context import JobContext, from_milliseconds
-from worker.enqueue_time import enqueue_time
 from worker.errors import EnqueueError, PayloadTooLargeError, TaskDefinitionError
-from worker.exchange import now_ms
 from worker.job import Job
 from worker.message import Envelope
 from worker.new_job import NewJob
-from worker.options import JobOptions, TaskOptions, text
-from worker.queue import Broker, default_broker
-from worker.schedule import Schedule
-from worker.signature import InjectedSession, Signature
-from worker.submission import Transaction, enqueue_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -358,7 +358,7 @@ def task(
     """Make a function a task: ``@task``, or ``@task(timeout=30)``.
 
     An `async def` runs on the worker's event loop, a plain function in a thread; an awaitable that a plain function
-    returns is awaited on the loop. What is injected: :mod:`worker.signature`.
+    returns is awaited on the loop. What is injected: :mod:`worker.client.signature`.
 
     Args:
         name: its name on the wire (default: the function's ``__qualname__``, as in arq).

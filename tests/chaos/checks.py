@@ -17,7 +17,7 @@ from tests.chaos.processes import ManagedProcess
 from tests.chaos.servers import QUEUES, Servers
 from tests.chaos.snapshot import Snapshot
 from tests.chaos.tasks import child_key
-from worker.keys import Keys
+from worker.broker.keys import Keys
 
 _LEAK_TIMEOUT = 10.0  # seconds: a tombstone lives for five, and a backend needs a moment to see that its client left
 

@@ -17,7 +17,7 @@ from tests.chaos.servers import QUEUES, Servers
 from tests.chaos.snapshot import Snapshot, read_job_history, take_snapshot, wait_until_idle
 from tests.proxy import Proxy
 from tests.waiting import eventually
-from worker.keys import Keys
+from worker.broker.keys import Keys
 
 _WORKER_COMMANDS = (["worker", "run"], ["worker", "run"], ["arq", "worker.Settings"])
 _PRODUCERS = 2

@@ -18,8 +18,8 @@ from db.aio.cancellation import shielded
 from tests.chaos.logs import RedisWipe
 from tests.chaos.tasks import SLOW_QUEUE, TABLES
 from tests.servers import Observer, as_dsn, as_url
+from worker.broker.keys import Keys
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
-from worker.keys import Keys
 from worker.ledger.migrate import upgrade_on
 
 QUEUES = ("arq:queue", SLOW_QUEUE)

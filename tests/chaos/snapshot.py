@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tests.chaos.faults import LEASE
 from tests.chaos.logs import ActionRecord, AppendLog, RedisWipe, read_action_logs
 from tests.chaos.servers import QUEUES, Servers
-from worker.keys import Keys
+from worker.broker.keys import Keys
 
 _STALL_TIMEOUT = 90.0  # seconds without any progress after which none is expected any more
 _POLL_INTERVAL = 0.5  # seconds

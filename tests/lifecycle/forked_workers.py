@@ -18,7 +18,7 @@ from tests.waiting import eventually
 def run_worker(log: str, environment: Mapping[str, str]) -> None:
     """Run a worker as ``python -m worker run`` does, without the parsing of its command line."""
     from worker.config import Config
-    from worker.process.alone import work
+    from worker.process.standalone import work
 
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(descriptor, 1)
@@ -109,7 +109,7 @@ class ForkedWorkers:
 def fork_server() -> ForkServerContext:
     """A process that has imported everything. It must exist before the test's child processes are counted."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.lifecycle.kill_tasks", "worker.process.alone", "aiosqlite", "asyncpg"])
+    context.set_forkserver_preload(["tests.lifecycle.kill_tasks", "worker.process.standalone", "aiosqlite", "asyncpg"])
     first = context.Process(target=os.getpid)
     first.start()
     first.join()

@@ -27,7 +27,7 @@ REGISTRY = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
 
 SABOTAGE = """\
 from tests.lifecycle.run_tasks import TASKS
-from worker.cron_slots import CronSlots
+from worker.broker.cron_slots import CronSlots
 from worker.engine import supervision
 
 

@@ -10,7 +10,7 @@ from tests.commands import Command, gone
 from tests.lifecycle.run_tasks import double, wait_for_file
 from tests.waiting import at_once, eventually
 from worker import Broker
-from worker.worker_records import WorkerRecords
+from worker.broker.worker_records import WorkerRecords
 
 TWO = ("worker", "run", "--processes", "2")
 

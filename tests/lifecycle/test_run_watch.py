@@ -10,7 +10,7 @@ from tests.lifecycle.run_tasks import wait_for_file
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
 from worker import Broker, Job
-from worker.exchange import now_ms
+from worker.broker.records import now_ms
 from worker.message import encode
 
 ANSWER = """\

@@ -15,6 +15,7 @@ import db
 import worker
 from db.database import Database
 from tests.servers import Observer
+from worker.broker.records import Claim, now_ms
 from worker.config import Config
 from worker.engine.execution import Execution
 from worker.engine.executor import Executor
@@ -22,7 +23,6 @@ from worker.engine.limits import Limits
 from worker.engine.once import Once
 from worker.engine.outcome import Outcome
 from worker.engine.task_caller import Hook, TaskCaller
-from worker.exchange import Claim, now_ms
 from worker.ledger import Ledger, table
 from worker.message import Message, encode
 

@@ -18,9 +18,9 @@ from pydantic import BaseModel
 import worker
 from tests.stopwatch import Stopwatch
 from worker import Job, JobFailed, JobStatus, deserialize, serialize, task
-from worker.enqueue_time import enqueue_time
+from worker.broker.records import to_ms
+from worker.client.enqueue_time import enqueue_time
 from worker.errors import ResultNotFoundError
-from worker.exchange import to_ms
 from worker.settings import redis_settings
 
 
@@ -266,10 +266,10 @@ class TestReusedId:
         self, monkeypatch: pytest.MonkeyPatch, worker_side: WorkerSide
     ) -> None:
         """Each job of one id is enqueued later than the one before, also when the clock was set back."""
-        monkeypatch.setattr("worker.enqueue_time._last", OrderedDict())
+        monkeypatch.setattr("worker.client.enqueue_time._last", OrderedDict())
         times = []
         for now in (5_000, 5_000, 4_000):
-            monkeypatch.setattr("worker.enqueue_time.now_ms", lambda now=now: now)
+            monkeypatch.setattr("worker.client.enqueue_time.now_ms", lambda now=now: now)
             job = await send.using(job_id="stands still").enqueue(7)
             times.append(enqueued_at(job))
             worker_side.end(job, RECEIPT, keep=False)
@@ -278,15 +278,15 @@ class TestReusedId:
 
 def test_enqueue_times_are_remembered_for_the_latest_ids_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the ids that were used last are remembered."""
-    monkeypatch.setattr("worker.enqueue_time._REMEMBERED", 2)
-    monkeypatch.setattr("worker.enqueue_time._last", OrderedDict())
-    monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: 5_000)
+    monkeypatch.setattr("worker.client.enqueue_time._REMEMBERED", 2)
+    monkeypatch.setattr("worker.client.enqueue_time._last", OrderedDict())
+    monkeypatch.setattr("worker.client.enqueue_time.now_ms", lambda: 5_000)
     assert [enqueue_time(job_id) for job_id in "aabacaba"] == [5_000, 5_001, 5_000, 5_002, 5_000, 5_003, 5_000, 5_004]
 
 
 def test_many_threads_can_take_enqueue_times_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that take enqueue times at the same time do not disturb each other."""
-    monkeypatch.setattr("worker.enqueue_time._REMEMBERED", 10)
+    monkeypatch.setattr("worker.client.enqueue_time._REMEMBERED", 10)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

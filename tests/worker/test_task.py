@@ -20,9 +20,9 @@ import worker
 from db.database import Database
 from tests.worker.conftest import Count, RoundTrips
 from worker import Task, cron, task
+from worker.client.options import TaskOptions
 from worker.errors import ConfigError, PayloadNotJSONError, PayloadTooLargeError, TaskDefinitionError
 from worker.ledger import Ledger
-from worker.options import TaskOptions
 
 REPOSITORY = Path(__file__).parents[2]
 

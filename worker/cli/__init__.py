@@ -1,6 +1,8 @@
 """The command line: `tandem`, or `python -m worker`.
 
-A command returns its exit code: 0, 1, or 2 for a mistake of the user's. Whatever is wrong is said in a line.
+A command returns its exit code: 0, 1, or 2 for a mistake of the user's. An error is one line.
+
+Only `worker.__main__` may import it. What other code could use without a terminal must not be put here.
 """
 
 import asyncio
@@ -16,26 +18,26 @@ from typing import Annotated
 
 import typer
 from pydantic_core import to_json
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from rich.text import Text
 
 from db.text.printable import printable
-from worker.cli.child import Parent
-from worker.cli.fleet import WorkerRecord, fleet
+from worker.broker.broker import Broker
+from worker.broker.errors import AuthenticationError, RedisError, ResponseError
+from worker.cli.child_process import Parent
 from worker.cli.jobs import app as jobs_app
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.cli.supervisor import supervise
 from worker.cli.task_list import describe_problems, describe_tasks
+from worker.cli.worker_records import WorkerRecord, fleet
 from worker.cli.worker_table import describe_workers
 from worker.config import Config
 from worker.embedded import EmbeddedServerError
 from worker.embedded.local_servers import as_shell, find, local_servers, message
 from worker.errors import ConfigError, LedgerError, RegistryError
-from worker.process.alone import work
 from worker.process.errors import StartupError
 from worker.process.served import describe, left_to_others, unserved
+from worker.process.standalone import work
 from worker.process.stop_signals import leave_on_signal
-from worker.queue import Broker
 from worker.registry import Registry, load
 
 __all__ = ["main"]

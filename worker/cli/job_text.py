@@ -12,7 +12,7 @@ from db.text.printable import first_line, printable_lines
 from worker.cli.output import printable_text
 from worker.context import from_milliseconds
 from worker.errors import PayloadError
-from worker.ledger.desk import Line, Tally, Which, earlier_ends
+from worker.ledger.admin import Line, Tally, Which, earlier_ends
 from worker.ledger.table import State
 from worker.message import Message
 

@@ -10,20 +10,20 @@ from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import typer
 from pydantic_core import to_json
-from redis.exceptions import RedisError
 from rich.progress import Progress
 
 from db.text.printable import printable
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
 from worker.cli.database import opened
 from worker.cli.job_text import as_data, describe_job, describe_lines, describe_tallies
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
 from worker.errors import ConfigError
-from worker.ledger.desk import Desk, Key, Line, Refusal, Tally, Which
-from worker.ledger.presence import check
+from worker.ledger.admin import Desk, Key, Line, Refusal, Tally, Which
+from worker.ledger.schema_check import check
 from worker.ledger.table import State
 from worker.new_job import NewJob
-from worker.queue import Broker
 
 T = TypeVar("T")
 

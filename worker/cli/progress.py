@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from redis.exceptions import RedisError
-
-from worker.cli.display import Display
-from worker.cli.fleet import WorkerRecord, fleet
-from worker.queue import Broker
-from worker.worker_records import WorkerRecords
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
+from worker.broker.worker_records import WorkerRecords
+from worker.cli.progress_output import Display
+from worker.cli.worker_records import WorkerRecord, fleet
 
 _PAUSE = 0.5  # seconds between two looks
 _COUNTED = ("done", "failed", "retried")

@@ -3,7 +3,7 @@
 1. The first one has to work before the others start: what is wrong with all of them is said once.
 2. One that dies is started again, later each time; one that lived for a while is started again soon.
 3. A signal is passed on to all of them, each time that it comes. The exit code is the worst of theirs.
-4. They end with their supervisor, even if it is killed: see `worker.cli.child`.
+4. They end with their supervisor, even if it is killed: see `worker.cli.child_process`.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from worker.backoff import Backoff
-from worker.cli.child import Child
-from worker.cli.display import Display, display
+from worker.aio.backoff import Backoff
+from worker.aio.cancel_tasks import end
+from worker.cli.child_process import Child
 from worker.cli.progress import Progress
+from worker.cli.progress_output import Display, display
 from worker.config import Config
-from worker.ending import end
 from worker.process.stop_signals import STOP_SIGNALS, exit_code_after
 
 logger = logging.getLogger("worker")

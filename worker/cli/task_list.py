@@ -7,13 +7,13 @@ from typing import Any
 from rich.text import Text
 
 from worker.cli.output import printable_text
+from worker.client.schedule import Schedule
+from worker.client.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.config import Config
 from worker.context import Resource
 from worker.errors import RegistryError
 from worker.registry import Registry
 from worker.registry.imports import shown
-from worker.schedule import Schedule
-from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.task import Task
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from watchfiles import PythonFilter, awatch
 
-from worker.cli.child import Child
+from worker.cli.child_process import Child
 from worker.process.logs import log_without_arq
 from worker.process.stop_signals import STOP_SIGNALS
 

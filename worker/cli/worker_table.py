@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from worker.cli.fleet import WorkerRecord
 from worker.cli.output import printable_text
+from worker.cli.worker_records import WorkerRecord
 
 
 def describe_workers(workers: Mapping[str, WorkerRecord]) -> Table:

@@ -5,6 +5,8 @@
 
 They listen on Unix sockets in a folder that only their owner may enter (or, for who asks, on a free port of
 127.0.0.1), and they end when their owner ends, whatever ends it: see `server.py`.
+
+The command line, tests and the bench may import it. Nothing that a worker needs in production must be put here.
 """
 
 from collections.abc import Iterator

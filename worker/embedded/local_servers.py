@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 import db
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls, servers
-from worker.queue import Broker
 
 _FOLDER = Path(".tandem")
 _PATIENCE = 5.0  # seconds

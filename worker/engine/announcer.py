@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from worker.queue import Broker
-from worker.worker_records import WorkerRecords
+from worker.broker.broker import Broker
+from worker.broker.worker_records import WorkerRecords
 
 _INTERVAL = 5.0  # seconds between two announcements
 _LIFETIME = 30_000  # milliseconds that one is believed: longer than a loop is blocked or Redis away every now and then

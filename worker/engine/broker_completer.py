@@ -9,18 +9,18 @@ from collections import defaultdict, deque
 from itertools import islice
 
 from pydantic_core import to_json
-from redis.exceptions import RedisError
 
-from worker.engine.coalescing import coalesce
+from worker.aio.batching import coalesce
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
+from worker.broker.records import Settlement, now_ms
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import milliseconds
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.recording import RECORDING, Action
-from worker.exchange import Settlement, now_ms
-from worker.failure import error_data
+from worker.exception_codec import error_data
 from worker.message import Message, serialize
-from worker.queue import Broker
 
 logger = logging.getLogger("worker")
 

@@ -22,13 +22,12 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from redis.exceptions import ResponseError
-
-from worker.engine.coalescing import coalesce
+from worker.aio.batching import coalesce
+from worker.broker.broker import Broker
+from worker.broker.errors import ResponseError
+from worker.broker.records import Claim, Settlement
 from worker.engine.slots import Slots
-from worker.exchange import Claim, Settlement
 from worker.keeper.table import LeaseTable, Place
-from worker.queue import Broker
 
 _POLL = 0.5  # seconds, as arq polls
 _WAIT = 0.1  # seconds between two looks at whether the heartbeat is back

@@ -7,12 +7,12 @@ Redis that has lost its memory neither forgets a slot nor lets one run twice.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from worker.cron_slots import CronSlots
-from worker.exchange import Slot
+from worker.broker.broker import Broker
+from worker.broker.cron_slots import CronSlots
+from worker.broker.records import Slot
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import NewJob
-from worker.queue import Broker
 from worker.task import Task
 
 _EPOCH = datetime.fromtimestamp(0, UTC)

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from db.aio.threads import in_thread
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
 from worker.config import Config
 from worker.engine.admission import Admission
 from worker.engine.announcer import Announcer
@@ -40,10 +40,9 @@ from worker.engine.slots import Slots
 from worker.engine.stuck_slots import StuckSlots
 from worker.engine.supervision import EngineError
 from worker.engine.task_caller import AfterJob
-from worker.engine.unknown import UnknownJobs
+from worker.engine.unknown_jobs import UnknownJobs
 from worker.keeper.table import LeaseTable
 from worker.ledger import Ledger
-from worker.queue import Broker
 from worker.task import Task
 
 logger = logging.getLogger("worker")

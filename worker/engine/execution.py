@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from worker.broker.leases import Held
+from worker.broker.records import Claim
 from worker.context import JobContext
 from worker.engine.limits import Limits
 from worker.engine.outcome import Kind
-from worker.exchange import Claim
 from worker.keeper.table import Place
 from worker.message import Message
-from worker.renewal import Held
 from worker.task import Task
 
 UNREAD = Message("", "<unknown>")

@@ -16,12 +16,12 @@ from typing import Any
 from db.errors import PartialCommitError
 from db.scope import Scope, scope
 from db.transient import Transient, transient
+from worker.aio.deadline import Deadline
 from worker.context import JobContext, enter_job, from_milliseconds
-from worker.deadline import Deadline
 from worker.engine.execution import Execution
 from worker.engine.once import Once, SettledBeforeError
 from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
-from worker.engine.patience import BusyRows, RerunPolicy
+from worker.engine.rerun_policy import BusyRows, RerunPolicy
 from worker.engine.task_caller import TaskCaller
 from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
 from worker.message import dump

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from worker.queue import Broker
-from worker.worker_records import WorkerRecords
+from worker.broker.broker import Broker
+from worker.broker.worker_records import WorkerRecords
 
 logger = logging.getLogger("worker")
 

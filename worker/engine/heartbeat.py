@@ -18,16 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from redis.exceptions import RedisError
-
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
+from worker.broker.leases import Grip, Renewal
 from worker.config import Config
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.outcome import Kind
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
-from worker.queue import Broker
-from worker.renewal import Grip, Renewal
 
 logger = logging.getLogger("worker")
 

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+from worker.broker.broker import Broker
 from worker.engine.executions import Executions
 from worker.engine.relay import Relay
-from worker.queue import Broker
 
 _INTERVAL = 0.1  # seconds between two looks
 

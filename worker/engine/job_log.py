@@ -5,11 +5,11 @@ from collections import Counter
 from typing import Literal
 
 from db.text.printable import first_line
+from worker.broker.records import now_ms
 from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome
 from worker.engine.recording import RECORDING
-from worker.exchange import now_ms
-from worker.failure import message_of
+from worker.exception_codec import message_of
 
 logger = logging.getLogger("worker")
 

@@ -18,15 +18,15 @@ from collections import deque
 from dataclasses import dataclass
 
 from db.transient import is_refused, transient
-from worker.batches import batches
 from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.execution import Execution, Phase
 from worker.engine.once import outcome_of
 from worker.engine.outcome import Kind, Outcome
 from worker.engine.recording import RECORDING
 from worker.errors import LedgerBusyError
-from worker.failure import error_data
+from worker.exception_codec import error_data
 from worker.ledger import Ending, Ledger, State
+from worker.ledger.batches import batches
 from worker.message import serialize
 
 logger = logging.getLogger("worker")

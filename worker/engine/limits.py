@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worker.client.options import LONGEST
 from worker.config import Config
-from worker.engine.patience import LONGEST_PAUSE
-from worker.options import LONGEST
+from worker.engine.rerun_policy import LONGEST_PAUSE
 from worker.task import Task
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from worker.ending import end
+from worker.aio.cancel_tasks import end
 from worker.engine.supervision import EngineError, supervise
 
 

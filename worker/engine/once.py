@@ -14,7 +14,7 @@ from typing import Any
 from db import Database, default_database
 from db.scope import Scope
 from db.transient import transient
-from worker.backoff import Backoff
+from worker.aio.backoff import Backoff
 from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError

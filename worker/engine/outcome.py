@@ -15,7 +15,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from db.transient import Transient, transient
-from worker.backoff import Backoff
+from worker.aio.backoff import Backoff
 from worker.errors import Retry, TriesExhaustedError
 from worker.task import Task
 

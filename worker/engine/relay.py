@@ -14,13 +14,12 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from redis.exceptions import ResponseError
-
-from worker.epochs import Epochs
+from worker.broker.broker import Broker
+from worker.broker.epochs import Epochs
+from worker.broker.errors import ResponseError
 from worker.errors import WorkerError
 from worker.ledger import Ending, Ledger, State, Unpublished
 from worker.new_job import NewJob
-from worker.queue import Broker
 
 logger = logging.getLogger("worker")
 

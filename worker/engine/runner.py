@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from worker.broker.records import Claim, now_ms
 from worker.engine.admission import Admission
 from worker.engine.execution import Execution
 from worker.engine.executions import Executions
@@ -17,8 +18,7 @@ from worker.engine.outcome import Kind, Outcome, judge_outside_body
 from worker.engine.payload_recovery import PayloadRecovery
 from worker.engine.slots import Slots
 from worker.engine.task_caller import AfterJob
-from worker.engine.unknown import UnknownJobs
-from worker.exchange import Claim, now_ms
+from worker.engine.unknown_jobs import UnknownJobs
 from worker.keeper.table import Place
 
 _POSTPONED = Kind.POSTPONED

@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from worker.broker.broker import Broker
+from worker.broker.records import Slot, to_ms
+from worker.client.schedule import Schedule
 from worker.engine.cron_slots import LedgerSlots, Slots, slot_id
-from worker.exchange import Slot, to_ms
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import A_DAY, NewJob
-from worker.queue import Broker
-from worker.schedule import Schedule
 from worker.task import Task
 
 logger = logging.getLogger("worker")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from worker.exchange import Claim
+from worker.broker.records import Claim
 
 
 class Slots:

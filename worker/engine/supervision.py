@@ -5,11 +5,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from redis.exceptions import RedisError
-
 from db.errors import DbError
 from db.transient import transient
-from worker.backoff import Backoff
+from worker.aio.backoff import Backoff
+from worker.broker.errors import RedisError
 from worker.errors import LedgerBusyError
 
 logger = logging.getLogger("worker")

@@ -11,9 +11,9 @@ from typing import Any
 from db import default_database
 from db.scope import Scope
 from db.session.classes import Session
+from worker.client.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.context import JobContext, Resource, from_milliseconds
 from worker.engine.execution import Execution
-from worker.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.task import Task
 
 logger = logging.getLogger("worker")

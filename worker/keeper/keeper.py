@@ -21,12 +21,12 @@ from pathlib import Path
 
 import hiredis
 
-from worker.backoff import Backoff
+from worker.aio.backoff import Backoff
+from worker.broker.keys import Keys
+from worker.broker.scripts import Script
 from worker.keeper.process import DISMISSED, Terms
 from worker.keeper.servers import servers_of
 from worker.keeper.table import LeaseTable
-from worker.keys import Keys
-from worker.scripts import Script
 
 logger = logging.getLogger("worker")
 

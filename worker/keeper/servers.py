@@ -5,8 +5,8 @@ from typing import Any
 from redis.connection import SSLConnection
 from redis.sentinel import SentinelConnectionPool
 
-from worker.connection import connect_sync
-from worker.redis_url import RedisAddress
+from worker.broker.connection import connect_sync
+from worker.broker.redis_url import RedisAddress
 
 _LOGIN = ("host", "port", "path", "db", "username", "password")
 _TLS = (

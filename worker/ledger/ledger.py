@@ -4,7 +4,7 @@
 2. `mark_done` writes in the job's own transaction, as its last statement: effects and the row are one.
 3. `settle` writes, in a transaction of its own, how other jobs have ended.
 4. The relay reads what is pending, and writes none of it: a job may have begun that is to set its row done.
-5. What people do with rows is :mod:`worker.ledger.desk`.
+5. What people do with rows is :mod:`worker.ledger.admin`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +22,12 @@ from db.scope import scope
 from db.session.owned_session import OwnedSession
 from db.sessions import independent
 from db.transient import sqlstate
-from worker.batches import batches
 from worker.errors import LedgerBusyError
-from worker.ledger.execution import AnySession, DriverStatement, execute, execute_here, run
+from worker.ledger.batches import batches
+from worker.ledger.execute import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
-from worker.ledger.presence import explain, explained, read_only
 from worker.ledger.rows import Ending, Known, Unpublished
+from worker.ledger.schema_check import explain, explained, read_only
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
 from worker.new_job import NewJob

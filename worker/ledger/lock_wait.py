@@ -18,10 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from db import Session
 from db.aio.threads import in_thread
 from db.engine.reset import driver_connection_of
-from worker.deadline import Deadline
-from worker.ending import end
+from worker.aio.cancel_tasks import end
+from worker.aio.deadline import Deadline
 from worker.errors import LedgerBusyError
-from worker.ledger.execution import AnySession
+from worker.ledger.execute import AnySession
 from worker.ledger.rows import Ending
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from db import AsyncSession, Database
 from db.aio.threads import in_thread
 from db.scope import scope
 from worker.errors import LedgerError
-from worker.ledger.presence import require_dialect
+from worker.ledger.schema_check import require_dialect
 from worker.ledger.table import NAME, table
 
 _LOCK = 0x7461_6E64_656D  # "tandem": PostgreSQL keeps such locks by number, for each database

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Generator
 from typing import Any, TypeVar
 
-from worker.process.stop_signals import Stopped
+from worker.errors import Stopped
 
 logger = logging.getLogger("worker")
 

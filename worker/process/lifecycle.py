@@ -19,7 +19,7 @@ from typing import Any
 
 from worker.engine.engine import Engine
 from worker.engine.heartbeat import STUCK
-from worker.process import memory
+from worker.process import gc_tuning as memory
 from worker.process.runtime import Runtime
 from worker.process.stop_signals import exit_code_after, hear, leave_soon
 

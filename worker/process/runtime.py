@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
-from redis.exceptions import RedisError
-
 import db
 from db.database import given_default
+from worker.aio.cancel_tasks import end
+from worker.broker.broker import Broker, given_default_broker, set_default_broker
+from worker.broker.connections import Connections
+from worker.broker.errors import RedisError
+from worker.broker.unserved import serve
+from worker.client.signature import InjectedSession
 from worker.config import Config
-from worker.connections import Connections
 from worker.context import Resource
-from worker.ending import end
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.limits import limits_of
@@ -25,15 +27,12 @@ from worker.engine.task_caller import AfterJob, Hook, TaskCaller
 from worker.errors import ConfigError, LedgerError, WorkerError
 from worker.ledger import Ledger
 from worker.ledger.default import set_default_ledger
-from worker.ledger.presence import check
+from worker.ledger.schema_check import check
 from worker.process.errors import StartupError
 from worker.process.served import tell_unserved
 from worker.process.server_wait import await_server
-from worker.queue import Broker, given_default_broker, set_default_broker
 from worker.registry import Registry
-from worker.signature import InjectedSession
 from worker.task import Task
-from worker.unserved import serve
 
 logger = logging.getLogger("worker")
 

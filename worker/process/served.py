@@ -5,12 +5,11 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from redis.exceptions import RedisError
-
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
+from worker.broker.worker_records import WorkerRecords
 from worker.config import Config
-from worker.queue import Broker
 from worker.task import Task
-from worker.worker_records import WorkerRecords
 
 logger = logging.getLogger("worker")
 
@@ -31,7 +30,7 @@ async def unserved(left: Mapping[str, Sequence[str]], broker: Broker) -> dict[st
     """Of the queues that are left to others, with their tasks, those that no worker serves that is well.
 
     Raises:
-        redis.exceptions.RedisError, OSError: Redis does not answer.
+        RedisError, OSError: Redis does not answer.
     """
     records = WorkerRecords(broker.connections)
     return {name: tasks for name, tasks in left.items() if not await records.health_records(name)}

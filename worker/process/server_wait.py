@@ -11,11 +11,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import redis
-
 from db import DatabaseURLError
 from db.transient import Transient, transient
-from worker.connection import TIMEOUT, connect_sync
+from worker.broker.connection import TIMEOUT, connect_sync
+from worker.broker.errors import AuthenticationError, ClusterDownError, RedisError, ResponseError
 from worker.process.errors import StartupError
 
 logger = logging.getLogger("worker")
@@ -56,7 +55,7 @@ def await_redis(url: str, seconds: float) -> None:
             with connect_sync(url, longest_wait=min(wait.left, TIMEOUT)) as client:
                 client.ping()
                 return
-        except (redis.RedisError, OSError) as error:
+        except (RedisError, OSError) as error:
             pause = wait.after(error)
         time.sleep(pause)
 
@@ -105,7 +104,7 @@ def reason_of(error: BaseException) -> str:
 
 def _is_away(error: Exception) -> bool:
     """Whether the server may answer another time, instead of refusing again. A cluster that is down may come up."""
-    if isinstance(error, redis.RedisError):
-        refused = isinstance(error, redis.AuthenticationError | redis.ResponseError)
-        return not refused or isinstance(error, redis.exceptions.ClusterDownError)
+    if isinstance(error, RedisError):
+        refused = isinstance(error, AuthenticationError | ResponseError)
+        return not refused or isinstance(error, ClusterDownError)
     return isinstance(error, OSError) or transient(error) is Transient.LOST

@@ -18,13 +18,11 @@ from functools import cache
 from types import FrameType
 from typing import NoReturn
 
+from worker.errors import Stopped
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _LEAVING = 5.0  # seconds that a process gets to leave its start in order
-
-
-class Stopped(SystemExit):
-    """A signal ends the process while it starts. No code of a project's has raised this."""
 
 
 def exit_code_after(stopped_by: signal.Signals | None, *, until_empty: bool) -> int:

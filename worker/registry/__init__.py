@@ -9,6 +9,8 @@
 
 1. `load` imports the list, then everything that it names.
 2. What is wrong with any of it is raised at once: a worker starts with all of its tasks or not at all.
+
+What runs jobs and the command line may import it. Code that enqueues needs no registry, and must not be put here.
 """
 
 import inspect

@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from worker.process.stop_signals import Stopped
+from worker.errors import Stopped
 
 __all__ = ["Importer", "MissingModuleError", "NotImportableError", "imported_files", "shown"]
 

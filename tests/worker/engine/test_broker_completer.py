@@ -8,12 +8,12 @@ from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, Worker
 from tests.worker.new_jobs import new_job
 from worker import Broker, JobContext, Retry, task
+from worker.broker.scripts import Script
 from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import Limits
 from worker.engine.outcome import Kind, Outcome
-from worker.scripts import Script
 
 QUEUE = "arq:queue"
 

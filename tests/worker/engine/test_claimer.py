@@ -10,10 +10,10 @@ from tests.waiting import AT_ONCE, at_once, eventually
 from tests.worker.engine.conftest import Seen, StartWorker
 from tests.worker.new_jobs import new_job
 from worker import Broker, Job, JobContext, task
+from worker.broker.records import Claim
 from worker.engine import claimer
 from worker.engine.claimer import Claimer
 from worker.engine.slots import Slots
-from worker.exchange import Claim
 from worker.keeper.table import LeaseTable, TableReader
 
 ran: list[str] = []

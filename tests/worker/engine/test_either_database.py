@@ -12,7 +12,7 @@ from tests.worker.engine.conftest import StartWorker
 from tests.worker.new_jobs import new_job
 from worker import Broker, JobFailed, task
 from worker.ledger import Ledger
-from worker.ledger.desk import Desk, Which
+from worker.ledger.admin import Desk, Which
 
 pytestmark = pytest.mark.usefixtures("database", "broker")
 

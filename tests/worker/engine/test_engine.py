@@ -130,7 +130,7 @@ class TestRunningJobs:
         now = time.time_ns
         async with start(double, grace=0):
             with monkeypatch.context() as ahead:
-                ahead.setattr("worker.exchange.time.time_ns", lambda: now() + 60 * 10**9)
+                ahead.setattr("worker.broker.records.time.time_ns", lambda: now() + 60 * 10**9)
                 quick = await double.enqueue(1)
                 slow = await double.using(delay=30).enqueue(2)
             assert await at_once(quick.result()) == 2

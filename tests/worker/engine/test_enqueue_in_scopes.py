@@ -17,8 +17,8 @@ from db.testing import rolled_back, savepoints
 from tests.worker.engine.conftest import StartWorker
 from tests.worker.engine.test_either_database import affect, affect_here, database, effects
 from worker import Broker, Job, JobStatus, Task, task
+from worker.broker.records import now_ms
 from worker.errors import JobNotCommittedError, LedgerAwayError, ResultNotFoundError
-from worker.exchange import now_ms
 from worker.ledger import Ledger
 
 __all__ = ["database"]  # a fixture
@@ -332,7 +332,7 @@ class TestIds:
     ) -> None:
         """In a scope and outside of one."""
         moment = now_ms()
-        monkeypatch.setattr("worker.enqueue_time.now_ms", lambda: moment)
+        monkeypatch.setattr("worker.client.enqueue_time.now_ms", lambda: moment)
         asked = affect.using(job_id="stands still")
         async with start(affect, ledger=Ledger(), keep_result=0) as one:
             for words in ("1", "2"):

@@ -30,7 +30,7 @@ from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
 from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
 from worker import Retry, task
-from worker.engine import patience
+from worker.engine import rerun_policy as patience
 from worker.engine.outcome import Kind
 from worker.errors import TriesExhaustedError
 from worker.message import Message

@@ -135,7 +135,7 @@ async def test_a_worker_whose_redis_does_not_answer_is_unhealthy_and_recovers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each call has a timeout. The running job ends, once, and other jobs run after it."""
-    monkeypatch.setattr("worker.connection.TIMEOUT", 0.5)
+    monkeypatch.setattr("worker.broker.connection.TIMEOUT", 0.5)
     runs: list[int] = []
     go_on = asyncio.Event()
 

@@ -14,12 +14,12 @@ from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.worker.engine.conftest import Seen, StartWorker, Worker
 from worker import Broker, JobContext, task
+from worker.broker.records import Claim
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.heartbeat import _WatchedLoop
 from worker.engine.limits import Limits
 from worker.engine.stuck_slots import SlotsHeldError
-from worker.exchange import Claim
 
 BUSY: dict[str, Any] = {"lease": 1.0, "grace": 0.2}
 

@@ -22,12 +22,12 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
 from worker import task
+from worker.broker.records import now_ms
 from worker.engine.execution import Execution
 from worker.engine.outcome import Kind, Outcome
 from worker.errors import JobExpiredError, LedgerBusyError
-from worker.exchange import now_ms
 from worker.ledger import Ending, Known, Ledger, State
-from worker.ledger.presence import GRANTS, check
+from worker.ledger.schema_check import GRANTS, check
 from worker.message import encode
 from worker.new_job import NewJob
 

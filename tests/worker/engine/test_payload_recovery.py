@@ -14,10 +14,10 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Broker, Job, JobFailed, task
+from worker.broker.records import Claim
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
 from worker.engine.payload_recovery import PayloadRecovery
-from worker.exchange import Claim
 from worker.ledger import Ending, Ledger, State
 
 TOKEN = "t" * 28

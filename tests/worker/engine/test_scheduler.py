@@ -18,15 +18,15 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Broker, cron, current_job, task
-from worker.cron_slots import CronSlots
+from worker.broker.cron_slots import CronSlots
+from worker.broker.records import Settlement, Slot, to_ms
+from worker.client.schedule import Misfire, Schedule
 from worker.engine import scheduler
 from worker.engine.cron_slots import LedgerSlots, slot_id
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
-from worker.exchange import Settlement, Slot, to_ms
 from worker.ledger import Ending, Ledger, State
 from worker.message import encode
-from worker.schedule import Misfire, Schedule
 from worker.task import Task
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -13,7 +13,7 @@ from tests.sentinel import Sentinel
 from tests.stopwatch import Stopwatch
 from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import AT_ONCE, eventually
-from tests.worker.test_connection import cluster, nodes, sentinel
+from tests.worker.broker.test_connection import cluster, nodes, sentinel
 from worker.embedded import EmbeddedRedis
 from worker.keeper.client import Redis, RefusedError
 from worker.keeper.servers import servers_of

@@ -16,7 +16,7 @@ from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
 from worker import Broker
-from worker.exchange import Settlement
+from worker.broker.records import Settlement
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
 

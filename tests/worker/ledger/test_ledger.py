@@ -12,7 +12,7 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from worker.errors import LedgerBusyError
 from worker.ledger import Ending, Known, Ledger, State, table
-from worker.ledger.execution import execute
+from worker.ledger.execute import execute
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME
 from worker.new_job import NewJob

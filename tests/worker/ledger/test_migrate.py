@@ -20,7 +20,7 @@ from tests.servers import as_dsn
 from worker.errors import LedgerError
 from worker.ledger import Ledger, table
 from worker.ledger.migrate import Upgrade, upgrade, upgrade_on, upgrade_sql
-from worker.ledger.presence import check
+from worker.ledger.schema_check import check
 from worker.new_job import NewJob
 
 ROW = NewJob("j1", b"{}", "send", "arq:queue", 1_000)

@@ -1,0 +1,734 @@
+"""The Lua scripts: what each of them does to a job's keys, also after other software has changed the keys."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tests.redis_programs import PROGRAMS, running
+from tests.worker.new_jobs import new_job
+from worker import Broker, JobStatus
+from worker.broker.cron_slots import CronSlots
+from worker.broker.keys import Keys
+from worker.broker.leases import Grip, Held, Renewal
+from worker.broker.records import ABORTED, Claim, Settlement, Slot
+from worker.broker.scripts import Script
+from worker.message import encode
+from worker.new_job import NewJob
+
+QUEUE = "arq:queue"
+OURS, THEIRS = "o" * 28, "t" * 28
+"""Tokens of two workers."""
+LEASE = 10_000  # ms
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def program(request: pytest.FixtureRequest) -> Any:
+    """The URL of a server; None for the run's own."""
+    if request.param == "wheel":
+        yield None
+        return
+    with running(request.param) as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_url(program: str | None, redis_url: str) -> Any:
+    """An empty Redis, of each program that there is."""
+    if program is None:
+        yield redis_url
+        return
+    with Redis.from_url(program) as client:
+        client.flushdb()
+        yield program
+
+
+def entry(job_id: str = "a", payload: bytes = b"{}", **options: Any) -> NewJob:
+    return new_job(job_id, payload, QUEUE, **options)
+
+
+async def claim(broker: Broker, token: str = OURS, *, lease: int = LEASE, wanted: int = 100) -> list[Claim]:
+    return (await broker.claim(QUEUE, token, lease, wanted)).jobs
+
+
+async def claim_one(broker: Broker, token: str = OURS, **options: Any) -> Claim:
+    (job,) = await claim(broker, token, **options)
+    return job
+
+
+async def finish(
+    broker: Broker,
+    action: str,
+    token: str = OURS,
+    job_id: str = "a",
+    value: bytes = b"1",
+    keep: int = 60_000,
+    delay: int = 0,
+) -> bool:
+    (ours,) = await broker.finish(QUEUE, [Settlement(job_id.encode(), token, action, value, keep, delay)])
+    return ours
+
+
+def held(job: Claim, token: str = OURS) -> Held:
+    return Held(job.raw_id, token, job.score, job.payload)
+
+
+@pytest.fixture
+def line(redis_url: str) -> Any:
+    """The heartbeat's client for leases."""
+    line = Renewal(redis_url, QUEUE, LEASE)
+    yield line
+    line.close()
+
+
+def let_lease_end(observer: Any, job_id: str = "a") -> None:
+    """End the lease, as if it had not been renewed."""
+    observer.delete(f"arq:in-progress:{job_id}")
+    observer.zadd(QUEUE, {job_id: 2})
+
+
+class TestEnqueue:
+    async def test_an_enqueued_job_is_a_payload_and_an_id_by_due_time(self, broker: Broker, observer: Any) -> None:
+        """A job is two keys, arq's own: its payload for a day past its due time, and its id by due time."""
+        assert await broker.enqueue([entry("a"), entry("b", delay=5_000)]) == [True, True]
+        now = float(observer.time()[0])
+        assert sorted(observer.keys()) == ["arq:job:a", "arq:job:b", QUEUE]
+        assert observer.zscore(QUEUE, "b") - observer.zscore(QUEUE, "a") == 5_000
+        assert observer.zscore(QUEUE, "a") / 1000 == pytest.approx(now, abs=2)
+        assert observer.pttl("arq:job:b") - observer.pttl("arq:job:a") == pytest.approx(5_000, abs=50)
+        assert observer.ttl("arq:job:a") == pytest.approx(86_400, abs=2)
+
+    async def test_an_id_is_taken_while_its_job_waits_or_runs_or_its_result_is_kept(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """An id is taken while its job waits, while it runs, and while its result is kept; then it is free."""
+        assert await broker.enqueue([entry(), entry()]) == [True, False]
+        job = await claim_one(broker)
+        observer.delete("arq:job:a")  # as if it had expired
+        assert await broker.enqueue([entry()]) == [False]
+        await finish(broker, "end")
+        assert await broker.enqueue([entry()]) == [False]
+        observer.delete("arq:result:a")
+        assert await broker.enqueue([entry()]) == [True]
+        assert job.tries == 0
+
+    async def test_an_abort_from_before_the_job_is_dropped(self, broker: Broker, observer: Any) -> None:
+        """An abort that came before the job was enqueued does not abort it."""
+        observer.zadd("arq:abort", {"a": 1})
+        await broker.enqueue([entry()])
+        assert not observer.exists("arq:abort")
+
+    @pytest.mark.parametrize("verb", ["enqueue", "publish"])
+    async def test_each_job_of_a_batch_has_its_own_times(self, broker: Broker, observer: Any, verb: str) -> None:
+        """Each job has its own times, also where only one of them differs from those of the job before."""
+        hour = 3_600_000
+        now = round(float(observer.time()[0]) * 1000)
+        waits = {  # until it is due, and past that
+            "a": (0, hour),
+            "b": (0, hour),
+            "c": (0, 2 * hour),
+            "d": (3 * hour, 2 * hour),
+            "e": (9 * hour, 2 * hour),
+            "f": (12 * hour, 2 * hour),
+            "g": (12 * hour, hour),
+            "h": (0, hour),
+        }
+        jobs = [
+            new_job(name, b"{}", QUEUE, 0 if name in "efg" else wait, now + wait if name in "efg" else None, expires)
+            for name, (wait, expires) in waits.items()
+        ]
+        await getattr(broker, verb)(jobs)
+        start = observer.zscore(QUEUE, "a")
+        for name, (wait, expires) in waits.items():
+            assert observer.zscore(QUEUE, name) - start == pytest.approx(wait, abs=2_000)
+            assert observer.pttl(f"arq:job:{name}") == pytest.approx(wait + expires, abs=5_000)
+
+    @pytest.mark.parametrize(("delay", "expires"), [(0, 0), (10**18, 10**18), (0, 10**300)])
+    async def test_no_delay_and_no_expiry_is_too_short_or_too_long(
+        self, broker: Broker, observer: Any, delay: int, expires: int
+    ) -> None:
+        """Extreme delays and expiries are accepted."""
+        assert await broker.enqueue([entry("x", delay=delay, expires=expires)]) == [True]
+        assert observer.zscore(QUEUE, "x") > 0
+
+    async def test_a_job_that_was_due_before_the_epoch_is_due(self, broker: Broker) -> None:
+        """A job that was due long ago is due."""
+        await broker.enqueue([entry(due=-5)])
+        assert (await claim_one(broker)).raw_id == b"a"
+
+
+class TestClaim:
+    async def test_a_payload_that_is_too_large_is_not_read_and_its_job_is_claimed(
+        self, redis_url: str, observer: Any
+    ) -> None:
+        """The claim has the size of the payload in its place; other jobs are claimed as usual."""
+        broker = Broker(redis_url, max_payload=1000)
+        await broker.enqueue([entry("a"), entry("b", b"x" * 8000), entry("c", b"x" * 8001), entry("d")])
+        claimed = {job.raw_id: (job.payload, job.unread) for job in await claim(broker)}
+        assert claimed == {b"a": (b"{}", 0), b"b": (b"x" * 8000, 0), b"c": (None, 8001), b"d": (b"{}", 0)}
+        assert observer.strlen("arq:job:c") == 8001
+        await broker.close()
+
+    async def test_one_claim_brings_a_few_megabytes_and_the_next_one_goes_on(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """One claim brings a few megabytes, so that its reply arrives in time; the next one goes on where it ended."""
+        ids = [f"j{n:02}" for n in range(10)]
+        await broker.enqueue([entry(job_id, b"x" * 1024 * 1024) for job_id in ids])
+        first = await broker.claim(QUEUE, OURS, LEASE, 100)
+        assert [job.raw_id.decode() for job in first.jobs] == ids[:4]
+        assert first.next_due == 0
+        assert len(observer.keys("arq:in-progress:*")) == 4
+        rest = [job.raw_id.decode() for _ in range(3) for job in await claim(broker)]
+        assert rest == ids[4:]
+
+    async def test_a_claim_records_its_holder_and_moves_the_score_to_the_end_of_the_lease(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A claim records who holds the job and when it was due, and moves its score to the end of the lease."""
+        await broker.enqueue([entry(payload=b"[1]")])
+        due = observer.zscore(QUEUE, "a")
+        job = await claim_one(broker)
+        assert job == Claim(b"a", b"[1]", f"{due:.0f}".encode(), 0, 0, None)
+        assert observer.get("arq:in-progress:a") == f"{OURS}:{due:.0f}"
+        assert 0 < observer.pttl("arq:in-progress:a") <= LEASE
+        assert observer.zscore(QUEUE, "a") >= due + LEASE
+        assert observer.ttl("arq:job:a") == -1
+        assert observer.hgetall("arq:started") == {"a": f"1:{OURS}"}
+
+    async def test_a_claim_takes_the_oldest_jobs_first_and_no_more_than_wanted(self, broker: Broker) -> None:
+        """The job that has been due longest is taken first; none before it is due."""
+        await broker.enqueue([entry("c", due=30), entry("a", due=10), entry("b", due=20), entry("later", delay=60_000)])
+        assert [job.raw_id for job in await claim(broker, wanted=2)] == [b"a", b"b"]
+        claims = await broker.claim(QUEUE, OURS, 100_000, 2)
+        assert [job.raw_id for job in claims.jobs] == [b"c"]
+        assert claims.next_due == pytest.approx(10, abs=1)  # when the first lease ends
+        assert await claim(broker) == []
+
+    async def test_concurrent_claims_take_each_job_once(self, broker: Broker) -> None:
+        """Twenty claims at once of a hundred jobs: each job is taken once."""
+        await broker.enqueue([entry(str(number)) for number in range(100)])
+        batches = await asyncio.gather(*(claim(broker, f"{number:028}", wanted=7) for number in range(20)))
+        assert sorted(job.raw_id for batch in batches for job in batch) == sorted(b"%d" % n for n in range(100))
+
+    async def test_jobs_that_run_elsewhere_are_skipped_and_not_looked_at_again(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """Running jobs, a stock worker's too, are skipped, and not looked at again while they run."""
+        running = {f"r{number}": number for number in range(1000)}
+        observer.zadd(QUEUE, running)
+        with observer.pipeline() as pipe:
+            for job_id in running:
+                pipe.set(f"arq:in-progress:{job_id}", "1", px=310_000)
+            pipe.execute()
+        await broker.enqueue([entry()])
+        first, second = await broker.claim(QUEUE, OURS, LEASE, 10), await broker.claim(QUEUE, OURS, LEASE, 10)
+        assert [job.raw_id for job in first.jobs + second.jobs] == [b"a"]
+        assert observer.zcount(QUEUE, "-inf", observer.time()[0] * 1000 + 300_000) == 1
+
+    async def test_a_running_job_that_other_software_makes_due_is_not_claimed_again(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A running job that other software makes due is not taken a second time."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        observer.zadd(QUEUE, {"a": 1})
+        assert await claim(broker, THEIRS) == []
+        assert observer.zscore(QUEUE, "a") > 1
+
+    async def test_a_claim_that_was_never_finished_counts_as_a_crash(self, broker: Broker, observer: Any) -> None:
+        """A claim that was never finished counts as a crash; finishing the job resets the count."""
+        await broker.enqueue([entry()])
+        for crashes in range(3):
+            assert (await claim_one(broker)).crashes == crashes
+            let_lease_end(observer)
+        assert (await claim_one(broker)).crashes == 3
+        await finish(broker, "again")
+        assert (await claim_one(broker)).crashes == 0
+
+    @pytest.mark.parametrize("key", ["arq:job:a", "arq:retry:a", "arq:abort", "arq:started", "arq:in-progress:a"])
+    @pytest.mark.parametrize("garbage", ["list", "text"])
+    async def test_garbage_in_the_keys_of_a_job_stops_neither_its_claim_nor_its_end(
+        self, broker: Broker, observer: Any, key: str, garbage: str
+    ) -> None:
+        """Values that other software has left in a job's keys stop neither a claim nor the job's end."""
+        await broker.enqueue([entry(), entry("b")])
+        observer.delete(key)
+        if garbage == "list":
+            observer.rpush(key, "x")
+        else:
+            observer.set(key, "-1e999 x")
+        taken = {job.raw_id: job for job in await claim(broker)}
+        assert b"b" in taken
+        if key != "arq:in-progress:a":
+            assert (taken[b"a"].tries, taken[b"a"].crashes) == (0, 0)
+            assert await finish(broker, "again")
+            (job,) = await claim(broker)
+            assert job.tries == 1
+            assert await finish(broker, "end")
+            assert observer.get("arq:result:a") == "1"
+        else:
+            assert 0 < observer.pttl(key) <= LEASE  # a lease without end would hold it for ever
+
+    async def test_jobs_that_crashed_twice_are_claimed_one_at_a_time_and_delay_no_others(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """Jobs whose workers have died twice are claimed one at a time; other jobs do not wait for them."""
+        await broker.enqueue([entry("s1"), entry("s2"), entry("good")])
+        observer.hset("arq:started", mapping={"s1": f"2:{THEIRS}", "s2": f"5:{THEIRS}"})
+        first = await broker.claim(QUEUE, OURS, LEASE, 10, 1)
+        assert [(job.raw_id, job.is_suspect) for job in first.jobs] == [(b"good", False), (b"s1", True)]
+        assert (await broker.claim(QUEUE, OURS, LEASE, 10, 0)).jobs == []
+        assert not observer.exists("arq:in-progress:s2")
+        assert observer.hget("arq:started", "s2") == f"5:{THEIRS}"
+        observer.zadd(QUEUE, {"s2": 2})
+        assert [job.crashes for job in await claim(broker)] == [5]
+
+    @pytest.mark.parametrize("score", ["-inf", "1e300", "inf", "-1e300", "0.5"])
+    async def test_any_score_that_redis_can_store_is_accepted(self, broker: Broker, observer: Any, score: str) -> None:
+        """A job with a score in the past is claimed once, one in the future is not."""
+        observer.execute_command("ZADD", QUEUE, score, "x")
+        assert len(await claim(broker)) == (float(score) < 1)
+        assert await claim(broker) == []
+
+
+class TestFinish:
+    async def test_end_leaves_the_result_and_nothing_else(self, broker: Broker, observer: Any) -> None:
+        """The end of a job leaves its result, for as long as it is kept, and nothing else."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        assert await finish(broker, "end", value=b"[2]", keep=5_000)
+        assert observer.keys() == ["arq:result:a"]
+        assert observer.get("arq:result:a") == "[2]"
+        assert 0 < observer.pttl("arq:result:a") <= 5_000
+
+    @pytest.mark.parametrize(("value", "keep"), [(b"", 5_000), (b"1", 0)])
+    async def test_end_without_a_result_to_keep_leaves_nothing(
+        self, broker: Broker, observer: Any, value: bytes, keep: int
+    ) -> None:
+        """Without a result to keep nothing is left."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        await finish(broker, "end", value=value, keep=keep)
+        assert observer.keys() == []
+
+    async def test_again_counts_a_try_and_queues_the_job_after_the_delay(self, broker: Broker, observer: Any) -> None:
+        """A failed try is counted, and followed by another after the delay."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        await finish(broker, "again", delay=5_000)
+        assert observer.get("arq:retry:a") == "1"
+        assert observer.zscore(QUEUE, "a") / 1000 == pytest.approx(observer.time()[0] + 5, abs=2)
+        assert not observer.exists("arq:in-progress:a", "arq:started")
+        observer.zadd(QUEUE, {"a": 2})
+        assert (await claim_one(broker)).tries == 1
+
+    async def test_back_returns_the_job_to_its_place_in_the_queue_at_no_cost(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """An interrupted job goes back to its place in the queue, and no try is counted."""
+        await broker.enqueue([entry(due=12_345)])
+        await claim_one(broker)
+        await finish(broker, "back")
+        assert observer.zscore(QUEUE, "a") == 12_345
+        assert sorted(observer.keys()) == ["arq:job:a", QUEUE]
+
+    async def test_later_queues_the_job_after_the_delay_at_no_cost(self, broker: Broker, observer: Any) -> None:
+        """A postponed job is due again after the delay, and no try is counted."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        await finish(broker, "later", delay=5_000)
+        assert observer.zscore(QUEUE, "a") / 1000 == pytest.approx(observer.time()[0] + 5, abs=2)
+        assert sorted(observer.keys()) == ["arq:job:a", QUEUE]
+
+    @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
+    async def test_a_worker_that_lost_its_lease_to_another_cannot_finish_the_job(
+        self, broker: Broker, observer: Any, action: str
+    ) -> None:
+        """Finishing a job that another worker holds by now changes nothing."""
+        await broker.enqueue([entry()])
+        await claim_one(broker, OURS)
+        let_lease_end(observer)
+        await claim_one(broker, THEIRS)
+        before = {key: observer.dump(key) for key in observer.keys("*")}
+        assert not await finish(broker, action, OURS)
+        assert {key: observer.dump(key) for key in observer.keys("*")} == before
+
+    @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
+    async def test_the_result_of_the_later_holder_stands(self, broker: Broker, observer: Any, action: str) -> None:
+        """A worker that lost its lease comes too late for a job that its later holder has ended."""
+        await broker.enqueue([entry()])
+        await claim_one(broker, OURS)
+        let_lease_end(observer)
+        await claim_one(broker, THEIRS)
+        await finish(broker, "end", THEIRS, value=b"theirs")
+        await finish(broker, action, OURS, value=b"ours")
+        assert observer.get("arq:result:a") == "theirs"
+        assert not observer.exists("arq:job:a", QUEUE)
+
+    @pytest.mark.parametrize("action", ["end", "again", "back", "later"])
+    async def test_a_worker_that_lost_its_lease_does_not_touch_a_later_job_of_the_id(
+        self, broker: Broker, observer: Any, action: str
+    ) -> None:
+        """A worker that lost its lease does not finish a later job of the same id, which waits."""
+        await broker.enqueue([entry()])
+        await claim_one(broker, OURS)
+        let_lease_end(observer)
+        await claim_one(broker, THEIRS)
+        await finish(broker, "end", THEIRS, keep=0)
+        await broker.enqueue([entry(payload=b"new")])
+        assert not await finish(broker, action, OURS)
+        assert (await claim_one(broker, THEIRS)).payload == b"new"
+
+    async def test_a_job_whose_lease_ended_unclaimed_can_still_be_finished(self, broker: Broker, observer: Any) -> None:
+        """If no other worker has claimed the job since its lease ended, its worker can still finish it."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        let_lease_end(observer)
+        assert await finish(broker, "end")
+        assert observer.get("arq:result:a") == "1"
+        assert not observer.exists("arq:job:a", QUEUE, "arq:started")
+
+    async def test_finishing_a_job_a_second_time_counts_nothing_twice(self, broker: Broker, observer: Any) -> None:
+        """A repeated call, as after a lost reply, counts nothing twice."""
+        await broker.enqueue([entry(), entry("b")])
+        await claim(broker)
+        assert await finish(broker, "again")
+        assert not await finish(broker, "again")
+        assert observer.get("arq:retry:a") == "1"
+        assert await finish(broker, "end", job_id="b", value=b"1")
+        assert await finish(broker, "end", job_id="b", value=b"1")
+        assert await broker.enqueue([entry("b")]) == [False]
+
+    @pytest.mark.parametrize(("action", "keys"), [("end", {"arq:result:a"}), ("again", {"arq:job:a", "arq:retry:a"})])
+    async def test_finishing_after_a_flush_records_the_result_or_restores_the_job(
+        self, broker: Broker, observer: Any, action: str, keys: set[str]
+    ) -> None:
+        """After Redis lost everything a result is recorded all the same, and a job that is to run again is restored."""
+        await broker.enqueue([entry(payload=b"[1]")])
+        job = await claim_one(broker)
+        observer.flushdb()
+        assert await finish(broker, action, value=job.payload or b"")
+        assert keys <= set(observer.keys())
+        if action == "again":
+            assert (await claim_one(broker)).payload == b"[1]"
+
+    async def test_an_ended_job_is_not_reacquired_by_a_late_heartbeat(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """A heartbeat that reacquires a lost lease does not bring back a job that has ended meanwhile."""
+        await broker.enqueue([entry()])
+        job = await claim_one(broker)
+        observer.flushdb()
+        await finish(broker, "end", keep=0)
+        assert line.retake([held(job)]) == [False]
+        assert not observer.exists(QUEUE, "arq:job:a")
+        assert (await broker.trace(QUEUE, "a")).status is JobStatus.not_found
+        assert await broker.enqueue([entry(payload=b"new")]) == [
+            True
+        ]  # the id is free although the ended job left a marker
+        assert line.retake([held(job)]) == [False]
+        assert (await claim_one(broker, THEIRS)).payload == b"new"
+
+
+class TestRenew:
+    async def test_a_renewal_extends_the_lease_and_keeps_the_score_at_its_end(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """A renewal extends the lease, and keeps the job's score at its end."""
+        await broker.enqueue([entry()])
+        job = await claim_one(broker, lease=1_000)
+        observer.zadd(QUEUE, {"a": 1})
+        assert line.renew([held(job)]) == [(Grip.OURS, None)]
+        assert observer.pttl("arq:in-progress:a") > 1_000
+        assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
+
+    async def test_a_renewal_reports_the_holder_of_a_lost_lease_and_changes_nothing(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """A renewal reports whether a lost lease is another worker's or free, and changes nothing of it."""
+        await broker.enqueue([entry("a"), entry("b")])
+        jobs = [held(job) for job in await claim(broker)]
+        observer.set("arq:in-progress:a", THEIRS + ":1", px=5_000)
+        observer.delete("arq:in-progress:b")
+        assert line.renew(jobs) == [(Grip.ANOTHERS, None), (Grip.NOBODYS, None)]
+        assert observer.pttl("arq:in-progress:a") <= 5_000
+        assert not observer.exists("arq:in-progress:b")
+
+    async def test_a_renewal_reports_aborts_and_drops_outdated_ones(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """A renewal reports aborts of running jobs; outdated abort marks are removed."""
+        await broker.enqueue([entry("a"), entry("b")])
+        jobs = {job.raw_id: held(job) for job in await claim(broker)}
+        observer.zadd("arq:abort", {"long ago": 1})
+        assert await broker.abort(QUEUE, "a")
+        (_, aborted), (_, not_aborted) = line.renew([jobs[b"a"], jobs[b"b"]])
+        assert aborted is not None
+        assert not_aborted is None
+        assert observer.zrange("arq:abort", 0, -1) == ["a"]
+
+    async def test_garbage_in_one_lease_does_not_cost_the_others(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """A value that other software has put into one lease does not cost the other leases."""
+        await broker.enqueue([entry("a"), entry("b")])
+        jobs = [held(job) for job in await claim(broker)]
+        observer.delete("arq:in-progress:a")
+        observer.rpush("arq:in-progress:a", "x")
+        observer.set("arq:abort", "x")
+        assert line.renew(jobs) == [(Grip.NOBODYS, None), (Grip.OURS, None)]
+
+
+class TestReacquire:
+    async def test_a_running_job_is_reacquired_with_all_its_keys_after_a_flush(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """After Redis lost everything a running job is reacquired, with all its keys."""
+        await broker.enqueue([entry(payload=b"[1]")])
+        job = await claim_one(broker)
+        observer.flushdb()
+        assert line.retake([held(job)]) == [True]
+        assert observer.get("arq:job:a") == "[1]"
+        assert observer.get("arq:in-progress:a") == f"{OURS}:{job.score.decode()}"
+        assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
+        assert await finish(broker, "end")
+        assert observer.keys() == ["arq:result:a"]
+
+    async def test_an_ended_lease_that_no_other_worker_took_is_reacquired(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """A lease that ended, and whose job no other worker claimed, is reacquired."""
+        await broker.enqueue([entry()])
+        job = await claim_one(broker)
+        let_lease_end(observer)
+        assert line.retake([held(job)]) == [True]
+        assert await claim(broker, THEIRS) == []
+
+    async def test_a_lease_that_another_worker_holds_is_not_reacquired(
+        self, broker: Broker, observer: Any, line: Renewal
+    ) -> None:
+        """A job that another worker holds is not taken from it."""
+        await broker.enqueue([entry()])
+        job = await claim_one(broker, OURS)
+        let_lease_end(observer)
+        await claim_one(broker, THEIRS)
+        assert line.retake([held(job)]) == [False]
+        assert observer.get("arq:in-progress:a").startswith(THEIRS)
+
+    @pytest.mark.parametrize("action", ["end", "again", "back"])
+    async def test_a_job_that_another_worker_ended_or_put_back_is_not_reacquired(
+        self, broker: Broker, observer: Any, line: Renewal, action: str
+    ) -> None:
+        """A job that another worker has ended or put back since is not reacquired."""
+        await broker.enqueue([entry()])
+        job = await claim_one(broker, OURS)
+        let_lease_end(observer)
+        await claim_one(broker, THEIRS)
+        await finish(broker, action, THEIRS)
+        before = set(observer.keys())
+        assert line.retake([held(job)]) == [False]
+        assert set(observer.keys()) == before
+
+    async def test_a_later_job_of_the_id_is_not_reacquired(self, broker: Broker, observer: Any, line: Renewal) -> None:
+        """A later job of the same id is not taken for the one that was lost."""
+        await broker.enqueue([entry()])
+        job = await claim_one(broker, OURS)
+        observer.flushdb()
+        await broker.enqueue([entry(payload=b"new")])
+        assert line.retake([held(job)]) == [False]
+        assert (await claim_one(broker, THEIRS)).payload == b"new"
+
+
+async def release(broker: Broker, *jobs: tuple[str, str]) -> list[int]:
+    """Release jobs, each with the token of the worker that has died."""
+    keys = Keys.of(QUEUE)
+    words = [word for job in jobs for word in job]
+    replies: list[int] = await Script.named("release").run(broker.redis, QUEUE, [keys.prefix, keys.wake, *words])
+    return replies
+
+
+class TestRelease:
+    async def test_a_dead_workers_job_is_due_at_once_and_its_crash_is_counted(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A dead worker's job is due at once, wakes others, and its next claim counts a crash."""
+        await broker.enqueue([entry(payload=b"[1]")])
+        await claim_one(broker)
+        woken = asyncio.Event()
+        async with broker.woken(QUEUE, woken):
+            await asyncio.wait_for(woken.wait(), 5)  # it is subscribed to
+            woken.clear()
+            assert await release(broker, ("a", OURS)) == [1]
+            await asyncio.wait_for(woken.wait(), 5)
+        job = await claim_one(broker, THEIRS)
+        assert (job.payload, job.tries, job.crashes) == (b"[1]", 0, 1)
+        assert observer.get("arq:in-progress:a").startswith(THEIRS)
+
+    async def test_a_release_leaves_finished_jobs_and_those_of_other_workers_as_they_are(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A finished job does not come back; a job that another worker holds, or has put back, stays as it is."""
+        await broker.enqueue([entry(name) for name in ("ended", "later", "taken", "lost")])
+        await claim(broker)
+        await finish(broker, "end", job_id="ended")
+        await finish(broker, "later", job_id="later", delay=60_000)
+        observer.set("arq:in-progress:taken", f"{THEIRS}:1")
+        observer.delete("arq:in-progress:lost")
+        observer.rpush("arq:in-progress:garbage", "x")
+        before = {key: observer.dump(key) for key in observer.scan_iter()}
+        names = ("ended", "later", "taken", "lost", "garbage", "unknown")
+        assert await release(broker, *((name, OURS) for name in names)) == [0] * 6
+        assert {key: observer.dump(key) for key in observer.scan_iter()} == before
+
+
+class TestAbort:
+    async def test_an_abort_of_an_unknown_job_leaves_nothing_behind(self, broker: Broker, observer: Any) -> None:
+        """An abort of a job that does not exist leaves nothing behind."""
+        assert not await broker.abort(QUEUE, "a")
+        assert observer.keys() == []
+
+    async def test_an_abort_makes_a_deferred_job_due_at_once(self, broker: Broker) -> None:
+        """A deferred job is made due at once, so that a worker ends it."""
+        await broker.enqueue([entry(delay=60_000)])
+        assert await broker.abort(QUEUE, "a")
+        assert (await claim_one(broker)).abort_at is not None
+
+    async def test_leftovers_of_an_earlier_job_of_the_id_do_not_delay_an_abort(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A key that an earlier job of the id has left does not keep a deferred job from being made due."""
+        await broker.enqueue([entry(delay=60_000)])
+        observer.set("arq:in-progress:a", "ended", px=5000)
+        assert await broker.abort(QUEUE, "a")
+        assert (await claim_one(broker)).abort_at is not None
+
+    async def test_a_deferred_job_does_not_run_between_the_two_steps_of_a_stock_clients_abort(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A stock client first makes a deferred job due, then marks it as aborted: it is not run in between."""
+        await broker.enqueue([entry(delay=60_000)])
+        observer.zadd(QUEUE, {"a": 1})
+        assert await claim(broker) == []
+        observer.zadd("arq:abort", {"a": 1})
+        observer.zadd(QUEUE, {"a": 1})
+        assert (await claim_one(broker)).abort_at == 1
+
+    async def test_an_abort_leaves_a_running_job_in_its_place(self, broker: Broker) -> None:
+        """A running job stays where it is."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        assert await broker.abort(QUEUE, "a")
+        assert await claim(broker, THEIRS) == []
+
+    @pytest.mark.parametrize("in_ledger", [False, True])
+    async def test_an_abort_with_an_enqueue_time_aborts_no_other_job_of_the_id(
+        self, broker: Broker, observer: Any, in_ledger: bool
+    ) -> None:
+        """An abort with the enqueue time of an earlier job does not abort the job that has its id now."""
+        kwargs = b'{"o":{"et":2000},"s":"\\",\\"et\\":2000}"}'
+        await broker.enqueue([entry(payload=encode("send", kwargs, 3_000, in_ledger=in_ledger))])
+        assert not await broker.abort(QUEUE, "a", 2_000)
+        assert not observer.exists("arq:abort")
+        assert await broker.abort(QUEUE, "a", 3_000)
+        assert await broker.abort(QUEUE, "a")
+
+    async def test_a_job_whose_payload_is_lost_can_be_aborted(self, broker: Broker, observer: Any) -> None:
+        """Without a payload the enqueue time is unknown, so the job may be the one that is meant."""
+        await broker.enqueue([entry()])
+        observer.delete("arq:job:a")
+        assert await broker.abort(QUEUE, "a", 2_000)
+
+    async def test_an_abort_is_dated_after_its_job_also_if_the_producers_clock_is_ahead(self, broker: Broker) -> None:
+        """The abort is dated after the job, so that it does not pass for an abort of an earlier job."""
+        years_ahead = 4_000_000_000_000
+        await broker.enqueue([entry(payload=encode("send", b"{}", years_ahead))])
+        assert await broker.abort(QUEUE, "a")
+        abort_at = (await claim_one(broker)).abort_at
+        assert abort_at is not None
+        assert abort_at >= years_ahead
+
+
+class TestAfterAnAbort:
+    """The result of an aborted job is kept, and does not keep its id."""
+
+    RESULT = ABORTED + b'2000,"r":"it was aborted"}'
+
+    @pytest.fixture(autouse=True)
+    async def _an_aborted_job(self, broker: Broker) -> None:
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        await finish(broker, "end", value=self.RESULT)
+        trace = await broker.trace(QUEUE, "a")
+        assert (trace.status, trace.holds_id) == (JobStatus.complete, False)
+
+    @pytest.mark.parametrize("verb", ["enqueue", "publish"])
+    async def test_a_new_job_gets_the_id_and_the_aborted_one_can_still_be_asked_for(
+        self, broker: Broker, observer: Any, verb: str
+    ) -> None:
+        """A new job gets the id. A caller that asks for the aborted job by its enqueue time still gets its end."""
+        assert await getattr(broker, verb)([entry(payload=b"new")]) == [True]
+        new = await broker.trace(QUEUE, "a")
+        assert (new.payload, new.result, new.status, new.set_aside) == (b"new", None, JobStatus.queued, None)
+        assert (await broker.trace(QUEUE, "a", 2_000)).set_aside == self.RESULT
+        assert (await broker.trace(QUEUE, "a", 3_000)).set_aside is None
+        assert 0 < observer.pttl("arq:aborted:a:2000") <= 60_000
+
+    async def test_a_result_that_only_mentions_an_abort_keeps_the_id(self, broker: Broker, observer: Any) -> None:
+        """Only the result of an aborted job frees the id."""
+        observer.set("arq:result:a", '{"r":{"aborted":2000}}')
+        assert (await broker.trace(QUEUE, "a")).holds_id
+        assert await broker.enqueue([entry(payload=b"new")]) == [False]
+
+    async def test_the_id_is_taken_while_the_new_job_waits(self, broker: Broker) -> None:
+        """A third job does not get the id."""
+        assert await broker.enqueue([entry(), entry()]) == [True, False]
+        assert (await broker.trace(QUEUE, "a")).holds_id
+
+
+class TestCronSlots:
+    async def test_a_cron_slot_is_queued_once_and_none_before_it_afterwards(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A slot is queued once, and none before it after that."""
+        slots = [Slot("tick", moment, f"cron:tick:{moment}", b"{}") for moment in (1, 2, 3)]
+        assert await CronSlots(broker.connections).add(QUEUE, slots[1:2]) == [True]
+        assert await CronSlots(broker.connections).add(QUEUE, slots) == [False, False, True]
+        assert observer.zrange(QUEUE, 0, -1) == ["cron:tick:2", "cron:tick:3"]
+        assert {
+            task: moment.timestamp() for task, moment in (await CronSlots(broker.connections).last(QUEUE)).items()
+        } == {"tick": 0.003}
+
+    async def test_a_cron_slot_without_a_payload_is_recorded_and_not_queued(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A slot without a payload is only recorded."""
+        assert await CronSlots(broker.connections).add(QUEUE, [Slot("tick", 5, "x", b"")]) == [True]
+        assert observer.keys() == ["arq:slots"]
+
+    @pytest.mark.parametrize("garbage", ["x", "9" * 40, "-1", "1e5"])
+    async def test_garbage_in_the_recorded_cron_slots_counts_as_none(
+        self, broker: Broker, observer: Any, garbage: str
+    ) -> None:
+        """A recorded value that is no time counts as no slot."""
+        observer.hset("arq:slots", "tick", garbage)
+        assert await CronSlots(broker.connections).last(QUEUE) == {}
+
+
+async def test_scripts_are_sent_again_after_a_script_flush(broker: Broker, observer: Any) -> None:
+    """A server that has forgotten the scripts is sent their text again."""
+    await broker.enqueue([entry()])
+    observer.script_flush()
+    await claim_one(broker)
+    observer.script_flush()
+    assert await finish(broker, "end")
+
+
+async def test_all_keys_of_a_hash_tagged_queue_have_its_tag(broker: Broker, observer: Any) -> None:
+    """All keys of a hash-tagged queue lie under its tag."""
+    await broker.enqueue([new_job("a", b"{}", "{mail}")])
+    (job,) = (await broker.claim("{mail}", OURS, LEASE, 1)).jobs
+    assert observer.keys() == [key for key in observer.keys("*") if key.startswith("{mail}")]
+    await broker.finish("{mail}", [Settlement(job.raw_id, OURS, "end", b"1", 60_000, 0)])
+    assert observer.keys() == ["{mail}:result:a"]

@@ -1,0 +1,40 @@
+"""The garbage collector of a worker process."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from worker.process.gc_tuning import settle
+
+
+@pytest.fixture(autouse=True)
+def _restore_collector() -> Iterator[None]:
+    limits, enabled = gc.get_threshold(), gc.isenabled()
+    yield
+    gc.set_threshold(*limits)
+    gc.unfreeze()
+    if enabled:
+        gc.enable()
+
+
+def test_loaded_objects_are_frozen_and_collections_become_rarer() -> None:
+    """Loaded objects are no longer examined, and collections are rarer; cycles are still collected."""
+    settle()
+    assert gc.get_freeze_count() > 0
+    assert gc.get_threshold()[0] == 10_000
+
+
+@pytest.mark.parametrize("limits", [(0, 10, 10), (50_000, 5, 5)])
+def test_thresholds_of_the_project_that_are_higher_or_zero_stay(limits: tuple[int, int, int]) -> None:
+    """Thresholds that are higher, or zero (never), stay."""
+    gc.set_threshold(*limits)
+    settle()
+    assert gc.get_threshold() == limits
+
+
+def test_a_collector_that_is_switched_off_is_left_alone() -> None:
+    """A collector that is switched off is left alone."""
+    gc.disable()
+    settle()
+    assert gc.get_freeze_count() == 0

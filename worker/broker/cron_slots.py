@@ -1,0 +1,43 @@
+"""``CronSlots``: the slots of scheduled tasks that Redis knows of, and the clock that they go by."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from worker.broker.connections import Connections
+from worker.broker.keys import Keys
+from worker.broker.records import Slot
+from worker.new_job import A_DAY
+
+_NO_TIME = 15  # digits of milliseconds, which no datetime can say
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class CronSlots:
+    """The slots of one Redis."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    async def add(self, queue: str, slots: Sequence[Slot]) -> list[bool]:
+        """Queue the jobs of slots, oldest first; tells of each whether nobody had done it before."""
+        keys = Keys.of(queue)
+        arguments: list[Any] = [keys.prefix, keys.wake, A_DAY]
+        for slot in slots:
+            arguments += slot
+        return [bool(reply) for reply in await self._connections.run("slots", queue, arguments)]
+
+    async def last(self, queue: str) -> dict[str, datetime]:
+        """The last slot of each scheduled task that was queued."""
+        last: dict[bytes, bytes] = await self._connections.client.hgetall(Keys.of(queue).slots)  # type: ignore[misc]
+        # Whatever else may be there is no time.
+        moments = {task: moment for task, moment in last.items() if moment.isdigit() and len(moment) < _NO_TIME}
+        return {
+            task.decode(errors="replace"): _EPOCH + timedelta(milliseconds=int(moment))
+            for task, moment in moments.items()
+        }
+
+    async def now(self, queue: str) -> datetime:
+        """The clock of the server that holds `queue`, in UTC."""
+        microseconds = await self._connections.run("clock", queue, [])
+        return _EPOCH + timedelta(microseconds=microseconds)

@@ -1,0 +1,54 @@
+"""``WorkerRecords``: what living workers say of themselves in Redis: that they are well, and which tasks they know."""
+
+from collections.abc import Sequence
+
+from worker.broker.connections import Connections
+from worker.broker.keys import Keys
+
+
+class WorkerRecords:
+    """The records that workers keep with each queue that they serve. They expire unless they are written again."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    async def record_health(self, queue: str, worker_id: str, record: bytes, lifetime: int) -> None:
+        """Write a worker's record of itself, for `lifetime` milliseconds."""
+        keys = Keys.of(queue)
+        async with self._connections.client.pipeline(transaction=False) as pipe:
+            pipe.set(keys.health(worker_id), record, px=lifetime)
+            pipe.sadd(keys.healthy, worker_id)
+            pipe.pexpire(keys.healthy, lifetime)
+            await pipe.execute()
+
+    async def forget_health(self, queue: str, worker_id: str) -> None:
+        """Delete a worker's record."""
+        keys = Keys.of(queue)
+        async with self._connections.client.pipeline(transaction=False) as pipe:
+            pipe.delete(keys.health(worker_id))
+            pipe.srem(keys.healthy, worker_id)
+            await pipe.execute()
+
+    async def health_records(self, queue: str) -> dict[str, bytes]:
+        """The record of each worker of `queue` that is well, by the worker's id.
+
+        They are found by the set of ids: to look for their keys would be to look at the key of every job.
+        """
+        keys, redis = Keys.of(queue), self._connections.client
+        ids = sorted(raw_id.decode(errors="replace") for raw_id in await redis.smembers(keys.healthy))  # type: ignore[misc]
+        if not ids:
+            return {}
+        records = await redis.mget([keys.health(worker_id) for worker_id in ids])
+        gone = [worker_id for worker_id, record in zip(ids, records, strict=True) if record is None]
+        if gone:
+            await redis.srem(keys.healthy, *gone)  # type: ignore[misc]
+        return {worker_id: record for worker_id, record in zip(ids, records, strict=True) if record is not None}
+
+    async def announce(self, queue: str, tasks: Sequence[str], lifetime: int) -> None:
+        """Say that a living worker of `queue` knows these tasks, which is believed for `lifetime` milliseconds."""
+        await self._connections.run("announce", queue, [Keys.of(queue).tasks, lifetime, *tasks])
+
+    async def announced(self, queue: str) -> frozenset[str]:
+        """The tasks that living workers of `queue` know; none where no worker serves it."""
+        tasks = await self._connections.run("announced", queue, [Keys.of(queue).tasks])
+        return frozenset(task.decode(errors="replace") for task in tasks)

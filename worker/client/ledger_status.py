@@ -1,0 +1,125 @@
+"""What the ledger remembers of a job that Redis does not know: not yet, or not any more."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic_core import from_json
+from sqlalchemy.exc import SQLAlchemyError
+
+from db.database import given_default
+from db.errors import DbError, NestedWriterError, PoolExhaustedError
+from db.transient import transient
+from worker.broker.records import JobStatus
+from worker.config import Config
+from worker.context import from_milliseconds
+from worker.errors import JobExpiredError, JobFailed, LedgerAwayError, LedgerError, PayloadError
+from worker.exception_codec import error_data, error_from
+from worker.ledger import Ledger, State
+from worker.ledger.default import default_ledger
+from worker.message import Message
+
+T = TypeVar("T")
+
+
+class Recollection:
+    """One job, as its row has it."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self._row = row
+        self._state = State(row["state"])
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is to run yet."""
+        return self._state is State.PENDING
+
+    @property
+    def status(self) -> JobStatus:
+        if not self.is_pending:
+            return JobStatus.complete
+        return JobStatus.deferred if self._row["due"] > self._row["now"] else JobStatus.queued
+
+    @property
+    def message(self) -> Message:
+        """What was asked for; without the arguments where they were not kept."""
+        job_id, payload = self._row["id"], self._row["payload"]
+        try:
+            return Message.decode(job_id, payload or b"")
+        except PayloadError:
+            return Message(job_id, self._row["task"], enqueued_at=self._row["enqueued_at"])
+
+    @property
+    def success(self) -> bool:
+        return self._state is State.DONE
+
+    @property
+    def result(self) -> Any:
+        """What it returned, or the exception that ended it."""
+        data = None if self._row["result"] is None else from_json(self._row["result"])
+        traceback = self._row["traceback"] or ""
+        match self._state:
+            case State.FAILED:
+                return error_from(data | {"traceback": traceback} if isinstance(data, dict) else data)
+            case State.EXPIRED:
+                # As data, as Redis' own result is: the same error whoever is asked.
+                return error_from(error_data(JobExpiredError("job expired: it waited longer than it may")))
+            case State.DISCARDED:
+                return JobFailed("discarded", "it had failed, and was discarded by hand", traceback)
+            case State.ABORTED:
+                return asyncio.CancelledError()
+            case State.DONE | State.PENDING:
+                return data
+
+    @property
+    def tries(self) -> int:
+        return int(self._row["tries"])
+
+    @property
+    def started_at(self) -> datetime | None:
+        return _moment(self._row["started_at"])
+
+    @property
+    def finished_at(self) -> datetime | None:
+        return _moment(self._row["finished_at"])
+
+
+async def recollect(job_id: str, enqueued_at: int | None) -> Recollection | None:
+    """The job of this id that was enqueued then, or last; None where the ledger has none, or there is none to ask.
+
+    Raises:
+        LedgerAwayError: the database does not answer.
+    """
+    row = await _asked(lambda ledger: ledger.latest(job_id, enqueued_at), otherwise=None)
+    return None if row is None else Recollection(row)
+
+
+async def abort_pending(job_id: str, enqueued_at: int | None) -> bool:
+    """Let a job that is not in the queue yet never get there; whether there was one.
+
+    Args:
+        enqueued_at: as in `recollect`.
+
+    Raises:
+        LedgerAwayError: the database does not answer.
+    """
+    return await _asked(lambda ledger: ledger.abort(job_id, enqueued_at), otherwise=False)
+
+
+async def _asked(ask: Callable[[Ledger], Awaitable[T]], *, otherwise: T) -> T:
+    """What the ledger says; `otherwise` where there is none: then Redis' word stands."""
+    if given_default() is None and Config.load().database_url is None:
+        return otherwise
+    try:
+        return await ask(default_ledger())
+    except NestedWriterError as error:
+        raise LedgerAwayError("this scope holds SQLite's write lock: ask before it writes, or after its end") from error
+    except (SQLAlchemyError, DbError, LedgerError, OSError) as error:
+        if transient(error) is not None or isinstance(error, PoolExhaustedError | OSError):
+            raise LedgerAwayError(f"the ledger's database does not answer: {error}") from error
+        return otherwise
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else from_milliseconds(milliseconds)

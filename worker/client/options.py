@@ -1,0 +1,180 @@
+"""The options of jobs: `TaskOptions` for all jobs of a task, `JobOptions` for those of one call.
+
+Both are validated where the project gives them, so that a mistake is told where it was made.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker.broker.records import to_ms
+from worker.new_job import A_DAY
+
+LONGEST = 100 * 365 * 86400.0
+"""Seconds: for ever, as far as a person is concerned. Redis counts milliseconds, in 64 bits."""
+
+
+LONGEST_ID = 2000
+"""Bytes. PostgreSQL's indexes take some 2,700: https://www.postgresql.org/docs/current/limits.html"""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """How a task's jobs run. None: what the worker's settings say."""
+
+    queue: str | None = None
+    """The queue its jobs are put into (default: ``WORKER_QUEUE``)."""
+    timeout: float | None = None
+    """Seconds that one attempt may take (default: ``WORKER_JOB_TIMEOUT``)."""
+    max_tries: int | None = None
+    """Attempts before the job fails for good (default: ``WORKER_MAX_TRIES``)."""
+    retry_on: tuple[type[Exception], ...] = ()
+    """Exceptions after which the job runs again, later each time (default: none; after `Retry` and the database's
+    transient errors it always does)."""
+    keep_result: float | None = None
+    """Seconds that the result is kept (default: ``WORKER_KEEP_RESULT``); 0 keeps none."""
+    transactional: bool = True
+    """Whether, inside a scope, a job exists if and only if the scope commits."""
+    once: bool = True
+    """Whether the ledger keeps what a job does in the database from happening twice."""
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        queue: str | None,
+        timeout: float | timedelta | None,
+        max_tries: int | None,
+        retry_on: tuple[type[Exception], ...],
+        keep_result: float | timedelta | None,
+        transactional: bool,
+        once: bool,
+    ) -> "TaskOptions":
+        """Options as a project gives them.
+
+        Raises:
+            TypeError, ValueError: one of them is out of range.
+        """
+        return cls(
+            queue=text(queue, "queue"),
+            timeout=None if timeout is None else _more_than_0(timeout, "timeout"),
+            max_tries=None if max_tries is None else _count(max_tries, "max_tries"),
+            retry_on=_exceptions(retry_on),
+            keep_result=None if keep_result is None else _seconds(keep_result, "keep_result"),
+            transactional=transactional,
+            once=once,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """When and where the jobs of one call run: what `Task.using` was given. Times are milliseconds."""
+
+    delay: int = 0
+    due: int | None = None
+    """Instead of a delay: since the epoch."""
+    job_id: str | None = None
+    queue: str | None = None
+    expires: int | None = None
+    """How long past its due time a job may still be started; None: see `expiry`."""
+    transactional: bool | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        delay: float | timedelta,
+        at: datetime | None,
+        job_id: str | None,
+        queue: str | None,
+        expires: float | timedelta | None,
+        transactional: bool | None,
+    ) -> "JobOptions":
+        """Options as a project gives them.
+
+        Raises:
+            TypeError, ValueError: one of them is out of range.
+        """
+        return cls(
+            delay=round(_seconds(delay, "delay") * 1000),
+            due=_due(at, delay),
+            job_id=_id(job_id),
+            queue=text(queue, "queue"),
+            expires=None if expires is None else math.ceil(_more_than_0(expires, "expires") * 1000),
+            transactional=transactional,
+        )
+
+    def expiry(self, *, in_transaction: bool) -> int | None:
+        """How long past its due time a job may still be started; None: for ever.
+
+        A job without `expires` has a day, as in arq. A job of a transaction does not expire: a commit is a promise that
+        it runs.
+        """
+        return A_DAY if self.expires is None and not in_transaction else self.expires
+
+
+def _seconds(value: float | timedelta, name: str) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not 0 <= seconds <= LONGEST:
+        raise ValueError(f"{name}={value!r}: give seconds, 0 or more, or a timedelta")
+    return seconds
+
+
+def _more_than_0(value: float | timedelta, name: str) -> float:
+    seconds = _seconds(value, name)
+    if seconds == 0:
+        raise ValueError(f"{name}={value!r} must be more than 0")
+    return seconds
+
+
+def _count(value: object, name: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+    return value
+
+
+def _exceptions(value: object) -> tuple[type[Exception], ...]:
+    if not isinstance(value, tuple) or not all(map(_is_exception, value)):
+        raise ValueError(f"retry_on={value!r}: give exception classes in a tuple, as in retry_on=(TimeoutError,)")
+    return value
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+def _due(at: datetime | None, delay: float | timedelta) -> int | None:
+    if at is None:
+        return None
+    if delay:
+        raise ValueError("give delay or at, not both")
+    if at.tzinfo is None:
+        raise ValueError(f"at={at!r} has no time zone: use datetime.now(UTC) + ..., or give delay")
+    return to_ms(at)
+
+
+def _id(value: object) -> str | None:
+    job_id = text(value, "job_id")
+    if job_id is not None and len(job_id.encode()) > LONGEST_ID:
+        raise ValueError(f"job_id={job_id[:40]!r}... has more than {LONGEST_ID:,} bytes: a hash of it will do")
+    return job_id
+
+
+def text(value: object, name: str) -> str | None:
+    """`value`, which is None or a text of valid characters.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r}: give a text")
+    if not value or not _is_storable(value):
+        raise ValueError(f"{name}={value!r}: give a text of valid characters, or leave it out")
+    return value
+
+
+def _is_storable(value: str) -> bool:
+    """Whether both servers can hold it: PostgreSQL's texts have no NUL, Redis' keys are bytes."""
+    return "\0" not in value and value.encode(errors="replace").decode() == value

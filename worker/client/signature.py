@@ -1,0 +1,287 @@
+"""A function's signature: what is payload and what is injected.
+
+1. Parameters annotated `AsyncSession`, `Session`, `JobContext` or `Annotated[..., Resource(name)]` are injected; a
+   first parameter named ``ctx`` gets arq's context; all others are payload.
+2. Payload is validated with pydantic when a job is enqueued, and again from JSON in the worker.
+3. What is enqueued is what arrives: where the annotations do not make sure of that (none, `Any`, a union, a model), the
+   arguments are read back when they are enqueued, and refused if JSON has changed them. Zones are, too.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_hints
+
+import sqlalchemy.ext.asyncio
+import sqlalchemy.orm
+from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic_core import SchemaSerializer, from_json, to_json
+from pydantic_core.core_schema import CoreConfig
+from typing_extensions import TypedDict
+
+from db import AsyncSession, Database, Session
+from worker.client.json_round_trip import is_exact, is_on_the_clock, require_offset, require_same
+from worker.context import JobContext, Resource
+from worker.errors import PayloadNotJSONError, TaskDefinitionError
+from worker.message import require_readable
+
+_CODEC = ConfigDict(
+    extra="forbid",
+    arbitrary_types_allowed=False,
+    allow_inf_nan=False,  # JSON has neither
+    ser_json_bytes="base64",
+    val_json_bytes="base64",
+)
+_RESULT_CODEC = ConfigDict(val_json_bytes="base64")
+_SURELY_READABLE = 200  # bytes: shorter JSON is neither nested too deep nor has it a number too long
+_VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+@dataclass(frozen=True, slots=True)
+class InjectedSession:
+    """A session of `database` (None: the default one), through its synchronous twin if `sync`."""
+
+    database: Database[Any] | None
+    sync: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InjectedContext:
+    """The job's `JobContext`."""
+
+
+@dataclass(frozen=True, slots=True)
+class InjectedArqContext:
+    """arq's context: a dict."""
+
+
+Injected = InjectedSession | InjectedContext | InjectedArqContext | Resource
+
+
+class Signature:
+    """The parameters of one task's function.
+
+    Raises:
+        TaskDefinitionError: by any property, where a parameter cannot be told or validated. Read on first use, so that
+            a task may name types that its module defines further down.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._signature = inspect.signature(fn)
+
+    def check(self) -> None:
+        """Read everything now."""
+        self._adapter  # noqa: B018 - built on first use
+
+    def validate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """The payload of a call, as JSON.
+
+        Raises:
+            TypeError: too many positional arguments, or one given twice.
+            pydantic.ValidationError: a missing, unknown or wrong argument.
+            PayloadNotJSONError: an argument that JSON cannot say, or would change.
+        """
+        payload = self._adapter.validate_python(self._by_name(args, kwargs))
+        inexact = self._inexact & payload.keys()
+        if self._on_the_clock:
+            for name in self._on_the_clock & payload.keys():
+                require_offset(name, payload[name])
+        try:
+            raw = self._serializer.to_json(payload, by_alias=True, round_trip=True)
+            if len(raw) > _SURELY_READABLE:
+                require_readable(raw)
+            received = self._adapter.validate_json(raw) if inexact else {}
+        except ValueError as error:
+            raise PayloadNotJSONError(
+                f"{self._fn.__qualname__}{self.text}: JSON cannot carry these arguments: {' '.join(str(error).split())}"
+            ) from None
+        for name in sorted(inexact):
+            require_same(name, payload[name], received[name])
+        return raw
+
+    def restore(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The payload of a job from the wire, validated, by name.
+
+        Raises:
+            TypeError, pydantic.ValidationError: as `validate`.
+        """
+        named = self._by_name(args, kwargs)
+        raw = to_json(named, bytes_mode="base64", inf_nan_mode="constants")
+        return dict(self._adapter.validator.validate_json(raw)) if named or self.payload else {}
+
+    def unknown_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """What of a job from the wire the function does not take, as its caller may run newer code."""
+        unknown = sorted(kwargs.keys() - self.payload.keys())
+        surplus = len(args) - len(self._positional)
+        return [*unknown, f"{len(args)} positional arguments"] if surplus > 0 else unknown
+
+    def restore_result(self, raw: bytes) -> Any:
+        """A result from the wire, as the type that the function promises.
+
+        Raises:
+            pydantic.ValidationError: the function returned something else than it promises.
+        """
+        if self._returns is None:
+            return from_json(raw)
+        return self._returns.validate_json(b'{"result":%b}' % raw)["result"]
+
+    def call(self, payload: Mapping[str, Any], injected: Mapping[str, Any]) -> Any:
+        """Call the function."""
+        values = {**payload, **injected}
+        positional = [values.pop(name, default) for name, default in self._positional_only]
+        return self._fn(*positional, **values)
+
+    @cached_property
+    def payload(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters that a caller gives, by name."""
+        return {name: p for name, p in self._signature.parameters.items() if name not in self.injected}
+
+    @cached_property
+    def injected(self) -> Mapping[str, Injected]:
+        """The parameters that the worker gives, by name."""
+        found: dict[str, Injected] = {}
+        for position, (name, parameter) in enumerate(self._signature.parameters.items()):
+            if parameter.kind in _VARIADIC:
+                raise self._error(f"{_VARIADIC[parameter.kind]}{name} cannot be validated: name the parameters")
+            if position == 0 and name == "ctx" and not _is_injected(self._hints.get(name)):
+                found[name] = InjectedArqContext()
+            elif (injected := _injected(self._hints.get(name))) is not None:
+                found[name] = injected
+        return found
+
+    @cached_property
+    def text(self) -> str:
+        """The payload parameters, as one writes them."""
+        return f"({', '.join(str(parameter) for parameter in self.payload.values())})"
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        try:
+            return get_type_hints(self._fn, include_extras=True)
+        except NameError as error:
+            raise self._error(f"its annotations name {error.name}, which its module does not define") from None
+        except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise anything
+            raise self._error(f"its annotations cannot be read: {type(error).__name__}: {error}") from None
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        fields = {
+            name: self._hint(name) if parameter.default is parameter.empty else NotRequired[self._hint(name)]
+            for name, parameter in self.payload.items()
+        }
+        try:
+            return TypeAdapter(_shape(self._fn.__name__, fields, _CODEC))
+        except Exception as error:  # noqa: BLE001 - pydantic has many words for an annotation that it cannot use
+            raise self._error(self._unusable_parameter() or f"pydantic cannot validate it: {_first(error)}") from None
+
+    @cached_property
+    def _serializer(self) -> SchemaSerializer:
+        # The adapter's own one would write bytes as UTF-8, whatever the shape's configuration says.
+        return SchemaSerializer(self._adapter.core_schema, CoreConfig(ser_json_bytes="base64"))
+
+    @cached_property
+    def _returns(self) -> TypeAdapter[Any] | None:
+        promised = self._hints.get("return", Any)
+        if promised is Any:
+            return None
+        try:
+            return TypeAdapter(_shape("Result", {"result": promised}, _RESULT_CODEC))
+        except Exception:  # noqa: BLE001 - as above
+            return None  # a type of the task's own, which its JSON stands for
+
+    def _unusable_parameter(self) -> str | None:
+        for name in self.payload:
+            try:
+                TypeAdapter(_shape("Parameter", {name: self._hint(name)}, _CODEC))
+            except Exception as error:  # noqa: BLE001 - as above
+                return (
+                    f"pydantic cannot validate {name}: {_first(error)}. "
+                    f'Take what JSON can carry, or ask for a resource: Annotated[..., Resource("{name}")]'
+                )
+        return None
+
+    def _hint(self, name: str) -> Any:
+        return self._hints.get(name, Any)
+
+    @cached_property
+    def _inexact(self) -> frozenset[str]:
+        return frozenset(name for name in self.payload if not is_exact(self._hint(name)))
+
+    @cached_property
+    def _on_the_clock(self) -> frozenset[str]:
+        return frozenset(name for name in self.payload.keys() - self._inexact if is_on_the_clock(self._hint(name)))
+
+    @cached_property
+    def _positional_only(self) -> tuple[tuple[str, Any], ...]:
+        """Names and defaults of what cannot be passed by name."""
+        parameters = self._signature.parameters.values()
+        return tuple((p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_ONLY)
+
+    @cached_property
+    def _positional(self) -> tuple[str, ...]:
+        return tuple(name for name, p in self.payload.items() if p.kind is not p.KEYWORD_ONLY)
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if not args:
+            return dict(kwargs)
+        names = self._positional[: len(args)]
+        if len(args) > len(names):
+            raise TypeError(
+                f"{self._fn.__qualname__}{self.text} takes {len(names)} positional arguments, not {len(args)}"
+            )
+        twice = kwargs.keys() & set(names)
+        if twice:
+            raise TypeError(f"{self._fn.__qualname__}{self.text} got {', '.join(sorted(twice))} twice")
+        return {**dict(zip(names, args, strict=True)), **kwargs}
+
+    def _error(self, problem: str) -> TaskDefinitionError:
+        return TaskDefinitionError(f"{self._fn.__module__}.{self._fn.__qualname__} cannot be a task: {problem}")
+
+
+def _shape(name: str, fields: dict[str, Any], config: ConfigDict) -> Any:
+    """An object of `fields`. Unlike other types it takes its configuration from here, and hands it down."""
+    return with_config(config)(TypedDict(name, fields))  # type: ignore[operator]  # made at run time
+
+
+def _first(error: Exception) -> str:
+    """What pydantic says, without its advice."""
+    return str(error).splitlines()[0].split(". ")[0].rstrip(".")
+
+
+def _injected(annotation: Any) -> Injected | None:
+    """What an annotation asks the worker for, if it asks for anything."""
+    annotation = getattr(annotation, "__value__", annotation)  # type Session = Annotated[...], since Python 3.12
+    extras: tuple[Any, ...] = ()
+    if get_origin(annotation) is Annotated:
+        annotation, *rest = get_args(annotation)
+        extras = tuple(rest)
+    for extra in extras:
+        if isinstance(extra, Resource):
+            return extra
+    if not isinstance(annotation, type):
+        return None
+    if issubclass(annotation, JobContext):
+        return InjectedContext()
+    database = next((extra for extra in extras if isinstance(extra, Database)), None)
+    if issubclass(annotation, sqlalchemy.ext.asyncio.AsyncSession):
+        return InjectedSession(database, sync=False)
+    if issubclass(annotation, sqlalchemy.orm.Session):
+        return InjectedSession(database, sync=True)
+    return None
+
+
+def _is_injected(annotation: Any) -> bool:
+    return _injected(annotation) is not None
+
+
+__all__ = [
+    "AsyncSession",
+    "Injected",
+    "InjectedArqContext",
+    "InjectedContext",
+    "InjectedSession",
+    "Session",
+    "Signature",
+]

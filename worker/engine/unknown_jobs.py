@@ -1,0 +1,100 @@
+"""``UnknownJobs``: jobs whose task, or some of whose arguments, this worker does not know.
+
+1. Such a job is put back, at no cost: a deploy that brings what is missing may be under way.
+2. Its task may be another service's, whose workers serve the same queue. While one of them lives, the job waits.
+3. It fails once no living worker has known it for `unknown_for` seconds.
+
+Redis is asked only here, and at most once a second.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from worker.broker.broker import Broker
+from worker.broker.errors import RedisError
+from worker.broker.worker_records import WorkerRecords
+from worker.engine.execution import Execution
+from worker.engine.outcome import Kind, Outcome
+from worker.errors import UnknownArgumentsError, UnknownTaskError
+
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that nobody knows
+_LONGEST_DELAY_ELSEWHERE = 5.0  # seconds, where another worker is only too busy to take it
+_BELIEVED = 1.0  # seconds for which an answer of Redis' counts as the present
+
+_Key = tuple[bytes, int]
+"""A job: its id, and when it was enqueued. An id that is free again may be used again."""
+
+
+@dataclass(slots=True)
+class _Met:
+    """When this worker met a job, by the monotonic clock."""
+
+    first: float
+    unknown_since: float | None = None
+    """Since when no living worker is seen to know it."""
+
+
+class _Told(NamedTuple):
+    """What Redis has said of a queue, and when."""
+
+    at: float
+    tasks: frozenset[str]
+
+
+class UnknownJobs:
+    """Decides what becomes of jobs that this worker does not know.
+
+    Args:
+        unknown_for: seconds for which nobody may know a job.
+    """
+
+    def __init__(self, broker: Broker, *, unknown_for: float) -> None:
+        self._workers = WorkerRecords(broker.connections)
+        self._unknown_for = unknown_for
+        self._met: dict[_Key, _Met] = {}
+        self._announced_to: dict[str, _Told] = {}
+        self._asking = asyncio.Lock()
+
+    async def judge(self, execution: Execution, outcome: Outcome) -> Outcome:
+        """What becomes of a postponed job: put back or failed if it is unknown, else as it was."""
+        error = outcome.error
+        if not isinstance(error, UnknownTaskError | UnknownArgumentsError):
+            return outcome
+        now, message = time.monotonic(), execution.message
+        key = execution.claim.raw_id, message.enqueued_at
+        met = self._met.setdefault(key, _Met(now))
+        if isinstance(error, UnknownTaskError) and await self._is_known_elsewhere(message.task, execution.queue):
+            met.unknown_since = None
+            longest = _LONGEST_DELAY_ELSEWHERE
+        else:
+            met.unknown_since = met.unknown_since or now
+            longest = min(_LONGEST_DELAY, self._unknown_for)
+            if now - met.unknown_since >= self._unknown_for:
+                self._met.pop(key, None)
+                return Outcome.failed(error.for_good(self._unknown_for))
+        self._forget_old_ones(now)
+        return Outcome(Kind.POSTPONED, error=error, delay=min(max(now - met.first, _FIRST_DELAY), longest))
+
+    async def _is_known_elsewhere(self, task: str, queue: str) -> bool:
+        """Whether a living worker of the queue knows the task; where nobody can tell, one may."""
+        try:
+            return task in await self._announced(queue)
+        except (RedisError, OSError):
+            return True
+
+    async def _announced(self, queue: str) -> frozenset[str]:
+        async with self._asking:  # one asks for all that were claimed together
+            told = self._announced_to.get(queue)
+            if told is None or time.monotonic() - told.at > _BELIEVED:
+                told = self._announced_to[queue] = _Told(time.monotonic(), await self._workers.announced(queue))
+            return told.tasks
+
+    def _forget_old_ones(self, now: float) -> None:
+        """Forget those that another worker has taken care of."""
+        while self._met:
+            key, met = next(iter(self._met.items()))  # the one met first
+            if now - met.first <= 2 * self._unknown_for + 60:
+                return
+            del self._met[key]

@@ -1,0 +1,80 @@
+"""One worker process without arq: what ``python -m worker run`` is when there is one."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from arq.connections import ArqRedis
+
+from worker.broker.connection import connect_as
+from worker.broker.redis_url import CLUSTER
+from worker.config import Config
+from worker.message import deserialize, deserialize_trusting, serialize
+from worker.process.event_loop import new_event_loop
+from worker.process.lifecycle import Lifecycle
+from worker.process.logs import log_without_arq
+from worker.process.runtime import Runtime, require_urls
+from worker.process.server_wait import await_redis
+from worker.process.stop_signals import exit_code_after
+from worker.registry import Registry, load
+
+logger = logging.getLogger("worker")
+
+
+def work(
+    config: Config, *, until_empty: bool = False, log_as: str | None = None, started: Callable[[], None] | None = None
+) -> int:
+    """Work until told to stop; the exit code: 0, or 1 if the engine failed.
+
+    Args:
+        until_empty: stop once all queues are empty and nothing runs. A signal that comes before makes the exit code
+            128 and its number, as nobody knows then whether they are.
+        log_as: a name to put before each log line.
+        started: called once the engine works.
+
+    Raises:
+        ConfigError: a URL is not set.
+        RegistryError: the registry cannot be loaded.
+        StartupError: a server does not answer.
+    """
+    registry = load(config.registry)
+    redis_url = require_urls(config)
+    log_without_arq(log_as)
+    await_redis(redis_url, config.connect_wait)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_work(config, registry, started=started, until_empty=until_empty))
+
+
+async def _work(config: Config, registry: Registry, *, started: Callable[[], None] | None, until_empty: bool) -> int:
+    lifecycle = Lifecycle(Runtime(config, registry))
+    async with _arq_context(config) as context:
+        try:
+            await lifecycle.begin(context, until_empty=until_empty)
+        except asyncio.CancelledError:
+            if lifecycle.stopped_by is None:
+                raise
+        else:
+            logger.info("%s works on %s: %s", config.id, ", ".join(config.queue_names), ", ".join(registry.tasks))
+            if started is not None:
+                started()
+            await lifecycle.ended()
+    return lifecycle.exit_code or exit_code_after(lifecycle.stopped_by, until_empty=until_empty)
+
+
+@asynccontextmanager
+async def _arq_context(config: Config) -> AsyncIterator[dict[Any, Any]]:
+    """What tasks find in ``ctx`` under arq: its client as ``redis``. arq has none for a cluster."""
+    url = config.require_redis_url()
+    if url.startswith(CLUSTER):
+        yield {}
+        return
+    client = connect_as(ArqRedis, url)
+    client.job_serializer = serialize
+    client.job_deserializer = deserialize_trusting if config.accept_pickle else deserialize
+    client.default_queue_name = config.queue_names[0]
+    try:
+        yield {"redis": client}
+    finally:
+        await client.aclose(close_connection_pool=True)
