@@ -176,3 +176,14 @@ class TestStatus:
         assert trace.payload == b"{}"
         assert trace.due is not None
         assert trace.due - trace.now == pytest.approx(60_000, abs=1000)
+
+
+def test_the_deprecated_names_still_work(broker: Broker) -> None:
+    """Code that was written for `Queue` runs on."""
+    assert (worker.Queue, worker.default_queue, worker.set_default_queue) == (
+        worker.Broker,
+        worker.default_broker,
+        worker.set_default_broker,
+    )
+    named = Broker(broker.url, name="of the old name")
+    assert worker.Job("a", queue=named).queue_name == worker.Job("a", broker=named).queue_name == "of the old name"
