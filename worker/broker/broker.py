@@ -4,7 +4,7 @@
 2. Each command that writes is one Lua script, one round trip, and goes by Redis' own clock.
 3. Every write of a worker shows its token, and does nothing where another worker holds the job by now.
 
-What is no command of a job is built on the same connections: see `worker_records`, `cron_slots` and `epochs` beside this.
+What is no command of a job is built on the same connections: `worker_records`, `cron_slots` and `epochs` beside this.
 """
 
 import asyncio
