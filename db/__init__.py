@@ -1,4 +1,4 @@
-"""Sessions: who opens, commits, rolls back and closes them. Knows nothing of jobs.
+"""Database sessions with an owner, which commits or rolls back and always closes them. Knows nothing of jobs.
 
 ::
 
@@ -6,9 +6,12 @@
         session = await db.session()
         session.add(Order(id=7))
     # committed here; rolled back if the block raised
+
+The function `db.session` and the package `db.session` share a name. `from db import session` gives the function, which
+this module imports last. The package is reached by its modules, as in `from db.session.access import SessionAccess`.
 """
 
-from db import siblings as _siblings  # noqa: F401 - it refuses another worker than the one installed with this
+from db import siblings as _siblings  # noqa: F401 - refuses a worker package that is not Tandem's
 from db.database import Database, default_database, set_default_database
 from db.errors import (
     ConcurrentUseError,

@@ -4,12 +4,12 @@
 2. When the app starts its response the scope is committed, or rolled back, as the status says; only then does
    the start go out. So a COMMIT that fails becomes the server's 500, and no 200 is sent for work that is not saved.
 3. The scope then goes on, with the same sessions in new transactions, for a streaming body, background tasks and the
-   exits of FastAPI's dependencies. What they write is committed when the app returns. It is rolled back if the app
+   exits of FastAPI's dependencies. Their writes are committed when the app returns. They are rolled back if the app
    raises, which the server logs, or breaks its response off because the client left, which is logged here.
 4. An exception before the start rolls back and passes on; one after it leaves the commit of the response as it is.
 5. A websocket gets no scope: it may live for hours, and a transaction must not. Open one for each message.
-6. Inside a scope that is open already (a test's, or that of an outer `SessionMiddleware` around a mounted app) there is
-   nothing to do: whoever opened it ends it.
+6. Inside a scope that is open already the middleware does nothing, as that scope's opener ends it. Such a scope may be
+   a test's, or that of an outer `SessionMiddleware` around a mounted app.
 """
 
 import logging
@@ -30,11 +30,11 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 CommitPolicy: TypeAlias = Callable[[int], bool]
-"""The response's status -> whether to commit (or else to roll back)."""
+"""Gets the response's status. Returns whether to commit; otherwise the request is rolled back."""
 
 
 def is_success(status: int) -> bool:
-    """The policy where none is given: commit below 400, redirects included."""
+    """The default policy: commit below 400, redirects included."""
     return status < 400
 
 
@@ -46,12 +46,12 @@ class SessionMiddleware:
         app.add_middleware(SessionMiddleware)
 
     Put it inside of middleware made with Starlette's `BaseHTTPMiddleware` (``@app.middleware("http")``): add it first.
-    Outside it works too, except that such middleware asks for the body before it passes the start on, so a body that
-    is streamed from the request's session gets `ConcurrentUseError`.
+    Outside it works too, with one exception: such middleware asks for the body before it passes the start on, so a body
+    that is streamed from the request's session gets `ConcurrentUseError`.
 
     Args:
         app: any ASGI application.
-        commit: decides on the status whether to commit. Default: below 400.
+        commit: decides by the status whether to commit. Default: below 400.
     """
 
     def __init__(self, app: ASGIApp, commit: CommitPolicy = is_success) -> None:
@@ -86,7 +86,7 @@ class _Progress(Enum):
 
 
 class _Response:
-    """The way out of one request: settles the scope before the response's start."""
+    """The response of one request. It commits or rolls back the scope before the response's start."""
 
     def __init__(self, request: Scope, commit: CommitPolicy, send: Send) -> None:
         self._request = request
@@ -101,7 +101,7 @@ class _Response:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            await self._settle(message["status"])
+            await self._commit_or_roll_back(message["status"])
             self._progress = _Progress.STARTED
             await self._send(message)
         else:
@@ -109,12 +109,12 @@ class _Response:
             if self._progress is _Progress.STARTED and not message.get("more_body", False):
                 self._progress = _Progress.COMPLETE
 
-    async def _settle(self, status: int) -> None:
+    async def _commit_or_roll_back(self, status: int) -> None:
         if not self._commit(status):
             await self._request.rollback()
             return
         if self._failure is not None:
-            # The app caught it and claims success all the same.
+            # The app caught the error, and reports success all the same.
             raise self._failure
         try:
             await self._request.commit()
@@ -126,7 +126,7 @@ class _Response:
 
 
 async def _roll_back_unfinished(request: Scope) -> None:
-    """Starlette ends a body whose client has left as if it were done: half of its work must not be committed."""
+    """Roll back a response without an end. Starlette returns as usual when a client leaves in the middle of a body."""
     if request.has_begun:
-        logger.warning("the response was broken off: what was written after its start is rolled back")
+        logger.warning("the response was broken off: writes after its start are rolled back")
     await request.rollback()

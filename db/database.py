@@ -1,9 +1,9 @@
-"""``Database``: one database, as a URL or as factories; its engine is opened on first use.
+"""``Database``: one database, given as a URL or as factories. Its engine is opened on first use.
 
-1. A URL names the driver, and so whether sessions are asynchronous (`AsyncSession`) or not (`Session`).
-2. The engine is opened when the first session is, in that event loop and process.
-3. `change_host` sends new sessions to another host; those in flight keep their engine until they end.
-4. The default database is the one that ``DATABASE_URL`` names, unless `Database(url, default=True)` took its place.
+1. A URL names the driver, and so the kind of its sessions: asynchronous (`AsyncSession`) or not (`Session`).
+2. The engine is opened with the first session, in that session's event loop and process.
+3. `change_host` sends new sessions to another host. Sessions in flight keep their engine until they end.
+4. The default database is the one that ``DATABASE_URL`` names, unless `Database(url, default=True)` takes its place.
 """
 
 import os
@@ -42,9 +42,9 @@ EngineFactory: TypeAlias = Callable[[str | None], AsyncEngine | Engine]
 SessionFactory: TypeAlias = Callable[[Any], "async_sessionmaker[Any] | sessionmaker[Any]"]
 """engine -> sessionmaker."""
 BeforeSession: TypeAlias = Callable[["Database[Any]", dict[str, Any]], Awaitable[None]]
-"""Gets the database and the session's arguments: may `await database.change_host(...)`, or set `bind` and others."""
+"""Gets the database and the session's arguments. May `await database.change_host(...)`, or set `bind` and others."""
 
-# Engine options that only the driver understands for which they were given.
+# Engine options that are meant for one driver alone.
 _OF_ONE_DRIVER = ("connect_args", "pool", "poolclass", "creator", "async_creator")
 
 
@@ -52,35 +52,35 @@ class Database(Generic[S]):
     """One database.
 
     Args:
-        url: where it is, e.g. ``postgresql+asyncpg://app:secret@db-1/app``; without a driver asyncpg or aiosqlite
-            is meant.
-        engine: instead of a URL, a factory `host -> engine`. The engine is used as it comes: the limits below, and what
-            makes SQLite wait its turn, are for URLs.
-        bind: instead of a URL, an existing engine, or a connection whose transaction the
-            sessions then join through savepoints (tests). It is never disposed here.
-        host: the first host, for `engine`; a URL has its own.
-        sessions: factory `engine -> sessionmaker`; default: one without `expire_on_commit`.
-        before_session: async hook, called before each session with the database and the session's arguments.
-        default: this is the default database from now on.
-        name: how errors call it; default: the URL's database name.
-        pool_size: connections kept and at most open (default 10).
-        pool_timeout: seconds to wait for one of them (default 30).
-        pre_ping: ask each connection whether it lives before it is used; one round trip a scope (default True).
-        connect_timeout: seconds to open a connection, or to ask whether it lives (default 10); one in the URL wins. For
-            SQLite: to wait for another writer.
+        url: the database's URL, e.g. ``postgresql+asyncpg://app:secret@db-1/app``. Without a driver, asyncpg or
+            aiosqlite is used.
+        engine: instead of a URL, a factory `host -> engine`. The engine is used unchanged: the limits below, and the
+            set-up of SQLite, are for URLs.
+        bind: instead of a URL, an existing engine, or a connection. Sessions join the transaction of a connection
+            through savepoints, as in tests. `bind` is never disposed here.
+        host: the first host, for `engine`. A URL has its own.
+        sessions: a factory `engine -> sessionmaker`. Default: a sessionmaker without `expire_on_commit`.
+        before_session: an async hook, called before each session with the database and the session's arguments.
+        default: make this the default database.
+        name: the database's name in errors. Default: the database name in the URL.
+        pool_size: connections that are kept, and open at most (default 10).
+        pool_timeout: seconds to wait for a connection of the pool (default 30).
+        pre_ping: ping each connection before it is used, at one round trip a scope (default True).
+        connect_timeout: seconds to open a connection, or to ping it (default 10). A value in the URL wins. For SQLite:
+            seconds to wait for another writer.
         statement_timeout: seconds that one statement may take on the server (default 60).
         idle_in_transaction_timeout: seconds that a transaction may sit idle before the server ends it (default 60).
-        pooler: the URL leads to PgBouncer in transaction mode: unique statement names and no session settings; set the
-            timeouts for the role instead.
-        reset: which returned connections of a URL are made as new: those on which a statement left something set, or
-            whose driver was used directly (``"changed"``, the default; one round trip, theirs alone), ``"always"``, for
-            functions that do so under names of their own, or ``"never"``.
-        engine_options: more for `create_engine`. Its `connect_args` are merged with ours, and win. A `poolclass` of
-            another kind (`NullPool`) has no `pool_size` and no `pool_timeout`. Errors do not show the values of a
-            statement, a password perhaps, unless `hide_parameters` is False.
+        pooler: the URL leads to PgBouncer in transaction mode. Statement names are unique then, and there are no
+            session settings: set the timeouts for the role instead.
+        reset: which returned connections of a URL are reset. ``"changed"`` (default): those with changed session state,
+            or with a direct use of the driver, at one round trip each. ``"always"``: all, for functions that change
+            session state. ``"never"``: none.
+        engine_options: further arguments of `create_engine`. Its `connect_args` are merged with ours, and win. Another
+            `poolclass` (`NullPool`) has no `pool_size` and no `pool_timeout`. Errors hide the values of a statement,
+            such as a password, unless `hide_parameters` is False.
 
     Raises:
-        DatabaseURLError: `url` cannot be parsed, names an unknown driver, or a shared ``:memory:``.
+        DatabaseURLError: `url` cannot be parsed, or names an unknown driver or a shared ``:memory:``.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Database(Generic[S]):
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         if sum(source is not None for source in (url, engine, bind)) != 1:
-            raise DatabaseURLError("give a Database one of url, engine (a factory) or bind")
+            raise DatabaseURLError("give a Database exactly one of url, engine (a factory) and bind")
         self.url = None if url is None else parse_url(url)
         if self.url is not None:
             connect_timeout = libpq.connect_timeout(self.url) or connect_timeout
@@ -115,10 +115,10 @@ class Database(Generic[S]):
         self.name = name or (self.url.database if self.url is not None else None) or "database"
         given = engine_options or {}
         self.pool_size: int | None = given.get("pool_size", pool_size) if _has_pool(given) else None
-        """Connections at most; None where there is no pool, or one of the user's own."""
+        """Connections at most. None without a pool, or with a pool of the user's own."""
         self.connect_timeout = connect_timeout
-        # The client's own limit comes after the server's, so that a server that can still answer says what
-        # happened; it is there for the one that cannot.
+        # The client's limit comes after the server's. So a server that can still answer reports its own limit first,
+        # and the client's limit covers a server that cannot.
         self.command_timeout = statement_timeout + connect_timeout
         self._make_engine = engine or self._engine_from_url
         self._bind = bind
@@ -143,7 +143,7 @@ class Database(Generic[S]):
 
     @property
     def is_async(self) -> bool:
-        """Whether sessions are `AsyncSession`s. For an engine factory: known once it has been called."""
+        """Whether sessions are `AsyncSession`s. An engine factory is called to find out."""
         if self.url is not None:
             return bool(self.url.get_dialect().is_async)
         source = self._bind if self._bind is not None else self._opened().engine
@@ -155,11 +155,11 @@ class Database(Generic[S]):
 
     @property
     def kind(self) -> str:
-        """SQLAlchemy's name for what it is: ``postgresql``, ``sqlite``."""
+        """SQLAlchemy's name of the backend: ``postgresql``, ``sqlite``."""
         return self._opened().engine.dialect.name if self._kind is None else self._kind
 
     def is_same_as(self, other: "Database[Any]") -> bool:
-        """Whether it is the same database, perhaps through another driver."""
+        """Whether `other` is the same database, perhaps through another driver."""
         return self is other or same_database(self.url, other.url)
 
     @property
@@ -198,11 +198,11 @@ class Database(Generic[S]):
         return options
 
     async def change_host(self, host: str | None) -> None:
-        """Open new sessions on `host`; those in flight end where they began, and then that engine is disposed.
+        """Open new sessions on `host`. Sessions in flight end where they began; then the old engine is disposed.
 
         Args:
-            host: what the engine factory takes; for a URL ``name``, ``name:port``, ``[IPv6]:port``, or a folder of
-                sockets. None goes back to the first host.
+            host: the argument of the engine factory. For a URL: ``name``, ``name:port``, ``[IPv6]:port``, or a folder
+                of sockets. None goes back to the first host.
 
         Raises:
             DatabaseURLError: the port is not a number.
@@ -222,13 +222,13 @@ class Database(Generic[S]):
             raise
 
     async def dispose(self) -> None:
-        """Close all connections, those of sessions in flight when they end. The next use opens the engine again.
+        """Close all connections. Those of sessions in flight close when the sessions end.
 
-        Sessions of tasks that are cancelled already are waited for, five seconds at most: when this returns, the server
-        has been told to stop their statements.
+        Sessions of cancelled tasks are waited for, five seconds at most. So the server has been told to stop their
+        statements when this returns. The next use opens the engine again.
 
         Raises:
-            WrongLoopError: the engine belongs to another event loop, which is still there.
+            WrongLoopError: the engine belongs to another event loop, which is still open.
         """
         await self._retire(after_cancelled=True)
         if self._twin is not None:
@@ -239,7 +239,7 @@ class Database(Generic[S]):
 
         Raises:
             DatabaseUnreachableError: there is no server, or it does not answer.
-            sqlalchemy.exc.DBAPIError: it refuses, e.g. the password or the database's name.
+            sqlalchemy.exc.DBAPIError: the server refuses, e.g. the password or the database's name.
             WrongLoopError: the engine belongs to another event loop.
         """
         engine = self._opened_here().engine
@@ -251,18 +251,18 @@ class Database(Generic[S]):
 
     @property
     def has_hook(self) -> bool:
-        """Whether `session_arguments` has somebody to ask."""
+        """Whether `session_arguments` calls a hook."""
         return self._before_session is not None
 
     async def session_arguments(self) -> dict[str, Any]:
-        """What `before_session` wants the next session to be made with."""
+        """The arguments of the next session, as `before_session` sets them."""
         arguments: dict[str, Any] = {}
         if self._before_session is not None:
             await self._before_session(self, arguments)
         return arguments
 
     def open_session(self, arguments: Mapping[str, Any]) -> tuple[S, LeasedEngine]:
-        """A new session, and the lease on its engine, which its owner gives back. For `db.scope` and `db.sessions`."""
+        """Open a session, and lease its engine. The owner releases the lease. For `db.scope` and `db.sessions`."""
         if "bind" in arguments:
             _install_guards(arguments["bind"])
         opened = self._opened_here()
@@ -272,9 +272,9 @@ class Database(Generic[S]):
 
     @contextmanager
     def bound_to(self, connection: AsyncConnection | Connection) -> Iterator[None]:
-        """Inside, new sessions join the transaction of `connection` through savepoints. For `db.testing`."""
+        """A block in which new sessions join the transaction of `connection` through savepoints. For `db.testing`."""
         before = self._bind, self._open
-        # Opened here and not on first use, which may be on another loop than the connection's.
+        # Now and not on first use, which may be on another loop than the connection's.
         self._bind, self._open = connection, self._bound(connection)
         try:
             yield
@@ -294,7 +294,7 @@ class Database(Generic[S]):
             await retired.retire()
 
     def _forget_unusable(self) -> None:
-        """Drop the engine if it belongs to the process that this one was forked from, or to a loop that is closed."""
+        """Drop the engine if it belongs to a parent process, or to a closed loop."""
         if self._open is None:
             return
         if not self._open.of_this_process:
@@ -305,7 +305,7 @@ class Database(Generic[S]):
             self._open = None
 
     def _opened_here(self) -> LeasedEngine:
-        """The engine, for use in the running event loop."""
+        """The engine, checked for use on the running event loop."""
         opened = self._opened()
         opened.check_loop(self.name)
         return opened
@@ -346,7 +346,7 @@ class Database(Generic[S]):
         return sessionmaker(bind, class_=Session, expire_on_commit=False)
 
     def _engine_from_url(self, host: str | None) -> AsyncEngine | Engine:
-        assert self.url is not None  # noqa: S101 - the constructor asked for one
+        assert self.url is not None  # noqa: S101 - called only for a URL
         url = self.url if host is None or host == self._first_host else with_host(self.url, host)
         if url.get_backend_name() == "sqlite":
             return self._sqlite_engine(url)
@@ -367,7 +367,7 @@ class Database(Generic[S]):
         return engine
 
     def _connect_arguments(self, url: URL) -> dict[str, Any]:
-        """Our limits, what the URL says, and what `engine_options` says: the later ones win."""
+        """Merge our limits, the URL's parameters and those of `engine_options`. Later ones win."""
         own: dict[str, Any] = self._engine_options.get("connect_args", {})
         match url.get_driver_name():
             case "asyncpg":
@@ -382,10 +382,10 @@ _default: "Database[Any] | None" = None
 
 
 def default_database() -> Database[AsyncSession]:
-    """The default database: the one given as such, else the one that ``DATABASE_URL`` names.
+    """The default database: the given one, else the one that ``DATABASE_URL`` names.
 
     Raises:
-        DatabaseURLError: there is neither.
+        DatabaseURLError: there is no default database.
     """
     if _default is None:
         url = os.environ.get("DATABASE_URL")
@@ -400,12 +400,12 @@ def default_database() -> Database[AsyncSession]:
 
 
 def given_default() -> "Database[Any] | None":
-    """The default database, if one was given or used already."""
+    """The default database, if one was given or used already, else None."""
     return _default
 
 
 def set_default_database(database: "Database[Any] | None") -> None:
-    """Make `database` the default one; None goes back to ``DATABASE_URL``."""
+    """Make `database` the default one. None goes back to ``DATABASE_URL``."""
     global _default  # noqa: PLW0603 - the one default of the process
     _default = database
 
@@ -416,7 +416,7 @@ def is_default(database: "Database[Any]") -> bool:
 
 
 def _has_pool(engine_options: Mapping[str, Any]) -> bool:
-    """Whether it is a pool of a certain size: another class or a pool of the user's own takes no size from us."""
+    """Whether the pool takes a size from us. A pool of the user's own, or of another class, does not."""
     return "pool" not in engine_options and issubclass(engine_options.get("poolclass", QueuePool), QueuePool)
 
 

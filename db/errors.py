@@ -1,26 +1,27 @@
-"""The errors of ``db``: one sentence each, and each says what to do next.
+"""The errors of ``db``. Each message says what happened, then what to do.
 
 ::
 
     DbError
-    ├── DatabaseURLError (ValueError)        a URL is missing, wrong, or names what cannot work
-    ├── DatabaseUnreachableError (ConnectionError)   no connection could be opened, or it stopped answering
-    ├── ConnectionEndedError (ConnectionError)       the server ended it for what the session itself did
+    ├── DatabaseURLError (ValueError)        a URL is missing, malformed, or names an unusable database
+    ├── DatabaseUnreachableError (ConnectionError)   the database is down, or has stopped answering
+    ├── ConnectionEndedError (ConnectionError)       the server ended the connection for an act of the session
     ├── WrongLoopError                       an engine or scope was used on a second event loop
     ├── ScopeError
     │   ├── NoScopeError                     session() where no scope is open
     │   ├── ScopeEndedError                  a session was used after its scope had ended
     │   ├── ConcurrentUseError               two coroutines used one session at the same time
     │   ├── WrongThreadError                 an AsyncSession in a worker thread, or a Session's commit on the loop
-    │   └── NestedWriterError                a second SQLite writer inside a writing scope
+    │   ├── NestedWriterError                a second SQLite writer inside a writing scope
+    │   └── UnownedSessionError              a callback for a lent session that has no owner
     ├── TransactionError
     │   ├── TransactionOpenError             atomic(current="raise") found an open transaction
     │   ├── PoisonedTransactionError         a COMMIT that the server would have turned into a ROLLBACK
-    │   ├── RawTransactionError              COMMIT, ROLLBACK or BEGIN behind the owner's back
+    │   ├── RawTransactionError              COMMIT, ROLLBACK or BEGIN without the transaction's owner
     │   └── PartialCommitError               one database committed, a later one failed
     └── PoolExhaustedError (sqlalchemy.exc.TimeoutError)   no connection became free in time
 
-Errors of the database itself stay SQLAlchemy's own; :mod:`db.transient` tells which of them are worth another try.
+Errors of the database itself stay SQLAlchemy's own. :mod:`db.transient` tells which of them are worth another try.
 """
 
 from collections.abc import Sequence
@@ -29,32 +30,32 @@ import sqlalchemy.exc
 
 
 class DbError(Exception):
-    """Base of every error that ``db`` raises by itself."""
+    """Base of every error that ``db`` raises itself."""
 
 
 class DatabaseURLError(DbError, ValueError):
-    """A database URL is missing, cannot be parsed, or names a database that cannot serve sessions."""
+    """A database URL is missing, cannot be parsed, or names a database that cannot be used."""
 
 
 class DatabaseUnreachableError(DbError, ConnectionError):
     """The database is down, refuses connections, or has stopped answering on an open one."""
 
     was_connected = False
-    """Whether a connection was open, and has stopped answering."""
+    """Whether a connection was open before the database stopped answering."""
 
 
 class ConnectionEndedError(DbError, ConnectionError):
-    """The server has ended the connection for what the session itself did, and would do so again."""
+    """The server has ended the connection for an act of the session, and would do so again."""
 
     def __init__(self, why: str) -> None:
         super().__init__(
             f"the server has ended this session's connection: {why}; call 'await session.close()' or commit before "
-            "waiting for something else, or raise idle_in_transaction_timeout"
+            "you wait for anything else, or raise idle_in_transaction_timeout"
         )
 
 
 class WrongLoopError(DbError):
-    """An engine or a scope belongs to the event loop that opened it and was used on another one."""
+    """An engine or a scope was used on another event loop than the one that opened it."""
 
 
 class ScopeError(DbError):
@@ -67,7 +68,7 @@ class NoScopeError(ScopeError):
     def __init__(self) -> None:
         super().__init__(
             "no scope is open here: wrap the call in 'async with db.scope():', add db.asgi.SessionMiddleware "
-            "to the app, or take a session of your own from db.independent()"
+            "to the app, or open a session of its own with db.independent()"
         )
 
 
@@ -103,26 +104,26 @@ class WrongThreadError(ScopeError):
 
 
 class NestedWriterError(ScopeError):
-    """A new scope inside one that holds SQLite's write lock: it would wait for itself."""
+    """A new scope inside of one that holds SQLite's write lock, for which it would wait for ever."""
 
     def __init__(self) -> None:
         super().__init__(
             "the enclosing scope is already writing to this SQLite database, which takes one writer at a time: "
-            "commit it first with 'await db.commit()', or go on in the same session"
+            "commit it first with 'await db.commit()', or use the same session"
         )
 
 
 class TransactionError(DbError):
-    """Base of the errors about who may end a transaction, and how it ended."""
+    """Base of the errors about the end of a transaction."""
 
 
 class UnownedSessionError(ScopeError):
-    """A callback, or a job, was to go with the COMMIT of a lent session around which nobody runs callbacks."""
+    """A callback or a job was registered for the COMMIT of a lent session that has no owner to run callbacks."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this scope uses a session that you made yourself, and nobody runs callbacks around its COMMIT, "
-            "or publishes its jobs: lend one of db.independent() or of another scope"
+            "this scope uses a session that you made yourself, whose COMMIT runs no callbacks and publishes no jobs: "
+            "lend a session of db.independent() or of another scope"
         )
 
 
@@ -151,7 +152,7 @@ class PoisonedTransactionError(TransactionError):
 
 
 class RawTransactionError(TransactionError):
-    """Something would end or begin the transaction, or has ended it, behind the back of the scope that owns it."""
+    """A transaction was, or would be, ended or begun without the scope that owns it."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
@@ -164,8 +165,8 @@ class PartialCommitError(TransactionError):
     """A scope over several databases committed some of them before one failed.
 
     Attributes:
-        committed: names of the databases that have committed, in order.
-        failed: name of the database whose COMMIT failed; its error is ``__cause__``. Those after it were rolled back.
+        committed: the names of the databases that have committed, in order.
+        failed: the name of the database whose COMMIT failed. The error is ``__cause__``. Later ones were rolled back.
     """
 
     def __init__(self, committed: Sequence[str], failed: str) -> None:
@@ -183,5 +184,5 @@ class PoolExhaustedError(DbError, sqlalchemy.exc.TimeoutError):
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"no connection became free in time ({reason}): nested scopes and isolated() each hold a connection, so "
-            "the pool needs more than one for every unit of work that nests; raise pool_size or close sooner"
+            "each unit of work with nested ones needs several; raise pool_size or close sooner"
         )

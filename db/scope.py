@@ -1,10 +1,10 @@
 """The scope: a unit of work, and the only code that commits, rolls back and closes.
 
-1. `scope()` opens one; everything below it, child tasks too, gets the same session of each database.
+1. `scope()` opens a scope. All code below it, child tasks too, gets the same session of each database.
 2. Leaving it normally runs the before-commit callbacks, commits, closes, then runs the on-commit callbacks.
 3. Leaving it by any exception, a cancellation included, rolls back and closes.
-4. Ending runs in a task of its own: whoever cancels the caller meanwhile waits for the truth. Only what comes before
-   the first COMMIT, the pending statements and the callbacks that may refuse, can still be cancelled.
+4. The end runs in a task of its own, so a cancellation of the caller waits for its outcome. Only the steps before the
+   first COMMIT can still be cancelled: the pending statements and the callbacks that may refuse.
 """
 
 import asyncio
@@ -56,16 +56,16 @@ class Scope:
         self.parent = parent
         self._state = _OPEN
         self.scoped_sessions: tuple[ScopedSession, ...] = ()
-        """In the order in which they commit: that of their first use, the default database's last."""
+        """In the order of their COMMITs: the order of first use, the default database's last."""
         self._owned: tuple[ScopedSession, ...] = ()
         self._by_database: dict[Database[Any], ScopedSession] = {}
         self._waiting: WaitingCallbacks[Database[Any]] = WaitingCallbacks()
         self._had_committed = False
         self.is_lent = False
-        """Whether it uses a session of its opener's: then that one's transaction is not its own."""
+        """Whether the scope uses a session of the caller's, whose transaction is then not the scope's own."""
         self._opening: asyncio.Lock | None = None
         self.loop = asyncio.get_running_loop()
-        """The event loop that it was opened on."""
+        """The event loop that the scope was opened on."""
 
     @property
     def is_open(self) -> bool:
@@ -73,12 +73,12 @@ class Scope:
 
     @property
     def is_unused(self) -> bool:
-        """Whether nobody has asked for a session, nor for a callback."""
+        """Whether no session was opened and no callback registered."""
         return not (self.scoped_sessions or self._waiting)
 
     @property
     def has_committed(self) -> bool:
-        """Whether something was committed already: while the scope is open, early."""
+        """Whether the scope has committed anything. While the scope is open, that is an early commit."""
         for scoped in self.scoped_sessions:
             if scoped.has_committed:
                 return True
@@ -86,16 +86,16 @@ class Scope:
 
     @property
     def has_touched(self) -> bool:
-        """Whether any of its sessions has begun a transaction that is open still, or was committed."""
+        """Whether any session of the scope has begun a transaction that is still open, or was committed."""
         return self.has_committed or any(scoped.sync_session.in_transaction() for scoped in self.scoped_sessions)
 
     @property
     def has_begun(self) -> bool:
-        """Whether a rollback would lose something."""
+        """Whether a rollback would lose work or callbacks."""
         return any(scoped.has_begun for scoped in self.scoped_sessions) or any(self._waiting.values())
 
     async def session(self, database: Database[S]) -> S:
-        """The scope's session of `database`: the same one at every call.
+        """The scope's session of `database`, the same at every call.
 
         Raises:
             ScopeEndedError: the scope has ended.
@@ -106,13 +106,13 @@ class Scope:
 
     async def scoped_session(self, database: Database[Any]) -> ScopedSession:
         if asyncio.get_running_loop() is not self.loop:
-            raise WrongLoopError("this scope belongs to another event loop: open one of its own there")
+            raise WrongLoopError("this scope belongs to another event loop: open a scope on this loop")
         scoped = self._by_database.get(database)
         if scoped is not None:
             return scoped
         if not database.has_hook:
             return self._open_session(database, {})
-        # While the hook of one is asked, others may want the same session.
+        # Other tasks may ask for the same session while the hook runs.
         self._opening = self._opening or asyncio.Lock()
         async with self._opening:
             return self._by_database.get(database) or self._open_session(database, await database.session_arguments())
@@ -122,7 +122,7 @@ class Scope:
         self._callbacks_of(database).add_before_commit(callback, self._savepoint(database))
 
     def before_commit_batch(self, callback: BeforeCommitBatch[T], items: list[T], database: Database[Any]) -> None:
-        """Call `callback` once before the COMMIT, with the items of all who asked for it and were not rolled back."""
+        """Call `callback` once before the COMMIT, with the items of all registrations that were not rolled back."""
         self._callbacks_of(database).add_before_commit_batch(callback, items, self._savepoint(database))
 
     def on_commit(self, callback: OnCommit, database: Database[Any]) -> None:
@@ -130,10 +130,10 @@ class Scope:
         self._callbacks_of(database).add_on_commit(callback, self._savepoint(database))
 
     def on_commit_batch(self, callback: OnCommitBatch[T], items: list[T], database: Database[Any]) -> Callback:
-        """Call `callback` once after the COMMIT, with the items of all who asked for it and were committed.
+        """Call `callback` once after the COMMIT, with the items of all registrations that were committed.
 
         Returns:
-            What tells whether that COMMIT has happened: `is_committed`.
+            The callback, whose `is_committed` tells whether that COMMIT has succeeded.
         """
         return self._callbacks_of(database).add_on_commit_batch(callback, items, self._savepoint(database))
 
@@ -143,7 +143,7 @@ class Scope:
         self._add(ScopedSession(database, session, None))
 
     def prepare(self) -> Awaitable[None]:
-        """Send what is pending and run the before-commit callbacks now, so that a last statement can follow them.
+        """Send pending changes and run the before-commit callbacks now, so that a last statement can follow them.
 
         Raises:
             ConcurrentUseError: another coroutine's statement is in flight.
@@ -151,7 +151,7 @@ class Scope:
         return self._prepare(lambda: self._owned, None)
 
     async def commit(self, database: Database[Any] | None = None) -> None:
-        """Commit now, one database or all, then tell; the sessions go on in new transactions.
+        """Commit one database or all now, and run the on-commit callbacks. The sessions go on in new transactions.
 
         Raises:
             ConcurrentUseError: another coroutine's statement is in flight.
@@ -162,20 +162,20 @@ class Scope:
         await shielded(self._commit_early(database))
 
     async def rollback(self, database: Database[Any] | None = None, *, cancel_running: bool = True) -> None:
-        """Roll back now, one database or all; the sessions go on in new transactions.
+        """Roll back one database or all now. The sessions go on in new transactions.
 
         Args:
-            database: which one; None for all.
-            evicting: end what other coroutines have in flight, instead of raising `ConcurrentUseError`.
+            database: the database, or None for all.
+            cancel_running: cancel the operations of other coroutines, instead of raising `ConcurrentUseError`.
         """
         await self._end_early(database, lambda scoped: scoped.rollback(cancel_running=cancel_running))
 
     async def close(self, database: Database[Any] | None = None) -> None:
-        """Roll back what was not committed and give the connections back; the sessions take new ones when next used."""
+        """Roll back uncommitted work and release the connections. The sessions take new ones at their next use."""
         await self._end_early(database, ScopedSession.close)
 
     async def end(self, error: BaseException | None) -> None:
-        """Commit or roll back, then always close, then tell."""
+        """Commit or roll back, then always close, then run the on-commit callbacks."""
         if self.is_unused:
             self._state = _ENDED
             return
@@ -201,7 +201,7 @@ class Scope:
             await shielded(self._close_all())
 
     def _begin_commit(self, scoped_sessions: Iterable[ScopedSession], database: Database[Any] | None) -> None:
-        """What is made from here on belongs to the next COMMIT."""
+        """Assign the callbacks so far to this COMMIT. Later ones belong to the next."""
         for scoped in scoped_sessions:
             scoped.callbacks.begin_commit()
         if self._waiting:
@@ -228,7 +228,7 @@ class Scope:
             await run_on_commit(due)
 
     async def _prepare(self, chosen: Callable[[], Sequence[ScopedSession]], database: Database[Any] | None) -> None:
-        """What may still refuse the COMMIT, or be cancelled: pending statements, then the before-commit callbacks."""
+        """Take the steps that may still refuse the COMMIT: pending statements, then before-commit callbacks."""
         for scoped in chosen():
             scoped.access.refuse_if_busy()
         while True:
@@ -248,7 +248,7 @@ class Scope:
     async def _commit_each(
         self, scoped_sessions: Iterable[ScopedSession], due: list[OnCommit], *, last: bool = False
     ) -> None:
-        """COMMIT one after the other; what is due to be told goes into `due`, also when a later one fails."""
+        """Commit one after the other, and add each one's on-commit callbacks to `due`, also when a later one fails."""
         committed: list[str] = []
         for scoped in scoped_sessions:
             try:
@@ -258,7 +258,7 @@ class Scope:
                 if committed:
                     raise PartialCommitError(committed, scoped.database.name) from error
                 raise
-            # What an orphan would still do with it, nobody would commit.
+            # Nothing would commit the later work of a child task that outlives the scope.
             scoped.access.ended = last
             due += scoped.callbacks.take_on_commit()
 
@@ -266,15 +266,15 @@ class Scope:
         for scoped in self._owned:
             try:
                 await scoped.end()
-            except Exception as error:  # noqa: BLE001 - how the transaction ended is known by now; close the others
+            except Exception as error:  # noqa: BLE001 - the transaction has ended; close the others
                 logger.warning("closing a session failed: %s: %s", type(error).__name__, error)
         self._had_committed = self.has_committed
-        # Whoever was started in this scope keeps it in its context, and need not keep the sessions.
+        # A task that was started in this scope keeps the scope in its context, but need not keep the sessions.
         self.scoped_sessions = self._owned = ()
         self._by_database.clear()
 
     def _chosen(self, database: Database[Any] | None) -> Sequence[ScopedSession]:
-        """What to end early: also a session that was lent, whose lender let this code have it."""
+        """The sessions to end early, lent ones included: the lender has allowed that."""
         if database is None:
             return self.scoped_sessions
         return [scoped for scoped in self.scoped_sessions if scoped.database is database]
@@ -302,7 +302,7 @@ class Scope:
         )
 
     def _has_more_to_prepare(self, prepared: Iterable[ScopedSession], database: Database[Any] | None) -> bool:
-        """Whether a callback of one database has made one for another, which was prepared already."""
+        """Whether a callback of one database has registered one for a database that was prepared already."""
         for scoped in prepared:
             if scoped.callbacks.needs_session:
                 return True
@@ -340,8 +340,8 @@ def current_scope() -> Scope:
     """The scope that is open here.
 
     Raises:
-        NoScopeError: there is none.
-        ScopeEndedError: the one this code was started in has ended.
+        NoScopeError: no scope is open.
+        ScopeEndedError: the scope that this code was started in has ended.
     """
     current = _current.get()
     if current is None:
@@ -368,13 +368,13 @@ class scope:  # noqa: N801 - used as a function
     """Open a unit of work: ``async with scope():``.
 
     Args:
-        join: use the scope that is open here, if there is one; whoever opened it ends it.
-        session: a session of the caller's for the default database (or `database`), which the scope uses and does not
-            end: no COMMIT, no ROLLBACK and no close at the scope's end, and none of the callbacks around them.
-        database: whose session `session` is.
+        join: use the scope that is open here, if any. The code that opened it ends it.
+        session: a session of the caller's for the default database (or `database`). The scope uses it and does not end
+            it: no COMMIT, no ROLLBACK and no close at the scope's end, and none of the callbacks around them.
+        database: the database of `session`.
 
     Raises:
-        TypeError: `session` is not one of ours, or the arguments exclude each other.
+        TypeError: `session` is not a `db.AsyncSession` or `db.Session`, or the arguments exclude each other.
     """
 
     def __init__(
@@ -385,7 +385,7 @@ class scope:  # noqa: N801 - used as a function
         database: Database[Any] | None = None,
     ) -> None:
         if session is None and database is not None:
-            raise TypeError("scope(database=...) says whose session it is: give the session, too")
+            raise TypeError("scope(database=...) names the database of a session: give the session as well")
         if session is not None and join:
             raise TypeError("scope(session=...) is a new scope, which cannot join another")
         self._join = join
@@ -395,14 +395,14 @@ class scope:  # noqa: N801 - used as a function
 
     async def __aenter__(self) -> Scope:
         if self._scope is not None:
-            raise RuntimeError("this scope is entered already: call scope() again for another")
+            raise RuntimeError("this scope is entered already: call scope() again for another one")
         enclosing = open_scope()
         if self._join and enclosing is not None:
             return enclosing
         opened = Scope(enclosing)
         if self._session is not None:
             opened.lend(self._database or default_database(), self._session)
-        # No token: an async generator may be closed in another context, where a token is refused.
+        # No token, as an async generator may be closed in another context, where a token is refused.
         _current.set(opened)
         self._scope = opened
         return opened

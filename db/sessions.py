@@ -1,4 +1,4 @@
-"""Ways to get a session, and to end its transaction early."""
+"""Functions that give a session, or end its transaction early."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -28,13 +28,13 @@ async def session() -> AsyncSession: ...
 @overload
 async def session(database: Database[S]) -> S: ...
 async def session(database: Database[Any] | None = None) -> Any:
-    """The session of the scope that is open here, for the default database or another: the same one at every call.
+    """The session of the scope that is open here, for the default database or another. The same at every call.
 
-    It takes a connection with its first statement. Nobody but the scope commits it; see `commit` for doing so early.
+    The session takes a connection with its first statement. The scope commits it; call `commit` to do so early.
 
     Raises:
         NoScopeError: no scope is open here.
-        ScopeEndedError: the scope this code was started in has ended.
+        ScopeEndedError: the scope that this code was started in has ended.
         WrongLoopError: the scope, or the database's engine, belongs to another event loop.
         NestedWriterError: an enclosing scope holds SQLite's write lock.
     """
@@ -49,13 +49,13 @@ def atomic(current: Current = "commit", *, database: Database[S]) -> AbstractAsy
 async def atomic(current: Current = "commit", *, database: Database[Any] | None = None) -> AsyncIterator[Any]:
     """A block in its own transaction: committed when the block ends, rolled back when it raises.
 
-    Outside a scope it opens one for the block.
+    Outside of a scope it opens a scope for the block.
 
     Args:
-        current: what becomes of a transaction that is open already: ``"commit"`` it first (default), ``"rollback"`` it
-            first, ``"append"`` the block to it (then whoever opened it ends it), ``"raise"`` `TransactionOpenError`, or
-            put the block in a ``"savepoint"`` of it.
-        database: default: the default database, as everywhere.
+        current: how to treat a transaction that is open already: ``"commit"`` it first (default), ``"rollback"`` it
+            first, ``"append"`` the block to it (its opener ends it), ``"raise"`` `TransactionOpenError`, or put the
+            block in a ``"savepoint"`` of it.
+        database: the database. Default: the default database.
 
     Raises:
         TransactionOpenError: `current` is ``"raise"``, and a transaction is open.
@@ -88,7 +88,7 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
 
 
 async def isolated(fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run `fn` in a new scope with its own connections: committed when it returns, whatever becomes of the caller's.
+    """Run `fn` in a new scope with its own connections. It is committed when `fn` returns, independently of the caller.
 
     For concurrent queries: ``await asyncio.gather(isolated(load, 1), isolated(load, 2))``.
 
@@ -105,10 +105,10 @@ def independent() -> AbstractAsyncContextManager[AsyncSession]: ...
 def independent(database: Database[S]) -> AbstractAsyncContextManager[S]: ...
 @asynccontextmanager
 async def independent(database: Database[Any] | None = None) -> AsyncIterator[Any]:
-    """A session outside any scope: commit it yourself; leaving rolls back what was not committed and closes it.
+    """A session outside of any scope. Commit it yourself; leaving rolls back uncommitted work and closes the session.
 
     Raises:
-        NestedWriterError: on SQLite, where a scope around it holds the write lock.
+        NestedWriterError: on SQLite, where an enclosing scope holds the write lock.
     """
     chosen = database or default_database()
     refuse_nested_writer(chosen, open_scope())
@@ -122,7 +122,7 @@ async def independent(database: Database[Any] | None = None) -> AsyncIterator[An
 
 
 async def commit(database: Database[Any] | None = None) -> None:
-    """Commit now, for one database or for all that this scope has used; the sessions go on in new transactions.
+    """Commit one database, or all that this scope has used, now. The sessions go on in new transactions.
 
     Raises:
         NoScopeError: no scope is open here.
@@ -133,7 +133,7 @@ async def commit(database: Database[Any] | None = None) -> None:
 
 
 async def rollback(database: Database[Any] | None = None) -> None:
-    """Roll back now, for one database or for all that this scope has used; the sessions go on in new transactions.
+    """Roll back one database, or all that this scope has used, now. The sessions go on in new transactions.
 
     Raises:
         NoScopeError: no scope is open here.
@@ -143,7 +143,7 @@ async def rollback(database: Database[Any] | None = None) -> None:
 
 
 async def close(database: Database[Any] | None = None) -> None:
-    """Give connections back now, for one database or for all; what was not committed is rolled back.
+    """Release the connection of one database, or of all, now. Uncommitted work is rolled back.
 
     Raises:
         NoScopeError: no scope is open here.
@@ -153,9 +153,10 @@ async def close(database: Database[Any] | None = None) -> None:
 
 
 def before_commit(callback: BeforeCommit, database: Database[Any] | None = None) -> None:
-    """Call `await callback(session)` before the next COMMIT of this scope's session; it refuses the commit by raising.
+    """Call `await callback(session)` before the next COMMIT of this scope's session.
 
-    It belongs to the savepoint that is open now, and is not called on rollback.
+    The callback refuses the commit by raising. It belongs to the savepoint that is open now, and is not called on
+    rollback.
 
     Raises:
         NoScopeError: no scope is open here.
@@ -166,8 +167,8 @@ def before_commit(callback: BeforeCommit, database: Database[Any] | None = None)
 def on_commit(callback: OnCommit, database: Database[Any] | None = None) -> None:
     """Call `callback()`, and await it if it is awaitable, once this scope's session has committed.
 
-    It belongs to the savepoint that is open now, and vanishes with a rollback or `close()`. An error in it is logged:
-    the commit has happened. Nobody can cancel it, so let it have a time limit of its own.
+    The callback belongs to the savepoint that is open now, and vanishes with a rollback or `close()`. An error in it is
+    logged, as the transaction is committed. It cannot be cancelled, so give it a time limit of its own.
 
     Raises:
         NoScopeError: no scope is open here.
@@ -181,7 +182,7 @@ async def _savepoint(session: AsyncSession | Session) -> AsyncIterator[None]:
         async with session.begin_nested():
             yield
         return
-    # A thread goes on, whoever is cancelled meanwhile.
+    # A cancellation cannot stop a thread, so each step is waited for.
     savepoint = await shielded(in_thread(session.begin_nested))
     try:
         yield

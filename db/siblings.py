@@ -1,7 +1,7 @@
-"""Tandem installs two packages, `db` and `worker`. A project with a module of the same name hides one of them.
+"""Check, when imported, that the package `worker` is Tandem's own.
 
-Importing this module is the check. Both packages hold it: neither can import the other before it knows that it is
-Tandem's.
+Tandem installs two packages, `db` and `worker`. A project with a module of the same name hides one of them. Each
+package has such a check of its own, as it must not import the other one before it knows that it is Tandem's.
 """
 
 from importlib.util import find_spec

@@ -1,8 +1,8 @@
 """Tests that leave nothing in the database, on PostgreSQL and SQLite.
 
 `rolled_back` is for code that is given its session, `savepoints` for code that opens scopes by itself. Both hold one
-transaction that is never committed; each commit of the code under test ends a savepoint inside it, and is followed by
-its on-commit callbacks like any other.
+transaction that is never committed. Each commit of the code under test ends a savepoint inside that transaction, and
+runs its on-commit callbacks as usual.
 
 As pytest fixtures::
 
@@ -17,9 +17,9 @@ As pytest fixtures::
     async def test_checkout(savepoint_database):
         await checkout(order_id=7)  # opens scopes, may run isolated() and tasks
 
-What one connection cannot show: a constraint that waits for the COMMIT is not checked; isolated work goes with the
-rollback of the scope around it, and sees what that has not committed; transactions that would run at the same time take
-turns; one that a cancellation stops in mid-statement takes the connection with it. Test such things on committed data.
+One connection has its limits. A constraint that waits for the COMMIT is not checked. Isolated work goes with the
+rollback of the scope around it, and sees that scope's uncommitted work. Transactions that would run at the same time
+take turns. A cancellation in the middle of a statement closes the connection. Test such things on committed data.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def rolled_back() -> AbstractAsyncContextManager[AsyncSession]: ...
 def rolled_back(database: Database[S]) -> AbstractAsyncContextManager[S]: ...
 @asynccontextmanager
 async def rolled_back(database: Database[Any] | None = None) -> AsyncIterator[Any]:
-    """A session that never commits for good, also when the code under test commits it.
+    """A session whose commits are never permanent, also where the code under test commits.
 
     ::
 
@@ -58,7 +58,7 @@ async def rolled_back(database: Database[Any] | None = None) -> AsyncIterator[An
             await checkout(order_id=7)  # uses session()
 
     Args:
-        database: default: the default database.
+        database: the database. Default: the default database.
     """
     chosen = database or default_database()
     async with AsyncExitStack() as stack:
@@ -70,7 +70,7 @@ async def rolled_back(database: Database[Any] | None = None) -> AsyncIterator[An
 
 @asynccontextmanager
 async def savepoints(*databases: Database[Any]) -> AsyncIterator[None]:
-    """Inside, every scope joins one transaction of its database, through savepoints: whatever commits, nothing stays.
+    """A block in which every scope joins one transaction of its database, through savepoints. No commit is permanent.
 
     ::
 
@@ -78,11 +78,11 @@ async def savepoints(*databases: Database[Any]) -> AsyncIterator[None]:
             await client.post("/orders", json={"id": 7})  # SessionMiddleware commits
             assert await isolated(order_exists, 7)
 
-    Also scopes that other tasks open, `isolated()` and `independent()`, wherever they run in this process.
+    So do scopes that other tasks open, `isolated()` and `independent()`, anywhere in this process.
 
     Args:
-        databases: default: the default database. A synchronous twin has its own connection, and so sees nothing of the
-            other: name it too where it is used.
+        databases: the databases. Default: the default database. A synchronous twin has a connection of its own, and
+            does not see the other's work: name the twin as well where it is used.
 
     Raises:
         InterleavedTransactionsError: in the code under test, where two transactions wait for each other.
@@ -107,22 +107,22 @@ async def _outer_transaction(database: Database[Any]) -> AsyncIterator[AsyncConn
 
 
 def _the_database() -> Database[Any]:
-    """The database under test. Define a fixture of this name to have another than the default one."""
+    """The database under test. Define a fixture of this name for another database than the default one."""
     return default_database()
 
 
 async def _a_rolled_back_session(database: Database[Any]) -> AsyncIterator[AsyncSession]:
-    """A session that never commits for good, also when the code under test commits it: `db.testing.rolled_back`."""
+    """A session whose commits are never permanent. See `db.testing.rolled_back`."""
     try:
         async with rolled_back(database) as session:
             yield session
     finally:
-        # The next test may have an event loop of its own.
+        # The next test may run on another event loop.
         await database.dispose()
 
 
 async def _a_database_in_savepoints(database: Database[Any]) -> AsyncIterator[Database[Any]]:
-    """The database; every scope joins one transaction that is never committed: `db.testing.savepoints`."""
+    """The database, with every scope in one transaction that is never committed. See `db.testing.savepoints`."""
     try:
         async with savepoints(database):
             yield database
@@ -131,7 +131,7 @@ async def _a_database_in_savepoints(database: Database[Any]) -> AsyncIterator[Da
 
 
 if "pytest" in sys.modules:
-    # pytest-asyncio's own mark, without which its strict mode leaves a fixture alone; anyio takes both.
+    # pytest-asyncio's strict mode needs its own decorator on a fixture. anyio takes both.
     _async_fixture = import_module("pytest_asyncio" if find_spec("pytest_asyncio") else "pytest").fixture
 
     database = import_module("pytest").fixture(_the_database)

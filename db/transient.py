@@ -1,6 +1,6 @@
-"""Which database errors are worth another try, told by their SQLSTATE.
+"""Transient errors: the database errors that are worth another try, recognised by their SQLSTATE.
 
-asyncpg and SQLAlchemy wrap most of them as a plain ``DBAPIError``, so the class says nothing; the code does
+asyncpg and SQLAlchemy wrap most of them as a plain ``DBAPIError``. So the code decides, and not the class
 (PostgreSQL documentation, appendix A, "PostgreSQL Error Codes").
 """
 
@@ -12,7 +12,7 @@ from db.errors import ConnectionEndedError, DatabaseUnreachableError, PoisonedTr
 
 
 class Transient(Enum):
-    """Why the same work may succeed when it is run again in a new session."""
+    """A reason why the same work may succeed when it runs again in a new session."""
 
     CONFLICT = "two transactions met, and this one lost"
     LOST = "the connection is gone, or the server takes none right now"
@@ -22,23 +22,23 @@ class Transient(Enum):
 
 
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
-# Class 08 is the connection itself; the others are the server's ways to say "not now".
+# Beside class 08, which is the connection itself: the codes of a server that takes no connections for now.
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
-_ENDED = frozenset({"25P03", "25P04"})  # a transaction that sat idle, or took, longer than it may
+_ENDED = frozenset({"25P03", "25P04"})  # a transaction that sat idle, or lasted, longer than allowed
 _READ_ONLY = "25006"
 # Too large; a NULL or a value that a constraint forbids; an error that a trigger raises.
 _REFUSED = frozenset({"54000", "23502", "23514", "P0001"})
-# The words of asyncpg and of psycopg, where they were used directly and have no code.
+# Messages of asyncpg and psycopg without a code, where the driver was used directly.
 _GONE = ("connection is closed", "connection was closed", "server closed the connection", "connection is lost")
-# SQLite's words for "another connection is writing".
+# SQLite's messages for a lock that another connection holds.
 _SQLITE_BUSY = ("database is locked", "database table is locked")
 
 
 def transient(error: BaseException) -> Transient | None:
-    """Why `error` is worth another try in a new session, or None where it is final.
+    """The reason why `error` is worth another try in a new session, or None for a final error.
 
-    An exception group is as transient as its members: all of them must be. A poisoned transaction is as transient as
-    the error that was swallowed.
+    An exception group is transient if all of its members are. A poisoned transaction is as transient as the swallowed
+    error.
     """
     if isinstance(error, BaseExceptionGroup):
         reasons = [transient(member) for member in error.exceptions]
@@ -55,9 +55,9 @@ def transient(error: BaseException) -> Transient | None:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the server was given values that it will never store.
+    """Whether the server refused values that it will never store.
 
-    A text with a NUL, one too long for an index, what a constraint or a trigger of somebody's own forbids.
+    A text with a NUL, a text too long for an index, a value that a constraint or a trigger forbids.
     """
     code = sqlstate(error) or ""
     return isinstance(error, DataError) or code.startswith("22") or code in _REFUSED
@@ -71,13 +71,13 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def _of_database(error: BaseException) -> Transient | None:
-    # Not only what SQLAlchemy has wrapped: an error that arrives while a result is streamed is the driver's own.
+    # Not SQLAlchemy's errors alone: an error that arrives while a result is streamed is the driver's own.
     code = sqlstate(error)
     if code == _READ_ONLY:
-        # The guards count a server that takes no writes as a lost connection, and only such a one. A driver's own error
-        # says nothing about that.
-        is_servers = getattr(error, "connection_invalidated", True)
-        return Transient.READ_ONLY if is_servers else None
+        # The guards count a read-only server as a lost connection, and a read-only transaction not. A driver's error
+        # alone does not tell the two apart.
+        is_read_only_server = getattr(error, "connection_invalidated", True)
+        return Transient.READ_ONLY if is_read_only_server else None
     if code in _ENDED:
         return Transient.ENDED
     if code in _CONFLICTS:
@@ -94,12 +94,12 @@ def _of_database(error: BaseException) -> Transient | None:
 
 
 def _is_gone(error: BaseException) -> bool:
-    is_drivers = type(error).__module__.partition(".")[0] in ("asyncpg", "psycopg")
-    return is_drivers and any(words in str(error) for words in _GONE)
+    is_driver_error = type(error).__module__.partition(".")[0] in ("asyncpg", "psycopg")
+    return is_driver_error and any(words in str(error) for words in _GONE)
 
 
 def _names(error: BaseException, *names: str) -> bool:
-    """Whether the driver's own exception has one of these class names (asyncpg need not be installed)."""
+    """Whether the driver's own exception has one of these class names (asyncpg may not be installed)."""
     cause: BaseException | None = getattr(error, "orig", error)
     while cause is not None:
         if type(cause).__name__ in names:

@@ -1,6 +1,6 @@
-"""Threads for what ends synchronous sessions.
+"""Threads that end synchronous sessions.
 
-Not those of `asyncio.to_thread`: all of them may be busy with the very statements that are to be ended.
+Not the threads of `asyncio.to_thread`: all of those may be busy with the very statements that are to be ended.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""What a statement's text says that it may leave behind, or do to its own connection.
+"""The effects of a statement beside its result, as its text tells them.
 
-Words are enough: what is taken for more than it does costs one round trip, or one question more, and a function that
-does such things under a name of its own is what `Database(reset="always")` is for.
+Words are enough. A statement that is suspected wrongly costs one round trip, or one more check. A function may hide an
+effect behind a name of its own; `Database(reset="always")` is for such functions.
 """
 
 import re
@@ -9,17 +9,17 @@ from enum import Flag
 
 
 class Effect(Flag):
-    """What a statement may do beside its result."""
+    """An effect of a statement beside its result."""
 
     NONE = 0
     SESSION_STATE = 1
-    """Set what outlives its transaction: a setting, a role, an advisory lock, a temporary table, LISTEN, PREPARE."""
+    """It sets what outlives its transaction: a setting, role, advisory lock, temporary table, LISTEN, PREPARE."""
     READ_ONLY = 2
-    """Make its transaction, or its session, read-only."""
+    """It makes its transaction, or its session, read-only."""
     TIME_LIMIT = 4
-    """Set how long its transaction may last, or sit idle."""
+    """It sets how long its transaction may last, or sit idle."""
     TERMINATION = 8
-    """End a backend, perhaps its own."""
+    """It ends a backend, perhaps its own."""
 
 
 _FIRST_WORDS = (
@@ -36,12 +36,12 @@ _SETS_LOCALLY = re.compile(r"\bset_config\s*\([^()]*,\s*true\s*\)")
 _READS_ONLY = re.compile(r"\bread\s+only\b|read_only")
 _TIME_LIMITS = ("idle_in_transaction_session_timeout", "transaction_timeout")
 _TERMINATES = "pg_terminate_backend"
-# Hardly any statement has one of these, and to look for each pattern in a long one takes time.
+# Hardly any statement contains one of these words. To search a long statement for each pattern takes time.
 _WORDS = ("temp", "hold", "advisory", "set_config", "only", "_timeout", _TERMINATES)
 
 
 def effects(statement: str, start: int) -> Effect:
-    """What `statement`, whose first word begins at `start`, may do."""
+    """The possible effects of `statement`, whose first word begins at `start`."""
     found = Effect.NONE
     if _BEGINS.match(statement, start) or (";" in statement and _GOES_ON.search(statement, start)):
         found |= Effect.SESSION_STATE

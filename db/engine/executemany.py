@@ -1,9 +1,9 @@
-"""asyncpg's `executemany`, made to heed a cancellation while it writes.
+"""Cancellation of asyncpg's `executemany` while it writes rows.
 
-asyncpg writes the rows piece by piece, and waits for the network in between. A cancellation that comes then is
-swallowed: asyncpg goes on to wait for an answer that the server never gives, until the connection's command timeout.
-A time limit that expires in the same place is heeded: asyncpg tells the server that no more rows come. So whoever
-cancels is passed on as a time limit, and the server is asked to stop.
+asyncpg writes the rows piece by piece, and waits for the network in between. It swallows a cancellation that arrives
+during such a wait. It then waits for an answer that the server never gives, until the connection's command timeout.
+A timeout in the same place works: asyncpg tells the server that no more rows come. So a cancellation is passed on to
+asyncpg as a timeout, and the server is asked to stop.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from sqlalchemy import Engine, event
 
 
 def honor_cancellation(engine: Engine) -> None:
-    """Let the connections that `engine` opens from now on heed a cancellation in `executemany`, if they are asyncpg's.
+    """Let a cancellation end `executemany` at once on the asyncpg connections that `engine` opens from now on.
 
-    The statement of a session and a direct use of the driver's connection alike.
+    For the statements of a session and for a direct use of the driver's connection.
     """
     if engine.dialect.driver == "asyncpg":
         event.listen(engine, "do_connect", _ask_for_our_class)
@@ -47,7 +47,7 @@ def _connection_class() -> type:
 
 
 class _Rows:
-    """The rows of one `executemany`. They know whether asyncpg is writing them."""
+    """The rows of one `executemany`, with a flag that tells whether asyncpg is writing them."""
 
     being_written = False
 
@@ -61,7 +61,7 @@ class _Rows:
 
 
 class _Cancellable:
-    """Awaits `work` step by step in the caller's own task, as `await work` does, and steps in when it is cancelled.
+    """An awaitable that runs `work` in the caller's own task, as `await work` does, and handles a cancellation.
 
     A task of its own would do as well, at the cost of a task for each `executemany`.
     """
@@ -81,7 +81,7 @@ class _Cancellable:
                         self._stop_writing(cancellation)
                         raise
                     awaited = self._work.throw(cancellation)
-                except BaseException as error:  # noqa: BLE001 - what was awaited has failed, as `work` must know
+                except BaseException as error:  # noqa: BLE001 - the error of the awaited step belongs to `work`
                     awaited = self._work.throw(error)
                 else:
                     awaited = self._work.send(None)
@@ -89,8 +89,8 @@ class _Cancellable:
             return end.value
 
     def _stop_writing(self, cancellation: asyncio.CancelledError) -> None:
-        # An error of the server's may have come at the same time; the caller is cancelled all the same.
+        # The server may report an error at the same time. The caller is cancelled all the same.
         with suppress(Exception, asyncio.CancelledError):
             answer = self._work.throw(TimeoutError())
-            answer.cancel()  # which lets asyncpg send the server a request to stop
+            answer.cancel()  # makes asyncpg send the server a request to stop
             self._work.throw(cancellation)

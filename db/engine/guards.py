@@ -1,16 +1,18 @@
-"""What SQLAlchemy and the drivers let pass silently, made into errors at the engine.
+"""Guards of an engine: errors where SQLAlchemy and the drivers would let a loss pass silently.
 
-1. A swallowed error aborts the transaction on the server, which then answers COMMIT with ROLLBACK and nobody says so:
-   the connection is marked, and its COMMIT refused.
-2. COMMIT, ROLLBACK or BEGIN sent as text ends the transaction behind its owner's back: refused.
-3. A server that has become read-only keeps its connections: such an error counts as a lost connection. Where the
-   transaction itself was made read-only it does not.
-4. A server that does not answer, or that is not there, is reported by each driver in its own way: one error for all.
-5. A server that ends a connection for what the session itself did (it sat idle for too long, it ended its backend)
-   would do so again: it says so, where the drivers only say that the connection is lost.
-6. SQLAlchemy's asyncpg begins on the server with its own first statement: what the driver itself is asked for before
-   that would be committed at once, whatever became of the session. It begins when SQLAlchemy does.
-7. A cancellation that asyncpg swallows while it writes many rows is heeded (:mod:`db.engine.executemany`).
+1. Swallowed errors. An error aborts the transaction on the server, which then answers COMMIT with a silent ROLLBACK.
+   The guard marks the connection and refuses its COMMIT.
+2. Transaction control as text. COMMIT, ROLLBACK or BEGIN as a statement would end the transaction without its owner.
+   The guard refuses it.
+3. Read-only servers. A server that has become read-only keeps its connections. Its error counts as a lost connection,
+   unless the transaction itself was made read-only.
+4. Unreachable servers. Each driver reports them in its own way. The guard raises one error for all drivers.
+5. Ended connections. A server may end a connection for an act of the session: it sat idle for too long, or ended its
+   own backend. Another try would end in the same way. The guard says so, where drivers report a lost connection.
+6. Late BEGIN. SQLAlchemy's asyncpg dialect sends BEGIN with its first statement. A direct use of the driver before that
+   would be committed at once. The guard sends BEGIN when SQLAlchemy begins.
+7. Swallowed cancellations. asyncpg swallows a cancellation while it writes many rows. The guard passes it on as a
+   timeout (:mod:`db.engine.executemany`).
 """
 
 import re
@@ -35,42 +37,42 @@ _POISONED = "db.poisoned"
 _STATEMENT_TIMES = "db.statement_times"
 _READ_ONLY = "25006"
 _TOOK_TOO_LONG = frozenset({"25P03", "25P04"})
-_ALMOST = 0.9  # of a limit: the server's clock began a little earlier
+_ALMOST = 0.9  # of a limit, as the server's clock starts a little earlier
 _TO_SAVEPOINT = r"rollback\s+(?:work\s+|transaction\s+)?to\b"
 _ENDS_TRANSACTION = re.compile(
     rf"(?!{_TO_SAVEPOINT})(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback)\b", re.IGNORECASE
 )
 _ROLLS_BACK_TO_SAVEPOINT = re.compile(_TO_SAVEPOINT, re.IGNORECASE)
-# One pattern for all that may come first would try ever more ways through several comments.
+# One pattern for everything before the first word would backtrack through several comments.
 _BEFORE_WORDS = re.compile(r"[\s;]+|--[^\r\n]*|/\*")
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
-_SHORT = 4096  # characters; longer statements are read each time, as to remember them would be to keep them
+_SHORT = 4096  # characters; longer statements are parsed each time, as the cache would keep their text
 
 
 class _StatementFacts(NamedTuple):
-    """What a statement's text says about the transaction that it runs in."""
+    """The facts that a statement's text tells about its transaction."""
 
     ends_by: str | None
-    """The word by which it would end it."""
+    """The word by which the statement would end its transaction."""
     is_to_savepoint: bool
-    """Whether it rolls back to a savepoint."""
+    """Whether the statement rolls back to a savepoint."""
     may_be_several: bool
-    """Whether there may be other statements in it, which end it."""
+    """Whether the text may hold several statements, one of which ends the transaction."""
     effects: Effect
-    """What else it may do."""
+    """The other possible effects."""
 
 
 _PLAIN = _StatementFacts(None, is_to_savepoint=False, may_be_several=False, effects=Effect.NONE)
 
 
 def install(engine: Engine, *, idle_limit: float | None = None) -> None:
-    """Guard every connection of `engine` from now on; an engine that is watched already stays as it is.
+    """Guard every connection of `engine` from now on. An engine that is guarded already stays as it is.
 
-    So does one with other execution options: its dialect and its pool are those of the engine that it was made of.
+    So does a copy with other execution options, which shares its dialect and pool with the original.
 
     Args:
         engine: of any of the known drivers.
-        idle_limit: seconds after which the server ends a transaction that sits idle, where they are known.
+        idle_limit: seconds after which the server ends an idle transaction, if known.
     """
     dialect: Any = engine.dialect
     if getattr(dialect.do_commit, "func", None) is _commit:
@@ -78,8 +80,8 @@ def install(engine: Engine, *, idle_limit: float | None = None) -> None:
     event.listen(engine, "handle_error", partial(_translate_error, idle_limit))
     event.listen(engine, "checkin", partial(_clear_returned, dialect.driver == "asyncpg"))
     honor_cancellation(engine)
-    # Not by the events of the same moments: where an engine has a single one of those, SQLAlchemy prepares each new
-    # connection for all of them, which costs a short transaction a twentieth of its time.
+    # Dialect methods and not events: with a single such event on an engine SQLAlchemy prepares each new connection for
+    # all of them, which costs a short transaction a twentieth of its time.
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, partial(_execute, getattr(dialect, name)))
     dialect.do_begin = partial(_begin, dialect.do_begin, begins_late=dialect.driver == "asyncpg")
@@ -89,10 +91,10 @@ def install(engine: Engine, *, idle_limit: float | None = None) -> None:
 
 
 def refuse_poisoned_savepoint(connection: Connection, savepoint: str) -> None:
-    """Roll back to `savepoint` and raise, if the server has aborted the transaction: RELEASE would fail for ever.
+    """Roll back to `savepoint` and raise, if the server has aborted the transaction. RELEASE would fail for ever.
 
     Raises:
-        PoisonedTransactionError: it has.
+        PoisonedTransactionError: the server has aborted the transaction.
     """
     if _POISONED in connection.info:
         cause = connection.info[_POISONED]
@@ -102,13 +104,13 @@ def refuse_poisoned_savepoint(connection: Connection, savepoint: str) -> None:
 
 
 def swallowed_error(connection: Connection) -> BaseException | None:
-    """The error by which the server has aborted the transaction of `connection`, if it has."""
+    """The error with which the server aborted the transaction of `connection`, if any."""
     error: BaseException | None = connection.info.get(_POISONED)
     return error
 
 
 def may_be_read_only(connection: Connection) -> bool:
-    """Whether the transaction of `connection` may have been made read-only, in any way but by a function."""
+    """Whether the transaction of `connection` may have been made read-only, other than inside a function."""
     if connection.dialect.name != "postgresql":
         return False
     dbapi_connection: Any = connection.connection.dbapi_connection
@@ -118,7 +120,7 @@ def may_be_read_only(connection: Connection) -> bool:
 
 def _translate_error(idle_limit: float | None, context: ExceptionContext) -> BaseException | None:
     error = context.original_exception
-    if context.is_pre_ping:  # a connection that is found dead is replaced, and nobody need know
+    if context.is_pre_ping:  # the pool replaces a dead connection without an error
         return None
     if context.dialect.name == "postgresql" and _came_from_driver(context):
         if context.engine is not None and context.engine.hide_parameters:
@@ -127,7 +129,7 @@ def _translate_error(idle_limit: float | None, context: ExceptionContext) -> Bas
             context.is_disconnect = True
         if (why := _reason_it_was_ended(context, idle_limit)) is not None:
             context.is_disconnect = True
-            context.invalidate_pool_on_disconnect = False  # the other connections have done nothing
+            context.invalidate_pool_on_disconnect = False  # the other connections are not at fault
             return ConnectionEndedError(why)
         unreachable_error = postgres.unreachable_error(error, is_connecting=context.connection is None)
         if unreachable_error is not None:
@@ -141,7 +143,7 @@ def _translate_error(idle_limit: float | None, context: ExceptionContext) -> Bas
 
 
 def _is_server_read_only(connection: Connection | None) -> bool:
-    """Whether it is the server that takes no writes, and not only this transaction."""
+    """Whether the server takes no writes, and not only this transaction."""
     if connection is None or connection.invalidated:
         return True
     return not may_be_read_only(connection) and postgres.is_read_only_server(
@@ -150,7 +152,7 @@ def _is_server_read_only(connection: Connection | None) -> bool:
 
 
 def _reason_it_was_ended(context: ExceptionContext, idle_limit: float | None) -> str | None:
-    """What the session has done for which the server ended its connection; None where it did nothing, or lives."""
+    """The act of the session for which the server ended its connection, or None."""
     error, connection = context.original_exception, context.connection
     if sqlstate(error) in _TOOK_TOO_LONG:
         return str(error).partition("\n")[0]
@@ -160,7 +162,7 @@ def _reason_it_was_ended(context: ExceptionContext, idle_limit: float | None) ->
     info = _info(connection.connection)
     if may_have(Effect.TERMINATION, info) and "pg_terminate_backend" in (context.statement or "").lower():
         return "its own statement ended its backend"
-    if sqlstate(error) is not None:  # something was under way, and the server or the driver says what ended it
+    if sqlstate(error) is not None:  # a statement was running, and the error says what ended it
         return None
     limit = 0.0 if may_have(Effect.TIME_LIMIT, info) else idle_limit
     idle = _idle_before_loss(info)
@@ -170,13 +172,13 @@ def _reason_it_was_ended(context: ExceptionContext, idle_limit: float | None) ->
 
 
 def _idle_before_loss(info: dict[Any, Any]) -> float:
-    """Seconds that the transaction did nothing before what has just failed."""
+    """Seconds that the transaction sat idle before the statement that has just failed."""
     started, ended = info.get(_STATEMENT_TIMES) or (0.0, 0.0)
     return (started if started > ended else time.monotonic()) - ended if ended else 0.0
 
 
 def _came_from_driver(context: ExceptionContext) -> bool:
-    """Not from a type of the user's own that could not convert a parameter: nothing is executed yet."""
+    """Whether the driver raised the error, and not a type of the user's own, before any execution."""
     return context.execution_context is not None or context.statement is None
 
 
@@ -192,11 +194,11 @@ def _aborted_by_server(connection: Connection, error: BaseException) -> bool:
     """Whether the server itself reported `error`, which aborts a PostgreSQL transaction.
 
     An error that the driver raises before it sends anything (a value of the wrong type) leaves the transaction whole.
-    A server's report has a severity; asyncpg and psycopg both keep it.
+    A server's report has a severity, which asyncpg and psycopg both keep.
     """
     if _autocommits(connection):
         return False
-    # SQLAlchemy's own error for asyncpg has asyncpg's as its cause.
+    # SQLAlchemy's error for asyncpg has asyncpg's error as its cause.
     report: BaseException | None = error
     while report is not None:
         if getattr(getattr(report, "diag", report), "severity", None) is not None:
@@ -215,7 +217,7 @@ def _begin(begin: Callable[[Any], None], connection: PoolProxiedConnection, *, b
     _info(connection)[_STATEMENT_TIMES] = [now, now]
     begin(connection)
     dbapi_connection: Any = connection.dbapi_connection
-    # The BEGIN that the first statement would have sent. psycopg sends its own before whatever it is asked for.
+    # The BEGIN that the first statement would have sent. psycopg sends its own BEGIN before any statement.
     if begins_late and dbapi_connection._transaction is None:  # noqa: SLF001 - no public way; a listener may have begun
         await_only(dbapi_connection._start_transaction())  # noqa: SLF001 - likewise
 
@@ -240,7 +242,7 @@ def _roll_back_to_savepoint(roll_back: Callable[[Any, str], None], connection: C
 
 
 def _info(connection: PoolProxiedConnection) -> dict[Any, Any]:
-    """What is noted of a connection; nothing on the one with which SQLAlchemy gets to know the server."""
+    """The notes on a connection. Empty for the connection with which SQLAlchemy examines the server."""
     try:
         return connection.info
     except NotImplementedError:
@@ -263,7 +265,7 @@ def _clear_returned(is_asyncpg: bool, dbapi_connection: Any, record: ConnectionP
 def _is_in_transaction(driver_connection: Any) -> bool:
     """Whether asyncpg or its server is in a transaction, as after a BEGIN, COMMIT or ROLLBACK that has failed.
 
-    SQLAlchemy takes that for over, and nobody could begin another one on the connection.
+    SQLAlchemy takes that transaction for ended, but no other one could begin on the connection.
     """
     if driver_connection.is_closed():
         return False
@@ -301,7 +303,7 @@ def _facts(statement: str) -> _StatementFacts:
 
 
 def _first_word(statement: str) -> int:
-    """Where the first word of `statement` begins, after what the server ignores."""
+    """The position of the first word of `statement`, after blanks, semicolons and comments."""
     at = 0
     while before := _BEFORE_WORDS.match(statement, at):
         at = _end_of_comment(statement, at) if before[0] == "/*" else before.end()
@@ -309,7 +311,7 @@ def _first_word(statement: str) -> int:
 
 
 def _end_of_comment(statement: str, start: int) -> int:
-    """PostgreSQL's comments nest. SQLite's do not: what has no end for the one ends at the first `*/` for the other."""
+    """The end of the comment at `start`, nested as in PostgreSQL, else at the first `*/` as in SQLite."""
     depth = 0
     for edge in _COMMENT_EDGE.finditer(statement, start):
         depth += 1 if edge[0] == "/*" else -1
@@ -319,7 +321,7 @@ def _end_of_comment(statement: str, start: int) -> int:
     return len(statement) if first < 0 else first + 2
 
 
-# A job's few statements come again and again; to look one up, whose text is kept for it, costs less than to read it.
+# A job's few statements come again and again. A look-up in the cache costs less than parsing.
 _facts_of_short = lru_cache(maxsize=1024)(_facts)
 
 

@@ -1,9 +1,9 @@
-"""One open engine of a database, leased by the sessions that use it.
+"""``LeasedEngine``: one open engine of a database, leased by the sessions that use it.
 
-1. It belongs to the event loop and the process that opened it. It ends with the loop, which closes its connections.
-2. It is disposed when it has been retired (another host took its place) and the last session has given it back.
-3. Its connections are closed in the background and within a time limit, so that neither a second cancellation can
-   interrupt the request that stops a statement on the server, nor a dead server keep the closing waiting.
+1. The engine belongs to the event loop and the process that opened it. The end of the loop closes its connections.
+2. A retired engine (another host took its place) is disposed when the last session has released it.
+3. Connections are closed in the background and within a time limit. So a second cancellation cannot interrupt the
+   request that stops a statement on the server, and a dead server cannot delay the closing.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from db.aio.threads import in_thread
 from db.engine.reset import driver_connection_of
 from db.errors import WrongLoopError
 
-_CLOSE_TIMEOUT = 2.0  # seconds for a graceful goodbye; asyncpg's dialect gives as much
+_CLOSE_TIMEOUT = 2.0  # seconds for a graceful close, as in asyncpg's dialect
 _CANCELLED_TIMEOUT = 5.0  # seconds for the sessions of cancelled tasks to end; a ROLLBACK may take as long
 
-# Connections of the process that this one was forked from. They are never closed here, not even by the garbage
-# collector: it would take them out of the epoll set that both processes share.
+# Connections of the process that this one was forked from. They are kept, so that not even the garbage collector closes
+# them: that would take them out of the epoll set that both processes share.
 _inherited: list[Any] = []
 
 
 class LeasedEngine:
-    """An engine with its sessionmaker, and the count of sessions that hold it."""
+    """An engine with its sessionmaker, and the count of the sessions that lease it."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class LeasedEngine:
 
     @property
     def is_loop_closed(self) -> bool:
-        """Whether its loop is closed, so that it cannot be used any more. Close it, open another one.
+        """Whether the engine's loop is closed. Then call `close_without_loop` and open another engine.
 
-        An engine of the user's own is theirs to close, unless there is nothing to close between its sessions.
+        False for an engine of the user's own, which the user closes, unless it keeps no connection between sessions.
         """
         if not self._loop.is_closed() or not isinstance(self.engine, AsyncEngine):
             return False
@@ -71,12 +71,12 @@ class LeasedEngine:
         """Raise :class:`WrongLoopError` on any loop but the one that opened the engine."""
         if isinstance(self.engine, AsyncEngine) and self._loop is not asyncio.get_running_loop():
             raise WrongLoopError(
-                f"the engine of {name} belongs to another event loop, which is still there: call 'await "
+                f"the engine of {name} belongs to another event loop, which is still open: call 'await "
                 "database.dispose()' on that loop before you use it here, or use one Database a loop"
             )
 
     def close_without_loop(self) -> None:
-        """Hang up its connections, whose loop is closed, without a goodbye."""
+        """Close the connections of a closed loop, without a word to the server."""
         if self._owned:
             self._sync_engine.dispose()
 
@@ -91,10 +91,10 @@ class LeasedEngine:
             await self._dispose()
 
     async def wait_for_cancelled(self) -> None:
-        """Wait until the sessions of tasks that are cancelled already have ended, `_CANCELLED_TIMEOUT` at most.
+        """Wait, `_CANCELLED_TIMEOUT` at most, until the sessions of cancelled tasks have ended.
 
-        A server that is being stopped cancels its requests and goes on at once. Their statements are still on the
-        database's server then, and would stay there once the process is gone.
+        A web server that is being stopped cancels its requests and goes on at once. Their statements still run on the
+        database's server then, and would stay there after the process has ended.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_CANCELLED_TIMEOUT):
@@ -109,13 +109,13 @@ class LeasedEngine:
             await asyncio.wait(self._closing)
 
     async def retire(self) -> None:
-        """Dispose of the engine as soon as no session uses it."""
+        """Dispose of the engine as soon as no session leases it."""
         self._retired = True
         if self._leases == 0:
             await self._dispose()
 
     def forget_inherited(self) -> None:
-        """Drop the pool and leave the connections alone: they belong to the process this one was forked from."""
+        """Drop the pool and leave its connections open, as they belong to the process this one was forked from."""
         _inherited.extend((self._sync_engine.pool, self._lifetime))
         self._sync_engine.dispose(close=False)
 
@@ -126,14 +126,14 @@ class LeasedEngine:
     async def _dispose(self) -> None:
         if self._lifetime is not None:
             await self._lifetime.aclose()
-            await self._close_connections()  # of a loop that has closed its generators, and then gone on
+            await self._close_connections()  # also for a loop that has closed its generators, and then gone on
         elif self._owned:
             await in_thread(self._sync_engine.dispose)
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
-        """Close the connections when this is closed: by `_dispose`, or by the loop before it ends.
+        """Close the connections when this generator is closed: by `_dispose`, or by the loop before it ends.
 
-        What a loop closes at its end are asynchronous generators (`asyncio.run` and all like it do so).
+        `asyncio.run` and others like it close a loop's asynchronous generators at its end.
         """
         try:
             yield
@@ -141,7 +141,7 @@ class LeasedEngine:
             await self._close_connections()
 
     async def _close_connections(self) -> None:
-        assert isinstance(self.engine, AsyncEngine)  # noqa: S101 - only such a one lives with a loop
+        assert isinstance(self.engine, AsyncEngine)  # noqa: S101 - a sync engine has no loop
         await self.engine.dispose()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -174,7 +174,7 @@ async def _close(driver_connection: Any) -> None:
     if hasattr(driver_connection, "interrupt"):  # SQLite: the statement runs in a thread, and holds the write lock
         with suppress(ValueError):  # closed already
             await driver_connection.interrupt()
-        # The lock would live on with a cursor in somebody's traceback.
+        # A traceback may keep a cursor, and with it the lock.
         with suppress(Exception):
             await driver_connection.rollback()
         await driver_connection.close()
@@ -189,19 +189,19 @@ async def _close(driver_connection: Any) -> None:
 
 
 def _close_without_loop(driver_connection: Any) -> None:
-    """Close a connection whose loop, which would have to do it, is closed."""
+    """Close a connection whose event loop is closed."""
     if hasattr(driver_connection, "pgconn"):  # psycopg
         driver_connection.pgconn.finish()
-    elif hasattr(driver_connection, "stop"):  # aiosqlite: ends its thread, which would tell the loop that runs here
+    elif hasattr(driver_connection, "stop"):  # aiosqlite: ends its thread, which would call the loop that runs here
         stopping = threading.Thread(target=driver_connection.stop)
         stopping.start()
         stopping.join()
     else:
         transport = driver_connection._transport  # noqa: SLF001 - asyncpg has no public name for it
-        with suppress(RuntimeError):  # all is done but what is left to the loop
+        with suppress(RuntimeError):  # terminate() does all but the part that it leaves to the loop
             driver_connection.terminate()
-        if hasattr(transport, "_call_connection_lost"):  # asyncio's, which would warn of a socket that is not closed
-            transport._call_connection_lost(None)  # noqa: SLF001 - what it has left to the loop
+        if hasattr(transport, "_call_connection_lost"):  # asyncio's, which would warn of an unclosed socket
+            transport._call_connection_lost(None)  # noqa: SLF001 - that part
 
 
 def _cancelled_tasks() -> set[asyncio.Task[Any]]:
@@ -209,7 +209,7 @@ def _cancelled_tasks() -> set[asyncio.Task[Any]]:
 
 
 def _started(generator: AsyncGenerator[None, None]) -> AsyncGenerator[None, None]:
-    """`generator` at its first `yield`, before which it must not wait: the running loop knows it from now on."""
+    """Run `generator` to its first `yield`, before which it must not wait. From then on the running loop knows it."""
     with suppress(StopIteration):
         generator.__anext__().send(None)
     return generator

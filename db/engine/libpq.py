@@ -1,7 +1,7 @@
-"""The parameters of a PostgreSQL URL, which are libpq's, in the words of each driver.
+"""The parameters of a PostgreSQL URL, which are libpq's, translated for each driver.
 
-Providers print URLs for libpq. psycopg is made of libpq and takes them as they are. asyncpg knows some of them by other
-names, and others not at all. What a driver cannot do is refused by name; nothing is dropped.
+Providers print URLs for libpq. psycopg is built on libpq and takes all of its parameters. asyncpg knows some of them by
+other names, and others not at all. An unsupported parameter is refused by name; no parameter is dropped.
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """
 
@@ -18,12 +18,12 @@ from sqlalchemy import URL
 from db.errors import DatabaseURLError
 
 DRIVERS = ("asyncpg", "psycopg", "psycopg_async")
-"""Those whose arguments we know."""
+"""The drivers whose arguments this module knows."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SESSION_ATTRIBUTES = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-# asyncpg reads these out of a DSN alone.
+# asyncpg reads these parameters from a DSN alone.
 _IN_DSN = (
     *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "sslnegotiation"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version"),
@@ -31,14 +31,14 @@ _IN_DSN = (
 _BESIDE_SYSTEM_CERTIFICATES = ("sslmode", "sslrootcert", "sslnegotiation")
 _WHERE = ("host", "port")
 _SAME_IN_ASYNCPG = ("target_session_attrs", "passfile", "krbsrvname", "gsslib", "service")
-# asyncpg's and SQLAlchemy's own, which are no strings.
+# Parameters of asyncpg and of SQLAlchemy's dialect for it, which are no strings.
 _ASYNCPG_PARAMETERS = {
     "prepared_statement_cache_size": int,
     "statement_cache_size": int,
     "max_cached_statement_lifetime": int,
     "max_cacheable_statement_size": int,
 }
-# What asyncpg does anyway, where these values ask for no more.
+# Values that ask for what asyncpg does anyway.
 _ASYNCPG_DOES = {
     "channel_binding": ("prefer", "disable"),
     "gssencmode": ("prefer", "disable"),
@@ -62,7 +62,7 @@ _WORKS_IN_ASYNCPG = {
     *_ASYNCPG_PARAMETERS,
     *_SOCKET_OPTIONS,
 }
-# libpq's others: for whom takes the driver that is made of it.
+# The other parameters of libpq, which only the driver that is built on libpq supports.
 _NOT_IN_ASYNCPG = {
     *("hostaddr", "sslcrldir", "sslkeylogfile", "requirepeer", "require_auth", "gssdelegation", "replication"),
     *("min_protocol_version", "max_protocol_version", "scram_client_key", "scram_server_key"),
@@ -70,7 +70,7 @@ _NOT_IN_ASYNCPG = {
     *_ASYNCPG_DOES,
 }
 _FIELDS = {"user": "username", "password": "password", "dbname": "database", "database": "database"}
-# Those of Prisma and others, which libpq knows as little.
+# Parameters of Prisma and others, which libpq does not know either.
 _ADVICE = {
     "pgbouncer": "take it out, and make the database with db.Database(url, pooler=True)",
     "connection_limit": "take it out, and set WORKER_POOL_SIZE, or db.Database(url, pool_size=...)",
@@ -80,10 +80,10 @@ _ADVICE = {
 
 
 def checked(url: URL) -> URL:
-    """`url` with each parameter under libpq's name, if its driver can do what they say.
+    """Check the parameters of `url`, and return it with each of them under libpq's name.
 
     Raises:
-        DatabaseURLError: it cannot, or a parameter is unknown or has no such value.
+        DatabaseURLError: the driver does not support a parameter, or a parameter or its value is unknown.
     """
     url = _with_fields(_with_sslmode(url))
     if url.get_driver_name() in DRIVERS:
@@ -94,30 +94,30 @@ def checked(url: URL) -> URL:
 
 
 def connect_timeout(url: URL) -> float | None:
-    """Seconds to open a connection, if the URL says so."""
+    """Seconds to open a connection, if the URL names them."""
     seconds = url.query.get("connect_timeout")
     return None if seconds is None else float(str(seconds))
 
 
 def without_asyncpg_parameters(url: URL) -> URL:
-    """`url` without what only asyncpg and SQLAlchemy's dialect for it know."""
+    """`url` without the parameters that only asyncpg and SQLAlchemy's dialect for it know."""
     return url.difference_update_query(_ASYNCPG_PARAMETERS)
 
 
 def for_sqlalchemy(url: URL) -> URL:
-    """`url` with nothing but where the database is. All else is in `driver_arguments`. For `DRIVERS`."""
+    """`url` with the place of the database alone. The rest is in `driver_arguments`. For `DRIVERS`."""
     return url.difference_update_query([name for name in url.query if name not in _WHERE])
 
 
 def driver_arguments(url: URL) -> dict[str, Any]:
-    """The URL's parameters, as arguments of its driver's `connect`; without `connect_timeout`. For `DRIVERS`."""
+    """The URL's parameters as arguments of its driver's `connect`, without `connect_timeout`. For `DRIVERS`."""
     given = _single_values(url)
     given.pop("connect_timeout", None)
     return _asyncpg_arguments(given) if url.get_driver_name() == "asyncpg" else given
 
 
 def settings_in(options: str) -> dict[str, str]:
-    """The settings that `options` (``-c name=value --name=value``) gives a session; none if there is anything else."""
+    """The session settings in `options` (``-c name=value --name=value``). Empty if `options` holds anything else."""
     words = iter(re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", options))
     settings = {}
     for word in words:
@@ -129,7 +129,7 @@ def settings_in(options: str) -> dict[str, str]:
 
 
 def options_for(settings: Mapping[str, str]) -> str:
-    """The settings of a session as `options`; one that is `options` already stays as it is."""
+    """The session settings as `options`. An entry that is `options` already stays as it is."""
     escaped = {name: re.sub(r"([\s\\])", r"\\\1", value) for name, value in settings.items() if name != "options"}
     words = [f"-c {name}={value}" for name, value in escaped.items()]
     return " ".join([*words, settings["options"]] if "options" in settings else words)
@@ -154,7 +154,7 @@ def _asyncpg_arguments(given: dict[str, str]) -> dict[str, Any]:
 
 
 def _socket_options(given: Mapping[str, str]) -> list[tuple[int, int, int]]:
-    """Arguments of `setsockopt`, as far as this system has them, as in libpq."""
+    """Arguments of `setsockopt` for the options that this system has, as in libpq."""
     return [
         (level, getattr(socket, option), int(given[name]))
         for name, (level, option) in _SOCKET_OPTIONS.items()
@@ -163,12 +163,12 @@ def _socket_options(given: Mapping[str, str]) -> list[tuple[int, int, int]]:
 
 
 def _settings(options: str) -> dict[str, str]:
-    """`options` as settings by name, which can be merged with others; as they are where they are something else."""
+    """`options` as settings by name, which can be merged with others, or unchanged if it holds anything else."""
     return settings_in(options) or ({"options": options} if options else {})
 
 
 def _with_sslmode(url: URL) -> URL:
-    """asyncpg and others call it `ssl`."""
+    """Rename `ssl`, as asyncpg and others call it, to `sslmode`."""
     if "ssl" not in url.query:
         return url
     mode = {"true": "require", "1": "require", "false": "disable", "0": "disable"}.get(
@@ -178,7 +178,7 @@ def _with_sslmode(url: URL) -> URL:
 
 
 def _with_fields(url: URL) -> URL:
-    """What may stand in a URL's query as well as before it, before it."""
+    """Move the user, password and database from the URL's query to their usual places."""
     for parameter, field in _FIELDS.items():
         if parameter in url.query:
             fields: dict[str, Any] = {field: str(url.query[parameter])}
@@ -189,7 +189,7 @@ def _with_fields(url: URL) -> URL:
 def _single_values(url: URL) -> dict[str, str]:
     for name, value in url.query.items():
         if name not in _WHERE and not isinstance(value, str):
-            raise DatabaseURLError(f"{name} stands twice in the URL")
+            raise DatabaseURLError(f"{name} stands twice in the URL: give it once")
     return {name: str(value) for name, value in url.query.items() if name not in _WHERE}
 
 
@@ -219,20 +219,20 @@ def _check_for_asyncpg(parameters: Mapping[str, str]) -> None:
             continue
         if name in _NOT_IN_ASYNCPG:
             raise DatabaseURLError(
-                f"{name}{f'={value}' if name in _ASYNCPG_DOES else ''} in the URL is nothing that asyncpg can do: take "
-                "it out, or take the driver that can, postgresql+psycopg_async://"
+                f"{name}{f'={value}' if name in _ASYNCPG_DOES else ''} in the URL needs another driver, as asyncpg does "
+                "not support it: use postgresql+psycopg_async://, or take it out"
             )
         raise _unknown(name, _WORKS_IN_ASYNCPG)
     _check_system_certificates(parameters)
 
 
 def _check_system_certificates(parameters: Mapping[str, str]) -> None:
-    """With `ssl=True`, which is what asyncpg calls them, asyncpg looks at nothing else that there is about TLS."""
+    """Refuse other TLS parameters beside the system's certificates: with `ssl=True` asyncpg ignores them."""
     unread = [name for name in _IN_DSN if name in parameters and name not in _BESIDE_SYSTEM_CERTIFICATES]
     if parameters.get("sslrootcert") == "system" and unread:
         raise DatabaseURLError(
-            f"sslrootcert=system and {unread[0]} in the URL are nothing that asyncpg can do at once: name the file of "
-            "certificates, or take the driver that can, postgresql+psycopg_async://"
+            f"sslrootcert=system and {unread[0]} in the URL need another driver, as asyncpg does not support "
+            "them together: use postgresql+psycopg_async://, or name the file of certificates"
         )
 
 
@@ -247,8 +247,8 @@ def _check_for_psycopg(parameters: Mapping[str, str]) -> None:
 
 def _unknown(name: str, known: set[str]) -> DatabaseURLError:
     if name in _ADVICE:
-        return DatabaseURLError(f"{name} in the URL is no setting of PostgreSQL's: {_ADVICE[name]}")
+        return DatabaseURLError(f"{name} in the URL is no parameter of PostgreSQL: {_ADVICE[name]}")
     near = difflib.get_close_matches(name, known, 1)
     return DatabaseURLError(
-        f"{name} in the URL is no setting of PostgreSQL's: " + (f"write {near[0]}" if near else "take it out")
+        f"{name} in the URL is no parameter of PostgreSQL: " + (f"write {near[0]}" if near else "take it out")
     )

@@ -1,4 +1,4 @@
-"""PostgreSQL: what a connection is opened with, and what its drivers say when the server is away.
+"""PostgreSQL: the arguments that a connection is opened with, and its drivers' errors for an unreachable server.
 
 Limits are set once, when a connection is opened, and cost no statement.
 """
@@ -16,20 +16,20 @@ from db.engine.libpq import options_for, settings_in
 from db.engine.reset import driver_connection_of
 from db.errors import DatabaseUnreachableError, DatabaseURLError
 
-# asyncpg's words, for which it has no class or code of their own.
+# Messages of asyncpg that have no class or code of their own.
 _BUSY = "another operation is in progress"
-# asyncpg's state 2 (``coreproto.pxd``) of an idle connection: the server has said its last words, and hangs up next.
+# asyncpg's state 2 (``coreproto.pxd``) of an idle connection: the server has sent its last error, and closes next.
 _TOLD_TO_GO = "another operation (2) is in progress"
-# The server's words for "not now", in the one place where psycopg passes no code on.
+# The server's messages for a temporary refusal, in the one place where psycopg passes no code on.
 _NOT_NOW = (
     "too many clients", "remaining connection slots", "starting up", "shutting down", "recovery mode",
     "not yet accepting connections", "not accepting connections",
 )  # fmt: skip
 
-# To the end, or to the next of the server's fields.
+# Up to the next field of the server's message, or to its end.
 _DETAIL = re.compile(r"\nDETAIL:  .*?(?=\n(?:HINT|QUERY|CONTEXT|LOCATION):  |\Z)", re.DOTALL)
-# What a pooler in transaction mode says to our limits; and the server, where a pooler has kept those to itself and
-# lends a connection to one client after the other.
+# A pooler's answer to our limits; and the server's errors behind a pooler that has ignored the limits and gives one
+# connection to one client after the other.
 _NO_SETTING_OF_A_SESSION = "unsupported startup parameter"
 _STATEMENT_OF_ANOTHER_CLIENT = re.compile('prepared statement "__asyncpg_.*(already exists|does not exist)')
 
@@ -37,10 +37,10 @@ _STATEMENT_OF_ANOTHER_CLIENT = re.compile('prepared statement "__asyncpg_.*(alre
 def asyncpg_arguments(
     *, connect_timeout: float, statement_timeout: float, idle_in_transaction_timeout: float, pooler: bool
 ) -> dict[str, Any]:
-    """`connect_args` for asyncpg; all times in seconds.
+    """`connect_args` for asyncpg. All times are in seconds.
 
-    The client's own limit comes after the server's, so that a server that can still answer says what
-    happened; it is there for the one that cannot.
+    The client's limit comes after the server's. So a server that can still answer reports its own limit first, and the
+    client's limit covers a server that cannot.
     """
     arguments: dict[str, Any] = {
         "async_creator_fn": _connect,
@@ -48,8 +48,8 @@ def asyncpg_arguments(
         "command_timeout": statement_timeout + connect_timeout,
     }
     if pooler:
-        # A backend of PgBouncer's transaction mode serves many clients in turn: names must not collide, and settings of
-        # one session would be those of the next. https://www.pgbouncer.org/features.html
+        # A backend of PgBouncer's transaction mode serves many clients in turn. Names of prepared statements must not
+        # collide, and one client's settings would reach the next. https://www.pgbouncer.org/features.html
         return arguments | {
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
@@ -61,9 +61,9 @@ def asyncpg_arguments(
 def psycopg_arguments(
     *, connect_timeout: float, statement_timeout: float, idle_in_transaction_timeout: float, pooler: bool
 ) -> dict[str, Any]:
-    """`connect_args` for psycopg; all times in seconds.
+    """`connect_args` for psycopg. All times are in seconds.
 
-    psycopg has no time limit of its own for a statement, so the kernel gets one for a peer that has stopped answering.
+    psycopg has no time limit for a statement. So the socket gets one for a peer that has stopped answering.
     """
     arguments: dict[str, Any] = {
         "connect_timeout": max(1, round(connect_timeout)),
@@ -76,7 +76,7 @@ def psycopg_arguments(
 
 
 def merged(*arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Several `connect_args`: the later ones win, and their settings of the session come together."""
+    """Merge several `connect_args`. Later ones win, and their session settings are combined."""
     together: dict[str, Any] = {}
     for each in arguments:
         settings = {**together.get("server_settings", {}), **_by_name(each.get("server_settings", {}))}
@@ -90,16 +90,16 @@ def merged(*arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
-    """Let the pool ask an asyncpg connection whether it lives by one plain statement, for `timeout` seconds at most.
+    """Let the pool ping an asyncpg connection with one plain statement, for `timeout` seconds at most.
 
-    SQLAlchemy asks by a transaction around a prepared statement: three round trips or more, and no limit of its own.
+    SQLAlchemy's own ping is a transaction around a prepared statement: three round trips or more, without a time limit.
     """
 
     import asyncpg  # noqa: PLC0415 - a SQLite-only app has no asyncpg loaded
 
     def ping(dbapi_connection: Any) -> bool:
         try:
-            # Not an empty one, for which asyncpg 0.32 has no answer.
+            # Not an empty statement, on which asyncpg 0.32 fails.
             await_only(driver_connection_of(dbapi_connection).execute("SELECT 1", timeout=timeout))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             return False
@@ -110,8 +110,8 @@ def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
 
 
 def unreachable_error(error: BaseException, *, is_connecting: bool) -> DatabaseUnreachableError | None:
-    """What to say instead of `error` if it means that the server is away or does not answer."""
-    # asyncpg's time limit and the network's errors, which no error of a task's own must be taken for.
+    """The error to raise instead of `error` if the server is away or does not answer, else None."""
+    # OSErrors are asyncpg's timeout and errors of the network: the guards pass on the driver's errors alone.
     if isinstance(error, OSError) or (type(error).__name__ == "InternalClientError" and _TOLD_TO_GO in str(error)):
         unreachable = _unreachable(error)
         unreachable.was_connected = not is_connecting
@@ -122,18 +122,18 @@ def unreachable_error(error: BaseException, *, is_connecting: bool) -> DatabaseU
 
 
 def pooler_error(error: BaseException) -> DatabaseURLError | None:
-    """What to say instead of `error` if a pooler in transaction mode has refused what only a server can do."""
+    """The error to raise instead of `error` if a pooler in transaction mode has caused it, else None."""
     said = str(error)
     if _NO_SETTING_OF_A_SESSION not in said and not _STATEMENT_OF_ANOTHER_CLIENT.search(said):
         return None
     return DatabaseURLError(
         f"PgBouncer or a pooler like it answers at the database's URL ({said.splitlines()[0]}): make the database with "
-        "db.Database(url, default=True, pooler=True), without options and settings of the session"
+        "db.Database(url, default=True, pooler=True), without options and session settings"
     )
 
 
 def hide_detail(*errors: BaseException | None) -> None:
-    """Take the server's DETAIL out of what these errors, and those behind them, say: it shows the values of a row.
+    """Remove the server's DETAIL, which shows the values of a row, from the text of these errors and their causes.
 
     psycopg's `diag` still has it.
     """
@@ -142,20 +142,20 @@ def hide_detail(*errors: BaseException | None) -> None:
         while said is not None:
             if said.args and isinstance(said.args[0], str):
                 said.args = (_DETAIL.sub("", said.args[0]), *said.args[1:])
-            if isinstance(getattr(said, "detail", None), str):  # asyncpg's, which is not in its args
+            if isinstance(getattr(said, "detail", None), str):  # asyncpg's DETAIL, which is not in its args
                 said.detail = None  # type: ignore[attr-defined]  # it was there
             said = said.__cause__
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether the connection was used by two coroutines at once, as far as asyncpg noticed."""
+    """Whether asyncpg has noticed two coroutines that use the connection at once."""
     return _BUSY in str(error) and "InterfaceError" in {type(error).__name__, *map(_name, type(error).__mro__)}
 
 
 def is_read_only_server(driver_connection: Any) -> bool:
     """Whether the server is in recovery, or begins every transaction read-only, as it reports by itself.
 
-    One before PostgreSQL 14 does not report it: then it is assumed.
+    A server before PostgreSQL 14 does not report it. Then the answer is yes.
     """
     reported = [_reported(driver_connection, name) for name in ("in_hot_standby", "default_transaction_read_only")]
     return "on" in reported or reported == [None, None]
@@ -169,7 +169,7 @@ def has_lost_transaction(cursor: Any) -> bool:
 
 
 def _reported(driver_connection: Any, name: str) -> str | None:
-    """The server's last word on one of the settings that it reports."""
+    """The last value of a setting that the server reports."""
     if hasattr(driver_connection, "pgconn"):  # psycopg
         value: bytes | None = driver_connection.pgconn.parameter_status(name.encode())
         return None if value is None else value.decode()
@@ -177,7 +177,7 @@ def _reported(driver_connection: Any, name: str) -> str | None:
 
 
 async def _connect(*args: Any, socket_options: Sequence[tuple[int, int, int]] = (), **kwargs: Any) -> Any:
-    """Open a connection; what the network says becomes one error, which no error of a task's own can be taken for."""
+    """Open a connection. Network errors become one error, which a task's own errors cannot be mistaken for."""
     import asyncpg  # noqa: PLC0415 - a SQLite-only app has no asyncpg loaded
 
     try:
@@ -214,7 +214,7 @@ def _is_psycopg_operational(error: BaseException) -> bool:
 
 
 def _is_temporary(message: str) -> bool:
-    # The server itself refuses a wrong password or an unknown database, and will do so again.
+    # FATAL without one of these messages is final: a wrong password, or an unknown database.
     return "FATAL" not in message or any(words in message for words in _NOT_NOW)
 
 

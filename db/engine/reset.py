@@ -1,10 +1,10 @@
-"""Makes a returned connection as new, where its unit of work has left something set on it.
+"""``ConnectionReset``: makes a returned connection as new, where a unit of work has changed its session state.
 
-1. What its statements said (:mod:`db.engine.effects`), and that its driver's own connection was asked for, tells which
-   one. All others cost nothing.
-2. PostgreSQL forgets what was set by one round trip, but for the settings that the connection was opened with.
-3. A connection that cannot forget is replaced: SQLite's, which is cheap to open; one that somebody's `connect` listener
-   has set up, of which nobody knows what it did; and one on which the reset fails.
+1. The statements (:mod:`db.engine.effects`) and a direct use of the driver's connection tell which connections have
+   changed. All others cost nothing.
+2. On PostgreSQL one round trip resets everything to the settings that the connection was opened with.
+3. A connection that cannot be reset is replaced: a SQLite connection, which is cheap to open; a connection that a
+   `connect` listener of the user's has set up in an unknown way; and a connection on which the reset fails.
 """
 
 import logging
@@ -19,13 +19,13 @@ from db.engine.effects import Effect
 logger = logging.getLogger("db")
 
 Reset = Literal["changed", "always", "never"]
-"""Which connections are reset when they are returned."""
+"""Which connections are reset when they are returned to the pool."""
 
 _EFFECTS = "db.engine.effects"
 _RESETTING = "db.resetting"
 _REPLACE = "db.replace"
-# Not DISCARD ALL, as the drivers remember which statements they have prepared. RESET ALL leaves the role alone; it and
-# RESET ROLE go back to what the connection was opened with.
+# Not DISCARD ALL, which would drop the statements that the drivers have prepared. RESET ALL leaves the role alone. Both
+# RESET ALL and RESET ROLE go back to the values that the connection was opened with.
 _RESET = """
     SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;
     SELECT pg_advisory_unlock_all();
@@ -35,41 +35,41 @@ _RESET = """
         END LOOP;
     END $$
 """
-# Drivers' connections that somebody has asked for, by identity: not all of them can be referred to weakly.
+# Ids of driver connections that were used directly. Not all of them allow weak references.
 _directly_used: set[int] = set()
 
 
 def note_effects(info: dict[Any, Any], effects: Effect) -> None:
-    """Note what a statement may do to the connection with this `info`."""
+    """Note the possible effects of a statement on the connection with this `info`."""
     info[_EFFECTS] = info.get(_EFFECTS, Effect.NONE) | effects
     if Effect.SESSION_STATE in effects and _RESETTING in info:
         info[_RESETTING].listen()
 
 
 def may_have(effect: Effect, info: dict[Any, Any]) -> bool:
-    """Whether a statement may have done that to the connection since it was taken from the pool."""
-    effects = info.get(_EFFECTS)  # to ask a flag takes ten times as long
+    """Whether a statement may have had `effect` on the connection since it was taken from the pool."""
+    effects = info.get(_EFFECTS)  # None is checked first, as a test of a flag takes ten times as long
     return effects is not None and effect in effects
 
 
 def driver_connection_of(dbapi_connection: Any) -> Any:
-    """The driver's own connection. For `db` alone: whoever asks SQLAlchemy for it is thought to change it."""
+    """The driver's own connection. For Tandem alone: a user who asks SQLAlchemy for it is assumed to change it."""
     return getattr(dbapi_connection, "_connection", dbapi_connection)
 
 
 def forget_effects(info: dict[Any, Any]) -> None:
-    """Begin anew with a returned connection, however it is kept."""
+    """Drop the noted effects of a returned connection."""
     info.pop(_EFFECTS, None)
 
 
 class ConnectionReset:
-    """Resets the returned connections of an engine.
+    """The reset of an engine's returned connections.
 
     Args:
-        engine: one that was made from a URL.
+        engine: an engine that was made from a URL.
         which: see `Database`.
         timeout: seconds that a reset may take.
-        pooler: PgBouncer stands between: a setting stays with a backend that has been given to somebody else by now.
+        pooler: PgBouncer stands between. A setting stays with a backend that serves another client by now.
     """
 
     def __init__(self, engine: Engine, which: Reset, *, timeout: float, pooler: bool) -> None:
@@ -88,7 +88,7 @@ class ConnectionReset:
             self.listen()
 
     def listen(self) -> None:
-        """Be told of returned connections from now on: that alone takes 3 us each time, and most need none of it."""
+        """Listen for returned connections from now on. Not before, as the event alone takes 3 us each time."""
         if not self._listens:
             self._listens = True
             event.listen(self._engine, "reset", self._reset)
@@ -104,16 +104,17 @@ class ConnectionReset:
     def _connected(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
         record.info[_RESETTING] = self
         if isinstance(dbapi_connection, AdaptedConnection):
-            # SQLAlchemy makes it of a class of its own choice.
+            # SQLAlchemy chooses the class of its adapted connection.
             self._recording = self._recording or self._recording_class(type(dbapi_connection))
             dbapi_connection.__class__ = self._recording
-        _directly_used.discard(id(driver_connection_of(dbapi_connection)))  # whoever has set it up
+        # The use by listeners that have set the connection up does not count.
+        _directly_used.discard(id(driver_connection_of(dbapi_connection)))
 
     def _recording_class(self, kind: Any) -> Any:
-        """`kind`, noticing who asks for the driver's connection."""
+        """A subclass of `kind` that notes each direct use of the driver's connection."""
         note_direct_use = self._note_direct_use
 
-        class Recording(kind):  # type: ignore[misc]  # a class that is known when it runs
+        class Recording(kind):  # type: ignore[misc]  # a class that is known at run time
             __slots__ = ()
 
             @property
@@ -141,7 +142,7 @@ class ConnectionReset:
                 dbapi_connection.rollback()
             self._forget(dbapi_connection)
         except Exception as error:  # noqa: BLE001 - a connection that cannot be reset is not used again
-            logger.info("a connection is replaced, as it could not be reset: %s: %s", type(error).__name__, error)
+            logger.info("a connection could not be reset and is replaced: %s: %s", type(error).__name__, error)
             record.info[_REPLACE] = True
 
     def _replace(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
@@ -175,14 +176,14 @@ class ConnectionReset:
 
     async def _reset_by_asyncpg(self, driver_connection: Any) -> None:
         if id(driver_connection) in _directly_used:
-            await driver_connection.reset(timeout=self._timeout)  # it forgets its own listeners, too
+            await driver_connection.reset(timeout=self._timeout)  # removes its listeners as well
         await driver_connection.execute(_RESET, timeout=self._timeout)
 
     def _warn(self) -> None:
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "session state was set behind a pooler, where the next client of that server connection meets it: "
+                "session state was set behind a pooler, and reaches the next client of that server connection: "
                 "use SET LOCAL, set_config(..., true), pg_advisory_xact_lock() and ON COMMIT DROP"
             )
 

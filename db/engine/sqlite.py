@@ -1,7 +1,7 @@
 """SQLite as a database that several coroutines and processes share: BEGIN IMMEDIATE, WAL, busy_timeout.
 
-A transaction takes the write lock when it begins, so a read-modify-write never finds at COMMIT that somebody else wrote
-in between; who comes second waits for `busy_timeout`. WAL lets readers of other connections go on meanwhile.
+A transaction takes the write lock when it begins, so no other writer can come between the read and the write of a
+read-modify-write. A second writer waits for `busy_timeout`. WAL lets readers on other connections go on meanwhile.
 (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
 """
 
@@ -19,7 +19,7 @@ BEGIN = "BEGIN IMMEDIATE"
 
 
 def refuse_memory(url: URL) -> None:
-    """Refuse ``:memory:``, which all sessions would share through one connection, and so one transaction.
+    """Refuse ``:memory:``. All sessions would share its one connection, and so one transaction.
 
     Raises:
         DatabaseURLError: `url` names no file.
@@ -33,11 +33,11 @@ def refuse_memory(url: URL) -> None:
 
 
 def prepare(engine: Engine, busy_timeout: float) -> None:
-    """Set up every connection of `engine`; `busy_timeout` is in seconds."""
+    """Set up every connection of `engine`. `busy_timeout` is in seconds."""
 
     @event.listens_for(engine, "connect")
     def connected(dbapi_connection: Any, _record: Any) -> None:
-        # The driver must not begin transactions by itself: it would begin them DEFERRED, and late.
+        # The driver must not begin transactions by itself, as it begins them DEFERRED and late.
         dbapi_connection.isolation_level = None
         cursor = dbapi_connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
@@ -52,18 +52,18 @@ def prepare(engine: Engine, busy_timeout: float) -> None:
 
     @event.listens_for(engine, "commit")
     def refuse_lost_transaction(connection: Connection) -> None:
-        # A full disk or an interrupt makes SQLite roll back by itself; COMMIT would then save nothing.
+        # A full disk or an interrupt makes SQLite roll back by itself. COMMIT would then save nothing.
         driver_connection: Any = driver_connection_of(connection.connection.dbapi_connection)
         if driver_connection is not None and not driver_connection.in_transaction:
             raise PoisonedTransactionError
 
 
 def _write_ahead(dbapi_connection: Any, deadline: float) -> None:
-    """Have the file keep a WAL from now on.
+    """Switch the file to WAL mode.
 
-    The first time this needs the file for itself, and SQLite does not always wait for that: of several connections that
-    open a new file at once, some are told "database is locked" whatever their `busy_timeout` is. An exclusive
-    transaction does wait. (https://www.sqlite.org/c3ref/busy_handler.html)
+    The first switch needs exclusive access, and SQLite does not always wait for that: of several connections that open
+    a new file at once, some get "database is locked" whatever their `busy_timeout` is. An exclusive transaction does
+    wait. (https://www.sqlite.org/c3ref/busy_handler.html)
     """
     while True:
         try:
@@ -77,7 +77,7 @@ def _write_ahead(dbapi_connection: Any, deadline: float) -> None:
 
 
 def _run(dbapi_connection: Any, script: str) -> None:
-    """Run it to its end: a row that a cancelled statement has not read would keep the file locked."""
+    """Run `script` to its end. A cursor with unread rows would keep the file locked."""
     if hasattr(dbapi_connection, "run_async"):
         await_only(driver_connection_of(dbapi_connection).executescript(script))
     else:

@@ -1,4 +1,4 @@
-"""Database URLs: what people write, and what each driver needs."""
+"""Database URLs: parse them, name their driver, and derive others from them."""
 
 import re
 
@@ -8,25 +8,25 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from db.engine import libpq, sqlite
 from db.errors import DatabaseURLError
 
-# What people write, and the driver that is meant where the URL names none.
+# Schemes without a driver, and the driver that they mean.
 _DRIVERS = {
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
     "sqlite": "sqlite+aiosqlite",
 }
 _SYNC_DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
-# Up to the hosts, several hosts, and what follows.
+# The part before the hosts, several hosts, and the rest.
 _SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(.*)", re.DOTALL)
 _HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(\d+))?")
 _EXAMPLE = "postgresql+asyncpg://user:password@host/name"
 
 
 def parse_url(url: str | URL) -> URL:
-    """The URL with its driver named, and PostgreSQL's parameters under libpq's names.
+    """Parse `url`, name its driver, and give PostgreSQL's parameters libpq's names.
 
     Raises:
-        DatabaseURLError: it cannot be parsed, its driver is unknown, not installed, or cannot do what a parameter asks
-            for, or it is a shared ``:memory:``.
+        DatabaseURLError: the URL cannot be parsed, its driver is unknown or not installed, its driver does not support
+            a parameter, or it names a shared ``:memory:``.
     """
     try:
         parsed = _make_url(url)
@@ -43,18 +43,18 @@ def parse_url(url: str | URL) -> URL:
 
 
 def sync_twin(url: URL) -> URL | None:
-    """`url` through a synchronous driver; None where we know of none."""
+    """`url` with a synchronous driver, or None where no such driver is known."""
     driver = _SYNC_DRIVERS.get(url.get_backend_name())
     return None if driver is None else libpq.without_asyncpg_parameters(url).set(drivername=driver)
 
 
 def same_database(one: URL | None, other: URL | None) -> bool:
-    """Whether two URLs name the same database, whatever their drivers."""
+    """Whether two URLs name the same database, with the same driver or another."""
     return one is not None and other is not None and _place(one) == _place(other)
 
 
 def host_of(url: URL) -> str | None:
-    """The host, or the folder of sockets, which libpq takes as a parameter."""
+    """The host, or the folder of sockets, which may be a parameter as in libpq."""
     host = url.host or url.query.get("host")
     return host if isinstance(host, str) else None
 
@@ -67,7 +67,7 @@ def with_host(url: URL, host: str) -> URL:
     """
     elsewhere = url.difference_update_query(["host", "port"])
     if host.startswith("/"):
-        # A host of its own would take precedence.
+        # The URL's own host would take precedence over the parameter.
         unnamed = URL.create(url.drivername, url.username, url.password, database=url.database, query=elsewhere.query)
         return unnamed.update_query_dict({"host": host, "port": str(url.port or 5432)})
     name, _, port = host.rpartition(":") if host.count(":") == 1 or "]:" in host else (host, "", "")
@@ -82,7 +82,7 @@ def _place(url: URL) -> tuple[object, ...]:
 
 
 def _make_url(url: str | URL) -> URL:
-    """SQLAlchemy's `make_url`, which takes several hosts only as parameters."""
+    """Parse `url` by SQLAlchemy's `make_url`, which takes several hosts only as parameters."""
     several = None if isinstance(url, URL) else _SEVERAL_HOSTS.fullmatch(url)
     if several is None:
         return make_url(url)

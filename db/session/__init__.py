@@ -1,5 +1,6 @@
-"""One session: its classes, who uses it now, its callbacks, its transaction blocks, and who ends it.
+"""One session: its classes, the access to it, its owner, its callbacks and its transaction blocks.
 
 Imported by the modules of `db` and by `worker`; of `db` it imports only `db.engine`, `db.aio` and `db.errors`.
-Nothing that spans several sessions belongs here (see :mod:`db.scope`), nor what drivers need (see :mod:`db.engine`).
+Code that spans several sessions does not belong here (see :mod:`db.scope`), nor code about drivers (see
+:mod:`db.engine`).
 """

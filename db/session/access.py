@@ -1,9 +1,9 @@
-"""Who may use a session, and who is using it right now.
+"""Access to one session: one user at a time, and none after the end.
 
-1. One user at a time: a second coroutine or thread gets :class:`~db.errors.ConcurrentUseError`, cold or warm.
-2. Nobody after the end: an orphan that outlives the scope gets :class:`~db.errors.ScopeEndedError`.
-3. Who ends the transaction first evicts whoever is using the session: a rollback would else queue up behind the
-   statement in flight, or fail because of it and leak the connection. A COMMIT in flight is waited for.
+1. One user at a time. A second coroutine or thread gets :class:`~db.errors.ConcurrentUseError`, cold or warm.
+2. No user after the end. A child task that outlives the scope gets :class:`~db.errors.ScopeEndedError`.
+3. The end of a transaction first cancels the operation in flight. A rollback would otherwise queue behind the
+   statement, or fail because of it and leak the connection. A COMMIT in flight is waited for.
 """
 
 import asyncio
@@ -21,26 +21,26 @@ from db.engine.interrupt import disconnect, interrupt
 from db.errors import ConcurrentUseError, PoolExhaustedError, ScopeEndedError, WrongThreadError
 
 RELEASE_TIMEOUT = 5.0
-"""Seconds that a session's user gets to let go, or a ROLLBACK to be answered; then the connection is thrown away."""
+"""Seconds for a cancelled operation to end, or a ROLLBACK to be answered. After that the connection is discarded."""
 
 
 class SessionAccess(ABC):
-    """The use of one session."""
+    """Access to one session, exclusive for the length of an operation."""
 
-    # Defaults of the class, as each job makes one of these.
+    # Class attributes, as each job makes one of these objects.
     ended = False
-    """Whether the scope has ended, so that nobody may use the session any more."""
+    """Whether the scope has ended, after which every use is refused."""
     is_ending_transaction = False
-    """Whether the session's owner is ending its transaction right now."""
+    """Whether a COMMIT, ROLLBACK or close of the session's owner is in flight."""
     _stopped: BaseException | None = None
     _cancelled_by: BaseException | None = None
 
     def check(self) -> None:
-        """Raise unless the session may be used here and now.
+        """Raise unless the caller may use the session.
 
         Raises:
-            ScopeEndedError: its scope has ended.
-            WrongThreadError: it belongs to an event loop, and this is not the loop's thread.
+            ScopeEndedError: the session's scope has ended.
+            WrongThreadError: the session belongs to an event loop, and this is not the loop's thread.
         """
         if self.ended:
             raise ScopeEndedError
@@ -48,38 +48,41 @@ class SessionAccess(ABC):
             raise self._stopped
 
     def stop(self, error: BaseException) -> None:
-        """Let the next statement raise `error`: the only way to reach code that runs in a thread."""
+        """Make the next statement raise `error`. Code in a thread cannot be reached in any other way."""
         self._stopped = error
 
     def operation(self) -> "_Operation":
-        """One operation of the session's user.
+        """A context manager around one operation of the session's user.
 
         Raises:
-            ConcurrentUseError: another one's operation is in flight.
+            ConcurrentUseError: another user's operation is in flight.
             ScopeEndedError: the scope has ended, or ended while the operation was in flight.
             PoolExhaustedError: no connection became free in time.
         """
         return _Operation(self)
 
     def transaction_end(self) -> "_Operation":
-        """The owner's COMMIT, ROLLBACK or close; raises as `operation` does, but also works after the scope's end."""
+        """A context manager around the owner's COMMIT, ROLLBACK or close.
+
+        It raises as `operation` does, but also works after the scope's end.
+        """
         return _TransactionEnd(self)
 
     def refuse_if_busy(self) -> None:
-        """Raise :class:`ConcurrentUseError` if somebody else's operation is in flight."""
+        """Raise :class:`ConcurrentUseError` if another user's operation is in flight."""
         if self.is_busy and not self._is_held_by_caller:
             raise ConcurrentUseError
 
     async def cancel_running(self, reason: BaseException, time_limit: float = RELEASE_TIMEOUT) -> bool:
-        """End the operation in flight, if any: the server is told to stop it, and its user gets `reason`.
+        """Cancel the operation in flight, if any: tell the server to stop it, and raise `reason` to its user.
 
         Returns:
-            Whether the session is free; if it is not after about `time_limit` seconds, nothing can be done.
+            Whether the session is free. If it is not free after about `time_limit` seconds, nothing more can be done.
         """
         if not self.is_busy or self._is_held_by_caller:
             return True
         if self.is_ending_transaction:
-            # It has a limit of its own.
+            # The end of a transaction has a time limit of its own.
             return await self._wait_until_free(None)
         self._cancelled_by = reason
         try:
@@ -88,7 +91,7 @@ class SessionAccess(ABC):
             self._cancelled_by = None
 
     async def disconnect(self, time_limit: float = RELEASE_TIMEOUT) -> bool:
-        """Cut the connection under whoever is using it, if anybody is, because the server does not answer.
+        """Close the connection under the operation in flight, if any, because the server does not answer.
 
         Returns:
             Whether the session is free.
@@ -98,7 +101,7 @@ class SessionAccess(ABC):
     @property
     @abstractmethod
     def is_busy(self) -> bool:
-        """Whether somebody's operation is in flight."""
+        """Whether an operation is in flight."""
 
     @property
     @abstractmethod
@@ -120,9 +123,9 @@ class SessionAccess(ABC):
 
 
 class _Operation:
-    """One operation of a session's user. Inside another one of the same user's it is a part of that.
+    """One operation of a session's user. An operation inside another one of the same user is a part of it.
 
-    A class of its own, as each statement takes several: a generator would cost three times as much.
+    A class and not a generator, which would cost three times as much: each statement enters several operations.
     """
 
     __slots__ = ("_access", "_is_part")
@@ -172,7 +175,7 @@ class _TransactionEnd(_Operation):
 
 
 class LoopAccess(SessionAccess):
-    """The use of an `AsyncSession`, by the tasks of one event loop."""
+    """Access to an `AsyncSession` for the tasks of one event loop."""
 
     _user: asyncio.Task[Any] | None = None
     _cancelling_before = 0
@@ -208,12 +211,12 @@ class LoopAccess(SessionAccess):
             self._free = None
 
     async def _cancel_running(self, time_limit: float) -> bool:
-        assert self._user is not None  # noqa: S101 - it is busy
+        assert self._user is not None  # noqa: S101 - called only while an operation is in flight
         self._user.cancel()
         return await self._wait_until_free(time_limit)
 
     async def _disconnect(self, time_limit: float) -> bool:
-        # A cancelled statement ends at once, whatever the server does.
+        # A cancelled statement of an async driver ends at once, with or without an answer.
         return await self._cancel_running(time_limit)
 
     async def _wait_until_free(self, time_limit: float | None) -> bool:
@@ -231,18 +234,18 @@ class LoopAccess(SessionAccess):
             return
         still_cancelled = self._user.uncancel() > self._cancelling_before
         if isinstance(error, asyncio.CancelledError):
-            if still_cancelled:  # by somebody else as well, who must not be kept waiting
+            if still_cancelled:  # a second cancellation, from elsewhere, which must take effect
                 return
             error = None
         raise self._cancelled_by from error
 
 
 class ThreadAccess(SessionAccess):
-    """The use of a `Session`, by any threads."""
+    """Access to a `Session` for any threads."""
 
     def __init__(self) -> None:
         self.driver_connections: list[Any] = []
-        """Those of the transaction that is open."""
+        """The connections of the open transaction."""
         self._lock = threading.Lock()
         self._user: int | None = None
         self._on_free: list[Callable[[], Any]] = []
@@ -264,7 +267,7 @@ class ThreadAccess(SessionAccess):
         self._user = None
         self._lock.release()
         for set_free in [*self._on_free]:
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            with suppress(RuntimeError):  # the loop of the waiting task is closed
                 set_free()
 
     async def _cancel_running(self, time_limit: float) -> bool:

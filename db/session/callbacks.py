@@ -1,9 +1,10 @@
-"""What to call around the next COMMIT of one session.
+"""The callbacks around the next COMMIT of one session.
 
-1. A callback belongs to the transaction or savepoint that was open when it was made: it goes with that one's rollback,
-   and passes to the enclosing one when a savepoint is released.
-2. A COMMIT tells those that were made before it was sent. Those made while it is in flight belong to the next one.
-3. What a before-commit callback has written in a savepoint may be rolled back with that: then it is asked again.
+1. A callback belongs to the transaction or savepoint that was open when it was registered. It vanishes with the
+   rollback of that transaction or savepoint. When a savepoint is released, its callbacks pass to the enclosing one.
+2. A COMMIT runs the on-commit callbacks that were registered before it was sent. Those registered while it is in flight
+   belong to the next COMMIT.
+3. The writes of a before-commit callback may be rolled back with a savepoint. Then the callback is called again.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,13 +16,13 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
 BeforeCommit = Callable[[Any], Awaitable[None]]
-"""Gets the session; refuses the commit by raising."""
+"""Gets the session. Refuses the commit by raising."""
 
 OnCommit = Callable[[], Awaitable[None] | None]
 
 T = TypeVar("T")
 BeforeCommitBatch = Callable[[Any, list[T]], Awaitable[None]]
-"""Gets the session and the items; refuses the commit by raising."""
+"""Gets the session and the items. Refuses the commit by raising."""
 OnCommitBatch = Callable[[list[T]], Awaitable[None] | None]
 
 # The root transaction, begun or not.
@@ -30,19 +31,19 @@ _ROOT = None
 
 @dataclass(slots=True, eq=False)
 class Callback:
-    """One callback, and the savepoint that it belongs to."""
+    """One callback, with its savepoint."""
 
     level: SessionTransaction | None
     callback: Callable[..., Any]
     items: list[Any] | None = None
     called_in: SessionTransaction | None = None
-    """The savepoint that was open when it was called before a COMMIT."""
+    """The savepoint that was open when the callback was called before a COMMIT."""
     is_committed: bool = False
-    """Whether its transaction was committed."""
+    """Whether the callback's transaction was committed."""
 
 
 class Callbacks:
-    """The callbacks of one session, in the order in which they were made."""
+    """The callbacks of one session, in the order of their registration."""
 
     __slots__ = ("_before", "_called", "_committing", "_on")
 
@@ -58,7 +59,7 @@ class Callbacks:
     def add_before_commit_batch(
         self, callback: BeforeCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
     ) -> None:
-        """Call `callback` once, with the items of all who asked for it by then and were not rolled back."""
+        """Call `callback` once before the COMMIT, with the items of all registrations that were not rolled back."""
         self._before.append(Callback(savepoint, callback, items))
 
     def add_on_commit(self, callback: OnCommit, savepoint: SessionTransaction | None) -> None:
@@ -67,17 +68,17 @@ class Callbacks:
     def add_on_commit_batch(
         self, callback: OnCommitBatch[T], items: list[T], savepoint: SessionTransaction | None
     ) -> Callback:
-        """Call `callback` once, with the items of all who asked for it and were committed."""
+        """Call `callback` once after the COMMIT, with the items of all registrations that were committed."""
         self._on.append(entry := Callback(savepoint, callback, items))
         return entry
 
     @property
     def needs_session(self) -> bool:
-        """Whether a before-commit callback is waiting, which has to be given a session."""
+        """Whether a before-commit callback is waiting. It is called with a session."""
         return bool(self._before)
 
     def take_before_commit(self) -> list[Callback]:
-        """Take the next one, also one that an earlier one has added; a batch is taken whole."""
+        """Take the next callback, also one that an earlier callback has registered. A batch is taken whole."""
         if not self._before:
             return []
         first = self._before[0]
@@ -86,23 +87,23 @@ class Callbacks:
         return _take_out(self._before, lambda entry: entry.items is not None and entry.callback == first.callback)
 
     def call_again(self, refused: list[Callback]) -> None:
-        """Put back before-commit callbacks that have refused: the next COMMIT must ask them, too."""
+        """Put back before-commit callbacks that refused, so that the next COMMIT calls them again."""
         self._before[:0] = refused
 
     def mark_called(self, entries: list[Callback], savepoint: SessionTransaction | None) -> None:
-        """They were called, while `savepoint` was the innermost one."""
+        """Note that these callbacks were called while `savepoint` was the innermost one."""
         for entry in entries:
             entry.called_in = savepoint
         self._called += entries
 
     def begin_commit(self) -> None:
-        """The COMMIT is about to be sent: what is made from now on belongs to the next one."""
+        """Assign the callbacks so far to the COMMIT that is sent now. Later ones belong to the next COMMIT."""
         if self._on:
             self._committing += self._on
             self._on.clear()
 
     def take_on_commit(self) -> list[OnCommit]:
-        """What is to be told of the COMMIT, which has happened."""
+        """Take the on-commit callbacks of the COMMIT that has just succeeded."""
         due: list[OnCommit] = []
         if not (self._called or self._committing):
             return due
@@ -113,7 +114,7 @@ class Callbacks:
             if entry.items is None:
                 due.append(entry.callback)
                 continue
-            # A job's handle keeps the entry, to see whether it is over, and does not need the items.
+            # A job's handle keeps the entry, to see whether it is committed, and does not need the items.
             items, entry.items = entry.items, []
             if entry.callback in batches:
                 batches[entry.callback] += items
@@ -125,26 +126,26 @@ class Callbacks:
         return due
 
     def drop(self) -> None:
-        """Forget all: the transaction was rolled back or closed."""
+        """Drop all callbacks, as the transaction was rolled back or closed."""
         if self:
             for entries in self._all:
                 entries.clear()
 
     def take_batches_of(self, other: "Callbacks") -> None:
-        """Take those of `other` that are asked for together: they do not care which driver's session they get."""
-        for mine, theirs in zip(self._all, other._all, strict=True):  # noqa: SLF001 - its own kind
+        """Take the batch callbacks of `other`. They work with the session of any driver."""
+        for mine, theirs in zip(self._all, other._all, strict=True):  # noqa: SLF001 - of the same class
             mine.extend(_take_out(theirs, lambda entry: entry.items is not None))
 
     def snapshot(self) -> "Callbacks":
-        """A copy: what there is now."""
+        """A copy of the current callbacks."""
         copy = Callbacks()
         copy._before[:] = [*self._called, *self._before]
         copy._on[:] = [*self._committing, *self._on]
         return copy
 
     def restore(self, snapshot: "Callbacks") -> None:
-        """Of what there was, ask and tell again what was not committed since."""
-        self._before[:0] = [entry for entry in snapshot._before if not entry.is_committed]  # noqa: SLF001 - its own kind
+        """Put back the callbacks of `snapshot` that were not committed since."""
+        self._before[:0] = [entry for entry in snapshot._before if not entry.is_committed]  # noqa: SLF001 - of the same class
         self._on[:0] = [entry for entry in snapshot._on if not entry.is_committed]  # noqa: SLF001 - likewise
 
     def __bool__(self) -> bool:
@@ -164,14 +165,14 @@ class Callbacks:
                     entry.called_in = enclosing
 
     def _ended(self, savepoint: SessionTransaction) -> None:
-        # What was released has passed to the enclosing one by now.
+        # The callbacks of a released savepoint have passed to the enclosing one by now.
         for entries in self._all:
             _take_out(entries, lambda entry: _is_within(entry.level, savepoint))
         self.call_again(_take_out(self._called, lambda entry: _is_within(entry.called_in, savepoint)))
 
 
 def follow_savepoints(session_class: type[Session]) -> None:
-    """Make the callbacks of `session_class` instances (their attribute `callbacks`) follow their savepoints."""
+    """Let the callbacks of each `session_class` instance (its attribute `callbacks`) follow its savepoints."""
 
     @event.listens_for(session_class, "after_soft_rollback")
     def rolled_back(session: Any, transaction: SessionTransaction) -> None:
@@ -180,7 +181,7 @@ def follow_savepoints(session_class: type[Session]) -> None:
 
     @event.listens_for(session_class, "after_commit")
     def committed(session: Any) -> None:
-        # SQLAlchemy tells of a released savepoint by the same event, while it is still the current one.
+        # SQLAlchemy sends the same event for a released savepoint, while that is still the current one.
         if session.callbacks and (savepoint := session.get_nested_transaction()) is not None:
             session.callbacks._released(savepoint)  # noqa: SLF001 - the other half of this module
 
@@ -191,7 +192,7 @@ def follow_savepoints(session_class: type[Session]) -> None:
 
 
 def _take_out(entries: list[Callback], wanted: Callable[[Callback], bool]) -> list[Callback]:
-    """Those of `entries` that are wanted; they leave it."""
+    """Remove the wanted entries from `entries`, and return them."""
     taken, left = list[Callback](), list[Callback]()
     for entry in entries:
         (taken if wanted(entry) else left).append(entry)

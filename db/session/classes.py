@@ -1,6 +1,6 @@
-"""``AsyncSession`` and ``Session``: SQLAlchemy's own, which know who owns their transaction and who is using them.
+"""``AsyncSession`` and ``Session``: SQLAlchemy's sessions, extended by an owner and by exclusive access.
 
-1. Whatever talks to the database is one operation of the session's user (:mod:`db.session.access`).
+1. Each method that talks to the database is one operation of the session's user (:mod:`db.session.access`).
 2. ``commit()``, ``rollback()`` and ``close()`` go through the owner (a scope), which runs the callbacks around them.
 """
 
@@ -35,7 +35,7 @@ class _LoopSession(OwnedSession):
 
 
 class Session(OwnedSession):
-    """SQLAlchemy's `Session` over a synchronous driver, owned by a scope; use it through `asyncio.to_thread`."""
+    """SQLAlchemy's `Session` over a synchronous driver, owned by a scope. Use it through `asyncio.to_thread`."""
 
     access: ThreadAccess
 
@@ -45,7 +45,7 @@ class Session(OwnedSession):
         super().__init__(*args, **kwargs)
 
     def commit(self) -> None:
-        """Commit now, in this thread. In a scope: with the callbacks made so far, which run on the scope's event loop.
+        """Commit now, in this thread. In a scope, also run the callbacks made so far, on the scope's event loop.
 
         Raises:
             WrongThreadError: this is the event loop's own thread, which the COMMIT would block.
@@ -57,18 +57,18 @@ class Session(OwnedSession):
             self.owner.commit_in_thread()
 
     def rollback(self) -> None:
-        """Roll back now, in this thread; the same session then goes on."""
+        """Roll back now, in this thread. The session can be used on."""
         self.access.check()
         rollback_here(self)
 
     def close(self) -> None:
-        """Roll back what was not committed and give the connection back; the next use takes a new one."""
+        """Roll back uncommitted work and release the connection. The next use takes a new one."""
         if not self.access.ended:
             with self.access.transaction_end():
                 super().close()
 
     def begin(self, nested: bool = False) -> sa_orm.SessionTransaction:
-        """A block that is committed at its end, or a savepoint; see SQLAlchemy."""
+        """Begin a block that is committed at its end, or a savepoint. See SQLAlchemy."""
         transaction = super().begin(nested)
         block = Savepoint if nested else OwnedBlock if self.owner is not None else None
         return transaction if block is None else block(self, transaction)  # type: ignore[return-value]  # stands in
@@ -105,35 +105,35 @@ class AsyncSession(sa_async.AsyncSession):
 
     @property
     def closes_at_once(self) -> bool:
-        """Whether closing it has nothing to send, and nobody to wait for.
+        """Whether closing the session neither sends a statement nor waits.
 
-        Users' own classes may do more in `close` than SQLAlchemy's.
+        A session class of the user's own may do more in `close` than SQLAlchemy's does, so it never closes at once.
         """
         inner = self.sync_session
         is_plain = type(self) is AsyncSession and type(inner) is _LoopSession
         return is_plain and not inner.access.is_busy and not inner.in_transaction()
 
     async def commit(self) -> None:
-        """Commit now. In a scope: with the callbacks made so far; the same session then goes on."""
+        """Commit now. In a scope, also run the callbacks made so far. The session can be used on."""
         self.access.check()
         await (self.owner.commit() if self.owner else shielded(send_commit(self)))
 
     async def rollback(self) -> None:
-        """Roll back now; the same session then goes on."""
+        """Roll back now. The session can be used on."""
         self.access.check()
         await (self.owner.rollback() if self.owner else shielded(send_rollback(self)))
 
     async def close(self) -> None:
-        """Roll back what was not committed and give the connection back; the next use takes a new one."""
+        """Roll back uncommitted work and release the connection. The next use takes a new one."""
         if not self.access.ended:
             await (self.owner.close() if self.owner else shielded(send_close(self)))
 
     async def reset(self) -> None:
-        """As `close`."""
+        """Close the session, as `close` does."""
         await self.close()
 
     async def invalidate(self) -> None:
-        """As `close`, but throw the connection away."""
+        """Close the session, as `close` does, and discard its connection."""
         self.access.check()
         await shielded(discard(self))
 
@@ -153,14 +153,14 @@ def _as_operation(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
     return operation
 
 
-# Set here, so that the types stay SQLAlchemy's. These talk to the database several times, or not at all where they find
-# what they need, and are one operation all the same.
+# Set by name, so that the types stay SQLAlchemy's. Each of these methods is one operation, whether it talks to the
+# database several times or not at all.
 for _name in ("delete", "delete_all", "get", "get_one", "merge", "merge_all", "refresh", "run_sync"):
     setattr(AsyncSession, _name, _as_operation(_name))
 
 
 def adapt_sessionmaker(maker: _Maker) -> _Maker:
-    """`maker` with its session class made into one of ours, where it is SQLAlchemy's or a subclass of it."""
+    """Make the session class of `maker` a subclass of ours, where it is SQLAlchemy's or a subclass of that."""
     if isinstance(maker, sa_async.async_sessionmaker):
         inner = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
         maker.class_ = _mixed(AsyncSession, maker.class_)
@@ -175,22 +175,22 @@ def _mixed(ours: type, given: type) -> type:
 
 
 def sync_session_of(session: AsyncSession | Session) -> OwnedSession:
-    """The synchronous session that does the work."""
+    """The synchronous session inside `session`, or `session` itself."""
     return session.sync_session if isinstance(session, AsyncSession) else session
 
 
 def joins_transaction(session: AsyncSession | Session) -> bool:
-    """Whether it works in a transaction of somebody else's, which its own COMMIT does not end: a test's, say."""
+    """Whether the session joins a connection's transaction, as in tests. Its own COMMIT does not end that one."""
     return isinstance(sync_session_of(session).bind, Connection)
 
 
 def flush(session: AsyncSession | Session) -> Awaitable[None]:
-    """Send what is pending."""
+    """Send the pending changes of the session."""
     return session.flush() if isinstance(session, AsyncSession) else in_thread(session.flush)
 
 
 async def send_commit(session: AsyncSession | Session) -> None:
-    """Flush and COMMIT, past the session's owner. For the owner alone.
+    """Flush and COMMIT without asking the session's owner. For the owner alone.
 
     Raises:
         PoisonedTransactionError: the transaction was aborted before.
@@ -206,7 +206,7 @@ async def send_commit(session: AsyncSession | Session) -> None:
 
 
 async def send_rollback(session: AsyncSession | Session) -> None:
-    """ROLLBACK, past the session's owner. For the owner alone."""
+    """Roll back without asking the session's owner. For the owner alone."""
     if isinstance(session, AsyncSession):
         with session.access.transaction_end():
             await super(AsyncSession, session).rollback()
@@ -215,7 +215,7 @@ async def send_rollback(session: AsyncSession | Session) -> None:
 
 
 async def send_close(session: AsyncSession | Session) -> None:
-    """Give the connection back, past the session's owner. For the owner alone."""
+    """Release the connection without asking the session's owner. For the owner alone."""
     if isinstance(session, AsyncSession):
         if session.closes_at_once:
             session.sync_session.close()
@@ -227,7 +227,7 @@ async def send_close(session: AsyncSession | Session) -> None:
 
 
 async def discard(session: AsyncSession | Session) -> None:
-    """Throw the connection away, in whatever state it is. For the owner alone."""
+    """Discard the connection in whatever state it is. For the owner alone."""
     if isinstance(session, AsyncSession):
         with session.access.transaction_end():
             await super(AsyncSession, session).invalidate()
@@ -236,7 +236,7 @@ async def discard(session: AsyncSession | Session) -> None:
 
 
 def commit_here(session: Session) -> None:
-    """`send_commit`, in this thread."""
+    """Commit as `send_commit` does, in this thread."""
     with session.access.transaction_end():
         try:
             super(Session, session).commit()
@@ -245,7 +245,7 @@ def commit_here(session: Session) -> None:
 
 
 def rollback_here(session: Session) -> None:
-    """`send_rollback`, in this thread."""
+    """Roll back as `send_rollback` does, in this thread."""
     with session.access.transaction_end():
         super(Session, session).rollback()
 

@@ -1,7 +1,7 @@
-"""The sync session inside an ``AsyncSession``, and a ``Session``: what both check before they talk to the database.
+"""``OwnedSession``: the base of the sync session inside an ``AsyncSession``, and of ``Session``.
 
-1. Whatever talks to the database is one operation of the session's user (:mod:`db.session.access`).
-2. Nothing but the owner commits; a COMMIT in any other way is refused.
+1. Each method that talks to the database is one operation of the session's user (:mod:`db.session.access`).
+2. The session's owner alone commits. A COMMIT in any other way is refused.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from db.session.callbacks import Callbacks, follow_savepoints
 
 
 class TransactionOwner(Protocol):
-    """Who ends the transactions of a session."""
+    """The object that ends the transactions of a session, and runs the callbacks around each end."""
 
     async def commit(self) -> None: ...
     async def rollback(self, *, cancel_running: bool = False) -> None: ...
@@ -25,7 +25,7 @@ class TransactionOwner(Protocol):
 
 
 class OwnedSession(sa_orm.Session):
-    """What the sync session inside an AsyncSession and a Session of its own have in common."""
+    """A SQLAlchemy session that knows its owner, its callbacks and its current user."""
 
     access: SessionAccess
     callbacks: Callbacks
@@ -33,18 +33,19 @@ class OwnedSession(sa_orm.Session):
 
     @property
     def has_pending(self) -> bool:
-        """Whether a flush would send anything."""
-        return not self._is_clean()  # the public `new` and `deleted` make a set of all their objects each time
+        """Whether a flush would send a statement."""
+        return not self._is_clean()  # the public `new` and `deleted` build a set of all their objects each time
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
-        # Every statement and every flush asks for its bind first, those inside an operation, too.
+        # Every statement and every flush asks for its bind first, also inside an operation.
         self.access.check()
         return super().get_bind(*args, **kwargs)
 
     def add(self, instance: object, *, _warn: bool = True) -> None:
-        # The event below comes after SQLAlchemy has begun a transaction, and not for an object that it has already.
+        # The event below comes after SQLAlchemy has begun a transaction, and not for an object that is in the session
+        # already.
         self.access.check()
-        # It would miss one that is added while another coroutine's flush is in flight.
+        # A flush in flight would miss an object that another coroutine adds.
         self.access.refuse_if_busy()
         super().add(instance, _warn=_warn)
 
@@ -70,13 +71,13 @@ follow_savepoints(OwnedSession)
 
 @event.listens_for(OwnedSession, "before_attach", propagate=True, raw=True)
 def _refuse_late_object(session: OwnedSession, _state: object) -> None:
-    # Also those that come by a cascade.
+    # Objects that come by a cascade are refused as well.
     session.access.check()
 
 
 @event.listens_for(OwnedSession, "before_commit", propagate=True)
 def _refuse_unowned_commit(session: OwnedSession) -> None:
-    # Nobody would run the callbacks around it, or protect it from cancellation.
+    # Such a COMMIT would skip the callbacks, and could be cancelled half way.
     if session.owner is None or session.access.is_ending_transaction:
         return
     releases_savepoint = session.get_nested_transaction() is not None
@@ -99,7 +100,7 @@ def copy_name(operation: Any, of: type, name: str) -> None:
     operation.__doc__ = getattr(of, name).__doc__
 
 
-# Set here, so that the types stay SQLAlchemy's. All that talks to the database comes down to these, in an AsyncSession
-# and in lazy loads, too.
+# Set by name, so that the types stay SQLAlchemy's. Every way to the database ends in one of these methods, also that of
+# an AsyncSession and that of a lazy load.
 for _name in ("connection", "execute", "flush", "scalar", "scalars"):
     setattr(OwnedSession, _name, _as_sync_operation(_name))

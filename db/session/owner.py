@@ -1,4 +1,4 @@
-"""``Unit``: one session of a scope, from its first use to the scope's end."""
+"""``ScopedSession``: the owner of one session, from its first use to the scope's end."""
 
 import asyncio
 import inspect
@@ -44,7 +44,7 @@ D = TypeVar("D", bound=SessionDatabase, default=Any)
 
 
 class ScopedSession(Generic[D]):
-    """One session, and the lease on its engine. Without a lease it is somebody else's session, lent to the scope."""
+    """One session and the lease on its engine. Without a lease the session is lent to the scope by its maker."""
 
     def __init__(self, database: D, session: AsyncSession | Session, lease: LeasedEngine | None) -> None:
         self.database = database
@@ -54,7 +54,7 @@ class ScopedSession(Generic[D]):
         self.callbacks = self.sync_session.callbacks
         self.has_committed = False
         self.owned = lease is not None
-        """Whether the scope made the session, and so ends it."""
+        """Whether the scope made the session, and so ends its transactions."""
         self._lease = lease
         self._loop = asyncio.get_running_loop()
 
@@ -64,37 +64,37 @@ class ScopedSession(Generic[D]):
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is something to commit: an open transaction, or callbacks, an enqueued job's perhaps."""
+        """Whether a commit has work: an open transaction, or callbacks, such as those of an enqueued job."""
         return self.sync_session.in_transaction() or bool(self.callbacks)
 
     async def commit(self) -> None:
-        """Commit early; the session then goes on in a new transaction.
+        """Commit early. The session then goes on in a new transaction.
 
-        Until the COMMIT is sent a cancellation takes effect; from then on the truth is waited for.
+        A cancellation takes effect until the COMMIT is sent. From then on the COMMIT's answer is waited for.
         """
         self.access.refuse_if_busy()
         await self._prepare_commit()
         await shielded(self._commit())
 
     async def rollback(self, *, cancel_running: bool = False) -> None:
-        """Roll back early; the session then goes on in a new transaction.
+        """Roll back early. The session then goes on in a new transaction.
 
         Args:
-            evicting: end what another coroutine has in flight, instead of raising `ConcurrentUseError`.
+            cancel_running: cancel another coroutine's operation in flight, instead of raising `ConcurrentUseError`.
         """
         if not cancel_running:
             self.access.refuse_if_busy()
         await shielded(self._rollback())
 
     async def close(self) -> None:
-        """Roll back what was not committed and give the connection back; the session takes a new one when next used."""
+        """Roll back uncommitted work and release the connection. The next use takes a new one."""
         self.access.refuse_if_busy()
         await shielded(self._close())
 
     async def prepare(self) -> None:
-        """Everything that may still refuse the COMMIT: what is pending is sent, then the before-commit callbacks run.
+        """Take the steps that may still refuse the COMMIT: send pending changes, then run the before-commit callbacks.
 
-        In this order, so that a callback's statement comes after those of the work that it is about.
+        In this order, so that a callback's statement follows those of the work that it is about.
         """
         if self.sync_session.has_pending:
             await flush(self.session)
@@ -109,7 +109,7 @@ class ScopedSession(Generic[D]):
             self.callbacks.mark_called(entries, self.sync_session.get_nested_transaction())
 
     async def send_commit(self) -> bool:
-        """COMMIT, if there is a transaction; tell whether there was. One that fails is rolled back."""
+        """Commit the open transaction, if any, and return whether there was one. Roll back if the COMMIT fails."""
         if not self.sync_session.in_transaction():
             return False
         try:
@@ -124,10 +124,10 @@ class ScopedSession(Generic[D]):
         return True
 
     def commit_in_thread(self) -> None:
-        """Commit a `Session` early in a worker thread: its callbacks run on the loop, the COMMIT here.
+        """Commit a `Session` early in a worker thread. Its callbacks run on the event loop, the COMMIT in this thread.
 
         Raises:
-            WrongThreadError: this is the loop's own thread.
+            WrongThreadError: this is the event loop's own thread.
         """
         session = self.session
         assert isinstance(session, Session)  # noqa: S101 - an AsyncSession has no such method
@@ -141,11 +141,11 @@ class ScopedSession(Generic[D]):
         self._on_loop(self._run_on_commit())
 
     async def end_shielded(self) -> None:
-        """`end`, protected from cancellation."""
+        """End the session as `end` does, shielded from cancellation."""
         await shielded(self.end())
 
     async def end(self) -> None:
-        """It is over: roll back what is open, close, and let nobody use the session again."""
+        """Roll back the open transaction, close the session, and refuse every later use."""
         self.access.ended = True
         try:
             if self.access.is_busy:
@@ -160,7 +160,7 @@ class ScopedSession(Generic[D]):
         self.callbacks.begin_commit()
 
     async def _wait_for_commit(self, sent: Coroutine[Any, Any, None]) -> None:
-        """Wait for a COMMIT's answer as long as the database may take: asyncpg has that limit of its own."""
+        """Wait for the answer to a COMMIT, within the command timeout. asyncpg has that limit of its own."""
         answer = asyncio.ensure_future(sent)
         await asyncio.wait({answer}, timeout=self.database.command_timeout)
         if not answer.done():
@@ -180,9 +180,9 @@ class ScopedSession(Generic[D]):
         try:
             async with asyncio.timeout(self._release_timeout):
                 await send_rollback(self.session)
-        except Exception as error:  # noqa: BLE001 - the transaction ends all the same, with its connection
+        except Exception as error:  # noqa: BLE001 - discarding the connection ends the transaction as well
             logger.warning(
-                "rollback on %s failed (%s): its connection is thrown away",
+                "rollback on %s failed (%s): its connection is discarded",
                 self.database.name,
                 type(error).__name__,
             )
@@ -191,16 +191,16 @@ class ScopedSession(Generic[D]):
     async def _close(self) -> None:
         if self.sync_session.in_transaction():
             await self._rollback()
-        self.callbacks.drop()  # whatever a class of the user's own does in its close
+        self.callbacks.drop()  # also where a session class of the user's own fails in its close
         await send_close(self.session)
 
     async def _discard(self) -> None:
-        # A thread that is still waiting for the ROLLBACK's answer must let go first.
+        # A thread that still waits for the ROLLBACK's answer must be freed first.
         await self.access.disconnect(self._release_timeout)
         try:
             await discard(self.session)
         except Exception:
-            logger.exception("the connection to %s could not be thrown away", self.database.name)
+            logger.exception("the connection to %s could not be discarded", self.database.name)
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
         if self._is_loop_thread():
@@ -219,7 +219,7 @@ class ScopedSession(Generic[D]):
 
 
 async def run_before_commit(entries: list[Callback], session: AsyncSession | Session) -> None:
-    """Ask one callback, or all the parts of one batch at once."""
+    """Call one before-commit callback, or one batch with all its items."""
     first = entries[0]
     if first.items is None:
         await first.callback(session)
@@ -228,7 +228,7 @@ async def run_before_commit(entries: list[Callback], session: AsyncSession | Ses
 
 
 async def run_on_commit(callbacks: list[OnCommit]) -> None:
-    """Tell everybody, whatever one of them says: the commit has happened, so their errors are not the caller's."""
+    """Run all on-commit callbacks. An error is logged and not raised, as the transaction is committed."""
     for callback in callbacks:
         try:
             told = callback()

@@ -1,10 +1,10 @@
-"""Several transactions on one connection, each a savepoint: what `db.testing` makes of them.
+"""Several transactions on one connection, each a savepoint. For `db.testing`.
 
-Savepoints of one connection form a stack: RELEASE and ROLLBACK TO take along all that were set later. So
+The savepoints of a connection form a stack: RELEASE and ROLLBACK TO also end all savepoints that were set later. So
 
-1. a transaction begins when no other is open, or on top of that of an enclosing scope;
-2. a scope goes on with its own when those that were begun on top of it have ended;
-3. one that the server has aborted is rolled back when it ends, since no ROLLBACK of the whole will follow.
+1. a transaction begins when no other is open, or on top of the transaction of an enclosing scope;
+2. a scope goes on with its transaction when the transactions on top of it have ended;
+3. a transaction that the server has aborted is rolled back when it ends, as no ROLLBACK of the whole will follow.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ _WAIT_LIMIT = 3.0  # seconds
 
 
 class InterleavedTransactionsError(DbError):
-    """Two transactions that are not nested, in tests that run both on one connection."""
+    """Two transactions that are not nested wait for each other on the one connection of a test."""
 
     def __init__(self) -> None:
         super().__init__(
             "in savepoints() transactions share one connection, and two that are not nested wait for each other: "
-            "commit or close the one that sits open before the other begins, or test this on committed data"
+            "commit or close the open one before the other begins, or test this on committed data"
         )
 
 
@@ -47,7 +47,7 @@ class _Savepoint:
 
 
 class SavepointStack:
-    """The savepoints of `connection`, from now on.
+    """The savepoints that `connection` sets from now on.
 
     Args:
         connection: one in an open transaction.
@@ -58,8 +58,8 @@ class SavepointStack:
         self._open_scope = open_scope
         self._open: list[_Savepoint] = []
         self._changed = asyncio.Event()
-        # Statements too: SQLAlchemy's event for the beginning of a savepoint comes before there is a name, and those
-        # for its end come while the next one must still wait.
+        # Statements as well: SQLAlchemy's event for the beginning of a savepoint comes before there is a name, and the
+        # events for its end come while the next one must still wait.
         event.listen(connection, "before_cursor_execute", self._before)
         event.listen(connection, "after_cursor_execute", self._after)
         event.listen(connection, "release_savepoint", self._release)
@@ -68,7 +68,7 @@ class SavepointStack:
     def _before(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         match statement.split():
             case ["RELEASE" | "ROLLBACK", *_]:
-                return  # it has had its turn at its event
+                return  # it has waited for its turn at its own event
             case ["SAVEPOINT", name]:
                 self._take_turn(connection)
                 self._open.append(_Savepoint(name, self._owner()))
@@ -102,11 +102,11 @@ class SavepointStack:
         return not self._open or _encloses(self._open[-1].scope, scope)
 
     def _from(self, name: str) -> list[_Savepoint]:
-        """The savepoint with that name and those on top of it."""
+        """The savepoint of this name, and those on top of it."""
         return list(dropwhile(lambda savepoint: savepoint.name != name, self._open))
 
     def _owner(self) -> Scope | None:
-        """The scope that is open here; where its session was lent to it, the lender's."""
+        """The scope that is open here, or the lender's scope where the session was lent."""
         scope = self._open_scope()
         while scope is not None and scope.is_lent:
             scope = scope.parent
@@ -130,7 +130,7 @@ class SavepointStack:
 
 
 def _encloses(outer: Scope | None, scope: Scope | None) -> bool:
-    """Whether `scope` is `outer` or inside it; None is outside of all."""
+    """Whether `scope` is `outer` or inside of it. None stands for no scope, and is outside of every scope."""
     while scope is not None and scope is not outer:
         scope = scope.parent
     return scope is outer

@@ -1,4 +1,4 @@
-"""What ``session.begin()`` and ``begin_nested()`` give: blocks whose transaction the session's owner ends."""
+"""The blocks that ``session.begin()`` and ``begin_nested()`` return. The session's owner ends their transactions."""
 
 from collections.abc import Coroutine
 from types import TracebackType
@@ -13,7 +13,7 @@ from db.session.owned_session import OwnedSession, TransactionOwner
 
 
 class OwnedBlock:
-    """``with session.begin():`` of an owned `Session`: its owner commits."""
+    """``with session.begin():`` of an owned `Session`. The owner commits at its end."""
 
     def __init__(self, session: OwnedSession, transaction: sa_orm.SessionTransaction) -> None:
         self.session = session
@@ -69,7 +69,7 @@ class Savepoint:
 
 
 class Transaction(sa_async.AsyncSessionTransaction):
-    """``session.begin()`` and ``begin_nested()``: what has an owner is committed and rolled back by it."""
+    """``session.begin()`` and ``begin_nested()`` of an `AsyncSession`. The owner, if any, commits and rolls back."""
 
     @property
     def _sync_session(self) -> OwnedSession:
@@ -128,10 +128,10 @@ class Transaction(sa_async.AsyncSessionTransaction):
 
 
 def rolled_back_error() -> ConcurrentUseError:
-    """What the user of a session gets whose statement was in flight when another one's error ended the transaction."""
+    """The error for a user whose statement was in flight when another user's error ended the transaction."""
     return ConcurrentUseError("another coroutine's error rolled this session back while a statement was in flight")
 
 
 def _is_lost(savepoint: sa_orm.SessionTransaction, session: sa_orm.Session) -> bool:
-    """Whether a failed flush has rolled this savepoint back, which SQLAlchemy says no word about at its end."""
+    """Whether a failed flush has rolled this savepoint back. SQLAlchemy does not report that at the savepoint's end."""
     return session.get_nested_transaction() is savepoint and not savepoint.is_active

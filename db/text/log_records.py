@@ -1,6 +1,6 @@
-"""Log records whose text cannot forge another one: see `db.text.printable`.
+"""Log records whose text cannot forge another record. See `db.text.printable`.
 
-On our loggers rather than on handlers: these are the project's own, and so is their format.
+A filter on our loggers and not on handlers, which belong to the project that uses Tandem.
 """
 
 import logging
@@ -11,11 +11,11 @@ from typing import Any
 
 from db.text.printable import printable, printable_lines
 
-_INDENT = "  "  # of a traceback's lines: a log line begins further left
+_INDENT = "  "  # before a traceback's lines, so that none begins where a log line does
 
 
 def keep_printable(logger: str) -> None:
-    """Make all that is logged through the logger of this name printable."""
+    """Make every record of the logger with this name printable."""
     logging.getLogger(logger).addFilter(_make_printable)
 
 
@@ -31,7 +31,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
 
 
 def _as_printable(value: Any) -> Any:
-    """`value` itself where what a record shows of it is printable."""
+    """`value` itself if its text is printable, else its text made printable."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, int | float):
@@ -44,7 +44,7 @@ def _as_printable(value: Any) -> Any:
 
 
 def _text_of(error: BaseException) -> str | None:
-    """The traceback, where what the error says is more than a plain line; else the handler's formatter makes it."""
+    """The traceback made printable, or None if all its messages are plain lines: then the formatter makes it."""
     if all(map(str.isprintable, _messages(error))):
         return None
     text = "".join(traceback.format_exception(error)).rstrip("\n")
@@ -52,7 +52,7 @@ def _text_of(error: BaseException) -> str | None:
 
 
 def _messages(error: BaseException) -> Iterator[str]:
-    """What it says, and all that is shown with it: causes, members of groups, notes."""
+    """The message of `error` and all others that a traceback shows: causes, members of groups, notes."""
     seen: set[int] = set()
     errors: list[BaseException | None] = [error]
     while errors:

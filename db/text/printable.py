@@ -1,8 +1,8 @@
-"""Text from outside (ids, names, errors) made safe for a log line or a terminal.
+"""Text from outside (ids, names, errors), made safe for a log line or a terminal.
 
-Printable text cannot begin a line of its own, and cannot control the terminal. Control characters (C0, DEL, C1), line
-separators, surrogates and characters that change the direction of writing are shown as Python's escapes: ``\\n``,
-``\\x1b``, ``\\u202e``.
+Printable text cannot begin a new line, and cannot control the terminal. Control characters (C0, DEL, C1), line
+separators, surrogates and characters that change the direction of writing become Python's escapes: ``\\n``, ``\\x1b``,
+``\\u202e``.
 """
 
 import re
@@ -15,17 +15,17 @@ _UNSAFE_IN_LINES = re.compile(_UNSAFE.pattern.replace("\x00-\x1f", "\x00-\x09\x0
 
 def printable(text: str) -> str:
     """`text` as one line."""
-    # Most text is, and this check is far cheaper than a search.
+    # Most text is printable, and this check is far cheaper than a search.
     return text if text.isprintable() else _UNSAFE.sub(_escape, text)
 
 
 def printable_lines(text: str, *, indent: str = "") -> str:
-    """`text` with its line breaks; `indent` comes before each line but the first."""
+    """`text` with its line breaks. `indent` comes before each line but the first."""
     return _UNSAFE_IN_LINES.sub(_escape, text).replace("\n", f"\n{indent}")
 
 
 def first_line(text: str) -> str:
-    """The first line of `text`, with an ellipsis where there are more: for lists and log lines."""
+    """The first line of `text`, with an ellipsis if there are more. For lists and log lines."""
     first, *others = text.strip().split("\n", 1)
     return f"{printable(first)} …" if others else printable(first)
 

@@ -413,7 +413,7 @@ async def test_rollback_without_an_answer_is_given_up(
                 watch = Stopwatch()
                 raise ZeroDivisionError
         assert watch.seconds_running < 2 + AT_ONCE
-        assert "its connection is thrown away" in caplog.text
+        assert "its connection is discarded" in caplog.text
         await away.dispose()
 
 

@@ -300,7 +300,7 @@ async def test_transactions_that_wait_for_each_other_are_a_named_error(
     async with savepoints():
         sitting = asyncio.create_task(db.isolated(sit))
         await written.wait()
-        with pytest.raises(InterleavedTransactionsError, match="commit or close the one that sits open"):
+        with pytest.raises(InterleavedTransactionsError, match="commit or close the open one"):
             await db.isolated(write, "waiting")
         go_on.set()
         await sitting

@@ -80,7 +80,7 @@ async def test_an_unanswered_rollback_is_given_up_and_its_cause_is_raised(
             watch = Stopwatch()
             raise ZeroDivisionError
     assert watch.seconds_running < TIMEOUT + AT_ONCE
-    assert "its connection is thrown away" in caplog.text
+    assert "its connection is discarded" in caplog.text
     await works_again(proxy, postgres)
     assert await postgres.fetchval("SELECT count(*) FROM note") == 1
 

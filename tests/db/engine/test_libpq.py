@@ -84,7 +84,7 @@ async def test_each_parameter_takes_effect(driver_url: str, parameters: str, cha
         ("channel_binding=require", r"channel_binding=require in the URL .*asyncpg .*postgresql\+psycopg_async://"),
         ("hostaddr=127.0.0.1", r"hostaddr in the URL .*asyncpg .*postgresql\+psycopg_async://"),
         ("sslsni=0", "sslsni=0 in the URL"),
-        ("aplication_name=shop", "aplication_name in the URL is no setting .*: write application_name"),
+        ("aplication_name=shop", "aplication_name in the URL is no parameter .*: write application_name"),
         ("pgbouncer=true", r"pgbouncer in the URL .*pooler=True"),
         ("connection_limit=1", "connection_limit in the URL .*WORKER_POOL_SIZE"),
         ("sslmode=no-verify", "sslmode in the URL is one of .*verify-full, not 'no-verify'"),
@@ -113,7 +113,7 @@ def test_unsupported_parameter_is_refused_by_name(parameters: str, advice: str) 
 def test_psycopg_takes_every_parameter_of_libpq(driver: str) -> None:
     """psycopg is made of libpq: only what that does not know is refused."""
     parse_url(f"postgresql+{driver}://host/name?channel_binding=require&hostaddr=127.0.0.1&sslsni=0")
-    with pytest.raises(db.DatabaseURLError, match=r"schema in the URL is no setting .*search_path"):
+    with pytest.raises(db.DatabaseURLError, match=r"schema in the URL is no parameter .*search_path"):
         parse_url(f"postgresql+{driver}://host/name?schema=x")
 
 
