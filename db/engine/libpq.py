@@ -219,8 +219,8 @@ def _check_for_asyncpg(parameters: Mapping[str, str]) -> None:
             continue
         if name in _NOT_IN_ASYNCPG:
             raise DatabaseURLError(
-                f"{name}{f'={value}' if name in _ASYNCPG_DOES else ''} in the URL needs another driver, as asyncpg does "
-                "not support it: use postgresql+psycopg_async://, or take it out"
+                f"{name}{f'={value}' if name in _ASYNCPG_DOES else ''} in the URL needs another driver, as asyncpg "
+                "does not support it: use postgresql+psycopg_async://, or take it out"
             )
         raise _unknown(name, _WORKS_IN_ASYNCPG)
     _check_system_certificates(parameters)

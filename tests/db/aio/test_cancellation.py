@@ -1,4 +1,4 @@
-"""Cancellation: a COMMIT that was sent is waited for and reported truly; all else ends at once and leaves nothing."""
+"""Cancellation of sessions: a COMMIT that was sent is waited for; everything else ends at once and leaves nothing."""
 
 import asyncio
 import contextlib
