@@ -105,6 +105,7 @@ class Scope:
         return (await self.scoped_session(database)).session  # type: ignore[return-value]  # keyed by its database
 
     async def scoped_session(self, database: Database[Any]) -> ScopedSession:
+        """The scope's session of `database` with its lease. Raises as `session` does."""
         if asyncio.get_running_loop() is not self.loop:
             raise WrongLoopError("this scope belongs to another event loop: open a scope on this loop")
         scoped = self._by_database.get(database)

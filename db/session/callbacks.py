@@ -31,10 +31,10 @@ _ROOT = None
 
 @dataclass(slots=True, eq=False)
 class Callback:
-    """One callback, with its savepoint."""
+    """One callback: a function, with the savepoint that it belongs to."""
 
-    level: SessionTransaction | None
-    callback: Callable[..., Any]
+    savepoint: SessionTransaction | None
+    function: Callable[..., Any]
     items: list[Any] | None = None
     called_in: SessionTransaction | None = None
     """The savepoint that was open when the callback was called before a COMMIT."""
@@ -84,7 +84,7 @@ class Callbacks:
         first = self._before[0]
         if first.items is None:
             return [self._before.pop(0)]
-        return _take_out(self._before, lambda entry: entry.items is not None and entry.callback == first.callback)
+        return _take_out(self._before, lambda entry: entry.items is not None and entry.function == first.function)
 
     def call_again(self, refused: list[Callback]) -> None:
         """Put back before-commit callbacks that refused, so that the next COMMIT calls them again."""
@@ -112,15 +112,15 @@ class Callbacks:
             entry.is_committed = True
         for entry in self._committing:
             if entry.items is None:
-                due.append(entry.callback)
+                due.append(entry.function)
                 continue
             # A job's handle keeps the entry, to see whether it is committed, and does not need the items.
             items, entry.items = entry.items, []
-            if entry.callback in batches:
-                batches[entry.callback] += items
+            if entry.function in batches:
+                batches[entry.function] += items
             else:
-                batches[entry.callback] = batch = list(items)
-                due.append(partial(entry.callback, batch))
+                batches[entry.function] = batch = list(items)
+                due.append(partial(entry.function, batch))
         self._committing.clear()
         self._called.clear()
         return due
@@ -159,15 +159,15 @@ class Callbacks:
         enclosing = _enclosing_savepoint(savepoint)
         for entries in self._all:
             for entry in entries:
-                if entry.level is savepoint:
-                    entry.level = enclosing
+                if entry.savepoint is savepoint:
+                    entry.savepoint = enclosing
                 if entry.called_in is savepoint:
                     entry.called_in = enclosing
 
     def _ended(self, savepoint: SessionTransaction) -> None:
         # The callbacks of a released savepoint have passed to the enclosing one by now.
         for entries in self._all:
-            _take_out(entries, lambda entry: _is_within(entry.level, savepoint))
+            _take_out(entries, lambda entry: _is_within(entry.savepoint, savepoint))
         self.call_again(_take_out(self._called, lambda entry: _is_within(entry.called_in, savepoint)))
 
 
@@ -200,11 +200,11 @@ def _take_out(entries: list[Callback], wanted: Callable[[Callback], bool]) -> li
     return taken
 
 
-def _is_within(level: SessionTransaction | None, transaction: SessionTransaction) -> bool:
-    while level is not _ROOT:
-        if level is transaction:
+def _is_within(savepoint: SessionTransaction | None, transaction: SessionTransaction) -> bool:
+    while savepoint is not _ROOT:
+        if savepoint is transaction:
             return True
-        level = level.parent
+        savepoint = savepoint.parent
     return False
 
 

@@ -222,9 +222,9 @@ async def run_before_commit(entries: list[Callback], session: AsyncSession | Ses
     """Call one before-commit callback, or one batch with all its items."""
     first = entries[0]
     if first.items is None:
-        await first.callback(session)
+        await first.function(session)
     else:
-        await first.callback(session, [item for entry in entries for item in entry.items or ()])
+        await first.function(session, [item for entry in entries for item in entry.items or ()])
 
 
 async def run_on_commit(callbacks: list[OnCommit]) -> None:

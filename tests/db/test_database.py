@@ -41,7 +41,7 @@ async def test_default_database_comes_from_the_environment(
 
 
 async def test_missing_default_database_is_a_named_error() -> None:
-    """Where there is none, the error names DATABASE_URL and shows an example."""
+    """The error names DATABASE_URL and shows an example."""
     with pytest.raises(db.DatabaseURLError, match=r"set DATABASE_URL, e\.g\. postgresql\+asyncpg://user"):
         async with db.scope():
             await db.session()
@@ -247,7 +247,7 @@ async def test_database_bound_to_a_connection_joins_its_transaction(
 
 
 async def test_database_needs_exactly_one_source() -> None:
-    """A database comes from one of URL, factory or bind."""
+    """A database is given as exactly one of URL, factory or bind."""
     with pytest.raises(db.DatabaseURLError, match="one of url, engine"):
         db.Database()
     with pytest.raises(db.DatabaseURLError, match="one of url, engine"):
@@ -516,7 +516,7 @@ async def insert_secret(database: db.Database[Any]) -> None:
 async def test_errors_hide_the_values_of_a_statement(
     database_url: str, postgres: Observer, driver: str, hide: bool
 ) -> None:
-    """What was to be stored, a password perhaps, is in no error and in no traceback, unless it is asked for."""
+    """The values of a statement, such as a password, are in no error and no traceback, unless asked for."""
     await postgres.execute("CREATE TABLE account (name text NOT NULL, password text)")
     options = {} if hide else {"hide_parameters": False}
     database: db.Database[Any] = db.Database(database_url.replace("asyncpg", driver), engine_options=options)
@@ -589,7 +589,7 @@ def test_connections_end_with_their_loop(database_url: str) -> None:
 
 
 def test_connections_of_a_loop_that_was_just_closed_are_closed_at_the_next_use(async_url: str) -> None:
-    """Where a loop is closed without its `shutdown_asyncgens`, the next use hangs up what is left, and nobody warns."""
+    """Where a loop is closed without `shutdown_asyncgens`, the next use closes what is left, without a warning."""
     database = db.Database(async_url)
     for _ in range(2):
         loop = asyncio.new_event_loop()

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 async def test_leaving_a_scope_commits(rows: Count, postgres: Observer) -> None:
-    """What was written in the scope is saved when it ends, and not before, and no transaction is left open."""
+    """Writes in the scope are saved when it ends, and not before. No transaction is left open."""
     async with db.scope():
         await insert("a")
         assert await rows() == 0
@@ -116,7 +116,7 @@ async def test_rollback_of_a_nested_scope_leaves_the_outer_one(rows: Count) -> N
 
 
 async def test_join_uses_the_open_scope_or_opens_one(rows: Count) -> None:
-    """`scope(join=True)` uses the scope that is open and leaves its end to whoever opened it; else it opens one."""
+    """`scope(join=True)` uses an open scope and leaves its end to its opener. Without one it opens a scope."""
     async with db.scope():
         outer = await db.session()
         async with db.scope(join=True):
@@ -166,7 +166,7 @@ async def test_scope_does_not_end_a_lent_session(rows: Count) -> None:
 
 
 async def test_callbacks_of_a_lent_session_run_at_the_lenders_commit() -> None:
-    """What was asked for around the commit of a lent session happens at the lender's commit, not at the scope's end."""
+    """Callbacks for a lent session run at the lender's commit, not at the scope's end."""
     told: list[str] = []
 
     async def check(_session: db.AsyncSession) -> None:

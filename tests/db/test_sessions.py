@@ -79,7 +79,7 @@ async def begin_by_callback() -> None:
 async def test_atomic_treats_an_open_transaction_as_its_mode_says(
     mode: Current, outcome: str, begin: Callable[[], Awaitable[None]], postgres: Observer
 ) -> None:
-    """What each mode makes of the transaction that is open, and of the block, told by what is saved in the end.
+    """The treatment of an open transaction, and of the block, by each mode, as the saved rows show.
 
     What waits for the COMMIT opens one, too, before the first statement.
     """
@@ -110,7 +110,7 @@ async def test_atomic_refuses_an_open_transaction(rows: Count) -> None:
 
 
 async def test_atomic_counts_pending_objects_as_a_transaction(rows: Count) -> None:
-    """What was added and not yet sent is an open transaction, too."""
+    """Objects that were added and not yet flushed count as an open transaction."""
     async with db.scope():
         (await db.session()).add(Note(words="a"))
         with pytest.raises(db.TransactionOpenError):
@@ -153,7 +153,7 @@ async def test_atomic_works_on_a_sync_session(
 
 
 async def test_isolated_commits_whatever_becomes_of_the_caller(rows: Count, postgres: Observer) -> None:
-    """`isolated` runs in a scope of its own, is committed whatever becomes of the caller, and returns what `fn` did."""
+    """`isolated` runs `fn` in a scope of its own, commits it independently of the caller, and returns its result."""
 
     async def write(words: str, *, twice: bool) -> str:
         await insert(words)
@@ -197,7 +197,7 @@ async def test_isolated_queries_run_at_once() -> None:
 
 
 async def test_independent_keeps_only_what_was_committed(rows: Count, postgres: Observer) -> None:
-    """`independent` gives a session outside of any scope: what was committed stays, the rest is rolled back."""
+    """`independent` gives a session outside of any scope. Committed work stays, the rest is rolled back."""
     async with db.independent() as session:
         assert not db.in_scope()
         await session.execute(INSERT, {"words": "a"})
@@ -244,7 +244,7 @@ async def test_closing_the_session_frees_its_connection(database: db.Database, r
 
 @pytest.mark.parametrize("end", ["session", "db", "reset", "async with"])
 async def test_early_close_rolls_back_and_the_session_goes_on(end: str, rows: Count, postgres: Observer) -> None:
-    """Every way of closing early rolls back what was not committed, and the scope goes on with the same session."""
+    """Every way of closing early rolls back uncommitted work, and the scope goes on with the same session."""
     async with db.scope():
         session = await db.session()
         await insert("lost")
@@ -265,7 +265,7 @@ async def test_early_close_rolls_back_and_the_session_goes_on(end: str, rows: Co
 
 @pytest.mark.parametrize("end", ["session", "db"])
 async def test_early_commit_and_rollback_stand(end: str, rows: Count) -> None:
-    """Early commits and rollbacks stand, whatever becomes of the scope."""
+    """Early commits and rollbacks stand, however the scope ends."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
             session = await db.session()
@@ -325,7 +325,7 @@ async def test_begin_block_works_in_a_scope(rows: Count) -> None:
 async def test_session_without_an_owner_works_as_sqlalchemys(
     database: db.Database, rows: Count, postgres: Observer
 ) -> None:
-    """A `db.AsyncSession` that somebody made by hand commits, rolls back and closes as SQLAlchemy's does."""
+    """A `db.AsyncSession` without an owner commits, rolls back and closes as SQLAlchemy's does."""
     from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
     engine = create_async_engine(str(database.url.render_as_string(False)) if database.url else "")

@@ -179,7 +179,7 @@ async def test_early_end_acts_on_one_database_or_all(database: db.Database, seco
 async def test_early_commit_that_fails_half_way_names_what_was_committed(
     database: db.Database, second: db.Database, rows: Count
 ) -> None:
-    """An early commit of all is as honest as the last one: the error names what was committed; the scope can go on."""
+    """A failing early commit of all databases names those that were committed. The scope can go on."""
     told: list[str] = []
     async with db.scope():
         await (await db.session(second)).execute(INSERT, {"words": "a"})
@@ -214,7 +214,7 @@ class Stubborn(AsyncSession):
 async def test_session_that_fails_to_close_is_logged(
     database: db.Database, second: db.Database, rows: Count, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A session whose `close` raises is logged; what was committed stands, and the other is closed."""
+    """A session whose `close` raises is logged. The commit stands, and the other session is closed."""
     stubborn = db.Database(
         second.url, sessions=lambda engine: async_sessionmaker(engine, class_=Stubborn, expire_on_commit=False)
     )

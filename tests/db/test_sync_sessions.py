@@ -495,7 +495,7 @@ async def test_isolated_and_independent_take_a_sync_database(sync_database: Sync
 
 
 async def test_objects_can_be_read_after_the_end(sync_database: SyncDatabase) -> None:
-    """Objects do not expire at the commit: what was loaded can be read after the scope."""
+    """Objects do not expire at the commit: loaded attributes can be read after the scope."""
     async with db.scope():
         session = await db.session(sync_database)
         session.add(Note(words="a"))
@@ -504,7 +504,7 @@ async def test_objects_can_be_read_after_the_end(sync_database: SyncDatabase) ->
 
 
 async def test_stopped_session_raises_in_its_thread(sync_database: SyncDatabase, rows: Count) -> None:
-    """`use.stop(error)` is how the code in a thread is reached: its next statement raises that error."""
+    """`access.stop(error)` reaches the code in a thread: its next statement raises that error."""
     ready, go_on = threading.Event(), threading.Event()
 
     def work(session: db.Session) -> None:

@@ -1,4 +1,4 @@
-"""`db.testing`: whatever the code under test commits, nothing stays."""
+"""`db.testing`: the commits of the code under test are not permanent."""
 
 import asyncio
 import contextlib
@@ -146,7 +146,7 @@ async def test_transaction_of_a_lent_session_goes_on_after_the_scope(database: d
 
 
 async def test_rolled_back_session_goes_on_after_an_error(database: db.Database) -> None:
-    """After a failed statement and a rollback the session goes on with what was committed before."""
+    """After a failed statement and a rollback the session goes on, and sees its earlier commits."""
     async with rolled_back() as session:
         await session.execute(WRITE, {"words": "one"})
         await session.commit()
@@ -174,7 +174,7 @@ async def test_scopes_commit_and_leave_nothing(database: db.Database) -> None:
 
 
 async def test_every_way_to_a_session_joins_the_transaction(database: db.Database) -> None:
-    """So do `isolated`, `atomic`, `independent` and the scopes of other tasks."""
+    """`isolated`, `atomic`, `independent` and the scopes of other tasks join it as well."""
     async with savepoints():
         await db.isolated(write, "isolated")
         await asyncio.create_task(db.isolated(write, "task"))

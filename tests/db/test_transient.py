@@ -1,4 +1,4 @@
-"""Which errors say that the server will never take what it was given; the others are met where they matter."""
+"""Errors for values that the server will never store. Other errors are tested where they occur."""
 
 import asyncio
 import secrets
@@ -29,13 +29,13 @@ class TestIsRefused:
     async def test_values_that_the_server_never_stores_are_refused(
         self, database: db.Database[Any], driver: str, words: str
     ) -> None:
-        """Whether the server says so, or the driver before it."""
+        """The server refuses some of them, and the driver others."""
         with pytest.raises(DBAPIError) as caught:
             await insert(database if driver == "asyncpg" else database.sync, words)
         assert is_refused(caught.value)
 
     async def test_value_of_another_row_is_not_refused(self, database: db.Database[Any], driver: str) -> None:
-        """It may be taken once that one has gone."""
+        """The same value may be stored once the other row is gone."""
         chosen = database if driver == "asyncpg" else database.sync
         await insert(chosen, "a")
         with pytest.raises(DBAPIError) as caught:

@@ -195,7 +195,7 @@ async def test_commit_is_reported_as_done_however_it_is_cancelled(
     postgres: Observer,
     rows: Count,
 ) -> None:
-    """A3: whoever cancels in the COMMIT, and however the work commits: it is reported as done, and the row is there."""
+    """A3: however the work commits and is cancelled in the COMMIT, it is reported as done, and the row is saved."""
     assert await cancel(way, commits) == "saved"
     assert await rows() == 1
     assert await postgres.idle_in_transaction() == 0
@@ -205,7 +205,7 @@ async def test_commit_is_reported_as_done_however_it_is_cancelled(
 async def test_refused_commit_is_an_error_for_a_cancelled_caller(
     way: Way, database: db.Database, postgres: Observer, rows: Count
 ) -> None:
-    """A3, the other way round: a COMMIT that is refused is an error for a caller that was cancelled meanwhile."""
+    """A3, the opposite case: a refused COMMIT is an error for a caller that was cancelled meanwhile."""
     async with held_commits(postgres, "note", then="RAISE EXCEPTION 'refused'") as commits:
         with pytest.raises(Exception, match="refused"):
             await cancelled_often(way, commits)
@@ -233,7 +233,7 @@ async def test_work_cancelled_before_its_commit_saves_nothing(
 async def test_ending_scope_can_be_cancelled_before_its_commit_is_sent(
     database: db.Database, postgres: Observer, rows: Count
 ) -> None:
-    """A scope that is ending and waits for a lock with what was only added has sent no COMMIT: it can be cancelled."""
+    """A scope whose last flush waits for a lock has sent no COMMIT yet, so it can be cancelled."""
 
     async def work() -> None:
         async with db.scope():
@@ -305,7 +305,7 @@ async def test_timeout_in_a_commit_leaves_no_stray_cancellation(commits: HeldCom
 
 
 async def test_anyio_scope_in_a_commit_leaves_no_stray_cancellation(commits: HeldCommits, rows: Count) -> None:
-    """Nor does an anyio scope."""
+    """An anyio cancel scope whose time was up in the COMMIT leaves no cancellation either."""
     limit = anyio.CancelScope()
 
     async def work() -> str:
@@ -532,7 +532,7 @@ async def test_only_the_first_cancellation_reaches_work_in_its_own_task() -> Non
 
 
 async def test_error_of_shielded_work_is_raised_to_the_caller() -> None:
-    """What the protected work raises is what its caller gets."""
+    """The caller gets the error of the shielded work."""
 
     async def fail() -> None:
         raise LookupError

@@ -1,4 +1,4 @@
-"""What a statement's text says that it may leave behind."""
+"""The effects of a statement, as its text tells them."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_statements_that_outlive_their_transaction_are_session_state(statement: 
 
 @pytest.mark.parametrize("statement", NONE)
 def test_statements_local_to_their_transaction_have_no_effect(statement: str) -> None:
-    """What is local to the transaction, and words that only look alike."""
+    """Settings local to the transaction, and words that only look alike."""
     assert _facts(statement).effects is Effect.NONE
 
 
@@ -68,5 +68,5 @@ def test_statements_local_to_their_transaction_have_no_effect(statement: str) ->
     ],
 )
 def test_statements_that_limit_or_end_their_own_connection_are_recognised(statement: str, effect: Effect) -> None:
-    """It is told apart from what a server does by itself."""
+    """So these ends are told apart from those by the server itself."""
     assert _facts(statement).effects is effect

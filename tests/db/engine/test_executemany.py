@@ -54,7 +54,7 @@ def through_psycopg(url: str) -> db.Database:
 
 @pytest.fixture
 async def locked(postgres: Observer) -> AsyncIterator[None]:
-    """The table `load`, where somebody else is adding the first row, too: the server reads no further than that."""
+    """The table `load`. Another transaction holds the key of the first row, where the server stops reading."""
     await postgres.execute("CREATE TABLE load (id int PRIMARY KEY, words text)")
     await postgres.execute("BEGIN")
     await postgres.execute("INSERT INTO load VALUES (0, 'held')")
@@ -105,7 +105,7 @@ async def test_cancelling_executemany_frees_the_caller_and_stops_the_server(post
 @pytest.mark.parametrize("how", [driver_execute_many, driver_fetch_many, driver_copy])
 @pytest.mark.usefixtures("database", "locked")
 async def test_cancelling_the_drivers_own_executemany_stops_the_server(how: Write, postgres: Observer) -> None:
-    """The same where the driver's own connection writes the rows."""
+    """As above, through the driver's own connection."""
     await cancelled_write_leaves_nothing(how, postgres)
 
 

@@ -1,4 +1,4 @@
-"""What SQLAlchemy and the drivers let pass silently: aborted transactions, and transactions ended as text."""
+"""Errors for silent losses: aborted transactions, and transactions ended by statements as text."""
 
 import asyncio
 import contextlib
@@ -168,7 +168,7 @@ async def test_error_of_a_users_type_is_no_lost_connection(rows: Count) -> None:
 
 
 async def test_poisoned_transaction_is_as_transient_as_the_swallowed_error(database: db.Database, rows: Count) -> None:
-    """A swallowed conflict is worth another try, unlike a swallowed mistake."""
+    """A swallowed conflict is worth another try. A swallowed programming error is not."""
     async with db.independent() as holder:
         await holder.execute(text("LOCK TABLE note IN ACCESS EXCLUSIVE MODE"))
         with pytest.raises(db.PoisonedTransactionError) as refused:
@@ -331,7 +331,7 @@ def _add_by_sync_driver(session: db.Session) -> None:
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
 async def test_driver_used_first_is_part_of_the_transaction(driver: str, database_url: str, rows: Count) -> None:
-    """What the driver itself does first on a session's connection is part of the transaction, with every driver."""
+    """A direct use of the driver before any statement is part of the transaction, with every driver."""
     database: db.Database[Any] = db.Database(as_url(make_url(database_url), driver))
     with pytest.raises(ValueError, match="after it"):
         async with db.scope():
@@ -446,7 +446,7 @@ async def test_conflict_while_streaming_is_transient(rows: Count) -> None:
 
 
 async def test_guards_are_installed_once_an_engine(database: db.Database) -> None:
-    """Also where each session has one with options of its own: what guards it does not pile up."""
+    """Guards do not pile up, also where each session has a copy of the engine with its own options."""
     async with db.scope():
         engine = (await (await db.session()).connection()).engine.sync_engine
     before = engine.dialect.do_commit
@@ -545,7 +545,7 @@ async def test_terminated_connection_noticed_by_the_driver_is_transient(
 
 
 async def test_connection_ended_by_the_server_is_lost_whatever_the_idle_limit(rows: Count, postgres: Observer) -> None:
-    """A server that ends a statement is not answered for by whoever has set how long its transaction may sit idle."""
+    """The session is not blamed where the server ends a running statement, whatever idle limit it has set."""
     with pytest.raises(DBAPIError) as lost:
         async with db.scope():
             session = await db.session()
@@ -593,7 +593,7 @@ async def test_ending_ones_own_connection_leaves_the_pool_alone() -> None:
 
 
 async def test_connection_left_in_a_transaction_is_replaced(database_url: str) -> None:
-    """As by a COMMIT that was cancelled on the server: whoever is next gets another connection, and can begin."""
+    """A COMMIT cancelled on the server leaves such a transaction. The next session gets another connection."""
     database = db.Database(database_url, pool_size=1, pre_ping=False, reset="never")
     async with db.scope():
         session = await db.session(database)

@@ -71,7 +71,7 @@ DEFAULTS = {"application_name": "", "search_path": '"$user", public', "statement
     ],
 )
 async def test_each_parameter_takes_effect(driver_url: str, parameters: str, changed: dict[str, str]) -> None:
-    """What libpq does is done, and the limits that it does not speak of stay."""
+    """The parameter works as in libpq, and the limits beside it stay."""
     async with opened(extended(driver_url, parameters)) as database:
         assert await settings(database) == DEFAULTS | changed
         assert database.connect_timeout == (7 if "connect_timeout" in parameters else 10)
@@ -102,7 +102,7 @@ async def test_each_parameter_takes_effect(driver_url: str, parameters: str, cha
     ],
 )
 def test_unsupported_parameter_is_refused_by_name(parameters: str, advice: str) -> None:
-    """What asyncpg cannot do, or nobody, is one line that names it and says what to do, before any server is asked."""
+    """One line names the parameter and says what to do, before any server is asked."""
     with pytest.raises(db.DatabaseURLError, match=advice) as refused:
         parse_url(f"postgresql://app:hunter2@host/name?{parameters}")
     assert "\n" not in str(refused.value)
@@ -111,14 +111,14 @@ def test_unsupported_parameter_is_refused_by_name(parameters: str, advice: str) 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg_async"])
 def test_psycopg_takes_every_parameter_of_libpq(driver: str) -> None:
-    """psycopg is made of libpq: only what that does not know is refused."""
+    """psycopg is built on libpq: only parameters unknown to libpq are refused."""
     parse_url(f"postgresql+{driver}://host/name?channel_binding=require&hostaddr=127.0.0.1&sslsni=0")
     with pytest.raises(db.DatabaseURLError, match=r"schema in the URL is no parameter .*search_path"):
         parse_url(f"postgresql+{driver}://host/name?schema=x")
 
 
 async def test_the_host_that_answers_is_used(driver_url: str, postgres: Observer, own_postgres: StartPostgres) -> None:
-    """With several hosts the one that answers, and is what `target_session_attrs` asks for, is taken."""
+    """Of several hosts the first that answers and fits `target_session_attrs` is used."""
     server = make_url(own_postgres().url)
     driver = make_url(driver_url).drivername
     url = f"{driver}://{server.username}@127.0.0.1:{free_port()},{server.host}:{server.port}/{server.database}"
@@ -128,7 +128,7 @@ async def test_the_host_that_answers_is_used(driver_url: str, postgres: Observer
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
 async def test_server_with_an_unknown_certificate_is_refused(database_url: str, driver: str) -> None:
-    """`sslmode` and `sslrootcert` reach each driver: a server whom the file does not vouch for is refused."""
+    """`sslmode` and `sslrootcert` reach each driver: a certificate of another authority is refused."""
     async with in_tls(database_url.replace("asyncpg", driver)) as url:
         direct = extended(url, "sslmode=verify-full&sslnegotiation=direct&sslrootcert=")
         async with opened(f"{direct}{CERTIFICATE}") as database:
@@ -162,7 +162,7 @@ async def test_network_options_are_set_on_asyncpgs_socket(own_postgres: StartPos
 async def test_connect_args_keep_the_other_limits_and_settings(
     database_url: str, driver: str, arguments: dict[str, Any]
 ) -> None:
-    """A setting of one's own leaves our limits and the URL's settings alone."""
+    """A setting in `connect_args` leaves our limits and the URL's settings alone."""
     url = extended(database_url.replace("asyncpg", driver), "options=-csearch_path%3Dx")
     async with opened(url, engine_options={"connect_args": arguments}) as database:
         for each in (database, database.sync):
@@ -170,7 +170,7 @@ async def test_connect_args_keep_the_other_limits_and_settings(
 
 
 async def test_limit_in_connect_args_wins(database_url: str) -> None:
-    """Whoever sets a limit that we set, too, means it."""
+    """A limit in `connect_args` takes precedence over ours."""
     for arguments in ({"statement_timeout": "2s"}, {"options": "-c statement_timeout=2s"}):
         options = {"connect_args": {"server_settings": arguments}}
         async with opened(database_url, engine_options=options) as database:
@@ -178,7 +178,7 @@ async def test_limit_in_connect_args_wins(database_url: str) -> None:
 
 
 def test_options_that_are_no_settings_are_passed_on() -> None:
-    """What else may stand in `options` is passed on as it is."""
+    """Other contents of `options` are passed on unchanged."""
     assert settings_in("-c a=b --c-d=e\\ f") == {"a": "b", "c_d": "e f"}
     assert settings_in("endpoint=ep-cool-1") == {}
     assert settings_in("-c") == {}

@@ -1,4 +1,4 @@
-"""Returned connections are as new: what one unit of work has set, the next one does not find."""
+"""Returned connections are as new: the next unit of work does not find the settings of the last one."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ async def opened(url: str, driver: str = "asyncpg", **options: Any) -> AsyncIter
 async def test_next_session_finds_nothing_that_the_last_one_set(
     database_url: str, driver: str, left: str, ends: str
 ) -> None:
-    """On the same connection: only what it was opened with, and the statements that it knows."""
+    """The same connection has the settings that it was opened with, and its prepared statements."""
     async with opened(database_url, driver) as database:
         before = await in_scope(database, PID)
         assert await in_scope(database, LOOK) == AS_NEW
@@ -92,7 +92,7 @@ USES: dict[str, DirectUse] = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 async def test_driver_used_directly_is_reset(database_url: str, use: DirectUse) -> None:
-    """Whatever that one is told nobody reads, so it is taken for a change."""
+    """Statements on the driver's connection are not read, so each use counts as a change."""
     async with opened(database_url) as database:
         async with db.scope():
             session = await db.session(database)
@@ -101,7 +101,7 @@ async def test_driver_used_directly_is_reset(database_url: str, use: DirectUse) 
 
 
 async def test_driver_used_through_run_async_is_reset(database_url: str) -> None:
-    """The same through SQLAlchemy's way for listeners."""
+    """`run_async`, which listeners use, counts as a direct use."""
 
     def take(session: Any) -> None:
         session.connection().connection.dbapi_connection.run_async(lambda driver: driver.execute(TAKE))
@@ -137,7 +137,7 @@ async def test_listeners_of_asyncpg_end_with_their_session(database_url: str, po
 
 
 async def test_unchanged_connection_costs_no_statement(database_url: str) -> None:
-    """A unit of work that sets only what is local to its transaction sends nothing of ours; another one statement."""
+    """A unit of work with settings local to its transaction costs no statement, any other one statement."""
     async with Proxy(database_url) as proxy, opened(proxy.url) as database:
         await in_scope(database, text("SET LOCAL work_mem = 128"))
         proxy.statements.clear()
@@ -152,7 +152,7 @@ async def test_unchanged_connection_costs_no_statement(database_url: str) -> Non
 async def test_change_inside_a_function_needs_reset_always(
     database_url: str, postgres: Observer, which: str, found: str
 ) -> None:
-    """A function does so under a name of its own: only `reset="always"` makes up for it."""
+    """A change inside a function cannot be read from the statement. Only `reset="always"` undoes it."""
     await postgres.execute(
         "CREATE FUNCTION quietly() RETURNS text RETURN set_config('work_mem', '128kB', false)",
     )
@@ -169,7 +169,7 @@ async def test_reset_never_leaves_connections_as_they_are(database_url: str) -> 
 
 
 async def test_connection_set_up_by_a_listener_is_replaced(database_url: str) -> None:
-    """What a `connect` listener did is not undone: such a connection is replaced, and set up again."""
+    """A reset would undo the work of a `connect` listener. Such a connection is replaced, and set up again."""
     async with opened(database_url) as database:
         async with db.scope():
             pool = (await (await db.session(database)).connection()).engine.pool
@@ -189,7 +189,7 @@ async def test_connection_set_up_by_a_listener_is_replaced(database_url: str) ->
 
 
 async def test_connection_that_cannot_be_reset_is_replaced(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is replaced, and whoever returned it does not hear of it."""
+    """It is replaced without an error to the code that returned it."""
     monkeypatch.setattr(reset, "_RESET", "SELECT 1 / 0")
     async with opened(database_url) as database:
         before = await in_scope(database, PID)
@@ -200,7 +200,7 @@ async def test_connection_that_cannot_be_reset_is_replaced(database_url: str, mo
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg_async"])
 async def test_reset_goes_back_to_the_role_of_the_connection(database_url: str, driver: str) -> None:
-    """A session that has set another one, or anything else, gives it back: the next one has no more rights."""
+    """After a session that has set another role, the next one has the rights of the first role again."""
     role = text("SELECT current_user::text")
     settings = "server_settings" if driver == "asyncpg" else "options"
     opened_with: Any = {"role": "pg_monitor"} if driver == "asyncpg" else "-c role=pg_monitor"
@@ -223,7 +223,7 @@ async def test_reset_keeps_autocommit(database_url: str, driver: str) -> None:
 async def test_session_state_behind_a_pooler_is_logged_once(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A reset would reach another backend, so there is none, but a warning, once."""
+    """A reset would reach another backend, so there is one warning instead."""
     async with opened(database_url, pooler=True) as database:
         with caplog.at_level(logging.WARNING, "db"):
             for _ in range(2):

@@ -64,7 +64,7 @@ async def test_every_connection_has_wal_busy_timeout_and_foreign_keys() -> None:
 @pytest.mark.parametrize("driver", ["aiosqlite", "pysqlite"])
 @pytest.mark.parametrize("transaction", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
 async def test_first_connections_wait_for_the_switch_to_wal(driver: str, transaction: str, tmp_path: Path) -> None:
-    """The first connections to a file wait until nobody else reads or writes it, and do not find it locked."""
+    """The first connections to a file wait for its readers and writers, and do not find it locked."""
     with contextlib.closing(sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None)) as other:
         other.execute("CREATE TABLE note (id INTEGER PRIMARY KEY, words TEXT)")
         other.execute(f"BEGIN {transaction}")
@@ -90,7 +90,7 @@ async def test_first_connections_wait_for_the_switch_to_wal(driver: str, transac
 
 @pytest.mark.usefixtures("garbage_collection")
 async def test_cancelled_first_connection_frees_the_file(tmp_path: Path) -> None:
-    """G: one that is cancelled while it waits for a file that is not in WAL mode yet holds nobody up afterwards."""
+    """G: a connection that is cancelled while it waits for the switch to WAL blocks no other one afterwards."""
     with contextlib.closing(sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None)) as other:
         other.execute("CREATE TABLE note (id INTEGER PRIMARY KEY, words TEXT)")
         other.execute("BEGIN EXCLUSIVE")
@@ -228,7 +228,7 @@ async def test_busy_timeout_is_transient(sqlite_url: str) -> None:
 
 
 async def test_reader_does_not_wait_for_a_writer(sqlite_rows: Rows) -> None:
-    """A reader outside is not kept waiting by a writer, and sees what is committed (WAL)."""
+    """A writer does not block a reader on another connection, which sees the committed rows (WAL)."""
     async with db.scope():
         await insert("a")
         assert sqlite_rows() == 0

@@ -1,4 +1,4 @@
-"""URLs: what people write, and what each driver needs."""
+"""Database URLs, and the form that each driver needs."""
 
 import pytest
 from sqlalchemy import make_url
@@ -34,7 +34,7 @@ def test_url_without_a_driver_gets_an_async_one(written: str, driver: str) -> No
     ],
 )
 def test_malformed_url_is_refused_with_an_example(wrong: str) -> None:
-    """What is no database URL is refused in one line with an example, and without what might be a password."""
+    """A malformed URL is refused in one line with an example, and without anything that may be a password."""
     with pytest.raises(
         db.DatabaseURLError, match=r"write e\.g\. postgresql\+asyncpg://user:password@host/name"
     ) as refused:

@@ -1,4 +1,4 @@
-"""One user of a session at a time, on the right thread, and nobody after the end."""
+"""One user of a session at a time, on the right thread, and none after the end."""
 
 import asyncio
 import contextlib
@@ -278,21 +278,21 @@ async def test_failing_scope_waits_for_a_childs_commit(postgres: Observer, rows:
 @pytest.mark.parametrize("kind", [LoopAccess, ThreadAccess])
 async def test_everyone_who_waits_for_a_commit_goes_on_after_it(kind: type[SessionAccess]) -> None:
     """All who would end a transaction whose COMMIT is in the server are let go on when it is over."""
-    use, loop, begun, go_on = kind(), asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+    access, loop, begun, go_on = kind(), asyncio.get_running_loop(), threading.Event(), asyncio.Event()
 
     async def commit() -> None:
-        with use.transaction_end():
+        with access.transaction_end():
             begun.set()
             await go_on.wait()
 
     def commit_in_thread() -> None:
-        with use.transaction_end():
+        with access.transaction_end():
             begun.set()
             asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
 
     committing = asyncio.create_task(commit() if kind is LoopAccess else asyncio.to_thread(commit_in_thread))
     await eventually(begun.is_set)
-    waiting = [asyncio.create_task(use.cancel_running(ZeroDivisionError())) for _ in range(3)]
+    waiting = [asyncio.create_task(access.cancel_running(ZeroDivisionError())) for _ in range(3)]
     await asyncio.sleep(0)
     assert not any(each.done() for each in waiting)
     go_on.set()
@@ -333,7 +333,7 @@ LATE: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("operation", LATE.values(), ids=LATE)
 async def test_sync_session_is_refused_after_the_end(operation: Callable[[Any], object], postgres: Observer) -> None:
-    """C3: whoever has kept the session inside an AsyncSession talks to the database by none of its methods."""
+    """C3: no method of the session inside an AsyncSession reaches the database after the end."""
     async with db.scope():
         await insert("a")
         inner = (await db.session()).sync_session
@@ -343,7 +343,7 @@ async def test_sync_session_is_refused_after_the_end(operation: Callable[[Any], 
 
 
 async def test_stopped_session_sends_nothing_more_of_a_flush() -> None:
-    """Who is told to stop sends nothing more, also in the middle of what is one operation."""
+    """A stopped session sends nothing more, also in the middle of one operation."""
 
     def stop(_mapper: object, _connection: object, note: Note) -> None:
         inner: Any = object_session(note)
@@ -395,7 +395,7 @@ async def test_pool_exhausted_names_the_cause(database: db.Database) -> None:
 
 
 async def test_pool_exhausted_by_a_final_flush_names_the_cause(database: db.Database, rows: Count) -> None:
-    """C4: the same where the first statement is the flush of what was only added."""
+    """C4: the same error where the first statement is the flush at the end."""
     small = db.Database(database.url, pool_size=1, pool_timeout=0.1, default=True)
     async with db.scope():
         await insert("outer")
@@ -426,7 +426,7 @@ async def test_async_session_in_a_worker_thread_is_refused(rows: Count, postgres
 
 
 async def test_adding_in_a_worker_thread_changes_nothing(rows: Count) -> None:
-    """C6: neither what is to be deleted nor an unused session's transaction hears of an `add` that is refused."""
+    """C6: a refused `add` changes neither the session's deletions nor its transaction."""
     await db.isolated(insert, "a")
     async with db.scope() as work:
         session = await db.session()
@@ -470,7 +470,7 @@ async def test_commit_within_run_sync_is_refused(rows: Count) -> None:
 
 
 async def test_stopped_session_raises_the_given_error() -> None:
-    """`use.stop(error)` lets the next statement raise that error."""
+    """`access.stop(error)` lets the next statement raise that error."""
     with pytest.raises(TimeoutError, match="too late"):
         async with db.scope():
             session = await db.session()

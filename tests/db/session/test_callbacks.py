@@ -112,7 +112,7 @@ async def test_scope_is_over_for_on_commit(told: list[str]) -> None:
 
 
 async def test_before_commit_gets_the_session(rows: Count) -> None:
-    """A before-commit callback gets the session, and what it writes is part of the transaction."""
+    """A before-commit callback gets the session, and its writes are part of the transaction."""
 
     async def audit(session: db.AsyncSession) -> None:
         await session.execute(INSERT, {"words": "audit"})
@@ -306,7 +306,7 @@ async def test_callbacks_vanish_with_a_savepoint_that_a_failed_flush_rolled_back
 
 
 async def test_early_commit_runs_its_callbacks(told: list[str]) -> None:
-    """An early commit runs the callbacks of what it committed, and a later rollback does not take that back."""
+    """An early commit runs its callbacks. A later rollback does not undo that."""
     with pytest.raises(ZeroDivisionError):
         async with db.scope():
             await insert("a")
@@ -412,7 +412,7 @@ async def test_batch_callback_runs_once_with_the_committed_items(told: list[str]
 
 
 async def test_cancellation_waits_for_on_commit(told: list[str], rows: Count) -> None:
-    """A cancellation during an on-commit callback waits for it: what was committed is told to everybody."""
+    """A cancellation during an on-commit callback waits for all callbacks of the COMMIT."""
     entered = asyncio.Event()
 
     async def publish() -> None:

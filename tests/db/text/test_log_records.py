@@ -1,4 +1,4 @@
-"""What is logged through our loggers cannot forge a line, whoever formats it."""
+"""A record of our loggers cannot forge a log line, in any format."""
 
 import io
 import logging
@@ -32,7 +32,7 @@ def printed(logger: logging.Logger) -> Iterator[Callable[[], str]]:
 
 
 def test_arguments_are_made_printable(logger: logging.Logger, printed: Callable[[], str]) -> None:
-    """Texts, and all else that would be shown as one; numbers and what is printable stay as they are."""
+    """Texts and other unprintable arguments are escaped. Numbers and printable arguments stay as they are."""
     logger.error("%s %d %.1f %r %s", HOSTILE, 7, 0.5, b"a\n", ValueError(HOSTILE))
     assert printed() == f"ERROR {SHOWN} 7 0.5 b'a\\n' {SHOWN}\n"
 
@@ -44,13 +44,13 @@ def test_named_arguments_are_made_printable_too(logger: logging.Logger, printed:
 
 
 def test_message_without_arguments_is_made_printable(logger: logging.Logger, printed: Callable[[], str]) -> None:
-    """A message that is whole already."""
+    """The message itself is escaped."""
     logger.error(HOSTILE)
     assert printed() == f"ERROR {SHOWN}\n"
 
 
 def test_error_whose_str_raises_is_logged(logger: logging.Logger, printed: Callable[[], str]) -> None:
-    """Whoever logs an error that cannot be printed goes on."""
+    """The code that logs such an error goes on."""
     logger.error("no: %s", UnsayableError(), exc_info=UnsayableError())
     assert printed().startswith("ERROR no: <cannot be printed: RuntimeError>\n")
 
@@ -72,7 +72,7 @@ def test_traceback_is_indented_and_escaped(logger: logging.Logger, printed: Call
 
 
 def test_plain_traceback_is_left_to_the_formatter(logger: logging.Logger, printed: Callable[[], str]) -> None:
-    """A traceback that holds nothing of the kind is the formatter's own."""
+    """A printable traceback is made by the handler's formatter."""
     try:
         int("plain")
     except ValueError:

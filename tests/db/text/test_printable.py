@@ -1,4 +1,4 @@
-"""Text from outside, as it is shown."""
+"""Text from outside is shown escaped."""
 
 import unicodedata
 
@@ -23,13 +23,13 @@ from db.text.printable import first_line, printable, printable_lines
     ],
 )
 def test_control_characters_are_escaped(text: str, shown: str) -> None:
-    """What ends a line, speaks to the terminal or turns the writing around is an escape; all else stays."""
+    """Characters that end a line, control the terminal or turn the writing around are escaped. Others stay."""
     assert printable(text) == shown
 
 
 @given(st.text(st.characters(codec=None)))
 def test_any_text_becomes_one_line_of_utf8(text: str) -> None:
-    """Whatever the text is, it becomes one line of UTF-8 without control characters, and that line stays as it is."""
+    """Any text becomes one line of UTF-8 without control characters. A second pass changes nothing."""
     shown = printable(text)
     assert len(shown.splitlines()) <= 1
     assert not any(unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} for char in shown)
@@ -39,14 +39,14 @@ def test_any_text_becomes_one_line_of_utf8(text: str) -> None:
 
 
 def test_lines_after_the_first_are_indented() -> None:
-    """Line breaks stay, and the lines after the first are indented, so that none passes for somebody else's."""
+    """Line breaks stay. Lines after the first are indented, so that none passes for a record of its own."""
     text = "Traceback:\n  File\x1b[2J\r\nValueError: no"
     assert printable_lines(text) == "Traceback:\n  File\\x1b[2J\\r\nValueError: no"
     assert printable_lines(text, indent="    ").splitlines()[1:] == ["      File\\x1b[2J\\r", "    ValueError: no"]
 
 
 def test_first_line_shows_that_there_are_more() -> None:
-    """Of many lines the first one, with a sign that there are more."""
+    """Several lines become the first one and an ellipsis."""
     assert first_line("(psycopg) no table\n[SQL: SELECT 1]\n(Background ...)") == "(psycopg) no table …"
     assert first_line("\nonly\x07 one\n") == "only\\x07 one"
     assert first_line("") == ""
