@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[1]
 
-_PATIENCE = 60.0  # seconds: a busy machine takes a while to import everything, and its disk may stand still
+_TIMEOUT = 60.0  # seconds: a busy machine takes a while to import everything, and its disk may stand still
 
 
 def bare_environment(**variables: str) -> dict[str, str]:
@@ -121,7 +121,7 @@ class Command:
             assert self._process.poll() is None or self.output.count(text) >= times, self.output
             return self.output.count(text) >= times
 
-        await eventually(said, timeout=_PATIENCE)
+        await eventually(said, timeout=_TIMEOUT)
         return self.output
 
     async def ends(self) -> int:
@@ -131,7 +131,7 @@ class Command:
             _ = self.output  # a terminal that nobody reads from holds up whoever writes to it
             return self._process.poll() is not None
 
-        await eventually(has_ended, timeout=_PATIENCE)
+        await eventually(has_ended, timeout=_TIMEOUT)
         return self._process.returncode
 
     @property

@@ -142,7 +142,7 @@ class TestKilled:
         await eventually(lambda: left_keys(observer), equals=set())
 
 
-class TestStuck:
+class TestBlocked:
     async def test_a_blocked_event_loop_ends_the_worker_and_its_job_comes_back(
         self, forked_workers: ForkedWorkers, observer: Any
     ) -> None:
@@ -192,7 +192,7 @@ class TestStuck:
         assert left_keys(observer) == set()
 
 
-class TestToldToStop:
+class TestStopping:
     @pytest.mark.parametrize("times", [1, 2])
     async def test_a_worker_stopped_in_the_middle_of_a_commit_reports_its_real_outcome(
         self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, times: int
