@@ -11,7 +11,7 @@ from uuid import uuid4
 import uvloop
 
 from bench.contender_api import CONCURRENCY, Row, Rows
-from worker.ledger import Ending, State
+from worker.ledger import FinalRow, State
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME
 
@@ -19,14 +19,14 @@ from worker.ledger.table import NAME
 class LedgerRows(Rows):
     """Adds rows, and to each transaction the ledger's."""
 
-    _settle = Statements.of("postgresql", NAME).settle
+    _complete = Statements.of("postgresql", NAME).complete
 
     async def add(self, number: int) -> None:
-        ending = Ending(uuid4().hex, number, "insert", "arq:queue", State.DONE, result=b"null")
+        ending = FinalRow(uuid4().hex, number, "insert", "arq:queue", State.DONE, result=b"null")
         async with self.sessions.begin() as session:
             session.add(Row(number=number))
             await session.flush()
-            await session.execute(self._settle, ending._asdict())
+            await session.execute(self._complete, ending._asdict())
 
 
 async def _add_all(rows: Rows, numbers: Iterator[int]) -> None:

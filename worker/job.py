@@ -8,9 +8,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from db.errors import NestedWriterError
 from worker.broker.broker import Broker, default_broker
-from worker.broker.records import JobStatus, Trace, to_ms
+from worker.broker.records import JobSnapshot, JobStatus, to_ms
 from worker.client.enqueue import Transaction
-from worker.client.ledger_status import Recollection, abort_pending, recollect
+from worker.client.ledger_status import LedgerStatus, abort_pending, ledger_status
 from worker.client.signature import Signature
 from worker.context import from_milliseconds
 from worker.errors import JobFailed, JobNotCommittedError, LedgerAwayError, PayloadError, ResultNotFoundError
@@ -97,20 +97,20 @@ class Job(Generic[R]):
 
     async def status(self) -> JobStatus:
         """Where it is now."""
-        status = (await self._trace()).status
+        status = (await self._snapshot()).status
         if status is JobStatus.not_found and (remembered := await self._recollection()) is not None:
             return remembered.status
         return status
 
     async def info(self) -> JobInfo | None:
         """All that is known of it, or None for a job that neither Redis nor the ledger knows."""
-        trace = await self._trace()
-        if trace.result is not None:
-            return self._finished(deserialize(trace.result))
-        if trace.payload is None:
+        snapshot = await self._snapshot()
+        if snapshot.result is not None:
+            return self._finished(deserialize(snapshot.result))
+        if snapshot.payload is None:
             remembered = await self._recollection()
             return None if remembered is None else self._remembered(remembered)
-        return self._waiting(Message.decode(self.job_id, trace.payload), trace.status)
+        return self._waiting(Message.decode(self.job_id, snapshot.payload), snapshot.status)
 
     async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - arq's own name for it
         """Wait for the job and return its result, or raise the exception that ended it.
@@ -176,14 +176,14 @@ class Job(Generic[R]):
                     return ending
 
     async def _finished_result(self) -> "_Ending | None":
-        trace = await self._trace()
-        if trace.result is not None:
-            data = deserialize(trace.result)
+        snapshot = await self._snapshot()
+        if snapshot.result is not None:
+            data = deserialize(snapshot.result)
             return _Ending(data["s"], data["r"])
-        if trace.status is not JobStatus.not_found:
+        if snapshot.status is not JobStatus.not_found:
             return None
         try:
-            remembered = await recollect(self.job_id, self._moment)
+            remembered = await ledger_status(self.job_id, self._moment)
         except LedgerAwayError as error:
             if isinstance(error.__cause__, NestedWriterError):
                 raise  # to wait would be to wait for oneself
@@ -205,10 +205,10 @@ class Job(Generic[R]):
             return "the transaction that it was enqueued in was not committed"
         return "there is none of this id, or its result was not kept"
 
-    async def _recollection(self) -> Recollection | None:
+    async def _recollection(self) -> LedgerStatus | None:
         """What the ledger remembers. Where the database is away, Redis' word stands."""
         with contextlib.suppress(LedgerAwayError):
-            return await recollect(self.job_id, self._moment)
+            return await ledger_status(self.job_id, self._moment)
         return None
 
     def _require_committed(self) -> None:
@@ -232,7 +232,7 @@ class Job(Generic[R]):
             enqueued_at=from_milliseconds(message.enqueued_at),
         )
 
-    def _remembered(self, job: Recollection) -> JobInfo:
+    def _remembered(self, job: LedgerStatus) -> JobInfo:
         waiting = self._waiting(job.message, job.status)
         if job.is_pending:
             return waiting
@@ -260,16 +260,16 @@ class Job(Generic[R]):
             finished_at=from_milliseconds(data["ft"]),
         )
 
-    async def _trace(self) -> Trace:
+    async def _snapshot(self) -> JobSnapshot:
         """What Redis knows of this job; nothing where another one has its id by now."""
-        trace = await self._redis.trace(self.queue_name, self.job_id, self._moment)
-        if trace.set_aside is not None or not self._is_own(trace):
-            return Trace(None, trace.set_aside, in_progress=False, due=None, now=trace.now)
-        return trace
+        snapshot = await self._redis.status(self.queue_name, self.job_id, self._moment)
+        if snapshot.set_aside is not None or not self._is_own(snapshot):
+            return JobSnapshot(None, snapshot.set_aside, in_progress=False, due=None, now=snapshot.now)
+        return snapshot
 
-    def _is_own(self, trace: Trace) -> bool:
+    def _is_own(self, snapshot: JobSnapshot) -> bool:
         """Whether Redis speaks of this very job. What does not say when it was enqueued does not speak against it."""
-        raw = trace.result or trace.payload
+        raw = snapshot.result or snapshot.payload
         if self._moment is None or raw is None:
             return True
         try:

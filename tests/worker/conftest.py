@@ -113,7 +113,7 @@ class RoundTrips:
         return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval", "exec", "ping"))
 
 
-class Bench:
+class ExecutorHarness:
     """An executor of its own for a test."""
 
     def __init__(self, **hooks: Hook) -> None:
@@ -149,30 +149,30 @@ class Bench:
         return await self.start(task, self.deliver(task, *args, tries=tries, **kwargs))
 
 
-MakeBench = Callable[..., Bench]
+MakeHarness = Callable[..., ExecutorHarness]
 
 
 @pytest.fixture
-def make_bench(database: Database[db.AsyncSession]) -> Any:
+def make_harness(database: Database[db.AsyncSession]) -> Any:
     """Makes executors on the default database; arguments: arq's hooks."""
-    made: list[Bench] = []
+    made: list[ExecutorHarness] = []
 
-    def make(**hooks: Hook) -> Bench:
-        made.append(Bench(**hooks))
+    def make(**hooks: Hook) -> ExecutorHarness:
+        made.append(ExecutorHarness(**hooks))
         return made[-1]
 
     yield make
-    for bench in made:
-        bench.caller.close()
+    for harness in made:
+        harness.caller.close()
 
 
 @pytest.fixture
-def bench(make_bench: MakeBench) -> Bench:
+def harness(make_harness: MakeHarness) -> ExecutorHarness:
     """An executor on the default database."""
-    return make_bench()
+    return make_harness()
 
 
 @pytest.fixture
-def execute(bench: Bench) -> Execute:
+def execute(harness: ExecutorHarness) -> Execute:
     """Runs one job on the default database."""
-    return bench.run
+    return harness.run

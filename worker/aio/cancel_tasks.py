@@ -7,7 +7,7 @@ from typing import Any
 _ASK_AGAIN = 0.5  # seconds: less would interrupt what they do to end in order
 
 
-async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+async def cancel_tasks(tasks: Iterable["asyncio.Task[Any]"]) -> None:
     """Cancel the tasks and wait until they have ended, however.
 
     Once may not be enough: Python 3.11's `asyncio.wait_for`, by which redis-py sends its commands, drops a cancellation

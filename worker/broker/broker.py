@@ -17,7 +17,7 @@ from typing import Any
 from worker.broker.connection import AsyncClient
 from worker.broker.connections import Connections
 from worker.broker.keys import Keys
-from worker.broker.records import Claim, Claims, Settlement, Trace
+from worker.broker.records import Claim, Claims, Completion, JobSnapshot
 from worker.broker.unserved import is_time_to_look, take_note
 from worker.config import Config
 from worker.new_job import NewJob
@@ -67,15 +67,17 @@ class Broker:
         """
         return await self._put("publish", jobs)
 
-    async def known(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
+    async def exists(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
         """Which of these jobs Redis has, waiting or running; a kept result does not count."""
-        return [bool(reply) for reply in await self.connections.run("known", queue, [Keys.of(queue).prefix, *job_ids])]
+        return [bool(reply) for reply in await self.connections.run("exists", queue, [Keys.of(queue).prefix, *job_ids])]
 
-    async def trace(self, queue: str, job_id: str, enqueued_at: int | None = None) -> Trace:
+    async def status(self, queue: str, job_id: str, enqueued_at: int | None = None) -> JobSnapshot:
         """What Redis knows of the job of this id, in one round trip; and of the one that was enqueued at that time."""
         arguments = [Keys.of(queue).prefix, job_id, "" if enqueued_at is None else enqueued_at]
-        payload, result, in_progress, due, now, set_aside = await self.connections.run("trace", queue, arguments)
-        return Trace(payload, result, bool(in_progress), None if due is None else float(due), float(now), set_aside)
+        payload, result, in_progress, due, now, set_aside = await self.connections.run("status", queue, arguments)
+        return JobSnapshot(
+            payload, result, bool(in_progress), None if due is None else float(due), float(now), set_aside
+        )
 
     async def abort(self, queue: str, job_id: str, enqueued_at: int | None = None) -> bool:
         """Ask for a job to be aborted; False where there is none of this id, or it was not enqueued at that time."""
@@ -110,12 +112,12 @@ class Broker:
         """Bytes that a payload may have to be read by a worker."""
         return _READ * self.max_payload
 
-    async def finish(self, queue: str, settlements: Sequence[Settlement]) -> list[bool]:
+    async def finish(self, queue: str, completions: Sequence[Completion]) -> list[bool]:
         """Record what became of held jobs; tells of each whether it was still this worker's."""
         keys = Keys.of(queue)
         arguments: list[Any] = [keys.prefix, keys.wake]
-        for settlement in settlements:
-            arguments += settlement
+        for completion in completions:
+            arguments += completion
         return [bool(reply) for reply in await self.connections.run("finish", queue, arguments)]
 
     async def depth(self, queue: str) -> int:

@@ -16,7 +16,7 @@ from worker.aio import loop_thread
 from worker.broker.connection import AsyncClient, drop_connections
 from worker.broker.keys import Keys
 from worker.broker.loop_connections import LoopConnections
-from worker.broker.pubsub import Notices
+from worker.broker.pubsub import Subscriber
 from worker.broker.redis_url import CLUSTER, RedisAddress
 from worker.broker.scripts import Script
 from worker.errors import WorkerError
@@ -45,7 +45,7 @@ class Connections:
         return self._here.client
 
     @property
-    def notices(self) -> Notices:
+    def notices(self) -> Subscriber:
         """The subscription of the event loop that runs now."""
         return self._here.notices
 

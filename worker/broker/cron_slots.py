@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.broker.connections import Connections
 from worker.broker.keys import Keys
-from worker.broker.records import Slot
+from worker.broker.records import CronSlot
 from worker.new_job import A_DAY
 
 _NO_TIME = 15  # digits of milliseconds, which no datetime can say
@@ -19,7 +19,7 @@ class CronSlots:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
-    async def add(self, queue: str, slots: Sequence[Slot]) -> list[bool]:
+    async def add(self, queue: str, slots: Sequence[CronSlot]) -> list[bool]:
         """Queue the jobs of slots, oldest first; tells of each whether nobody had done it before."""
         keys = Keys.of(queue)
         arguments: list[Any] = [keys.prefix, keys.wake, A_DAY]

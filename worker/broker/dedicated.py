@@ -1,4 +1,4 @@
-"""``Line``: one connection to Redis, for commands that follow one another.
+"""``DedicatedConnection``: one connection to Redis, for commands that follow one another.
 
 1. It is opened by the first command, and anew by the next one after it was lost.
 2. One deadline covers a whole command, and comes later for one with many bytes. redis-py has one for each of its steps,
@@ -25,7 +25,7 @@ _IDLE = 1.0  # seconds without a command
 _SLOW_NETWORK = 1024 * 1024  # bytes a second; to send a large result takes longer than any reply
 
 
-class Line:
+class DedicatedConnection:
     """Runs commands, one at a time.
 
     Args:

@@ -1,4 +1,4 @@
-"""``Renewal``: the heartbeat's own line to Redis, for its thread: a blocked event loop must lose no lease."""
+"""``LeaseClient``: the heartbeat's own line to Redis, for its thread: a blocked event loop must lose no lease."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -11,7 +11,7 @@ from worker.broker.keys import Keys
 from worker.broker.scripts import Script
 
 
-class Held(NamedTuple):
+class HeldLease(NamedTuple):
     """One job that this worker holds."""
 
     raw_id: bytes
@@ -20,7 +20,7 @@ class Held(NamedTuple):
     payload: bytes | None
 
 
-class Grip(Enum):
+class LeaseOwner(Enum):
     """Who holds a job, as Redis has it."""
 
     OURS = 1
@@ -28,7 +28,7 @@ class Grip(Enum):
     ANOTHERS = -1
 
 
-class Renewal:
+class LeaseClient:
     """Renews leases, takes lost ones again, and hears of aborts.
 
     Args:
@@ -42,23 +42,23 @@ class Renewal:
         self._prefix = Keys.of(queue).prefix
         self._lease = lease
 
-    def renew(self, jobs: Sequence[Held]) -> list[tuple[Grip, float | None]]:
+    def renew(self, jobs: Sequence[HeldLease]) -> list[tuple[LeaseOwner, float | None]]:
         """Who holds each job now, and when it was asked to abort (milliseconds since the epoch)."""
         arguments: list[Any] = [self._prefix, self._lease]
         for job in jobs:
             arguments += (job.raw_id, job.token)
         replies = self._run("renew", arguments)
         return [
-            (Grip(state), None if abort_at is None else float(abort_at))
+            (LeaseOwner(state), None if abort_at is None else float(abort_at))
             for state, abort_at in zip(replies[::2], replies[1::2], strict=True)
         ]
 
-    def retake(self, jobs: Sequence[Held]) -> list[bool]:
+    def reacquire(self, jobs: Sequence[HeldLease]) -> list[bool]:
         """Take leases that nobody holds; tells of each whether it is ours again."""
         arguments: list[Any] = [self._prefix, self._lease]
         for job in jobs:
             arguments += (job.raw_id, job.token, job.score, job.payload or b"")
-        return [bool(reply) for reply in self._run("retake", arguments)]
+        return [bool(reply) for reply in self._run("reacquire", arguments)]
 
     def close(self) -> None:
         close_sync(self._redis)

@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator
 from redis.asyncio import Redis
 
 from worker.broker.connection import AsyncClient, abandon, close, connect, connect_to_subscribe
-from worker.broker.dedicated import Line
-from worker.broker.pubsub import Notices
+from worker.broker.dedicated import DedicatedConnection
+from worker.broker.pubsub import Subscriber
 
 
 class LoopConnections:
@@ -23,8 +23,8 @@ class LoopConnections:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client: AsyncClient | None = None
-        self._lines: dict[str, Line] = {}
-        self._notices: Notices | None = None
+        self._lines: dict[str, DedicatedConnection] = {}
+        self._notices: Subscriber | None = None
         self._until_closed = self._wait_for_end()
         with contextlib.suppress(StopIteration):  # begun: from now on its loop knows it
             self._until_closed.__anext__().send(None)
@@ -36,18 +36,18 @@ class LoopConnections:
         return self._client
 
     @property
-    def notices(self) -> Notices:
+    def notices(self) -> Subscriber:
         if self._notices is None:
-            self._notices = Notices(functools.partial(connect_to_subscribe, self._url))
+            self._notices = Subscriber(functools.partial(connect_to_subscribe, self._url))
         return self._notices
 
-    def line(self, name: str) -> Line | None:
+    def line(self, name: str) -> DedicatedConnection | None:
         """The connection that is kept for `name`; of a cluster there is none."""
         if name not in self._lines:
             client = self.client
             if not isinstance(client, Redis):
                 return None
-            self._lines[name] = Line(client)
+            self._lines[name] = DedicatedConnection(client)
         return self._lines[name]
 
     async def close_lines(self) -> None:

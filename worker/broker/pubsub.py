@@ -21,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from worker.aio.cancel_tasks import end
+from worker.aio.cancel_tasks import cancel_tasks
 from worker.broker.closed_loop import drop_connection, drop_task
 from worker.broker.connection import abandon, close
 
@@ -31,7 +31,7 @@ _RECONNECT = 0.5  # seconds
 _SILENCE = 5.0  # seconds without a notice, after which the connection is asked whether it lives, and to answer
 
 
-class Notices:
+class Subscriber:
     """Wakes those who wait for a channel.
 
     Args:
@@ -67,7 +67,7 @@ class Notices:
 
     async def close(self) -> None:
         """Wake nobody any more, and close the connection."""
-        await end([*self._tidying, *([] if self._reader is None else [self._reader])])
+        await cancel_tasks([*self._tidying, *([] if self._reader is None else [self._reader])])
         self._reader = None
         await self._drop_connection()
 

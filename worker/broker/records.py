@@ -21,7 +21,7 @@ class JobStatus(StrEnum):
     not_found = "not_found"
 
 
-class Trace(NamedTuple):
+class JobSnapshot(NamedTuple):
     """What Redis knows of one job."""
 
     payload: bytes | None
@@ -83,7 +83,7 @@ class Claims(NamedTuple):
     """Seconds until the queue has something due; None where it is empty."""
 
 
-class Settlement(NamedTuple):
+class Completion(NamedTuple):
     """What became of one held job, for Redis."""
 
     raw_id: bytes
@@ -98,7 +98,7 @@ class Settlement(NamedTuple):
     """Milliseconds until it is due again."""
 
 
-class Slot(NamedTuple):
+class CronSlot(NamedTuple):
     """One time at which a scheduled task is to run."""
 
     task: str

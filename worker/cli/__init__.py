@@ -23,7 +23,7 @@ from rich.text import Text
 from db.text.printable import printable
 from worker.broker.broker import Broker
 from worker.broker.errors import AuthenticationError, RedisError, ResponseError
-from worker.cli.child_process import Parent
+from worker.cli.child_process import ParentLink
 from worker.cli.jobs import app as jobs_app
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.cli.supervisor import supervise
@@ -152,7 +152,7 @@ def run(
     """
     _check_watch(watch=watch, folder=folder)
     leave_on_signal(until_empty=burst)
-    parent = None if under is None else Parent()
+    parent = None if under is None else ParentLink()
     _set_for_children(WORKER_QUEUES=queues, WORKER_CONCURRENCY=concurrency)
     config = Config.load()
     if parent is None:

@@ -26,7 +26,7 @@ _STARTED = b"\n"
 _ENDING = 20.0  # seconds past the grace time that a child without a parent gets
 
 
-class Child:
+class ChildProcess:
     """``python -m worker ...``, started by us.
 
     1. It has a process group of its own: a Ctrl-C in the terminal is for us, who pass it on.
@@ -89,8 +89,8 @@ class Child:
         return 128 - code if code < 0 else code
 
 
-class Parent:
-    """Whoever started this process as a `Child`."""
+class ParentLink:
+    """Whoever started this process as a `ChildProcess`."""
 
     def __init__(self) -> None:
         self._line = socket.socket(fileno=os.dup(0))

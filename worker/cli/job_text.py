@@ -12,7 +12,7 @@ from db.text.printable import first_line, printable_lines
 from worker.cli.output import printable_text
 from worker.context import from_milliseconds
 from worker.errors import PayloadError
-from worker.ledger.admin import Line, Tally, Which, earlier_ends
+from worker.ledger.admin import FailureCount, JobFilter, JobRow, earlier_ends
 from worker.ledger.table import State
 from worker.message import Message
 
@@ -20,7 +20,7 @@ _TALLIES = 10  # kinds of failures that are shown
 _WHEN = {"enqueued": "enqueued_at", "due": "due", "started": "started_at", "ended": "finished_at"}
 
 
-def describe_lines(lines: Sequence[Line]) -> Table:
+def describe_lines(lines: Sequence[JobRow]) -> Table:
     """A row for each job."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("id", "task", "queue"):
@@ -34,7 +34,7 @@ def describe_lines(lines: Sequence[Line]) -> Table:
     return table
 
 
-def describe_tallies(which: Which, shown: int, tallies: Sequence[Tally]) -> Iterator[Text]:
+def describe_tallies(which: JobFilter, shown: int, tallies: Sequence[FailureCount]) -> Iterator[Text]:
     """How many there are, of which kinds."""
     total = sum(tally.jobs for tally in tallies)
     most = f", of which {shown:,} are shown" if 0 < shown < total else ""
@@ -46,7 +46,7 @@ def describe_tallies(which: Which, shown: int, tallies: Sequence[Tally]) -> Iter
         yield Text(f"{rest:>9,}  in {len(tallies) - _TALLIES:,} more kinds")
 
 
-def as_data(lines: Sequence[Line], tallies: Sequence[Tally]) -> dict[str, Any]:
+def as_data(lines: Sequence[JobRow], tallies: Sequence[FailureCount]) -> dict[str, Any]:
     """The same for programs; times as in ISO 8601."""
     return {
         "jobs": [

@@ -20,7 +20,7 @@ from worker.cli.job_text import as_data, describe_job, describe_lines, describe_
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
 from worker.errors import ConfigError
-from worker.ledger.admin import Desk, Key, Line, Refusal, Tally, Which
+from worker.ledger.admin import FailureCount, JobAdmin, JobFilter, JobRow, Key, Rejection
 from worker.ledger.schema_check import check
 from worker.ledger.table import State
 from worker.new_job import NewJob
@@ -57,9 +57,9 @@ def show_list(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Show jobs, the latest first, and count them by task and kind of error."""
-    which = Which(state, task, queue, error)
+    which = JobFilter(state, task, queue, error)
 
-    async def read(desk: Desk) -> tuple[list[Line], list[Tally]]:
+    async def read(desk: JobAdmin) -> tuple[list[JobRow], list[FailureCount]]:
         return await desk.lines(which, limit), await desk.tallies(which)
 
     lines, tallies = _at_desk(Config.load(), read)
@@ -96,11 +96,11 @@ def retry(
     """Run failed jobs again, with the tries of a new job. They keep their id and their history."""
     config = Config.load()
 
-    async def act(desk: Desk) -> int:
+    async def act(desk: JobAdmin) -> int:
         chosen = await _chosen(desk, "retry", ids, _bulk(task, queue, error, everything=everything), yes=yes)
         async with _Publisher(config) as publisher:
 
-            async def retry_batch(keys: Sequence[Key]) -> list[Refusal]:
+            async def retry_batch(keys: Sequence[Key]) -> list[Rejection]:
                 retried, refusals = await desk.retry(keys, accept_pickle=config.accept_pickle)
                 await publisher.publish(retried)
                 return refusals
@@ -122,7 +122,7 @@ def discard(
 ) -> int:
     """Discard failed jobs for good. They cannot be retried, and are deleted like other old jobs."""
 
-    async def act(desk: Desk) -> int:
+    async def act(desk: JobAdmin) -> int:
         chosen = await _chosen(desk, "discard", ids, _bulk(task, queue, error, everything=everything), yes=yes)
         return await _in_batches("discarded", desk, chosen, desk.discard)
 
@@ -133,17 +133,19 @@ class _Chosen(NamedTuple):
     """What to act upon, and what of that which was named cannot be."""
 
     keys: Sequence[Key]
-    refusals: Sequence[Refusal] = ()
+    refusals: Sequence[Rejection] = ()
 
 
-def _bulk(task: str | None, queue: str | None, error: str | None, *, everything: bool) -> Which | None:
+def _bulk(task: str | None, queue: str | None, error: str | None, *, everything: bool) -> JobFilter | None:
     filtered = (task, queue, error) != (None, None, None)
     if everything and filtered:
         raise ConfigError("--all means all: leave out --task, --queue and --error, or leave out --all")
-    return Which(State.FAILED, task, queue, error) if everything or filtered else None
+    return JobFilter(State.FAILED, task, queue, error) if everything or filtered else None
 
 
-async def _chosen(desk: Desk, verb: str, ids: Sequence[str] | None, which: Which | None, *, yes: bool) -> _Chosen:
+async def _chosen(
+    desk: JobAdmin, verb: str, ids: Sequence[str] | None, which: JobFilter | None, *, yes: bool
+) -> _Chosen:
     """
     Raises:
         ConfigError: it is not said which, or there is nobody to ask.
@@ -163,14 +165,14 @@ async def _chosen(desk: Desk, verb: str, ids: Sequence[str] | None, which: Which
     return _Chosen(keys)
 
 
-async def _by_id(desk: Desk, ids: Sequence[str]) -> _Chosen:
+async def _by_id(desk: JobAdmin, ids: Sequence[str]) -> _Chosen:
     keys, refusals = [], []
     for job_id in dict.fromkeys(ids):
         latest = await desk.latest(job_id)
         if latest is None:
-            refusals.append(Refusal(job_id, "the ledger has no such job"))
+            refusals.append(Rejection(job_id, "the ledger has no such job"))
         elif latest[1] is not State.FAILED:
-            refusals.append(Refusal(job_id, f"it has not failed: it is {latest[1]}"))
+            refusals.append(Rejection(job_id, f"it has not failed: it is {latest[1]}"))
         else:
             keys.append(latest[0])
     return _Chosen(keys, refusals)
@@ -184,7 +186,7 @@ def _agrees(question: str) -> bool:
 
 
 async def _in_batches(
-    done: str, desk: Desk, chosen: _Chosen, act: Callable[[Sequence[Key]], Awaitable[list[Refusal]]]
+    done: str, desk: JobAdmin, chosen: _Chosen, act: Callable[[Sequence[Key]], Awaitable[list[Rejection]]]
 ) -> int:
     """Act upon all of them, and say of which it was refused; the exit code."""
     refused = _tell_refusals(chosen.refusals)
@@ -198,7 +200,7 @@ async def _in_batches(
     return FAILED if refused else 0
 
 
-def _tell_refusals(refusals: Sequence[Refusal]) -> int:
+def _tell_refusals(refusals: Sequence[Rejection]) -> int:
     for job_id, why in refusals:
         err.print(printable_text(f"{job_id}: {why}", style="yellow"))
     return len(refusals)
@@ -229,7 +231,7 @@ class _Publisher:
             self._broker = None
 
 
-def _at_desk(config: Config, act: Callable[[Desk], Coroutine[Any, Any, T]]) -> T:
+def _at_desk(config: Config, act: Callable[[JobAdmin], Coroutine[Any, Any, T]]) -> T:
     """What `act` returns, with the default database open.
 
     Raises:
@@ -241,6 +243,6 @@ def _at_desk(config: Config, act: Callable[[Desk], Coroutine[Any, Any, T]]) -> T
     async def run() -> T:
         async with opened(config, statement_timeout=_LONG) as database:
             await check(database, config.ledger)
-            return await act(Desk(config.ledger))
+            return await act(JobAdmin(config.ledger))
 
     return asyncio.run(run())

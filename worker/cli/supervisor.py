@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 
 from worker.aio.backoff import Backoff
-from worker.aio.cancel_tasks import end
-from worker.cli.child_process import Child
+from worker.aio.cancel_tasks import cancel_tasks
+from worker.cli.child_process import ChildProcess
 from worker.cli.progress import Progress
 from worker.cli.progress_output import Display, display
 from worker.config import Config
@@ -48,7 +48,7 @@ async def _supervise(config: Config, worker_ids: Sequence[str], shown: Display, 
     try:
         return await Supervisor(worker_ids, progress, shown.output, until_empty=until_empty).run()
     finally:
-        await end({showing})
+        await cancel_tasks({showing})
         await progress.close()
         shown.close()
 
@@ -65,7 +65,7 @@ class Supervisor:
         self._progress = progress
         self._output = output
         self._until_empty = until_empty
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, ChildProcess] = {}
         self._first_works = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped_by: signal.Signals | None = None
@@ -115,16 +115,16 @@ class Supervisor:
         await self._progress.died(worker_id)
         return code
 
-    async def _start(self, worker_id: str) -> Child:
+    async def _start(self, worker_id: str) -> ChildProcess:
         until_empty = ["--burst"] if self._until_empty else []
-        return await Child.start(
+        return await ChildProcess.start(
             ["run", "--under=supervisor", *until_empty],
             {**os.environ, "WORKER_ID": worker_id, "PYTHONUNBUFFERED": "1"},
             stdout=self._output if sys.stdout.isatty() else None,
             stderr=self._output,
         )
 
-    async def _note_start(self, child: Child) -> None:
+    async def _note_start(self, child: ChildProcess) -> None:
         if await child.started():
             self._first_works.set()
 

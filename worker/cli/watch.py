@@ -13,7 +13,7 @@ from pathlib import Path
 
 from watchfiles import PythonFilter, awatch
 
-from worker.cli.child_process import Child
+from worker.cli.child_process import ChildProcess
 from worker.process.logs import log_without_arq
 from worker.process.stop_signals import STOP_SIGNALS
 
@@ -36,7 +36,7 @@ class Watch:
     def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
         self._folder = folder
         self._arguments = arguments
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._news = asyncio.Event()
         self._stopped_by: signal.Signals | None = None
         self._cannot_watch = False
@@ -63,7 +63,7 @@ class Watch:
     async def _live(self) -> int:
         """From a start to the time for the next one; the exit code."""
         self._news.clear()
-        child = self._child = await Child.start(self._arguments, os.environ)
+        child = self._child = await ChildProcess.start(self._arguments, os.environ)
         if self._stopped_by is not None:  # it came while the child was being started
             child.send(self._stopped_by)
         ended = asyncio.create_task(child.ended())

@@ -111,7 +111,7 @@ async def _reserve(session: Any, job: NewJob, broker: Broker) -> bool:
 async def _is_queued(job: NewJob, broker: Broker) -> bool:
     """Whether a job of this id waits, runs, or has a kept result. A Redis that is away keeps nobody from enqueueing."""
     try:
-        return (await broker.trace(job.queue, job.id)).holds_id
+        return (await broker.status(job.queue, job.id)).holds_id
     except (RedisError, OSError) as error:
         logger.warning("Redis does not say whether the id %s is free: %s", job.id, error)
         return False

@@ -23,7 +23,7 @@ from worker.message import Message
 T = TypeVar("T")
 
 
-class Recollection:
+class LedgerStatus:
     """One job, as its row has it."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
@@ -85,21 +85,21 @@ class Recollection:
         return _moment(self._row["finished_at"])
 
 
-async def recollect(job_id: str, enqueued_at: int | None) -> Recollection | None:
+async def ledger_status(job_id: str, enqueued_at: int | None) -> LedgerStatus | None:
     """The job of this id that was enqueued then, or last; None where the ledger has none, or there is none to ask.
 
     Raises:
         LedgerAwayError: the database does not answer.
     """
     row = await _asked(lambda ledger: ledger.latest(job_id, enqueued_at), otherwise=None)
-    return None if row is None else Recollection(row)
+    return None if row is None else LedgerStatus(row)
 
 
 async def abort_pending(job_id: str, enqueued_at: int | None) -> bool:
     """Let a job that is not in the queue yet never get there; whether there was one.
 
     Args:
-        enqueued_at: as in `recollect`.
+        enqueued_at: as in `ledger_status`.
 
     Raises:
         LedgerAwayError: the database does not answer.

@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import JobExpiredError, PayloadError, PayloadTooLargeError, PoisonJobError, UnknownTaskError
 from worker.message import Message
 from worker.task import Task
@@ -44,21 +44,21 @@ class Admission:
         if claim.unread:
             return Outcome.failed(_too_large(claim.unread))
         if claim.payload is None:
-            return Outcome(Kind.EXPIRED, error=JobExpiredError("job expired: it waited longer than it may"))
+            return Outcome(OutcomeKind.EXPIRED, error=JobExpiredError("job expired: it waited longer than it may"))
         try:
             message = Message.decode(execution.job_id, claim.payload, accept_pickle=self._accept_pickle)
         except PayloadError as error:
             return Outcome.failed(error)
         execution.message = message
         if execution.asked_to_abort(claim.abort_at):
-            return Outcome(Kind.ABORTED, error=asyncio.CancelledError())
+            return Outcome(OutcomeKind.ABORTED, error=asyncio.CancelledError())
         if claim.crashes >= self._max_crashes:
             return Outcome.failed(
                 PoisonJobError(f"its worker died {claim.crashes} times while it ran; WORKER_MAX_CRASHES allows no more")
             )
         task = self._tasks.get(message.task)
         if task is None:
-            return Outcome(Kind.POSTPONED, error=UnknownTaskError.of(message.task))
+            return Outcome(OutcomeKind.POSTPONED, error=UnknownTaskError.of(message.task))
         execution.task = task
         execution.limits = self._limits[message.task]
         execution.keep_lease()

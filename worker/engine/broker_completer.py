@@ -13,24 +13,24 @@ from pydantic_core import to_json
 from worker.aio.batching import coalesce
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
-from worker.broker.records import Settlement, now_ms
+from worker.broker.records import Completion, now_ms
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import milliseconds
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 from worker.engine.recording import RECORDING, Action
 from worker.exception_codec import error_data
 from worker.message import Message, serialize
 
 logger = logging.getLogger("worker")
 
-_ABORTED, _FINISHING = Kind.ABORTED, Phase.FINISHING
+_ABORTED, _FINISHING = OutcomeKind.ABORTED, Phase.FINISHING
 _BATCH = 500  # outcomes a round trip
 _ENOUGH = 16  # likewise: for so many it is made at once
 _BATCH_BYTES = 8 * 1024 * 1024  # likewise, of results
 _LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
 
-_Waiting = deque[tuple[Execution, Settlement]]
+_Waiting = deque[tuple[Execution, Completion]]
 
 
 class BrokerCompleter:
@@ -88,7 +88,7 @@ class BrokerCompleter:
         batch = _first(waiting)
         if not batch:
             return
-        replies = await self._broker.finish(queue, [settlement for _, settlement in batch])
+        replies = await self._broker.finish(queue, [done for _, done in batch])
         for (execution, _), ours in zip(batch, replies, strict=True):
             waiting.popleft()
             self._executions.remove(execution)
@@ -96,9 +96,9 @@ class BrokerCompleter:
                 logger.warning("%s ended here too late: another worker has taken it over", execution.job_id)
 
 
-def _first(waiting: _Waiting) -> list[tuple[Execution, Settlement]]:
+def _first(waiting: _Waiting) -> list[tuple[Execution, Completion]]:
     """As many as one round trip may carry."""
-    batch: list[tuple[Execution, Settlement]] = []
+    batch: list[tuple[Execution, Completion]] = []
     size = 0
     for entry in islice(waiting, _BATCH):
         size += len(entry[1].value)
@@ -108,13 +108,13 @@ def _first(waiting: _Waiting) -> list[tuple[Execution, Settlement]]:
     return batch
 
 
-def completion(execution: Execution, outcome: Outcome, action: Action) -> Settlement:
+def completion(execution: Execution, outcome: Outcome, action: Action) -> Completion:
     """Encode an outcome as Redis is told it."""
     claim, keep = execution.claim, execution.limits.keep_result
     if action == "end":
-        return Settlement(claim.raw_id, execution.token, action, _result(execution, outcome) if keep > 0 else b"", keep)
+        return Completion(claim.raw_id, execution.token, action, _result(execution, outcome) if keep > 0 else b"", keep)
     delay = milliseconds(outcome.delay)
-    return Settlement(claim.raw_id, execution.token, action, claim.payload or b"", keep, delay)
+    return Completion(claim.raw_id, execution.token, action, claim.payload or b"", keep, delay)
 
 
 def _result(execution: Execution, outcome: Outcome) -> bytes:

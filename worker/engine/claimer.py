@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from worker.aio.batching import coalesce
 from worker.broker.broker import Broker
 from worker.broker.errors import ResponseError
-from worker.broker.records import Claim, Settlement
+from worker.broker.records import Claim, Completion
 from worker.engine.slots import Slots
 from worker.keeper.table import LeaseTable, Place
 
@@ -154,7 +154,7 @@ class Claimer:
             held = await self._renewed(claims, queue, token)
             lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
             if lost:
-                back = [Settlement(claim.raw_id, token, "back", claim.payload or b"") for claim in lost]
+                back = [Completion(claim.raw_id, token, "back", claim.payload or b"") for claim in lost]
                 await self._broker.finish(queue, back)
         except BaseException:
             _forget(places)

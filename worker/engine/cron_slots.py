@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from worker.broker.broker import Broker
 from worker.broker.cron_slots import CronSlots
-from worker.broker.records import Slot
+from worker.broker.records import CronSlot
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import NewJob
@@ -18,7 +18,7 @@ from worker.task import Task
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-class Slots:
+class SlotHistory:
     """The slots that Redis knows of."""
 
     def __init__(self, broker: Broker) -> None:
@@ -33,12 +33,12 @@ class Slots:
         """The last slot of a task that was queued."""
         return (await self._slots.last(queue)).get(task.name)
 
-    async def put(self, queue: str, slots: Sequence[Slot]) -> None:
+    async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         """Queue the jobs of slots, oldest first, unless that was done before."""
         await self._slots.add(queue, slots)
 
 
-class LedgerSlots(Slots):
+class LedgerSlotHistory(SlotHistory):
     """The slots that Redis or the ledger knows of."""
 
     def __init__(self, broker: Broker, ledger: Ledger) -> None:
@@ -50,7 +50,7 @@ class LedgerSlots(Slots):
         known = (await super().last(task, queue), None if written is None else _EPOCH + timedelta(milliseconds=written))
         return max((moment for moment in known if moment is not None), default=None)
 
-    async def put(self, queue: str, slots: Sequence[Slot]) -> None:
+    async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         jobs = [_new_job(slot, queue) for slot in slots if slot.payload]
         new = await self._ledger.add_new(jobs) if jobs else []
         # What Redis does not take now, the relay publishes.
@@ -63,6 +63,6 @@ def slot_id(task: str, moment: object) -> str:
     return f"cron:{task}:{moment}"
 
 
-def _new_job(slot: Slot, queue: str) -> NewJob:
+def _new_job(slot: CronSlot, queue: str) -> NewJob:
     payload = encode(slot.task, b"{}", slot.moment, in_ledger=True)
     return NewJob(slot.job_id, payload, slot.task, queue, slot.moment, due=slot.moment)

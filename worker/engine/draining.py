@@ -6,7 +6,7 @@ import logging
 
 from worker.engine.execution import Phase
 from worker.engine.executions import Executions
-from worker.engine.outcome import Kind
+from worker.engine.outcome import OutcomeKind
 
 logger = logging.getLogger("worker")
 
@@ -47,7 +47,7 @@ class Draining:
     async def interrupt(self) -> None:
         """Interrupt the jobs that still run, and let them roll back."""
         for execution in self._executions:
-            execution.cancel(Kind.INTERRUPTED)
+            execution.cancel(OutcomeKind.INTERRUPTED)
         if tasks := self._executions.tasks:
             await asyncio.wait(tasks, timeout=_UNWINDING)
         for execution in self._executions:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from worker.broker.leases import Held
+from worker.broker.leases import HeldLease
 from worker.broker.records import Claim
 from worker.context import JobContext
 from worker.engine.limits import Limits
-from worker.engine.outcome import Kind
+from worker.engine.outcome import OutcomeKind
 from worker.keeper.table import Place
 from worker.message import Message
 from worker.task import Task
@@ -53,7 +53,7 @@ class Execution:
     """`UNREAD` until the payload is read, and where nothing can read it."""
     asyncio_task: "asyncio.Task[None] | None" = None
     phase: Phase = Phase.RUNNING
-    cancelled_as: Kind | None = None
+    cancelled_as: OutcomeKind | None = None
     """The outcome that the job's cancellation asks for. Set by `cancel`, before the cancellation."""
     job_id: str = field(init=False)
     """The id as text, whatever bytes it is made of."""
@@ -80,8 +80,8 @@ class Execution:
             return 0
 
     @property
-    def for_renewal(self) -> Held:
-        return Held(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
+    def for_renewal(self) -> HeldLease:
+        return HeldLease(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
 
     def keep_lease(self) -> None:
         """Keep the lease for as long as one attempt may take, from now on.
@@ -108,7 +108,7 @@ class Execution:
         """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""
         return abort_at is not None and abort_at >= self.message.enqueued_at
 
-    def cancel(self, outcome: Kind) -> None:
+    def cancel(self, outcome: OutcomeKind) -> None:
         """Cancel the body, once. The job's outcome is `outcome`. Call it on the event loop."""
         if self.cancelled_as is not None or self.phase is not Phase.RUNNING or self.asyncio_task is None:
             return

@@ -19,8 +19,8 @@ from db.transient import Transient, transient
 from worker.aio.deadline import Deadline
 from worker.context import JobContext, enter_job, from_milliseconds
 from worker.engine.execution import Execution
-from worker.engine.once import Once, SettledBeforeError
-from worker.engine.outcome import Kind, Outcome, Rerun, count_as_try, judge
+from worker.engine.once import CompletedBeforeError, Once
+from worker.engine.outcome import Outcome, OutcomeKind, Rerun, count_as_try, judge
 from worker.engine.rerun_policy import BusyRows, RerunPolicy
 from worker.engine.task_caller import TaskCaller
 from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
@@ -71,13 +71,13 @@ class Executor:
             unknown = task.signature.unknown_arguments(message.args, message.kwargs)
             if unknown:
                 call = f"{task.name}{task.signature.text}"
-                return Outcome(Kind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
+                return Outcome(OutcomeKind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
             return Outcome.failed(error)
         execution.context = self._context(execution)
         enter_job(execution.context)
-        return await self._until_settled(execution)
+        return await self._until_decided(execution)
 
-    async def _until_settled(self, execution: Execution) -> Outcome:
+    async def _until_decided(self, execution: Execution) -> Outcome:
         """Attempt the job until the database has the last word on it."""
         policy: RerunPolicy | None = None
         look_first = execution.claim.crashes > 0
@@ -99,19 +99,19 @@ class Executor:
         """Open a scope, call the task, serialise its result, tell the ledger; leaving the scope commits."""
         attempt = self._once.attempt(execution)
         try:
-            if look_first and (settled := await attempt.settled_before()) is not None:
-                return settled
+            if look_first and (earlier := await attempt.completed_before()) is not None:
+                return earlier
             async with scope() as work:
                 value = await self._call(execution, work)
                 result = self._serialized(value)
-                await attempt.settle(work, result)
-        except SettledBeforeError as before:
+                await attempt.complete(work, result)
+        except CompletedBeforeError as before:
             return before.outcome
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; the worker lives
-            if attempt.is_settled and _is_in_doubt(error) and (settled := await attempt.resolve_commit()) is not None:
-                return settled
+            if attempt.is_completed and _is_in_doubt(error) and (earlier := await attempt.resolve_commit()) is not None:
+                return earlier
             return self._judge(error, execution)
-        return Outcome.completed(result, in_ledger=attempt.is_settled)
+        return Outcome.completed(result, in_ledger=attempt.is_completed)
 
     def _judge(self, error: BaseException, execution: Execution) -> Outcome | Rerun:
         """What an error means for the job, now that all it did is rolled back."""
@@ -121,7 +121,7 @@ class Executor:
             delay = self._busy_rows.put_off(execution.message)
             if delay is None:
                 return _counted_as_try(Rerun(Transient.CONFLICT, error), execution)
-            return Outcome(Kind.POSTPONED, error=error, delay=delay)
+            return Outcome(OutcomeKind.POSTPONED, error=error, delay=delay)
         return judge(error, execution.task, tries=execution.claim.tries, max_tries=execution.limits.max_tries)
 
     def _serialized(self, value: object) -> bytes:
@@ -202,7 +202,7 @@ def _stopped(execution: Execution, error: BaseException) -> Outcome | None:
     3.12 a `TaskGroup` whose child failed leaves it raised.
     """
     stop = execution.cancelled_as
-    if stop is Kind.ABORTED and not isinstance(error, asyncio.CancelledError):
+    if stop is OutcomeKind.ABORTED and not isinstance(error, asyncio.CancelledError):
         # Whoever asked for it knows an abortion by this, whatever the body has made of its cancellation.
         aborted = asyncio.CancelledError()
         aborted.__cause__ = error

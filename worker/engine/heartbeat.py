@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
-from worker.broker.leases import Grip, Renewal
+from worker.broker.leases import LeaseClient, LeaseOwner
 from worker.config import Config
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
-from worker.engine.outcome import Kind
+from worker.engine.outcome import OutcomeKind
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
 
@@ -53,7 +53,7 @@ class Heartbeat:
     def __init__(
         self,
         executions: Executions,
-        connect: Callable[[str], Renewal],
+        connect: Callable[[str], LeaseClient],
         queues: Sequence[str],
         table: LeaseTable,
         keeper: Keeper,
@@ -67,7 +67,7 @@ class Heartbeat:
         self._keeper = keeper
         self._connect = connect
         self._queues = queues
-        self._lines: dict[str, Renewal] = {}
+        self._lines: dict[str, LeaseClient] = {}
         self._lease = lease
         self._interval = min(lease / 4, _LONGEST_INTERVAL)
         self._stop = threading.Event()
@@ -84,8 +84,8 @@ class Heartbeat:
         keeper = Keeper(table, broker.url, names, lease=lease, silence=silence)
         milliseconds = round(lease * 1000)
 
-        def connect(name: str) -> Renewal:
-            return Renewal(broker.url, name, milliseconds)
+        def connect(name: str) -> LeaseClient:
+            return LeaseClient(broker.url, name, milliseconds)
 
         return cls(executions, connect, names, table, keeper, lease=lease, silence=silence)
 
@@ -177,23 +177,23 @@ class Heartbeat:
         line = self._lines[queue]
         lost: list[Execution] = []
         for job, (grip, abort_at) in zip(jobs, line.renew([job.for_renewal for job in jobs]), strict=True):
-            if grip is Grip.ANOTHERS:
-                self._loop.call(job.cancel, Kind.ABANDONED)
-            elif grip is Grip.NOBODYS:
+            if grip is LeaseOwner.ANOTHERS:
+                self._loop.call(job.cancel, OutcomeKind.ABANDONED)
+            elif grip is LeaseOwner.NOBODYS:
                 lost.append(job)
             if job.asked_to_abort(abort_at):
-                self._loop.call(job.cancel, Kind.ABORTED)
+                self._loop.call(job.cancel, OutcomeKind.ABORTED)
         # One whose outcome is on its way is left alone: Redis may have forgotten it because it has just been finished.
         lost = [job for job in lost if job.phase is Phase.RUNNING]
         if lost:
-            self._retake(lost, line)
+            self._reacquire(lost, line)
 
-    def _retake(self, lost: list[Execution], line: Renewal) -> None:
-        taken = line.retake([job.for_renewal for job in lost])
+    def _reacquire(self, lost: list[Execution], line: LeaseClient) -> None:
+        taken = line.reacquire([job.for_renewal for job in lost])
         logger.warning("%d leases of running jobs had ended or were lost; %d are taken again", len(lost), sum(taken))
         for job, ours in zip(lost, taken, strict=True):
             if not ours:
-                self._loop.call(job.cancel, Kind.ABANDONED)
+                self._loop.call(job.cancel, OutcomeKind.ABANDONED)
 
 
 class _WatchedLoop:

@@ -1,14 +1,14 @@
 """``LedgerCompleter``: outcomes -> ledger, in batches, before Redis hears of them.
 
 1. What failed for good is kept, with its payload and traceback, until somebody retries or discards it.
-2. A job that was enqueued in a transaction has a pending row, and each of its ends settles that.
+2. A job that was enqueued in a transaction has a pending row, and each of its ends makes that row final.
 3. What the ledger knows to have ended otherwise, in another attempt, has ended as it says.
 4. All other outcomes, and those that the job's own transaction has written, go straight to the broker completer.
 
-An outcome stays here, and its lease stays held, until the ledger has taken it. One that fails goes to the end of the
-line, so that the others need not wait for it. One whose row the database cannot hold (its id has a NUL, say), or does
-not take again and again although it takes others, is Redis' alone. A row that is pending is settled without what may be
-too large, rather than left: whatever is pending is published, and would run again and again.
+An outcome stays here, and its lease stays held, until the ledger has taken it. An outcome that cannot be written goes to
+the end of the line, so that the others need not wait for it. If the database can never hold its row (its id has a NUL,
+say), or refuses it again and again while it takes others, only Redis gets the outcome. A pending row is then made final
+without the parts that may be too large: the relay publishes each row that stays pending, and the job would run again.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from db.transient import is_refused, transient
 from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.execution import Execution, Phase
 from worker.engine.once import outcome_of
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 from worker.engine.recording import RECORDING
 from worker.errors import LedgerBusyError
 from worker.exception_codec import error_data
-from worker.ledger import Ending, Ledger, State
+from worker.ledger import FinalRow, Ledger, State
 from worker.ledger.batches import batches
 from worker.message import serialize
 
 logger = logging.getLogger("worker")
 
-_FAILED = Kind.FAILED
+_FAILED = OutcomeKind.FAILED
 _BATCH = 200  # outcomes a transaction
 # Bytes, likewise. asyncpg sends so much of many rows at once; with more it may wait while it sends, and lose the
 # cancellation of a statement that waits for a lock. What is larger goes alone, and then it does not.
@@ -45,7 +45,7 @@ class _Waiting:
 
     execution: Execution
     outcome: Outcome
-    ending: Ending
+    ending: FinalRow
     failures: int = 0
     """How often it failed, and others were written after that."""
     written_before: int = 0
@@ -109,7 +109,7 @@ class LedgerCompleter:
         """Settle a batch in one transaction; where one of its rows is in the way, each in its own."""
         assert self._ledger is not None  # noqa: S101 - otherwise nothing waits
         try:
-            standing = await self._ledger.settle([entry.ending for entry in batch])
+            standing = await self._ledger.complete([entry.ending for entry in batch])
         except Exception as error:
             if len(batch) > 1 and not _is_away(error):
                 for entry in batch:
@@ -127,7 +127,7 @@ class LedgerCompleter:
             self._waiting.remove(entry)
             before = None if known.state is entry.ending.state else outcome_of(known)
             if before is not None:
-                logger.info("%s: another attempt of it was settled before: %s", entry.execution.job_id, known.state)
+                logger.info("%s: another attempt of it was completed before: %s", entry.execution.job_id, known.state)
             self._broker_completer.complete(entry.execution, before or entry.outcome)
 
     def _put_off(self, batch: list[_Waiting]) -> bool:
@@ -142,7 +142,7 @@ class LedgerCompleter:
     def _is_hopeless(self, entry: _Waiting, error: Exception) -> bool:
         """Whether the ledger will never take it.
 
-        A row that another attempt holds is about to be settled by that, and a small one does not lose a connection.
+        A row that another attempt holds is about to be made final by that, and a small one does not lose a connection.
         """
         if is_refused(error):
             return True
@@ -163,12 +163,12 @@ class LedgerCompleter:
         self._broker_completer.complete(entry.execution, entry.outcome)
 
 
-def _ending(execution: Execution, outcome: Outcome) -> Ending | None:
+def _ending(execution: Execution, outcome: Outcome) -> FinalRow | None:
     """The row that says how the job has ended; None where none is wanted."""
     message, state = execution.message, RECORDING[outcome.kind].state
     if state is None or not execution.is_read or not (message.in_ledger or outcome.kind is _FAILED):
         return None
-    ending = Ending(
+    ending = FinalRow(
         message.job_id,
         message.enqueued_at,
         _storable(message.task),
@@ -194,7 +194,7 @@ def _is_pending(execution: Execution) -> bool:
     return execution.message.in_ledger
 
 
-def _bare(ending: Ending) -> Ending:
+def _bare(ending: FinalRow) -> FinalRow:
     """How the job has ended, without what may be large; a pending row has its payload already."""
     result = None if ending.state is State.DONE else ending.result
     return ending._replace(payload=None, result=result, traceback=None)

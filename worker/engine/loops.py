@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from worker.aio.cancel_tasks import end
+from worker.aio.cancel_tasks import cancel_tasks
 from worker.engine.supervision import EngineError, supervise
 
 
@@ -47,4 +47,4 @@ class Loops:
         """End these loops, or all of them. A cancellation without this word is not the engine's, and they go on."""
         ending = names or tuple(self._tasks)
         self._ending.update(ending)
-        await end([self._tasks[name] for name in ending if name in self._tasks])
+        await cancel_tasks([self._tasks[name] for name in ending if name in self._tasks])

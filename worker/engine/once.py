@@ -1,9 +1,9 @@
 """``Once``: what keeps a job's effects in the database from happening twice.
 
 1. A job that has touched the database sets its ledger row done, as its transaction's last statement: effects and row
-   are committed as one. Where the row is settled already, another attempt was first, and this one is rolled back.
+   are committed as one. Where the row is final already, another attempt was first, and this one is rolled back.
 2. Where the connection is lost in the COMMIT, the ledger tells on another one whether it happened.
-3. A transaction that was read-only has no effects: it writes no row, and the job is settled as one without a database.
+3. A read-only transaction has no effects: it writes no row. The job is completed as one without a database.
 4. A job that was started before may have committed before its worker died: the ledger is asked first.
 """
 
@@ -16,17 +16,17 @@ from db.scope import Scope
 from db.transient import transient
 from worker.aio.backoff import Backoff
 from worker.engine.execution import Execution
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import JobExpiredError, LedgerBusyError
-from worker.ledger import Ending, Known, Ledger, NothingWrittenError, State
+from worker.ledger import FinalRow, Ledger, NothingWrittenError, State, StoredResult
 
 logger = logging.getLogger("worker")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between two questions about a COMMIT
 
 
-class SettledBeforeError(Exception):
-    """Another attempt has settled this job; what this one did is to be rolled back."""
+class CompletedBeforeError(Exception):
+    """Another attempt has completed this job; what this one did is to be rolled back."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome)
@@ -36,14 +36,14 @@ class SettledBeforeError(Exception):
 class Attempt:
     """One attempt of a job whose effects nobody keeps from happening twice."""
 
-    is_settled = False
+    is_completed = False
     """Whether the ledger's statement has run: from then on the ledger knows whether the transaction was committed."""
 
-    async def settled_before(self) -> Outcome | None:
+    async def completed_before(self) -> Outcome | None:
         """What became of the job in an earlier attempt, if the ledger knows of one."""
         return None
 
-    async def settle(self, work: Scope, result: bytes) -> None:
+    async def complete(self, work: Scope, result: bytes) -> None:
         """Tell the ledger in the attempt's own transaction; nothing may follow but the COMMIT.
 
         Raises:
@@ -52,7 +52,7 @@ class Attempt:
         """
 
     async def resolve_commit(self) -> Outcome | None:
-        """What became of a settled attempt whose COMMIT lost its connection; None if nothing was committed."""
+        """What became of a completed attempt whose COMMIT lost its connection; None if nothing was committed."""
         return None
 
 
@@ -77,13 +77,13 @@ class _OnceAttempt(Attempt):
         self._execution = execution
         self._result: bytes | None = None
 
-    async def settled_before(self) -> Outcome | None:
+    async def completed_before(self) -> Outcome | None:
         self._execution.keep_lease()
         message = self._execution.message
         known = await self._ledger.look_up(message.job_id, message.enqueued_at)
         return None if known is None else outcome_of(known)
 
-    async def settle(self, work: Scope, result: bytes) -> None:
+    async def complete(self, work: Scope, result: bytes) -> None:
         if work.is_unused:
             return
         await work.prepare()
@@ -95,10 +95,10 @@ class _OnceAttempt(Attempt):
             known = await self._ledger.mark_done(session, self._ending)
         except NothingWrittenError:
             return
-        settled = None if known is None else outcome_of(known)
-        if settled is not None:
-            raise SettledBeforeError(settled)
-        self.is_settled = True
+        earlier = None if known is None else outcome_of(known)
+        if earlier is not None:
+            raise CompletedBeforeError(earlier)
+        self.is_completed = True
 
     async def resolve_commit(self) -> Outcome | None:
         logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", self._execution.job_id)
@@ -108,7 +108,7 @@ class _OnceAttempt(Attempt):
             except asyncio.CancelledError as cancellation:
                 stop = self._execution.cancelled_as
                 # An abort comes too late for what may be committed, and so does a cancellation of the body's own.
-                if stop is not None and stop is not Kind.ABORTED:
+                if stop is not None and stop is not OutcomeKind.ABORTED:
                     return Outcome(stop, error=cancellation)  # whoever runs it next asks the ledger, too
 
     async def _answer(self) -> Outcome | None:
@@ -126,10 +126,10 @@ class _OnceAttempt(Attempt):
                 return None if known is None else _as_own(outcome_of(known))
 
     @property
-    def _ending(self) -> Ending:
+    def _ending(self) -> FinalRow:
         """The row of an attempt that is done."""
         execution, message = self._execution, self._execution.message
-        return Ending(
+        return FinalRow(
             message.job_id,
             message.enqueued_at,
             message.task,
@@ -155,22 +155,22 @@ def _database_of_effects(work: Scope) -> Database[Any]:
     return begun[-1] if begun else default
 
 
-def outcome_of(known: Known) -> Outcome | None:
-    """What a job has become that is settled; None for one that is to run."""
+def outcome_of(known: StoredResult) -> Outcome | None:
+    """What a job has become that is over; None for one that is to run."""
     match known.state:
         case State.DONE:
-            return Outcome(Kind.DUPLICATE, result=known.result or b"null", in_ledger=True)
+            return Outcome(OutcomeKind.DUPLICATE, result=known.result or b"null", in_ledger=True)
         case State.ABORTED | State.DISCARDED:
-            return Outcome(Kind.ABORTED, error=asyncio.CancelledError(f"it was {known.state}"), in_ledger=True)
+            return Outcome(OutcomeKind.ABORTED, error=asyncio.CancelledError(f"it was {known.state}"), in_ledger=True)
         case State.EXPIRED:
             error = JobExpiredError("job expired: it waited longer than it may")
-            return Outcome(Kind.EXPIRED, error=error, in_ledger=True)
+            return Outcome(OutcomeKind.EXPIRED, error=error, in_ledger=True)
         case State.PENDING | State.FAILED:
             return None
 
 
-def _as_own(settled: Outcome | None) -> Outcome | None:
+def _as_own(outcome: Outcome | None) -> Outcome | None:
     """The outcome of this very attempt, which the ledger has confirmed."""
-    if settled is not None and settled.kind is Kind.DUPLICATE:
-        return Outcome(Kind.COMPLETED, result=settled.result, in_ledger=True)
-    return settled
+    if outcome is not None and outcome.kind is OutcomeKind.DUPLICATE:
+        return Outcome(OutcomeKind.COMPLETED, result=outcome.result, in_ledger=True)
+    return outcome

@@ -25,7 +25,7 @@ _BACKOFF = Backoff(1.0, 300.0, jitter=(0.75, 1.25))  # seconds
 _LATER = 1.0  # seconds until a job runs that could not begin now
 
 
-class Kind(Enum):
+class OutcomeKind(Enum):
     """What became of a job."""
 
     COMPLETED = "completed"
@@ -47,13 +47,13 @@ class Kind(Enum):
 
 # CPython 3.11 takes 100 ns to read an enum's member, and 7 to read a global. So the members that matter for each job
 # stand in globals, here and in other modules.
-_COMPLETED = Kind.COMPLETED
+_COMPLETED = OutcomeKind.COMPLETED
 
 
 class Outcome(NamedTuple):
     """What became of one job."""
 
-    kind: Kind
+    kind: OutcomeKind
     result: bytes = b"null"
     """What the task returned, as JSON."""
     error: BaseException | None = None
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def failed(cls, error: BaseException) -> "Outcome":
-        return cls(Kind.FAILED, error=error)
+        return cls(OutcomeKind.FAILED, error=error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,9 @@ def judge(error: BaseException, task: Task[..., object], *, tries: int, max_trie
     return _again(error, tries, max_tries, wait)
 
 
-def judge_outside_body(error: BaseException, job_id: str, cancelled_as: Kind | None, *, is_read: bool) -> Outcome:
+def judge_outside_body(
+    error: BaseException, job_id: str, cancelled_as: OutcomeKind | None, *, is_read: bool
+) -> Outcome:
     """The outcome of a job that ended with `error` before its body began, or after it.
 
     Args:
@@ -105,7 +107,7 @@ def judge_outside_body(error: BaseException, job_id: str, cancelled_as: Kind | N
         return Outcome(cancelled_as, error=error)
     # Another job's code has cancelled all that it found, or the database is away: this job has not begun.
     if isinstance(error, asyncio.CancelledError) or (not is_read and transient(error) is not None):
-        return Outcome(Kind.POSTPONED, error=error, delay=_LATER)
+        return Outcome(OutcomeKind.POSTPONED, error=error, delay=_LATER)
     logger.error("internal error while handling job %s; the job is marked failed", job_id, exc_info=error)
     return Outcome.failed(error)
 
@@ -123,7 +125,7 @@ def backoff(tries: int) -> float:
 def _again(error: BaseException, tries: int, max_tries: int, delay: float) -> Outcome:
     if tries + 1 >= max_tries:
         return Outcome.failed(error)
-    return Outcome(Kind.RETRIED, error=error, delay=delay)
+    return Outcome(OutcomeKind.RETRIED, error=error, delay=delay)
 
 
 def _asked_for(error: BaseException) -> float | None:

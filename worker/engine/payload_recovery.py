@@ -4,7 +4,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.transient import is_refused
 from worker.engine.execution import Execution
-from worker.ledger import Ledger, Unpublished
+from worker.ledger import Ledger, RelayRow
 from worker.message import Message
 
 
@@ -31,7 +31,9 @@ class PayloadRecovery:
             execution.claim = execution.claim._replace(payload=row.payload)
 
     async def identify(self, execution: Execution) -> None:
-        """Give a job that cannot be read as much of its message as its pending row has: its outcome settles that row.
+        """Give a job that cannot be read the part of its message that its pending row has.
+
+        So the job's outcome makes that row final.
 
         Raises:
             DBAPIError, OSError: the database is away.
@@ -40,7 +42,7 @@ class PayloadRecovery:
         if row is not None:
             execution.message = Message(row.id, row.task, (), {}, row.enqueued_at, in_ledger=True)
 
-    async def _pending_row(self, execution: Execution) -> Unpublished | None:
+    async def _pending_row(self, execution: Execution) -> RelayRow | None:
         if self._ledger is None:
             return None
         try:

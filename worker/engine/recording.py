@@ -3,7 +3,7 @@
 import logging
 from typing import Literal, NamedTuple
 
-from worker.engine.outcome import Kind
+from worker.engine.outcome import OutcomeKind
 from worker.ledger import State
 
 Action = Literal["end", "again", "back", "later"]
@@ -28,22 +28,24 @@ class Recording(NamedTuple):
 _DONE = "%(took)6.2fs ← %(job)s:%(task)s ● %(result)s"
 _FAILED = "%(took)6.2fs ! %(job)s:%(task)s failed, %(type)s: %(error)s"
 
-RECORDING: dict[Kind, Recording] = {
-    Kind.COMPLETED: Recording(State.DONE, "end", "done", logging.INFO, _DONE),
-    Kind.DUPLICATE: Recording(None, "end", "done", logging.INFO, _DONE),
-    Kind.FAILED: Recording(State.FAILED, "end", "failed", logging.ERROR, _FAILED),
-    Kind.EXPIRED: Recording(State.EXPIRED, "end", "failed", logging.ERROR, _FAILED),
-    Kind.ABORTED: Recording(State.ABORTED, "end", "failed", logging.INFO, "%(took)6.2fs ⊘ %(job)s:%(task)s aborted"),
-    Kind.RETRIED: Recording(
+RECORDING: dict[OutcomeKind, Recording] = {
+    OutcomeKind.COMPLETED: Recording(State.DONE, "end", "done", logging.INFO, _DONE),
+    OutcomeKind.DUPLICATE: Recording(None, "end", "done", logging.INFO, _DONE),
+    OutcomeKind.FAILED: Recording(State.FAILED, "end", "failed", logging.ERROR, _FAILED),
+    OutcomeKind.EXPIRED: Recording(State.EXPIRED, "end", "failed", logging.ERROR, _FAILED),
+    OutcomeKind.ABORTED: Recording(
+        State.ABORTED, "end", "failed", logging.INFO, "%(took)6.2fs ⊘ %(job)s:%(task)s aborted"
+    ),
+    OutcomeKind.RETRIED: Recording(
         None, "again", "retried", logging.INFO, "%(took)6.2fs ↻ %(job)s:%(task)s retrying job in %(delay)0.2fs"
     ),
-    Kind.INTERRUPTED: Recording(
+    OutcomeKind.INTERRUPTED: Recording(
         None, "back", None, logging.INFO, "%(took)6.2fs ↻ %(job)s:%(task)s interrupted, will be run again"
     ),
-    Kind.POSTPONED: Recording(
+    OutcomeKind.POSTPONED: Recording(
         None, "later", None, logging.WARNING, "%(took)6.2fs ↻ %(job)s:%(task)s: %(error)s, put back"
     ),
-    Kind.ABANDONED: Recording(
+    OutcomeKind.ABANDONED: Recording(
         None, None, None, logging.INFO, "%(took)6.2fs ↻ %(job)s:%(task)s left to the worker that holds it now"
     ),
 }

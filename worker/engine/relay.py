@@ -18,7 +18,7 @@ from worker.broker.broker import Broker
 from worker.broker.epochs import Epochs
 from worker.broker.errors import ResponseError
 from worker.errors import WorkerError
-from worker.ledger import Ending, Ledger, State, Unpublished
+from worker.ledger import FinalRow, Ledger, RelayRow, State
 from worker.new_job import NewJob
 
 logger = logging.getLogger("worker")
@@ -121,7 +121,7 @@ class Relay:
     async def _look_after_one(self, name: str, keys: Sequence[tuple[str, int]]) -> int:
         """`_look_after` the rows of one queue."""
         try:
-            known = await self._broker.known(name, [job_id for job_id, _ in keys])
+            known = await self._broker.exists(name, [job_id for job_id, _ in keys])
         except WorkerError as error:  # a queue that this Redis cannot have; the others need not wait for it
             logger.error("%d pending jobs cannot be queued: %s", len(keys), error)  # noqa: TRY400 - it says all
             return 0
@@ -132,12 +132,12 @@ class Relay:
                 published += await self._publish(await self._ledger.unpublished(batch))
         return published
 
-    async def _publish(self, rows: Sequence[Unpublished]) -> int:
-        """Publish those that may run still, and settle those that may not; how many were published."""
+    async def _publish(self, rows: Sequence[RelayRow]) -> int:
+        """Publish those that may run still, and expire those that may not; how many were published."""
         published = await self._broker.publish([new_job(row) for row in rows if not row.expired])
         expired = [ending(row, State.EXPIRED) for row in rows if row.expired]
         if expired:
-            await self._ledger.settle(expired)
+            await self._ledger.complete(expired)
         return sum(published)
 
 
@@ -170,13 +170,13 @@ class _Lap:
             self._goes_on = False
 
 
-def new_job(row: Unpublished) -> NewJob:
+def new_job(row: RelayRow) -> NewJob:
     """A pending row as a job to be queued: in its old place, and with what is left of the time that it may wait."""
     overdue = max(-row.delay, 0)
     expires = None if row.patience is None else max(row.patience - overdue, 1)
     return NewJob(row.id, row.payload, row.task, row.queue, row.enqueued_at, delay=row.delay, expires=expires)
 
 
-def ending(row: Unpublished, state: State) -> Ending:
+def ending(row: RelayRow, state: State) -> FinalRow:
     """The end of a job that was never run."""
-    return Ending(row.id, row.enqueued_at, row.task, row.queue, state, tries=0)
+    return FinalRow(row.id, row.enqueued_at, row.task, row.queue, state, tries=0)

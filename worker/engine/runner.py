@@ -14,14 +14,14 @@ from worker.engine.executions import Executions
 from worker.engine.executor import Executor
 from worker.engine.job_log import JobLog
 from worker.engine.ledger_completer import LedgerCompleter
-from worker.engine.outcome import Kind, Outcome, judge_outside_body
+from worker.engine.outcome import Outcome, OutcomeKind, judge_outside_body
 from worker.engine.payload_recovery import PayloadRecovery
 from worker.engine.slots import Slots
 from worker.engine.task_caller import AfterJob
 from worker.engine.unknown_jobs import UnknownJobs
 from worker.keeper.table import Place
 
-_POSTPONED = Kind.POSTPONED
+_POSTPONED = OutcomeKind.POSTPONED
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 from worker.broker.broker import Broker
-from worker.broker.records import Slot, to_ms
+from worker.broker.records import CronSlot, to_ms
 from worker.client.schedule import Schedule
-from worker.engine.cron_slots import LedgerSlots, Slots, slot_id
+from worker.engine.cron_slots import LedgerSlotHistory, SlotHistory, slot_id
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import A_DAY, NewJob
@@ -50,7 +50,7 @@ class Scheduler:
         ledger: Ledger | None = None,
     ) -> None:
         self._broker = broker
-        self._slots = Slots(broker) if ledger is None else LedgerSlots(broker, ledger)
+        self._slots = SlotHistory(broker) if ledger is None else LedgerSlotHistory(broker, ledger)
         self._tasks = [task for task in tasks.values() if task.schedule is not None]
         self._default_queue = default_queue
         self._seen: datetime | None = None
@@ -107,11 +107,13 @@ class Scheduler:
         return NewJob(job_id, encode(task.name, b"{}", now), task.name, self._queue_of(task), now, expires=A_DAY)
 
     async def _queue_slots(self, slots: Iterable[_Passed]) -> None:
-        by_queue: dict[str, list[Slot]] = {}
+        by_queue: dict[str, list[CronSlot]] = {}
         for task, moment, runs in slots:
             at = to_ms(moment)
             payload = encode(task.name, b"{}", at) if runs else b""
-            by_queue.setdefault(self._queue_of(task), []).append(Slot(task.name, at, slot_id(task.name, at), payload))
+            by_queue.setdefault(self._queue_of(task), []).append(
+                CronSlot(task.name, at, slot_id(task.name, at), payload)
+            )
         for name, found in by_queue.items():
             await self._slots.put(name, found)
 

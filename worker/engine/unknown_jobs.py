@@ -16,7 +16,7 @@ from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.worker_records import WorkerRecords
 from worker.engine.execution import Execution
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that nobody knows
@@ -75,7 +75,7 @@ class UnknownJobs:
                 self._met.pop(key, None)
                 return Outcome.failed(error.for_good(self._unknown_for))
         self._forget_old_ones(now)
-        return Outcome(Kind.POSTPONED, error=error, delay=min(max(now - met.first, _FIRST_DELAY), longest))
+        return Outcome(OutcomeKind.POSTPONED, error=error, delay=min(max(now - met.first, _FIRST_DELAY), longest))
 
     async def _is_known_elsewhere(self, task: str, queue: str) -> bool:
         """Whether a living worker of the queue knows the task; where nobody can tell, one may."""

@@ -7,7 +7,7 @@ All of `worker` but `broker` and `aio` may import it. Nothing else may write job
 """
 
 from worker.ledger.ledger import Ledger, NothingWrittenError
-from worker.ledger.rows import Ending, Known, Unpublished
+from worker.ledger.rows import FinalRow, RelayRow, StoredResult
 from worker.ledger.table import State, table
 
-__all__ = ["Ending", "Known", "Ledger", "NothingWrittenError", "State", "Unpublished", "table"]
+__all__ = ["FinalRow", "Ledger", "NothingWrittenError", "RelayRow", "State", "StoredResult", "table"]

@@ -1,4 +1,4 @@
-"""``Desk``: job rows as people handle them: find, look at, retry, discard.
+"""``JobAdmin``: job rows as people handle them: find, look at, retry, discard.
 
 1. What is acted upon is a list of keys, which was counted before: nothing that has failed since is among it.
 2. It goes in batches, each a short transaction. A row that has changed meanwhile, or that is in the way of a unique id,
@@ -52,7 +52,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Which:
+class JobFilter:
     """Rows for which all of this holds."""
 
     state: State = State.FAILED
@@ -62,7 +62,7 @@ class Which:
     """A part of the error's line, whatever its case."""
 
 
-class Line(NamedTuple):
+class JobRow(NamedTuple):
     """A row in a list. Times are milliseconds since the epoch."""
 
     id: str
@@ -75,7 +75,7 @@ class Line(NamedTuple):
     error: str | None
 
 
-class Tally(NamedTuple):
+class FailureCount(NamedTuple):
     """How many rows there are of one task that ended with one kind of error."""
 
     jobs: int
@@ -84,14 +84,14 @@ class Tally(NamedTuple):
     """What all of them say; where they differ, what `kind_of` makes of it."""
 
 
-class Refusal(NamedTuple):
+class Rejection(NamedTuple):
     """A row that was left as it is."""
 
     id: str
     why: str
 
 
-class Desk:
+class JobAdmin:
     """The job rows of the default database.
 
     Args:
@@ -102,14 +102,14 @@ class Desk:
         self._jobs = table(name)
         self._ledger = Ledger(name)
 
-    async def lines(self, which: Which, limit: int) -> list[Line]:
+    async def lines(self, which: JobFilter, limit: int) -> list[JobRow]:
         """The rows that ended last; of pending ones those that were enqueued last."""
         job = self._jobs.c
         latest = job.enqueued_at if which.state is State.PENDING else job.finished_at
-        statement = select(*(job[field] for field in Line._fields)).where(self._are(which))
-        return [Line(*row) for row in await self._read(statement.order_by(latest.desc()).limit(limit))]
+        statement = select(*(job[field] for field in JobRow._fields)).where(self._are(which))
+        return [JobRow(*row) for row in await self._read(statement.order_by(latest.desc()).limit(limit))]
 
-    async def tallies(self, which: Which) -> list[Tally]:
+    async def tallies(self, which: JobFilter) -> list[FailureCount]:
         """How many there are, by task and kind of error, the most first."""
         job = self._jobs.c
         said = beginning(job.error)
@@ -117,7 +117,7 @@ class Desk:
         rows = await self._read(statement.group_by(job.task, without_numbers(job.error)))
         return _by_kind(rows)
 
-    async def keys(self, which: Which) -> list[Key]:
+    async def keys(self, which: JobFilter) -> list[Key]:
         """The rows, the one that ended first before the others."""
         job = self._jobs.c
         statement = select(job.id, job.enqueued_at).where(self._are(which))
@@ -141,7 +141,7 @@ class Desk:
         fields = self._jobs.c.keys()
         return [dict(zip(fields, row, strict=True)) for row in await self._read(statement)]
 
-    async def retry(self, keys: Sequence[Key], *, accept_pickle: bool = False) -> tuple[list[NewJob], list[Refusal]]:
+    async def retry(self, keys: Sequence[Key], *, accept_pickle: bool = False) -> tuple[list[NewJob], list[Rejection]]:
         """Let failed jobs run again, one of `batches`; they are the caller's to publish, once this has returned.
 
         Args:
@@ -155,7 +155,7 @@ class Desk:
                     raise
         raise AssertionError("unreachable")
 
-    async def discard(self, keys: Sequence[Key]) -> list[Refusal]:
+    async def discard(self, keys: Sequence[Key]) -> list[Rejection]:
         """Let failed jobs be over, one of `batches`; they are pruned as others are."""
         async with scope() as work:
             session = await work.session(default_database())
@@ -164,7 +164,7 @@ class Desk:
                 await execute(session, self._discard, [{"of_id": key.id, "of_time": key.enqueued_at} for key in failed])
         return _refused(keys, failed)
 
-    async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[NewJob], list[Refusal]]:
+    async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[NewJob], list[Rejection]]:
         async with scope() as work:
             session = await work.session(default_database())
             failed = await self._failed(session, keys)
@@ -176,7 +176,7 @@ class Desk:
                 try:
                     payload = _payload(row, taken, accept_pickle=accept_pickle)
                 except PayloadError as error:
-                    refusals.append(Refusal(row["id"], str(error)))
+                    refusals.append(Rejection(row["id"], str(error)))
                     continue
                 taken.add(row["id"])
                 retried.append(_due_now(row, payload))
@@ -192,7 +192,7 @@ class Desk:
                 await execute(session, self._revive, changes)
         return retried, refusals
 
-    def _are(self, which: Which) -> ColumnElement[bool]:
+    def _are(self, which: JobFilter) -> ColumnElement[bool]:
         job = self._jobs.c
         # Not a parameter: the indexes are for rows of certain states, and the planner has to see which is asked for.
         conditions = [job.state == bindparam(None, which.state.value, literal_execute=True)]
@@ -262,7 +262,7 @@ class Desk:
         return rows
 
 
-def _by_kind(rows: Sequence[Any]) -> list[Tally]:
+def _by_kind(rows: Sequence[Any]) -> list[FailureCount]:
     """Tallies from rows of a count, a task, and the first and last by the alphabet of the errors that were counted."""
     jobs: Counter[tuple[str, str | None]] = Counter()
     errors: defaultdict[tuple[str, str | None], set[str]] = defaultdict(set)
@@ -271,7 +271,9 @@ def _by_kind(rows: Sequence[Any]) -> list[Tally]:
         jobs[kind] += count
         errors[kind] |= {first, last} - {None}
     tallies = [
-        Tally(count, task, *errors[task, kind]) if len(errors[task, kind]) == 1 else Tally(count, task, kind)
+        FailureCount(count, task, *errors[task, kind])
+        if len(errors[task, kind]) == 1
+        else FailureCount(count, task, kind)
         for (task, kind), count in jobs.items()
     ]
     return sorted(tallies, key=lambda tally: (-tally.jobs, tally.task, tally.error or ""))
@@ -306,5 +308,5 @@ def _due_now(row: Mapping[str, Any], payload: bytes) -> NewJob:
     return NewJob(row["id"], payload, row["task"], row["queue"], row["enqueued_at"], expires=row["patience"])
 
 
-def _refused(keys: Sequence[Key], failed: Collection[Key]) -> list[Refusal]:
-    return [Refusal(key.id, "it has changed meanwhile") for key in keys if key not in failed]
+def _refused(keys: Sequence[Key], failed: Collection[Key]) -> list[Rejection]:
+    return [Rejection(key.id, "it has changed meanwhile") for key in keys if key not in failed]

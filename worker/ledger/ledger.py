@@ -2,7 +2,7 @@
 
 1. `add` and `reserve` write in the transaction of whoever enqueues: the job exists if and only if that commits.
 2. `mark_done` writes in the job's own transaction, as its last statement: effects and the row are one.
-3. `settle` writes, in a transaction of its own, how other jobs have ended.
+3. `complete` writes, in a transaction of its own, how other jobs have ended.
 4. The relay reads what is pending, and writes none of it: a job may have begun that is to set its row done.
 5. What people do with rows is :mod:`worker.ledger.admin`.
 """
@@ -26,7 +26,7 @@ from worker.errors import LedgerBusyError
 from worker.ledger.batches import batches
 from worker.ledger.execute import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
-from worker.ledger.rows import Ending, Known, Unpublished
+from worker.ledger.rows import FinalRow, RelayRow, StoredResult
 from worker.ledger.schema_check import explain, explained, read_only
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
@@ -53,7 +53,7 @@ class Ledger:
     def __init__(self, name: str = NAME) -> None:
         self.name = name
         # What each job says to the database.
-        self._settle_of: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
+        self._complete_of: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
 
     async def add(self, session: AnySession, jobs: Sequence[NewJob]) -> None:
         """Write the jobs' pending rows in the session's transaction, all in one statement.
@@ -76,8 +76,8 @@ class Ledger:
             written = await execute(session, self._of(session).reserve, job._asdict())
         return bool(written.rowcount)
 
-    async def mark_done(self, session: AnySession, ending: Ending) -> Known | None:
-        """Set a row done in the session's transaction; if another attempt has settled it already, how.
+    async def mark_done(self, session: AnySession, ending: FinalRow) -> StoredResult | None:
+        """Set a row done in the session's transaction; if another attempt has completed it already, how.
 
         Raises:
             NothingWrittenError: the transaction is read-only, and has no effects that a row would have to be one with.
@@ -93,7 +93,7 @@ class Ledger:
             raise LedgerBusyError(f"the row of this job in {self.name} went away while it was read")
         return known
 
-    async def was_done(self, ending: Ending) -> Known | None:
+    async def was_done(self, ending: FinalRow) -> StoredResult | None:
         """Whether a transaction of unknown fate, which set this row done, was committed: then what it wrote.
 
         Tries to write the row on another connection, which waits for the old backend to end, and rolls that back.
@@ -104,11 +104,11 @@ class Ledger:
         async with independent(default_database()) as session:
             return await self.mark_done(session, ending._replace(result=None))  # it is rolled back: let it be small
 
-    async def settle(self, endings: Sequence[Ending]) -> list[Known]:
+    async def complete(self, endings: Sequence[FinalRow]) -> list[StoredResult]:
         """Write how jobs have ended, in a transaction of its own.
 
         Returns:
-            Of each, how it stands now: not as asked for, where it was settled before.
+            Of each, how it stands now: not as asked for, where it was completed before.
 
         Raises:
             LedgerBusyError: another transaction holds one of the rows, or the whole table.
@@ -117,26 +117,26 @@ class Ledger:
             session = await work.session(default_database())
             statements = self._of(session)
             wait = LockWait(session, self.name, endings)
-            written = await wait.limit(run(session, partial(self._settle, endings, wait)))
+            written = await wait.limit(run(session, partial(self._complete, endings, wait)))
             if len(endings) == written == 1:
-                return [Known(ending.state, ending.result) for ending in endings]
+                return [StoredResult(ending.state, ending.result) for ending in endings]
             keys = [(ending.id, ending.enqueued_at) for ending in endings]
             parameters = {"ids": [job_id for job_id, _ in keys], "since": min(moment for _, moment in keys)}
             standing = await execute(session, statements.standing, parameters)
-            known = {(row.id, row.enqueued_at): Known(State(row.state), row.result) for row in standing}
+            known = {(row.id, row.enqueued_at): StoredResult(State(row.state), row.result) for row in standing}
         return [known[key] for key in keys]
 
-    async def known(self, session: AnySession, job: Ending | NewJob | Unpublished) -> Known | None:
+    async def known(self, session: AnySession, job: FinalRow | NewJob | RelayRow) -> StoredResult | None:
         """What is known of a job."""
         row = await self._first(session, self._of(session).known, {"id": job.id, "enqueued_at": job.enqueued_at})
-        return None if row is None else Known(State(row["state"]), row["result"])
+        return None if row is None else StoredResult(State(row["state"]), row["result"])
 
-    async def look_up(self, job_id: str, enqueued_at: int) -> Known | None:
+    async def look_up(self, job_id: str, enqueued_at: int) -> StoredResult | None:
         """`known`, in a transaction of its own."""
         async with scope() as work:
             session = await work.session(default_database())
             row = await self._first(session, self._of(session).known, {"id": job_id, "enqueued_at": enqueued_at})
-        return None if row is None else Known(State(row["state"]), row["result"])
+        return None if row is None else StoredResult(State(row["state"]), row["result"])
 
     async def latest(self, job_id: str, enqueued_at: int | None = None) -> Mapping[str, Any] | None:
         """The row of `job_id` that was enqueued last, or at this time, by column."""
@@ -144,12 +144,12 @@ class Ledger:
             session = await work.session(default_database())
             return await self._first(session, self._of(session).latest, {"id": job_id, **_between(enqueued_at)})
 
-    async def pending(self, job_id: str) -> Unpublished | None:
+    async def pending(self, job_id: str) -> RelayRow | None:
         """The pending row of `job_id`."""
         async with scope() as work:
             session = await work.session(default_database())
             row = await self._first(session, self._of(session).pending, {"id": job_id})
-        return None if row is None else Unpublished(**row)
+        return None if row is None else RelayRow(**row)
 
     async def abort(self, job_id: str, enqueued_at: int | None = None) -> bool:
         """Set the pending row of `job_id` aborted, so that nobody will publish it; whether there was one.
@@ -193,13 +193,13 @@ class Ledger:
             found = await execute(session, self._of(session).due, parameters)
             return [(row.check_at, row.id, row.enqueued_at, row.queue) for row in found]
 
-    async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
+    async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[RelayRow]:
         """Those of these rows, by id and enqueue time, that are pending still, and that nobody is about to write."""
         wanted = set(keys)
         async with scope() as work:
             session = await work.session(default_database())
             found = await execute(session, self._of(session).unpublished, {"ids": [job_id for job_id, _ in wanted]})
-            return [Unpublished(**row) for row in found.mappings() if (row["id"], row["enqueued_at"]) in wanted]
+            return [RelayRow(**row) for row in found.mappings() if (row["id"], row["enqueued_at"]) in wanted]
 
     async def in_batches(self, keys: Sequence[Key], most: int) -> list[list[Key]]:
         """These rows, by id and enqueue time, up to `most` in a batch, and so that a batch can be read at once."""
@@ -230,13 +230,13 @@ class Ledger:
     def _of(self, session: AnySession | OwnedSession) -> Statements:
         return Statements.of(session.get_bind().dialect.name, self.name)
 
-    def _settle(self, endings: Sequence[Ending], wait: LockWait, session: OwnedSession) -> int:
-        statement = self._of(session).settle
+    def _complete(self, endings: Sequence[FinalRow], wait: LockWait, session: OwnedSession) -> int:
+        statement = self._of(session).complete
         wait.connection = session.connection(bind_arguments={"clause": statement})
         return int(execute_here(session, statement, [ending._asdict() for ending in endings]).rowcount)
 
-    def _mark(self, ending: Ending, wait: LockWait, session: OwnedSession) -> int:
-        statement = self._of(session).settle
+    def _mark(self, ending: FinalRow, wait: LockWait, session: OwnedSession) -> int:
+        statement = self._of(session).complete
         # The clause, as some sessions have another bind for each table, or for what writes.
         connection = wait.connection = session.connection(bind_arguments={"clause": statement})
         try:
@@ -268,10 +268,10 @@ class Ledger:
         return explain(error, self.name, lent=True)
 
     def _in_words_of(self, dialect: Dialect, statement: Executable) -> DriverStatement:
-        settle = self._settle_of.get(dialect)
-        if settle is None:
-            settle = self._settle_of[dialect] = DriverStatement.of(statement, dialect)
-        return settle
+        complete = self._complete_of.get(dialect)
+        if complete is None:
+            complete = self._complete_of[dialect] = DriverStatement.of(statement, dialect)
+        return complete
 
     async def _first(
         self, session: AnySession, statement: Executable, parameters: Mapping[str, Any]

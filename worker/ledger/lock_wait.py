@@ -18,11 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from db import Session
 from db.aio.threads import in_thread
 from db.engine.reset import driver_connection_of
-from worker.aio.cancel_tasks import end
+from worker.aio.cancel_tasks import cancel_tasks
 from worker.aio.deadline import Deadline
 from worker.errors import LedgerBusyError
 from worker.ledger.execute import AnySession
-from worker.ledger.rows import Ending
+from worker.ledger.rows import FinalRow
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class LockWait:
     connection: Connection | None = None
     """What the statement runs on; whoever runs it says so."""
 
-    def __init__(self, session: AnySession, name: str, endings: Sequence[Ending]) -> None:
+    def __init__(self, session: AnySession, name: str, endings: Sequence[FinalRow]) -> None:
         self._session = session
         self._name = name
         self._endings = endings
@@ -69,7 +69,7 @@ class LockWait:
             raise
         finally:
             if deadline.question is not None:
-                await end([deadline.question])
+                await cancel_tasks([deadline.question])
 
     async def until_hopeless(self) -> None:
         """Return once a statement that has taken `_LOCK_WAIT` is to be given up."""
@@ -91,7 +91,7 @@ class LockWait:
             try:
                 await asyncio.wait({statement, question}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                await end([question])
+                await cancel_tasks([question])
             if not statement.done():
                 await session.access.cancel_running(self._busy())
         return await statement

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from worker.ledger.table import State
 
 
-class Unpublished(NamedTuple):
+class RelayRow(NamedTuple):
     """A pending row, as the relay publishes it."""
 
     id: str
@@ -21,7 +21,7 @@ class Unpublished(NamedTuple):
     """Whether it has waited longer than it may."""
 
 
-class Ending(NamedTuple):
+class FinalRow(NamedTuple):
     """How a job has ended."""
 
     id: str
@@ -47,7 +47,7 @@ class Ending(NamedTuple):
         return sum(len(value) for value in (self.payload, self.result, self.error, self.traceback) if value)
 
 
-class Known(NamedTuple):
+class StoredResult(NamedTuple):
     """What the ledger knows of a job."""
 
     state: State

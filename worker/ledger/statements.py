@@ -49,7 +49,7 @@ class Statements:
     """A pending row."""
     reserve: Executable
     """The same, unless its id is pending already: then it writes no row."""
-    settle: Executable
+    complete: Executable
     """An ending, over a pending or a failed row, or as a new one; over any other it writes nothing."""
     known: Executable
     """The state and result of a job."""
@@ -107,12 +107,12 @@ def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
 def _ending(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     job = jobs.c
     told = ("state", "result", "error", "traceback", "tries", "started_at")
-    settle = insert(jobs).values(
+    complete = insert(jobs).values(
         **_named(job, ("id", "enqueued_at", "task", "queue", "payload", *told)), finished_at=now_ms()
     )
-    over_what_may_run = settle.on_conflict_do_update(
+    over_what_may_run = complete.on_conflict_do_update(
         index_elements=[job.id, job.enqueued_at],
-        set_={column: settle.excluded[column] for column in (*told, "finished_at")} | {"check_at": None},
+        set_={column: complete.excluded[column] for column in (*told, "finished_at")} | {"check_at": None},
         # Not IN, which SQLAlchemy writes anew for each list: many rows at once could not be.
         where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
     )
@@ -121,7 +121,7 @@ def _ending(jobs: Table, insert: _Insert) -> dict[str, Executable]:
         .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text), _in_time(job))
         .values(state=State.ABORTED.value, finished_at=now_ms(), check_at=None)
     )
-    return {"settle": over_what_may_run.execution_options(**_COUNTED), "abort": abort}
+    return {"complete": over_what_may_run.execution_options(**_COUNTED), "abort": abort}
 
 
 def _asking(jobs: Table) -> dict[str, Executable]:

@@ -5,7 +5,7 @@ import gc
 _YOUNG = 10_000  # objects; CPython's own limit, some hundreds, is reached by every few jobs
 
 
-def settle() -> None:
+def tune_gc() -> None:
     """Leave all that has been loaded out of the collections to come, and look for cycles less often.
 
     Modules, tasks and mappers live as long as the process, and nearly all that a job makes goes by its reference count:

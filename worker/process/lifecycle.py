@@ -19,7 +19,7 @@ from typing import Any
 
 from worker.engine.engine import Engine
 from worker.engine.heartbeat import STUCK
-from worker.process import gc_tuning as memory
+from worker.process.gc_tuning import tune_gc
 from worker.process.runtime import Runtime
 from worker.process.stop_signals import exit_code_after, hear, leave_soon
 
@@ -137,7 +137,7 @@ class Lifecycle:
 
     async def _work(self, engine: Engine, *, until_empty: bool) -> bool:
         """Run the engine until it is to stop, and drain it; whether all jobs have ended."""
-        memory.settle()
+        tune_gc()
         engine.start()
         self._works.set()
         watching = [asyncio.create_task(self._stop_when_failed(engine))]

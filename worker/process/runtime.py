@@ -11,7 +11,7 @@ from typing import Any
 
 import db
 from db.database import given_default
-from worker.aio.cancel_tasks import end
+from worker.aio.cancel_tasks import cancel_tasks
 from worker.broker.broker import Broker, given_default_broker, set_default_broker
 from worker.broker.connections import Connections
 from worker.broker.errors import RedisError
@@ -147,7 +147,7 @@ class Runtime:
     def _tell_unserved(self, broker: Broker) -> None:
         """Name, in a moment, the tasks whose queue no worker serves."""
         telling = asyncio.create_task(tell_unserved(self._registry.tasks.values(), self._config, broker))
-        self._open.push_async_callback(end, [telling])
+        self._open.push_async_callback(cancel_tasks, [telling])
 
     def _new_broker(self) -> Broker:
         config = self._config

@@ -1,6 +1,6 @@
 import asyncio
 
-from worker.aio.cancel_tasks import end
+from worker.aio.cancel_tasks import cancel_tasks
 
 
 async def test_a_task_that_suppresses_its_first_cancellation_is_cancelled_again() -> None:
@@ -15,7 +15,7 @@ async def test_a_task_that_suppresses_its_first_cancellation_is_cancelled_again(
     task = asyncio.create_task(suppresses_one())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        await end([task])
+        await cancel_tasks([task])
     assert task.cancelled()
 
 
@@ -26,5 +26,5 @@ async def test_errors_of_cancelled_tasks_are_not_raised() -> None:
         raise ValueError
 
     async with asyncio.timeout(5):
-        await end([asyncio.create_task(fails())])
-        await end([])
+        await cancel_tasks([asyncio.create_task(fails())])
+        await cancel_tasks([])

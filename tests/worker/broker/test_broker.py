@@ -163,15 +163,15 @@ class TestDefault:
 class TestStatus:
     async def test_the_status_of_an_unknown_id_is_empty(self, broker: Broker) -> None:
         """An id that was never used has neither payload, result, lease nor due time."""
-        trace = await broker.trace("q", "nobody")
+        trace = await broker.status("q", "nobody")
         assert (trace.payload, trace.result, trace.in_progress, trace.due) == (None, None, False, None)
 
     async def test_the_status_of_a_job_is_read_in_one_round_trip(self, broker: Broker, observer: redis.Redis) -> None:
         """All keys of the job are read at one moment, together with Redis' clock."""
         await broker.enqueue(entries("a", delay=60_000))
-        await broker.trace("q", "nobody")  # so that Redis knows the script
+        await broker.status("q", "nobody")  # so that Redis knows the script
         trips = RoundTrips(observer)
-        trace = await broker.trace("q", "a")
+        trace = await broker.status("q", "a")
         assert trips() == 1
         assert trace.payload == b"{}"
         assert trace.due is not None

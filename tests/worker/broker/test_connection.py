@@ -33,7 +33,7 @@ from worker.broker.connection import (
     connect_as,
     connect_sync,
 )
-from worker.broker.dedicated import Line
+from worker.broker.dedicated import DedicatedConnection
 from worker.broker.epochs import Epochs
 from worker.broker.worker_records import WorkerRecords
 from worker.embedded import EmbeddedRedis
@@ -229,7 +229,7 @@ async def test_a_silent_sentinel_is_skipped_for_the_next_one(
         silent.blackhole()
         url = f"redis+sentinel://127.0.0.1:{urlsplit(silent.url).port},127.0.0.1:{sentinel.port}/main/0"
         client = connect_as(redis.asyncio.Redis, url)
-        line = Line(client)
+        line = DedicatedConnection(client)
         assert await line.execute_command("ECHO", "here") == b"here"
         await line.close()
         await close(client)

@@ -16,7 +16,7 @@ from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
 from worker.broker import dedicated as module
 from worker.broker.connection import connect_as
-from worker.broker.dedicated import Line
+from worker.broker.dedicated import DedicatedConnection
 
 
 @pytest.fixture
@@ -27,18 +27,18 @@ async def client(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def line(client: Redis) -> AsyncIterator[Line]:
-    line = Line(client)
+async def line(client: Redis) -> AsyncIterator[DedicatedConnection]:
+    line = DedicatedConnection(client)
     yield line
     await line.close()
 
 
-async def connection_of(line: Line) -> str:
+async def connection_of(line: DedicatedConnection) -> str:
     """Return the server's id of the connection."""
     return str(await line.execute_command("CLIENT", "ID"))
 
 
-async def test_concurrent_commands_share_one_connection_in_order(line: Line) -> None:
+async def test_concurrent_commands_share_one_connection_in_order(line: DedicatedConnection) -> None:
     """Commands of several callers are sent over one connection, one after the other."""
     assert await asyncio.gather(*(line.execute_command("ECHO", str(number)) for number in range(20))) == [
         str(number).encode() for number in range(20)
@@ -46,7 +46,7 @@ async def test_concurrent_commands_share_one_connection_in_order(line: Line) -> 
     assert await connection_of(line) == await connection_of(line)
 
 
-async def test_a_refused_command_raises_and_keeps_the_connection(line: Line) -> None:
+async def test_a_refused_command_raises_and_keeps_the_connection(line: DedicatedConnection) -> None:
     """A command that the server refuses raises its error; the connection is kept."""
     before = await connection_of(line)
     with pytest.raises(ResponseError, match="unknown command"):
@@ -55,7 +55,7 @@ async def test_a_refused_command_raises_and_keeps_the_connection(line: Line) -> 
 
 
 async def test_a_connection_that_was_closed_while_idle_is_replaced_without_an_error(
-    line: Line, client: Redis, monkeypatch: pytest.MonkeyPatch
+    line: DedicatedConnection, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that the server has closed while it was idle is opened again without an error."""
     monkeypatch.setattr(module, "_IDLE", 0.0)
@@ -66,7 +66,7 @@ async def test_a_connection_that_was_closed_while_idle_is_replaced_without_an_er
 
 
 async def test_a_connection_that_is_lost_during_a_command_is_an_error_and_is_replaced(
-    line: Line, observer: Any
+    line: DedicatedConnection, observer: Any
 ) -> None:
     """A connection that is lost during a command is an error, and the next command has another one."""
     before = await connection_of(line)
@@ -81,7 +81,7 @@ async def test_a_connection_that_is_lost_during_a_command_is_an_error_and_is_rep
 async def test_a_command_without_an_answer_is_given_up_with_its_connection(redis_url: str, observer: Any) -> None:
     """A command that takes too long is given up with its connection; no other command gets its late answer."""
     client = connect_as(Redis, f"{redis_url}{'&' if '?' in redis_url else '?'}socket_timeout=0.2")
-    line = Line(client)
+    line = DedicatedConnection(client)
     watch = Stopwatch()
     with pytest.raises(RedisTimeoutError, match=r"no answer within 0\.2 s"):
         await line.execute_command("BLPOP", "late", 0)
@@ -92,7 +92,9 @@ async def test_a_command_without_an_answer_is_given_up_with_its_connection(redis
     await client.aclose()
 
 
-async def test_no_other_command_gets_the_late_answer_of_a_cancelled_one(line: Line, observer: Any) -> None:
+async def test_no_other_command_gets_the_late_answer_of_a_cancelled_one(
+    line: DedicatedConnection, observer: Any
+) -> None:
     """A cancelled command's late answer is not taken for the next command's answer."""
     waiting = asyncio.create_task(line.execute_command("BLPOP", "late", 0))
     await eventually(lambda: any(client["cmd"] == "blpop" for client in observer.client_list()))
@@ -107,7 +109,7 @@ async def test_commands_fail_while_the_server_is_down_and_work_once_it_is_back(o
     """While the server is down each command fails; once it is back, commands work."""
     server = own_redis()
     client = connect_as(Redis, server.url)
-    line = Line(client)
+    line = DedicatedConnection(client)
     assert await line.execute_command("PING") == b"PONG"
     server.kill()
     for _ in range(2):
@@ -124,7 +126,7 @@ async def test_the_time_to_send_a_large_command_is_not_taken_for_silence(redis_u
     async with Proxy(redis_url) as proxy:
         proxy.rate = 2_000_000  # bytes a second
         client = connect_as(Redis, f"{proxy.url}?socket_timeout=0.5")
-        line = Line(client)
+        line = DedicatedConnection(client)
         large = b"x" * 3_000_000
         assert await line.execute_command("ECHO", large) == large
         await line.close()

@@ -11,15 +11,15 @@ from tests.stopwatch import Stopwatch
 from tests.waiting import AT_ONCE
 from tests.worker.new_jobs import new_job
 from worker import Broker
-from worker.broker.leases import Grip, Held, Renewal
+from worker.broker.leases import HeldLease, LeaseClient, LeaseOwner
 
 QUEUE, TOKEN = "arq:queue", "o" * 28
 
 
-async def claimed(broker: Broker) -> Held:
+async def claimed(broker: Broker) -> HeldLease:
     await broker.enqueue([new_job("a", b"{}", QUEUE)])
     (job,) = (await broker.claim(QUEUE, TOKEN, 60_000, 1)).jobs
-    return Held(job.raw_id, TOKEN, job.score, job.payload)
+    return HeldLease(job.raw_id, TOKEN, job.score, job.payload)
 
 
 async def connections(broker: Broker) -> set[str]:
@@ -30,12 +30,12 @@ async def connections(broker: Broker) -> set[str]:
 async def test_a_held_lease_is_renewed_and_a_lost_one_can_be_reacquired(broker: Broker, redis_url: str) -> None:
     """A held lease is renewed; a lease without a holder is reacquired."""
     job = await claimed(broker)
-    line = Renewal(redis_url, QUEUE, 60_000)
-    assert line.renew([job]) == [(Grip.OURS, None)]
+    line = LeaseClient(redis_url, QUEUE, 60_000)
+    assert line.renew([job]) == [(LeaseOwner.OURS, None)]
     await broker.redis.delete("arq:in-progress:a")
-    assert line.renew([job]) == [(Grip.NOBODYS, None)]
-    assert line.retake([job]) == [True]
-    assert line.renew([job]) == [(Grip.OURS, None)]
+    assert line.renew([job]) == [(LeaseOwner.NOBODYS, None)]
+    assert line.reacquire([job]) == [True]
+    assert line.renew([job]) == [(LeaseOwner.OURS, None)]
     line.close()
 
 
@@ -45,7 +45,7 @@ async def test_a_renewal_waits_for_a_third_of_a_lease_at_most_and_then_reconnect
     """A renewal without an answer ends after a third of a lease; the next one uses a new connection."""
     job = await claimed(broker)
     async with Proxy(redis_url) as proxy:
-        line = Renewal(proxy.url, QUEUE, 9_000)
+        line = LeaseClient(proxy.url, QUEUE, 9_000)
 
         def renew() -> float:
             watch = Stopwatch()
@@ -53,12 +53,12 @@ async def test_a_renewal_waits_for_a_third_of_a_lease_at_most_and_then_reconnect
                 line.renew([job])
             return watch.seconds
 
-        assert await asyncio.to_thread(line.renew, [job]) == [(Grip.OURS, None)]
+        assert await asyncio.to_thread(line.renew, [job]) == [(LeaseOwner.OURS, None)]
         proxy.blackhole()
         assert 2 < await asyncio.to_thread(renew) < 3 + AT_ONCE
         await proxy.drop()
         await proxy.resume()
-        assert await asyncio.to_thread(line.renew, [job]) == [(Grip.OURS, None)]
+        assert await asyncio.to_thread(line.renew, [job]) == [(LeaseOwner.OURS, None)]
         line.close()
 
 
@@ -67,7 +67,7 @@ async def test_a_renewal_leaves_a_server_that_has_become_a_replica(own_redis: St
     server = own_redis()
     broker = Broker(server.url)
     job = await claimed(broker)
-    line = Renewal(server.url, QUEUE, 60_000)
+    line = LeaseClient(server.url, QUEUE, 60_000)
     line.renew([job])
     await broker.redis.replicaof("127.0.0.1", "1")
     before = await connections(broker)
@@ -77,6 +77,6 @@ async def test_a_renewal_leaves_a_server_that_has_become_a_replica(own_redis: St
         await broker.enqueue([new_job("b", b"{}", QUEUE)])
     assert not before & await connections(broker)
     await broker.redis.replicaof("NO", "ONE")
-    assert line.renew([job]) == [(Grip.OURS, None)]
+    assert line.renew([job]) == [(LeaseOwner.OURS, None)]
     line.close()
     await broker.close()

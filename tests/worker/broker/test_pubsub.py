@@ -10,11 +10,11 @@ import pytest
 
 from tests.proxy import Proxy
 from tests.waiting import eventually
-from worker.aio.cancel_tasks import end
+from worker.aio.cancel_tasks import cancel_tasks
 from worker.broker import connection
 from worker.broker import pubsub as notices
 from worker.broker.connection import connect_to_subscribe
-from worker.broker.pubsub import Notices
+from worker.broker.pubsub import Subscriber
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,8 @@ def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(url: str) -> AsyncIterator[Notices]:
-    one = Notices(functools.partial(connect_to_subscribe, url))
+async def listening(url: str) -> AsyncIterator[Subscriber]:
+    one = Subscriber(functools.partial(connect_to_subscribe, url))
     try:
         yield one
     finally:
@@ -169,7 +169,7 @@ async def test_a_cancelled_reader_is_started_again_by_the_next_waiter(redis_url:
     """Code that cancels all tasks ends the reader; the next waiter starts it again."""
     event = asyncio.Event()
     async with listening(redis_url) as one, one.on("c", asyncio.Event()):
-        await end([task for task in asyncio.all_tasks() if task.get_name() == "notices"])
+        await cancel_tasks([task for task in asyncio.all_tasks() if task.get_name() == "notices"])
         async with one.on("c", event):
             await hears(event, observer)
 
@@ -191,7 +191,7 @@ async def test_waiters_get_no_error_while_the_connection_is_cut_two_hundred_time
             await asyncio.sleep(number % 7 / 1000)
             await proxy.drop()
         failed = [comer.exception() for comer in comers if comer.done()]
-        await end(comers)
+        await cancel_tasks(comers)
     assert (failed, errors) == ([], [])
 
 

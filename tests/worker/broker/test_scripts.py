@@ -11,8 +11,8 @@ from tests.worker.new_jobs import new_job
 from worker import Broker, JobStatus
 from worker.broker.cron_slots import CronSlots
 from worker.broker.keys import Keys
-from worker.broker.leases import Grip, Held, Renewal
-from worker.broker.records import ABORTED, Claim, Settlement, Slot
+from worker.broker.leases import HeldLease, LeaseClient, LeaseOwner
+from worker.broker.records import ABORTED, Claim, Completion, CronSlot
 from worker.broker.scripts import Script
 from worker.message import encode
 from worker.new_job import NewJob
@@ -66,18 +66,18 @@ async def finish(
     keep: int = 60_000,
     delay: int = 0,
 ) -> bool:
-    (ours,) = await broker.finish(QUEUE, [Settlement(job_id.encode(), token, action, value, keep, delay)])
+    (ours,) = await broker.finish(QUEUE, [Completion(job_id.encode(), token, action, value, keep, delay)])
     return ours
 
 
-def held(job: Claim, token: str = OURS) -> Held:
-    return Held(job.raw_id, token, job.score, job.payload)
+def held(job: Claim, token: str = OURS) -> HeldLease:
+    return HeldLease(job.raw_id, token, job.score, job.payload)
 
 
 @pytest.fixture
 def line(redis_url: str) -> Any:
     """The heartbeat's client for leases."""
-    line = Renewal(redis_url, QUEUE, LEASE)
+    line = LeaseClient(redis_url, QUEUE, LEASE)
     yield line
     line.close()
 
@@ -415,49 +415,49 @@ class TestFinish:
             assert (await claim_one(broker)).payload == b"[1]"
 
     async def test_an_ended_job_is_not_reacquired_by_a_late_heartbeat(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """A heartbeat that reacquires a lost lease does not bring back a job that has ended meanwhile."""
         await broker.enqueue([entry()])
         job = await claim_one(broker)
         observer.flushdb()
         await finish(broker, "end", keep=0)
-        assert line.retake([held(job)]) == [False]
+        assert line.reacquire([held(job)]) == [False]
         assert not observer.exists(QUEUE, "arq:job:a")
-        assert (await broker.trace(QUEUE, "a")).status is JobStatus.not_found
+        assert (await broker.status(QUEUE, "a")).status is JobStatus.not_found
         assert await broker.enqueue([entry(payload=b"new")]) == [
             True
         ]  # the id is free although the ended job left a marker
-        assert line.retake([held(job)]) == [False]
+        assert line.reacquire([held(job)]) == [False]
         assert (await claim_one(broker, THEIRS)).payload == b"new"
 
 
 class TestRenew:
     async def test_a_renewal_extends_the_lease_and_keeps_the_score_at_its_end(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """A renewal extends the lease, and keeps the job's score at its end."""
         await broker.enqueue([entry()])
         job = await claim_one(broker, lease=1_000)
         observer.zadd(QUEUE, {"a": 1})
-        assert line.renew([held(job)]) == [(Grip.OURS, None)]
+        assert line.renew([held(job)]) == [(LeaseOwner.OURS, None)]
         assert observer.pttl("arq:in-progress:a") > 1_000
         assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
 
     async def test_a_renewal_reports_the_holder_of_a_lost_lease_and_changes_nothing(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """A renewal reports whether a lost lease is another worker's or free, and changes nothing of it."""
         await broker.enqueue([entry("a"), entry("b")])
         jobs = [held(job) for job in await claim(broker)]
         observer.set("arq:in-progress:a", THEIRS + ":1", px=5_000)
         observer.delete("arq:in-progress:b")
-        assert line.renew(jobs) == [(Grip.ANOTHERS, None), (Grip.NOBODYS, None)]
+        assert line.renew(jobs) == [(LeaseOwner.ANOTHERS, None), (LeaseOwner.NOBODYS, None)]
         assert observer.pttl("arq:in-progress:a") <= 5_000
         assert not observer.exists("arq:in-progress:b")
 
     async def test_a_renewal_reports_aborts_and_drops_outdated_ones(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """A renewal reports aborts of running jobs; outdated abort marks are removed."""
         await broker.enqueue([entry("a"), entry("b")])
@@ -470,7 +470,7 @@ class TestRenew:
         assert observer.zrange("arq:abort", 0, -1) == ["a"]
 
     async def test_garbage_in_one_lease_does_not_cost_the_others(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """A value that other software has put into one lease does not cost the other leases."""
         await broker.enqueue([entry("a"), entry("b")])
@@ -478,18 +478,18 @@ class TestRenew:
         observer.delete("arq:in-progress:a")
         observer.rpush("arq:in-progress:a", "x")
         observer.set("arq:abort", "x")
-        assert line.renew(jobs) == [(Grip.NOBODYS, None), (Grip.OURS, None)]
+        assert line.renew(jobs) == [(LeaseOwner.NOBODYS, None), (LeaseOwner.OURS, None)]
 
 
 class TestReacquire:
     async def test_a_running_job_is_reacquired_with_all_its_keys_after_a_flush(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """After Redis lost everything a running job is reacquired, with all its keys."""
         await broker.enqueue([entry(payload=b"[1]")])
         job = await claim_one(broker)
         observer.flushdb()
-        assert line.retake([held(job)]) == [True]
+        assert line.reacquire([held(job)]) == [True]
         assert observer.get("arq:job:a") == "[1]"
         assert observer.get("arq:in-progress:a") == f"{OURS}:{job.score.decode()}"
         assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
@@ -497,29 +497,29 @@ class TestReacquire:
         assert observer.keys() == ["arq:result:a"]
 
     async def test_an_ended_lease_that_no_other_worker_took_is_reacquired(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """A lease that ended, and whose job no other worker claimed, is reacquired."""
         await broker.enqueue([entry()])
         job = await claim_one(broker)
         let_lease_end(observer)
-        assert line.retake([held(job)]) == [True]
+        assert line.reacquire([held(job)]) == [True]
         assert await claim(broker, THEIRS) == []
 
     async def test_a_lease_that_another_worker_holds_is_not_reacquired(
-        self, broker: Broker, observer: Any, line: Renewal
+        self, broker: Broker, observer: Any, line: LeaseClient
     ) -> None:
         """A job that another worker holds is not taken from it."""
         await broker.enqueue([entry()])
         job = await claim_one(broker, OURS)
         let_lease_end(observer)
         await claim_one(broker, THEIRS)
-        assert line.retake([held(job)]) == [False]
+        assert line.reacquire([held(job)]) == [False]
         assert observer.get("arq:in-progress:a").startswith(THEIRS)
 
     @pytest.mark.parametrize("action", ["end", "again", "back"])
     async def test_a_job_that_another_worker_ended_or_put_back_is_not_reacquired(
-        self, broker: Broker, observer: Any, line: Renewal, action: str
+        self, broker: Broker, observer: Any, line: LeaseClient, action: str
     ) -> None:
         """A job that another worker has ended or put back since is not reacquired."""
         await broker.enqueue([entry()])
@@ -528,16 +528,18 @@ class TestReacquire:
         await claim_one(broker, THEIRS)
         await finish(broker, action, THEIRS)
         before = set(observer.keys())
-        assert line.retake([held(job)]) == [False]
+        assert line.reacquire([held(job)]) == [False]
         assert set(observer.keys()) == before
 
-    async def test_a_later_job_of_the_id_is_not_reacquired(self, broker: Broker, observer: Any, line: Renewal) -> None:
+    async def test_a_later_job_of_the_id_is_not_reacquired(
+        self, broker: Broker, observer: Any, line: LeaseClient
+    ) -> None:
         """A later job of the same id is not taken for the one that was lost."""
         await broker.enqueue([entry()])
         job = await claim_one(broker, OURS)
         observer.flushdb()
         await broker.enqueue([entry(payload=b"new")])
-        assert line.retake([held(job)]) == [False]
+        assert line.reacquire([held(job)]) == [False]
         assert (await claim_one(broker, THEIRS)).payload == b"new"
 
 
@@ -660,7 +662,7 @@ class TestAfterAnAbort:
         await broker.enqueue([entry()])
         await claim_one(broker)
         await finish(broker, "end", value=self.RESULT)
-        trace = await broker.trace(QUEUE, "a")
+        trace = await broker.status(QUEUE, "a")
         assert (trace.status, trace.holds_id) == (JobStatus.complete, False)
 
     @pytest.mark.parametrize("verb", ["enqueue", "publish"])
@@ -669,22 +671,22 @@ class TestAfterAnAbort:
     ) -> None:
         """A new job gets the id. A caller that asks for the aborted job by its enqueue time still gets its end."""
         assert await getattr(broker, verb)([entry(payload=b"new")]) == [True]
-        new = await broker.trace(QUEUE, "a")
+        new = await broker.status(QUEUE, "a")
         assert (new.payload, new.result, new.status, new.set_aside) == (b"new", None, JobStatus.queued, None)
-        assert (await broker.trace(QUEUE, "a", 2_000)).set_aside == self.RESULT
-        assert (await broker.trace(QUEUE, "a", 3_000)).set_aside is None
+        assert (await broker.status(QUEUE, "a", 2_000)).set_aside == self.RESULT
+        assert (await broker.status(QUEUE, "a", 3_000)).set_aside is None
         assert 0 < observer.pttl("arq:aborted:a:2000") <= 60_000
 
     async def test_a_result_that_only_mentions_an_abort_keeps_the_id(self, broker: Broker, observer: Any) -> None:
         """Only the result of an aborted job frees the id."""
         observer.set("arq:result:a", '{"r":{"aborted":2000}}')
-        assert (await broker.trace(QUEUE, "a")).holds_id
+        assert (await broker.status(QUEUE, "a")).holds_id
         assert await broker.enqueue([entry(payload=b"new")]) == [False]
 
     async def test_the_id_is_taken_while_the_new_job_waits(self, broker: Broker) -> None:
         """A third job does not get the id."""
         assert await broker.enqueue([entry(), entry()]) == [True, False]
-        assert (await broker.trace(QUEUE, "a")).holds_id
+        assert (await broker.status(QUEUE, "a")).holds_id
 
 
 class TestCronSlots:
@@ -692,7 +694,7 @@ class TestCronSlots:
         self, broker: Broker, observer: Any
     ) -> None:
         """A slot is queued once, and none before it after that."""
-        slots = [Slot("tick", moment, f"cron:tick:{moment}", b"{}") for moment in (1, 2, 3)]
+        slots = [CronSlot("tick", moment, f"cron:tick:{moment}", b"{}") for moment in (1, 2, 3)]
         assert await CronSlots(broker.connections).add(QUEUE, slots[1:2]) == [True]
         assert await CronSlots(broker.connections).add(QUEUE, slots) == [False, False, True]
         assert observer.zrange(QUEUE, 0, -1) == ["cron:tick:2", "cron:tick:3"]
@@ -704,7 +706,7 @@ class TestCronSlots:
         self, broker: Broker, observer: Any
     ) -> None:
         """A slot without a payload is only recorded."""
-        assert await CronSlots(broker.connections).add(QUEUE, [Slot("tick", 5, "x", b"")]) == [True]
+        assert await CronSlots(broker.connections).add(QUEUE, [CronSlot("tick", 5, "x", b"")]) == [True]
         assert observer.keys() == ["arq:slots"]
 
     @pytest.mark.parametrize("garbage", ["x", "9" * 40, "-1", "1e5"])
@@ -730,5 +732,5 @@ async def test_all_keys_of_a_hash_tagged_queue_have_its_tag(broker: Broker, obse
     await broker.enqueue([new_job("a", b"{}", "{mail}")])
     (job,) = (await broker.claim("{mail}", OURS, LEASE, 1)).jobs
     assert observer.keys() == [key for key in observer.keys("*") if key.startswith("{mail}")]
-    await broker.finish("{mail}", [Settlement(job.raw_id, OURS, "end", b"1", 60_000, 0)])
+    await broker.finish("{mail}", [Completion(job.raw_id, OURS, "end", b"1", 60_000, 0)])
     assert observer.keys() == ["{mail}:result:a"]

@@ -19,7 +19,7 @@ import db
 from tests.conftest import StartRedis
 from tests.worker.conftest import Count, Execute
 from worker import Broker, Job, WorkerError, task
-from worker.engine.outcome import Kind
+from worker.engine.outcome import OutcomeKind
 from worker.errors import EnqueueError
 from worker.ledger import Ledger
 
@@ -125,11 +125,11 @@ class TestInsideAScope:
     ) -> None:
         """A job that a plain function enqueues beside its `Session` exists if and only if its own job commits."""
         failed = await execute(order, 7, fails=True, job_id=job_id)
-        assert failed.kind is Kind.FAILED
+        assert failed.kind is OutcomeKind.FAILED
         assert isinstance(failed.error, LookupError)
         assert (queued(observer), await rows()) == ([], 0)
         done = await execute(order, 7, job_id=job_id)
-        assert done.kind is Kind.COMPLETED
+        assert done.kind is OutcomeKind.COMPLETED
         (job,) = queued(observer)
         assert done.result == f'"{job}"'.encode()
         assert await Ledger().pending(job) is not None

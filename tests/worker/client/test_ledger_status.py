@@ -16,9 +16,9 @@ from tests.servers import Observer
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
 from worker import Broker, Job, JobFailed, task
-from worker.broker.records import JobStatus, Settlement
+from worker.broker.records import Completion, JobStatus
 from worker.errors import EnqueueError, LedgerAwayError, ResultNotFoundError
-from worker.ledger import Ending, Ledger, State
+from worker.ledger import FinalRow, Ledger, State
 
 pytestmark = pytest.mark.usefixtures("broker", "database")
 
@@ -42,7 +42,7 @@ async def lost(observer: redis.Redis, **using: Any) -> Job[Receipt]:
 
 async def record_outcome(job: Job[Any], postgres: Observer, state: State, **columns: Any) -> None:
     enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs WHERE id = $1", job.job_id)
-    await Ledger().settle([Ending(job.job_id, enqueued_at, "send", "arq:queue", state, **columns)])
+    await Ledger().complete([FinalRow(job.job_id, enqueued_at, "send", "arq:queue", state, **columns)])
 
 
 class TestPending:
@@ -263,5 +263,5 @@ async def test_the_result_of_a_job_that_is_published_meanwhile_is_pushed(broker:
     await eventually(job.status, equals=JobStatus.in_progress)
     raw = b'{"t":1,"f":"send","a":[],"k":{},"et":%d,"s":true,"st":1,"ft":2,"q":"arq:queue","id":"x","r":{"number":7}}'
     raw %= row.enqueued_at
-    await broker.finish("arq:queue", [Settlement(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
+    await broker.finish("arq:queue", [Completion(claimed.jobs[0].raw_id, "t" * 28, "end", raw, 60_000)])
     assert await waiting == Receipt(number=7)

@@ -13,7 +13,7 @@ from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import Limits
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 
 QUEUE = "arq:queue"
 
@@ -60,7 +60,7 @@ async def test_an_abandoned_job_is_released_without_writing_to_redis(broker: Bro
     """Another worker holds the job by now."""
     held, (job,) = await held_jobs(broker, 1)
     completer = BrokerCompleter(broker, held)
-    completer.complete(job, Outcome(Kind.ABANDONED))
+    completer.complete(job, Outcome(OutcomeKind.ABANDONED))
     await completer.flushed()
     assert len(held) == 0
     assert observer.exists("arq:in-progress:j0000")

@@ -221,7 +221,7 @@ async def test_a_thousand_due_jobs_running_elsewhere_do_not_delay_the_next_job(
 
 
 async def recorded(broker: Broker, job: Job[Any]) -> bool:
-    return (await broker.trace("arq:queue", job.job_id)).result is not None
+    return (await broker.status("arq:queue", job.job_id)).result is not None
 
 
 async def test_a_job_that_runs_while_redis_dies_and_comes_back_empty_ends_once(

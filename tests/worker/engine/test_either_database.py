@@ -12,7 +12,7 @@ from tests.worker.engine.conftest import StartWorker
 from tests.worker.new_jobs import new_job
 from worker import Broker, JobFailed, task
 from worker.ledger import Ledger
-from worker.ledger.admin import Desk, Which
+from worker.ledger.admin import JobAdmin, JobFilter
 
 pytestmark = pytest.mark.usefixtures("database", "broker")
 
@@ -117,8 +117,8 @@ async def test_a_failed_job_has_no_effect_is_kept_and_can_be_retried(start: Star
         with pytest.raises(JobFailed):
             await job.result(timeout=30)
         await one.idle()
-        desk = Desk(Ledger().name)
-        (key,) = await desk.keys(Which())
+        desk = JobAdmin(Ledger().name)
+        (key,) = await desk.keys(JobFilter())
         async with db.scope():
             await (await db.session()).execute(text("CREATE TABLE other (words text)"))
         retried, refused = await desk.retry([key])

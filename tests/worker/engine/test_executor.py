@@ -28,10 +28,10 @@ from tests.conftest import StartPostgres
 from tests.servers import Observer
 from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
-from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
+from tests.worker.conftest import NOTES, Count, Execute, ExecutorHarness, Note, create_ledger
 from worker import Retry, task
 from worker.engine import rerun_policy as patience
-from worker.engine.outcome import Kind
+from worker.engine.outcome import OutcomeKind
 from worker.errors import TriesExhaustedError
 from worker.message import Message
 
@@ -63,7 +63,7 @@ class TestOutcome:
             return {"words": words, "raw": b"\xff"}
 
         outcome = await execute(add, "a")
-        assert (outcome.kind, outcome.error) == (Kind.COMPLETED, None)
+        assert (outcome.kind, outcome.error) == (OutcomeKind.COMPLETED, None)
         assert from_json(outcome.result) == {"words": "a", "raw": "_w=="}
         assert await rows() == 1
 
@@ -76,13 +76,13 @@ class TestOutcome:
             raise ValueError("no")
 
         outcome = await execute(fail)
-        assert outcome.kind is Kind.FAILED
+        assert outcome.kind is OutcomeKind.FAILED
         assert repr(outcome.error) == "ValueError('no')"
         assert await rows() == 0
 
     @pytest.mark.parametrize(("args", "kwargs"), [((), {}), (("x",), {}), ((1,), {"number": 2}), ((), {"number": "x"})])
     async def test_wrong_arguments_fail_before_a_session_is_opened(
-        self, bench: Bench, postgres: Observer, args: Any, kwargs: Any
+        self, harness: ExecutorHarness, postgres: Observer, args: Any, kwargs: Any
     ) -> None:
         """A stock producer does not validate. The job fails without using the database."""
 
@@ -90,10 +90,10 @@ class TestOutcome:
         async def count(session: db.AsyncSession, number: int) -> None:
             await insert(session)
 
-        execution = bench.deliver(count, 1)
+        execution = harness.deliver(count, 1)
         execution.message = Message("1", count.name, args, kwargs, execution.message.enqueued_at)
-        outcome = await bench.start(count, execution)
-        assert outcome.kind is Kind.FAILED
+        outcome = await harness.start(count, execution)
+        assert outcome.kind is OutcomeKind.FAILED
         assert isinstance(outcome.error, ValueError | TypeError)
         assert await postgres.backends() == 0
 
@@ -107,22 +107,22 @@ class TestOutcome:
         ],
     )
     async def test_a_job_with_unknown_arguments_is_put_back(
-        self, bench: Bench, args: Any, kwargs: Any, unknown: str
+        self, harness: ExecutorHarness, args: Any, kwargs: Any, unknown: str
     ) -> None:
         """Its producer may run newer code: the job waits for a worker that does, too."""
 
         @task
         async def count(session: db.AsyncSession, number: int) -> None: ...
 
-        execution = bench.deliver(count, 1)
+        execution = harness.deliver(count, 1)
         execution.message = Message("1", count.name, args, kwargs, execution.message.enqueued_at)
-        outcome = await bench.start(count, execution)
-        assert outcome.kind is Kind.POSTPONED
+        outcome = await harness.start(count, execution)
+        assert outcome.kind is OutcomeKind.POSTPONED
         assert str(outcome.error) == f"{count.name}(number: int) does not take {unknown}"
 
     @pytest.mark.parametrize("error", [KeyError, SystemExit, KeyboardInterrupt])
     async def test_a_validator_that_raises_anything_fails_the_job_and_not_the_worker(
-        self, bench: Bench, error: type[BaseException]
+        self, harness: ExecutorHarness, error: type[BaseException]
     ) -> None:
         """Also `SystemExit` and `KeyboardInterrupt`."""
 
@@ -138,10 +138,10 @@ class TestOutcome:
 
         fn.__annotations__["broken"] = Broken
         broken = task(fn)
-        execution = bench.deliver(task(answer))
+        execution = harness.deliver(task(answer))
         execution.message = Message("1", broken.name, ({"number": 1},), {}, 1)
-        outcome = await bench.start(broken, execution)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, error)
+        outcome = await harness.start(broken, execution)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, error)
 
     @pytest.mark.parametrize(
         "result",
@@ -164,7 +164,7 @@ class TestOutcome:
             return result()
 
         outcome = await execute(strange)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TypeError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TypeError)
         assert "JSON cannot say this" in str(outcome.error)
         assert await rows() == 0
 
@@ -194,7 +194,7 @@ class TestOutcome:
             raise error
 
         outcome = await execute(fail)
-        assert (outcome.kind, outcome.error) == (Kind.FAILED, error)
+        assert (outcome.kind, outcome.error) == (OutcomeKind.FAILED, error)
         assert await rows() == 0
 
     async def test_a_tasks_own_timeouts_and_cancel_scopes_do_not_count_as_an_interruption(
@@ -219,7 +219,7 @@ class TestOutcome:
             raise LookupError("after all that")
 
         outcome = await execute(give_up)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, LookupError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, LookupError)
         assert await rows() == 0
 
     async def test_a_task_that_leaves_itself_cancelled_fails_after_one_run(self, execute: Execute, rows: Count) -> None:
@@ -245,7 +245,7 @@ class TestOutcome:
 
         for each in (leaves_one, last_act):
             outcome = await execute(each)
-            assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, asyncio.CancelledError)
+            assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, asyncio.CancelledError)
         assert runs == 2
         assert await rows() == 0
 
@@ -271,7 +271,7 @@ class TestOutcome:
             raise AboutError(note)
 
         outcome = await execute(fail)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, AboutError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, AboutError)
         assert await rows() == 0
 
 
@@ -304,7 +304,7 @@ class TestPoisonedTransaction:
             return "done"
 
         outcome = await execute(swallow)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, db.PoisonedTransactionError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, db.PoisonedTransactionError)
         assert await rows() == 0
 
     async def test_a_database_error_swallowed_around_a_savepoint_does_not_fail_the_job(
@@ -321,7 +321,7 @@ class TestPoisonedTransaction:
             return "done"
 
         outcome = await execute(swallow)
-        assert outcome.kind is Kind.COMPLETED
+        assert outcome.kind is OutcomeKind.COMPLETED
         assert await rows() == 1
 
 
@@ -337,7 +337,9 @@ class Attempts:
 
 
 class TestConflicts:
-    async def test_a_write_skew_pair_completes_in_one_and_two_attempts(self, bench: Bench, rows: Count) -> None:
+    async def test_a_write_skew_pair_completes_in_one_and_two_attempts(
+        self, harness: ExecutorHarness, rows: Count
+    ) -> None:
         """A4: of two serializable transactions that exclude each other, one runs again and sees the other."""
         both = asyncio.Barrier(2)
         attempts: dict[str, int] = {}
@@ -352,8 +354,8 @@ class TestConflicts:
             await insert(session, words)
             return int(seen)
 
-        outcomes = await asyncio.gather(bench.run(claim, "a"), bench.run(claim, "b"))
-        assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED] * 2
+        outcomes = await asyncio.gather(harness.run(claim, "a"), harness.run(claim, "b"))
+        assert [outcome.kind for outcome in outcomes] == [OutcomeKind.COMPLETED] * 2
         assert sorted(attempts.values()) == [1, 2]
         assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1"]
         assert await rows() == 2
@@ -371,12 +373,12 @@ class TestConflicts:
             await session.execute(text("INSERT INTO reply VALUES (999)"))
 
         outcome = await execute(dangle)
-        assert outcome.kind is Kind.FAILED
+        assert outcome.kind is OutcomeKind.FAILED
         assert "ForeignKeyViolation" in repr(outcome.error)
         assert attempts.made == 1
         assert await rows() == 0
 
-    async def test_a_job_that_lost_a_deadlock_is_run_again(self, bench: Bench, postgres: Observer) -> None:
+    async def test_a_job_that_lost_a_deadlock_is_run_again(self, harness: ExecutorHarness, postgres: Observer) -> None:
         """40P01: of two jobs that lock two rows in turn, PostgreSQL cancels one, and that one runs again."""
         await postgres.execute("INSERT INTO note (words) VALUES ('a'), ('b')")
         both = asyncio.Barrier(2)
@@ -391,8 +393,8 @@ class TestConflicts:
                 await both.wait()
             await session.execute(update, {"words": second})
 
-        outcomes = await asyncio.gather(bench.run(lock, "a", "b"), bench.run(lock, "b", "a"))
-        assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED] * 2
+        outcomes = await asyncio.gather(harness.run(lock, "a", "b"), harness.run(lock, "b", "a"))
+        assert [outcome.kind for outcome in outcomes] == [OutcomeKind.COMPLETED] * 2
         assert sorted(attempts.values()) == [1, 2]
         assert await postgres.fetchval("SELECT max(id) FROM note") == 22
 
@@ -411,7 +413,7 @@ class TestConflicts:
                 await session.execute(text("SELECT * FROM note FOR UPDATE NOWAIT"))
 
             outcome = await execute(take)
-        assert (outcome.kind, attempts.made) == (Kind.COMPLETED, 3)
+        assert (outcome.kind, attempts.made) == (OutcomeKind.COMPLETED, 3)
 
     async def test_a_conflict_that_goes_on_counts_as_one_try(
         self, execute: Execute, postgres: Observer, database_url: str
@@ -427,10 +429,10 @@ class TestConflicts:
 
         async with holding_a_lock(database_url):
             outcome = await execute(take)
-            assert (outcome.kind, attempts.made) == (Kind.RETRIED, 6)
+            assert (outcome.kind, attempts.made) == (OutcomeKind.RETRIED, 6)
             assert 0.75 <= outcome.delay <= 1.25
             outcome = await execute(take, tries=1)
-            assert (outcome.kind, attempts.made) == (Kind.FAILED, 12)
+            assert (outcome.kind, attempts.made) == (OutcomeKind.FAILED, 12)
             assert "could not obtain lock" in str(outcome.error)
 
     async def test_retry_on_does_not_make_a_conflict_cost_a_try(
@@ -448,7 +450,7 @@ class TestConflicts:
                 await session.execute(text("SELECT * FROM note FOR UPDATE NOWAIT"))
 
             outcome = await execute(take)
-        assert (outcome.kind, attempts.made) == (Kind.COMPLETED, 2)
+        assert (outcome.kind, attempts.made) == (OutcomeKind.COMPLETED, 2)
 
 
 @contextlib.asynccontextmanager
@@ -488,7 +490,7 @@ class TestEarlyCommit:
             raise ValueError
 
         for _ in range(3):
-            assert (await execute(early)).kind is Kind.FAILED
+            assert (await execute(early)).kind is OutcomeKind.FAILED
         assert await rows() == 3
         warnings = [record.message for record in caplog.records if "commits before it returns" in record.message]
         assert len(warnings) == 1
@@ -504,7 +506,7 @@ class TestEarlyCommit:
 
         for tries in range(2):
             outcome = await execute(raw, tries=tries)
-            assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, db.RawTransactionError)
+            assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, db.RawTransactionError)
         assert await rows() == 0
 
 
@@ -523,11 +525,11 @@ class TestLostConnections:
             await insert(session, "b")
 
         outcome = await execute(add)
-        assert (outcome.kind, attempts.made) == (Kind.COMPLETED, 2)
+        assert (outcome.kind, attempts.made) == (OutcomeKind.COMPLETED, 2)
         assert await rows() == 2
 
     async def test_stale_connections_in_the_pool_fail_no_job(
-        self, bench: Bench, postgres: Observer, rows: Count
+        self, harness: ExecutorHarness, postgres: Observer, rows: Count
     ) -> None:
         """After a restart of the server the pool's connections are dead, and no job fails."""
 
@@ -536,10 +538,10 @@ class TestLostConnections:
             await insert(session, words)
             await session.execute(text("SELECT pg_sleep(0.05)"))
 
-        warm = await asyncio.gather(*(bench.run(add, f"warm {number}") for number in range(5)))
+        warm = await asyncio.gather(*(harness.run(add, f"warm {number}") for number in range(5)))
         assert await postgres.terminate_backends() == 5
-        cold = await asyncio.gather(*(bench.run(add, f"cold {number}") for number in range(10)))
-        assert {outcome.kind for outcome in (*warm, *cold)} == {Kind.COMPLETED}
+        cold = await asyncio.gather(*(harness.run(add, f"cold {number}") for number in range(10)))
+        assert {outcome.kind for outcome in (*warm, *cold)} == {OutcomeKind.COMPLETED}
         assert await rows() == 15
 
     async def test_a_database_that_is_down_for_seconds_costs_no_try(self, own_postgres: StartPostgres) -> None:
@@ -553,11 +555,11 @@ class TestLostConnections:
             begun.set()
             await session.execute(text("SELECT pg_sleep(0.3)"))
 
-        async with working_on(server.url) as bench:
-            jobs = [bench.start(add, bench.deliver(add, f"before {number}")) for number in range(5)]
+        async with working_on(server.url) as harness:
+            jobs = [harness.start(add, harness.deliver(add, f"before {number}")) for number in range(5)]
             await begun.wait()
             await asyncio.to_thread(server.kill)
-            jobs += [bench.start(add, bench.deliver(add, f"during {number}")) for number in range(5)]
+            jobs += [harness.start(add, harness.deliver(add, f"during {number}")) for number in range(5)]
             await asyncio.sleep(2)
             await asyncio.to_thread(server.restart)
             outcomes = await asyncio.gather(*jobs)
@@ -572,20 +574,20 @@ class TestLostConnections:
         async def add(session: db.AsyncSession) -> None:
             await insert(session)
 
-        async with working_on(server.url) as bench, contextlib.AsyncExitStack() as others:
+        async with working_on(server.url) as harness, contextlib.AsyncExitStack() as others:
             await default_database().dispose()
             with contextlib.suppress(asyncpg.TooManyConnectionsError):
                 while True:
                     other = await asyncpg.connect(server.url.replace("+asyncpg", ""))
                     others.push_async_callback(other.close)
-            job = bench.start(add, bench.deliver(add))
+            job = harness.start(add, harness.deliver(add))
             await asyncio.sleep(1)
             assert not job.done()
             await others.aclose()
-            assert (await job).kind is Kind.COMPLETED
+            assert (await job).kind is OutcomeKind.COMPLETED
             assert await notes() == 1
 
-    async def test_the_lease_of_a_job_is_granted_anew_for_each_rerun(self, bench: Bench) -> None:
+    async def test_the_lease_of_a_job_is_granted_anew_for_each_rerun(self, harness: ExecutorHarness) -> None:
         """A job that runs again after database trouble has the time of a whole attempt."""
         begun: list[float] = []
 
@@ -595,9 +597,9 @@ class TestLostConnections:
             if len(begun) == 1:
                 raise DatabaseUnreachableError("database", "away")
 
-        execution = bench.deliver(need)
+        execution = harness.deliver(need)
         claimed = execution.attempt_began
-        assert (await bench.start(need, execution)).kind is Kind.COMPLETED
+        assert (await harness.start(need, execution)).kind is OutcomeKind.COMPLETED
         assert claimed < begun[0] < begun[1]
 
     @pytest.mark.parametrize("way", ["hidden", "plain"])
@@ -617,8 +619,8 @@ class TestLostConnections:
             await session.execute(text(f"SELECT {ends}"))
 
         outcome = await execute(ends_its_backend)
-        assert (outcome.kind, attempts.made) == (Kind.RETRIED, 6 if way == "hidden" else 1)
-        assert (await execute(ends_its_backend, tries=1)).kind is Kind.FAILED
+        assert (outcome.kind, attempts.made) == (OutcomeKind.RETRIED, 6 if way == "hidden" else 1)
+        assert (await execute(ends_its_backend, tries=1)).kind is OutcomeKind.FAILED
         assert await rows() == 0
 
     @pytest.mark.usefixtures("database")
@@ -637,12 +639,12 @@ class TestLostConnections:
             await session.execute(text("SELECT pg_sleep(30)"))
 
         database = Database[db.AsyncSession](database_url, default=True, statement_timeout=0.2, connect_timeout=0.2)
-        bench = Bench()
+        harness = ExecutorHarness()
         async with asyncio.timeout(20):
-            outcome = await bench.run(slow)
-        bench.caller.close()
+            outcome = await harness.run(slow)
+        harness.caller.close()
         await database.dispose()
-        assert (outcome.kind, attempts.made) == (Kind.FAILED, 6)
+        assert (outcome.kind, attempts.made) == (OutcomeKind.FAILED, 6)
         assert await rows() == 0
 
     async def test_a_job_that_sits_idle_in_its_transaction_for_too_long_costs_a_try(
@@ -660,24 +662,24 @@ class TestLostConnections:
             await session.execute(text("SELECT 1"))
 
         outcome = await execute(idle)
-        assert (outcome.kind, attempts.made) == (Kind.FAILED, 1)
+        assert (outcome.kind, attempts.made) == (OutcomeKind.FAILED, 1)
         assert isinstance(outcome.error, db.ConnectionEndedError)
         assert "session.close()" in str(outcome.error)
         assert await rows() == 0
 
 
 @contextlib.asynccontextmanager
-async def working_on(url: str) -> AsyncIterator[Bench]:
+async def working_on(url: str) -> AsyncIterator[ExecutorHarness]:
     """An executor on a server of the test's own, as the default database, with the table `note`."""
     database = Database(url, default=True, pre_ping=False)
-    bench = Bench()
+    harness = ExecutorHarness()
     try:
         async with db.scope():
             await (await db.session()).execute(text(NOTES.split(";")[0]))
         await create_ledger(url)
-        yield bench
+        yield harness
     finally:
-        bench.caller.close()
+        harness.caller.close()
         await database.dispose()
 
 
@@ -704,7 +706,7 @@ class TestReadOnly:
             await insert(session)
 
         outcome = await execute(add)
-        assert outcome.kind is Kind.COMPLETED
+        assert outcome.kind is OutcomeKind.COMPLETED
         assert attempts.made in (3, 4)
         assert await rows() == 1
 
@@ -734,7 +736,7 @@ class TestReadOnly:
         )
         for number, how in enumerate(("statement", "option", "function"), start=1):
             outcome = await execute(add, how)
-            assert (outcome.kind, attempts.made) == (Kind.FAILED, number)
+            assert (outcome.kind, attempts.made) == (OutcomeKind.FAILED, number)
             assert "read-only" in str(outcome.error)
         assert len(backends) == 1
         assert await rows() == 0
@@ -763,7 +765,7 @@ class TestRetry:
             raise asked
 
         outcome = await execute(again)
-        assert (outcome.kind, outcome.delay) == (Kind.RETRIED, delay)
+        assert (outcome.kind, outcome.delay) == (OutcomeKind.RETRIED, delay)
         assert await rows() == 0
 
     async def test_retry_in_the_last_try_fails_the_job(self, execute: Execute) -> None:
@@ -773,9 +775,9 @@ class TestRetry:
         async def again() -> None:
             raise Retry(defer=1)
 
-        assert [(await execute(again, tries=tries)).kind for tries in range(3)] == [Kind.RETRIED] * 3
+        assert [(await execute(again, tries=tries)).kind for tries in range(3)] == [OutcomeKind.RETRIED] * 3
         outcome = await execute(again, tries=3)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TriesExhaustedError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TriesExhaustedError)
         assert "gave up after 4 tries" in str(outcome.error)
         assert "max_tries" in str(outcome.error)
 
@@ -790,7 +792,7 @@ class TestRetry:
             raise KeyError("k")
 
         first, second, third = [await execute(flaky, tries=tries) for tries in range(3)]
-        assert (first.kind, second.kind, third.kind) == (Kind.RETRIED, Kind.RETRIED, Kind.FAILED)
+        assert (first.kind, second.kind, third.kind) == (OutcomeKind.RETRIED, OutcomeKind.RETRIED, OutcomeKind.FAILED)
         assert 0.75 <= first.delay <= 1.25
         assert 1.5 <= second.delay <= 2.5
         assert repr(third.error) == "KeyError('k')"
@@ -803,7 +805,7 @@ class TestRetry:
         async def fail() -> None:
             raise ValueError
 
-        assert (await execute(fail)).kind is Kind.FAILED
+        assert (await execute(fail)).kind is OutcomeKind.FAILED
 
     async def test_an_exception_group_is_retried_if_all_its_members_are(self, execute: Execute) -> None:
         """A `TaskGroup` raises such a group."""
@@ -813,8 +815,8 @@ class TestRetry:
             others: list[Exception] = [ValueError()] if final else []
             raise ExceptionGroup("g", [KeyError(), ExceptionGroup("h", [IndexError()]), *others])
 
-        assert (await execute(fail, False)).kind is Kind.RETRIED
-        assert (await execute(fail, True)).kind is Kind.FAILED
+        assert (await execute(fail, False)).kind is OutcomeKind.RETRIED
+        assert (await execute(fail, True)).kind is OutcomeKind.FAILED
 
     async def test_a_task_without_max_tries_has_the_workers(self, execute: Execute) -> None:
         """A task that does not say has as many tries as the executor was made with (here 3)."""
@@ -823,8 +825,8 @@ class TestRetry:
         async def again() -> int:
             raise Retry
 
-        assert (await execute(again, tries=1)).kind is Kind.RETRIED
-        assert (await execute(again, tries=2)).kind is Kind.FAILED
+        assert (await execute(again, tries=1)).kind is OutcomeKind.RETRIED
+        assert (await execute(again, tries=2)).kind is OutcomeKind.FAILED
 
     async def test_the_job_context_counts_attempts_from_one(self, execute: Execute) -> None:
         """Reruns after database trouble are the same attempt."""
@@ -851,13 +853,13 @@ class TestTimeout:
         watch = Stopwatch()
         outcome = await execute(slow)
         assert watch.seconds_running < 3
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TimeoutError)
         assert "slow took longer than its timeout, 0.2 s" in str(outcome.error)
         assert await rows() == 0
         await eventually(lambda: postgres.backends("active"), equals=0)
 
     async def test_the_timeout_does_not_include_the_commit(
-        self, bench: Bench, commits: HeldCommits, rows: Count
+        self, harness: ExecutorHarness, commits: HeldCommits, rows: Count
     ) -> None:
         """A COMMIT that takes longer than the timeout is waited for, and reported as what it is."""
 
@@ -866,23 +868,23 @@ class TestTimeout:
             await insert(session)
             return "done"
 
-        job = bench.start(add, bench.deliver(add))
+        job = harness.start(add, harness.deliver(add))
         await commits.begun()
         await asyncio.sleep(1.1)
         await commits.let_go()
         outcome = await job
-        assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
+        assert (outcome.kind, outcome.result) == (OutcomeKind.COMPLETED, b'"done"')
         assert await rows() == 1
 
-    async def test_a_task_without_a_timeout_has_the_workers(self, bench: Bench) -> None:
+    async def test_a_task_without_a_timeout_has_the_workers(self, harness: ExecutorHarness) -> None:
         """A task without a timeout of its own has the executor's."""
-        bench.timeout = 0.1
+        harness.timeout = 0.1
 
         @task
         async def slow() -> None:
             await asyncio.sleep(30)
 
-        assert "its timeout, 0.1 s" in str((await bench.run(slow)).error)
+        assert "its timeout, 0.1 s" in str((await harness.run(slow)).error)
 
     async def test_a_timeout_is_retried_if_retry_on_names_timeout_error(self, execute: Execute) -> None:
         """Otherwise it fails the job, as any other exception."""
@@ -891,7 +893,7 @@ class TestTimeout:
         async def slow() -> None:
             await asyncio.sleep(30)
 
-        assert (await execute(slow)).kind is Kind.RETRIED
+        assert (await execute(slow)).kind is OutcomeKind.RETRIED
 
     async def test_the_traceback_of_a_timeout_shows_the_line_that_took_so_long(self, execute: Execute) -> None:
         """It is the traceback of the error's cause."""
@@ -926,7 +928,7 @@ class TestTimeout:
             return "done"
 
         outcome = await execute(careless)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TimeoutError)
         assert await rows() == 0
 
     async def test_a_task_that_blocks_the_event_loop_past_its_timeout_is_rolled_back(
@@ -941,7 +943,7 @@ class TestTimeout:
             return "done"
 
         outcome = await execute(blocks)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TimeoutError)
         assert await rows() == 0
 
     async def test_a_timeout_after_a_tasks_own_cancellation_is_not_taken_for_an_interruption(
@@ -955,7 +957,7 @@ class TestTimeout:
             await asyncio.sleep(30)
 
         outcome = await execute(late)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TimeoutError)
 
     async def test_a_connection_broken_by_a_timeout_does_not_make_the_job_run_again(
         self, execute: Execute, postgres: Observer
@@ -974,7 +976,7 @@ class TestTimeout:
             await insert(session)
 
         outcome = await execute(careless)
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TimeoutError)
         assert runs == 1
 
     async def test_a_sync_task_past_its_timeout_stops_at_its_next_statement(
@@ -997,7 +999,7 @@ class TestTimeout:
         watch = Stopwatch()
         outcome = await execute(slow)
         assert watch.seconds >= 0.8
-        assert (outcome.kind, type(outcome.error)) == (Kind.FAILED, TimeoutError)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TimeoutError)
         assert seen == [f"{slow.name} was told to stop"]
         assert await rows() == 0
 
@@ -1010,7 +1012,7 @@ class TestTimeout:
             time.sleep(0.4)
             session.commit()
 
-        assert (await execute(slow)).kind is Kind.FAILED
+        assert (await execute(slow)).kind is OutcomeKind.FAILED
         assert await rows() == 0
 
 
@@ -1019,9 +1021,9 @@ async def the_slow_part() -> None:
 
 
 class TestCancelledByTheEngine:
-    @pytest.mark.parametrize("kind", [Kind.INTERRUPTED, Kind.ABORTED, Kind.ABANDONED])
+    @pytest.mark.parametrize("kind", [OutcomeKind.INTERRUPTED, OutcomeKind.ABORTED, OutcomeKind.ABANDONED])
     async def test_a_cancelled_job_has_the_outcome_that_it_was_cancelled_with(
-        self, bench: Bench, postgres: Observer, rows: Count, kind: Kind
+        self, harness: ExecutorHarness, postgres: Observer, rows: Count, kind: OutcomeKind
     ) -> None:
         """The body ends once, its statement is stopped on the server, and neither row nor lock is left."""
 
@@ -1030,8 +1032,8 @@ class TestCancelledByTheEngine:
             await insert(session, "unique")
             await session.execute(text("SELECT pg_sleep(30)"))
 
-        execution = bench.deliver(slow)
-        job = bench.start(slow, execution)
+        execution = harness.deliver(slow)
+        job = harness.start(slow, execution)
         await eventually(lambda: postgres.backends("active"), equals=1)
         execution.cancelled_as = kind
         job.cancel()
@@ -1043,7 +1045,7 @@ class TestCancelledByTheEngine:
             await postgres.execute("INSERT INTO note (words) VALUES ('unique')")
 
     async def test_a_job_cancelled_in_its_commit_has_completed(
-        self, bench: Bench, commits: HeldCommits, rows: Count
+        self, harness: ExecutorHarness, commits: HeldCommits, rows: Count
     ) -> None:
         """A3: a COMMIT once sent is waited for, and its result is reported."""
 
@@ -1052,17 +1054,17 @@ class TestCancelledByTheEngine:
             await insert(session)
             return "done"
 
-        job = bench.start(add, bench.deliver(add))
+        job = harness.start(add, harness.deliver(add))
         await commits.begun()
         job.cancel()
         await asyncio.sleep(0)
         await commits.let_go()
         outcome = await job
-        assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
+        assert (outcome.kind, outcome.result) == (OutcomeKind.COMPLETED, b'"done"')
         assert await rows() == 1
 
     async def test_a_job_whose_commit_fails_while_it_is_cancelled_is_interrupted(
-        self, bench: Bench, commits: HeldCommits, rows: Count
+        self, harness: ExecutorHarness, commits: HeldCommits, rows: Count
     ) -> None:
         """A3: success is reported if and only if the row exists."""
 
@@ -1071,17 +1073,19 @@ class TestCancelledByTheEngine:
             await insert(session)
             await session.execute(text("INSERT INTO reply VALUES (999)"))
 
-        execution = bench.deliver(dangle)
-        job = bench.start(dangle, execution)
+        execution = harness.deliver(dangle)
+        job = harness.start(dangle, execution)
         await commits.begun()
-        execution.cancelled_as = Kind.INTERRUPTED
+        execution.cancelled_as = OutcomeKind.INTERRUPTED
         job.cancel()
         await asyncio.sleep(0)
         await commits.let_go()
-        assert (await job).kind is Kind.INTERRUPTED
+        assert (await job).kind is OutcomeKind.INTERRUPTED
         assert await rows() == 0
 
-    async def test_a_task_that_raises_while_it_is_interrupted_runs_again(self, bench: Bench, rows: Count) -> None:
+    async def test_a_task_that_raises_while_it_is_interrupted_runs_again(
+        self, harness: ExecutorHarness, rows: Count
+    ) -> None:
         """It was interrupted, and has not failed."""
         begun = asyncio.Event()
 
@@ -1094,16 +1098,16 @@ class TestCancelledByTheEngine:
             except asyncio.CancelledError:
                 raise RuntimeError("stopped") from None
 
-        execution = bench.deliver(stubborn)
-        job = bench.start(stubborn, execution)
+        execution = harness.deliver(stubborn)
+        job = harness.start(stubborn, execution)
         await begun.wait()
-        execution.cancelled_as = Kind.INTERRUPTED
+        execution.cancelled_as = OutcomeKind.INTERRUPTED
         job.cancel()
-        assert (await job).kind is Kind.INTERRUPTED
+        assert (await job).kind is OutcomeKind.INTERRUPTED
         assert await rows() == 0
 
     async def test_a_task_that_returns_although_it_is_interrupted_has_completed(
-        self, bench: Bench, rows: Count
+        self, harness: ExecutorHarness, rows: Count
     ) -> None:
         """What it saves when it is told to stop is committed."""
         begun = asyncio.Event()
@@ -1116,13 +1120,13 @@ class TestCancelledByTheEngine:
                 await asyncio.sleep(30)
             return "saved"
 
-        job = bench.start(thorough, bench.deliver(thorough))
+        job = harness.start(thorough, harness.deliver(thorough))
         await begun.wait()
         job.cancel()
-        assert (await job).kind is Kind.COMPLETED
+        assert (await job).kind is OutcomeKind.COMPLETED
         assert await rows() == 1
 
-    async def test_a_job_waiting_for_its_database_is_interrupted_at_once(self, bench: Bench) -> None:
+    async def test_a_job_waiting_for_its_database_is_interrupted_at_once(self, harness: ExecutorHarness) -> None:
         """Between two attempts no body runs."""
         Database("postgresql+asyncpg://nobody@127.0.0.1:1/none", default=True)
 
@@ -1130,17 +1134,17 @@ class TestCancelledByTheEngine:
         async def ask(session: db.AsyncSession) -> None:
             await insert(session)
 
-        execution = bench.deliver(ask)
-        job = bench.start(ask, execution)
+        execution = harness.deliver(ask)
+        job = harness.start(ask, execution)
         await asyncio.sleep(0.5)
         assert not job.done()
-        execution.cancelled_as = Kind.INTERRUPTED
+        execution.cancelled_as = OutcomeKind.INTERRUPTED
         job.cancel()
         async with asyncio.timeout(1):
-            assert (await job).kind is Kind.INTERRUPTED
+            assert (await job).kind is OutcomeKind.INTERRUPTED
 
     async def test_an_interrupted_sync_task_stops_at_its_next_statement_and_is_rolled_back(
-        self, bench: Bench, rows: Count
+        self, harness: ExecutorHarness, rows: Count
     ) -> None:
         """A thread cannot be cancelled, so it is waited for."""
         begun = asyncio.Event()
@@ -1153,19 +1157,19 @@ class TestCancelledByTheEngine:
                 session.execute(INSERT, {"words": str(number)})
                 time.sleep(0.01)
 
-        execution = bench.deliver(busy)
-        job = bench.start(busy, execution)
+        execution = harness.deliver(busy)
+        job = harness.start(busy, execution)
         await begun.wait()
-        execution.cancelled_as = Kind.INTERRUPTED
+        execution.cancelled_as = OutcomeKind.INTERRUPTED
         job.cancel()
         async with asyncio.timeout(3):
-            assert (await job).kind is Kind.INTERRUPTED
+            assert (await job).kind is OutcomeKind.INTERRUPTED
         assert await rows() == 0
 
 
 class TestManyFaultsAtOnce:
     async def test_of_many_faults_at_once_only_the_completed_jobs_leave_rows(
-        self, bench: Bench, postgres: Observer, rows: Count, caplog: pytest.LogCaptureFixture
+        self, harness: ExecutorHarness, postgres: Observer, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Ten jobs that are cancelled, time out, fail, lose their connection, or end well, all at once: the rows are
         those of the jobs that completed, and no backend is in a transaction."""
@@ -1186,15 +1190,15 @@ class TestManyFaultsAtOnce:
                     await session.execute(text("SELECT pg_sleep(0.8)"))
             await insert(session, f"second {number}")
 
-        executions = [bench.deliver(work, number) for number in range(10)]
-        jobs = [bench.start(work, execution) for execution in executions]
+        executions = [harness.deliver(work, number) for number in range(10)]
+        jobs = [harness.start(work, execution) for execution in executions]
         await asyncio.sleep(0.5)
         for number in (0, 1):
             jobs[number].cancel()
         killed.set()
         await postgres.terminate_backends()
         outcomes = await asyncio.gather(*jobs)
-        completed = [outcome.kind for outcome in outcomes].count(Kind.COMPLETED)
+        completed = [outcome.kind for outcome in outcomes].count(OutcomeKind.COMPLETED)
         assert completed == 4
         assert await rows() == 2 * completed
         await eventually(postgres.idle_in_transaction, equals=0)

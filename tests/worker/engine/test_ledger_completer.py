@@ -16,7 +16,7 @@ from tests.worker.conftest import NOTES, create_ledger
 from tests.worker.engine.conftest import Seen, StartWorker
 from tests.worker.new_jobs import new_job
 from worker import Broker, task
-from worker.ledger import Ending, Known, Ledger, State
+from worker.ledger import FinalRow, Ledger, State, StoredResult
 from worker.message import encode
 from worker.new_job import NewJob
 
@@ -120,10 +120,10 @@ class TestFailures:
             info = await job.info()
             assert info is not None
             enqueued_at = round(info.enqueued_at.timestamp() * 1000)
-            await ledger.settle([Ending(job.job_id, enqueued_at, "outrun", "arq:queue", State.DONE, result=b"7")])
+            await ledger.complete([FinalRow(job.job_id, enqueued_at, "outrun", "arq:queue", State.DONE, result=b"7")])
             release.set()
             assert await job.result(timeout=30) == 7
-        assert await ledger.look_up(job.job_id, enqueued_at) == Known(State.DONE, b"7")
+        assert await ledger.look_up(job.job_id, enqueued_at) == StoredResult(State.DONE, b"7")
 
 
 class TestRowsThatTheDatabaseRefuses:
@@ -233,7 +233,7 @@ class TestLargeRows:
         """The statement that waits for the lock is given up, whatever follows it."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
         async with db.independent() as session:
-            await ledger.mark_done(session, Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8"))
+            await ledger.mark_done(session, FinalRow("held", 5, "fail", "arq:queue", State.DONE, result=b"8"))
             others = ["other1", "other2", "other3", "other4"]  # sent after it
             await worker.default_broker().enqueue([_entry(job_id, 5, b"x" * 900_000) for job_id in ["held", *others]])
             async with start(fail, ledger=ledger):
@@ -345,7 +345,7 @@ class TestOutages:
     ) -> None:
         """Another attempt holds the row."""
         async with start(fail, ledger=ledger, concurrency=3):
-            held = Ending("held", 5, "fail", "arq:queue", State.DONE, result=b"8")
+            held = FinalRow("held", 5, "fail", "arq:queue", State.DONE, result=b"8")
             async with db.independent() as session:
                 await ledger.mark_done(session, held)
                 stuck = await worker.default_broker().enqueue([_entry("held", 5), _entry("free", 5)])

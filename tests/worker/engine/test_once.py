@@ -20,13 +20,13 @@ from tests.conftest import StartPostgres
 from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.worker.conftest import NOTES, Bench, Count, Execute, Note, create_ledger
+from tests.worker.conftest import NOTES, Count, Execute, ExecutorHarness, Note, create_ledger
 from worker import task
 from worker.broker.records import now_ms
 from worker.engine.execution import Execution
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import JobExpiredError, LedgerBusyError
-from worker.ledger import Ending, Known, Ledger, State
+from worker.ledger import FinalRow, Ledger, State, StoredResult
 from worker.ledger.schema_check import GRANTS, check
 from worker.message import encode
 from worker.new_job import NewJob
@@ -62,7 +62,7 @@ async def waiters(postgres: Observer) -> int:
     return int(await postgres.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
 
 
-async def known(execution: Execution) -> Known | None:
+async def known(execution: Execution) -> StoredResult | None:
     return await Ledger().look_up(execution.message.job_id, execution.message.enqueued_at)
 
 
@@ -81,10 +81,10 @@ class TestSessionStateLeftByTheTask:
         ],
     )
     async def test_the_row_commits_with_the_effects_whatever_the_task_has_set_on_its_session(
-        self, bench: Bench, rows: Count, left: str
+        self, harness: ExecutorHarness, rows: Count, left: str
     ) -> None:
         """The row is written in the job's own transaction."""
-        bench.ledger = Ledger(await check(db.default_database(), "tandem_jobs"))
+        harness.ledger = Ledger(await check(db.default_database(), "tandem_jobs"))
         starts: list[str] = []
 
         @task(max_tries=1)
@@ -95,15 +95,15 @@ class TestSessionStateLeftByTheTask:
             await session.execute(INSERT, {"words": "a"})
             await session.execute(text(left if "ISOLATION" not in left else "SELECT 1"))
 
-        execution = bench.deliver(leaves)
-        outcome = await bench.start(leaves, execution)
-        assert (outcome.kind, outcome.in_ledger, len(starts)) == (Kind.COMPLETED, True, 1)
-        assert await known(execution) == Known(State.DONE, b"null")
+        execution = harness.deliver(leaves)
+        outcome = await harness.start(leaves, execution)
+        assert (outcome.kind, outcome.in_ledger, len(starts)) == (OutcomeKind.COMPLETED, True, 1)
+        assert await known(execution) == StoredResult(State.DONE, b"null")
         assert await rows() == 1
 
     @pytest.mark.parametrize("level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
     async def test_the_row_commits_with_the_effects_at_every_isolation_level(
-        self, bench: Bench, rows: Count, level: str
+        self, harness: ExecutorHarness, rows: Count, level: str
     ) -> None:
         """The task sets the level through SQLAlchemy's execution options."""
 
@@ -112,12 +112,12 @@ class TestSessionStateLeftByTheTask:
             await session.connection(execution_options={"isolation_level": level})
             await session.execute(INSERT, {"words": "a"})
 
-        execution = bench.deliver(leaves)
-        assert (await bench.start(leaves, execution)).in_ledger
-        assert await known(execution) == Known(State.DONE, b"null")
+        execution = harness.deliver(leaves)
+        assert (await harness.start(leaves, execution)).in_ledger
+        assert await known(execution) == StoredResult(State.DONE, b"null")
         assert await rows() == 1
 
-    async def test_a_savepoint_left_open_is_committed_with_the_row(self, bench: Bench, rows: Count) -> None:
+    async def test_a_savepoint_left_open_is_committed_with_the_row(self, harness: ExecutorHarness, rows: Count) -> None:
         """The task calls `begin_nested()` and never releases the savepoint."""
 
         @task(max_tries=1)
@@ -125,14 +125,14 @@ class TestSessionStateLeftByTheTask:
             await session.begin_nested()
             await session.execute(INSERT, {"words": "a"})
 
-        execution = bench.deliver(leaves)
-        assert (await bench.start(leaves, execution)).in_ledger
-        assert await known(execution) == Known(State.DONE, b"null")
+        execution = harness.deliver(leaves)
+        assert (await harness.start(leaves, execution)).in_ledger
+        assert await known(execution) == StoredResult(State.DONE, b"null")
         assert await rows() == 1
 
     @pytest.mark.parametrize("how", ["statement", "option", "sync", "default"])
     async def test_a_job_in_a_read_only_transaction_completes_without_writing_a_row(
-        self, bench: Bench, how: str
+        self, harness: ExecutorHarness, how: str
     ) -> None:
         """A read-only transaction has no effects; the outcome is written outside of it."""
         starts: list[str] = []
@@ -156,14 +156,14 @@ class TestSessionStateLeftByTheTask:
         reads.__annotations__["session"] = db.AsyncSession
         reads_in_thread.__annotations__["session"] = db.Session
         report = task(max_tries=1)(reads if how != "sync" else reads_in_thread)
-        execution = bench.deliver(report)
-        outcome = await bench.start(report, execution)
-        assert (outcome.kind, outcome.result, outcome.in_ledger) == (Kind.COMPLETED, b"42", False)
+        execution = harness.deliver(report)
+        outcome = await harness.start(report, execution)
+        assert (outcome.kind, outcome.result, outcome.in_ledger) == (OutcomeKind.COMPLETED, b"42", False)
         assert len(starts) == 1
         assert await known(execution) is None
 
     async def test_a_job_that_turns_read_only_after_a_write_fails_and_is_rolled_back(
-        self, bench: Bench, rows: Count
+        self, harness: ExecutorHarness, rows: Count
     ) -> None:
         """The row can no longer be written with the effects. The error says what to do."""
 
@@ -172,12 +172,12 @@ class TestSessionStateLeftByTheTask:
             await session.execute(INSERT, {"words": "a"})
             await session.execute(text("SET TRANSACTION READ ONLY"))
 
-        outcome = await bench.run(late)
-        assert outcome.kind is Kind.FAILED
+        outcome = await harness.run(late)
+        assert outcome.kind is OutcomeKind.FAILED
         assert "write nothing before SET TRANSACTION READ ONLY" in str(outcome.error)
         assert await rows() == 0
 
-    async def test_a_forbidden_write_that_the_task_swallowed_is_the_jobs_error(self, bench: Bench) -> None:
+    async def test_a_forbidden_write_that_the_task_swallowed_is_the_jobs_error(self, harness: ExecutorHarness) -> None:
         """The error is the one that the job swallowed, not a failure to write the row."""
 
         @task(max_tries=1)
@@ -186,13 +186,13 @@ class TestSessionStateLeftByTheTask:
             with contextlib.suppress(DBAPIError):
                 await session.execute(INSERT, {"words": "a"})
 
-        outcome = await bench.run(careless)
-        assert outcome.kind is Kind.FAILED
+        outcome = await harness.run(careless)
+        assert outcome.kind is OutcomeKind.FAILED
         assert isinstance(outcome.error, db.PoisonedTransactionError)
         assert "read-only" in str(outcome.error.__cause__)
 
     async def test_a_transaction_that_a_function_turned_read_only_fails_the_job(
-        self, bench: Bench, postgres: Observer
+        self, harness: ExecutorHarness, postgres: Observer
     ) -> None:
         """The change cannot be seen, so it is unknown what was written before it. The error says what to do."""
         await postgres.execute(
@@ -203,13 +203,13 @@ class TestSessionStateLeftByTheTask:
         async def quiet(session: db.AsyncSession) -> None:
             await session.execute(text("SELECT quietly()"))
 
-        outcome = await bench.run(quiet)
-        assert outcome.kind is Kind.FAILED
+        outcome = await harness.run(quiet)
+        assert outcome.kind is OutcomeKind.FAILED
         assert "read-only" in str(outcome.error)
 
     @pytest.mark.parametrize("granted", [False, True])
     async def test_a_role_without_rights_on_the_ledger_fails_the_job_and_the_error_names_the_grants(
-        self, bench: Bench, rows: Count, postgres: Observer, granted: bool
+        self, harness: ExecutorHarness, rows: Count, postgres: Observer, granted: bool
     ) -> None:
         """With the rights granted, the job completes."""
         role = f"tenant_{uuid4().hex}"
@@ -223,18 +223,18 @@ class TestSessionStateLeftByTheTask:
             await session.execute(INSERT, {"words": "a"})
 
         try:
-            outcome = await bench.run(tenants)
+            outcome = await harness.run(tenants)
         finally:
             await postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
         if granted:
-            assert outcome.kind is Kind.COMPLETED
+            assert outcome.kind is OutcomeKind.COMPLETED
         else:
-            assert outcome.kind is Kind.FAILED
+            assert outcome.kind is OutcomeKind.FAILED
             assert "GRANT SELECT, INSERT, UPDATE ON tandem_jobs" in str(outcome.error)
         assert await rows() == granted
 
     async def test_a_job_with_its_own_lock_timeout_is_put_back_while_another_attempt_writes_its_row(
-        self, bench: Bench, rows: Count
+        self, harness: ExecutorHarness, rows: Count
     ) -> None:
         """It is put back as a job without such a limit is, and does not run again at once."""
         starts: list[int] = []
@@ -245,23 +245,23 @@ class TestSessionStateLeftByTheTask:
             await session.execute(INSERT, {"words": "a"})
             await session.execute(text("SET LOCAL lock_timeout = 1"))
 
-        execution = bench.deliver(hasty)
+        execution = harness.deliver(hasty)
         message = execution.message
-        done = Ending(message.job_id, message.enqueued_at, message.task, "arq:queue", State.DONE)
+        done = FinalRow(message.job_id, message.enqueued_at, message.task, "arq:queue", State.DONE)
         async with db.scope():
             await Ledger().mark_done(await db.session(), done)
-            outcome = await bench.start(hasty, execution)
-        assert (outcome.kind, len(starts)) == (Kind.POSTPONED, 1)
+            outcome = await harness.start(hasty, execution)
+        assert (outcome.kind, len(starts)) == (OutcomeKind.POSTPONED, 1)
         assert await rows() == 0
 
 
 class TestLedgerStatement:
-    async def test_a_job_that_wrote_has_a_done_row_with_its_result(self, bench: Bench, rows: Count) -> None:
+    async def test_a_job_that_wrote_has_a_done_row_with_its_result(self, harness: ExecutorHarness, rows: Count) -> None:
         """The ledger holds the job and its result."""
-        execution = bench.deliver(add, "a")
-        outcome = await bench.start(add, execution)
-        assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, True)
-        assert await known(execution) == Known(State.DONE, b'"a"')
+        execution = harness.deliver(add, "a")
+        outcome = await harness.start(add, execution)
+        assert (outcome.kind, outcome.in_ledger) == (OutcomeKind.COMPLETED, True)
+        assert await known(execution) == StoredResult(State.DONE, b'"a"')
         assert await rows() == 1
 
     @pytest.mark.parametrize("adds", [add, keep])
@@ -273,37 +273,39 @@ class TestLedgerStatement:
         await create_ledger(database_url)
         async with Proxy(database_url) as proxy:
             database = Database(proxy.url, default=True, pre_ping=False)
-            bench = Bench()
+            harness = ExecutorHarness()
             try:
-                await bench.run(adds, "warm")
+                await harness.run(adds, "warm")
                 proxy.statements.clear()
-                await bench.run(adds, "a")
+                await harness.run(adds, "a")
                 first_words = [statement.split()[0].rstrip(";") for statement in proxy.statements]
                 assert first_words == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
                 assert "tandem_jobs" in proxy.statements[2]
             finally:
-                bench.caller.close()
+                harness.caller.close()
                 await database.dispose()
 
     async def test_unflushed_writes_of_a_session_wait_for_their_locks_beyond_the_ledgers_limit(
-        self, bench: Bench, rows: Count, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+        self, harness: ExecutorHarness, rows: Count, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The limit on the wait for the ledger's row does not apply to the job's own statements."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
         async with db.scope():
             await (await db.session()).execute(INSERT, {"words": "a"})
-            waiting = asyncio.create_task(bench.run(keep, "a"))
+            waiting = asyncio.create_task(harness.run(keep, "a"))
             await eventually(lambda: waiters(postgres), equals=1)
             await asyncio.wait({waiting}, timeout=0.5)
             assert not waiting.done()
             await db.rollback()
-        assert (await waiting).kind is Kind.COMPLETED
+        assert (await waiting).kind is OutcomeKind.COMPLETED
         assert await rows() == 1
 
-    async def test_a_job_that_touches_no_database_sends_no_statement(self, bench: Bench, postgres: Observer) -> None:
+    async def test_a_job_that_touches_no_database_sends_no_statement(
+        self, harness: ExecutorHarness, postgres: Observer
+    ) -> None:
         """No session, no connection, no row."""
-        outcome = await bench.run(idle)
-        assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, False)
+        outcome = await harness.run(idle)
+        assert (outcome.kind, outcome.in_ledger) == (OutcomeKind.COMPLETED, False)
         assert await postgres.backends() == 0
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
 
@@ -320,7 +322,7 @@ class TestLedgerStatement:
         assert await rows() == 1
         assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
 
-    async def test_a_job_that_only_committed_early_has_a_done_row(self, bench: Bench) -> None:
+    async def test_a_job_that_only_committed_early_has_a_done_row(self, harness: ExecutorHarness) -> None:
         """A job that committed has touched the database, even if no transaction is open at its end."""
 
         @task
@@ -328,12 +330,12 @@ class TestLedgerStatement:
             await session.execute(INSERT, {"words": "a"})
             await session.commit()
 
-        execution = bench.deliver(early)
-        assert (await bench.start(early, execution)).in_ledger
-        assert await known(execution) == Known(State.DONE, b"null")
+        execution = harness.deliver(early)
+        assert (await harness.start(early, execution)).in_ledger
+        assert await known(execution) == StoredResult(State.DONE, b"null")
 
     async def test_jobs_that_a_job_enqueues_commit_in_its_transaction(
-        self, bench: Bench, broker: worker.Broker, postgres: Observer
+        self, harness: ExecutorHarness, broker: worker.Broker, postgres: Observer
     ) -> None:
         """What a task enqueues is written in the same transaction, before the ledger's own statement."""
 
@@ -341,14 +343,14 @@ class TestLedgerStatement:
         async def fan_out() -> None:
             await idle.enqueue_many([{}] * 3)
 
-        execution = bench.deliver(fan_out)
-        outcome = await bench.start(fan_out, execution)
+        execution = harness.deliver(fan_out)
+        outcome = await harness.start(fan_out, execution)
         assert outcome.in_ledger
         counts = await postgres.fetch("SELECT state, count(*) FROM tandem_jobs GROUP BY state ORDER BY state")
         assert [tuple(row) for row in counts] == [("done", 1), ("pending", 3)]
         assert await broker.depth("arq:queue") == 3
 
-    async def test_a_second_delivery_of_a_sync_task_is_rolled_back(self, bench: Bench, rows: Count) -> None:
+    async def test_a_second_delivery_of_a_sync_task_is_rolled_back(self, harness: ExecutorHarness, rows: Count) -> None:
         """The work of a `Session` is committed with the row of the default database."""
 
         @task
@@ -356,10 +358,10 @@ class TestLedgerStatement:
             session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
             return 1
 
-        execution = bench.deliver(plain)
-        assert (await bench.start(plain, execution)).in_ledger
-        again = await bench.start(plain, execution)
-        assert (again.kind, again.result) == (Kind.DUPLICATE, b"1")
+        execution = harness.deliver(plain)
+        assert (await harness.start(plain, execution)).in_ledger
+        again = await harness.start(plain, execution)
+        assert (again.kind, again.result) == (OutcomeKind.DUPLICATE, b"1")
         assert await rows() == 1
 
     async def test_a_sync_task_writes_its_row_in_its_own_transaction(
@@ -375,21 +377,23 @@ class TestLedgerStatement:
         await create_ledger(database_url)
         async with Proxy(database_url) as proxy:
             database = Database(proxy.url, default=True, pre_ping=False)
-            bench = Bench()
+            harness = ExecutorHarness()
             try:
-                await bench.run(plain)  # warm
+                await harness.run(plain)  # warm
                 proxy.statements.clear()
-                assert (await bench.run(plain)).in_ledger
+                assert (await harness.run(plain)).in_ledger
                 first_words = [statement.split()[0] for statement in proxy.statements]
                 assert first_words == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
                 assert proxy.connections == 1
             finally:
-                bench.caller.close()
+                harness.caller.close()
                 await database.dispose()
 
 
 class TestSecondDelivery:
-    async def test_a_job_delivered_twice_has_one_effect_and_one_result(self, bench: Bench, rows: Count) -> None:
+    async def test_a_job_delivered_twice_has_one_effect_and_one_result(
+        self, harness: ExecutorHarness, rows: Count
+    ) -> None:
         """The second delivery is rolled back and returns the first one's stored result (D5)."""
         ran: list[int] = []
 
@@ -399,12 +403,12 @@ class TestSecondDelivery:
             await session.execute(INSERT, {"words": str(len(ran))})
             return len(ran)
 
-        execution = bench.deliver(count)
-        first, second = await bench.start(count, execution), await bench.start(count, execution)
-        assert (first.kind, second.kind, second.result) == (Kind.COMPLETED, Kind.DUPLICATE, b"1")
+        execution = harness.deliver(count)
+        first, second = await harness.start(count, execution), await harness.start(count, execution)
+        assert (first.kind, second.kind, second.result) == (OutcomeKind.COMPLETED, OutcomeKind.DUPLICATE, b"1")
         assert (len(ran), await rows()) == (2, 1)
 
-    async def test_a_done_job_whose_worker_crashed_is_not_called_again(self, bench: Bench) -> None:
+    async def test_a_done_job_whose_worker_crashed_is_not_called_again(self, harness: ExecutorHarness) -> None:
         """After a crash the ledger is read before the body is called: the body may do more than write rows."""
         began: list[str] = []
 
@@ -413,13 +417,13 @@ class TestSecondDelivery:
             began.append(words)
             await session.execute(INSERT, {"words": words})
 
-        execution = bench.deliver(send, "a")
-        await bench.start(send, execution)
+        execution = harness.deliver(send, "a")
+        await harness.start(send, execution)
         execution.claim = execution.claim._replace(crashes=1)
-        assert (await bench.start(send, execution)).kind is Kind.DUPLICATE
+        assert (await harness.start(send, execution)).kind is OutcomeKind.DUPLICATE
         assert began == ["a"]
 
-    async def test_the_job_context_counts_failed_tries_and_crashed_starts(self, bench: Bench) -> None:
+    async def test_the_job_context_counts_failed_tries_and_crashed_starts(self, harness: ExecutorHarness) -> None:
         """`JobContext.attempt` counts tries that failed, `previous` workers that died as well."""
         seen: list[tuple[int, int]] = []
 
@@ -427,14 +431,14 @@ class TestSecondDelivery:
         async def look(job: worker.JobContext) -> None:
             seen.append((job.attempt, job.previous))
 
-        execution = bench.deliver(look, tries=1)
+        execution = harness.deliver(look, tries=1)
         execution.claim = execution.claim._replace(crashes=2)
-        await bench.start(look, execution)
+        await harness.start(look, execution)
         assert seen == [(2, 3)]
 
     @pytest.mark.parametrize("kind", [db.AsyncSession, db.Session])
     async def test_a_job_whose_row_is_locked_by_another_attempt_is_put_back_after_a_short_wait(
-        self, kind: type, bench: Bench, rows: Count, monkeypatch: pytest.MonkeyPatch
+        self, kind: type, harness: ExecutorHarness, rows: Count, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """In either kind of session the job is put back long before the server would cancel its statement (D7)."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.2)
@@ -443,13 +447,13 @@ class TestSecondDelivery:
         def plainly(session: db.Session) -> None:
             session.execute(INSERT, {"words": "a"})
 
-        chosen = bench.deliver(plainly) if kind is db.Session else bench.deliver(add, "a")
+        chosen = harness.deliver(plainly) if kind is db.Session else harness.deliver(add, "a")
         message = chosen.message
-        ending = Ending(message.job_id, message.enqueued_at, message.task, "arq:queue", State.DONE, result=b"1")
+        ending = FinalRow(message.job_id, message.enqueued_at, message.task, "arq:queue", State.DONE, result=b"1")
         async with db.scope():
             assert await Ledger().mark_done(await db.session(), ending) is None
-            outcome = await bench.start(plainly if kind is db.Session else add, chosen)
-        assert (outcome.kind, type(outcome.error)) == (Kind.POSTPONED, LedgerBusyError)
+            outcome = await harness.start(plainly if kind is db.Session else add, chosen)
+        assert (outcome.kind, type(outcome.error)) == (OutcomeKind.POSTPONED, LedgerBusyError)
         assert await rows() == 0
 
     @pytest.mark.parametrize("kind", [db.AsyncSession, db.Session])
@@ -476,35 +480,35 @@ class TestSecondDelivery:
         await postgres.execute(NOTES)
         async with Proxy(database_url) as proxy:
             database = Database(proxy.url, default=True, pre_ping=False)
-            bench = Bench()
+            harness = ExecutorHarness()
             try:
                 proxy.rate = 1_000_000  # bytes a second: five times what may pass for a lock
-                outcome = await bench.run(fetch_plainly if kind is db.Session else fetch)
+                outcome = await harness.run(fetch_plainly if kind is db.Session else fetch)
             finally:
-                bench.caller.close()
+                harness.caller.close()
                 await database.dispose()
-        assert (outcome.kind, outcome.in_ledger, starts) == (Kind.COMPLETED, True, [1])
+        assert (outcome.kind, outcome.in_ledger, starts) == (OutcomeKind.COMPLETED, True, [1])
         assert await rows() == 1
 
     async def test_after_five_free_reruns_a_locked_ledger_costs_a_try_each_time(
-        self, bench: Bench, rows: Count, monkeypatch: pytest.MonkeyPatch
+        self, harness: ExecutorHarness, rows: Count, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each free rerun is later than the one before it. The last try fails the job."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.1)
-        execution = bench.deliver(add, "a")
+        execution = harness.deliver(add, "a")
         async with db.scope():
             await (await db.session()).execute(text("LOCK TABLE tandem_jobs IN SHARE MODE"))
-            outcomes = [await bench.start(add, execution) for _ in range(6)]
+            outcomes = [await harness.start(add, execution) for _ in range(6)]
             execution.claim = execution.claim._replace(tries=2)
-            outcomes.append(await bench.start(add, execution))
+            outcomes.append(await harness.start(add, execution))
         kinds = [outcome.kind for outcome in outcomes]
-        assert kinds == [Kind.POSTPONED] * 5 + [Kind.RETRIED, Kind.FAILED]
+        assert kinds == [OutcomeKind.POSTPONED] * 5 + [OutcomeKind.RETRIED, OutcomeKind.FAILED]
         assert [outcome.delay for outcome in outcomes[:5]] == [1, 2, 4, 8, 16]
         assert {type(outcome.error) for outcome in outcomes} == {LedgerBusyError}
         assert await rows() == 0
 
     async def test_a_task_in_a_translated_schema_writes_its_rows_to_the_ledgers_own_schema(
-        self, bench: Bench, rows: Count, postgres: Observer
+        self, harness: ExecutorHarness, rows: Count, postgres: Observer
     ) -> None:
         """A task may work in a tenant's schema; a second delivery still finds its row."""
         await postgres.execute("CREATE SCHEMA tenant; CREATE TABLE tenant.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")
@@ -515,15 +519,15 @@ class TestSecondDelivery:
             await session.execute(text("INSERT INTO note (words) VALUES (gen_random_uuid()::text)"))
             await Ledger().add(session, [NewJob(uuid4().hex, b"{}", "send", "arq:queue", 1)])
 
-        execution = bench.deliver(work_for_tenant)
-        outcomes = [await bench.start(work_for_tenant, execution) for _ in range(2)]
-        assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
+        execution = harness.deliver(work_for_tenant)
+        outcomes = [await harness.start(work_for_tenant, execution) for _ in range(2)]
+        assert [outcome.kind for outcome in outcomes] == [OutcomeKind.COMPLETED, OutcomeKind.DUPLICATE]
         assert await rows() == 1
         assert await postgres.fetchval("SELECT count(*) FROM public.tandem_jobs") == 2
         assert await postgres.fetchval("SELECT count(*) FROM tenant.tandem_jobs") == 0
 
     async def test_an_engine_that_translates_every_schema_does_so_for_the_ledger_too(
-        self, database_url: str, bench: Bench, rows: Count, postgres: Observer
+        self, database_url: str, harness: ExecutorHarness, rows: Count, postgres: Observer
     ) -> None:
         """The row is in the translated schema, and a second delivery finds it there."""
         await postgres.execute("CREATE SCHEMA app; CREATE TABLE app.tandem_jobs (LIKE tandem_jobs INCLUDING ALL)")
@@ -533,16 +537,16 @@ class TestSecondDelivery:
             engine_options={"execution_options": {"schema_translate_map": {None: "app"}}},
         )
         try:
-            execution = bench.deliver(anew)
-            outcomes = [await bench.start(anew, execution) for _ in range(2)]
-            assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
+            execution = harness.deliver(anew)
+            outcomes = [await harness.start(anew, execution) for _ in range(2)]
+            assert [outcome.kind for outcome in outcomes] == [OutcomeKind.COMPLETED, OutcomeKind.DUPLICATE]
             assert await rows() == 1
             assert await postgres.fetchval("SELECT count(*) FROM app.tandem_jobs") == 1
         finally:
             await translated.dispose()
 
     async def test_a_before_execute_listener_sees_the_ledgers_statement(
-        self, bench: Bench, database: Database[Any]
+        self, harness: ExecutorHarness, database: Database[Any]
     ) -> None:
         """A listener of the engine receives the ledger's statement as any other, and may change it."""
         heard: list[str] = []
@@ -554,13 +558,13 @@ class TestSecondDelivery:
             engine = session.get_bind().engine
         event.listen(engine, "before_execute", listen)
         try:
-            assert (await bench.run(anew)).kind is Kind.COMPLETED
+            assert (await harness.run(anew)).kind is OutcomeKind.COMPLETED
         finally:
             event.remove(engine, "before_execute", listen)
         assert heard == ["TextClause", "Insert"]
 
     async def test_a_session_that_routes_reads_to_a_replica_writes_the_row_to_the_primary(
-        self, database_url: str, bench: Bench, rows: Count
+        self, database_url: str, harness: ExecutorHarness, rows: Count
     ) -> None:
         """A session class that sends reads elsewhere sends the ledger's statement where writes go."""
         read_only = {"server_settings": {"default_transaction_read_only": "on"}}
@@ -582,16 +586,16 @@ class TestSecondDelivery:
             sessions=lambda engine: async_sessionmaker(engine, sync_session_class=Routed, expire_on_commit=False),
         )
         try:
-            execution = bench.deliver(keep_another)
-            outcomes = [await bench.start(keep_another, execution) for _ in range(2)]
-            assert [outcome.kind for outcome in outcomes] == [Kind.COMPLETED, Kind.DUPLICATE]
+            execution = harness.deliver(keep_another)
+            outcomes = [await harness.start(keep_another, execution) for _ in range(2)]
+            assert [outcome.kind for outcome in outcomes] == [OutcomeKind.COMPLETED, OutcomeKind.DUPLICATE]
             assert await rows() == 1
         finally:
             await routed.dispose()
             await replica.dispose()
 
     async def test_of_two_concurrent_attempts_one_commits_and_the_other_is_rolled_back(
-        self, bench: Bench, rows: Count
+        self, harness: ExecutorHarness, rows: Count
     ) -> None:
         """The second attempt waits for the first one and returns its result."""
         both = asyncio.Barrier(2)
@@ -602,14 +606,14 @@ class TestSecondDelivery:
             await both.wait()
             return 7
 
-        execution = bench.deliver(meet)
-        outcomes = await asyncio.gather(bench.start(meet, execution), bench.start(meet, execution))
-        assert {outcome.kind for outcome in outcomes} == {Kind.COMPLETED, Kind.DUPLICATE}
+        execution = harness.deliver(meet)
+        outcomes = await asyncio.gather(harness.start(meet, execution), harness.start(meet, execution))
+        assert {outcome.kind for outcome in outcomes} == {OutcomeKind.COMPLETED, OutcomeKind.DUPLICATE}
         assert [outcome.result for outcome in outcomes] == [b"7", b"7"]
         assert await rows() == 1
 
     async def test_of_two_concurrent_attempts_at_repeatable_read_one_commits_and_none_runs_again(
-        self, bench: Bench, rows: Count
+        self, harness: ExecutorHarness, rows: Count
     ) -> None:
         """The ledger's statement fails with 40001; the ledger is read before the job would run again."""
         both = asyncio.Barrier(2)
@@ -623,17 +627,17 @@ class TestSecondDelivery:
             await both.wait()
             return 7
 
-        execution = bench.deliver(meet)
-        outcomes = await asyncio.gather(bench.start(meet, execution), bench.start(meet, execution))
-        assert {outcome.kind for outcome in outcomes} == {Kind.COMPLETED, Kind.DUPLICATE}
+        execution = harness.deliver(meet)
+        outcomes = await asyncio.gather(harness.start(meet, execution), harness.start(meet, execution))
+        assert {outcome.kind for outcome in outcomes} == {OutcomeKind.COMPLETED, OutcomeKind.DUPLICATE}
         assert len(began) == 2
         assert await rows() == 1
 
     async def test_a_job_whose_row_a_stuck_transaction_holds_frees_its_slot_within_three_seconds(
-        self, bench: Bench, rows: Count, sync_database_url: str
+        self, harness: ExecutorHarness, rows: Count, sync_database_url: str
     ) -> None:
         """The job is put back at no cost, and completes once the transaction has ended (D7)."""
-        execution = bench.deliver(add, "a")
+        execution = harness.deliver(add, "a")
         message = execution.message
         stuck = await asyncpg.connect(sync_database_url.replace("+psycopg", ""))
         try:
@@ -645,45 +649,45 @@ class TestSecondDelivery:
                     message.job_id,
                     message.enqueued_at,
                 )
-                outcome = await bench.start(add, execution)
+                outcome = await harness.start(add, execution)
                 await transaction.rollback()
         finally:
             await stuck.close()
-        assert (outcome.kind, outcome.delay) == (Kind.POSTPONED, 1.0)
+        assert (outcome.kind, outcome.delay) == (OutcomeKind.POSTPONED, 1.0)
         assert await rows() == 0
-        assert (await bench.start(add, execution)).kind is Kind.COMPLETED
+        assert (await harness.start(add, execution)).kind is OutcomeKind.COMPLETED
 
     @pytest.mark.parametrize(
         ("state", "kind", "error"),
         [
-            (State.ABORTED, Kind.ABORTED, asyncio.CancelledError),
-            (State.DISCARDED, Kind.ABORTED, asyncio.CancelledError),
-            (State.EXPIRED, Kind.EXPIRED, JobExpiredError),
+            (State.ABORTED, OutcomeKind.ABORTED, asyncio.CancelledError),
+            (State.DISCARDED, OutcomeKind.ABORTED, asyncio.CancelledError),
+            (State.EXPIRED, OutcomeKind.EXPIRED, JobExpiredError),
         ],
     )
     async def test_a_job_already_aborted_discarded_or_expired_in_the_ledger_is_rolled_back(
-        self, bench: Bench, rows: Count, state: State, kind: Kind, error: type[BaseException]
+        self, harness: ExecutorHarness, rows: Count, state: State, kind: OutcomeKind, error: type[BaseException]
     ) -> None:
         """The outcome is the state that the row has."""
-        execution = bench.deliver(add, "a")
+        execution = harness.deliver(add, "a")
         message = execution.message
-        await Ledger().settle([Ending(message.job_id, message.enqueued_at, "add", "arq:queue", state)])
-        outcome = await bench.start(add, execution)
+        await Ledger().complete([FinalRow(message.job_id, message.enqueued_at, "add", "arq:queue", state)])
+        outcome = await harness.start(add, execution)
         assert outcome.kind is kind
         assert isinstance(outcome.error, error)
         assert await rows() == 0
 
     async def test_a_job_enqueued_in_a_transaction_sets_its_own_pending_row_done(
-        self, bench: Bench, rows: Count
+        self, harness: ExecutorHarness, rows: Count
     ) -> None:
         """The row is set done in the job's transaction, with its result."""
-        execution = bench.deliver(add, "a")
+        execution = harness.deliver(add, "a")
         message = execution.message
         row = NewJob(message.job_id, encode("add", b"{}", now_ms()), "add", "arq:queue", message.enqueued_at)
         async with db.scope():
             await Ledger().add(await db.session(), [row])
-        assert (await bench.start(add, execution)).kind is Kind.COMPLETED
-        assert await known(execution) == Known(State.DONE, b'"a"')
+        assert (await harness.start(add, execution)).kind is OutcomeKind.COMPLETED
+        assert await known(execution) == StoredResult(State.DONE, b'"a"')
         assert await rows() == 1
 
 
@@ -700,16 +704,16 @@ class TestLostCommit:
             await database.dispose()
 
     @pytest.fixture
-    async def through(self, proxy: Proxy) -> AsyncIterator[Bench]:
+    async def through(self, proxy: Proxy) -> AsyncIterator[ExecutorHarness]:
         """An executor behind the proxy."""
         assert proxy.url  # the default database leads through it
-        bench = Bench()
-        yield bench
-        bench.caller.close()
+        harness = ExecutorHarness()
+        yield harness
+        harness.caller.close()
 
     @pytest.mark.parametrize("when", ["before", "after"])
     async def test_a_connection_lost_in_the_commit_leaves_one_effect(
-        self, proxy: Proxy, through: Bench, rows: Count, when: Any, caplog: pytest.LogCaptureFixture
+        self, proxy: Proxy, through: ExecutorHarness, rows: Count, when: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Whether the server saw the COMMIT or not: one row, and the job has completed."""
         runs: list[str] = []
@@ -723,14 +727,14 @@ class TestLostCommit:
         trap = proxy.drop_on("^COMMIT", when=when)
         outcome = await through.run(note)
         assert trap.sprung
-        assert (outcome.kind, outcome.result, outcome.in_ledger) == (Kind.COMPLETED, b'"done"', True)
+        assert (outcome.kind, outcome.result, outcome.in_ledger) == (OutcomeKind.COMPLETED, b'"done"', True)
         assert await rows() == 1
         assert len(runs) == (2 if when == "before" else 1)
         assert "the connection was lost in the COMMIT; the ledger is asked" in caplog.text
 
     @pytest.mark.parametrize("when", ["before", "after"])
     async def test_a_connection_lost_in_the_commit_of_a_sync_task_leaves_one_effect(
-        self, proxy: Proxy, through: Bench, rows: Count, when: Any
+        self, proxy: Proxy, through: ExecutorHarness, rows: Count, when: Any
     ) -> None:
         """The same for the COMMIT of a `Session`."""
         runs: list[str] = []
@@ -744,12 +748,12 @@ class TestLostCommit:
         trap = proxy.drop_on("^COMMIT", when=when)
         outcome = await through.run(note)
         assert trap.sprung
-        assert (outcome.kind, outcome.result, outcome.in_ledger) == (Kind.COMPLETED, b'"done"', True)
+        assert (outcome.kind, outcome.result, outcome.in_ledger) == (OutcomeKind.COMPLETED, b'"done"', True)
         assert await rows() == 1
         assert len(runs) == (2 if when == "before" else 1)
 
     async def test_a_job_with_an_unknown_commit_is_held_until_the_database_answers(
-        self, proxy: Proxy, through: Bench, rows: Count, caplog: pytest.LogCaptureFixture
+        self, proxy: Proxy, through: ExecutorHarness, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
         """While the database takes no connections the job is neither completed nor run again."""
         await through.run(anew)
@@ -763,11 +767,11 @@ class TestLostCommit:
         assert not done
         assert execution.attempt_began > begun  # the lease is kept meanwhile
         await proxy.resume()
-        assert (await job).kind is Kind.COMPLETED
+        assert (await job).kind is OutcomeKind.COMPLETED
         assert await rows() == 2
 
     async def test_a_job_started_before_keeps_its_lease_while_the_ledger_is_unreachable(
-        self, proxy: Proxy, through: Bench, rows: Count
+        self, proxy: Proxy, through: ExecutorHarness, rows: Count
     ) -> None:
         """The ledger must be read before the job may run again. It runs once the database is back."""
         execution = through.deliver(anew)
@@ -779,12 +783,21 @@ class TestLostCommit:
             await eventually(lambda: execution.attempt_began > begun)  # noqa: B023 - asked at once
         assert not job.done()
         await proxy.resume()
-        assert (await job).kind is Kind.COMPLETED
+        assert (await job).kind is OutcomeKind.COMPLETED
         assert await rows() == 1
 
-    @pytest.mark.parametrize(("asked", "kind"), [(Kind.INTERRUPTED, Kind.INTERRUPTED), (Kind.ABORTED, Kind.COMPLETED)])
+    @pytest.mark.parametrize(
+        ("asked", "kind"),
+        [(OutcomeKind.INTERRUPTED, OutcomeKind.INTERRUPTED), (OutcomeKind.ABORTED, OutcomeKind.COMPLETED)],
+    )
     async def test_a_shutdown_during_an_unknown_commit_puts_the_job_back_and_an_abort_comes_too_late(
-        self, proxy: Proxy, through: Bench, rows: Count, asked: Kind, kind: Kind, caplog: pytest.LogCaptureFixture
+        self,
+        proxy: Proxy,
+        through: ExecutorHarness,
+        rows: Count,
+        asked: OutcomeKind,
+        kind: OutcomeKind,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """After a shutdown the next worker reads the outcome from the ledger."""
         await through.run(add, "warm")
@@ -796,15 +809,15 @@ class TestLostCommit:
         execution.cancelled_as = asked
         job.cancel()
         done, _ = await asyncio.wait({job}, timeout=0.2)
-        assert bool(done) is (kind is Kind.INTERRUPTED)
+        assert bool(done) is (kind is OutcomeKind.INTERRUPTED)
         await proxy.resume()
         assert (await job).kind is kind
         execution.cancelled_as = None
-        assert (await through.start(anew, execution)).kind is Kind.DUPLICATE
+        assert (await through.start(anew, execution)).kind is OutcomeKind.DUPLICATE
         assert await rows() == 2
 
     async def test_a_stray_cancellation_does_not_end_the_wait_for_an_unknown_commit(
-        self, proxy: Proxy, through: Bench, rows: Count, caplog: pytest.LogCaptureFixture
+        self, proxy: Proxy, through: ExecutorHarness, rows: Count, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The job may be committed. Only the engine's own cancellation leaves it to the next worker."""
         await through.run(add, "warm")
@@ -816,7 +829,7 @@ class TestLostCommit:
         done, _ = await asyncio.wait({job}, timeout=0.2)
         assert not done
         await proxy.resume()
-        assert (await job).kind is Kind.COMPLETED
+        assert (await job).kind is OutcomeKind.COMPLETED
         assert await rows() == 2
 
     async def test_a_commit_still_running_in_the_server_is_waited_for_before_the_ledger_is_read(
@@ -826,7 +839,7 @@ class TestLostCommit:
         server = own_postgres()
         async with Proxy(server.url) as proxy:
             database = Database(proxy.url, default=True, pre_ping=False)
-            bench = Bench()
+            harness = ExecutorHarness()
             connection = await asyncpg.connect(server.url.replace("+asyncpg", ""))
             try:
                 await connection.execute(NOTES)
@@ -838,14 +851,14 @@ class TestLostCommit:
                     "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON note DEFERRABLE INITIALLY DEFERRED"
                     " FOR EACH ROW EXECUTE FUNCTION slow();"
                 )
-                job = bench.start(add, bench.deliver(add, "a"))
+                job = harness.start(add, harness.deliver(add, "a"))
                 await eventually(lambda: proxy.count("^COMMIT") == 1)
                 await asyncio.sleep(0.2)  # the server has it by now
                 await proxy.drop()
                 outcome = await job
-                assert (outcome.kind, outcome.in_ledger) == (Kind.COMPLETED, True)
+                assert (outcome.kind, outcome.in_ledger) == (OutcomeKind.COMPLETED, True)
                 assert await connection.fetchval("SELECT count(*) FROM note") == 1
             finally:
                 await connection.close()
-                bench.caller.close()
+                harness.caller.close()
                 await database.dispose()

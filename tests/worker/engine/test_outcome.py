@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from db import DatabaseUnreachableError
 from db.transient import Transient
 from worker import Retry, Task, task
-from worker.engine.outcome import Kind, Outcome, Rerun, backoff, count_as_try, judge
+from worker.engine.outcome import Outcome, OutcomeKind, Rerun, backoff, count_as_try, judge
 
 
 class Answer(Exception):  # noqa: N818 - a driver's exception
@@ -71,10 +71,10 @@ class TestJudge:
     def test_retry_costs_a_try_and_fails_the_job_in_the_last_one(self) -> None:
         """The cause of that failure is the `Retry`."""
         asked = Retry(defer=5)
-        assert verdict(asked, tries=1, max_tries=3) == Outcome(Kind.RETRIED, error=_any(), delay=5.0)
+        assert verdict(asked, tries=1, max_tries=3) == Outcome(OutcomeKind.RETRIED, error=_any(), delay=5.0)
         last = verdict(asked, tries=2, max_tries=3)
         assert isinstance(last, Outcome)
-        assert last.kind is Kind.FAILED
+        assert last.kind is OutcomeKind.FAILED
         assert last.error is not None
         assert last.error.__cause__ is asked
 
@@ -93,10 +93,10 @@ class TestJudge:
     ) -> None:
         """It waits for the longest of their delays, and costs a try."""
         error = ExceptionGroup("g", members)
-        assert verdict(error, retry_on=(LookupError,)) == Outcome(Kind.RETRIED, error=_any(), delay=wait)
+        assert verdict(error, retry_on=(LookupError,)) == Outcome(OutcomeKind.RETRIED, error=_any(), delay=wait)
         last = verdict(error, tries=2, max_tries=3, retry_on=(LookupError,))
         assert isinstance(last, Outcome)
-        assert last.kind is Kind.FAILED
+        assert last.kind is OutcomeKind.FAILED
         assert last.error is error or (last.error is not None and last.error.__cause__ is error)
         final = ExceptionGroup("g", [*members, ValueError()])
         assert verdict(final, retry_on=(LookupError,)) == Outcome.failed(final)
@@ -112,20 +112,20 @@ class TestJudge:
     def test_an_exception_group_that_retry_on_names_is_retried_whatever_it_holds(self) -> None:
         """A `Retry` in it still sets the delay."""
         odd = ExceptionGroup("g", [ValueError(), TypeError()])
-        assert verdict(odd, retry_on=(ExceptionGroup,)) == Outcome(Kind.RETRIED, error=odd, delay=_any())
+        assert verdict(odd, retry_on=(ExceptionGroup,)) == Outcome(OutcomeKind.RETRIED, error=odd, delay=_any())
         asked = ExceptionGroup("g", [Retry(defer=77), ValueError()])
-        assert verdict(asked, retry_on=(Exception,)) == Outcome(Kind.RETRIED, error=asked, delay=77.0)
+        assert verdict(asked, retry_on=(Exception,)) == Outcome(OutcomeKind.RETRIED, error=asked, delay=77.0)
 
     def test_arqs_retry_is_recognised_by_its_class_not_its_name(self) -> None:
         """arq's `Retry` and its subclasses are requests; other classes of that name are errors."""
-        assert verdict(arq.worker.Retry(defer=2)) == Outcome(Kind.RETRIED, error=_any(), delay=2.0)
+        assert verdict(arq.worker.Retry(defer=2)) == Outcome(OutcomeKind.RETRIED, error=_any(), delay=2.0)
         other = type("Retry", (Exception,), {"__module__": "celery"})()
         assert verdict(other) == Outcome.failed(other)
 
     def test_a_rerun_counted_as_a_try_is_a_retry_or_a_failure(self) -> None:
         """Trouble that does not go away is retried with backoff, and fails the job in the last try."""
         rerun = Rerun(Transient.CONFLICT, answered("40001"))
-        assert count_as_try(rerun, tries=0, max_tries=2).kind is Kind.RETRIED
+        assert count_as_try(rerun, tries=0, max_tries=2).kind is OutcomeKind.RETRIED
         assert count_as_try(rerun, tries=1, max_tries=2) == Outcome.failed(rerun.error)
 
 

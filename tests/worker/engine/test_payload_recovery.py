@@ -18,7 +18,7 @@ from worker.broker.records import Claim
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
 from worker.engine.payload_recovery import PayloadRecovery
-from worker.ledger import Ending, Ledger, State
+from worker.ledger import FinalRow, Ledger, State
 
 TOKEN = "t" * 28
 
@@ -66,7 +66,7 @@ async def test_the_payload_of_a_job_that_has_ended_is_not_recovered(
     """Only a pending row makes a job run."""
     job_id = await lost(observer)
     enqueued_at = await postgres.fetchval("SELECT enqueued_at FROM tandem_jobs")
-    await Ledger().settle([Ending(job_id, enqueued_at, "echo", broker.name, state)])
+    await Ledger().complete([FinalRow(job_id, enqueued_at, "echo", broker.name, state)])
     assert await recovered(await claim(broker)) is None
 
 

@@ -20,7 +20,7 @@ from tests.worker.engine.conftest import Seen, StartWorker
 from worker import Broker, task
 from worker.engine.relay import Relay, _Lap
 from worker.errors import ResultNotFoundError
-from worker.ledger import Ending, Ledger, State, Unpublished
+from worker.ledger import FinalRow, Ledger, RelayRow, State
 
 RUNS: list[int] = []
 CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
@@ -286,10 +286,10 @@ class TestQueues:
         """A Redis Cluster refuses queues without a hash tag."""
 
         class Refusing(Broker):
-            async def known(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
+            async def exists(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
                 if queue == "refused":
                     raise worker.WorkerError("a Redis Cluster serves hash-tagged queues only")
-                return await super().known(queue, job_ids)
+                return await super().exists(queue, job_ids)
 
         await enqueue(queue="refused")
         job = await enqueue()
@@ -323,7 +323,7 @@ class TestQueues:
         read: list[int] = []
 
         class Noting(Ledger):
-            async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
+            async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[RelayRow]:
                 rows = await super().unpublished(keys)
                 read.append(len(rows))
                 return rows
@@ -346,9 +346,9 @@ class TestRaces:
         observer.flushdb()
 
         class Racing(Ledger):
-            async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[Unpublished]:
+            async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[RelayRow]:
                 asked = list(keys)
-                await ledger.settle([Ending(*key, "count", "arq:queue", State.DONE) for key in asked])
+                await ledger.complete([FinalRow(*key, "count", "arq:queue", State.DONE) for key in asked])
                 return await super().unpublished(asked)
 
         await all_due(postgres)

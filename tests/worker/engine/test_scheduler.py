@@ -19,13 +19,13 @@ from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
 from worker import Broker, cron, current_job, task
 from worker.broker.cron_slots import CronSlots
-from worker.broker.records import Settlement, Slot, to_ms
+from worker.broker.records import Completion, CronSlot, to_ms
 from worker.client.schedule import Misfire, Schedule
 from worker.engine import scheduler
-from worker.engine.cron_slots import LedgerSlots, slot_id
+from worker.engine.cron_slots import LedgerSlotHistory, slot_id
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
-from worker.ledger import Ending, Ledger, State
+from worker.ledger import FinalRow, Ledger, State
 from worker.message import encode
 from worker.task import Task
 
@@ -80,7 +80,7 @@ async def run_what_is_due(broker: Broker, ran: Counter[str]) -> None:
     jobs = (await broker.claim(QUEUE, token, 60_000, 100)).jobs
     ran.update(job.raw_id.decode() for job in jobs)
     if jobs:
-        await broker.finish(QUEUE, [Settlement(job.raw_id, token, "end") for job in jobs])
+        await broker.finish(QUEUE, [Completion(job.raw_id, token, "end") for job in jobs])
 
 
 @pytest.mark.parametrize("day", [SPRING_FORWARD, FALL_BACK], ids=["spring", "autumn"])
@@ -152,8 +152,8 @@ async def test_a_flush_of_redis_neither_repeats_nor_loses_a_slot(
     now = datetime.fromtimestamp(observer.time()[0], UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
     at = to_ms(hour - timedelta(hours=2))
-    await LedgerSlots(broker, ledger).put(
-        QUEUE, [Slot(tick.name, at, slot_id(tick.name, at), encode(tick.name, b"{}", at))]
+    await LedgerSlotHistory(broker, ledger).put(
+        QUEUE, [CronSlot(tick.name, at, slot_id(tick.name, at), encode(tick.name, b"{}", at))]
     )
     await postgres.execute("UPDATE tandem_jobs SET state = 'done'")
     observer.flushdb()
@@ -186,8 +186,8 @@ async def test_repeated_flushes_of_redis_neither_repeat_nor_lose_a_slot(
         ran.update(jobs)
         if jobs:
             tick_at = [(job, int(job.rpartition(":")[2])) for job in jobs]
-            await ledger.settle([Ending(job, at, "tick", QUEUE, State.DONE) for job, at in tick_at])
-            await broker.finish(QUEUE, [Settlement(job.encode(), token, "end") for job in jobs])
+            await ledger.complete([FinalRow(job, at, "tick", QUEUE, State.DONE) for job, at in tick_at])
+            await broker.finish(QUEUE, [Completion(job.encode(), token, "end") for job in jobs])
 
     async with contextlib.AsyncExitStack() as running:
         for clock in clocks:

@@ -18,9 +18,9 @@ import db
 import worker
 from db.database import Database
 from tests.servers import Observer
-from tests.worker.conftest import Bench, Count, Execute, MakeBench
+from tests.worker.conftest import Count, Execute, ExecutorHarness, MakeHarness
 from worker import JobContext, Resource, current_job, injected, task
-from worker.engine.outcome import Kind
+from worker.engine.outcome import OutcomeKind
 from worker.errors import WorkerError
 from worker.message import Message
 
@@ -56,7 +56,7 @@ class TestInjection:
         assert await postgres.fetchval("SELECT words FROM note") == "there"
         await other.dispose()
 
-    async def test_the_injected_job_context_is_current_job_also_in_child_tasks(self, bench: Bench) -> None:
+    async def test_the_injected_job_context_is_current_job_also_in_child_tasks(self, harness: ExecutorHarness) -> None:
         """A `JobContext` by annotation is the one that `current_job()` gives below, also in child tasks."""
         seen: list[JobContext] = []
 
@@ -67,8 +67,8 @@ class TestInjection:
         async def ask() -> JobContext:
             return current_job()
 
-        execution = bench.deliver(look, tries=2)
-        await bench.start(look, execution)
+        execution = harness.deliver(look, tries=2)
+        await harness.start(look, execution)
         job = seen[0]
         assert seen == [job] * 3
         assert (job.job_id, job.task, job.queue, job.attempt) == ("job-1", look.name, "arq:queue", 3)
@@ -117,7 +117,7 @@ class TestInjection:
         @task
         async def idle(session: AsyncSession) -> None: ...
 
-        assert (await execute(idle)).kind is Kind.COMPLETED
+        assert (await execute(idle)).kind is OutcomeKind.COMPLETED
         assert await postgres.backends() == 0
 
 
@@ -159,7 +159,7 @@ class TestSyncTasks:
             raise error
 
         outcome = await execute(fail)
-        assert outcome.kind is Kind.FAILED
+        assert outcome.kind is OutcomeKind.FAILED
         assert error in (outcome.error, outcome.error and outcome.error.__cause__)
         assert await rows() == 0
 
@@ -198,7 +198,7 @@ class TestSyncTasks:
         wrapped.check()
         assert from_json((await execute(runs_it, "a")).result) == "nobody's a, False"
         assert from_json((await execute(returns_it, "b")).result) == "mine b, True"
-        assert (await execute(wrapped)).kind is Kind.COMPLETED
+        assert (await execute(wrapped)).kind is OutcomeKind.COMPLETED
         assert await rows() == 1
 
     async def test_a_coroutine_that_a_sync_task_returns_after_its_timeout_is_not_awaited(
@@ -251,11 +251,11 @@ class TestSyncTasks:
                 asyncio.run_coroutine_threadsafe(postgres.terminate_backends(), loop).result()
             session.execute(INSERT, {"words": "b"})
 
-        assert (await execute(add)).kind is Kind.COMPLETED
+        assert (await execute(add)).kind is OutcomeKind.COMPLETED
         assert len(attempts) == 2
         assert await rows() == 2
 
-    async def test_as_many_sync_tasks_run_at_once_as_there_are_threads(self, bench: Bench) -> None:
+    async def test_as_many_sync_tasks_run_at_once_as_there_are_threads(self, harness: ExecutorHarness) -> None:
         """Four threads, four functions at once."""
         together = threading.Barrier(4, timeout=5)
 
@@ -263,7 +263,7 @@ class TestSyncTasks:
         def meet() -> int:
             return together.wait()
 
-        outcomes = await asyncio.gather(*(bench.run(meet) for _ in range(4)))
+        outcomes = await asyncio.gather(*(harness.run(meet) for _ in range(4)))
         assert sorted(outcome.result for outcome in outcomes) == [b"0", b"1", b"2", b"3"]
 
     @pytest.mark.usefixtures("broker")
@@ -279,7 +279,7 @@ class TestSyncTasks:
                 raise ValueError
             return job.job_id
 
-        assert (await execute(hand_on, True)).kind is Kind.FAILED
+        assert (await execute(hand_on, True)).kind is OutcomeKind.FAILED
         assert observer.dbsize() == 0
         outcome = await execute(hand_on, False)
         assert observer.zrange("arq:queue", 0, -1) == [from_json(outcome.result)]
@@ -303,7 +303,7 @@ async def add_one(session: db.AsyncSession) -> str:
 class TestHooks:
     @pytest.mark.usefixtures("broker")
     async def test_jobs_of_a_sync_task_roll_back_with_it_although_a_hook_has_another_session(
-        self, make_bench: MakeBench, observer: redis.Redis
+        self, make_harness: MakeHarness, observer: redis.Redis
     ) -> None:
         """The task's own transaction fails at its COMMIT."""
 
@@ -315,10 +315,10 @@ class TestHooks:
             session.execute(text("CREATE TEMP TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
             session.execute(text("INSERT INTO late VALUES (1), (1)"))
 
-        assert (await make_bench(on_job_start=start).run(hand_on)).kind is Kind.FAILED
+        assert (await make_harness(on_job_start=start).run(hand_on)).kind is OutcomeKind.FAILED
         assert observer.dbsize() == 0
 
-    async def test_hooks_commit_in_the_jobs_transaction(self, make_bench: MakeBench, rows: Count) -> None:
+    async def test_hooks_commit_in_the_jobs_transaction(self, make_harness: MakeHarness, rows: Count) -> None:
         """What `on_job_start` and `on_job_end` write is committed with the job, in one transaction."""
 
         async def start(ctx: dict[Any, Any]) -> None:
@@ -327,26 +327,26 @@ class TestHooks:
         async def end(ctx: dict[Any, Any]) -> None:
             await ctx["session"].execute(INSERT, {"words": "end"})
 
-        outcome = await make_bench(on_job_start=start, on_job_end=end).run(add_one)
-        assert (outcome.kind, outcome.result) == (Kind.COMPLETED, b'"done"')
+        outcome = await make_harness(on_job_start=start, on_job_end=end).run(add_one)
+        assert (outcome.kind, outcome.result) == (OutcomeKind.COMPLETED, b'"done"')
         assert await rows() == 3
 
     @pytest.mark.parametrize("which", ["on_job_start", "on_job_end"])
-    async def test_a_hook_that_raises_fails_its_job(self, make_bench: MakeBench, rows: Count, which: str) -> None:
+    async def test_a_hook_that_raises_fails_its_job(self, make_harness: MakeHarness, rows: Count, which: str) -> None:
         """The job and all hooks are rolled back. The worker goes on."""
 
         async def broken(ctx: dict[Any, Any]) -> None:
             raise LookupError(which)
 
-        bench = make_bench(**{which: broken})
+        harness = make_harness(**{which: broken})
         for _ in range(2):
-            outcome = await bench.run(add_one)
-            assert (outcome.kind, repr(outcome.error)) == (Kind.FAILED, f"LookupError('{which}')")
+            outcome = await harness.run(add_one)
+            assert (outcome.kind, repr(outcome.error)) == (OutcomeKind.FAILED, f"LookupError('{which}')")
         assert await rows() == 0
 
     @pytest.mark.parametrize("error", [LookupError, SystemExit])
     async def test_an_on_job_end_hook_that_raises_does_not_replace_the_jobs_own_error(
-        self, make_bench: MakeBench, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+        self, make_harness: MakeHarness, caplog: pytest.LogCaptureFixture, error: type[BaseException]
     ) -> None:
         """The hook's error is logged."""
 
@@ -357,11 +357,11 @@ class TestHooks:
         async def fail() -> None:
             raise ValueError("the job's own")
 
-        outcome = await make_bench(on_job_end=broken).run(fail)
+        outcome = await make_harness(on_job_end=broken).run(fail)
         assert repr(outcome.error) == 'ValueError("the job\'s own")'
         assert "on_job_end failed" in caplog.text
 
-    async def test_on_job_end_is_called_after_failed_attempts_too(self, make_bench: MakeBench) -> None:
+    async def test_on_job_end_is_called_after_failed_attempts_too(self, make_harness: MakeHarness) -> None:
         """`on_job_end` is called once for each attempt that began, however it ended."""
         told: list[str] = []
 
@@ -374,12 +374,12 @@ class TestHooks:
                 raise worker.Retry
             await asyncio.sleep(how)
 
-        bench = make_bench(on_job_end=end)
+        harness = make_harness(on_job_end=end)
         for how in (0, 5):
-            await bench.run(fail, how)
+            await harness.run(fail, how)
         assert told == ["job-1", "job-2"]
 
-    async def test_on_job_start_is_not_called_for_a_job_with_wrong_arguments(self, make_bench: MakeBench) -> None:
+    async def test_on_job_start_is_not_called_for_a_job_with_wrong_arguments(self, make_harness: MakeHarness) -> None:
         """Such a job does not start."""
         told: list[str] = []
 
@@ -389,8 +389,8 @@ class TestHooks:
         @task
         async def count(number: int) -> None: ...
 
-        bench = make_bench(on_job_start=start)
-        execution = bench.deliver(count, 1)
+        harness = make_harness(on_job_start=start)
+        execution = harness.deliver(count, 1)
         execution.message = Message("1", count.name, ("x",))
-        assert (await bench.start(count, execution)).kind is Kind.FAILED
+        assert (await harness.start(count, execution)).kind is OutcomeKind.FAILED
         assert told == []

@@ -15,7 +15,7 @@ from worker.engine import announcer
 from worker.engine import unknown_jobs as unknown
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
-from worker.engine.outcome import Kind, Outcome
+from worker.engine.outcome import Outcome, OutcomeKind
 from worker.engine.unknown_jobs import UnknownJobs, _Met
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 from worker.message import Message
@@ -64,16 +64,16 @@ class TestUnknownTasks:
         """Each job has a time limit of its own."""
         unknown_jobs = UnknownJobs(Broker("redis://127.0.0.1:1"), unknown_for=0.2)
 
-        async def judged(enqueued_at: int) -> Kind:
+        async def judged(enqueued_at: int) -> OutcomeKind:
             job = Execution(Claim(b"nightly", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, LIMITS)
             job.message = Message("nightly", "double", enqueued_at=enqueued_at)
-            outcome = Outcome(Kind.POSTPONED, error=UnknownArgumentsError.of("double(number)", ["note"]))
+            outcome = Outcome(OutcomeKind.POSTPONED, error=UnknownArgumentsError.of("double(number)", ["note"]))
             return (await unknown_jobs.judge(job, outcome)).kind
 
-        assert await judged(1_000) is Kind.POSTPONED
+        assert await judged(1_000) is OutcomeKind.POSTPONED
         await asyncio.sleep(0.2)
-        assert await judged(2_000) is Kind.POSTPONED
-        assert await judged(1_000) is Kind.FAILED
+        assert await judged(2_000) is OutcomeKind.POSTPONED
+        assert await judged(1_000) is OutcomeKind.FAILED
 
     async def test_a_job_of_an_unknown_task_fails_after_the_time_limit(self, start: StartWorker, seen: Seen) -> None:
         """The error says what to do."""
@@ -151,11 +151,11 @@ class TestTasksOfAnotherService:
         """It does not fail because live workers could not be looked up."""
         job = Execution(Claim(b"1", b"{}", b"1", 0, 0, None), "arq:queue", "t" * 28, 1, LIMITS)
         job.message = Message("1", "double")
-        outcome = Outcome(Kind.POSTPONED, error=UnknownTaskError.of("double"))
+        outcome = Outcome(OutcomeKind.POSTPONED, error=UnknownTaskError.of("double"))
         broker = Broker("redis://127.0.0.1:1")
         judged = await UnknownJobs(broker, unknown_for=0).judge(job, outcome)
         await broker.close()
-        assert (judged.kind, judged.delay) == (Kind.POSTPONED, 1.0)
+        assert (judged.kind, judged.delay) == (OutcomeKind.POSTPONED, 1.0)
 
 
 class TestUnknownArguments:

@@ -16,7 +16,7 @@ from tests.tls import CERTIFICATE, in_tls
 from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
 from worker import Broker
-from worker.broker.records import Settlement
+from worker.broker.records import Completion
 from worker.keeper.keeper import Keeper
 from worker.keeper.table import LeaseTable
 
@@ -114,7 +114,7 @@ class TestRenewal:
         """A lease that was lost does not come back, either."""
         start()
         await claim(broker, table, "finished", "lost", "taken", "kept")
-        await broker.finish(QUEUE, [Settlement(b"finished", TOKEN, "end")])
+        await broker.finish(QUEUE, [Completion(b"finished", TOKEN, "end")])
         observer.delete("arq:in-progress:lost")
         observer.set("arq:in-progress:taken", f"{THEIRS}:1", px=round(3 * LEASE * 1000))
         await eventually(lambda: not observer.exists("arq:in-progress:taken"), timeout=5 * LEASE)

@@ -10,13 +10,13 @@ from sqlalchemy import select, text
 import db
 from tests.servers import Observer
 from tests.waiting import eventually
-from worker.ledger import Ending, Ledger, State
-from worker.ledger.admin import Desk, Key, Refusal, Tally, Which, earlier_ends
+from worker.ledger import FinalRow, Ledger, State
+from worker.ledger.admin import FailureCount, JobAdmin, JobFilter, Key, Rejection, earlier_ends
 from worker.message import Message, encode
 from worker.new_job import NewJob
 
 DIRECT = encode("send", b'{"to":"ann"}', 1_000)
-FAILED = Ending(
+FAILED = FinalRow(
     "j1", 1_000, "send", "mail", State.FAILED, payload=DIRECT, error="ValueError: no", traceback="Traceback", tries=3
 )
 
@@ -27,18 +27,20 @@ def ledger(database: db.Database[Any]) -> Ledger:
 
 
 @pytest.fixture
-def desk(ledger: Ledger) -> Desk:
-    return Desk()
+def desk(ledger: Ledger) -> JobAdmin:
+    return JobAdmin()
 
 
-async def row(desk: Desk, job_id: str = "j1") -> dict[str, Any]:
+async def row(desk: JobAdmin, job_id: str = "j1") -> dict[str, Any]:
     return dict((await desk.all_of(job_id))[0])
 
 
 class TestFinding:
-    async def test_failed_jobs_are_found_by_task_queue_and_part_of_the_error(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_failed_jobs_are_found_by_task_queue_and_part_of_the_error(
+        self, ledger: Ledger, desk: JobAdmin
+    ) -> None:
         """Jobs in other states are not found."""
-        await ledger.settle(
+        await ledger.complete(
             [
                 FAILED,
                 FAILED._replace(id="j2", task="bill"),
@@ -48,32 +50,37 @@ class TestFinding:
             ]
         )
         for which, ids in (
-            (Which(), {"j1", "j2", "j3", "j4"}),
-            (Which(task="bill"), {"j2"}),
-            (Which(queue="other"), {"j3"}),
-            (Which(error="valueERROR"), {"j1", "j2", "j3"}),
-            (Which(error="a_b"), {"j4"}),
-            (Which(error="aXb"), set()),
-            (Which(error="%"), set()),
-            (Which(task="bill", error="KeyError"), set()),
-            (Which(State.DONE), {"done"}),
+            (JobFilter(), {"j1", "j2", "j3", "j4"}),
+            (JobFilter(task="bill"), {"j2"}),
+            (JobFilter(queue="other"), {"j3"}),
+            (JobFilter(error="valueERROR"), {"j1", "j2", "j3"}),
+            (JobFilter(error="a_b"), {"j4"}),
+            (JobFilter(error="aXb"), set()),
+            (JobFilter(error="%"), set()),
+            (JobFilter(task="bill", error="KeyError"), set()),
+            (JobFilter(State.DONE), {"done"}),
         ):
             assert {line.id for line in await desk.lines(which, 10)} == ids
             assert {key.id for key in await desk.keys(which)} == ids
             assert sum(tally.jobs for tally in await desk.tallies(which)) == len(ids)
 
     async def test_the_list_shows_the_latest_failed_jobs_and_the_counts_include_all(
-        self, ledger: Ledger, desk: Desk
+        self, ledger: Ledger, desk: JobAdmin
     ) -> None:
         """The list is cut, newest first. The most frequent kind of failure is counted first."""
         for number in range(4):
-            await ledger.settle([FAILED._replace(id=f"j{number}", error="E: 1" if number else "E: 0")])
+            await ledger.complete([FAILED._replace(id=f"j{number}", error="E: 1" if number else "E: 0")])
             await asyncio.sleep(0.002)  # the database's clock tells them apart
-        assert [line.id for line in await desk.lines(Which(), 2)] == ["j3", "j2"]
-        await ledger.settle([FAILED._replace(id="j9", error="KeyError: 'x'")])
-        assert await desk.tallies(Which()) == [Tally(4, "send", "E: #"), Tally(1, "send", "KeyError: 'x'")]
+        assert [line.id for line in await desk.lines(JobFilter(), 2)] == ["j3", "j2"]
+        await ledger.complete([FAILED._replace(id="j9", error="KeyError: 'x'")])
+        assert await desk.tallies(JobFilter()) == [
+            FailureCount(4, "send", "E: #"),
+            FailureCount(1, "send", "KeyError: 'x'"),
+        ]
 
-    async def test_failures_are_grouped_by_task_and_error_with_numbers_masked(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_failures_are_grouped_by_task_and_error_with_numbers_masked(
+        self, ledger: Ledger, desk: JobAdmin
+    ) -> None:
         """Equal errors are shown as they are."""
         errors = [
             *(f"ValueError: card of order {number} is void" for number in (6, 7, 1234)),
@@ -83,29 +90,29 @@ class TestFinding:
             "IntegrityError: no such table",
             "KeyError",
         ]
-        await ledger.settle([FAILED._replace(id=f"j{number}", error=error) for number, error in enumerate(errors)])
-        await ledger.settle([FAILED._replace(id="bill", task="bill", error=errors[0])])
-        assert await desk.tallies(Which()) == [
-            Tally(3, "send", "ValueError: card of order # is void"),
-            Tally(2, "send", "IntegrityError: key # exists"),
-            Tally(2, "send", "mail.S3Error: HTTP 404\nrequest 1"),
-            Tally(1, "bill", errors[0]),
-            Tally(1, "send", "IntegrityError: no such table"),
-            Tally(1, "send", "KeyError"),
+        await ledger.complete([FAILED._replace(id=f"j{number}", error=error) for number, error in enumerate(errors)])
+        await ledger.complete([FAILED._replace(id="bill", task="bill", error=errors[0])])
+        assert await desk.tallies(JobFilter()) == [
+            FailureCount(3, "send", "ValueError: card of order # is void"),
+            FailureCount(2, "send", "IntegrityError: key # exists"),
+            FailureCount(2, "send", "mail.S3Error: HTTP 404\nrequest 1"),
+            FailureCount(1, "bill", errors[0]),
+            FailureCount(1, "send", "IntegrityError: no such table"),
+            FailureCount(1, "send", "KeyError"),
         ]
 
-    async def test_pending_jobs_are_listed_by_their_enqueue_time(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_pending_jobs_are_listed_by_their_enqueue_time(self, ledger: Ledger, desk: JobAdmin) -> None:
         """The latest first."""
         async with db.scope():
             session = await db.session()
             await ledger.add(session, [NewJob(f"p{n}", b"{}", "send", "mail", n) for n in (1, 2)])
-        assert [line.id for line in await desk.lines(Which(State.PENDING), 10)] == ["p2", "p1"]
+        assert [line.id for line in await desk.lines(JobFilter(State.PENDING), 10)] == ["p2", "p1"]
 
 
 class TestRetry:
-    async def test_a_retried_job_is_pending_and_keeps_its_history(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_a_retried_job_is_pending_and_keeps_its_history(self, ledger: Ledger, desk: JobAdmin) -> None:
         """Id and enqueue time stay, error, tries and end move into the history, and it is due for the relay at once."""
-        await ledger.settle([FAILED._replace(started_at=5)])
+        await ledger.complete([FAILED._replace(started_at=5)])
         ended = (await row(desk))["finished_at"]
         retried, refusals = await desk.retry([Key("j1", 1_000)])
         assert refusals == []
@@ -118,64 +125,64 @@ class TestRetry:
         assert [row[1:] for row in await ledger.due((-1, ""), 10)] == [("j1", 1_000, "mail")]
         assert [found.expired for found in await ledger.unpublished([("j1", 1_000)])] == [False]
 
-    async def test_a_job_can_be_retried_again_and_its_history_is_bounded(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_a_job_can_be_retried_again_and_its_history_is_bounded(self, ledger: Ledger, desk: JobAdmin) -> None:
         """A retried job may also be done."""
         for tries in range(1, 24):
-            await ledger.settle([FAILED._replace(tries=tries)])
+            await ledger.complete([FAILED._replace(tries=tries)])
             await desk.retry([Key("j1", 1_000)])
         assert [end["tries"] for end in earlier_ends(await row(desk))] == list(range(4, 24))
         async with db.scope():
             assert await ledger.mark_done(await db.session(), FAILED._replace(state=State.DONE, error=None)) is None
         assert (await row(desk))["state"] == "done"
 
-    async def test_expires_counts_anew_from_a_retry(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_expires_counts_anew_from_a_retry(self, ledger: Ledger, desk: JobAdmin) -> None:
         """A job that was due long ago does not expire because it is retried."""
         async with db.scope():
             pending = NewJob("j1", DIRECT, "send", "mail", 1_000, due=5_000, expires=60_000)
             await ledger.add(await db.session(), [pending])
-        await ledger.settle([FAILED])
+        await ledger.complete([FAILED])
         retried, _ = await desk.retry([Key("j1", 1_000)])
         assert retried[0].expires == 60_000
         assert [found.expired for found in await ledger.unpublished([("j1", 1_000)])] == [False]
 
-    async def test_a_job_whose_id_is_pending_again_is_not_retried(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_a_job_whose_id_is_pending_again_is_not_retried(self, ledger: Ledger, desk: JobAdmin) -> None:
         """The refusal names the reason. Other jobs are retried."""
-        await ledger.settle([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(id="j2")])
-        await ledger.settle([FAILED._replace(id="j3")])
+        await ledger.complete([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(id="j2")])
+        await ledger.complete([FAILED._replace(id="j3")])
         async with db.scope():
             await ledger.add(await db.session(), [NewJob("j2", DIRECT, "send", "mail", 3_000)])
         retried, refusals = await desk.retry([Key("j1", 1_000), Key("j1", 2_000), Key("j2", 1_000), Key("j3", 1_000)])
         assert [job.id for job in retried] == ["j1", "j3"]
-        assert refusals == [Refusal(job_id, "another job of this id is pending") for job_id in ("j1", "j2")]
+        assert refusals == [Rejection(job_id, "another job of this id is pending") for job_id in ("j1", "j2")]
         assert [(found["enqueued_at"], found["state"]) for found in await desk.all_of("j1")] == [
             (2_000, "pending"),
             (1_000, "failed"),
         ]
 
     async def test_retry_and_discard_change_only_the_job_with_the_given_enqueue_time(
-        self, ledger: Ledger, desk: Desk
+        self, ledger: Ledger, desk: JobAdmin
     ) -> None:
         """Other jobs of the id stay as they are."""
-        await ledger.settle([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(enqueued_at=3_000)])
+        await ledger.complete([FAILED, FAILED._replace(enqueued_at=2_000), FAILED._replace(enqueued_at=3_000)])
         assert len((await desk.retry([Key("j1", 2_000)]))[0]) == 1
         assert await desk.discard([Key("j1", 3_000)]) == []
         assert [found["state"] for found in await desk.all_of("j1")] == ["discarded", "pending", "failed"]
 
-    async def test_a_job_that_is_no_longer_failed_is_not_retried(self, ledger: Ledger, desk: Desk) -> None:
+    async def test_a_job_that_is_no_longer_failed_is_not_retried(self, ledger: Ledger, desk: JobAdmin) -> None:
         """It was retried meanwhile, has committed after all, or is gone."""
-        await ledger.settle([FAILED])
+        await ledger.complete([FAILED])
         await desk.retry([Key("j1", 1_000)])
         retried, refusals = await desk.retry([Key("j1", 1_000), Key("nobody", 1)])
         assert retried == []
-        assert refusals == [Refusal(job_id, "it has changed meanwhile") for job_id in ("j1", "nobody")]
+        assert refusals == [Rejection(job_id, "it has changed meanwhile") for job_id in ("j1", "nobody")]
 
     async def test_a_job_whose_payload_is_missing_unreadable_or_a_pickle_is_not_retried(
-        self, ledger: Ledger, desk: Desk
+        self, ledger: Ledger, desk: JobAdmin
     ) -> None:
         """The refusal names the reason. A pickle is retried where pickles are accepted."""
         job = {"t": None, "f": "send", "a": (), "k": {"to": {1, 2}}, "et": 1_000}
         payloads = {"lost": None, "garbage": b"{", "pickled": pickle.dumps(job)}
-        await ledger.settle([FAILED._replace(id=name, payload=payload) for name, payload in payloads.items()])
+        await ledger.complete([FAILED._replace(id=name, payload=payload) for name, payload in payloads.items()])
         keys = [Key(name, 1_000) for name in payloads]
         retried, refusals = await desk.retry(keys)
         why = {refusal.id: refusal.why for refusal in refusals}
@@ -192,8 +199,8 @@ class TestRetry:
         self, postgres: Observer
     ) -> None:
         """The retry waits for the transaction that takes the id."""
-        ledger, desk = Ledger(), Desk()
-        await ledger.settle([FAILED, FAILED._replace(id="j2")])
+        ledger, desk = Ledger(), JobAdmin()
+        await ledger.complete([FAILED, FAILED._replace(id="j2")])
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         async with db.scope():
             await ledger.add(await db.session(), [NewJob("j1", DIRECT, "send", "mail", 2_000)])
@@ -201,17 +208,17 @@ class TestRetry:
             await eventually(lambda: postgres.fetchval(waiting), equals=1)
         retried, refusals = await retrying
         assert [job.id for job in retried] == ["j2"]
-        assert refusals == [Refusal("j1", "another job of this id is pending")]
+        assert refusals == [Rejection("j1", "another job of this id is pending")]
 
 
 class TestDiscard:
     async def test_a_discarded_job_keeps_its_error_loses_its_arguments_and_cannot_run_again(
-        self, ledger: Ledger, desk: Desk
+        self, ledger: Ledger, desk: JobAdmin
     ) -> None:
         """Neither by an attempt nor by a retry."""
-        await ledger.settle([FAILED, FAILED._replace(id="done", state=State.DONE)])
+        await ledger.complete([FAILED, FAILED._replace(id="done", state=State.DONE)])
         refusals = await desk.discard([Key("j1", 1_000), Key("done", 1_000)])
-        assert refusals == [Refusal("done", "it has changed meanwhile")]
+        assert refusals == [Rejection("done", "it has changed meanwhile")]
         now = await row(desk)
         assert (now["state"], now["error"], now["payload"]) == ("discarded", "ValueError: no", None)
         assert (await desk.retry([Key("j1", 1_000)]))[0] == []
@@ -231,11 +238,11 @@ async def test_failed_jobs_are_found_by_their_index(postgres: Observer) -> None:
         " FROM generate_series(1, 50000) g"
     )
     await postgres.execute("ANALYZE tandem_jobs")
-    desk = Desk()
-    assert len(await desk.keys(Which(task="send"))) == 50
+    desk = JobAdmin()
+    assert len(await desk.keys(JobFilter(task="send"))) == 50
     async with db.scope():
         session = await db.session()
-        asked = select(desk._jobs.c.id).where(desk._are(Which(task="send")))
+        asked = select(desk._jobs.c.id).where(desk._are(JobFilter(task="send")))
         query = asked.compile(dialect=session.get_bind().dialect, compile_kwargs={"literal_binds": True})
         plan = str((await session.execute(text(f"EXPLAIN {query}"))).all())
     assert "tandem_jobs_failed" in plan

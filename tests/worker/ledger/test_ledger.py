@@ -11,14 +11,14 @@ import db
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker.errors import LedgerBusyError
-from worker.ledger import Ending, Known, Ledger, State, table
+from worker.ledger import FinalRow, Ledger, State, StoredResult, table
 from worker.ledger.execute import execute
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME
 from worker.new_job import NewJob
 
 ROW = NewJob("j1", b'{"f":"send"}', "send", "arq:queue", 1_000)
-DONE = Ending("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
+DONE = FinalRow("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
 FAILED = DONE._replace(state=State.FAILED, result=b'{"type":"E"}', error="E: no", traceback="E", tries=3)
 
 
@@ -32,7 +32,7 @@ async def add(ledger: Ledger, *rows: NewJob) -> None:
         await ledger.add(await db.session(), rows)
 
 
-async def mark_done(ledger: Ledger, ending: Ending = DONE) -> Known | None:
+async def mark_done(ledger: Ledger, ending: FinalRow = DONE) -> StoredResult | None:
     async with db.scope():
         return await ledger.mark_done(await db.session(), ending)
 
@@ -52,20 +52,20 @@ class TestOutcomes:
         """The first attempt to commit decides the outcome. A later one is given its result, and changes nothing."""
         await add(ledger, ROW)
         assert await mark_done(ledger) is None
-        assert await mark_done(ledger, DONE._replace(result=b"8")) == Known(State.DONE, b"7")
-        await ledger.settle([FAILED])
-        assert await ledger.look_up("j1", 1_000) == Known(State.DONE, b"7")
+        assert await mark_done(ledger, DONE._replace(result=b"8")) == StoredResult(State.DONE, b"7")
+        await ledger.complete([FAILED])
+        assert await ledger.look_up("j1", 1_000) == StoredResult(State.DONE, b"7")
 
     async def test_a_batch_of_outcomes_overwrites_only_rows_that_may_be_overwritten(self, ledger: Ledger) -> None:
         """A batch is one statement."""
         await mark_done(ledger)
-        await ledger.settle([FAILED, FAILED._replace(id="j2"), FAILED._replace(id="j3")])
+        await ledger.complete([FAILED, FAILED._replace(id="j2"), FAILED._replace(id="j3")])
         assert [await state(ledger, job_id) for job_id in ("j1", "j2", "j3")] == ["done", "failed", "failed"]
 
     async def test_a_job_without_a_row_gets_a_done_row_once(self, ledger: Ledger) -> None:
         """It was enqueued outside a transaction."""
         assert await mark_done(ledger) is None
-        assert await mark_done(ledger) == Known(State.DONE, b"7")
+        assert await mark_done(ledger) == StoredResult(State.DONE, b"7")
 
     async def test_a_job_of_the_same_id_and_another_enqueue_time_has_a_row_of_its_own(self, ledger: Ledger) -> None:
         """An id that is free and used again is another job."""
@@ -77,7 +77,7 @@ class TestOutcomes:
 
     async def test_done_overwrites_a_failed_row(self, ledger: Ledger) -> None:
         """Another attempt may have committed before this one failed."""
-        await ledger.settle([FAILED])
+        await ledger.complete([FAILED])
         assert await state(ledger) is State.FAILED
         assert await mark_done(ledger) is None
         latest = await ledger.latest("j1")
@@ -87,8 +87,8 @@ class TestOutcomes:
     @pytest.mark.parametrize("final", [State.ABORTED, State.DISCARDED, State.EXPIRED])
     async def test_a_job_aborted_discarded_or_expired_cannot_be_set_done(self, ledger: Ledger, final: State) -> None:
         """Its attempt is given that state before it commits."""
-        await ledger.settle([DONE._replace(state=final, result=None)])
-        assert await mark_done(ledger) == Known(final, None)
+        await ledger.complete([DONE._replace(state=final, result=None)])
+        assert await mark_done(ledger) == StoredResult(final, None)
 
     async def test_an_attempt_gives_up_after_a_short_wait_for_a_row_that_another_one_holds(
         self, database_url: str, postgres: Any, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +106,7 @@ class TestOutcomes:
                 assert await ledger.mark_done(await db.session(), DONE) is None
                 with pytest.raises(LedgerBusyError):
                     await asyncio.create_task(db.isolated(mark_done, ledger))
-            assert await mark_done(ledger) == Known(State.DONE, b"7")
+            assert await mark_done(ledger) == StoredResult(State.DONE, b"7")
         finally:
             await database.dispose()
             db.set_default_database(None)

@@ -12,10 +12,10 @@ import db
 from tests.pooler import Pooler
 from tests.servers import as_url
 from worker.errors import LedgerBusyError
-from worker.ledger import Ending, Ledger, State
+from worker.ledger import FinalRow, Ledger, State
 from worker.ledger.lock_wait import LockWait
 
-SMALL = Ending("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
+SMALL = FinalRow("j1", 1_000, "send", "arq:queue", State.DONE, result=b"7")
 LARGE = SMALL._replace(result=b"7" * 1024 * 1024)
 
 
@@ -28,7 +28,7 @@ async def sqlite(sqlite_url: str) -> AsyncIterator[None]:
     db.set_default_database(None)
 
 
-async def limit(ending: Ending, writing: Coroutine[Any, Any, str]) -> str:
+async def limit(ending: FinalRow, writing: Coroutine[Any, Any, str]) -> str:
     """Limit `writing`, as if it were a statement of the default database's."""
     async with db.scope():
         session = await db.session()
@@ -37,7 +37,7 @@ async def limit(ending: Ending, writing: Coroutine[Any, Any, str]) -> str:
         return await wait.limit(writing)
 
 
-async def given_up_after(ending: Ending) -> float:
+async def given_up_after(ending: FinalRow) -> float:
     """Seconds after which a statement that never ends is given up."""
     began = time.monotonic()
     with pytest.raises(LedgerBusyError, match="another transaction holds the row of this job in tandem_jobs"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.process.gc_tuning import settle
+from worker.process.gc_tuning import tune_gc
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _restore_collector() -> Iterator[None]:
 
 def test_loaded_objects_are_frozen_and_collections_become_rarer() -> None:
     """Loaded objects are no longer examined, and collections are rarer; cycles are still collected."""
-    settle()
+    tune_gc()
     assert gc.get_freeze_count() > 0
     assert gc.get_threshold()[0] == 10_000
 
@@ -29,12 +29,12 @@ def test_loaded_objects_are_frozen_and_collections_become_rarer() -> None:
 def test_thresholds_of_the_project_that_are_higher_or_zero_stay(limits: tuple[int, int, int]) -> None:
     """Thresholds that are higher, or zero (never), stay."""
     gc.set_threshold(*limits)
-    settle()
+    tune_gc()
     assert gc.get_threshold() == limits
 
 
 def test_a_collector_that_is_switched_off_is_left_alone() -> None:
     """A collector that is switched off is left alone."""
     gc.disable()
-    settle()
+    tune_gc()
     assert gc.get_freeze_count() == 0
