@@ -45,7 +45,7 @@ class Session(OwnedSession):
         super().__init__(*args, **kwargs)
 
     def commit(self) -> None:
-        """Commit now, in this thread. In a scope, also run the callbacks made so far, on the scope's event loop.
+        """Commit now, in this thread. In a scope, also run the callbacks registered so far, on the scope's event loop.
 
         Raises:
             WrongThreadError: this is the event loop's own thread, which the COMMIT would block.
@@ -57,7 +57,7 @@ class Session(OwnedSession):
             self.owner.commit_in_thread()
 
     def rollback(self) -> None:
-        """Roll back now, in this thread. The session can be used on."""
+        """Roll back now, in this thread. The session stays usable."""
         self.access.check()
         rollback_here(self)
 
@@ -114,12 +114,12 @@ class AsyncSession(sa_async.AsyncSession):
         return is_plain and not inner.access.is_busy and not inner.in_transaction()
 
     async def commit(self) -> None:
-        """Commit now. In a scope, also run the callbacks made so far. The session can be used on."""
+        """Commit now. In a scope, also run the callbacks registered so far. The session stays usable."""
         self.access.check()
         await (self.owner.commit() if self.owner else shielded(send_commit(self)))
 
     async def rollback(self) -> None:
-        """Roll back now. The session can be used on."""
+        """Roll back now. The session stays usable."""
         self.access.check()
         await (self.owner.rollback() if self.owner else shielded(send_rollback(self)))
 
