@@ -24,7 +24,7 @@ import hiredis
 from worker.aio.backoff import Backoff
 from worker.broker.keys import Keys
 from worker.broker.scripts import Script
-from worker.keeper.process import DISMISSED, Terms
+from worker.keeper.process import DISMISSED, KeeperOptions
 from worker.keeper.servers import servers_of
 from worker.keeper.table import LeaseTable
 
@@ -147,9 +147,9 @@ class Keeper:
         package, others = Path(__file__).parents[1], Path(hiredis.__file__).parents[1]
         return package, others, self._table.descriptor, self._table.size, f"keeper of {os.getpid()}"
 
-    def _terms(self) -> Terms:
+    def _terms(self) -> KeeperOptions:
         keys = [Keys.of(name) for name in self._queues]
-        return Terms(
+        return KeeperOptions(
             worker=os.getpid(),
             lease=self._lease,
             silence=self._silence,

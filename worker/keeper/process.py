@@ -35,7 +35,7 @@ _DYING = 5.0  # seconds that a process may take to die, from when its pipe has c
 _LAST_WORDS = 1.0  # seconds that a worker has to say where it is
 
 
-class Terms(NamedTuple):
+class KeeperOptions(NamedTuple):
     """What the keeper is told when it starts."""
 
     worker: int
@@ -56,7 +56,7 @@ class Terms(NamedTuple):
 class Keeper:
     """Keeps one worker's leases."""
 
-    def __init__(self, terms: Terms, table: TableReader, worker: "_Worker") -> None:
+    def __init__(self, terms: KeeperOptions, table: TableReader, worker: "_Worker") -> None:
         self._terms = terms
         self._table = table
         self._worker = worker
@@ -236,5 +236,5 @@ def main(descriptor: int, size: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     table = TableReader(descriptor, size)
-    terms = Terms(**json.loads(table.attached()))
+    terms = KeeperOptions(**json.loads(table.attached()))
     Keeper(terms, table, _Worker(terms.worker, 0)).run()
