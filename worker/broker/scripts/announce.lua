@@ -1,7 +1,7 @@
--- Say which tasks a worker of the queue knows, for a while.
+-- Record for a while which tasks a worker of the queue knows.
 --
 -- KEYS[1]  the queue
--- ARGV[1]  key of the tasks that living workers know     ARGV[2]  ms that this is believed     then the tasks
+-- ARGV[1]  key of the tasks that live workers know     ARGV[2]  ms for which this holds     then the tasks
 local key, lifetime = ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,27 +1,27 @@
--- Take up to n due jobs that nobody runs. A taken job's score moves to the end of its lease, so that it is not looked
--- at again while it runs, and is due again by itself if its worker dies.
+-- Take up to n due jobs that no worker runs. The score of a taken job moves to the end of its lease. So the job is not
+-- looked at again while it runs, and is due again if its worker dies.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  token     ARGV[3]  lease in ms     ARGV[4]  n
--- ARGV[5]  how many of them may be suspects: jobs whose workers have died WARY times or more
+-- ARGV[5]  how many of them may be suspects: jobs during which workers have died SUSPECT_CRASHES times or more
 -- ARGV[6]  the most bytes that a payload may have
--- Returns the time, when the next job is due (or false), and for each taken job: id, payload (or false), its score,
--- failed tries, claims that were never finished, when it was asked to abort (or false). A payload that is too large is
--- not read: its size is returned instead. After ENOUGH bytes no more jobs are taken, as the reply has to arrive in time.
+-- Returns the time, the due time of the next job (or false), and for each taken job: id, payload (or false), its score,
+-- failed tries, claims that were never finished, when an abort was asked for (or false). A payload that is too large is
+-- not read: its size is returned instead. After ENOUGH bytes no more jobs are taken, so that the reply arrives in time.
 --
--- What can be asked or written for many jobs at once is: the calls are what this costs.
+-- Reads and writes are batched over many jobs, as most of this script's time goes into its calls.
 local queue, prefix, token, lease, wanted = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local suspects = tonumber(ARGV[5])
 local largest, bytes = tonumber(ARGV[6]), 0
-local PASS_OVER, AT_ONCE, MOST, WARY, LATER, ENOUGH = 1000, 1000, 1000000000, 2, 500, 4 * 1024 * 1024
+local MOST_SKIPPED, AT_ONCE, MOST, SUSPECT_CRASHES, LATER, ENOUGH = 1000, 1000, 1000000000, 2, 500, 4 * 1024 * 1024
 local started, abort = prefix .. 'started', prefix .. 'abort'
 local first_claim = '1:' .. token
 local lease_end = string.format('%.0f', now + lease)
 local aborts = redis.call('EXISTS', abort) == 1
 
--- Whatever other software has put there must not stop the queue: an error of `pcall` counts as nothing there.
+-- Keys of a wrong type, from other software, must not stop the queue: an error of `pcall` counts as a missing key.
 local function text(reply)
     return type(reply) == 'string' and reply or false
 end
@@ -40,17 +40,17 @@ end
 local function read(job)
     local size = redis.pcall('STRLEN', job)
     if type(size) ~= 'number' then
-        -- A user who may not ask for it must hear so: the job has not expired.
+        -- Without the right to read the key this raises: the job has not expired.
         if not string.find(size.err, 'WRONGTYPE', 1, true) then redis.call('STRLEN', job) end
         return false
     end
     if size > largest then return size end
     bytes = bytes + size
-    return text(redis.pcall('GETEX', job, 'PERSIST'))  -- begun is begun: it cannot expire any more
+    return text(redis.pcall('GETEX', job, 'PERSIST'))  -- a job that has started does not expire any more
 end
 
-local reply, taken, passed = { now, false }, 0, 0
-while taken < wanted and passed < PASS_OVER do
+local reply, taken, skipped = { now, false }, 0, 0
+while taken < wanted and skipped < MOST_SKIPPED do
     local limit = math.min(wanted - taken, AT_ONCE)
     local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
     if #due == 0 then break end
@@ -59,21 +59,21 @@ while taken < wanted and passed < PASS_OVER do
     local holders, jobs = keys('in-progress:', ids), keys('job:', ids)
     local held = redis.call('MGET', unpack(holders))
     local retries = redis.call('MGET', unpack(keys('retry:', ids)))
-    -- Who claimed each last, and how often nobody finished it: outlives the lease, and goes when it is finished.
+    -- The token of the last claim and the number of unfinished claims. It outlives the lease, and goes with the finish.
     local before = redis.pcall('HMGET', started, unpack(ids))
     local scores, claims = {}, {}
     for i, id in ipairs(ids) do
-        local until_then, score = lease_end, due[2 * i]
+        local next_score, score = lease_end, due[2 * i]
         if not held[i] or held[i] == 'ended' then  -- free, or a tombstone: see finish.lua
             local last = text(before[i])
             local crashes = last and count(string.match(last, '^%d+')) or 0
             local abort_at = aborts and text(redis.pcall('ZSCORE', abort, id))
-            -- A stock client's abort makes a deferred job due first, at 1, and only then says that it is to be aborted.
+            -- A stock client's abort first sets the score of a deferred job to 1, and only then writes the abort.
             local is_being_aborted = score == '1' and not abort_at
-            if is_being_aborted or (crashes >= WARY and suspects <= 0) then
-                until_then = now + LATER
+            if is_being_aborted or (crashes >= SUSPECT_CRASHES and suspects <= 0) then
+                next_score = now + LATER
             else
-                if crashes >= WARY then suspects = suspects - 1 end
+                if crashes >= SUSPECT_CRASHES then suspects = suspects - 1 end
                 taken = taken + 1
                 redis.call('SET', holders[i], token .. ':' .. score, 'PX', lease)
                 claims[#claims + 1] = id
@@ -88,22 +88,22 @@ while taken < wanted and passed < PASS_OVER do
                 }
             end
         else
-            -- It runs: whoever lowered its score (a stock client's abort does) did not mean it to run twice.
+            -- The job runs. A lower score, as a stock client's abort sets it, must not start it twice.
             local left = redis.call('PTTL', holders[i])
             if left == -1 then
-                redis.call('PEXPIRE', holders[i], lease)  -- nobody's: leases end
+                redis.call('PEXPIRE', holders[i], lease)  -- a holder without an end is no worker's: leases end
             else
-                until_then = now + math.max(left, 1)
+                next_score = now + math.max(left, 1)
             end
         end
-        scores[#scores + 1] = until_then
+        scores[#scores + 1] = next_score
         scores[#scores + 1] = id
         if bytes >= ENOUGH then
             wanted = taken
             break
         end
     end
-    passed = passed + #ids - #claims / 2
+    skipped = skipped + #ids - #claims / 2
     redis.call('ZADD', queue, unpack(scores))
     if #claims > 0 then redis.pcall('HSET', started, unpack(claims)) end
 end

@@ -1,4 +1,4 @@
--- The clock of the server that holds the queue.
+-- Read the clock of the server that holds the queue.
 --
 -- KEYS[1]  the queue
 -- Returns the time in microseconds since the epoch.

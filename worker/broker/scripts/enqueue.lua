@@ -1,11 +1,11 @@
--- Put jobs into a queue, each unless its id is taken: by a job that waits or runs, or by a result that is kept. The result
--- of an aborted job takes no id.
+-- Add jobs to a queue, each unless its id is taken: by a job that waits or runs, or by a kept result. The result of an
+-- aborted job does not take the id.
 --
--- KEYS and ARGV: see new_jobs.lua, which this begins with
--- Returns for each job 1, or 0 where its id was taken; and then, if it was to look, 1, or 0 where no worker serves the
+-- KEYS and ARGV: see new_jobs.lua, which is put before this script
+-- Returns for each job 1, or 0 if its id was taken. If ARGV[3] asks for it, then also 1, or 0 if no worker serves the
 -- queue.
 local added, scores = {}, {}
-local last_when, score, expiry  -- jobs that come together are mostly due together
+local last_when, score, expiry  -- the jobs of one call mostly have the same times
 for i = 4, #ARGV, 3 do
     local id, payload, when = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local job, holder, result = prefix .. 'job:' .. id, prefix .. 'in-progress:' .. id, prefix .. 'result:' .. id

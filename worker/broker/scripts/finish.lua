@@ -1,15 +1,15 @@
--- Record what became of a batch of jobs; each only if this worker still holds it, or was the last to hold it.
+-- Record how a batch of jobs ended. Each only if this worker still holds the job, or was the last worker to hold it.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
--- then for each job: id, token, action, the result ('' for none) or, for all but end, the payload, ms to keep the
--- result, ms until it is due again
--- Actions: end (it is over), again (a try failed, another follows), back (to its place in the queue, at no cost),
--- later (due again after the delay, at no cost)
--- Returns for each job 1, or 0 where it is not this worker's any more: another one holds it, or has finished it.
+-- then for each job: id, token, action, the value, ms to keep the result, ms until the job is due again
+-- Actions: end (the job has ended), again (a try failed, another one follows), back (to its place in the queue, without
+-- costing a try), later (due again after the delay, without costing a try)
+-- The value is for end the result ('' for none), otherwise the payload
+-- Returns for each job 1, or 0 if it is not this worker's any more: another worker holds the job, or has finished it.
 --
--- First it is read whose the jobs are; then what is left of those that are over goes, in one piece, as the calls are what
--- this costs; then the rest is written. To delete first also lets outcomes in where memory is full.
+-- First the jobs' owners are read. Then all keys of the ended jobs are deleted in one call, as most of this script's
+-- time goes into its calls. Then the rest is written. Deleting first also makes room for results when memory is full.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -34,40 +34,40 @@ end
 if #jobs == 0 then return {} end
 
 local owners = redis.call('MGET', unpack(holders))
-local replies, over, gone = {}, {}, {}
+local replies, ended, deleted = {}, {}, {}
 for n, job in ipairs(jobs) do
     job.owner = owners[n]
     job.held = job.owner and string.sub(job.owner, 1, #job.token) == job.token
     job.ours = job.held
     if not job.owner then
-        -- The lease has ended, or is lost. The last claim tells whether somebody came after us; where Redis has
-        -- forgotten the job altogether, nobody runs it now.
+        -- The lease has ended, or is lost. The last claim shows whether another worker has taken the job since. If
+        -- Redis has lost the job altogether, no worker runs it now.
         local claim = text(redis.pcall('HGET', started, job.id))
-        job.forgotten = not claim and redis.call('EXISTS', job.body) == 0
-        job.ours = job.forgotten or (claim and string.sub(claim, -#job.token) == job.token)
+        job.lost = not claim and redis.call('EXISTS', job.body) == 0
+        job.ours = job.lost or (claim and string.sub(claim, -#job.token) == job.token)
     end
     if job.ours and job.action == 'end' then
-        over[#over + 1] = job.id
-        for _, key in ipairs({ job.holder, job.body, job.retry }) do gone[#gone + 1] = key end
+        ended[#ended + 1] = job.id
+        for _, key in ipairs({ job.holder, job.body, job.retry }) do deleted[#deleted + 1] = key end
     end
     replies[n] = job.ours and 1 or 0
 end
 
-if #over > 0 then
-    redis.call('DEL', unpack(gone))
-    redis.pcall('HDEL', started, unpack(over))
-    redis.call('ZREM', queue, unpack(over))
-    redis.pcall('ZREM', prefix .. 'abort', unpack(over))
+if #ended > 0 then
+    redis.call('DEL', unpack(deleted))
+    redis.pcall('HDEL', started, unpack(ended))
+    redis.call('ZREM', queue, unpack(ended))
+    redis.pcall('ZREM', prefix .. 'abort', unpack(ended))
 end
 
 local function keep_result(job)
     if job.keep > 0 and job.value ~= '' then
-        -- Where the job is forgotten because another worker has ended it, its word came first.
-        if job.forgotten then redis.call('SET', job.result, job.value, 'PX', job.keep, 'NX')
+        -- If the job is gone because another worker has ended it, that worker's result stays.
+        if job.lost then redis.call('SET', job.result, job.value, 'PX', job.keep, 'NX')
         else redis.call('SET', job.result, job.value, 'PX', job.keep) end
     end
     if not job.held and redis.call('EXISTS', job.result) == 0 then
-        -- A heartbeat may be on its way to take the lost lease again: it must not bring the job back.
+        -- A heartbeat may be about to reacquire the lost lease. This tombstone keeps it from bringing the job back.
         redis.call('SET', job.holder, 'ended', 'PX', TOMBSTONE)
     end
     redis.call('PUBLISH', prefix .. 'ended:' .. job.id, '1')
@@ -76,8 +76,8 @@ end
 local function put_back(job)
     redis.call('DEL', job.holder)
     redis.pcall('HDEL', started, job.id)
-    if job.forgotten and redis.call('EXISTS', job.result) == 1 then return end
-    -- Redis may have lost it meanwhile; or did before the claim, and then the ledger is asked for it again.
+    if job.lost and redis.call('EXISTS', job.result) == 1 then return end
+    -- Redis may have lost the payload since the claim. If it was lost before, the ledger gives it again.
     if job.value ~= '' then redis.call('SET', job.body, job.value, 'NX') end
     local due = now + job.delay
     if job.action == 'again' then

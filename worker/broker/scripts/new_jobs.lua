@@ -1,19 +1,21 @@
--- What enqueue.lua and publish.lua begin with: how new jobs are given, their times, and their way into an id.
+-- The common beginning of enqueue.lua and publish.lua: the arguments of new jobs, their times, and rules for ids.
 --
 -- KEYS[1]  the queue: a sorted set of ids by due time
--- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers     ARGV[3]  '1' to look for workers
--- then for each job: id, payload, and when: 'in 500 86400000' is in 500 ms, and then it may wait for a day; 'at' is followed
--- by ms since the epoch instead; one that was due before has its place there, and waits from now
+-- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
+-- ARGV[3]  '1' to check whether a worker serves the queue
+-- then for each job: id, payload, and its times: 'in 500 86400000' is due in 500 ms, and may wait for a day after that.
+-- 'at' is followed by ms since the epoch instead. A job that was due in the past keeps that score; it may
+-- wait from now on.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local LONGEST = 100 * 365 * 86400 * 1000  -- ms; SET takes no expiry without end
+local LONGEST = 100 * 365 * 86400 * 1000  -- ms; SET takes no infinite expiry
 
--- An abort that came before a job was meant for an earlier one of its id.
+-- An abort that is older than a job was meant for an earlier job of its id.
 local abort = prefix .. 'abort'
 local aborts = redis.call('EXISTS', abort) == 1
 
--- The job's score, and the ms after which its payload expires.
+-- Return the job's score, and the ms after which its payload expires.
 local function times(when)
     local from, moment, expires = string.match(when, '^(%a+) (%S+) (%S+)$')
     local due = (from == 'in' and now or 0) + tonumber(moment)
@@ -21,8 +23,8 @@ local function times(when)
     return string.format('%.0f', due), string.format('%.0f', math.max(math.min(wait, LONGEST), 1))
 end
 
--- Let the result of an aborted job make way: it goes where only those look who ask for that very job. Returns whether it
--- did, and whether there was any result.
+-- Move the result of an aborted job out of the way, to a key by id and enqueue time. Returns whether it was moved, and
+-- whether there was any result.
 local function set_aside(id, result)
     local head = redis.pcall('GETRANGE', result, 0, 31)
     local aborted = type(head) == 'string' and string.match(head, '^{"aborted":(%d+),')  -- see worker/message.py
@@ -30,9 +32,9 @@ local function set_aside(id, result)
     return aborted, head ~= ''
 end
 
--- 1, or 0 where no worker serves the queue: one that is well, one that lives, or a stock one.
+-- Return 1, or 0 if no worker serves the queue: neither a health record, nor known tasks, nor a stock worker's record.
 local function is_served()
     local served = redis.pcall('EXISTS', queue .. ':health-checks', queue .. ':tasks', queue .. ':health-check')
-    return type(served) == 'number' and served or 1  -- a producer may not be allowed to look
+    return type(served) == 'number' and served or 1  -- a producer may have no right to read these keys
 end
 

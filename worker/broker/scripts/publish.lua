@@ -1,11 +1,11 @@
--- Put jobs into the queue that the ledger says are to run, unless they are there: a job that has lost its payload, or
--- its place in the queue, gets it back. A kept result is that of an earlier run, and goes.
+-- Add jobs that the ledger says are to run, unless Redis has them. A job that has lost its payload, or its place in the
+-- queue, gets it back. A kept result belongs to an earlier run, and is deleted.
 --
--- KEYS and ARGV: see new_jobs.lua, which this begins with
--- Returns for each job 1, or 0 where Redis had it; and then, if it was to look, 1, or 0 where no worker serves the
+-- KEYS and ARGV: see new_jobs.lua, which is put before this script
+-- Returns for each job 1, or 0 if Redis had it. If ARGV[3] asks for it, then also 1, or 0 if no worker serves the
 -- queue.
 local published, any = {}, false
-local last_when, score, expiry  -- jobs that come together are mostly due together
+local last_when, score, expiry  -- the jobs of one call mostly have the same times
 for i = 4, #ARGV, 3 do
     local id, payload, when = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local job, result = prefix .. 'job:' .. id, prefix .. 'result:' .. id

@@ -1,9 +1,9 @@
--- Take leases again that ended or were lost (a failover, a flush) while their jobs went on, with the jobs themselves.
+-- Take leases again that ended or were lost (a failover, a flush) while their jobs ran. Lost jobs are restored too.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  lease in ms
--- then for each job: id, token, score, payload ('' where there was none)
--- Returns for each job 1, or 0 where it is not this worker's any more: another one holds it, or has finished it.
+-- then for each job: id, token, score, payload ('' if there was none)
+-- Returns for each job 1, or 0 if it is not this worker's any more: another worker holds the job, or has finished it.
 local queue, prefix, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -17,8 +17,8 @@ for i = 3, #ARGV, 4 do
     local id, token, score, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
     local job, started = prefix .. 'job:' .. id, prefix .. 'started'
     local claim = text(redis.pcall('HGET', started, id))
-    -- Ours is what nobody claimed after us. A job that waits without a claim is a later one of this id, or has been put
-    -- back by another worker; a result says that another worker has ended it.
+    -- The job is ours if no other worker has claimed it since. A job that waits without a claim is a later job of
+    -- this id, or was put back by another worker. A result shows that another worker has ended the job.
     local ours
     if claim then ours = string.sub(claim, -#token) == token
     else ours = redis.call('EXISTS', job, prefix .. 'result:' .. id) == 0 end

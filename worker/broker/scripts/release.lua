@@ -1,10 +1,10 @@
--- Give back at once the jobs of a worker that has died, instead of at the end of their leases. What it had claimed stays
--- written down: the next claim counts it as a crash.
+-- Release the jobs of a worker that has died, so that they are due at once instead of at the end of their leases. Their
+-- claims stay recorded: the next claim counts each of them as a crash.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
 -- then for each job: id, token
--- Returns for each job 1, or 0 where it was not that worker's any more: it is finished, or another one holds it.
+-- Returns for each job 1, or 0 if it was not that worker's any more: it is finished, or another worker holds it.
 local queue, prefix = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

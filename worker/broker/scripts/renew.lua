@@ -1,10 +1,10 @@
--- Renew leases, and hear of aborts.
+-- Renew leases, and read requests to abort.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  lease in ms
 -- then for each job: id, token
--- Returns for each job: 1 renewed, 0 nobody holds it, -1 another worker holds it; and when it was asked to abort (or
--- false).
+-- Returns for each job: 1 renewed, 0 no worker holds it, -1 another worker holds it; and when an abort was asked for
+-- (or false).
 local queue, prefix, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -14,7 +14,7 @@ local function text(reply)
     return type(reply) == 'string' and reply or false
 end
 
--- A stock client leaves a mark behind for each id that it asks to abort and nobody knows.
+-- A stock client leaves an entry for each abort of an unknown id, so old entries are deleted.
 local aborts = redis.call('EXISTS', prefix .. 'abort') == 1
 if aborts then redis.pcall('ZREMRANGEBYSCORE', prefix .. 'abort', '-inf', now - FORGET) end
 

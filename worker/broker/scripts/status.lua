@@ -1,9 +1,9 @@
--- What Redis knows of one job, in one go.
+-- Read all that Redis knows of one job.
 --
 -- KEYS[1]  the queue
--- ARGV[1]  prefix of all other keys     ARGV[2]  id     ARGV[3]  when it was enqueued ('' if nobody knows)
--- Returns the payload (or false), the result (or false), 1 if it is in progress, when it is due (or false), the time; and
--- the result of the job of that id that was enqueued then, if it was aborted and the id is used again (or false).
+-- ARGV[1]  prefix of all other keys     ARGV[2]  id     ARGV[3]  when it was enqueued ('' if unknown)
+-- Returns the payload (or false), the result (or false), 1 if it is in progress, its due time (or false), the time; and
+-- the result of the job of this id with that enqueue time, if it was aborted and the id is used again (or false).
 local prefix, id, enqueued_at = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 
