@@ -1,4 +1,4 @@
-"""All that speaks Redis: the queues of one Redis, their keys, records and scripts, and the connections to it.
+"""All code that talks to Redis: the queues of one Redis, their keys, records and scripts, and the connections.
 
-All of `worker` may import it. It knows no task and no database: a decision about a job must not be put here.
+All of `worker` may import it. It knows no tasks and no database. Decisions about jobs must not be put here.
 """

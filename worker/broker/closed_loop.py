@@ -1,7 +1,7 @@
-"""Dropping what belonged to an event loop that is closed.
+"""Release connections and tasks of an event loop that is closed.
 
-Nobody can close it in order any more, and where it is merely forgotten its sockets stay open until the garbage
-collector finds them, which asyncio and redis-py then warn of. Both have no public way to do this.
+A closed loop cannot close them in order. If they were only forgotten, their sockets would stay open until the garbage
+collector finds them, and asyncio and redis-py would warn. Neither has a public way to release them.
 """
 
 import asyncio
@@ -12,25 +12,25 @@ from redis.asyncio.connection import AbstractConnection
 
 
 def drop_connection(connection: AbstractConnection) -> None:
-    """Close a connection's socket; the connection may be opened again."""
-    writer: asyncio.StreamWriter | None = connection._writer  # noqa: SLF001 - see above
-    connection._reader = connection._writer = None  # noqa: SLF001 - likewise
+    """Close a connection's socket. The connection may be opened again."""
+    writer: asyncio.StreamWriter | None = connection._writer  # noqa: SLF001 - no public way
+    connection._reader = connection._writer = None  # noqa: SLF001 - no public way
     if writer is not None:
         _drop_transport(writer.transport)
 
 
 def drop_task(task: "asyncio.Task[Any]") -> None:
-    """Forget a task that will never go on."""
+    """Keep a task that will never continue from being reported as pending."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio does itself
 
 
 def _drop_transport(transport: asyncio.WriteTransport) -> None:
-    # The loop refuses to call anything: what it would call is called here.
+    # A closed loop calls no callbacks, so the connection-lost callback is called here.
     with contextlib.suppress(RuntimeError):
         transport.abort()
     inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     for each in (transport, inner):
-        lost = getattr(each, "_call_connection_lost", None)  # uvloop has none, and has closed the socket with the loop
+        lost = getattr(each, "_call_connection_lost", None)  # uvloop has none: it closed the socket with the loop
         if lost is not None:
             with contextlib.suppress(RuntimeError):
                 lost(None)

@@ -1,6 +1,7 @@
-"""Connections to Redis, as :mod:`worker.broker.redis_url` has read its URL.
+"""Clients for the Redis that a URL names: one server, a primary behind Sentinels, or a cluster.
 
-Sentinels are asked for the primary each time that a connection is opened; the nodes of a Redis Cluster are found.
+:mod:`worker.broker.redis_url` reads the URL. Sentinels are asked for the primary each time a connection is opened. The
+nodes of a Redis Cluster are discovered.
 """
 
 import asyncio
@@ -24,13 +25,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.aio.deadline import Deadline
 from worker.broker.closed_loop import drop_connection
-from worker.broker.pool import BoundedPool, BoundedSentinelPool, ServerFullError, Turns, Waiting
+from worker.broker.pool import BoundedPool, BoundedPoolMixin, BoundedSentinelPool, CallLimit, ServerFullError
 from worker.broker.redis_url import RedisAddress
 
 TIMEOUT = 5.0
-"""Seconds that a reply may take: a black-holed server must not hold a worker for longer."""
+"""Seconds that a reply may take, so that a server that silently drops packets does not block a worker for longer."""
 
-_NO_CLUSTER = "Cluster mode is not enabled on this node"  # in redis-py's words
+_NO_CLUSTER = "Cluster mode is not enabled on this node"  # redis-py's message
 
 AsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 SyncClient = redis.Redis | redis.cluster.RedisCluster
@@ -39,7 +40,7 @@ R = TypeVar("R", bound=redis.asyncio.Redis)
 
 
 def connect(url: str) -> AsyncClient:
-    """A client with connections of its own; none is opened yet.
+    """A client with connections of its own. The first command opens one.
 
     Raises:
         ValueError: the URL cannot be used.
@@ -48,19 +49,19 @@ def connect(url: str) -> AsyncClient:
     if address.kind != "cluster":
         return _connect_as(redis.asyncio.Redis, address)
     nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-    cluster = _AsyncCluster(  # type: ignore[abstract]  # it is not
-        Turns(address.max_connections, address.wait), startup_nodes=nodes, **address.login, **_options(address)
+    cluster = _AsyncCluster(  # type: ignore[abstract]  # it is concrete
+        CallLimit(address.max_connections, address.wait), startup_nodes=nodes, **address.login, **_options(address)
     )
     return _improved_cluster(cluster)
 
 
 def connect_as(kind: type[R], url: str) -> R:
-    """`connect`, to one server or through Sentinels, as a client of another class."""
+    """Do as `connect`, with a client of class `kind`. Not for a cluster."""
     return _connect_as(kind, RedisAddress.parse(url))
 
 
 def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
-    """A client whose connection hears what is published; of a cluster to any node, another one at each `turn`."""
+    """A client to subscribe with. In a cluster it connects to one node, and to another one for each `turn`."""
     address = RedisAddress.parse(url)
     if address.kind != "cluster":
         return _connect_as(redis.asyncio.Redis, address)
@@ -69,11 +70,14 @@ def connect_to_subscribe(url: str, turn: int) -> redis.asyncio.Redis:
 
 
 def connect_sync(url: str, *, longest_wait: float | None = None) -> SyncClient:
-    """`connect`, for a thread; `longest_wait`, in seconds, where the URL allows longer.
+    """A synchronous client, for threads.
+
+    Args:
+        longest_wait: seconds that a reply or a connection may take, if the URL allows longer.
 
     Raises:
         ValueError: the URL cannot be used.
-        redis.RedisError: no node of a cluster says what others there are.
+        redis.RedisError: no node of a cluster lists the other nodes.
     """
     address = RedisAddress.parse(url)
     options = _options(address, longest_wait)
@@ -92,7 +96,7 @@ def connect_sync(url: str, *, longest_wait: float | None = None) -> SyncClient:
         case kind:
             where = _SYNC_CONNECTIONS[kind]
             pool = redis.ConnectionPool(
-                connection_class=where, db=address.database, **_place(address), **address.login, **options
+                connection_class=where, db=address.database, **_server_arguments(address), **address.login, **options
             )
             return redis.Redis.from_pool(pool)
 
@@ -107,8 +111,8 @@ def _connect_as(kind: type[R], address: RedisAddress) -> R:
         )
         pool = BoundedSentinelPool(service_name=address.service, sentinel_manager=sentinel, **options)
     else:
-        pool = BoundedPool(connection_class=_ASYNC_CONNECTIONS[address.kind], **_place(address), **options)
-    client: R = kind.from_pool(pool)  # type: ignore[assignment]  # redis-py forgets which class it was asked for
+        pool = BoundedPool(connection_class=_ASYNC_CONNECTIONS[address.kind], **_server_arguments(address), **options)
+    client: R = kind.from_pool(pool)  # type: ignore[assignment]  # redis-py loses the type
     return _improved(client)
 
 
@@ -124,8 +128,8 @@ _SYNC_CONNECTIONS: dict[str, Any] = {
 }
 
 
-def _place(address: RedisAddress) -> dict[str, Any]:
-    """Of one server."""
+def _server_arguments(address: RedisAddress) -> dict[str, Any]:
+    """redis-py's arguments for the address of one server."""
     if address.kind == "unix":
         return {"path": address.path}
     ((host, port),) = address.hosts
@@ -133,7 +137,7 @@ def _place(address: RedisAddress) -> dict[str, Any]:
 
 
 def _options(address: RedisAddress, longest_wait: float | None = None) -> dict[str, Any]:
-    """Of each connection: the URL's own, and limits where it sets none."""
+    """The options of each connection: those of the URL, and default time limits."""
     limits: dict[str, Any] = {"socket_timeout": TIMEOUT}
     if address.kind != "unix":
         limits |= {"socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
@@ -146,21 +150,21 @@ def _options(address: RedisAddress, longest_wait: float | None = None) -> dict[s
 
 
 async def close(client: AsyncClient) -> None:
-    """Close all connections, those to the Sentinels too, which redis-py leaves open."""
+    """Close all connections. redis-py leaves those to the Sentinels open, so they are closed here."""
     await client.aclose()
     for sentinel in _sentinels(client):
         await sentinel.aclose()
 
 
 def close_sync(client: SyncClient) -> None:
-    """`close`, for a thread."""
+    """Close all connections of a synchronous client, those to the Sentinels included."""
     client.close()
     for sentinel in _sentinels(client):
         sentinel.close()
 
 
 def abandon(client: AsyncClient) -> None:
-    """`close`, where the client's event loop is closed."""
+    """Drop all connections of a client whose event loop is closed."""
     for connection in _connections(client):
         drop_connection(connection)
     for sentinel in _sentinels(client):
@@ -168,14 +172,17 @@ def abandon(client: AsyncClient) -> None:
 
 
 async def drop_connections(client: AsyncClient) -> None:
-    """Send no more by these: a server that answers READONLY is not the primary any more. A cluster's client knows."""
+    """Replace the connections to a server that answered READONLY, as it is not the primary any more.
+
+    A cluster's client does so by itself.
+    """
     pool = getattr(client, "connection_pool", None)
-    if isinstance(pool, Waiting):
-        await pool.renew()
+    if isinstance(pool, BoundedPoolMixin):
+        await pool.replace_connections()
 
 
 def drop_connections_sync(client: SyncClient) -> None:
-    """`drop_connections`, for a thread."""
+    """Do as `drop_connections`, for a synchronous client."""
     if isinstance(client, redis.Redis):
         client.connection_pool.disconnect(inuse_connections=False)
 
@@ -183,9 +190,9 @@ def drop_connections_sync(client: SyncClient) -> None:
 def _connections(client: AsyncClient) -> list[AbstractConnection]:
     if isinstance(client, redis.asyncio.Redis):
         pool: Any = client.connection_pool
-        return [*pool._available_connections, *pool._in_use_connections]  # noqa: SLF001 - redis-py tells of them nowhere
+        return [*pool._available_connections, *pool._in_use_connections]  # noqa: SLF001 - redis-py has no public list
     nodes: Any = client.nodes_manager.nodes_cache.values()
-    return [connection for node in nodes for connection in node._connections]  # noqa: SLF001 - likewise
+    return [connection for node in nodes for connection in node._connections]  # noqa: SLF001 - no public list
 
 
 def _sentinels(client: AsyncClient | SyncClient) -> list[Any]:
@@ -201,7 +208,7 @@ def _improved(client: R) -> R:
 
 @contextmanager
 def _as_redis_error() -> Iterator[None]:
-    """That no node of a cluster can be had is a `RedisError`, as of any other Redis; redis-py's own is none."""
+    """Raise a `RedisError` where no node of a cluster can be reached. redis-py's own error is no `RedisError`."""
     try:
         yield
     except redis.exceptions.RedisClusterException as error:
@@ -210,25 +217,25 @@ def _as_redis_error() -> Iterator[None]:
         if _NO_CLUSTER in str(error):
             raise redis.ResponseError(_NO_CLUSTER) from error
         raise RedisConnectionError(str(error)) from error
-    except IndexError as error:  # it chooses one of no nodes
+    except IndexError as error:  # redis-py chooses from an empty list of nodes
         raise RedisConnectionError("no node of the cluster has slots yet") from error
 
 
 class _AsyncCluster(redis.asyncio.cluster.RedisCluster):
-    def __init__(self, turns: Turns, **options: Any) -> None:
+    def __init__(self, limit: CallLimit, **options: Any) -> None:
         super().__init__(**options)
-        self._turns = turns
-        self._given = dict(self.nodes_manager.startup_nodes)
+        self._limit = limit
+        self._startup_nodes = dict(self.nodes_manager.startup_nodes)
 
     async def initialize(self) -> Any:
-        # redis-py forgets nodes that do not answer, be it all of them.
-        for name, node in self._given.items():
+        # redis-py removes startup nodes that do not answer, even if none is left.
+        for name, node in self._startup_nodes.items():
             self.nodes_manager.startup_nodes.setdefault(name, node)
         with _as_redis_error():
             return await super().initialize()
 
     async def execute_command(self, *words: Any, **options: Any) -> Any:
-        async with self._turns:
+        async with self._limit:
             with _as_redis_error():
                 return await super().execute_command(*words, **options)
 
@@ -241,28 +248,28 @@ class _SyncCluster(redis.cluster.RedisCluster):
 
 def _improved_cluster(cluster: redis.asyncio.cluster.RedisCluster) -> redis.asyncio.cluster.RedisCluster:
     connection_class = _mixed(cluster.connection_kwargs["connection_class"])
-    cluster.connection_kwargs["connection_class"] = connection_class  # of the nodes that it will find
+    cluster.connection_kwargs["connection_class"] = connection_class  # of nodes that are discovered later
     for node in cluster.nodes_manager.startup_nodes.values():
         node.connection_class = connection_class
     return cluster
 
 
 class _Improved:
-    """What redis-py's connection of asyncio lacks.
+    """A mixin with fixes for redis-py's asyncio connections.
 
-    1. It packs commands by hiredis, as redis-py 5 does elsewhere.
-    2. One that was lost unnoticed says so when it is written to. The transport of uvloop raises a `RuntimeError` there,
-       asyncio's since CPython 3.12 an `AttributeError` or a `TypeError`:
+    1. It packs commands with hiredis, as redis-py 5 does elsewhere.
+    2. A write to a connection that was lost unnoticed raises `ConnectionError`. uvloop's transport raises a
+       `RuntimeError` there, and asyncio's since CPython 3.12 an `AttributeError` or a `TypeError`:
        https://github.com/python/cpython/issues/136234
-    3. It works in a task that was cancelled before, and cleans up. Its look for late answers ends by `asyncio.timeout`,
-       whose cancellation CPython before 3.11.3 takes for somebody else's there:
+    3. The check for late replies works in a task that was cancelled before. It ends by `asyncio.timeout`, whose own
+       cancellation CPython before 3.11.3 mistakes for a cancellation from outside:
        https://github.com/python/cpython/issues/102780
-    4. A cancellation is heard, also one that arrives while a command is sent, which `asyncio.wait_for` may lose, in
-       CPython before 3.12: https://github.com/python/cpython/issues/86296
-    5. A server that takes no more clients is told apart. It says so and closes the connection, but often redis-py has
-       written to that by then, and only hears that it is lost.
-    6. What a server refuses in the beginning, a password or a database, is that error also over a Unix socket, and ends
-       the connection: redis-py would wrap it there, and go on with it in database 0.
+    4. A cancellation that arrives while a command is sent is not lost. `asyncio.wait_for` may lose it in CPython before
+       3.12: https://github.com/python/cpython/issues/86296
+    5. A server that takes no more clients raises `ServerFullError`. It sends its reason and closes the connection, but
+       redis-py has often written to the connection by then, and only reports that it is lost.
+    6. An error at login (password or database) is raised as itself also over a Unix socket, and closes the connection.
+       redis-py would wrap the error there, and continue in database 0.
     """
 
     _serializer = HiredisRespSerializer()
@@ -280,9 +287,9 @@ class _Improved:
         try:
             await super().on_connect()  # type: ignore[misc]  # mixed into a connection
         except RedisConnectionError as error:
-            if type(error) is not RedisConnectionError:  # a wrong password, say
+            if type(error) is not RedisConnectionError:  # for example a wrong password
                 raise
-            raise ServerFullError(f"Redis takes no more clients (maxclients), or is going away: {error}") from None
+            raise ServerFullError(f"Redis takes no more clients (maxclients), or is shutting down: {error}") from None
 
     def pack_command(self, *arguments: Any) -> list[bytes]:
         packed: list[bytes] = self._serializer.pack(*arguments)
@@ -295,13 +302,13 @@ class _Improved:
             await self.check_health()
         try:
             self._writer.writelines([command] if isinstance(command, bytes) else command)
-            if self.socket_timeout is None:  # whoever sends has a limit of its own
+            if self.socket_timeout is None:  # the caller has a deadline of its own
                 await self._writer.drain()
             else:
                 with Deadline(self.socket_timeout):
                     await self._writer.drain()
         except BaseException as error:
-            await self.disconnect(nowait=True)  # nobody will read the answer
+            await self.disconnect(nowait=True)  # nothing will read the reply
             if isinstance(error, TimeoutError):
                 raise RedisTimeoutError("Timeout writing to socket") from error
             if isinstance(error, OSError | AttributeError | RuntimeError | TypeError):
@@ -310,7 +317,7 @@ class _Improved:
 
     async def can_read_destructive(self) -> bool:
         if _cancelling():
-            # What `shielded` has put off comes with the next turn, and would pass for the look's own end.
+            # `shielded` delivers a deferred cancellation at the next turn. It would pass for the end of this check.
             await asyncio.sleep(0)
         cancelled_before = _cancelling()
         try:
@@ -322,7 +329,7 @@ class _Improved:
 
 
 def _cancelling() -> int:
-    """How often this task was cancelled."""
+    """How many cancellations of this task are pending."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 

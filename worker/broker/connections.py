@@ -1,9 +1,9 @@
-"""``Connections``: what this process has open to one Redis, for each event loop, and scripts run on it.
+"""``Connections``: the connections of this process to one Redis, and the scripts that are run on them.
 
-1. Each event loop that uses it has connections of its own: threads that run loops may share it.
-2. What a worker runs all the time, claiming and finishing, has a connection each.
-3. A server that answers READONLY is not the primary any more. Its connections are dropped, and the next command asks
-   which one is.
+1. Each event loop has connections of its own, so threads that run event loops may share one object.
+2. `claim` and `finish` have a dedicated connection each, as a worker runs them all the time.
+3. A server that answers READONLY is not the primary any more. Its connections are dropped, and the next command looks
+   for the new primary.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from worker.broker.redis_url import CLUSTER, RedisAddress
 from worker.broker.scripts import Script
 from worker.errors import WorkerError
 
-_ON_LINES = ("claim", "finish")  # the scripts that have a connection each, as a worker runs them all the time
+_DEDICATED = ("claim", "finish")  # scripts with a dedicated connection each
 
 
 class Connections:
     """The connections to one Redis. Each is opened by its first use.
 
     Args:
-        url: as of :mod:`worker.broker.redis_url`.
+        url: a URL that :mod:`worker.broker.redis_url` reads.
 
     Raises:
         ValueError: the URL cannot be used.
@@ -36,34 +36,34 @@ class Connections:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        RedisAddress.parse(url)  # where it is wrong, that is told here
+        RedisAddress.parse(url)  # raises if the URL is wrong
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnections] = {}
 
     @property
     def client(self) -> AsyncClient:
-        """The client of the event loop that runs now."""
+        """The client of the running event loop."""
         return self._here.client
 
     @property
-    def notices(self) -> Subscriber:
-        """The subscription of the event loop that runs now."""
-        return self._here.notices
+    def subscriber(self) -> Subscriber:
+        """The subscriber of the running event loop."""
+        return self._here.subscriber
 
     async def run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
-        """Run a script on the keys of `queue`; its reply.
+        """Run a script on the keys of `queue`, and return its reply.
 
         Raises:
             WorkerError: this Redis cannot serve the queue under its name.
-            redis.exceptions.RedisError, OSError: as redis-py does.
+            redis.exceptions.RedisError, OSError: as redis-py raises them.
         """
         self.check_name(queue)
         here = self._here
-        line = here.line(script) if script in _ON_LINES else None
+        dedicated = here.dedicated(script) if script in _DEDICATED else None
         try:
-            return await Script.named(script).run(line or here.client, queue, arguments)
+            return await Script.named(script).run(dedicated or here.client, queue, arguments)
         except ReadOnlyError:
             await drop_connections(here.client)
-            await here.close_lines()
+            await here.close_dedicated()
             raise
 
     def check_name(self, queue: str) -> None:
@@ -72,37 +72,38 @@ class Connections:
             raise WorkerError(f"a Redis Cluster serves hash-tagged queues only: call it {{{queue}}} instead of {queue}")
 
     async def open(self) -> None:
-        """Open what a worker needs all the time, before others have taken all that the server allows."""
+        """Open a worker's connections at its start, while the server still takes clients."""
         here = self._here
-        for script in _ON_LINES:
-            if (line := here.line(script)) is not None:
-                await line.open()
+        for script in _DEDICATED:
+            if (connection := here.dedicated(script)) is not None:
+                await connection.open()
         await here.client.ping()
 
     async def close(self) -> None:
-        """Close the connections of the event loop that runs now, and those of `enqueue_sync`. The next use opens them.
+        """Close the connections of the running event loop, and those of `enqueue_sync`. The next use opens them again.
 
-        Those of other loops are closed by their own `close`, or when their loop ends.
+        Another loop's connections are closed by `close` on that loop, or when the loop ends.
         """
-        self._drop_those_of_closed_loops()
+        self._drop_closed_loops()
         here = self._by_loop.pop(asyncio.get_running_loop(), None)
-        of_threads = self._by_loop.pop(loop, None) if (loop := loop_thread.own_loop()) is not None else None
+        own_loop = loop_thread.own_loop()
+        of_own_loop = None if own_loop is None else self._by_loop.pop(own_loop, None)
         if here is not None:
             await here.close()
-        if of_threads is not None:
-            await asyncio.to_thread(loop_thread.run, of_threads.close())
+        if of_own_loop is not None:
+            await asyncio.to_thread(loop_thread.run, of_own_loop.close())
 
     @property
     def _here(self) -> LoopConnections:
-        """The connections of the event loop that runs now."""
+        """The connections of the running event loop."""
         loop = asyncio.get_running_loop()
         here = self._by_loop.get(loop)
         if here is None:
-            self._drop_those_of_closed_loops()
+            self._drop_closed_loops()
             here = self._by_loop[loop] = LoopConnections(self.url)
         return here
 
-    def _drop_those_of_closed_loops(self) -> None:
+    def _drop_closed_loops(self) -> None:
         for loop in [loop for loop in list(self._by_loop) if loop.is_closed()]:
-            if (left := self._by_loop.pop(loop, None)) is not None:  # unless another thread has just done so
-                left.abandon()
+            if (connections := self._by_loop.pop(loop, None)) is not None:  # None if another thread has just done so
+                connections.abandon()

@@ -1,4 +1,4 @@
-"""``CronSlots``: the slots of scheduled tasks that Redis knows of, and the clock that they go by."""
+"""``CronSlots``: the last cron slot of each scheduled task in Redis, and the clock that slots are compared with."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -9,18 +9,22 @@ from worker.broker.keys import Keys
 from worker.broker.records import CronSlot
 from worker.new_job import A_DAY
 
-_NO_TIME = 15  # digits of milliseconds, which no datetime can say
+_NO_TIME = 15  # digits of milliseconds that are outside the range of datetime
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class CronSlots:
-    """The slots of one Redis."""
+    """The cron slots of one Redis."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
     async def add(self, queue: str, slots: Sequence[CronSlot]) -> list[bool]:
-        """Queue the jobs of slots, oldest first; tells of each whether nobody had done it before."""
+        """Queue the jobs of slots, oldest first.
+
+        Returns:
+            For each slot, whether it was new: no worker had queued it before.
+        """
         keys = Keys.of(queue)
         arguments: list[Any] = [keys.prefix, keys.wake, A_DAY]
         for slot in slots:
@@ -28,9 +32,9 @@ class CronSlots:
         return [bool(reply) for reply in await self._connections.run("slots", queue, arguments)]
 
     async def last(self, queue: str) -> dict[str, datetime]:
-        """The last slot of each scheduled task that was queued."""
+        """The last slot of each scheduled task whose job was queued, by the task's name."""
         last: dict[bytes, bytes] = await self._connections.client.hgetall(Keys.of(queue).slots)  # type: ignore[misc]
-        # Whatever else may be there is no time.
+        # Other software may have written fields that are no times.
         moments = {task: moment for task, moment in last.items() if moment.isdigit() and len(moment) < _NO_TIME}
         return {
             task.decode(errors="replace"): _EPOCH + timedelta(milliseconds=int(moment))
@@ -38,6 +42,6 @@ class CronSlots:
         }
 
     async def now(self, queue: str) -> datetime:
-        """The clock of the server that holds `queue`, in UTC."""
+        """The time on the server that holds `queue`, in UTC."""
         microseconds = await self._connections.run("clock", queue, [])
         return _EPOCH + timedelta(microseconds=microseconds)

@@ -1,10 +1,10 @@
 """``DedicatedConnection``: one connection to Redis, for commands that follow one another.
 
-1. It is opened by the first command, and anew by the next one after it was lost.
-2. One deadline covers a whole command, and comes later for one with many bytes. redis-py has one for each of its steps,
-   at several times the cost, and checks a pooled connection before each use, which costs as much again: a worker would
-   feel both. To connect may take longer: there may be Sentinels to be asked, one of which does not answer.
-3. Where it has lain idle it is looked at before it is used: the server may have closed it meanwhile.
+1. The first command opens the connection. After a loss the next command opens it again.
+2. One deadline covers a whole command, and is longer for a command with many bytes. redis-py has one deadline for each
+   step, at several times the cost, and checks a pooled connection before each use, which costs as much again.
+   Connecting may take longer than a command: there may be Sentinels to ask, one of which does not answer.
+3. An idle connection is checked before it is used, as the server may have closed it meanwhile.
 """
 
 import asyncio
@@ -22,32 +22,32 @@ from worker.broker.closed_loop import drop_connection
 from worker.broker.connection import TIMEOUT
 
 _IDLE = 1.0  # seconds without a command
-_SLOW_NETWORK = 1024 * 1024  # bytes a second; to send a large result takes longer than any reply
+_SLOW_NETWORK = 1024 * 1024  # bytes a second; adds to the deadline, as a large result takes long to send
 
 
 class DedicatedConnection:
-    """Runs commands, one at a time.
+    """Run commands on one connection, one at a time.
 
     Args:
-        client: whose servers, login and limits the connection has.
+        client: the connection has the servers, login and limits of this client.
     """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         connection: AbstractConnection = client.connection_pool.make_connection()
         self._timeout = connection.socket_timeout or TIMEOUT
         self._connection = connection
-        self._alone = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._used_at = 0.0
 
     async def execute_command(self, *command: Any) -> Any:
-        """Send a command; the reply.
+        """Send a command, and return its reply.
 
         Raises:
-            redis.exceptions.ResponseError: the server refuses.
-            redis.exceptions.RedisError, OSError: the connection could not be opened, or is lost, or took too long;
-                nobody knows then whether the command was run.
+            redis.exceptions.ResponseError: the server refuses the command.
+            redis.exceptions.RedisError, OSError: the connection could not be opened, or was lost, or took too long. The
+                command may or may not have been run.
         """
-        async with self._alone:
+        async with self._lock:
             await self._connect()
             packed: list[bytes] = self._connection.pack_command(*command)
             limit = self._timeout + sum(map(len, packed)) / _SLOW_NETWORK
@@ -58,16 +58,20 @@ class DedicatedConnection:
                 raise RedisTimeoutError(f"no answer within {limit:.3g} s") from None
 
     async def open(self) -> None:
-        """Open it now; raises as `execute_command`, as far as no command is sent."""
-        async with self._alone:
+        """Open the connection now.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: the connection could not be opened.
+        """
+        async with self._lock:
             await self._connect()
 
     async def close(self) -> None:
-        """Close it; a command that is under way loses it. The next one opens it again."""
+        """Close the connection. A command that is in flight fails; the next one opens the connection again."""
         await self._connection.disconnect()
 
     def abandon(self) -> None:
-        """`close`, where its event loop is closed."""
+        """Drop the connection of an event loop that is closed."""
         drop_connection(self._connection)
 
     async def _connect(self) -> None:
@@ -77,13 +81,13 @@ class DedicatedConnection:
             await self._refresh()
         if connection.is_connected:
             return
-        connection.socket_timeout = self._timeout  # of each step
+        connection.socket_timeout = self._timeout  # for each step of connecting
         try:
             await connection.connect()
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        connection.socket_timeout = None  # from here on the deadline is ours
+        connection.socket_timeout = None  # commands have `Deadline` instead
 
     async def _run(self, packed: list[bytes]) -> Any:
         connection = self._connection
@@ -94,14 +98,14 @@ class DedicatedConnection:
             self._used_at = time.monotonic()
             raise
         except BaseException:
-            # A reply that comes later would be taken for that of the next command.
+            # A late reply would be taken for the reply to the next command.
             await connection.disconnect(nowait=True)
             raise
         self._used_at = time.monotonic()
         return reply
 
     async def _refresh(self) -> None:
-        """Close a connection that the server has closed, or on which it has said what nobody asked."""
+        """Close the connection if the server has closed it, or has sent data that no command asked for."""
         if not self._connection.is_connected:
             return
         try:

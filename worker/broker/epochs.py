@@ -1,4 +1,7 @@
-"""``Epochs``: keys that tell one memory of Redis from another, as they go when Redis loses its memory."""
+"""``Epochs``: a random key for each queue, by which a worker notices that Redis has lost its data.
+
+An epoch begins when the key is missing. It is complete when all pending jobs of the ledger are in the queue again.
+"""
 
 import secrets
 from collections.abc import Sequence
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from worker.broker.connections import Connections
 from worker.broker.keys import Keys
 
-_BEGUN = b"?"  # before an epoch that nobody has completed
+_BEGUN = b"?"  # prefix of an epoch that is not complete yet
 
 
 class Epochs:
@@ -16,7 +19,7 @@ class Epochs:
         self._connections = connections
 
     async def current(self, queues: Sequence[str]) -> dict[str, bytes | None]:
-        """The epoch of each queue; None where Redis has lost it, and nobody has said since that all is there again."""
+        """The epoch of each queue. None if Redis has lost the key, or the epoch is not complete yet."""
         async with self._connections.client.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.get(Keys.of(queue).epoch)
@@ -25,7 +28,7 @@ class Epochs:
         return {queue: None if epoch is None or epoch.startswith(_BEGUN) else epoch for queue, epoch in found}
 
     async def begin(self, queue: str) -> bytes:
-        """Begin a new epoch where there is none; which one it is now."""
+        """Begin a new epoch if there is none, and return the current one."""
         key, redis = Keys.of(queue).epoch, self._connections.client
         epoch = secrets.token_hex(8).encode()
         while not await redis.set(key, _BEGUN + epoch, nx=True):
@@ -35,5 +38,5 @@ class Epochs:
         return epoch
 
     async def complete(self, queue: str, epoch: bytes) -> bool:
-        """Say that all is in the queue that is to be; False where Redis has lost it again since `epoch` began."""
+        """Mark `epoch` as complete: all jobs are in the queue again. False if Redis has lost its data again since."""
         return bool(await self._connections.run("epoch", queue, [Keys.of(queue).epoch, epoch, _BEGUN]))

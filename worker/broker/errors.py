@@ -1,4 +1,4 @@
-"""The errors of Redis and of the way to it: redis-py's own, under the names that it gives them."""
+"""redis-py's errors, under redis-py's names, for modules outside this package."""
 
 from redis.exceptions import AuthenticationError, ClusterDownError, RedisError, ResponseError
 

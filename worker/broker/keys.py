@@ -1,8 +1,8 @@
 """The names of the Redis keys.
 
-1. They are arq's own (arq 0.28, ``constants.py``), whatever the queue, so stock producers and clients share them.
+1. They are arq's own (arq 0.28, ``constants.py``) for every queue, so stock arq producers and clients share them.
 2. A queue whose name is hash-tagged, ``{mail}``, keeps all its keys under its tag, and so in one slot of a Redis
-   Cluster; stock arq does not know those.
+   Cluster. Stock arq does not know these keys.
 """
 
 import re
@@ -17,7 +17,7 @@ class Keys:
     """The keys of one queue."""
 
     queue: str
-    """A sorted set of job ids by when they are due."""
+    """A sorted set of job ids by due time."""
     prefix: str
 
     @classmethod
@@ -26,56 +26,56 @@ class Keys:
         return cls(queue, f"{queue}:" if _TAGGED.fullmatch(queue) else "arq:")
 
     def job(self, job_id: str) -> str:
-        """What was asked for."""
+        """The payload: the task and its arguments."""
         return f"{self.prefix}job:{job_id}"
 
     def result(self, job_id: str) -> str:
-        """What came of it, for as long as it is kept."""
+        """The result, while it is kept."""
         return f"{self.prefix}result:{job_id}"
 
     def in_progress(self, job_id: str) -> str:
-        """Who runs it: a lease, ``token:score``."""
+        """The lease: ``token:score`` of the worker that runs the job."""
         return f"{self.prefix}in-progress:{job_id}"
 
     def ended(self, job_id: str) -> str:
-        """The channel that says that the job has ended."""
+        """The channel that is notified when the job has ended."""
         return f"{self.prefix}ended:{job_id}"
 
     @property
     def in_one_slot(self) -> bool:
-        """Whether a Redis Cluster keeps them all in one place."""
+        """Whether a Redis Cluster keeps all of these keys in one slot."""
         return _TAGGED.fullmatch(self.queue) is not None
 
     @property
     def slots(self) -> str:
-        """The last slot of each scheduled task: a hash."""
+        """A hash: the last cron slot of each scheduled task."""
         return f"{self.prefix}slots"
 
     @property
     def epoch(self) -> str:
-        """What goes when Redis loses its memory: a random value."""
+        """A random value, which is missing after Redis has lost its data."""
         return f"{self.queue}:epoch"
 
     @property
     def wake(self) -> str:
-        """The channel that says that something was queued."""
+        """The channel that is notified when a job was queued."""
         return f"{self.prefix}wake:{self.queue}"
 
     def health(self, worker_id: str) -> str:
-        """One worker's record of itself."""
+        """The health record of one worker."""
         return f"{self.queue}:health-check:{worker_id}"
 
     @staticmethod
     def is_health(key: str) -> bool:
-        """Whether a key is some worker's record of itself."""
+        """Whether a key is a worker's health record."""
         return ":health-check:" in key
 
     @property
     def tasks(self) -> str:
-        """The tasks that living workers know: a sorted set by until when that is believed."""
+        """A sorted set: the tasks that live workers know, each with the time until which that holds."""
         return f"{self.queue}:tasks"
 
     @property
     def healthy(self) -> str:
-        """The ids of the workers that may have a record: a set."""
+        """A set: the ids of the workers that may have a health record."""
         return f"{self.queue}:health-checks"

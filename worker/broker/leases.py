@@ -1,4 +1,7 @@
-"""``LeaseClient``: the heartbeat's own line to Redis, for its thread: a blocked event loop must lose no lease."""
+"""``LeaseClient``: the heartbeat's own connection to Redis.
+
+The heartbeat runs in a thread, so that a blocked event loop loses no lease.
+"""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -12,7 +15,7 @@ from worker.broker.scripts import Script
 
 
 class HeldLease(NamedTuple):
-    """One job that this worker holds."""
+    """A job that this worker holds."""
 
     raw_id: bytes
     token: str
@@ -21,7 +24,7 @@ class HeldLease(NamedTuple):
 
 
 class LeaseOwner(Enum):
-    """Who holds a job, as Redis has it."""
+    """The owner of a job's lease, according to Redis."""
 
     OURS = 1
     NOBODYS = 0
@@ -29,21 +32,25 @@ class LeaseOwner(Enum):
 
 
 class LeaseClient:
-    """Renews leases, takes lost ones again, and hears of aborts.
+    """Renew leases, reacquire lost leases, and read requests to abort jobs.
 
     Args:
-        lease: milliseconds that a lease holds.
+        lease: the length of a lease in milliseconds.
     """
 
     def __init__(self, url: str, queue: str, lease: int) -> None:
-        # A reply that takes longer than this is not worth waiting for: a new connection may still save the leases.
+        # After a third of the lease it is better to reconnect: a new connection may still renew the leases in time.
         self._redis = connect_sync(url, longest_wait=lease / 3000)
         self._queue = queue
         self._prefix = Keys.of(queue).prefix
         self._lease = lease
 
     def renew(self, jobs: Sequence[HeldLease]) -> list[tuple[LeaseOwner, float | None]]:
-        """Who holds each job now, and when it was asked to abort (milliseconds since the epoch)."""
+        """Renew the leases of these jobs.
+
+        Returns:
+            For each job its lease's owner, and when an abort was asked for (milliseconds since the epoch) or None.
+        """
         arguments: list[Any] = [self._prefix, self._lease]
         for job in jobs:
             arguments += (job.raw_id, job.token)
@@ -54,7 +61,11 @@ class LeaseClient:
         ]
 
     def reacquire(self, jobs: Sequence[HeldLease]) -> list[bool]:
-        """Take leases that nobody holds; tells of each whether it is ours again."""
+        """Take leases again that have ended or were lost.
+
+        Returns:
+            For each job, whether this worker holds it again.
+        """
         arguments: list[Any] = [self._prefix, self._lease]
         for job in jobs:
             arguments += (job.raw_id, job.token, job.score, job.payload or b"")

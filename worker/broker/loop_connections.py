@@ -1,9 +1,9 @@
-"""``LoopConnections``: what one event loop has open to Redis: a client, lines of its own, and the subscription.
+"""``LoopConnections``: the Redis connections of one event loop: a client, dedicated connections, and a subscriber.
 
-1. A connection belongs to the loop that opened it, so each loop that is alive has its own.
-2. They are closed before their loop is. What ends a loop in order (`asyncio.run`, pytest-asyncio, a server) closes the
-   loop's async generators, and one of them does nothing but wait for that.
-3. What a loop has left open that was closed otherwise is dropped: nobody can use it any more.
+1. A connection belongs to the loop that opened it, so each loop has its own.
+2. The connections are closed before their loop is. An orderly end of a loop (`asyncio.run`, pytest-asyncio, a server)
+   closes the loop's async generators, and `_wait_for_end` is one that waits only for that.
+3. If a loop was closed in another way, its connections are dropped, as nothing can use them any more.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from worker.broker.pubsub import Subscriber
 
 
 class LoopConnections:
-    """The connections of the loop that runs now. Each is opened by its first use."""
+    """The connections of the running event loop. Each is opened by its first use."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._client: AsyncClient | None = None
-        self._lines: dict[str, DedicatedConnection] = {}
-        self._notices: Subscriber | None = None
+        self._dedicated: dict[str, DedicatedConnection] = {}
+        self._subscriber: Subscriber | None = None
         self._until_closed = self._wait_for_end()
-        with contextlib.suppress(StopIteration):  # begun: from now on its loop knows it
+        with contextlib.suppress(StopIteration):  # start the generator, so that its loop knows it
             self._until_closed.__anext__().send(None)
 
     @property
@@ -36,35 +36,35 @@ class LoopConnections:
         return self._client
 
     @property
-    def notices(self) -> Subscriber:
-        if self._notices is None:
-            self._notices = Subscriber(functools.partial(connect_to_subscribe, self._url))
-        return self._notices
+    def subscriber(self) -> Subscriber:
+        if self._subscriber is None:
+            self._subscriber = Subscriber(functools.partial(connect_to_subscribe, self._url))
+        return self._subscriber
 
-    def line(self, name: str) -> DedicatedConnection | None:
-        """The connection that is kept for `name`; of a cluster there is none."""
-        if name not in self._lines:
+    def dedicated(self, name: str) -> DedicatedConnection | None:
+        """The dedicated connection for `name`. None for a cluster."""
+        if name not in self._dedicated:
             client = self.client
             if not isinstance(client, Redis):
                 return None
-            self._lines[name] = DedicatedConnection(client)
-        return self._lines[name]
+            self._dedicated[name] = DedicatedConnection(client)
+        return self._dedicated[name]
 
-    async def close_lines(self) -> None:
-        """Close the lines; each is opened again by its next command."""
-        for line in self._lines.values():
-            await line.close()
+    async def close_dedicated(self) -> None:
+        """Close the dedicated connections. The next command opens each again."""
+        for connection in self._dedicated.values():
+            await connection.close()
 
     async def close(self) -> None:
-        """Close all, on the loop that they belong to."""
+        """Close all connections. Call this on the loop that they belong to."""
         await self._until_closed.aclose()
 
     def abandon(self) -> None:
-        """`close`, where their loop is closed."""
-        if self._notices is not None:
-            self._notices.abandon()
-        for line in self._lines.values():
-            line.abandon()
+        """Drop all connections of a loop that is closed."""
+        if self._subscriber is not None:
+            self._subscriber.abandon()
+        for connection in self._dedicated.values():
+            connection.abandon()
         if self._client is not None:
             abandon(self._client)
 
@@ -75,12 +75,12 @@ class LoopConnections:
             await self._close_all()
 
     async def _close_all(self) -> None:
-        notices, client, self._notices, self._client = self._notices, self._client, None, None
-        lines, self._lines = self._lines, {}
-        async with contextlib.AsyncExitStack() as closing:  # the others too, whatever one of them raises
+        subscriber, client, self._subscriber, self._client = self._subscriber, self._client, None, None
+        dedicated, self._dedicated = self._dedicated, {}
+        async with contextlib.AsyncExitStack() as closing:  # closes the others also if one raises
             if client is not None:
                 closing.push_async_callback(close, client)
-            for line in lines.values():
-                closing.push_async_callback(line.close)
-            if notices is not None:
-                closing.push_async_callback(notices.close)
+            for connection in dedicated.values():
+                closing.push_async_callback(connection.close)
+            if subscriber is not None:
+                closing.push_async_callback(subscriber.close)

@@ -1,9 +1,9 @@
-"""``BoundedPool``: a limited number of connections to one Redis; a call that finds none free waits for its turn.
+"""``BoundedPool``: a limited number of connections to one Redis. A call that finds none free waits.
 
-1. First come, first served: a connection that is released goes to the call that has waited longest.
-2. A server that takes no more clients (``maxclients``) is a limit, too: for a while the pool goes on with fewer
-   connections than it had by then, so that workers find room for theirs.
-3. A wait has an end, with an error that says what to change.
+1. First come, first served: a released connection goes to the call that has waited longest.
+2. A server that takes no more clients (``maxclients``) lowers the limit for a while: the pool uses fewer connections
+   than it had open by then, so that workers can open theirs.
+3. A wait has a time limit. Its error says which setting to change.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from worker.aio.deadline import Deadline
 from worker.broker.redis_url import LONGEST_WAIT, MOST_CONNECTIONS
 
-_FULL = 30.0  # seconds for which a server that refused a connection is not asked for more
+_REDUCED_FOR = 30.0  # seconds of the lower limit after the server has refused a connection
 
 
 class ServerFullError(RedisConnectionError):
-    """The server has closed a new connection at once, as it does where it takes no more clients."""
+    """The server has closed a new connection at once. A server does so if it takes no more clients."""
 
 
-class Waiting:
-    """A pool of redis-py's whose `get_connection` waits instead of failing. Mixed into one of its classes.
+class BoundedPoolMixin:
+    """Lets `get_connection` of a redis-py pool wait for a free connection instead of failing.
 
     Args:
-        max_connections: how many connections there may be.
-        wait: seconds that a call waits for one.
+        max_connections: the most connections of the pool.
+        wait: seconds that a call waits for a connection.
     """
 
     max_connections: int
@@ -40,23 +40,23 @@ class Waiting:
     def __init__(self, *, max_connections: int = MOST_CONNECTIONS, wait: float = LONGEST_WAIT, **options: Any) -> None:
         super().__init__(max_connections=max_connections, **options)  # type: ignore[call-arg]  # mixed into a pool
         self._wait = wait
-        self._turns: deque[asyncio.Future[AbstractConnection]] = deque()
+        self._waiters: deque[asyncio.Future[AbstractConnection]] = deque()
         self._stale: set[AbstractConnection] = set()
-        self._room = max_connections
-        self._full_until = 0.0
+        self._reduced_limit = max_connections
+        self._reduced_until = 0.0
 
     async def get_connection(self: Any, *_command: object, **_options: object) -> Any:
-        """A connection that is open.
+        """Take an open connection out of the pool.
 
         Raises:
-            redis.exceptions.ConnectionError: none could be opened, or none was released in time.
+            redis.exceptions.ConnectionError: no connection could be opened, or none was released in time.
         """
         while True:
-            connection = self.get_available_connection() if self._has_one else await self._turn()
+            connection = self.get_available_connection() if self._has_free else await self._wait_for_release()
             try:
                 await self.ensure_connection(connection)
             except ServerFullError:
-                if not self._goes_on_without(connection):
+                if not self._shrink_without(connection):
                     await self.release(connection)
                     raise
             except BaseException:
@@ -66,7 +66,7 @@ class Waiting:
                 return connection
 
     async def release(self: Any, connection: AbstractConnection) -> None:
-        """Give a connection back, or on to the call that has waited longest."""
+        """Return a connection to the pool, or pass it to the call that has waited longest."""
         if connection in self._stale:
             self._stale.discard(connection)
             await connection.disconnect(nowait=True)
@@ -74,15 +74,15 @@ class Waiting:
             self._in_use_connections.discard(connection)
             await connection.disconnect(nowait=True)
             return
-        while self._turns:
-            turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_result(connection)
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
                 return
         await super().release(connection)  # type: ignore[misc]  # mixed into a pool
 
-    async def renew(self: Any) -> None:
-        """Close the idle connections now, and each of the others before its next use, as the URL may lead elsewhere."""
+    async def replace_connections(self: Any) -> None:
+        """Close idle connections now and used ones before their next use, as the URL may lead to another server."""
         self._stale = set(self._in_use_connections)
         await self.disconnect(inuse_connections=False)
 
@@ -92,48 +92,52 @@ class Waiting:
 
     @property
     def _limit(self) -> int:
-        """How many connections there may be now."""
-        return self._room if time.monotonic() < self._full_until else self.max_connections
+        """The most connections that the pool may have now."""
+        return self._reduced_limit if time.monotonic() < self._reduced_until else self.max_connections
 
     @property
-    def _has_one(self) -> bool:
+    def _has_free(self) -> bool:
         """Whether a connection is free, or may be opened."""
         in_use = len(self._in_use_connections)
         return bool(self._available_connections) or not in_use or in_use < self._limit
 
-    def _goes_on_without(self, refused: AbstractConnection) -> bool:
-        """Whether the pool has other connections to go on with, and does."""
+    def _shrink_without(self, refused: AbstractConnection) -> bool:
+        """Go on without a connection that the server refused, with a lower limit.
+
+        Returns:
+            False if the pool has no other open connection.
+        """
         others = {*self._available_connections, *self._in_use_connections} - {refused}
         are_open = sum(each.is_connected for each in others)
         if not are_open:
             return False
         self._in_use_connections.discard(refused)
-        self._room = max(are_open * 3 // 4, 1)
-        self._full_until = time.monotonic() + _FULL
+        self._reduced_limit = max(are_open * 3 // 4, 1)
+        self._reduced_until = time.monotonic() + _REDUCED_FOR
         return True
 
-    async def _turn(self) -> AbstractConnection:
-        """Wait for a connection that is released."""
-        turn = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
+    async def _wait_for_release(self) -> AbstractConnection:
+        """Wait until a connection is released."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         try:
             with Deadline(self._wait):
-                connection: AbstractConnection = await turn
+                connection: AbstractConnection = await waiter
                 return connection
         except BaseException as error:
-            if turn.done() and not turn.cancelled():  # it came just as the wait was given up
-                await self.release(turn.result())
-            turn.cancel()
+            if waiter.done() and not waiter.cancelled():  # a connection was released as the wait ended
+                await self.release(waiter.result())
+            waiter.cancel()
             if isinstance(error, TimeoutError):
                 raise _exhausted(len(self._in_use_connections), self._wait) from None
             raise
 
 
-class Turns:
-    """At most `count` calls at once, for a client of redis-py's that has a pool for each node: ``async with turns:``.
+class CallLimit:
+    """At most `count` calls at once, for a cluster's client, which has a pool for each node: ``async with limit:``.
 
     Args:
-        wait: seconds that a call waits for its turn.
+        wait: seconds that a call waits for a free place.
     """
 
     def __init__(self, count: int, wait: float) -> None:
@@ -143,7 +147,7 @@ class Turns:
 
     async def __aenter__(self) -> None:
         if not self._free.locked():
-            await self._free.acquire()  # at once
+            await self._free.acquire()  # does not wait
             return
         try:
             with Deadline(self._wait):
@@ -155,12 +159,12 @@ class Turns:
         self._free.release()
 
 
-class BoundedPool(Waiting, ConnectionPool):
+class BoundedPool(BoundedPoolMixin, ConnectionPool):
     """Connections to one server."""
 
 
-class BoundedSentinelPool(Waiting, SentinelConnectionPool):
-    """Connections to the primary that Sentinels know."""
+class BoundedSentinelPool(BoundedPoolMixin, SentinelConnectionPool):
+    """Connections to the primary that the Sentinels name."""
 
 
 def _exhausted(count: int, wait: float) -> RedisConnectionError:

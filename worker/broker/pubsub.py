@@ -1,13 +1,12 @@
-"""Pushed notices: one subscribing connection, shared by all who wait for something in this loop.
+"""``Subscriber``: one subscribed connection, shared by all coroutines of a loop that wait for a notification.
 
-1. A notice says only that it is worth looking again; it may be lost with its connection, so whoever waits also looks by
-   itself now and then.
-2. Whoever waits is woken, too, when Redis says that the channel is subscribed to, at first and after each loss of the
-   connection: what was published before that nobody has heard.
-3. One task reads, and opens the connection again when it is lost; a connection that says nothing is asked whether it
-   lives.
-4. Whoever opens, closes or writes to the connection has it alone; only reading goes on beside that. (redis-py's
-   `PubSub` closes a connection whose reading fails, also under somebody who is writing to it just then.)
+1. A notification says only that it is worth looking again. It may be lost with its connection, so each waiting
+   coroutine also looks by itself now and then.
+2. A waiting coroutine is also woken when Redis confirms the subscription: at first, and after each reconnect. Redis
+   does not deliver what was published before.
+3. One asyncio task reads, and reconnects when the connection is lost. It sends PING on a silent connection.
+4. Opening, closing and writing exclude each other by a lock. Only reading goes on beside them. (redis-py's `PubSub`
+   closes a connection whose reading fails, even while another coroutine writes to it.)
 """
 
 import asyncio
@@ -28,124 +27,124 @@ from worker.broker.connection import abandon, close
 logger = logging.getLogger("worker")
 
 _RECONNECT = 0.5  # seconds
-_SILENCE = 5.0  # seconds without a notice, after which the connection is asked whether it lives, and to answer
+_SILENCE = 5.0  # seconds without a message until PING is sent, and then seconds until its reply is due
 
 
 class Subscriber:
-    """Wakes those who wait for a channel.
+    """Set events when their channel is notified.
 
     Args:
-        connect: makes the client whose connection subscribes; its argument counts the calls, from 0.
+        connect: makes the client to subscribe with. Its argument counts the calls, from 0.
     """
 
     def __init__(self, connect: Callable[[int], Redis]) -> None:
         self._connect = connect
-        self._turn = 0
+        self._connects = 0
         self._redis: Redis | None = None
         self._connection: AbstractConnection | None = None
         self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._subscribed: set[str] = set()  # of the connection that is open now
+        self._subscribed: set[str] = set()  # channels of the open connection
         self._reader: asyncio.Task[None] | None = None
-        self._tidying: set[asyncio.Task[None]] = set()
-        self._talking = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+        self._lock = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def on(self, channel: str, event: asyncio.Event) -> AsyncIterator[None]:
-        """Set `event` at each notice on `channel`, and whenever one may have gone unheard: once it is subscribed to."""
+    async def subscribe(self, channel: str, event: asyncio.Event) -> AsyncIterator[None]:
+        """Set `event` at each message on `channel`, and whenever a message may have been missed."""
         self._waiting.setdefault(channel, set()).add(event)
         try:
-            if channel in self._subscribed:  # nobody will say so again
+            if channel in self._subscribed:  # Redis will not confirm it again
                 event.set()
-            await self._subscribe(channel)
+            await self._ensure_subscribed(channel)
             yield
         finally:
             waiting = self._waiting[channel]
             waiting.discard(event)
             if not waiting:
                 del self._waiting[channel]
-                self._later(self._unsubscribe(channel))
+                self._run_in_background(self._unsubscribe(channel))
 
     async def close(self) -> None:
-        """Wake nobody any more, and close the connection."""
-        await cancel_tasks([*self._tidying, *([] if self._reader is None else [self._reader])])
+        """Stop setting events, and close the connection."""
+        await cancel_tasks([*self._background, *([] if self._reader is None else [self._reader])])
         self._reader = None
         await self._drop_connection()
 
     def abandon(self) -> None:
-        """`close`, where its event loop is closed."""
-        for task in [*self._tidying, *([] if self._reader is None else [self._reader])]:
+        """Drop the connection of an event loop that is closed."""
+        for task in [*self._background, *([] if self._reader is None else [self._reader])]:
             drop_task(task)
         if self._connection is not None:
             drop_connection(self._connection)
         if self._redis is not None:
             abandon(self._redis)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it soon: whoever has stopped waiting must not wait for a Redis that does not answer."""
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start `work` without waiting for it, so that a Redis that does not answer delays no caller."""
         task = asyncio.create_task(work)
-        self._tidying.add(task)
-        task.add_done_callback(self._tidying.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    async def _subscribe(self, channel: str) -> None:
+    async def _ensure_subscribed(self, channel: str) -> None:
         if channel not in self._subscribed:
-            with contextlib.suppress(RedisError, OSError):  # the reader subscribes again once it is connected
-                async with self._talking:
-                    await self._say_subscribe(await self._open(), {channel})
-        if self._reader is None or self._reader.done():  # a job's code may cancel whatever it finds
-            self._reader = asyncio.create_task(self._read(), name="notices")
+            with contextlib.suppress(RedisError, OSError):  # the reader subscribes once it is connected
+                async with self._lock:
+                    await self._send_subscribe(await self._open(), {channel})
+        if self._reader is None or self._reader.done():  # a job's code may have cancelled the reader
+            self._reader = asyncio.create_task(self._read(), name="subscriber")
 
     async def _unsubscribe(self, channel: str) -> None:
         with contextlib.suppress(RedisError, OSError):
-            async with self._talking:
-                # Somebody else may have come to wait for it meanwhile.
+            async with self._lock:
+                # Another coroutine may wait for the channel by now.
                 if self._connection is not None and channel not in self._waiting:
                     self._subscribed.discard(channel)
-                    await _say(self._connection, "UNSUBSCRIBE", channel)
+                    await _send(self._connection, "UNSUBSCRIBE", channel)
 
-    async def _say_subscribe(self, connection: AbstractConnection, channels: Iterable[str]) -> None:
+    async def _send_subscribe(self, connection: AbstractConnection, channels: Iterable[str]) -> None:
         missing = [channel for channel in channels if channel not in self._subscribed]
         if missing:
-            await _say(connection, "SUBSCRIBE", *missing)
+            await _send(connection, "SUBSCRIBE", *missing)
             self._subscribed.update(missing)
 
     async def _read(self) -> None:
         while True:
             try:
-                await self._listen()
-            except Exception as error:  # noqa: BLE001 - whatever it is: without notices all goes on, only later
-                logger.debug("the connection for notices is lost: %s: %s", type(error).__name__, error)
-                # Something may have been missed: let everybody look, then listen again.
+                await self._read_replies()
+            except Exception as error:  # noqa: BLE001 - without notifications jobs only start later
+                logger.debug("the subscribed connection to Redis is lost: %s: %s", type(error).__name__, error)
+                # A message may have been missed, so all waiting coroutines look again.
                 self._wake_all()
                 await self._drop_connection()
                 await asyncio.sleep(_RECONNECT)
 
-    async def _listen(self) -> None:
-        async with self._talking:
+    async def _read_replies(self) -> None:
+        async with self._lock:
             connection = await self._open()
-            await self._say_subscribe(connection, self._waiting)
-        asked = False
+            await self._send_subscribe(connection, self._waiting)
+        has_pinged = False
         while True:
             reply = await connection.read_response(timeout=_SILENCE, disconnect_on_error=False)
             if reply is not None:
-                asked = False
-                self._heed(reply)
-            elif asked:
+                has_pinged = False
+                self._handle_reply(reply)
+            elif has_pinged:
                 raise RedisConnectionError(f"no answer for {_SILENCE:g} s")
             else:
-                async with self._talking:
-                    await _say(connection, "PING")
-                asked = True
+                async with self._lock:
+                    await _send(connection, "PING")
+                has_pinged = True
 
-    def _heed(self, reply: Any) -> None:
-        """Wake whom a notice is for, or a subscription. The rest says that another command was understood."""
+    def _handle_reply(self, reply: Any) -> None:
+        """Wake the waiting coroutines of a message or a confirmed subscription. Other replies need no reaction."""
         if isinstance(reply, list) and reply[0] in (b"message", b"subscribe"):
             self._wake(reply[1].decode(errors="replace"))
 
     async def _open(self) -> AbstractConnection:
         if self._connection is None:
             if self._redis is None:
-                self._redis = self._connect(self._turn)
-                self._turn += 1
+                self._redis = self._connect(self._connects)
+                self._connects += 1
             connection: AbstractConnection = self._redis.connection_pool.make_connection()
             try:
                 await connection.connect()
@@ -156,7 +155,7 @@ class Subscriber:
         return self._connection
 
     async def _drop_connection(self) -> None:
-        async with self._talking:
+        async with self._lock:
             connection, redis, self._connection, self._redis = self._connection, self._redis, None, None
             self._subscribed.clear()
             with contextlib.suppress(RedisError, OSError):
@@ -174,12 +173,12 @@ class Subscriber:
             self._wake(channel)
 
 
-async def _say(connection: AbstractConnection, *command: str) -> None:
-    """Send a command, whose reply the reader gets.
+async def _send(connection: AbstractConnection, *command: str) -> None:
+    """Send a command. The reader receives its reply.
 
     Raises:
-        redis.exceptions.ConnectionError: the connection is lost. redis-py would open it anew, subscribed to nothing.
+        redis.exceptions.ConnectionError: the connection is lost. redis-py would reopen it without its subscriptions.
     """
     if not connection.is_connected:
         raise RedisConnectionError("the connection is closed")
-    await connection.send_command(*command, check_health=False)  # that would read the reply itself
+    await connection.send_command(*command, check_health=False)  # a health check would read the reply here

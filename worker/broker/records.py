@@ -1,4 +1,4 @@
-"""What Redis is told of jobs, and what it tells: the arguments and answers of `worker.broker.broker.Broker`."""
+"""The arguments and replies of `worker.broker.broker.Broker`'s commands."""
 
 import time
 from datetime import datetime
@@ -6,13 +6,13 @@ from enum import StrEnum
 from typing import NamedTuple
 
 ABORTED = b'{"aborted":'
-"""How the result of an aborted job begins; its enqueue time follows. The scripts look for it."""
+"""The beginning of an aborted job's result. The enqueue time follows. The scripts look for it."""
 
-_WARY = 2  # crashes, as in scripts/claim.lua
+_SUSPECT_CRASHES = 2  # SUSPECT_CRASHES of scripts/claim.lua
 
 
 class JobStatus(StrEnum):
-    """Where a job is, as arq spells it."""
+    """The status of a job, as arq spells it."""
 
     deferred = "deferred"
     queued = "queued"
@@ -28,15 +28,15 @@ class JobSnapshot(NamedTuple):
     result: bytes | None
     in_progress: bool
     due: float | None
-    """Its score in the queue, in milliseconds since the epoch; None where it is not queued."""
+    """The job's score in the queue, in milliseconds since the epoch. None if the job is not queued."""
     now: float
-    """Redis' clock, likewise."""
+    """The time on the Redis server, in milliseconds since the epoch."""
     set_aside: bytes | None = None
-    """The result of the job that was asked for, where it was aborted and its id is used again."""
+    """The result of the requested job, if it was aborted and its id is used again."""
 
     @property
     def holds_id(self) -> bool:
-        """Whether a new job cannot have the id. The result of an aborted one does not keep it."""
+        """Whether the id is taken for new jobs. The result of an aborted job does not take it."""
         is_kept = self.result is not None and not self.result.startswith(ABORTED)
         return is_kept or self.in_progress or self.due is not None
 
@@ -52,61 +52,61 @@ class JobSnapshot(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One job that this worker holds now."""
+    """A job that this worker holds."""
 
     raw_id: bytes
-    """Its id as it is in Redis: whoever put it there need not have heard of UTF-8."""
+    """The id as Redis has it. Other producers may write ids that are not UTF-8."""
     payload: bytes | None
-    """None: the job has expired, or was never there, or is too large to be read."""
+    """None if the job has expired, never had a payload, or has one that is too large."""
     score: bytes
-    """When it was due, in milliseconds since the epoch, as Redis writes it."""
+    """The due time in milliseconds since the epoch, as Redis writes it."""
     tries: int
-    """Attempts that failed."""
+    """The number of failed tries."""
     crashes: int
-    """Claims that nobody finished."""
+    """The number of claims that were never finished."""
     abort_at: float | None
-    """When it was asked to abort, in milliseconds since the epoch."""
+    """The time at which an abort was asked for, in milliseconds since the epoch."""
     unread: int = 0
-    """Bytes of a payload that is too large to be read; 0 of any other."""
+    """The size in bytes of a payload that was too large to be read, else 0."""
 
     @property
     def is_suspect(self) -> bool:
-        """Whether its workers have died so often that it may be what kills them: see ``scripts/claim.lua``."""
-        return self.crashes >= _WARY
+        """Whether so many workers died while they ran the job that it may be the cause. See ``scripts/claim.lua``."""
+        return self.crashes >= _SUSPECT_CRASHES
 
 
 class Claims(NamedTuple):
-    """What one claim brought."""
+    """The jobs of one claim."""
 
     jobs: list[Claim]
     next_due: float | None
-    """Seconds until the queue has something due; None where it is empty."""
+    """Seconds until the next job of the queue is due. None if the queue is empty."""
 
 
 class Completion(NamedTuple):
-    """What became of one held job, for Redis."""
+    """How the attempt at a held job ended, for Redis."""
 
     raw_id: bytes
     token: str
     action: str
     """``end``, ``again``, ``back`` or ``later``: see ``scripts/finish.lua``."""
     value: bytes = b""
-    """The result, empty for none; for all but ``end`` the payload, in case that Redis has lost it."""
+    """For ``end`` the result, or nothing. Otherwise the payload, in case Redis has lost it."""
     keep: int = 0
-    """Milliseconds to keep the result."""
+    """Milliseconds for which the result is kept."""
     delay: int = 0
-    """Milliseconds until it is due again."""
+    """Milliseconds until the job is due again."""
 
 
 class CronSlot(NamedTuple):
-    """One time at which a scheduled task is to run."""
+    """One time at which a scheduled task is due."""
 
     task: str
     moment: int
     """Milliseconds since the epoch."""
     job_id: str
     payload: bytes
-    """Empty: only take note that the slot has passed."""
+    """If empty, the slot is only recorded as passed."""
 
 
 def now_ms() -> int:

@@ -1,10 +1,10 @@
-"""``RedisAddress``: ``REDIS_URL``, read and checked before anything connects.
+"""``RedisAddress``: ``REDIS_URL``, parsed and checked before anything connects.
 
-1. ``redis://``, ``rediss://`` (TLS) and ``unix://`` name one server; ``redis+sentinel://`` the Sentinels that know a
-   primary; ``redis+cluster://`` nodes of a Redis Cluster. An IPv6 address stands in brackets.
-2. Each option behind the ``?`` works, or is refused by its name. redis-py passes an option that it does not know to its
-   connections, which fail one after the other.
-3. No error quotes a value: it may be a piece of a password.
+1. ``redis://``, ``rediss://`` (TLS) and ``unix://`` name one server. ``redis+sentinel://`` names the Sentinels of a
+   primary. ``redis+cluster://`` names nodes of a Redis Cluster. An IPv6 address stands in brackets.
+2. Each option after the ``?`` works, or is refused with its name. redis-py would pass an unknown option to its
+   connections, and each of them would fail.
+3. No error quotes a value, as the value may be a piece of a password.
 """
 
 import re
@@ -20,9 +20,9 @@ SENTINEL = "redis+sentinel://"
 CLUSTER = "redis+cluster://"
 
 MOST_CONNECTIONS = 50
-"""Connections of one pool, unless ``max_connections`` says otherwise."""
+"""The most connections of one pool, unless the URL sets ``max_connections``."""
 LONGEST_WAIT = 20.0
-"""Seconds that a call waits for one of them, unless ``timeout`` says otherwise."""
+"""Seconds that a call waits for a connection, unless the URL sets ``timeout``."""
 
 Kind: TypeAlias = Literal["tcp", "tls", "unix", "sentinel", "cluster"]
 
@@ -35,31 +35,32 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(?::(?P
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is, whom to be there, and how to connect."""
+    """The servers, the login, and the options of the connections."""
 
     kind: Kind
     hosts: tuple[tuple[str, int], ...] = ()
-    """The server, the Sentinels, or nodes of the cluster; none for a Unix socket."""
+    """The server, the Sentinels, or nodes of the cluster. Empty for a Unix socket."""
     path: str | None = None
     """The Unix socket."""
     service: str = ""
-    """The primary's name at the Sentinels."""
+    """The name under which the Sentinels know the primary."""
     database: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     sentinel_login: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The login of the Sentinels themselves, if they ask for one."""
+    """The login of the Sentinels themselves, if they need one."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of each connection, as redis-py names them."""
+    """The options of each connection, by redis-py's names."""
     max_connections: int = MOST_CONNECTIONS
     wait: float = LONGEST_WAIT
     """Seconds that a call waits for a free connection."""
 
     @classmethod
     def parse(cls, url: str) -> "RedisAddress":
-        """
+        """Parse a URL.
+
         Raises:
-            ValueError: it is no URL of these kinds, or has an option that does not work.
+            ValueError: the URL is of no supported kind, or has an option that does not work.
         """
         address, _, query = url.partition("?")
         if address.startswith(SENTINEL):
@@ -70,18 +71,18 @@ class RedisAddress:
 
     @property
     def login(self) -> dict[str, Any]:
-        """Of Redis."""
+        """The login of Redis, as redis-py's arguments."""
         return {"username": self.username, "password": self.password}
 
 
 def _sentinels(address: str, options: dict[str, Any]) -> RedisAddress:
-    with _told_as(_SENTINEL_SHAPE):
+    with _with_example(_SENTINEL_SHAPE):
         parts = urlsplit(_without_brackets(address))
         service, _, database = parts.path.strip("/").partition("/")
         username, password, hosts = _netloc(address, _SENTINEL_PORT)
         _require(hosts and service and not parts.fragment and (database.isdecimal() or not database))
     login = {name: options.pop(f"sentinel_{name}", "") for name in ("username", "password")}
-    return _finished(
+    return _new_address(
         options,
         kind="sentinel",
         hosts=hosts,
@@ -94,11 +95,11 @@ def _sentinels(address: str, options: dict[str, Any]) -> RedisAddress:
 
 
 def _cluster(address: str, options: dict[str, Any]) -> RedisAddress:
-    with _told_as(_CLUSTER_SHAPE):
+    with _with_example(_CLUSTER_SHAPE):
         parts = urlsplit(_without_brackets(address))
         username, password, hosts = _netloc(address, _REDIS_PORT)
         _require(hosts and not parts.path.strip("/") and not parts.fragment)
-    return _finished(options, kind="cluster", hosts=hosts, username=username, password=password)
+    return _new_address(options, kind="cluster", hosts=hosts, username=username, password=password)
 
 
 def _server(address: str, query: str) -> RedisAddress:
@@ -117,7 +118,7 @@ def _server(address: str, query: str) -> RedisAddress:
             f"%2F %40 %3A %3F and %23, e.g. {_EXAMPLE}"
         ) from None
     options = _options(kind, query)
-    return _finished(
+    return _new_address(
         options,
         kind=kind,
         hosts=() if kind == "unix" else ((read.get("host", "localhost"), int(read.get("port", _REDIS_PORT))),),
@@ -131,7 +132,7 @@ def _server(address: str, query: str) -> RedisAddress:
 _SCHEMES: Mapping[str, Kind] = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
 
 
-def _finished(options: dict[str, Any], **address: Any) -> RedisAddress:
+def _new_address(options: dict[str, Any], **address: Any) -> RedisAddress:
     return RedisAddress(
         **address,
         max_connections=options.pop("max_connections", MOST_CONNECTIONS),
@@ -141,7 +142,7 @@ def _finished(options: dict[str, Any], **address: Any) -> RedisAddress:
 
 
 def _netloc(address: str, port: int) -> tuple[str | None, str | None, tuple[tuple[str, int], ...]]:
-    """The login and the hosts."""
+    """The username, the password and the hosts of an address."""
     netloc = address.partition("://")[2].partition("/")[0]
     user_info, _, hosts = netloc.rpartition("@")
     username, _, password = user_info.partition(":")
@@ -158,13 +159,13 @@ def _host(text: str, port: int) -> tuple[str, int]:
 
 
 def _without_brackets(address: str) -> str:
-    """For `urlsplit`, which takes the brackets of one host at most."""
+    """The address for `urlsplit`, which accepts brackets around one host at most."""
     return address.replace("[", "").replace("]", "")
 
 
 @contextmanager
-def _told_as(shape: str) -> Iterator[None]:
-    """Any `ValueError` says what to write."""
+def _with_example(shape: str) -> Iterator[None]:
+    """Replace any `ValueError` by one that shows the shape of a correct URL."""
     try:
         yield
     except ValueError:
@@ -179,14 +180,11 @@ def _require(fulfilled: object) -> None:
         raise ValueError
 
 
-# The options.
-
-
 def _options(kind: Kind, query: str) -> dict[str, Any]:
-    """The options in `query`, each as redis-py wants it.
+    """The options in `query`, converted to what redis-py expects.
 
     Raises:
-        ValueError: one that does not work.
+        ValueError: an option does not work.
     """
     options: dict[str, Any] = {}
     for name, value in (_split(part) for part in query.split("&") if part):
@@ -208,7 +206,7 @@ def _read(kind: Kind, name: str, value: str) -> Any:
     option = _OPTIONS.get(name)
     if option is None:
         known = sorted(name for name, each in _OPTIONS.items() if kind in each.kinds)
-        # A name may be a piece of a password, too: whoever writes one with a ? in it.
+        # The name may be a piece of a password that contains a question mark.
         shown = repr(name) if name.isidentifier() else "with this name"
         raise ValueError(f"there is no option {shown}: leave it out, or write one of {', '.join(known)}")
     if kind not in option.kinds:
@@ -246,7 +244,7 @@ def _word(text: str) -> str:
 
 
 def _certificates(text: str) -> str:
-    """As redis-py names them; Celery and others write ``CERT_NONE``."""
+    """The requirement by redis-py's name. Celery and others write ``CERT_NONE``."""
     name = text.lower().removeprefix("cert_")
     _require(name in ("none", "optional", "required"))
     return name
@@ -303,4 +301,4 @@ _FIXED: Mapping[str, tuple[frozenset[str], str]] = {
         "a command whose answer is late may have been run, so it is not sent again blindly: leave it out",
     ),
 }
-"""Options that have one value here."""
+"""Options for which only one value works: the accepted values, and the reason."""

@@ -1,7 +1,7 @@
-"""Queues that no worker serves: jobs wait there in silence, so the log says it, once for each queue of a process.
+"""A warning for queues that no worker serves, where jobs would wait without an error.
 
-A worker that is being started or replaced has not told Redis of itself yet. So one look without a worker says nothing;
-a second one, some time later, does.
+It is logged once for each queue of a process. A worker that starts or is replaced has not written its records yet, so
+the warning needs two checks without a worker, some time apart.
 """
 
 import logging
@@ -11,35 +11,35 @@ from collections.abc import Iterable
 
 logger = logging.getLogger("worker")
 
-_LOOK_AGAIN = 60.0  # seconds: the script that enqueues looks, and need not do so for each job
-_STARTING = 15.0  # seconds in which a worker that is started or replaced has told Redis of itself
-_next_look: dict[str, float] = {}
-"""By queue the next time, by the monotonic clock; never where it was said, or where this process is a worker of it."""
-_doubtful: set[str] = set()
-"""The queues that had no worker at the last look."""
+_CHECK_INTERVAL = 60.0  # seconds: the script that enqueues checks, and need not do so for each job
+_START_TIME = 15.0  # seconds within which a worker that starts or is replaced has written its records
+_next_check: dict[str, float] = {}
+"""By queue the monotonic time of the next check. Infinite after the warning, or if this process serves the queue."""
+_without_worker: set[str] = set()
+"""The queues that had no worker at the last check."""
 
 
-def is_time_to_look(queue: str) -> bool:
-    """Whether to ask if a worker serves `queue`; takes note that this is done."""
+def is_check_due(queue: str) -> bool:
+    """Whether to check now that a worker serves `queue`. The next check is then due after an interval."""
     now = time.monotonic()
-    if now < _next_look.get(queue, 0.0):
+    if now < _next_check.get(queue, 0.0):
         return False
-    _next_look[queue] = now + _LOOK_AGAIN
+    _next_check[queue] = now + _CHECK_INTERVAL
     return True
 
 
-def take_note(queue: str, *, is_served: bool) -> None:
-    """Take note of what a look has found; warn once `queue` has had no worker at two looks one after the other."""
+def record_check(queue: str, *, is_served: bool) -> None:
+    """Record the result of a check, and warn if two checks in a row have found no worker of `queue`."""
     if is_served:
-        _doubtful.discard(queue)
-    elif queue not in _doubtful:
-        _doubtful.add(queue)
-        _next_look[queue] = time.monotonic() + _STARTING
+        _without_worker.discard(queue)
+    elif queue not in _without_worker:
+        _without_worker.add(queue)
+        _next_check[queue] = time.monotonic() + _START_TIME
     else:
-        _next_look[queue] = math.inf
+        _next_check[queue] = math.inf
         logger.warning("no worker serves the queue %s: its jobs wait until one does (WORKER_QUEUES)", queue)
 
 
 def serve(queues: Iterable[str]) -> None:
-    """Take note that this process is a worker of `queues`: while it starts, Redis has not heard of it."""
-    _next_look.update(dict.fromkeys(queues, math.inf))
+    """Record that this process is a worker of `queues`, as Redis does not show that while it starts."""
+    _next_check.update(dict.fromkeys(queues, math.inf))

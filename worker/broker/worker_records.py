@@ -1,4 +1,4 @@
-"""``WorkerRecords``: what living workers say of themselves in Redis: that they are well, and which tasks they know."""
+"""``WorkerRecords``: the records of live workers in Redis: their health, and the tasks that they know."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from worker.broker.keys import Keys
 
 
 class WorkerRecords:
-    """The records that workers keep with each queue that they serve. They expire unless they are written again."""
+    """The records that a worker writes for each queue that it serves. They expire unless they are written again."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
     async def record_health(self, queue: str, worker_id: str, record: bytes, lifetime: int) -> None:
-        """Write a worker's record of itself, for `lifetime` milliseconds."""
+        """Write a worker's health record, which expires after `lifetime` milliseconds."""
         keys = Keys.of(queue)
         async with self._connections.client.pipeline(transaction=False) as pipe:
             pipe.set(keys.health(worker_id), record, px=lifetime)
@@ -22,7 +22,7 @@ class WorkerRecords:
             await pipe.execute()
 
     async def forget_health(self, queue: str, worker_id: str) -> None:
-        """Delete a worker's record."""
+        """Delete a worker's health record."""
         keys = Keys.of(queue)
         async with self._connections.client.pipeline(transaction=False) as pipe:
             pipe.delete(keys.health(worker_id))
@@ -30,9 +30,9 @@ class WorkerRecords:
             await pipe.execute()
 
     async def health_records(self, queue: str) -> dict[str, bytes]:
-        """The record of each worker of `queue` that is well, by the worker's id.
+        """The health records of the workers of `queue`, by worker id.
 
-        They are found by the set of ids: to look for their keys would be to look at the key of every job.
+        The ids come from a set. A scan for the records' keys would visit the key of every job.
         """
         keys, redis = Keys.of(queue), self._connections.client
         ids = sorted(raw_id.decode(errors="replace") for raw_id in await redis.smembers(keys.healthy))  # type: ignore[misc]
@@ -45,10 +45,10 @@ class WorkerRecords:
         return {worker_id: record for worker_id, record in zip(ids, records, strict=True) if record is not None}
 
     async def announce(self, queue: str, tasks: Sequence[str], lifetime: int) -> None:
-        """Say that a living worker of `queue` knows these tasks, which is believed for `lifetime` milliseconds."""
+        """Record for `lifetime` milliseconds that a live worker of `queue` knows these tasks."""
         await self._connections.run("announce", queue, [Keys.of(queue).tasks, lifetime, *tasks])
 
     async def announced(self, queue: str) -> frozenset[str]:
-        """The tasks that living workers of `queue` know; none where no worker serves it."""
+        """The tasks that live workers of `queue` know. Empty if no worker serves the queue."""
         tasks = await self._connections.run("announced", queue, [Keys.of(queue).tasks])
         return frozenset(task.decode(errors="replace") for task in tasks)

@@ -20,12 +20,12 @@ def entries(*ids: str, queue: str = "q", **more: Any) -> list[NewJob]:
     return [new_job(job_id, b"{}", queue, **more) for job_id in ids]
 
 
-def look_at_each_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process look for workers at each enqueue, as if it had never looked."""
-    monkeypatch.setattr("worker.broker.unserved._next_look", {})
-    monkeypatch.setattr("worker.broker.unserved._doubtful", set())
-    monkeypatch.setattr("worker.broker.unserved._LOOK_AGAIN", 0.0)
-    monkeypatch.setattr("worker.broker.unserved._STARTING", 0.0)
+def check_at_each_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process check for workers at each enqueue, as if it had never checked."""
+    monkeypatch.setattr("worker.broker.unserved._next_check", {})
+    monkeypatch.setattr("worker.broker.unserved._without_worker", set())
+    monkeypatch.setattr("worker.broker.unserved._CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr("worker.broker.unserved._START_TIME", 0.0)
 
 
 class TestEnqueue:
@@ -62,7 +62,7 @@ class TestEnqueue:
         self, broker: Broker, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A warning is logged once for each queue, by enqueue or publish; it costs no round trip."""
-        look_at_each_enqueue(monkeypatch)
+        check_at_each_enqueue(monkeypatch)
         await WorkerRecords(broker.connections).record_health("served", "w", b"{}", 60_000)
         for put in (broker.enqueue, broker.publish):
             await put(entries("first", queue="served"))  # so that Redis knows the scripts
@@ -82,8 +82,8 @@ class TestEnqueue:
     async def test_a_queue_whose_workers_have_gone_is_logged_after_a_second_look(
         self, broker: Broker, observer: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The warning waits for a second look, as a new worker may be about to start."""
-        look_at_each_enqueue(monkeypatch)
+        """The warning waits for a second check, as a new worker may be about to start."""
+        check_at_each_enqueue(monkeypatch)
         await WorkerRecords(broker.connections).record_health("q", "w", b"{}", 60_000)
         await broker.enqueue(entries("a"))
         await WorkerRecords(broker.connections).forget_health("q", "w")
@@ -107,7 +107,7 @@ class TestEnqueue:
         key: str,
     ) -> None:
         """A worker that is unhealthy (its database may be away) serves its queue; so does a stock arq worker."""
-        look_at_each_enqueue(monkeypatch)
+        check_at_each_enqueue(monkeypatch)
         if key == "q:tasks":
             await WorkerRecords(broker.connections).announce("q", ["send"], 60_000)
         else:
@@ -120,9 +120,9 @@ class TestEnqueue:
     async def test_enqueue_does_not_look_for_workers_each_time(
         self, broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The second look comes only after a worker that was starting has had the time to start."""
-        look_at_each_enqueue(monkeypatch)
-        monkeypatch.setattr("worker.broker.unserved._STARTING", 60.0)
+        """The second check comes only after a worker that was starting has had the time to start."""
+        check_at_each_enqueue(monkeypatch)
+        monkeypatch.setattr("worker.broker.unserved._START_TIME", 60.0)
         for number in range(3):
             await broker.enqueue(entries(str(number)))
         assert caplog.messages == []

@@ -30,13 +30,13 @@ async def connections(broker: Broker) -> set[str]:
 async def test_a_held_lease_is_renewed_and_a_lost_one_can_be_reacquired(broker: Broker, redis_url: str) -> None:
     """A held lease is renewed; a lease without a holder is reacquired."""
     job = await claimed(broker)
-    line = LeaseClient(redis_url, QUEUE, 60_000)
-    assert line.renew([job]) == [(LeaseOwner.OURS, None)]
+    client = LeaseClient(redis_url, QUEUE, 60_000)
+    assert client.renew([job]) == [(LeaseOwner.OURS, None)]
     await broker.redis.delete("arq:in-progress:a")
-    assert line.renew([job]) == [(LeaseOwner.NOBODYS, None)]
-    assert line.reacquire([job]) == [True]
-    assert line.renew([job]) == [(LeaseOwner.OURS, None)]
-    line.close()
+    assert client.renew([job]) == [(LeaseOwner.NOBODYS, None)]
+    assert client.reacquire([job]) == [True]
+    assert client.renew([job]) == [(LeaseOwner.OURS, None)]
+    client.close()
 
 
 async def test_a_renewal_waits_for_a_third_of_a_lease_at_most_and_then_reconnects(
@@ -45,21 +45,21 @@ async def test_a_renewal_waits_for_a_third_of_a_lease_at_most_and_then_reconnect
     """A renewal without an answer ends after a third of a lease; the next one uses a new connection."""
     job = await claimed(broker)
     async with Proxy(redis_url) as proxy:
-        line = LeaseClient(proxy.url, QUEUE, 9_000)
+        client = LeaseClient(proxy.url, QUEUE, 9_000)
 
         def renew() -> float:
             watch = Stopwatch()
             with pytest.raises(RedisError):
-                line.renew([job])
+                client.renew([job])
             return watch.seconds
 
-        assert await asyncio.to_thread(line.renew, [job]) == [(LeaseOwner.OURS, None)]
+        assert await asyncio.to_thread(client.renew, [job]) == [(LeaseOwner.OURS, None)]
         proxy.blackhole()
         assert 2 < await asyncio.to_thread(renew) < 3 + AT_ONCE
         await proxy.drop()
         await proxy.resume()
-        assert await asyncio.to_thread(line.renew, [job]) == [(LeaseOwner.OURS, None)]
-        line.close()
+        assert await asyncio.to_thread(client.renew, [job]) == [(LeaseOwner.OURS, None)]
+        client.close()
 
 
 async def test_a_renewal_leaves_a_server_that_has_become_a_replica(own_redis: StartRedis) -> None:
@@ -67,16 +67,16 @@ async def test_a_renewal_leaves_a_server_that_has_become_a_replica(own_redis: St
     server = own_redis()
     broker = Broker(server.url)
     job = await claimed(broker)
-    line = LeaseClient(server.url, QUEUE, 60_000)
-    line.renew([job])
+    client = LeaseClient(server.url, QUEUE, 60_000)
+    client.renew([job])
     await broker.redis.replicaof("127.0.0.1", "1")
     before = await connections(broker)
     with pytest.raises(ReadOnlyError):
-        line.renew([job])
+        client.renew([job])
     with pytest.raises(ReadOnlyError):
         await broker.enqueue([new_job("b", b"{}", QUEUE)])
     assert not before & await connections(broker)
     await broker.redis.replicaof("NO", "ONE")
-    assert line.renew([job]) == [(LeaseOwner.OURS, None)]
-    line.close()
+    assert client.renew([job]) == [(LeaseOwner.OURS, None)]
+    client.close()
     await broker.close()

@@ -11,8 +11,7 @@ import pytest
 from tests.proxy import Proxy
 from tests.waiting import eventually
 from worker.aio.cancel_tasks import cancel_tasks
-from worker.broker import connection
-from worker.broker import pubsub as notices
+from worker.broker import connection, pubsub
 from worker.broker.connection import connect_to_subscribe
 from worker.broker.pubsub import Subscriber
 
@@ -20,17 +19,17 @@ from worker.broker.pubsub import Subscriber
 @pytest.fixture(autouse=True)
 def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TIMEOUT", 1.0)
-    monkeypatch.setattr(notices, "_RECONNECT", 0.05)
-    monkeypatch.setattr(notices, "_SILENCE", 0.2)
+    monkeypatch.setattr(pubsub, "_RECONNECT", 0.05)
+    monkeypatch.setattr(pubsub, "_SILENCE", 0.2)
 
 
 @contextlib.asynccontextmanager
 async def listening(url: str) -> AsyncIterator[Subscriber]:
-    one = Subscriber(functools.partial(connect_to_subscribe, url))
+    subscriber = Subscriber(functools.partial(connect_to_subscribe, url))
     try:
-        yield one
+        yield subscriber
     finally:
-        await one.close()
+        await subscriber.close()
 
 
 async def subscribed(*events: asyncio.Event) -> None:
@@ -50,7 +49,12 @@ async def hears(event: asyncio.Event, observer: Any, channel: str = "c") -> None
 async def test_a_message_wakes_all_waiters_of_its_channel_and_no_others(redis_url: str, observer: Any) -> None:
     """A message wakes all waiters of its channel and none of another channel, through one connection."""
     first, second, other = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    async with listening(redis_url) as one, one.on("c", first), one.on("c", second), one.on("d", other):
+    async with (
+        listening(redis_url) as subscriber,
+        subscriber.subscribe("c", first),
+        subscriber.subscribe("c", second),
+        subscriber.subscribe("d", other),
+    ):
         await subscribed(first, second, other)
         assert observer.publish("c", "1") == 1
         await asyncio.wait_for(asyncio.gather(first.wait(), second.wait()), 2)
@@ -60,10 +64,10 @@ async def test_a_message_wakes_all_waiters_of_its_channel_and_no_others(redis_ur
 
 async def test_a_channel_is_subscribed_to_when_the_block_begins(redis_url: str, observer: Any) -> None:
     """A message that is published once the block has begun arrives: a hundred times, each with its own channel."""
-    async with listening(redis_url) as one:
+    async with listening(redis_url) as subscriber:
         for number in range(100):
             event = asyncio.Event()
-            async with one.on(f"c{number}", event):
+            async with subscriber.subscribe(f"c{number}", event):
                 assert observer.publish(f"c{number}", "1") == 1
                 await asyncio.wait_for(event.wait(), 2)
 
@@ -74,10 +78,10 @@ async def test_concurrent_waiters_of_a_channel_begin_only_once_it_is_subscribed_
     """None of several waiters of a channel begins before it is subscribed to; one of them may be cancelled."""
 
     async def wait() -> int:
-        async with one.on("c", asyncio.Event()):
+        async with subscriber.subscribe("c", asyncio.Event()):
             return int(observer.publish("c", "1"))
 
-    async with listening(redis_url) as one:
+    async with listening(redis_url) as subscriber:
         first, *others = [asyncio.create_task(wait()) for _ in range(3)]
         await asyncio.sleep(0)
         first.cancel()
@@ -87,10 +91,10 @@ async def test_concurrent_waiters_of_a_channel_begin_only_once_it_is_subscribed_
 async def test_a_channel_without_waiters_is_unsubscribed_from(redis_url: str, observer: Any) -> None:
     """A channel without waiters is unsubscribed from; one that has got a new waiter since is not."""
     event = asyncio.Event()
-    async with listening(redis_url) as one:
-        async with one.on("c", event), one.on("d", event):
+    async with listening(redis_url) as subscriber:
+        async with subscriber.subscribe("c", event), subscriber.subscribe("d", event):
             assert sorted(observer.pubsub_channels()) == ["c", "d"]
-        async with one.on("c", event):  # before the first is given up
+        async with subscriber.subscribe("c", event):  # before the first is given up
             await eventually(lambda: observer.pubsub_channels() == ["c"])
             await hears(event, observer)
         await eventually(lambda: observer.pubsub_channels() == [])
@@ -99,7 +103,7 @@ async def test_a_channel_without_waiters_is_unsubscribed_from(redis_url: str, ob
 async def test_a_connection_that_is_only_silent_is_kept(redis_url: str, observer: Any) -> None:
     """A connection without messages that answers a ping is kept."""
     event = asyncio.Event()
-    async with listening(redis_url) as one, one.on("c", event):
+    async with listening(redis_url) as subscriber, subscriber.subscribe("c", event):
         await subscribed(event)
         (before,) = observer.client_list(_type="pubsub")
         await asyncio.sleep(0.7)
@@ -112,7 +116,7 @@ async def test_a_connection_that_is_only_silent_is_kept(redis_url: str, observer
 async def test_a_lost_connection_wakes_all_waiters_and_is_opened_again(redis_url: str, observer: Any) -> None:
     """When the connection is lost, each waiter is woken once to look, and the connection is opened again."""
     event = asyncio.Event()
-    async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("c", event):
+    async with Proxy(redis_url) as proxy, listening(proxy.url) as subscriber, subscriber.subscribe("c", event):
         await subscribed(event)
         proxy.refuse()
         await proxy.drop()
@@ -125,13 +129,13 @@ async def test_a_message_that_was_published_before_the_subscription_wakes_its_wa
     redis_url: str, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message before Redis has subscribed a waiter, at first or after a loss, wakes the waiter all the same."""
-    monkeypatch.setattr(notices, "_SILENCE", 60.0)
-    monkeypatch.setattr(notices, "_RECONNECT", 1.0)
+    monkeypatch.setattr(pubsub, "_SILENCE", 60.0)
+    monkeypatch.setattr(pubsub, "_RECONNECT", 1.0)
     other, event = asyncio.Event(), asyncio.Event()
-    async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("d", other):
+    async with Proxy(redis_url) as proxy, listening(proxy.url) as subscriber, subscriber.subscribe("d", other):
         await subscribed(other)
         proxy.blackhole()
-        async with one.on("unheard", event):
+        async with subscriber.subscribe("unheard", event):
             assert observer.publish("unheard", "1") == 0
             await proxy.resume()
             await subscribed(event)
@@ -144,7 +148,7 @@ async def test_a_message_that_was_published_before_the_subscription_wakes_its_wa
 async def test_a_connection_that_does_not_answer_any_more_is_replaced(redis_url: str, observer: Any) -> None:
     """A connection that does not answer any more is detected and replaced."""
     event = asyncio.Event()
-    async with Proxy(redis_url) as proxy, listening(proxy.url) as one, one.on("c", event):
+    async with Proxy(redis_url) as proxy, listening(proxy.url) as subscriber, subscriber.subscribe("c", event):
         await subscribed(event)
         proxy.blackhole()
         await asyncio.wait_for(event.wait(), 3)
@@ -160,7 +164,7 @@ async def test_a_waiter_can_begin_without_a_server_and_is_woken_once_there_is_on
     event = asyncio.Event()
     async with Proxy(redis_url) as proxy:
         proxy.refuse()
-        async with listening(proxy.url) as one, one.on("c", event):
+        async with listening(proxy.url) as subscriber, subscriber.subscribe("c", event):
             await proxy.resume()
             await hears(event, observer)
 
@@ -168,9 +172,9 @@ async def test_a_waiter_can_begin_without_a_server_and_is_woken_once_there_is_on
 async def test_a_cancelled_reader_is_started_again_by_the_next_waiter(redis_url: str, observer: Any) -> None:
     """Code that cancels all tasks ends the reader; the next waiter starts it again."""
     event = asyncio.Event()
-    async with listening(redis_url) as one, one.on("c", asyncio.Event()):
-        await cancel_tasks([task for task in asyncio.all_tasks() if task.get_name() == "notices"])
-        async with one.on("c", event):
+    async with listening(redis_url) as subscriber, subscriber.subscribe("c", asyncio.Event()):
+        await cancel_tasks([task for task in asyncio.all_tasks() if task.get_name() == "subscriber"])
+        async with subscriber.subscribe("c", event):
             await hears(event, observer)
 
 
@@ -182,10 +186,10 @@ async def test_waiters_get_no_error_while_the_connection_is_cut_two_hundred_time
     async def come_and_go(channel: str) -> None:
         event = asyncio.Event()
         while True:
-            async with one.on(channel, event):
+            async with subscriber.subscribe(channel, event):
                 await asyncio.sleep(0.001)
 
-    async with Proxy(redis_url) as proxy, listening(proxy.url) as one:
+    async with Proxy(redis_url) as proxy, listening(proxy.url) as subscriber:
         comers = [asyncio.create_task(come_and_go(f"c{number}")) for number in range(10)]
         for number in range(200):
             await asyncio.sleep(number % 7 / 1000)
@@ -200,10 +204,10 @@ async def test_a_hundred_waiters_are_all_woken_although_the_connection_is_lost(r
 
     async def wait(number: int) -> None:
         event = asyncio.Event()
-        async with one.on(f"c{number}", event):
+        async with subscriber.subscribe(f"c{number}", event):
             await hears(event, observer, f"c{number}")
 
-    async with Proxy(redis_url) as proxy, listening(proxy.url) as one:
+    async with Proxy(redis_url) as proxy, listening(proxy.url) as subscriber:
         waiting = asyncio.gather(*(wait(number) for number in range(100)))
         await asyncio.sleep(0.01)
         await proxy.drop()
@@ -214,9 +218,9 @@ async def test_a_hundred_waiters_are_all_woken_although_the_connection_is_lost(r
 async def test_a_closed_subscriber_leaves_no_connection_and_can_be_used_again(redis_url: str, observer: Any) -> None:
     """Closing leaves no connection; the next use opens one."""
     event = asyncio.Event()
-    async with listening(redis_url) as one:
-        async with one.on("c", event):
-            await one.close()
+    async with listening(redis_url) as subscriber:
+        async with subscriber.subscribe("c", event):
+            await subscriber.close()
             await eventually(lambda: observer.client_list(_type="pubsub") == [])
-        async with one.on("d", event):
+        async with subscriber.subscribe("d", event):
             await hears(event, observer, "d")

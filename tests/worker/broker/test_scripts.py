@@ -75,11 +75,11 @@ def held(job: Claim, token: str = OURS) -> HeldLease:
 
 
 @pytest.fixture
-def line(redis_url: str) -> Any:
+def leases(redis_url: str) -> Any:
     """The heartbeat's client for leases."""
-    line = LeaseClient(redis_url, QUEUE, LEASE)
-    yield line
-    line.close()
+    leases = LeaseClient(redis_url, QUEUE, LEASE)
+    yield leases
+    leases.close()
 
 
 def let_lease_end(observer: Any, job_id: str = "a") -> None:
@@ -415,62 +415,62 @@ class TestFinish:
             assert (await claim_one(broker)).payload == b"[1]"
 
     async def test_an_ended_job_is_not_reacquired_by_a_late_heartbeat(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A heartbeat that reacquires a lost lease does not bring back a job that has ended meanwhile."""
         await broker.enqueue([entry()])
         job = await claim_one(broker)
         observer.flushdb()
         await finish(broker, "end", keep=0)
-        assert line.reacquire([held(job)]) == [False]
+        assert leases.reacquire([held(job)]) == [False]
         assert not observer.exists(QUEUE, "arq:job:a")
         assert (await broker.status(QUEUE, "a")).status is JobStatus.not_found
         assert await broker.enqueue([entry(payload=b"new")]) == [
             True
         ]  # the id is free although the ended job left a marker
-        assert line.reacquire([held(job)]) == [False]
+        assert leases.reacquire([held(job)]) == [False]
         assert (await claim_one(broker, THEIRS)).payload == b"new"
 
 
 class TestRenew:
     async def test_a_renewal_extends_the_lease_and_keeps_the_score_at_its_end(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A renewal extends the lease, and keeps the job's score at its end."""
         await broker.enqueue([entry()])
         job = await claim_one(broker, lease=1_000)
         observer.zadd(QUEUE, {"a": 1})
-        assert line.renew([held(job)]) == [(LeaseOwner.OURS, None)]
+        assert leases.renew([held(job)]) == [(LeaseOwner.OURS, None)]
         assert observer.pttl("arq:in-progress:a") > 1_000
         assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
 
     async def test_a_renewal_reports_the_holder_of_a_lost_lease_and_changes_nothing(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A renewal reports whether a lost lease is another worker's or free, and changes nothing of it."""
         await broker.enqueue([entry("a"), entry("b")])
         jobs = [held(job) for job in await claim(broker)]
         observer.set("arq:in-progress:a", THEIRS + ":1", px=5_000)
         observer.delete("arq:in-progress:b")
-        assert line.renew(jobs) == [(LeaseOwner.ANOTHERS, None), (LeaseOwner.NOBODYS, None)]
+        assert leases.renew(jobs) == [(LeaseOwner.ANOTHERS, None), (LeaseOwner.NOBODYS, None)]
         assert observer.pttl("arq:in-progress:a") <= 5_000
         assert not observer.exists("arq:in-progress:b")
 
     async def test_a_renewal_reports_aborts_and_drops_outdated_ones(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A renewal reports aborts of running jobs; outdated abort marks are removed."""
         await broker.enqueue([entry("a"), entry("b")])
         jobs = {job.raw_id: held(job) for job in await claim(broker)}
         observer.zadd("arq:abort", {"long ago": 1})
         assert await broker.abort(QUEUE, "a")
-        (_, aborted), (_, not_aborted) = line.renew([jobs[b"a"], jobs[b"b"]])
+        (_, aborted), (_, not_aborted) = leases.renew([jobs[b"a"], jobs[b"b"]])
         assert aborted is not None
         assert not_aborted is None
         assert observer.zrange("arq:abort", 0, -1) == ["a"]
 
     async def test_garbage_in_one_lease_does_not_cost_the_others(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A value that other software has put into one lease does not cost the other leases."""
         await broker.enqueue([entry("a"), entry("b")])
@@ -478,18 +478,18 @@ class TestRenew:
         observer.delete("arq:in-progress:a")
         observer.rpush("arq:in-progress:a", "x")
         observer.set("arq:abort", "x")
-        assert line.renew(jobs) == [(LeaseOwner.NOBODYS, None), (LeaseOwner.OURS, None)]
+        assert leases.renew(jobs) == [(LeaseOwner.NOBODYS, None), (LeaseOwner.OURS, None)]
 
 
 class TestReacquire:
     async def test_a_running_job_is_reacquired_with_all_its_keys_after_a_flush(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """After Redis lost everything a running job is reacquired, with all its keys."""
         await broker.enqueue([entry(payload=b"[1]")])
         job = await claim_one(broker)
         observer.flushdb()
-        assert line.reacquire([held(job)]) == [True]
+        assert leases.reacquire([held(job)]) == [True]
         assert observer.get("arq:job:a") == "[1]"
         assert observer.get("arq:in-progress:a") == f"{OURS}:{job.score.decode()}"
         assert observer.zscore(QUEUE, "a") > observer.time()[0] * 1000
@@ -497,29 +497,29 @@ class TestReacquire:
         assert observer.keys() == ["arq:result:a"]
 
     async def test_an_ended_lease_that_no_other_worker_took_is_reacquired(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A lease that ended, and whose job no other worker claimed, is reacquired."""
         await broker.enqueue([entry()])
         job = await claim_one(broker)
         let_lease_end(observer)
-        assert line.reacquire([held(job)]) == [True]
+        assert leases.reacquire([held(job)]) == [True]
         assert await claim(broker, THEIRS) == []
 
     async def test_a_lease_that_another_worker_holds_is_not_reacquired(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A job that another worker holds is not taken from it."""
         await broker.enqueue([entry()])
         job = await claim_one(broker, OURS)
         let_lease_end(observer)
         await claim_one(broker, THEIRS)
-        assert line.reacquire([held(job)]) == [False]
+        assert leases.reacquire([held(job)]) == [False]
         assert observer.get("arq:in-progress:a").startswith(THEIRS)
 
     @pytest.mark.parametrize("action", ["end", "again", "back"])
     async def test_a_job_that_another_worker_ended_or_put_back_is_not_reacquired(
-        self, broker: Broker, observer: Any, line: LeaseClient, action: str
+        self, broker: Broker, observer: Any, leases: LeaseClient, action: str
     ) -> None:
         """A job that another worker has ended or put back since is not reacquired."""
         await broker.enqueue([entry()])
@@ -528,18 +528,18 @@ class TestReacquire:
         await claim_one(broker, THEIRS)
         await finish(broker, action, THEIRS)
         before = set(observer.keys())
-        assert line.reacquire([held(job)]) == [False]
+        assert leases.reacquire([held(job)]) == [False]
         assert set(observer.keys()) == before
 
     async def test_a_later_job_of_the_id_is_not_reacquired(
-        self, broker: Broker, observer: Any, line: LeaseClient
+        self, broker: Broker, observer: Any, leases: LeaseClient
     ) -> None:
         """A later job of the same id is not taken for the one that was lost."""
         await broker.enqueue([entry()])
         job = await claim_one(broker, OURS)
         observer.flushdb()
         await broker.enqueue([entry(payload=b"new")])
-        assert line.reacquire([held(job)]) == [False]
+        assert leases.reacquire([held(job)]) == [False]
         assert (await claim_one(broker, THEIRS)).payload == b"new"
 
 
