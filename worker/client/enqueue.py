@@ -99,8 +99,8 @@ async def _reserve(session: Any, job: NewJob, broker: Broker) -> bool:
     ledger = default_ledger()
     if await ledger.reserve(session, job):
         return True
-    known = await ledger.known(session, job)
-    if known is not None and known.state is not State.PENDING:
+    stored = await ledger.stored_result(session, job)
+    if stored is not None and stored.state is not State.PENDING:
         raise EnqueueError(
             f"job {job.id}: an earlier job has this id and this enqueue time, {job.enqueued_at} ms, so that the "
             "ledger would take both for one. The clock stands still or was set back: give another id, or set the clock"

@@ -1,9 +1,11 @@
-"""The ledger: a table of job rows beside the effects that they stand for.
+"""The ledger: the outbox and the completion record of jobs in one table, beside the application's own data.
 
-A job that is enqueued in a transaction is a row of that transaction; one that has run is a row of its own. So a job
-exists if and only if what enqueued it was committed, and its effects happen once, whatever is killed in between.
+A job that is enqueued in a transaction is a row of that transaction. Each job that has run has a row too, which is
+committed with its effects. So a job exists if and only if its enqueueing transaction commits, and its effects happen
+once, whatever process is killed.
 
-All of `worker` but `broker` and `aio` may import it. Nothing else may write job rows, and nothing here may speak Redis.
+All of `worker` but `broker` and `aio` may import it. No other package may write job rows, and nothing here may talk to
+Redis.
 """
 
 from worker.ledger.ledger import Ledger, NothingWrittenError

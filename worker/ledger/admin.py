@@ -1,10 +1,10 @@
-"""``JobAdmin``: job rows as people handle them: find, look at, retry, discard.
+"""``JobAdmin``: finding, showing, retrying and discarding job rows, for administrators.
 
-1. What is acted upon is a list of keys, which was counted before: nothing that has failed since is among it.
-2. It goes in batches, each a short transaction. A row that has changed meanwhile, or that is in the way of a unique id,
-   is left as it is and told of; the others go on.
-3. A retried row keeps its id, its enqueue time and its history; it is pending, so that the relay publishes it even if
-   nobody else does.
+1. An action gets a list of keys that was read before. Jobs that have failed since are not in it.
+2. The keys are handled in batches, each in a short transaction. A row that has changed meanwhile, or whose id is
+   pending again, is left as it is and reported. The other rows are handled.
+3. A retried row keeps its id, its enqueue time and its history. It is pending, so the relay publishes it even if the
+   caller does not.
 """
 
 import json
@@ -39,13 +39,13 @@ from worker.message import with_row
 from worker.new_job import NewJob
 
 BATCH = 500
-"""Rows that one transaction changes."""
-_HISTORY = 20  # earlier ends that a row keeps
-_TRIES = 5  # of a batch that others enqueue the same ids against
+"""The most rows that one transaction changes."""
+_HISTORY = 20  # earlier failures that a row keeps
+_TRIES = 5  # for a batch, while other processes enqueue the same ids
 
 
 class Key(NamedTuple):
-    """What a row is known by."""
+    """The primary key of a row."""
 
     id: str
     enqueued_at: int
@@ -53,17 +53,17 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Rows for which all of this holds."""
+    """A filter for rows. All conditions must hold."""
 
     state: State = State.FAILED
     task: str | None = None
     queue: str | None = None
     error: str | None = None
-    """A part of the error's line, whatever its case."""
+    """A part of the error's line, in any case."""
 
 
 class JobRow(NamedTuple):
-    """A row in a list. Times are milliseconds since the epoch."""
+    """A row in a list of jobs. Times are milliseconds since the epoch."""
 
     id: str
     enqueued_at: int
@@ -76,12 +76,12 @@ class JobRow(NamedTuple):
 
 
 class FailureCount(NamedTuple):
-    """How many rows there are of one task that ended with one kind of error."""
+    """The number of rows of one task with one kind of error."""
 
     jobs: int
     task: str
     error: str | None
-    """What all of them say; where they differ, what `kind_of` makes of it."""
+    """The error if all rows have the same one, else its kind by `kind_of`."""
 
 
 class Rejection(NamedTuple):
@@ -95,90 +95,98 @@ class JobAdmin:
     """The job rows of the default database.
 
     Args:
-        name: of the table, with its schema if it has one (default: ``tandem_jobs``).
+        name: the name of the table, with its schema if it has one (default: ``tandem_jobs``).
     """
 
     def __init__(self, name: str = NAME) -> None:
         self._jobs = table(name)
         self._ledger = Ledger(name)
 
-    async def lines(self, which: JobFilter, limit: int) -> list[JobRow]:
-        """The rows that ended last; of pending ones those that were enqueued last."""
+    async def lines(self, job_filter: JobFilter, limit: int) -> list[JobRow]:
+        """The rows that became final last. Of pending rows those that were enqueued last."""
         job = self._jobs.c
-        latest = job.enqueued_at if which.state is State.PENDING else job.finished_at
-        statement = select(*(job[field] for field in JobRow._fields)).where(self._are(which))
+        latest = job.enqueued_at if job_filter.state is State.PENDING else job.finished_at
+        statement = select(*(job[field] for field in JobRow._fields)).where(self._matches(job_filter))
         return [JobRow(*row) for row in await self._read(statement.order_by(latest.desc()).limit(limit))]
 
-    async def tallies(self, which: JobFilter) -> list[FailureCount]:
-        """How many there are, by task and kind of error, the most first."""
+    async def tallies(self, job_filter: JobFilter) -> list[FailureCount]:
+        """The number of rows by task and kind of error, the largest first."""
         job = self._jobs.c
-        said = beginning(job.error)
-        statement = select(func.count(), job.task, func.min(said), func.max(said)).where(self._are(which))
+        error = beginning(job.error)
+        statement = select(func.count(), job.task, func.min(error), func.max(error)).where(self._matches(job_filter))
         rows = await self._read(statement.group_by(job.task, without_numbers(job.error)))
         return _by_kind(rows)
 
-    async def keys(self, which: JobFilter) -> list[Key]:
-        """The rows, the one that ended first before the others."""
+    async def keys(self, job_filter: JobFilter) -> list[Key]:
+        """The keys of the rows, in the order in which they became final."""
         job = self._jobs.c
-        statement = select(job.id, job.enqueued_at).where(self._are(which))
+        statement = select(job.id, job.enqueued_at).where(self._matches(job_filter))
         return [Key(*row) for row in await self._read(statement.order_by(job.finished_at))]
 
     async def batches(self, keys: Sequence[Key]) -> AsyncIterator[Sequence[Key]]:
-        """The rows, in batches that one transaction may change: up to `BATCH`, and fewer where they are large."""
+        """Split keys into batches that one transaction may change: up to `BATCH` rows, and fewer if they are large."""
         for first in range(0, len(keys), BATCH):
             for batch in await self._ledger.in_batches(keys[first : first + BATCH], BATCH):
                 yield batch
 
     async def latest(self, job_id: str) -> tuple[Key, State] | None:
-        """The row of an id that was enqueued last, and its state."""
+        """The key and state of the last enqueued row of an id, or None."""
         rows = await self.all_of(job_id)
         return (Key(job_id, rows[0]["enqueued_at"]), State(rows[0]["state"])) if rows else None
 
     async def all_of(self, job_id: str) -> list[Mapping[str, Any]]:
-        """The rows of an id, by column, the one that was enqueued last before the others."""
+        """The rows of an id as dicts by column, the last enqueued one first."""
         job = self._jobs.c
         statement = select(self._jobs).where(job.id == job_id).order_by(job.enqueued_at.desc())
         fields = self._jobs.c.keys()
         return [dict(zip(fields, row, strict=True)) for row in await self._read(statement)]
 
     async def retry(self, keys: Sequence[Key], *, accept_pickle: bool = False) -> tuple[list[NewJob], list[Rejection]]:
-        """Let failed jobs run again, one of `batches`; they are the caller's to publish, once this has returned.
+        """Set a batch of failed jobs pending again. The caller publishes them once this has returned.
 
         Args:
-            accept_pickle: whether jobs that an arq producer has pickled may be read, as they must be.
+            keys: one of `batches`.
+            accept_pickle: whether jobs that an arq producer has pickled may be read. Retrying reads the payload.
+
+        Returns:
+            The jobs to publish, and the rows that were left as they are.
         """
         for tries_left in reversed(range(_TRIES)):
             try:
                 return await self._retry(keys, accept_pickle=accept_pickle)
-            except IntegrityError:  # one of the ids has just been enqueued anew: now it can be seen
+            except IntegrityError:  # one of the ids was enqueued again meanwhile; the next try sees it
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")
 
     async def discard(self, keys: Sequence[Key]) -> list[Rejection]:
-        """Let failed jobs be over, one of `batches`; they are pruned as others are."""
+        """Discard a batch of failed jobs. They are pruned as other final rows are.
+
+        Args:
+            keys: one of `batches`.
+        """
         async with scope() as work:
             session = await work.session(default_database())
             failed = await self._failed(session, keys)
             if failed:
                 await execute(session, self._discard, [{"of_id": key.id, "of_time": key.enqueued_at} for key in failed])
-        return _refused(keys, failed)
+        return _rejected(keys, failed)
 
     async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[NewJob], list[Rejection]]:
         async with scope() as work:
             session = await work.session(default_database())
             failed = await self._failed(session, keys)
-            taken = set((await execute(session, self._pending([key.id for key in failed]))).scalars())
-            refusals = _refused(keys, failed)
+            pending_ids = set((await execute(session, self._pending([key.id for key in failed]))).scalars())
+            rejections = _rejected(keys, failed)
             retried: list[NewJob] = []
             changes: list[dict[str, Any]] = []
             for row in failed.values():
                 try:
-                    payload = _payload(row, taken, accept_pickle=accept_pickle)
+                    payload = _payload(row, pending_ids, accept_pickle=accept_pickle)
                 except PayloadError as error:
-                    refusals.append(Rejection(row["id"], str(error)))
+                    rejections.append(Rejection(row["id"], str(error)))
                     continue
-                taken.add(row["id"])
+                pending_ids.add(row["id"])
                 retried.append(_due_now(row, payload))
                 changes.append(
                     {
@@ -189,25 +197,25 @@ class JobAdmin:
                     }
                 )
             if changes:
-                await execute(session, self._revive, changes)
-        return retried, refusals
+                await execute(session, self._set_pending, changes)
+        return retried, rejections
 
-    def _are(self, which: JobFilter) -> ColumnElement[bool]:
+    def _matches(self, job_filter: JobFilter) -> ColumnElement[bool]:
         job = self._jobs.c
-        # Not a parameter: the indexes are for rows of certain states, and the planner has to see which is asked for.
-        conditions = [job.state == bindparam(None, which.state.value, literal_execute=True)]
-        if which.task is not None:
-            conditions.append(job.task == which.task)
-        if which.queue is not None:
-            conditions.append(job.queue == which.queue)
-        if which.error is not None:
-            conditions.append(job.error.icontains(which.error, autoescape=True))
+        # Not a parameter: the indexes are partial by state, and the planner must see the value to use them.
+        conditions = [job.state == bindparam(None, job_filter.state.value, literal_execute=True)]
+        if job_filter.task is not None:
+            conditions.append(job.task == job_filter.task)
+        if job_filter.queue is not None:
+            conditions.append(job.queue == job_filter.queue)
+        if job_filter.error is not None:
+            conditions.append(job.error.icontains(job_filter.error, autoescape=True))
         return and_(*conditions)
 
     async def _failed(self, session: AnySession, keys: Sequence[Key]) -> dict[Key, Mapping[str, Any]]:
-        """Those of the rows that have failed, locked in one order: two who do it do not wait for each other."""
+        """The rows that are failed, locked in a fixed order, so that two administrators cannot deadlock."""
         job = self._jobs.c
-        # By ids alone, and sorted out here: a long list of pairs the planner may compare with every failed row.
+        # By ids alone, and filtered here: the planner may compare a long list of pairs with every failed row.
         statement = (
             select(self._jobs)
             .where(job.id.in_([key.id for key in keys]), job.state == State.FAILED.value)
@@ -223,13 +231,13 @@ class JobAdmin:
         return select(job.id).where(job.state == State.PENDING.value, job.id.in_(ids))
 
     @property
-    def _revive(self) -> Any:
-        over = dict.fromkeys(("result", "error", "traceback", "started_at", "finished_at"), null())
+    def _set_pending(self) -> Any:
+        cleared = dict.fromkeys(("result", "error", "traceback", "started_at", "finished_at"), null())
         return (
             update(self._jobs)
-            .where(self._is_named)
+            .where(self._has_key)
             .values(
-                over
+                cleared
                 | {
                     "state": State.PENDING.value,
                     "payload": bindparam("new_payload", type_=LargeBinary),
@@ -246,12 +254,12 @@ class JobAdmin:
     def _discard(self) -> Any:
         return (
             update(self._jobs)
-            .where(self._is_named)
+            .where(self._has_key)
             .values(state=State.DISCARDED.value, payload=null(), finished_at=now_ms())
         )
 
     @property
-    def _is_named(self) -> ColumnElement[bool]:
+    def _has_key(self) -> ColumnElement[bool]:
         job = self._jobs.c
         return and_(job.id == bindparam("of_id", type_=Text), job.enqueued_at == bindparam("of_time", type_=BigInteger))
 
@@ -263,24 +271,24 @@ class JobAdmin:
 
 
 def _by_kind(rows: Sequence[Any]) -> list[FailureCount]:
-    """Tallies from rows of a count, a task, and the first and last by the alphabet of the errors that were counted."""
+    """Counts by kind, from rows of a count, a task, and the alphabetically first and last of the counted errors."""
     jobs: Counter[tuple[str, str | None]] = Counter()
     errors: defaultdict[tuple[str, str | None], set[str]] = defaultdict(set)
-    for count, task, first, last in rows:
+    for number, task, first, last in rows:
         kind = task, None if first is None else kind_of(first)
-        jobs[kind] += count
+        jobs[kind] += number
         errors[kind] |= {first, last} - {None}
-    tallies = [
-        FailureCount(count, task, *errors[task, kind])
+    counts = [
+        FailureCount(number, task, *errors[task, kind])
         if len(errors[task, kind]) == 1
-        else FailureCount(count, task, kind)
-        for (task, kind), count in jobs.items()
+        else FailureCount(number, task, kind)
+        for (task, kind), number in jobs.items()
     ]
-    return sorted(tallies, key=lambda tally: (-tally.jobs, tally.task, tally.error or ""))
+    return sorted(counts, key=lambda count: (-count.jobs, count.task, count.error or ""))
 
 
 def earlier_ends(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How the job ended before it was retried, the first one first: each an `error`, `tries` and `finished_at`."""
+    """The failures of the job before it was retried, the earliest first: each with `error`, `tries`, `finished_at`."""
     ends: list[dict[str, Any]] = json.loads(row["history"] or "[]")
     return ends
 
@@ -290,23 +298,23 @@ def _longer_history(row: Mapping[str, Any]) -> str:
     return json.dumps([*earlier_ends(row), end][-_HISTORY:])
 
 
-def _payload(row: Mapping[str, Any], taken: set[str], *, accept_pickle: bool) -> bytes:
-    """What the job is published as.
+def _payload(row: Mapping[str, Any], pending_ids: set[str], *, accept_pickle: bool) -> bytes:
+    """The payload to publish the job with.
 
     Raises:
-        PayloadError: it cannot be; the text says why.
+        PayloadError: the job cannot be published. The message says why.
     """
-    if row["id"] in taken:
+    if row["id"] in pending_ids:
         raise PayloadError("another job of this id is pending")
     if row["payload"] is None:
-        raise PayloadError("its arguments are not known: they had expired, or were never there")
+        raise PayloadError("its arguments are unknown: they had expired, or the job never had any")
     return with_row(row["payload"], accept_pickle=accept_pickle)
 
 
 def _due_now(row: Mapping[str, Any], payload: bytes) -> NewJob:
-    """A row that is pending again, as it is to be published: it may wait for as long as it might at first."""
+    """A retried row as a job to publish. It is due now, and may wait for as long as at first."""
     return NewJob(row["id"], payload, row["task"], row["queue"], row["enqueued_at"], expires=row["patience"])
 
 
-def _refused(keys: Sequence[Key], failed: Collection[Key]) -> list[Rejection]:
-    return [Rejection(key.id, "it has changed meanwhile") for key in keys if key not in failed]
+def _rejected(keys: Sequence[Key], failed: Collection[Key]) -> list[Rejection]:
+    return [Rejection(key.id, "its row has changed meanwhile") for key in keys if key not in failed]

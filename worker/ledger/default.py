@@ -1,4 +1,4 @@
-"""The ledger that a process uses where it is given none."""
+"""The default ledger of a process."""
 
 from worker.config import Config
 from worker.ledger.ledger import Ledger
@@ -7,7 +7,7 @@ _ledger: Ledger | None = None
 
 
 def default_ledger() -> Ledger:
-    """The worker's ledger, else the one that ``WORKER_LEDGER`` names; in the default database."""
+    """The ledger that was set, else the table that ``WORKER_LEDGER`` names in the default database."""
     if _ledger is None:
         set_default_ledger(Ledger(Config.load().ledger))
     assert _ledger is not None  # noqa: S101 - just set
@@ -15,6 +15,6 @@ def default_ledger() -> Ledger:
 
 
 def set_default_ledger(ledger: Ledger | None) -> None:
-    """Make `ledger` the default one; None goes back to ``WORKER_LEDGER``."""
-    global _ledger  # noqa: PLW0603 - the one default of the process
+    """Make `ledger` the default ledger. None restores the table that ``WORKER_LEDGER`` names."""
+    global _ledger  # noqa: PLW0603 - one default per process
     _ledger = ledger

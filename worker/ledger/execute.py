@@ -1,4 +1,4 @@
-"""Running a statement in a session, whichever of the two kinds it is."""
+"""Running a statement in an asynchronous or a synchronous session."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from db.aio.threads import in_thread
 from db.session.classes import sync_session_of
 from db.session.owned_session import OwnedSession
 
-_TRANSLATION = "schema_translate_map"  # SQLAlchemy's name for it
+_TRANSLATION = "schema_translate_map"  # SQLAlchemy's option
 
 T = TypeVar("T")
 
@@ -19,9 +19,10 @@ AnySession = AsyncSession | Session
 
 
 async def execute(session: AnySession, statement: Executable, parameters: Any = None) -> Any:
-    """Run it; its result. A sequence of parameters is many rows.
+    """Run a statement, and return its result. A sequence of parameters runs it for many rows.
 
-    Whatever schema the session works in, a tenant's perhaps, the ledger is where its other statements find it.
+    The session may translate schemas, for a tenant perhaps. The ledger's table is found by the engine's translation
+    alone.
     """
     if isinstance(session, AsyncSession):
         return await session.execute(statement, parameters, execution_options=_options(session, statement))
@@ -29,70 +30,70 @@ async def execute(session: AnySession, statement: Executable, parameters: Any = 
 
 
 def execute_here(session: OwnedSession, statement: Executable, parameters: Any = None) -> Any:
-    """`execute`, where a synchronous session may talk to the database."""
+    """Do as `execute`, in a thread or greenlet in which a synchronous session may talk to the database."""
     return session.execute(statement, parameters, execution_options=_options(session, statement))
 
 
 def _options(session: AnySession | OwnedSession, statement: Executable) -> dict[str, Any]:
-    clause: Any = statement  # which some sessions want to see, to know where it goes
+    clause: Any = statement  # some sessions choose the engine by the statement
     return {_TRANSLATION: _translation(session.get_bind(clause=clause))}
 
 
 def _translation(bind: Engine | Connection) -> Mapping[str | None, str | None]:
-    """The schemas that an engine translates for all its sessions."""
+    """The schema translation of the engine, which holds for all its sessions."""
     return bind.engine.get_execution_options().get(_TRANSLATION) or {}
 
 
 async def run(session: AnySession, act: Callable[[OwnedSession], T]) -> T:
-    """Call `act`, as one operation, with the synchronous session: there it may talk to the database."""
+    """Call `act` with the synchronous session, as one operation, where the session may talk to the database."""
     inner = sync_session_of(session)
     if isinstance(session, AsyncSession):
         return await session.run_sync(lambda _: act(inner))
-    return await in_thread(_alone, inner, act)
+    return await in_thread(_as_operation, inner, act)
 
 
-def _alone(session: OwnedSession, act: Callable[[OwnedSession], T]) -> T:
+def _as_operation(session: OwnedSession, act: Callable[[OwnedSession], T]) -> T:
     with session.access.operation():
         return act(session)
 
 
 @dataclass(frozen=True, slots=True)
 class DriverStatement:
-    """A statement in the words of one driver.
+    """A statement as SQL for one driver, compiled once.
 
-    SQLAlchemy's own way from a statement to its words makes one that runs in every job twice as dear. Values reach the
-    driver as they are, tables keep their schema, and nobody who listens to statements hears of it: this is for types
-    that need no conversion, and for where there is neither a translation nor a listener.
+    SQLAlchemy's own execution makes a statement that runs in every job twice as expensive. This way has no conversion
+    of values, no schema translation and no events. So it is used only for types that need no conversion, and only if
+    `is_equivalent`.
     """
 
-    words: str
+    sql: str
     order: tuple[str, ...] | None
-    """Of the parameters; None where the driver takes them by name."""
+    """The order of the parameters. None if the driver takes them by name."""
     constants: Mapping[str, Any]
-    """Parameters that are the same each time."""
+    """Parameters with fixed values."""
     options: Mapping[str, Any]
 
     @classmethod
     def of(cls, statement: Executable, dialect: Dialect) -> Self:
-        compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]  # all but the protocol have it
+        compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]  # not declared by the protocol
         order = None if compiled.positiontup is None else tuple(compiled.positiontup)
         return cls(compiled.string, order, compiled.params, compiled.execution_options)
 
     @staticmethod
-    def does_the_same(session: OwnedSession, connection: Connection) -> bool:
-        """Whether it does there what the statement itself does."""
-        return not (_translation(connection) or session.dispatch.do_orm_execute or _is_listened_to(connection))
+    def is_equivalent(session: OwnedSession, connection: Connection) -> bool:
+        """Whether it has the same effect as the statement itself: no schema translation, and no listeners."""
+        return not (_translation(connection) or session.dispatch.do_orm_execute or _has_listeners(connection))
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> int:
-        """Run it; how many rows it wrote."""
+        """Run the statement, and return the number of rows that it wrote."""
         given = {**self.constants, **values}
         parameters = given if self.order is None else tuple(map(given.__getitem__, self.order))
-        return connection.exec_driver_sql(self.words, parameters, self.options).rowcount
+        return connection.exec_driver_sql(self.sql, parameters, self.options).rowcount
 
 
-def _is_listened_to(connection: Connection) -> bool:
-    """Whether somebody hears of the statements on it."""
-    # What SQLAlchemy asks itself before each event. To ask for the listeners makes lists of them, for each connection.
+def _has_listeners(connection: Connection) -> bool:
+    """Whether the connection has listeners for statements."""
+    # SQLAlchemy checks these flags before each event. Asking for the listeners would build lists for each connection.
     if not (getattr(connection, "_has_events", True) or getattr(connection.engine, "_has_events", True)):
         return False
     return any((connection.dispatch.before_execute, connection.dispatch.after_execute))

@@ -1,10 +1,11 @@
-"""``Ledger``: the only code that writes job rows.
+"""``Ledger``: the code that reads and writes job rows.
 
-1. `add` and `reserve` write in the transaction of whoever enqueues: the job exists if and only if that commits.
-2. `mark_done` writes in the job's own transaction, as its last statement: effects and the row are one.
-3. `complete` writes, in a transaction of its own, how other jobs have ended.
-4. The relay reads what is pending, and writes none of it: a job may have begun that is to set its row done.
-5. What people do with rows is :mod:`worker.ledger.admin`.
+1. `add` and `reserve` write in the caller's transaction: the job exists if and only if that transaction commits.
+2. `mark_done` writes in the job's own transaction, as its last statement: the effects and the row are committed
+   together.
+3. `complete` writes the final rows of other jobs, in a transaction of its own.
+4. The relay reads pending rows and writes none, as a running job may be about to set its row done.
+5. What an administrator does with rows is in :mod:`worker.ledger.admin`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,15 +33,15 @@ from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
 from worker.new_job import NewJob
 
-_AT_ONCE = 8 * 1024 * 1024  # bytes of payloads that are read at once
-_LATEST = 2**63 - 1  # milliseconds since the epoch: the largest that a column holds
-_STANDING = text("SELECT current_setting('transaction_read_only')::bool, txid_current_if_assigned() IS NOT NULL")
+_AT_ONCE = 8 * 1024 * 1024  # bytes of payloads in one batch
+_LATEST = 2**63 - 1  # milliseconds since the epoch: the largest value of the column
+_WRITE_STATE = text("SELECT current_setting('transaction_read_only')::bool, txid_current_if_assigned() IS NOT NULL")
 
 Key = TypeVar("Key", bound=tuple[str, int])
 
 
 class NothingWrittenError(Exception):
-    """A read-only transaction cannot write its job's row, and needs none: it has no effects."""
+    """The transaction is read-only and has no effects, so it cannot write its job's row in it and needs none."""
 
 
 class Ledger:
@@ -52,8 +53,7 @@ class Ledger:
 
     def __init__(self, name: str = NAME) -> None:
         self.name = name
-        # What each job says to the database.
-        self._complete_of: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
+        self._complete_by_dialect: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
 
     async def add(self, session: AnySession, jobs: Sequence[NewJob]) -> None:
         """Write the jobs' pending rows in the session's transaction, all in one statement.
@@ -65,9 +65,12 @@ class Ledger:
             await execute(session, self._of(session).add, [job._asdict() for job in jobs])
 
     async def reserve(self, session: AnySession, job: NewJob) -> bool:
-        """Write the job's pending row unless its id is pending already; whether it was written.
+        """Write the job's pending row, unless its id is pending already.
 
-        Waits for another transaction that is about to write one of this id.
+        Waits for another transaction that is about to write a row of this id.
+
+        Returns:
+            Whether the row was written.
 
         Raises:
             LedgerError: there is no such table.
@@ -76,39 +79,43 @@ class Ledger:
             written = await execute(session, self._of(session).reserve, job._asdict())
         return bool(written.rowcount)
 
-    async def mark_done(self, session: AnySession, ending: FinalRow) -> StoredResult | None:
-        """Set a row done in the session's transaction; if another attempt has completed it already, how.
+    async def mark_done(self, session: AnySession, row: FinalRow) -> StoredResult | None:
+        """Set a job's row done in the session's transaction.
+
+        Returns:
+            None, or the stored result if another attempt has completed the row already.
 
         Raises:
-            NothingWrittenError: the transaction is read-only, and has no effects that a row would have to be one with.
+            NothingWrittenError: the transaction is read-only and has no effects, so it needs no row.
             LedgerBusyError: another transaction holds the row, or the whole table, or has just deleted the row.
-            LedgerError: the transaction may not write the row: it is read-only by now, or in a role without the right.
-            PoisonedTransactionError: an earlier error, which was swallowed, has aborted the transaction.
+            LedgerError: the transaction may not write the row: it has become read-only, or its role lacks the right.
+            PoisonedTransactionError: an earlier error, which the task caught, has aborted the transaction.
         """
-        wait = LockWait(session, self.name, [ending])
-        if await wait.limit(run(session, partial(self._mark, ending, wait))):
+        wait = LockWait(session, self.name, [row])
+        if await wait.limit(run(session, partial(self._mark_done, row, wait))):
             return None
-        known = await self.known(session, ending)
-        if known is None:
-            raise LedgerBusyError(f"the row of this job in {self.name} went away while it was read")
-        return known
+        stored = await self.stored_result(session, row)
+        if stored is None:
+            raise LedgerBusyError(f"the row of job {row.id} in {self.name} was deleted while it was read")
+        return stored
 
-    async def was_done(self, ending: FinalRow) -> StoredResult | None:
-        """Whether a transaction of unknown fate, which set this row done, was committed: then what it wrote.
+    async def was_done(self, row: FinalRow) -> StoredResult | None:
+        """The stored result of a job whose transaction set it done, if that transaction was committed.
 
-        Tries to write the row on another connection, which waits for the old backend to end, and rolls that back.
+        For a transaction whose COMMIT may or may not have happened. Writes the row on another connection, which waits
+        for the old backend to end, and rolls that back.
 
         Raises:
             LedgerBusyError: the old backend has not ended yet.
         """
         async with independent(default_database()) as session:
-            return await self.mark_done(session, ending._replace(result=None))  # it is rolled back: let it be small
+            return await self.mark_done(session, row._replace(result=None))  # rolled back, so without the result
 
-    async def complete(self, endings: Sequence[FinalRow]) -> list[StoredResult]:
-        """Write how jobs have ended, in a transaction of its own.
+    async def complete(self, rows: Sequence[FinalRow]) -> list[StoredResult]:
+        """Write the final rows of jobs, in a transaction of its own.
 
         Returns:
-            Of each, how it stands now: not as asked for, where it was completed before.
+            For each row, the stored result. It differs from the row if the job was completed before.
 
         Raises:
             LedgerBusyError: another transaction holds one of the rows, or the whole table.
@@ -116,46 +123,51 @@ class Ledger:
         async with scope() as work:
             session = await work.session(default_database())
             statements = self._of(session)
-            wait = LockWait(session, self.name, endings)
-            written = await wait.limit(run(session, partial(self._complete, endings, wait)))
-            if len(endings) == written == 1:
-                return [StoredResult(ending.state, ending.result) for ending in endings]
-            keys = [(ending.id, ending.enqueued_at) for ending in endings]
+            wait = LockWait(session, self.name, rows)
+            written = await wait.limit(run(session, partial(self._complete, rows, wait)))
+            if len(rows) == written == 1:
+                return [StoredResult(row.state, row.result) for row in rows]
+            keys = [(row.id, row.enqueued_at) for row in rows]
             parameters = {"ids": [job_id for job_id, _ in keys], "since": min(moment for _, moment in keys)}
-            standing = await execute(session, statements.standing, parameters)
-            known = {(row.id, row.enqueued_at): StoredResult(State(row.state), row.result) for row in standing}
-        return [known[key] for key in keys]
+            found = await execute(session, statements.stored_results, parameters)
+            stored = {(each.id, each.enqueued_at): StoredResult(State(each.state), each.result) for each in found}
+        return [stored[key] for key in keys]
 
-    async def known(self, session: AnySession, job: FinalRow | NewJob | RelayRow) -> StoredResult | None:
-        """What is known of a job."""
-        row = await self._first(session, self._of(session).known, {"id": job.id, "enqueued_at": job.enqueued_at})
+    async def stored_result(self, session: AnySession, job: FinalRow | NewJob | RelayRow) -> StoredResult | None:
+        """The state and result of a job. None if the ledger has no row of it."""
+        parameters = {"id": job.id, "enqueued_at": job.enqueued_at}
+        row = await self._first(session, self._of(session).stored_result, parameters)
         return None if row is None else StoredResult(State(row["state"]), row["result"])
 
     async def look_up(self, job_id: str, enqueued_at: int) -> StoredResult | None:
-        """`known`, in a transaction of its own."""
+        """Read the state and result of a job, in a transaction of its own. None if the ledger has no row of it."""
         async with scope() as work:
             session = await work.session(default_database())
-            row = await self._first(session, self._of(session).known, {"id": job_id, "enqueued_at": enqueued_at})
+            parameters = {"id": job_id, "enqueued_at": enqueued_at}
+            row = await self._first(session, self._of(session).stored_result, parameters)
         return None if row is None else StoredResult(State(row["state"]), row["result"])
 
     async def latest(self, job_id: str, enqueued_at: int | None = None) -> Mapping[str, Any] | None:
-        """The row of `job_id` that was enqueued last, or at this time, by column."""
+        """The row of `job_id` that was enqueued at this time, or else last. A dict by column, or None."""
         async with scope() as work:
             session = await work.session(default_database())
             return await self._first(session, self._of(session).latest, {"id": job_id, **_between(enqueued_at)})
 
     async def pending(self, job_id: str) -> RelayRow | None:
-        """The pending row of `job_id`."""
+        """The pending row of `job_id`, or None."""
         async with scope() as work:
             session = await work.session(default_database())
             row = await self._first(session, self._of(session).pending, {"id": job_id})
         return None if row is None else RelayRow(**row)
 
     async def abort(self, job_id: str, enqueued_at: int | None = None) -> bool:
-        """Set the pending row of `job_id` aborted, so that nobody will publish it; whether there was one.
+        """Set the pending row of `job_id` aborted, so that it is not published any more.
 
         Args:
-            enqueued_at: only the row that was enqueued at this time.
+            enqueued_at: abort only a row that was enqueued at this time.
+
+        Returns:
+            Whether there was such a row.
         """
         async with scope() as work:
             session = await work.session(default_database())
@@ -163,28 +175,33 @@ class Ledger:
             return bool((await execute(session, self._of(session).abort, parameters)).rowcount)
 
     async def add_new(self, jobs: Sequence[NewJob]) -> list[NewJob]:
-        """Write the pending rows of those jobs whose id and enqueue time are not known yet; which they were."""
+        """Write pending rows for the jobs that have no row yet.
+
+        Returns:
+            The jobs for which a row was written.
+        """
         async with scope() as work:
             session = await work.session(default_database())
             return [job for job in jobs if await self.reserve(session, job)]
 
     async def last_enqueued(self, task: str, prefix: str) -> int | None:
-        """The enqueue time of the last of those rows of a task whose ids are `prefix` and a number, all of one length.
+        """The enqueue time of the last row of `task` whose id is `prefix` and a number of a fixed length.
 
-        In milliseconds since the epoch.
+        In milliseconds since the epoch. None if there is no such row.
         """
         async with scope() as work:
             session = await work.session(default_database())
-            parameters = {"task": task, "first": f"{prefix}0", "end": f"{prefix}:"}  # the sign after 9
+            parameters = {"task": task, "first": f"{prefix}0", "end": f"{prefix}:"}  # : is the character after 9
             row = await self._first(session, self._of(session).last_enqueued, parameters)
         last: int | None = None if row is None else row["enqueued_at"]
         return last
 
     async def due(self, after: tuple[int, str], limit: int) -> list[tuple[int, str, int, str]]:
-        """Up to `limit` pending rows to look after, that come after one of that time and id.
+        """Up to `limit` pending rows that the relay has to check, after the row with that time and id.
 
         Returns:
-            Of each the time (milliseconds) from which on it is looked after, its id, enqueue time and queue.
+            For each row the time (milliseconds since the epoch) from which on it is checked, its id, its enqueue time
+            and its queue.
         """
         async with scope() as work:
             session = await work.session(default_database())
@@ -194,7 +211,7 @@ class Ledger:
             return [(row.check_at, row.id, row.enqueued_at, row.queue) for row in found]
 
     async def unpublished(self, keys: Iterable[tuple[str, int]]) -> list[RelayRow]:
-        """Those of these rows, by id and enqueue time, that are pending still, and that nobody is about to write."""
+        """The rows with these ids and enqueue times, without those that are not pending any more or are locked."""
         wanted = set(keys)
         async with scope() as work:
             session = await work.session(default_database())
@@ -202,7 +219,7 @@ class Ledger:
             return [RelayRow(**row) for row in found.mappings() if (row["id"], row["enqueued_at"]) in wanted]
 
     async def in_batches(self, keys: Sequence[Key], most: int) -> list[list[Key]]:
-        """These rows, by id and enqueue time, up to `most` in a batch, and so that a batch can be read at once."""
+        """Split rows, given by id and enqueue time, into batches of up to `most` rows that can be read at once."""
         async with scope() as work:
             session = await work.session(default_database())
             found = await execute(session, self._of(session).sizes, {"ids": [job_id for job_id, _ in keys]})
@@ -210,7 +227,7 @@ class Ledger:
         return [*batches(keys, lambda key: sizes.get(key, 0), most=most, most_bytes=_AT_ONCE)]
 
     async def pending_after(self, job_id: str, queues: Sequence[str], limit: int) -> list[tuple[str, int, str]]:
-        """Up to `limit` pending rows of `queues` whose ids come after `job_id`, as id, enqueue time and queue."""
+        """Up to `limit` pending rows of `queues` with ids after `job_id`: id, enqueue time and queue of each."""
         async with scope() as work:
             session = await work.session(default_database())
             parameters = {"after": job_id, "queues": list(queues), "limit": limit}
@@ -218,9 +235,12 @@ class Ledger:
             return [(row.id, row.enqueued_at, row.queue) for row in found]
 
     async def prune(self, keep: int, limit: int) -> int:
-        """Delete up to `limit` rows that are over since `keep` milliseconds, the oldest first; how many there were.
+        """Delete up to `limit` rows that became final more than `keep` milliseconds ago, the oldest first.
 
-        Failed ones stay, as they may be retried. Rows that somebody else holds are left to them.
+        Failed rows stay, as they may be retried. Rows that another transaction has locked are skipped.
+
+        Returns:
+            The number of deleted rows.
         """
         async with scope() as work:
             session = await work.session(default_database())
@@ -230,47 +250,47 @@ class Ledger:
     def _of(self, session: AnySession | OwnedSession) -> Statements:
         return Statements.of(session.get_bind().dialect.name, self.name)
 
-    def _complete(self, endings: Sequence[FinalRow], wait: LockWait, session: OwnedSession) -> int:
+    def _complete(self, rows: Sequence[FinalRow], wait: LockWait, session: OwnedSession) -> int:
         statement = self._of(session).complete
         wait.connection = session.connection(bind_arguments={"clause": statement})
-        return int(execute_here(session, statement, [ending._asdict() for ending in endings]).rowcount)
+        return int(execute_here(session, statement, [row._asdict() for row in rows]).rowcount)
 
-    def _mark(self, ending: FinalRow, wait: LockWait, session: OwnedSession) -> int:
+    def _mark_done(self, row: FinalRow, wait: LockWait, session: OwnedSession) -> int:
         statement = self._of(session).complete
-        # The clause, as some sessions have another bind for each table, or for what writes.
+        # The clause, as some sessions have an engine for each table, or one for writes.
         connection = wait.connection = session.connection(bind_arguments={"clause": statement})
         try:
             if may_be_read_only(connection):
                 self._refuse_read_only(connection)
-            if DriverStatement.does_the_same(session, connection):
-                return self._in_words_of(connection.dialect, statement).write(connection, ending._asdict())
-            return int(execute_here(session, statement, ending._asdict()).rowcount)
+            if DriverStatement.is_equivalent(session, connection):
+                return self._driver_statement(connection.dialect, statement).write(connection, row._asdict())
+            return int(execute_here(session, statement, row._asdict()).rowcount)
         except DBAPIError as error:
-            meaning = self._meaning(error, connection)
-            if meaning is None:
+            translated = self._translated(error, connection)
+            if translated is None:
                 raise
-            raise meaning from meaning.__cause__
+            raise translated from translated.__cause__
 
     def _refuse_read_only(self, connection: Connection) -> None:
-        is_read_only, has_written = connection.execute(_STANDING).one()
+        is_read_only, has_written = connection.execute(_WRITE_STATE).one()
         if is_read_only:
             raise read_only(self.name) if has_written else NothingWrittenError
 
-    def _meaning(self, error: DBAPIError, connection: Connection) -> Exception | None:
-        """What an error of the ledger's statement says of the job's transaction; None where it says so itself."""
+    def _translated(self, error: DBAPIError, connection: Connection) -> Exception | None:
+        """The error that explains what is wrong with the job's transaction, or None if `error` itself does."""
         match sqlstate(error):
             case "25P02":  # an earlier error has aborted it
                 aborted = PoisonedTransactionError()
                 aborted.__cause__ = swallowed_error(connection)
                 return aborted
-            case "55P03":  # by a lock_timeout of the job's own
+            case "55P03":  # by the job's own lock_timeout
                 return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
         return explain(error, self.name, lent=True)
 
-    def _in_words_of(self, dialect: Dialect, statement: Executable) -> DriverStatement:
-        complete = self._complete_of.get(dialect)
+    def _driver_statement(self, dialect: Dialect, statement: Executable) -> DriverStatement:
+        complete = self._complete_by_dialect.get(dialect)
         if complete is None:
-            complete = self._complete_of[dialect] = DriverStatement.of(statement, dialect)
+            complete = self._complete_by_dialect[dialect] = DriverStatement.of(statement, dialect)
         return complete
 
     async def _first(
@@ -281,5 +301,5 @@ class Ledger:
 
 
 def _between(enqueued_at: int | None) -> dict[str, int]:
-    """The enqueue times that are meant: this one, or any."""
+    """The range of enqueue times: only this one, or any."""
     return {"since": 0, "until": _LATEST} if enqueued_at is None else {"since": enqueued_at, "until": enqueued_at}

@@ -1,8 +1,8 @@
-"""Makes the ledger's table, and brings an old one up to date: ``python -m worker migrate``.
+"""Creating and upgrading the ledger's table: ``python -m worker migrate``.
 
-1. Who migrates first lets the others wait, who then find nothing to do; all of it is one transaction.
-2. The version is kept beside the table, as ``tandem_jobs_version``: not in a project's own ``alembic_version``.
-3. A table that something else has made, as a project's own Alembic may, is left to it.
+1. A migration is one transaction under a lock. Another process that migrates waits, and then finds nothing to do.
+2. The version is kept beside the table, in ``tandem_jobs_version``, not in a project's own ``alembic_version``.
+3. A table that other software has created, for example a project's own Alembic, is not changed.
 """
 
 from collections.abc import Iterator
@@ -24,33 +24,34 @@ from worker.errors import LedgerError
 from worker.ledger.schema_check import require_dialect
 from worker.ledger.table import NAME, table
 
-_LOCK = 0x7461_6E64_656D  # "tandem": PostgreSQL keeps such locks by number, for each database
+_LOCK = 0x7461_6E64_656D  # "tandem": the number of an advisory lock of PostgreSQL, which is held per database
 _MIGRATIONS = ScriptDirectory(str(Path(__file__).parent / "migrations"))
 
 
 class Upgrade(NamedTuple):
-    """What a migration has done, by the table's versions."""
+    """The table's versions before and after a migration."""
 
     before: str | None
-    """None: there was no table."""
+    """None if there was no table."""
     after: str | None
-    """None: the table is complete, and was made by something else."""
+    """None if the table is complete and was created by other software."""
 
 
 async def upgrade(database: Database[Any], name: str = NAME) -> Upgrade:
-    """Make the ledger's table in `database`, or bring it up to date. Any number of processes may do so at once.
+    """Create the ledger's table in `database`, or upgrade it. Several processes may do so at the same time.
 
     Args:
-        name: of the table, with its schema if it has one, which is made too.
+        name: the name of the table, with its schema if it has one. The schema is created too.
 
     Raises:
-        LedgerError: the database can hold no ledger, or its table is another version's or somebody else's.
+        LedgerError: the database cannot hold a ledger, or its table is of a newer version, or its table is old and was
+            created by other software.
     """
     async with scope() as work:
         session = await work.session(database)
         dialect = session.get_bind().dialect.name
         require_dialect(dialect, name)
-        # Who has waited for the lock has to see what was committed meanwhile.
+        # After the wait for the lock the transaction must see what was committed meanwhile.
         options = {"isolation_level": "READ COMMITTED"} if dialect == "postgresql" else {}
         if isinstance(session, AsyncSession):
             return await (await session.connection(execution_options=options)).run_sync(upgrade_on, name)
@@ -58,17 +59,17 @@ async def upgrade(database: Database[Any], name: str = NAME) -> Upgrade:
 
 
 def upgrade_on(connection: Connection, name: str = NAME) -> Upgrade:
-    """`upgrade` in the transaction of a connection, which is the caller's to commit.
+    """Do as `upgrade`, in the transaction of a connection. The caller commits it.
 
     Raises:
-        LedgerError: as above.
+        LedgerError: as `upgrade`.
     """
     require_dialect(connection.dialect.name, name)
     schema, bare = _parts(name)
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     inspector = inspect(connection)
-    # Not IF NOT EXISTS, which asks for the right to make schemas even where there is nothing to make.
+    # Not IF NOT EXISTS, which needs the right to create schemas even if the schema exists.
     if schema is not None and not inspector.has_schema(schema):
         connection.execute(CreateSchema(schema))
     context = MigrationContext.configure(connection, opts=_options(name))
@@ -80,17 +81,17 @@ def upgrade_on(connection: Connection, name: str = NAME) -> Upgrade:
         _run(context, name)
     except RevisionError:
         raise LedgerError(
-            f"the ledger's table {name} is of version {before}, which is not known here: it was migrated by a newer "
-            "version of this package"
+            f"the ledger's table {name} is of version {before}, which this version of Tandem does not know: "
+            "upgrade Tandem, as a newer version has migrated the table"
         ) from None
     return Upgrade(before, context.get_current_revision())
 
 
 def upgrade_sql(dialect: str, name: str = NAME) -> str:
-    """What `upgrade` says to a database of `dialect` that has no ledger yet, as SQL.
+    """The SQL of `upgrade` for a database of `dialect` that has no ledger yet.
 
     Raises:
-        LedgerError: such a database can hold no ledger.
+        LedgerError: such a database cannot hold a ledger.
     """
     require_dialect(dialect, name)
     schema, _ = _parts(name)
@@ -110,20 +111,20 @@ def _require_complete(inspector: Inspector, name: str) -> None:
     missing = {*table(name).columns.keys()} - {column["name"] for column in inspector.get_columns(bare, schema)}
     if missing:
         raise LedgerError(
-            f"the ledger's table {name} is old, and was not made by 'migrate': let the migrations that made it add "
-            f"{', '.join(sorted(missing))}"
+            f"the ledger's table {name} is old, and was not made by 'migrate': let the migrations that made it add the "
+            f"columns {', '.join(sorted(missing))}"
         )
 
 
 def _run(context: MigrationContext, name: str) -> None:
-    # Not through alembic.op and alembic.context, of which a process has one: it may be the caller's just now.
+    # Not through alembic.op and alembic.context: a process has only one, which the caller may be using.
     schema, bare = _parts(name)
     context.run_migrations(op=Operations(context), table=bare, schema=schema)
 
 
 def _options(name: str) -> dict[str, Any]:
     schema, bare = _parts(name)
-    # SQLite's DDL is transactional, once the driver begins no transactions by itself.
+    # SQLite's DDL is transactional if the driver begins no transactions by itself.
     return {
         "version_table": f"{bare}_version",
         "version_table_schema": schema,
@@ -133,7 +134,7 @@ def _options(name: str) -> dict[str, Any]:
 
 
 def _steps(heads: tuple[str, ...], _context: MigrationContext) -> Iterator[RevisionStep]:
-    """The migrations that are still to be run, the oldest first."""
+    """The migrations that have not been run yet, the oldest first."""
     missing = list(_MIGRATIONS.iterate_revisions("head", heads or "base"))
     for script in reversed(missing):
         yield MigrationStep.upgrade_from_script(_MIGRATIONS.revision_map, script)

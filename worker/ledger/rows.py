@@ -1,4 +1,4 @@
-"""Job rows, as they are written and read."""
+"""Job rows as Python tuples."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from worker.ledger.table import State
 
 
 class RelayRow(NamedTuple):
-    """A pending row, as the relay publishes it."""
+    """A pending row, with all that the relay needs to publish it."""
 
     id: str
     enqueued_at: int
@@ -14,15 +14,15 @@ class RelayRow(NamedTuple):
     queue: str
     payload: bytes
     delay: int
-    """Milliseconds until it is due; negative: since it was."""
+    """Milliseconds until the job is due. Negative if it is overdue."""
     patience: int | None
-    """Milliseconds past its due time after which it is not started any more; None: it does not expire."""
+    """Milliseconds after the due time for which the job may still be started. None if it does not expire."""
     expired: bool
-    """Whether it has waited longer than it may."""
+    """Whether the job has expired."""
 
 
 class FinalRow(NamedTuple):
-    """How a job has ended."""
+    """A row that records how a job has ended."""
 
     id: str
     enqueued_at: int
@@ -30,25 +30,25 @@ class FinalRow(NamedTuple):
     queue: str
     state: State
     payload: bytes | None = None
-    """As it is on the wire; None where nobody will run it again."""
+    """The payload as on the wire. None if the job will not run again."""
     result: bytes | None = None
     """The result as JSON, or the error as data."""
     error: str | None = None
-    """In a line."""
+    """The error in one line."""
     traceback: str | None = None
     tries: int = 1
-    """Attempts, this one included."""
+    """The number of attempts, this one included."""
     started_at: int | None = None
     """Milliseconds since the epoch."""
 
     @property
     def size(self) -> int:
-        """About how many bytes it is."""
+        """The approximate number of bytes."""
         return sum(len(value) for value in (self.payload, self.result, self.error, self.traceback) if value)
 
 
 class StoredResult(NamedTuple):
-    """What the ledger knows of a job."""
+    """The state of a job in the ledger, and its result."""
 
     state: State
     result: bytes | None

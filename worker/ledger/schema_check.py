@@ -1,4 +1,4 @@
-"""Whether the ledger's table is there, and what to say where it is not, or may not be used."""
+"""Checking that the ledger's table exists, and errors that say problem to do if it does not or may not be used."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from worker.ledger.execute import AnySession, execute
 from worker.ledger.statements import DIALECTS
 from worker.ledger.table import table
 
-_MISSING = ("42P01", "no such table")  # PostgreSQL's code, and SQLite's words
+_MISSING = ("42P01", "no such table")  # PostgreSQL's code, and SQLite's message
 _OLD = ("42703", "no such column")
 _SCHEMA = text(
     "SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
@@ -24,17 +24,17 @@ _SCHEMA = text(
 _FORBIDDEN = "42501"
 _READ_ONLY = "25006"
 GRANTS = "SELECT, INSERT, UPDATE"
-"""What a role needs on the table, in which jobs run or enqueue."""
+"""The rights on the table that a role needs to run or enqueue jobs."""
 
 
 async def check(database: Database[Any], name: str) -> str:
-    """See that `database` holds the ledger, with all of its columns, whoever has made it.
+    """Check that `database` has the ledger's table with all of its columns, whatever software has created it.
 
     Returns:
-        The table's name with its schema, where it has one: whatever `search_path` a job sets, it is that table.
+        The table's name, with its schema if it has one. So a job that sets `search_path` still finds this table.
 
     Raises:
-        LedgerError: it does not, or it is a kind of database that can hold none.
+        LedgerError: the table is missing or old, or the database is of a kind that cannot hold a ledger.
     """
     async with independent(database) as session:
         require_dialect(session.get_bind().dialect.name, name)
@@ -46,11 +46,11 @@ async def check(database: Database[Any], name: str) -> str:
 
 @contextmanager
 def explained(name: str, *, lent: bool = False) -> Iterator[None]:
-    """Inside, an error about the table itself becomes a `LedgerError` that says what to do.
+    """Replace an error about the table itself, raised in this block, by a `LedgerError` that says problem to do.
 
     Args:
-        name: of the table.
-        lent: the session is somebody else's, who may have set a search_path.
+        name: the name of the table.
+        lent: whether the session is the caller's, who may have set a search_path.
     """
     try:
         yield
@@ -62,13 +62,13 @@ def explained(name: str, *, lent: bool = False) -> Iterator[None]:
 
 
 def explain(error: DBAPIError, name: str, *, lent: bool = False) -> LedgerError | None:
-    """What to say of an error about the table itself: it is not there, or old, or may not be written."""
-    what = _what_is_wrong(error)
-    if what is not None:
+    """The `LedgerError` for an error about the table itself: it is missing or old, or may not be written. Else None."""
+    problem = _table_problem(error)
+    if problem is not None:
         elsewhere = ""
         if lent and sqlstate(error) == _MISSING[0] and "." not in name:
             elsewhere = f" (or, if the session has set another search_path, WORKER_LEDGER=<schema>.{name})"
-        return LedgerError(f"the ledger's table {name} is {what}: run 'python -m worker migrate'{elsewhere}")
+        return LedgerError(f"the ledger's table {name} is {problem}: run 'python -m worker migrate'{elsewhere}")
     if sqlstate(error) == _FORBIDDEN:
         return LedgerError(
             f"GRANT {GRANTS} ON {name} TO the role that the session has set (and USAGE on its schema): "
@@ -80,15 +80,15 @@ def explain(error: DBAPIError, name: str, *, lent: bool = False) -> LedgerError 
 
 
 def read_only(name: str) -> LedgerError:
-    """What to say where a job has written, and cannot write its row any more."""
+    """The error for a transaction that was made read-only, so that the job's row cannot be written."""
     return LedgerError(
-        f"the transaction was made read-only, so that {name} cannot be written with it: write nothing before "
-        "SET TRANSACTION READ ONLY, and say it in the task's own words, not in a function's"
+        f"the transaction was made read-only, so {name} cannot be written in it: write nothing before SET TRANSACTION "
+        "READ ONLY, and run that statement in the task itself, not in a database function"
     )
 
 
 def require_dialect(dialect: str, name: str) -> None:
-    """Raise `LedgerError` for a kind of database that cannot hold a ledger of this name."""
+    """Raise `LedgerError` if a database of this kind cannot hold a ledger of this name."""
     if dialect not in DIALECTS:
         raise LedgerError(f"the ledger needs PostgreSQL or SQLite, and the default database is {dialect}")
     if dialect == "sqlite" and "." in name:
@@ -105,8 +105,8 @@ async def _with_schema(session: AnySession, name: str) -> str:
     return name if schema is None or "." in schema else f"{schema}.{name}"
 
 
-def _what_is_wrong(error: DBAPIError) -> str | None:
-    for what, (code, words) in {"missing": _MISSING, "old": _OLD}.items():
-        if sqlstate(error) == code or words in str(error.orig):
-            return what
+def _table_problem(error: DBAPIError) -> str | None:
+    for problem, (code, message) in {"missing": _MISSING, "old": _OLD}.items():
+        if sqlstate(error) == code or message in str(error.orig):
+            return problem
     return None

@@ -1,4 +1,4 @@
-"""The ledger's statements, in the dialect of one kind of database."""
+"""The ledger's SQL statements, for PostgreSQL or SQLite."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,15 +30,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from worker.ledger.table import FINAL, State, now_ms, spread, table
 
 GRACE = 3000
-"""Milliseconds that whoever committed a row has to publish it, before the relay looks after it."""
+"""Milliseconds within which the process that committed a row publishes it. After that the relay does."""
 
-# Whether an INSERT wrote its row: psycopg's cursor does not say any more once it is closed, as SQLAlchemy does at once.
+# Keeps the row count of an INSERT: SQLAlchemy closes the cursor at once, and psycopg's cursor then loses the count.
 _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
 _Insert: TypeAlias = Callable[[Table], Any]
 _INSERT: dict[str, _Insert] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
-_PLACES = {"postgresql": "ctid", "sqlite": "rowid"}
+_ROW_LOCATIONS = {"postgresql": "ctid", "sqlite": "rowid"}
 DIALECTS = frozenset(_INSERT)
-"""Those of the databases that can hold a ledger."""
+"""The kinds of databases that can hold a ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +46,43 @@ class Statements:
     """The ledger's statements. Parameters are named as the fields of `NewJob` and of :mod:`worker.ledger.rows`."""
 
     add: Executable
-    """A pending row."""
+    """Insert a pending row."""
     reserve: Executable
-    """The same, unless its id is pending already: then it writes no row."""
+    """Insert a pending row, unless its id is pending already."""
     complete: Executable
-    """An ending, over a pending or a failed row, or as a new one; over any other it writes nothing."""
-    known: Executable
+    """Write a final row: a new one, or over a pending or failed one. Over any other row it writes nothing."""
+    stored_result: Executable
     """The state and result of a job."""
-    standing: Executable
-    """The same, of the rows of a list of ids that were enqueued since."""
+    stored_results: Executable
+    """The states and results of the rows of a list of ids, enqueued at a given time or later."""
     latest: Executable
-    """The row of an id that was enqueued last between two times, and the time `now`."""
+    """The last row of an id that was enqueued between two times, and the time `now`."""
     pending: Executable
     """The pending row of an id."""
     abort: Executable
-    """Set the pending row of an id, enqueued between two times, aborted."""
+    """Set the pending row of an id aborted, if it was enqueued between two times."""
     last_enqueued: Executable
     """The enqueue time of the last row in a range of a task's ids."""
     due: Executable
-    """Pending rows that the relay is to look after, by the time from which on, and id."""
+    """Pending rows that the relay has to check, ordered by `check_at` and id."""
     unpublished: Executable
-    """Those rows of a list of ids that are pending still, and that nobody is about to write."""
+    """The rows of a list of ids that are still pending, without locked ones."""
     sizes: Executable
-    """The bytes of the payloads of a list of ids."""
+    """The sizes of the payloads of a list of ids, in bytes."""
     pending_after: Executable
-    """Pending rows of some queues, by id."""
+    """Pending rows of some queues, ordered by id."""
     prune: Executable
-    """Delete rows that ended long ago, the oldest first."""
+    """Delete rows that became final long ago, the oldest first."""
 
     @classmethod
     @cache
     def of(cls, dialect: str, name: str) -> "Statements":
-        """Those for the table `name` on a database of `dialect`."""
+        """The statements for the table `name` on a database of `dialect`."""
         jobs = table(name)
         return cls(
             **_enqueueing(jobs, _INSERT[dialect]),
-            **_ending(jobs, _INSERT[dialect]),
-            **_asking(jobs),
+            **_completing(jobs, _INSERT[dialect]),
+            **_reading(jobs),
             **_relaying(jobs),
             **_pruning(jobs, dialect),
         )
@@ -91,11 +91,11 @@ class Statements:
 def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     job = jobs.c
     fields = ("id", "enqueued_at", "task", "queue", "payload")
-    # How long a job may wait counts from a due time that is to come, else from now, as in Redis.
-    asked = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
-    due = _later(asked, now_ms())
+    # A job's expiry counts from a due time in the future, else from now, as in Redis.
+    requested = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
+    due = _later_of(requested, now_ms())
     add = insert(jobs).values(
-        **_named(job, fields),
+        **_parameters(job, fields),
         patience=bindparam("expires", type_=BigInteger),
         state=literal(State.PENDING.value),
         due=due,
@@ -104,27 +104,27 @@ def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
 
 
-def _ending(jobs: Table, insert: _Insert) -> dict[str, Executable]:
+def _completing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     job = jobs.c
-    told = ("state", "result", "error", "traceback", "tries", "started_at")
+    outcome = ("state", "result", "error", "traceback", "tries", "started_at")
     complete = insert(jobs).values(
-        **_named(job, ("id", "enqueued_at", "task", "queue", "payload", *told)), finished_at=now_ms()
+        **_parameters(job, ("id", "enqueued_at", "task", "queue", "payload", *outcome)), finished_at=now_ms()
     )
-    over_what_may_run = complete.on_conflict_do_update(
+    upsert = complete.on_conflict_do_update(
         index_elements=[job.id, job.enqueued_at],
-        set_={column: complete.excluded[column] for column in (*told, "finished_at")} | {"check_at": None},
-        # Not IN, which SQLAlchemy writes anew for each list: many rows at once could not be.
+        set_={column: complete.excluded[column] for column in (*outcome, "finished_at")} | {"check_at": None},
+        # Not IN, which SQLAlchemy expands for each execution, so that one statement could not write many rows.
         where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
     )
     abort = (
         update(jobs)
-        .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text), _in_time(job))
+        .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text), _enqueued_between(job))
         .values(state=State.ABORTED.value, finished_at=now_ms(), check_at=None)
     )
-    return {"complete": over_what_may_run.execution_options(**_COUNTED), "abort": abort}
+    return {"complete": upsert.execution_options(**_COUNTED), "abort": abort}
 
 
-def _asking(jobs: Table) -> dict[str, Executable]:
+def _reading(jobs: Table) -> dict[str, Executable]:
     job = jobs.c
     of_id = job.id == bindparam("id", type_=Text)
     unpublished = select(
@@ -141,13 +141,14 @@ def _asking(jobs: Table) -> dict[str, Executable]:
     of_ids = job.id.in_(bindparam("ids", expanding=True))
     ids_between = (job.id >= bindparam("first", type_=Text), job.id < bindparam("end", type_=Text))
     return {
-        "known": select(job.state, job.result).where(
+        "stored_result": select(job.state, job.result).where(
             of_id, job.enqueued_at == bindparam("enqueued_at", type_=BigInteger)
         ),
-        # Not by pairs, nor `unpublished`: of 500 PostgreSQL makes as many searches, and takes 30 times as long.
-        "standing": select(job.id, job.enqueued_at, job.state, job.result).where(of_ids, since),
+        # By id alone, as `unpublished` is. For 500 pairs of id and time PostgreSQL would search 500 times, and take 30
+        # times as long.
+        "stored_results": select(job.id, job.enqueued_at, job.state, job.result).where(of_ids, since),
         "latest": select(jobs, now_ms().label("now"))
-        .where(of_id, _in_time(job))
+        .where(of_id, _enqueued_between(job))
         .order_by(job.enqueued_at.desc())
         .limit(1),
         "pending": unpublished.where(of_id),
@@ -162,7 +163,7 @@ def _asking(jobs: Table) -> dict[str, Executable]:
 
 
 def _relaying(jobs: Table) -> dict[str, Executable]:
-    # It only reads: a job that runs at REPEATABLE READ could not set a row done that was written since it began.
+    # The relay only reads. A job at REPEATABLE READ could not set a row done that was written since the job began.
     job = jobs.c
     is_pending = job.state == State.PENDING.value
     after_time, after_id = bindparam("after_time", type_=BigInteger), bindparam("after_id", type_=Text)
@@ -184,23 +185,23 @@ def _relaying(jobs: Table) -> dict[str, Executable]:
 
 
 def _pruning(jobs: Table, dialect: str) -> dict[str, Executable]:
-    long_over = (
+    long_final = (
         select(jobs)
         .where(text(FINAL), jobs.c.finished_at < _now() - bindparam("keep", type_=BigInteger))
         .order_by(jobs.c.finished_at)
         .limit(bindparam("limit"))
         .with_for_update(skip_locked=True)
     )
-    return {"prune": delete(jobs).where(_at(dialect, long_over))}
+    return {"prune": delete(jobs).where(_by_location(dialect, long_final))}
 
 
-def _named(job: Any, columns: Sequence[str]) -> dict[str, BindParameter[Any]]:
-    """A parameter for each column, of its name and type."""
+def _parameters(job: Any, columns: Sequence[str]) -> dict[str, BindParameter[Any]]:
+    """A parameter for each column, with the column's name and type."""
     return {column: bindparam(column, type_=job[column].type) for column in columns}
 
 
-def _in_time(job: Any) -> ColumnElement[bool]:
-    """Enqueued between two times; one that is meant is both. As a range, so that the primary key finds it."""
+def _enqueued_between(job: Any) -> ColumnElement[bool]:
+    """The condition that a row was enqueued between two times. A range, which the primary key's index can search."""
     inside: ColumnElement[bool] = job.enqueued_at.between(
         bindparam("since", type_=BigInteger), bindparam("until", type_=BigInteger)
     )
@@ -208,16 +209,16 @@ def _in_time(job: Any) -> ColumnElement[bool]:
 
 
 def _now() -> ScalarSelect[int]:
-    """The clock, read once: where it may differ from row to row, PostgreSQL would walk the whole index."""
+    """The clock, read once. If it could differ from row to row, PostgreSQL would read the whole index."""
     return select(now_ms()).scalar_subquery()
 
 
-def _at(dialect: str, rows: Select[Any]) -> ColumnElement[bool]:
-    """These rows, by where they lie: to find them by their keys, the planner may rather read the whole table."""
-    place: ColumnElement[Any] = literal_column(_PLACES[dialect])
-    places = rows.with_only_columns(place).correlate(None).scalar_subquery()
-    return place == func.any(func.array(places)) if dialect == "postgresql" else place.in_(places)
+def _by_location(dialect: str, rows: Select[Any]) -> ColumnElement[bool]:
+    """The condition that a row is one of `rows`, by its location. By key the planner may read the whole table."""
+    location: ColumnElement[Any] = literal_column(_ROW_LOCATIONS[dialect])
+    locations = rows.with_only_columns(location).correlate(None).scalar_subquery()
+    return location == func.any(func.array(locations)) if dialect == "postgresql" else location.in_(locations)
 
 
-def _later(one: Any, other: Any) -> Any:
+def _later_of(one: Any, other: Any) -> Any:
     return case((one > other, one), else_=other)

@@ -1,9 +1,9 @@
 """The table of job rows.
 
-1. A row is one job, known by its id AND its enqueue time: a freed id that is used again is another row.
-2. `pending` is the only state that anything acts upon by itself; the others are final, but for `failed`, which may
-   be retried by hand.
-3. Each index holds only the rows that its reader is after: neither the relay nor the list of failures sees done ones.
+1. A row is one job, known by its id AND its enqueue time. If a free id is used again, that is another row.
+2. Only `pending` rows are acted upon automatically. The other states are final, except `failed`, which an administrator
+   may retry.
+3. Each index holds only the rows that its reader needs. So neither the relay nor the list of failures reads done rows.
 """
 
 from enum import StrEnum
@@ -18,27 +18,27 @@ NAME = "tandem_jobs"
 
 
 class State(StrEnum):
-    """What is known of a job."""
+    """The state of a job in the ledger."""
 
     PENDING = "pending"
-    """It is to run: Redis has it, or will be given it."""
+    """The job is to run: it is in Redis, or the relay will publish it."""
     DONE = "done"
-    """Its effects are committed. Nothing overwrites this."""
+    """The job's effects are committed. Nothing overwrites this."""
     FAILED = "failed"
-    """For good; until somebody retries or discards it."""
+    """The job has failed for good, unless an administrator retries or discards it."""
     ABORTED = "aborted"
     DISCARDED = "discarded"
-    """By hand, after it had failed."""
+    """An administrator has discarded the job after it had failed."""
     EXPIRED = "expired"
-    """It waited longer than it may."""
+    """The job was not started before it expired."""
 
 
 FINAL = "state IN ('done', 'aborted', 'discarded', 'expired')"
-"""The rows that nothing will change any more: in the words of their index, by which the planner knows it."""
+"""The condition for rows that will not change any more. The planner needs the index's condition, word for word."""
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - an SQL function
-    """The database's clock, in milliseconds since the epoch; not that of the transaction's begin."""
+    """The database's current clock, in milliseconds since the epoch. Not the time of the transaction's begin."""
 
     type = BigInteger()
     inherit_cache = True
@@ -55,7 +55,7 @@ def _sqlite_now(_element: Any, _compiler: Any, **_: Any) -> str:
 
 
 class spread(FunctionElement[int]):  # noqa: N801 - an SQL function
-    """Milliseconds from 0 to `SPREAD`, by chance."""
+    """A random number of milliseconds from 0 to `SPREAD`."""
 
     type = BigInteger()
     inherit_cache = True
@@ -74,8 +74,8 @@ def _sqlite_spread(_element: Any, _compiler: Any, **_: Any) -> str:
     return f"abs(random() % {SPREAD + 1})"
 
 
-# By bytes: people expect no order of ids, and a primary key in a language's order may be broken by the next update of
-# the system's locales. This one is what keeps effects from happening twice.
+# Sorted by bytes. Ids need no language's order, and an index in one may break when the system's locales are updated.
+# The primary key is what keeps effects from happening twice.
 _Id = Text().with_variant(Text(collation="C"), "postgresql")
 
 
@@ -83,7 +83,7 @@ _Id = Text().with_variant(Text(collation="C"), "postgresql")
 def table(name: str = NAME) -> Table:
     """The table of this name, ``tandem_jobs`` or ``schema.tandem_jobs``, in metadata of its own.
 
-    A project's own Alembic takes it along: ``target_metadata = [Base.metadata, table().metadata]``.
+    To create it with a project's own Alembic: ``target_metadata = [Base.metadata, table().metadata]``.
     """
     schema, _, bare = name.rpartition(".")
     return Table(
@@ -105,14 +105,13 @@ def table(name: str = NAME) -> Table:
         Column("started_at", BigInteger),
         Column("finished_at", BigInteger),
         Column("check_at", BigInteger),
-        Column(
-            "checks", Integer, nullable=False, server_default="0"
-        ),  # of earlier versions, which a deploy may still run
+        # Earlier versions use the next column, and may run beside this one during a deploy.
+        Column("checks", Integer, nullable=False, server_default="0"),
         Index(f"{bare}_check", "check_at", **_where("state = 'pending'")),
         Index(f"{bare}_pending", "id", unique=True, **_where("state = 'pending'")),
         Index(f"{bare}_failed", "finished_at", **_where("state = 'failed'")),
         Index(f"{bare}_prune", "finished_at", **_where(FINAL)),
-        # Each job that was pending leaves a dead row: the server's own 20 % of a week's jobs are too many to wait for.
+        # Each pending job leaves a dead row. The server's default waits for 20 % of the rows, a week's jobs: too many.
         postgresql_with={"autovacuum_vacuum_scale_factor": 0.02},
     )
 

@@ -32,9 +32,9 @@ async def add(ledger: Ledger, *rows: NewJob) -> None:
         await ledger.add(await db.session(), rows)
 
 
-async def mark_done(ledger: Ledger, ending: FinalRow = DONE) -> StoredResult | None:
+async def mark_done(ledger: Ledger, row: FinalRow = DONE) -> StoredResult | None:
     async with db.scope():
-        return await ledger.mark_done(await db.session(), ending)
+        return await ledger.mark_done(await db.session(), row)
 
 
 async def state(ledger: Ledger, job_id: str = "j1") -> State | None:
@@ -233,7 +233,7 @@ class TestQueryPlans:
             ("unpublished", {"ids": ["a", "b"]}, "Index Cond: (id = ANY"),
             ("sizes", {"ids": ["a", "b"]}, "Index Cond: (id = ANY"),
             ("pending_after", {"after": "a", "queues": ["mail"], "limit": 500}, "Index Cond: (id > "),
-            ("standing", {"ids": ["a", "b"], "since": 1_000}, "Index Cond: ((id = ANY"),
+            ("stored_results", {"ids": ["a", "b"], "since": 1_000}, "Index Cond: ((id = ANY"),
             ("prune", {"limit": 500, "keep": 1000}, "Index Cond: (finished_at < "),
             ("last_enqueued", {"first": "a", "end": "b", "task": "a"}, "Index Cond: ((id >= "),
         ],

@@ -28,20 +28,20 @@ async def sqlite(sqlite_url: str) -> AsyncIterator[None]:
     db.set_default_database(None)
 
 
-async def limit(ending: FinalRow, writing: Coroutine[Any, Any, str]) -> str:
+async def limit(row: FinalRow, writing: Coroutine[Any, Any, str]) -> str:
     """Limit `writing`, as if it were a statement of the default database's."""
     async with db.scope():
         session = await db.session()
-        wait = LockWait(session, "tandem_jobs", [ending])
+        wait = LockWait(session, "tandem_jobs", [row])
         wait.connection = (await session.connection()).sync_connection
         return await wait.limit(writing)
 
 
-async def given_up_after(ending: FinalRow) -> float:
+async def given_up_after(row: FinalRow) -> float:
     """Seconds after which a statement that never ends is given up."""
     began = time.monotonic()
     with pytest.raises(LedgerBusyError, match="another transaction holds the row of this job in tandem_jobs"):
-        await limit(ending, asyncio.sleep(3600, ""))
+        await limit(row, asyncio.sleep(3600, ""))
     return time.monotonic() - began
 
 
@@ -67,7 +67,7 @@ class TestWithoutAServerToAsk:
     async def test_a_statement_that_ends_in_time_leaves_no_task_behind(self) -> None:
         """Its result is returned."""
         assert await limit(LARGE, asyncio.sleep(0.3, "written")) == "written"
-        assert not [task for task in asyncio.all_tasks() if "_UnlessBlocked" in repr(task)]
+        assert not [task for task in asyncio.all_tasks() if "_BlockedDeadline" in repr(task)]
 
 
 async def test_behind_a_pooler_a_statement_on_a_locked_row_is_given_up_by_the_time_of_its_bytes(

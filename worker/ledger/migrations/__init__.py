@@ -1,1 +1,1 @@
-"""The ledger's migrations, one a file in ``versions``: written out, as the table of today may change tomorrow."""
+"""The ledger's migrations, one per file in ``versions``. They do not use `worker.ledger.table`, which may change."""

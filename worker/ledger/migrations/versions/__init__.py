@@ -1,1 +1,1 @@
-"""From the first to the last. ``upgrade`` gets Alembic's operations, and the table's name and schema."""
+"""One module for each version. Its ``upgrade`` gets Alembic's operations, and the table's name and schema."""
