@@ -323,7 +323,7 @@ class TestUsing:
             ({"expires": timedelta(seconds=-1)}, "give seconds"),
             ({"job_id": ""}, "job_id='': give a text"),
             ({"job_id": "a\0b"}, "give a text of valid characters"),
-            ({"job_id": "é" * 1001}, "has more than 2,000 bytes: a hash of it will do"),
+            ({"job_id": "é" * 1001}, "has more than 2,000 bytes: give a hash of it"),
             ({"job_id": "\udcff"}, "give a text of valid characters"),
             ({"queue": ""}, "queue='': give a text"),
         ],

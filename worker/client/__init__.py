@@ -1,4 +1,4 @@
-"""What a process needs to enqueue jobs: options, signatures, schedules, and the jobs of a transaction.
+"""Enqueueing jobs: options, signatures, schedules, and jobs of a transaction.
 
-The public modules and the engine may import it. Nothing that runs jobs must be put here: web processes import it.
+The public modules and the engine may import it. Web processes import it, so code that runs jobs must not be put here.
 """

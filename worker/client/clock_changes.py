@@ -1,16 +1,16 @@
-"""When the clock of a time zone is set forward or back."""
+"""The moments at which the clock of a time zone is set forward or back."""
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-_STEP = timedelta(hours=6)  # no zone sets its clock twice within that
+_STEP = timedelta(hours=6)  # no zone changes its clock twice within this time
 _SECOND = timedelta(seconds=1)
 
 
 class ClockChange(NamedTuple):
-    """The clock is set: from `at` on, in UTC, it is `after` ahead of UTC, where it was `before` ahead."""
+    """A change of a zone's clock. Up to `at` (in UTC) it is `before` ahead of UTC, and from then on `after`."""
 
     at: datetime
     before: timedelta
@@ -20,19 +20,19 @@ class ClockChange(NamedTuple):
 def offset_at(moment: datetime, zone: ZoneInfo) -> timedelta:
     """How far the clock in `zone` is ahead of UTC at `moment`."""
     offset = moment.astimezone(zone).utcoffset()
-    assert offset is not None  # noqa: S101 - a ZoneInfo always knows
+    assert offset is not None  # noqa: S101 - a ZoneInfo always has an offset
     return offset
 
 
 def first_change(zone: ZoneInfo, start: datetime, end: datetime) -> ClockChange | None:
-    """The first change of the clock later than `start`, up to and including `end`; both are in UTC."""
+    """The first change of the clock after `start`, up to and including `end`. Both are in UTC."""
     changes = (change for year in range(start.year, end.year + 1) for change in _changes_in(year, zone))
     return next((change for change in changes if start < change.at <= end), None)
 
 
-@lru_cache(maxsize=512)  # to find them takes a millisecond, and a schedule asks for the same year again and again
+@lru_cache(maxsize=512)  # finding them takes a millisecond, and a schedule needs few years
 def _changes_in(year: int, zone: ZoneInfo) -> tuple[ClockChange, ...]:
-    """The changes later than the first moment of a year, up to and including the first of the next."""
+    """The changes after the first moment of a year, up to and including the first moment of the next year."""
     changes = []
     moment, end = datetime(year, 1, 1, tzinfo=UTC), datetime(year + 1, 1, 1, tzinfo=UTC)
     before = offset_at(moment, zone)

@@ -1,10 +1,10 @@
-"""Enqueueing in the transaction that is open.
+"""Enqueueing in the open transaction.
 
-1. Rows are collected and written in one statement before its COMMIT; then one round trip publishes them. They go with
-   the savepoint that they were made in. Redis may be away: the relay publishes them later.
-2. A job with an id of its caller's is written at once, as the caller is to know whether the id was free.
-3. Where the transaction is part of one that somebody else ends, a test's say, nothing is published: what is never
-   committed runs nowhere, and what is committed after all the relay publishes.
+1. Rows are collected, and written in one statement before the COMMIT. After it one round trip publishes the jobs. Rows
+   belong to the savepoint in which they were enqueued. If Redis is away, the relay publishes the jobs later.
+2. A job with an id from its caller is written at once, as the caller gets to know whether the id was free.
+3. If the transaction is part of another one, for example a test's, nothing is published. If that one is committed after
+   all, the relay publishes the jobs.
 """
 
 import logging
@@ -33,7 +33,7 @@ class Transaction:
     scope: Scope
     on_commit: Callback | None = None
     is_joined: bool = False
-    """Whether it is part of one that somebody else ends, a test's say."""
+    """Whether it is part of another transaction, for example a test's."""
 
     @property
     def is_committed(self) -> bool:
@@ -41,29 +41,29 @@ class Transaction:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is to be committed yet."""
+        """Whether it can still be committed."""
         return self.scope.is_open and not self.is_committed
 
 
 class Batch(NamedTuple):
-    """The jobs of one call, and the transaction that they exist with."""
+    """The jobs of one call, and the transaction that they belong to."""
 
     transaction: Transaction
     jobs: list[NewJob]
 
 
 async def enqueue_in(transaction: Transaction, jobs: list[NewJob], broker: Broker, *, is_named: bool) -> list[bool]:
-    """Let the jobs of one call exist if and only if the default database's transaction in the scope commits.
+    """Enqueue the jobs of one call, so that they exist if and only if the scope's default database commits.
 
     Args:
-        is_named: whether their id is the caller's own, and so may be taken.
+        is_named: whether the caller has given the ids, so that they may be taken.
 
     Returns:
-        Of each, whether its id was free.
+        For each job, whether its id was free.
 
     Raises:
-        WorkerError: Redis cannot serve the queue under its name, so that nobody could publish the jobs.
-        EnqueueError: an earlier job has the id and the enqueue time.
+        WorkerError: Redis cannot serve a queue of this name, so the jobs could not be published.
+        EnqueueError: an earlier job has the same id and enqueue time.
     """
     if not jobs:
         return []
@@ -84,16 +84,16 @@ async def enqueue_in(transaction: Transaction, jobs: list[NewJob], broker: Broke
 
 
 def _database_of(scope: Scope) -> Database[Any]:
-    """The default database, through the driver by which the scope uses it: through another one, a row would be in a
-    transaction of its own. Where it uses both, that of the transaction that is open, else of the later session."""
+    """The default database, with the driver that the scope uses. With another driver, a row would be in a separate
+    transaction. If the scope uses both drivers: that of the open transaction, else that of the later session."""
     default = default_database()
-    used = [unit for unit in scope.scoped_sessions if unit.database.is_same_as(default)]
-    begun = [unit for unit in used if unit.session.in_transaction()]
-    return next((unit.database for unit in reversed(begun or used)), default)
+    used = [scoped for scoped in scope.scoped_sessions if scoped.database.is_same_as(default)]
+    begun = [scoped for scoped in used if scoped.session.in_transaction()]
+    return next((scoped.database for scoped in reversed(begun or used)), default)
 
 
 async def _reserve(session: Any, job: NewJob, broker: Broker) -> bool:
-    """Take the job's id: whether nobody has it in the ledger, nor in the queue."""
+    """Reserve the job's id. False if another job has it, in the ledger or in the queue."""
     if await _is_queued(job, broker):
         return False
     ledger = default_ledger()
@@ -102,18 +102,18 @@ async def _reserve(session: Any, job: NewJob, broker: Broker) -> bool:
     stored = await ledger.stored_result(session, job)
     if stored is not None and stored.state is not State.PENDING:
         raise EnqueueError(
-            f"job {job.id}: an earlier job has this id and this enqueue time, {job.enqueued_at} ms, so that the "
-            "ledger would take both for one. The clock stands still or was set back: give another id, or set the clock"
+            f"job {job.id}: an earlier job has this id and this enqueue time, {job.enqueued_at} ms, so the ledger "
+            "could not tell them apart. The clock stands still or was set back: give another id, or set the clock"
         )
     return False
 
 
 async def _is_queued(job: NewJob, broker: Broker) -> bool:
-    """Whether a job of this id waits, runs, or has a kept result. A Redis that is away keeps nobody from enqueueing."""
+    """Whether a job of this id waits, runs, or has a kept result. False if Redis is away: enqueueing goes on."""
     try:
         return (await broker.status(job.queue, job.id)).holds_id
     except (RedisError, OSError) as error:
-        logger.warning("Redis does not say whether the id %s is free: %s", job.id, error)
+        logger.warning("job %s: Redis cannot say whether the id is free: %s", job.id, error)
         return False
 
 
@@ -125,9 +125,9 @@ async def _add(session: Any, batches: list[Batch]) -> None:
 
 
 async def _publish(batches: list[Batch]) -> None:
-    """Send what was committed. That Redis does not take it is not the caller's error: the jobs exist."""
+    """Publish committed jobs. An error of Redis is only logged, as the jobs exist, and the relay publishes them."""
     if joined := _jobs(batch for batch in batches if batch.transaction.is_joined):
-        logger.info("%d jobs are in a transaction that goes on: not published", len(joined))
+        logger.info("%d jobs are not published yet: their transaction is part of an open one", len(joined))
     committed = _jobs(batch for batch in batches if not batch.transaction.is_joined)
     try:
         await default_broker().publish(committed)

@@ -1,8 +1,8 @@
-"""Whether JSON gives back what it was given.
+"""Checking that an argument arrives as it was sent, although it travels as JSON.
 
-JSON has no tuples, sets, dates or enums, and pydantic puts them back by the annotations alone. Where these leave a
-choice (none, `Any`, ``UUID | str``, a model's own serializers), a value may arrive as another one, and nobody says so.
-Nor is a time on the clock sure to arrive: JSON has an offset of hours and minutes where Python has a zone.
+JSON has no tuples, sets, dates or enums. Pydantic restores them by the annotations alone. If an annotation leaves a
+choice (none, `Any`, ``UUID | str``, a model's own serializers), a value may silently arrive as another one. Datetimes
+and times are not safe either: Python has a zone where JSON has an offset of hours and minutes.
 """
 
 import types
@@ -19,20 +19,20 @@ from pydantic import BaseModel
 
 from worker.errors import PayloadNotJSONError
 
-_ON_THE_CLOCK = frozenset({datetime, time})
-_EXACT = _ON_THE_CLOCK | {bool, int, float, str, bytes, date, timedelta, Decimal, Path, UUID, None, types.NoneType}
+_TIME_TYPES = frozenset({datetime, time})
+_EXACT = _TIME_TYPES | {bool, int, float, str, bytes, date, timedelta, Decimal, Path, UUID, None, types.NoneType}
 _EXACT_KEYS = frozenset({int, str})
 _A_MINUTE = timedelta(minutes=1)
 _ZONES = (
-    "JSON has no time zones: a datetime arrives with its offset from UTC, in whole minutes, and a time only where "
-    "its zone has one all year (timezone.utc, say). Pass the name of the zone besides, as a str"
+    "JSON has no time zones: a datetime arrives with its offset from UTC in whole minutes, and a time arrives only if "
+    "its zone has one offset all year (for example timezone.utc). Pass the zone's name as another argument"
 )
 
 
 def is_exact(annotation: Any) -> bool:
-    """Whether every value of `annotation` comes back as it was: known types, in containers that say what they hold.
+    """Whether every value of `annotation` arrives as it was sent: known types, and containers of annotated types.
 
-    Of a datetime or a time that holds for those that `require_offset` lets pass.
+    For datetimes and times that holds if `require_offset` accepts them.
     """
     if annotation in _EXACT:
         return True
@@ -46,27 +46,28 @@ def is_exact(annotation: Any) -> bool:
     return origin in (list, set, frozenset) and is_exact(parts[0])
 
 
-def is_on_the_clock(annotation: Any) -> bool:
-    """Whether there are datetimes or times in values of an exact `annotation`."""
-    return annotation in _ON_THE_CLOCK or any(map(is_on_the_clock, get_args(annotation)))
+def has_times(annotation: Any) -> bool:
+    """Whether values of an exact `annotation` contain datetimes or times."""
+    return annotation in _TIME_TYPES or any(map(has_times, get_args(annotation)))
 
 
 def require_offset(name: str, sent: Any) -> None:
-    """See that all datetimes and times in a value of an exact annotation arrive, without reading them back.
+    """Check that all datetimes and times in a value of an exact annotation will arrive, without decoding them.
 
     Raises:
-        PayloadNotJSONError: the parameter `name` would get another time than was sent.
+        PayloadNotJSONError: the parameter `name` would get another time than the one that was sent.
     """
     if not _has_offset(sent):
         raise PayloadNotJSONError(f"{name}: {_ZONES}")
 
 
 def require_same(name: str, sent: Any, received: Any) -> None:
-    """
+    """Check that a decoded value is the one that was sent.
+
     Raises:
-        PayloadNotJSONError: the parameter `name` would get something else than was sent.
+        PayloadNotJSONError: the parameter `name` would get another value than the one that was sent.
     """
-    if not _same(sent, received):
+    if not _is_same(sent, received):
         raise PayloadNotJSONError(
             f"{name}: JSON would change this {type(sent).__name__}: annotate the parameter with the type of its value "
             "(no union that leaves a choice), or pass what JSON has: None, bool, int, float, str, list, dict with "
@@ -74,36 +75,37 @@ def require_same(name: str, sent: Any, received: Any) -> None:
         )
 
 
-def _same(sent: Any, received: Any) -> bool:
-    """Equal, and of the same types all the way down."""
+def _is_same(sent: Any, received: Any) -> bool:
+    """Whether two values are equal, with equal types at every level."""
     if isinstance(sent, datetime | time):
-        return isinstance(received, datetime | time) and _same_on_the_clock(sent, received)
+        return isinstance(received, datetime | time) and _is_same_time(sent, received)
     if type(sent) is not type(received):
         return False
     match sent:
         case list() | tuple() | deque():
-            return len(sent) == len(received) and all(map(_same, sent, received))
+            return len(sent) == len(received) and all(map(_is_same, sent, received))
         case dict():
-            return len(sent) == len(received) and all(map(_same, sent.items(), received.items()))
+            return len(sent) == len(received) and all(map(_is_same, sent.items(), received.items()))
         case set() | frozenset():
             arrived = {value: value for value in received}
-            return sent == received and all(_same(value, arrived[value]) for value in sent)
+            return sent == received and all(_is_same(value, arrived[value]) for value in sent)
         case Enum():
             return sent is received
         case BaseModel():
-            # Not by its __dict__, where functools.cached_property keeps what it has computed.
-            return _same(_contents(sent), _contents(received))
+            # Not by __dict__, which also holds the values of functools.cached_property.
+            return _is_same(_contents(sent), _contents(received))
         case _ if is_dataclass(sent):
-            return all(_same(getattr(sent, field.name), getattr(received, field.name)) for field in fields(sent))
+            return all(_is_same(getattr(sent, field.name), getattr(received, field.name)) for field in fields(sent))
         case _:
-            # A type that cannot tell was at least put together again.
-            return bool(sent == received) or not _can_tell(type(sent))
+            # A type without its own equality cannot be compared; it was at least decoded.
+            return bool(sent == received) or not _has_equality(type(sent))
 
 
-def _same_on_the_clock(sent: datetime | time, received: datetime | time) -> bool:
-    """The same figures at the same offset from UTC; the name of the zone need not arrive, nor a subclass.
+def _is_same_time(sent: datetime | time, received: datetime | time) -> bool:
+    """Whether two times have equal figures and an equal offset from UTC. The zone's name and a subclass may differ.
 
-    `==` takes 9:00 in Berlin for 9:00, and in the hour that the clock shows twice nothing for equal.
+    Not by `==`, which compares moments: it ignores offsets, and in a repeated hour it finds times of different zones
+    unequal.
     """
     return (
         isinstance(sent, type(received))
@@ -114,12 +116,12 @@ def _same_on_the_clock(sent: datetime | time, received: datetime | time) -> bool
 
 
 def _has_offset(value: Any) -> bool:
-    """Whether JSON can say where on the clock all of `value` is."""
+    """Whether JSON can carry the offsets of all datetimes and times in `value`."""
     match value:
         case datetime() | time():
             if value.tzinfo is None:
                 return True
-            offset = value.utcoffset()  # a time of day has none in a zone with summer time
+            offset = value.utcoffset()  # None for a time of day in a zone with summer time
             return offset is not None and not offset % _A_MINUTE
         case list() | tuple() | set() | frozenset():
             return all(map(_has_offset, value))
@@ -130,10 +132,10 @@ def _has_offset(value: Any) -> bool:
 
 
 def _contents(model: BaseModel) -> dict[str, Any]:
-    """What a model holds: its fields, those that it has besides, and its private attributes."""
+    """The values of a model: its fields, its extra fields, and its private attributes."""
     fields = {name: value for name, value in model.__dict__.items() if name in type(model).model_fields}
     return fields | (model.model_extra or {}) | (model.__pydantic_private__ or {})
 
 
-def _can_tell(kind: Any) -> bool:
+def _has_equality(kind: Any) -> bool:
     return kind.__eq__ is not object.__eq__

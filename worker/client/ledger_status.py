@@ -1,4 +1,4 @@
-"""What the ledger remembers of a job that Redis does not know: not yet, or not any more."""
+"""The status of a job from the ledger, if Redis does not know the job yet or any more."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class LedgerStatus:
-    """One job, as its row has it."""
+    """The status of one job, from its row."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self._row = row
@@ -32,7 +32,7 @@ class LedgerStatus:
 
     @property
     def is_pending(self) -> bool:
-        """Whether it is to run yet."""
+        """Whether the job has not ended yet."""
         return self._state is State.PENDING
 
     @property
@@ -43,7 +43,7 @@ class LedgerStatus:
 
     @property
     def message(self) -> Message:
-        """What was asked for; without the arguments where they were not kept."""
+        """The task and its arguments. Without the arguments if they were not kept."""
         job_id, payload = self._row["id"], self._row["payload"]
         try:
             return Message.decode(job_id, payload or b"")
@@ -56,14 +56,14 @@ class LedgerStatus:
 
     @property
     def result(self) -> Any:
-        """What it returned, or the exception that ended it."""
+        """The returned value, or the exception with which the job ended."""
         data = None if self._row["result"] is None else from_json(self._row["result"])
         traceback = self._row["traceback"] or ""
         match self._state:
             case State.FAILED:
                 return error_from(data | {"traceback": traceback} if isinstance(data, dict) else data)
             case State.EXPIRED:
-                # As data, as Redis' own result is: the same error whoever is asked.
+                # Encoded and decoded as a result in Redis is, so that both give equal errors.
                 return error_from(error_data(JobExpiredError("job expired: it waited longer than it may")))
             case State.DISCARDED:
                 return JobFailed("discarded", "it had failed, and was discarded by hand", traceback)
@@ -86,33 +86,36 @@ class LedgerStatus:
 
 
 async def ledger_status(job_id: str, enqueued_at: int | None) -> LedgerStatus | None:
-    """The job of this id that was enqueued then, or last; None where the ledger has none, or there is none to ask.
+    """The status of the job of this id that was enqueued at this time, or last. None if there is no row or no ledger.
 
     Raises:
         LedgerAwayError: the database does not answer.
     """
-    row = await _asked(lambda ledger: ledger.latest(job_id, enqueued_at), otherwise=None)
+    row = await _query_ledger(lambda ledger: ledger.latest(job_id, enqueued_at), otherwise=None)
     return None if row is None else LedgerStatus(row)
 
 
 async def abort_pending(job_id: str, enqueued_at: int | None) -> bool:
-    """Let a job that is not in the queue yet never get there; whether there was one.
+    """Abort a job that is not in its queue yet.
 
     Args:
         enqueued_at: as in `ledger_status`.
 
+    Returns:
+        Whether there was such a job.
+
     Raises:
         LedgerAwayError: the database does not answer.
     """
-    return await _asked(lambda ledger: ledger.abort(job_id, enqueued_at), otherwise=False)
+    return await _query_ledger(lambda ledger: ledger.abort(job_id, enqueued_at), otherwise=False)
 
 
-async def _asked(ask: Callable[[Ledger], Awaitable[T]], *, otherwise: T) -> T:
-    """What the ledger says; `otherwise` where there is none: then Redis' word stands."""
+async def _query_ledger(query: Callable[[Ledger], Awaitable[T]], *, otherwise: T) -> T:
+    """The ledger's answer, or `otherwise` if the process has no ledger: then only Redis is asked."""
     if given_default() is None and Config.load().database_url is None:
         return otherwise
     try:
-        return await ask(default_ledger())
+        return await query(default_ledger())
     except NestedWriterError as error:
         raise LedgerAwayError("this scope holds SQLite's write lock: ask before it writes, or after its end") from error
     except (SQLAlchemyError, DbError, LedgerError, OSError) as error:

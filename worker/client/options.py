@@ -1,6 +1,6 @@
 """The options of jobs: `TaskOptions` for all jobs of a task, `JobOptions` for those of one call.
 
-Both are validated where the project gives them, so that a mistake is told where it was made.
+Both are validated where they are given, so that a traceback shows where the mistake was made.
 """
 
 import math
@@ -11,8 +11,7 @@ from worker.broker.records import to_ms
 from worker.new_job import A_DAY
 
 LONGEST = 100 * 365 * 86400.0
-"""Seconds: for ever, as far as a person is concerned. Redis counts milliseconds, in 64 bits."""
-
+"""Seconds: 100 years, in place of no limit. Redis counts milliseconds in 64 bits."""
 
 LONGEST_ID = 2000
 """Bytes. PostgreSQL's indexes take some 2,700: https://www.postgresql.org/docs/current/limits.html"""
@@ -20,7 +19,7 @@ LONGEST_ID = 2000
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """How a task's jobs run. None: what the worker's settings say."""
+    """How a task's jobs run. None means the worker's setting."""
 
     queue: str | None = None
     """The queue its jobs are put into (default: ``WORKER_QUEUE``)."""
@@ -29,14 +28,14 @@ class TaskOptions:
     max_tries: int | None = None
     """Attempts before the job fails for good (default: ``WORKER_MAX_TRIES``)."""
     retry_on: tuple[type[Exception], ...] = ()
-    """Exceptions after which the job runs again, later each time (default: none; after `Retry` and the database's
-    transient errors it always does)."""
+    """Exceptions after which the job runs again, with growing pauses (default: none). After `Retry` and the database's
+    transient errors it always runs again."""
     keep_result: float | None = None
-    """Seconds that the result is kept (default: ``WORKER_KEEP_RESULT``); 0 keeps none."""
+    """Seconds for which the result is kept (default: ``WORKER_KEEP_RESULT``). 0 keeps none."""
     transactional: bool = True
     """Whether, inside a scope, a job exists if and only if the scope commits."""
     once: bool = True
-    """Whether the ledger keeps what a job does in the database from happening twice."""
+    """Whether the ledger prevents a job's changes in the database from happening twice."""
 
     @classmethod
     def checked(
@@ -50,10 +49,10 @@ class TaskOptions:
         transactional: bool,
         once: bool,
     ) -> "TaskOptions":
-        """Options as a project gives them.
+        """Options from validated arguments.
 
         Raises:
-            TypeError, ValueError: one of them is out of range.
+            TypeError, ValueError: an argument is wrong or out of range.
         """
         return cls(
             queue=text(queue, "queue"),
@@ -68,15 +67,15 @@ class TaskOptions:
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """When and where the jobs of one call run: what `Task.using` was given. Times are milliseconds."""
+    """When and where the jobs of one call run, from `Task.using`. Times are milliseconds."""
 
     delay: int = 0
     due: int | None = None
-    """Instead of a delay: since the epoch."""
+    """The due time since the epoch, instead of a delay."""
     job_id: str | None = None
     queue: str | None = None
     expires: int | None = None
-    """How long past its due time a job may still be started; None: see `expiry`."""
+    """How long after its due time a job may still be started. None: see `expiry`."""
     transactional: bool | None = None
 
     @classmethod
@@ -90,10 +89,10 @@ class JobOptions:
         expires: float | timedelta | None,
         transactional: bool | None,
     ) -> "JobOptions":
-        """Options as a project gives them.
+        """Options from validated arguments.
 
         Raises:
-            TypeError, ValueError: one of them is out of range.
+            TypeError, ValueError: an argument is wrong or out of range.
         """
         return cls(
             delay=round(_seconds(delay, "delay") * 1000),
@@ -105,10 +104,10 @@ class JobOptions:
         )
 
     def expiry(self, *, in_transaction: bool) -> int | None:
-        """How long past its due time a job may still be started; None: for ever.
+        """How long after its due time a job may still be started. None means for ever.
 
-        A job without `expires` has a day, as in arq. A job of a transaction does not expire: a commit is a promise that
-        it runs.
+        Without `expires` it is a day, as in arq. A job of a transaction does not expire, as the commit
+        promises that it runs.
         """
         return A_DAY if self.expires is None and not in_transaction else self.expires
 
@@ -156,15 +155,15 @@ def _due(at: datetime | None, delay: float | timedelta) -> int | None:
 def _id(value: object) -> str | None:
     job_id = text(value, "job_id")
     if job_id is not None and len(job_id.encode()) > LONGEST_ID:
-        raise ValueError(f"job_id={job_id[:40]!r}... has more than {LONGEST_ID:,} bytes: a hash of it will do")
+        raise ValueError(f"job_id={job_id[:40]!r}... has more than {LONGEST_ID:,} bytes: give a hash of it")
     return job_id
 
 
 def text(value: object, name: str) -> str | None:
-    """`value`, which is None or a text of valid characters.
+    """Return `value` if it is None or a text of valid characters.
 
     Raises:
-        TypeError, ValueError: it is not.
+        TypeError, ValueError: it is neither.
     """
     if value is None:
         return None
@@ -176,5 +175,5 @@ def text(value: object, name: str) -> str | None:
 
 
 def _is_storable(value: str) -> bool:
-    """Whether both servers can hold it: PostgreSQL's texts have no NUL, Redis' keys are bytes."""
+    """Whether both servers can store the text: PostgreSQL's texts have no NUL, and Redis' keys are bytes."""
     return "\0" not in value and value.encode(errors="replace").decode() == value

@@ -1,12 +1,11 @@
-"""Schedule: a crontab, or arq's cron keywords, in a time zone -> the next slot in UTC.
+"""``Schedule``: a crontab, or arq's cron keywords, in a time zone, from which the next slot in UTC follows.
 
-1. Both spellings become one crontab of six fields, which cronsim matches with the wall clock.
-2. A time that the clock shows once, and that matches, is a slot: in every zone, on every day.
-3. A schedule that runs in an hour and in one of the hours next to it keeps its rhythm there when the clock is set: it
-   runs at both of the times that the clock shows twice, and at none that the clock skips. An hourly one so runs once
-   for each hour of UTC.
-4. A time in an hour that stands alone, as in "30 2 * * *", runs once whatever happens: at the first of two, and where
-   the clock skips it, at the moment that the clock lands.
+1. Both spellings become one crontab of six fields. cronsim matches it with the wall clock.
+2. A matching time that the clock shows once is a slot, in every zone and on every day.
+3. An hour next to another hour of the schedule keeps the rhythm when the clock is set: both of the times that the clock
+   shows twice are slots, and a skipped time is none. So an hourly schedule has one slot for each hour of UTC.
+4. A time in an hour that stands alone, as in "30 2 * * *", has exactly one slot: the first of two, or for a skipped
+   time the moment at which the clock is set.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Misfire", "Schedule"]
 
 Misfire = Literal["skip", "once", "all"]
-"""What becomes of slots that passed while no worker ran: none, one or each of them is run."""
+"""What happens with slots that passed while no worker ran: none, one or all of them are run."""
 
-_ANY_TIME = datetime(2000, 1, 1)  # noqa: DTZ001 - a time on the wall clock, of no zone
+_ANY_TIME = datetime(2000, 1, 1)  # noqa: DTZ001 - a wall clock time without a zone
 
 _FIRST_REACH = timedelta(minutes=1)
 _SECOND = timedelta(seconds=1)
@@ -56,23 +55,22 @@ _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday",
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a task runs by itself. Made by `parse` or `from_keywords`; equal schedules compare equal.
+    """The times at which a scheduled task runs. Create it by `parse` or `from_keywords`. Equal schedules compare equal.
 
     Raises:
-        TaskDefinitionError: it is not a schedule, or none of its dates exists.
+        TaskDefinitionError: the expression is not a schedule, or none of its dates exists.
     """
 
     expression: str
     """A crontab of five fields, or of six with seconds in front."""
     timezone: str = "UTC"
-    """The zone whose wall clock the crontab speaks of, by its IANA name."""
+    """The IANA name of the zone whose wall clock the crontab refers to."""
     misfire: Misfire = "skip"
-    """What becomes of slots that passed while no worker ran."""
+    """What happens with slots that passed while no worker ran."""
     both_days: bool = False
-    """Day of month and weekday must both match, as in arq. In a crontab either is enough where both are
-    given."""
+    """Whether day of month and weekday must both match, as in arq. In a crontab either is enough if both are given."""
     microsecond: int = 0
-    """Where in its second a slot lies."""
+    """The microsecond of each slot."""
 
     @classmethod
     def parse(cls, expression: str, *, timezone: str = "UTC", misfire: Misfire = "skip") -> Self:
@@ -96,7 +94,7 @@ class Schedule:
         """A schedule from the keywords of arq's `cron()`, with their meaning there.
 
         Each is a number, a set of them, or None for any; all given ones must match. `weekday` counts from 0
-        for Monday and takes names ("mon"). `microsecond` is where in its second a slot lies.
+        for Monday and takes names ("mon"). `microsecond` is that of each slot.
         """
         if not 0 <= microsecond <= 999_999:
             raise TaskDefinitionError(f"microsecond={microsecond!r} is not a number from 0 to 999999")
@@ -113,12 +111,12 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.misfire not in get_args(Misfire):
             raise TaskDefinitionError(f"misfire={self.misfire!r} is not one of 'skip', 'once' and 'all'")
-        _ = self._zone  # raises if there is none of that name
+        _ = self._zone  # raises if there is no such zone
         if next(self._matches(_ANY_TIME), None) is None:
-            raise TaskDefinitionError(f"the schedule {self.expression!r} names a date that never comes")
+            raise TaskDefinitionError(f"the schedule {self.expression!r} names a date that does not exist")
 
     def next_after(self, moment: datetime) -> datetime:
-        """The first slot later than `moment`, in UTC.
+        """The first slot after `moment`, in UTC.
 
         Raises:
             ValueError: `moment` has no time zone.
@@ -128,17 +126,17 @@ class Schedule:
         return self._next_after(moment.astimezone(UTC) - self._within_second) + self._within_second
 
     def slots_between(self, start: datetime, end: datetime, limit: int = 1000) -> tuple[datetime, ...]:
-        """The slots later than `start` up to and including `end`, the latest `limit` of them, in UTC."""
+        """The slots after `start` up to and including `end`, in UTC. Only the latest `limit` of them."""
         reach = _FIRST_REACH
         while True:
             begin = max(start, end - reach)
             slots = list(self._slots_between(begin, end))
             if begin == start or len(slots) >= limit:
                 return tuple(slots[max(len(slots) - limit, 0) :])
-            reach *= 2  # from the end, as there may be millions of earlier ones
+            reach *= 2  # search from the end, as there may be millions of earlier slots
 
     def describe(self) -> str:
-        """For people: "At 02:30 every day (Europe/Berlin)"."""
+        """A description to show, as "At 02:30 every day (Europe/Berlin)"."""
         explained = Expression(self._matches(_ANY_TIME).parts)
         explained.day_and |= self.both_days
         return f"{explained.explain()} ({self.timezone})"
@@ -153,32 +151,32 @@ class Schedule:
         begin, offset = past, offset_at(past, self._zone)
         wall = begin + offset
         while True:
-            slot = next(self._shown_after(wall, offset))
+            slot = next(self._slots_shown_after(wall, offset))
             change = first_change(self._zone, begin, slot)
             if change is None:
                 return slot
-            if self._is_to_make_up_for(change):
+            if self._skips_a_lone_time(change):
                 return change.at
             begin, offset = change.at, change.after
-            wall = begin + offset - _SECOND  # the moment of the change may be a slot itself
+            wall = begin + offset - _SECOND  # the moment of the change may itself be a slot
 
-    def _shown_after(self, wall: datetime, offset: timedelta) -> Iterator[datetime]:
-        """The slots after the clock has shown `wall`, for as long as it is `offset` ahead of UTC."""
+    def _slots_shown_after(self, wall: datetime, offset: timedelta) -> Iterator[datetime]:
+        """The slots after the clock shows `wall`, as if it stayed `offset` ahead of UTC."""
         for match in self._matches(wall.replace(tzinfo=None)):
             slot = (match - offset).replace(tzinfo=UTC)
             is_shown_again = slot.astimezone(self._zone).fold == 1
-            if not is_shown_again or match.hour in self._hours_in_a_row:
+            if not is_shown_again or match.hour in self._neighbouring_hours:
                 yield slot
 
-    def _is_to_make_up_for(self, change: ClockChange) -> bool:
-        """Whether the clock skips a time that runs whatever happens."""
+    def _skips_a_lone_time(self, change: ClockChange) -> bool:
+        """Whether the clock skips a time in an hour that stands alone."""
         skipped_from, skipped_to = change.at + change.before, change.at + change.after
         matches = self._matches((skipped_from - _SECOND).replace(tzinfo=None))
         skipped = takewhile(lambda match: match < skipped_to.replace(tzinfo=None), matches)
-        return any(match.hour not in self._hours_in_a_row for match in skipped)
+        return any(match.hour not in self._neighbouring_hours for match in skipped)
 
     def _matches(self, after: datetime) -> CronSim:
-        """cronsim's iterator over the times on a wall clock later than `after` that match; without end, or empty."""
+        """cronsim's iterator over the matching wall clock times after `after`. It is infinite or empty."""
         fields = self.expression.split()
         seconds = ["0"] if len(fields) == 5 else []
         try:
@@ -196,8 +194,8 @@ class Schedule:
             raise _wrong_timezone(self.timezone) from None
 
     @cached_property
-    def _hours_in_a_row(self) -> frozenset[int]:
-        """The hours of the day in which it runs, and in one of the hours next to them."""
+    def _neighbouring_hours(self) -> frozenset[int]:
+        """The hours of the schedule that are next to another hour of it."""
         hours = self._matches(_ANY_TIME).hours
         return frozenset(hour for hour in hours if {(hour - 1) % 24, (hour + 1) % 24} & hours)
 

@@ -1,10 +1,10 @@
-"""A function's signature: what is payload and what is injected.
+"""``Signature``: which parameters of a task's function are payload, and which are injected.
 
-1. Parameters annotated `AsyncSession`, `Session`, `JobContext` or `Annotated[..., Resource(name)]` are injected; a
-   first parameter named ``ctx`` gets arq's context; all others are payload.
-2. Payload is validated with pydantic when a job is enqueued, and again from JSON in the worker.
-3. What is enqueued is what arrives: where the annotations do not make sure of that (none, `Any`, a union, a model), the
-   arguments are read back when they are enqueued, and refused if JSON has changed them. Zones are, too.
+1. Parameters annotated `AsyncSession`, `Session`, `JobContext` or `Annotated[..., Resource(name)]` are injected. A
+   first parameter named ``ctx`` gets arq's context. All others are payload.
+2. Pydantic validates the payload when a job is enqueued, and again from JSON in the worker.
+3. Arguments arrive as they were enqueued. If the annotations do not ensure that (none, `Any`, a union, a model), the
+   arguments are decoded again when they are enqueued, and refused if JSON has changed them. Time zones are checked too.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from pydantic_core.core_schema import CoreConfig
 from typing_extensions import TypedDict
 
 from db import AsyncSession, Database, Session
-from worker.client.json_round_trip import is_exact, is_on_the_clock, require_offset, require_same
+from worker.client.json_round_trip import has_times, is_exact, require_offset, require_same
 from worker.context import JobContext, Resource
 from worker.errors import PayloadNotJSONError, TaskDefinitionError
 from worker.message import require_readable
@@ -34,13 +34,13 @@ _CODEC = ConfigDict(
     val_json_bytes="base64",
 )
 _RESULT_CODEC = ConfigDict(val_json_bytes="base64")
-_SURELY_READABLE = 200  # bytes: shorter JSON is neither nested too deep nor has it a number too long
+_SURELY_READABLE = 200  # bytes: shorter JSON has neither too deep nesting nor too long numbers
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 @dataclass(frozen=True, slots=True)
 class InjectedSession:
-    """A session of `database` (None: the default one), through its synchronous twin if `sync`."""
+    """A session of `database` (None for the default database), synchronous if `sync`."""
 
     database: Database[Any] | None
     sync: bool
@@ -63,8 +63,8 @@ class Signature:
     """The parameters of one task's function.
 
     Raises:
-        TaskDefinitionError: by any property, where a parameter cannot be told or validated. Read on first use, so that
-            a task may name types that its module defines further down.
+        TaskDefinitionError: a parameter cannot be classified or validated. Properties raise it at their first use, so
+            that a task may name types that its module defines further down.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -72,21 +72,21 @@ class Signature:
         self._signature = inspect.signature(fn)
 
     def check(self) -> None:
-        """Read everything now."""
+        """Read all annotations now. Raises as the class does."""
         self._adapter  # noqa: B018 - built on first use
 
     def validate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        """The payload of a call, as JSON.
+        """Validate the arguments of a call, and return them as JSON.
 
         Raises:
-            TypeError: too many positional arguments, or one given twice.
+            TypeError: too many positional arguments, or an argument that is given twice.
             pydantic.ValidationError: a missing, unknown or wrong argument.
-            PayloadNotJSONError: an argument that JSON cannot say, or would change.
+            PayloadNotJSONError: an argument that JSON cannot carry, or would change.
         """
         payload = self._adapter.validate_python(self._by_name(args, kwargs))
         inexact = self._inexact & payload.keys()
-        if self._on_the_clock:
-            for name in self._on_the_clock & payload.keys():
+        if self._with_times:
+            for name in self._with_times & payload.keys():
                 require_offset(name, payload[name])
         try:
             raw = self._serializer.to_json(payload, by_alias=True, round_trip=True)
@@ -102,7 +102,7 @@ class Signature:
         return raw
 
     def restore(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The payload of a job from the wire, validated, by name.
+        """Validate the arguments of a job from the wire, and return them by name.
 
         Raises:
             TypeError, pydantic.ValidationError: as `validate`.
@@ -112,13 +112,16 @@ class Signature:
         return dict(self._adapter.validator.validate_json(raw)) if named or self.payload else {}
 
     def unknown_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-        """What of a job from the wire the function does not take, as its caller may run newer code."""
+        """The arguments of a job from the wire that the function does not take: the caller may run newer code."""
         unknown = sorted(kwargs.keys() - self.payload.keys())
         surplus = len(args) - len(self._positional)
         return [*unknown, f"{len(args)} positional arguments"] if surplus > 0 else unknown
 
     def restore_result(self, raw: bytes) -> Any:
-        """A result from the wire, as the type that the function promises.
+        """Validate a result from the wire against the function's return annotation.
+
+        Raises:
+            pydantic.ValidationError: the result is of another type than the annotation.
 
         Raises:
             pydantic.ValidationError: the function returned something else than it promises.
@@ -128,19 +131,19 @@ class Signature:
         return self._returns.validate_json(b'{"result":%b}' % raw)["result"]
 
     def call(self, payload: Mapping[str, Any], injected: Mapping[str, Any]) -> Any:
-        """Call the function."""
+        """Call the function with payload and injected arguments."""
         values = {**payload, **injected}
         positional = [values.pop(name, default) for name, default in self._positional_only]
         return self._fn(*positional, **values)
 
     @cached_property
     def payload(self) -> Mapping[str, inspect.Parameter]:
-        """The parameters that a caller gives, by name."""
+        """The payload parameters by name."""
         return {name: p for name, p in self._signature.parameters.items() if name not in self.injected}
 
     @cached_property
     def injected(self) -> Mapping[str, Injected]:
-        """The parameters that the worker gives, by name."""
+        """The injected parameters by name."""
         found: dict[str, Injected] = {}
         for position, (name, parameter) in enumerate(self._signature.parameters.items()):
             if parameter.kind in _VARIADIC:
@@ -153,7 +156,7 @@ class Signature:
 
     @cached_property
     def text(self) -> str:
-        """The payload parameters, as one writes them."""
+        """The payload parameters as source text, in parentheses."""
         return f"({', '.join(str(parameter) for parameter in self.payload.values())})"
 
     @cached_property
@@ -162,7 +165,7 @@ class Signature:
             return get_type_hints(self._fn, include_extras=True)
         except NameError as error:
             raise self._error(f"its annotations name {error.name}, which its module does not define") from None
-        except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise anything
+        except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise any error
             raise self._error(f"its annotations cannot be read: {type(error).__name__}: {error}") from None
 
     @cached_property
@@ -173,12 +176,12 @@ class Signature:
         }
         try:
             return TypeAdapter(_shape(self._fn.__name__, fields, _CODEC))
-        except Exception as error:  # noqa: BLE001 - pydantic has many words for an annotation that it cannot use
-            raise self._error(self._unusable_parameter() or f"pydantic cannot validate it: {_first(error)}") from None
+        except Exception as error:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
+            raise self._error(self._unusable_parameter() or f"pydantic cannot validate it: {_message(error)}") from None
 
     @cached_property
     def _serializer(self) -> SchemaSerializer:
-        # The adapter's own one would write bytes as UTF-8, whatever the shape's configuration says.
+        # The adapter's own serializer would write bytes as UTF-8, against the configuration.
         return SchemaSerializer(self._adapter.core_schema, CoreConfig(ser_json_bytes="base64"))
 
     @cached_property
@@ -188,16 +191,16 @@ class Signature:
             return None
         try:
             return TypeAdapter(_shape("Result", {"result": promised}, _RESULT_CODEC))
-        except Exception:  # noqa: BLE001 - as above
-            return None  # a type of the task's own, which its JSON stands for
+        except Exception:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
+            return None  # a type that pydantic does not know: its JSON is returned
 
     def _unusable_parameter(self) -> str | None:
         for name in self.payload:
             try:
                 TypeAdapter(_shape("Parameter", {name: self._hint(name)}, _CODEC))
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
                 return (
-                    f"pydantic cannot validate {name}: {_first(error)}. "
+                    f"pydantic cannot validate {name}: {_message(error)}. "
                     f'Take what JSON can carry, or ask for a resource: Annotated[..., Resource("{name}")]'
                 )
         return None
@@ -210,12 +213,12 @@ class Signature:
         return frozenset(name for name in self.payload if not is_exact(self._hint(name)))
 
     @cached_property
-    def _on_the_clock(self) -> frozenset[str]:
-        return frozenset(name for name in self.payload.keys() - self._inexact if is_on_the_clock(self._hint(name)))
+    def _with_times(self) -> frozenset[str]:
+        return frozenset(name for name in self.payload.keys() - self._inexact if has_times(self._hint(name)))
 
     @cached_property
     def _positional_only(self) -> tuple[tuple[str, Any], ...]:
-        """Names and defaults of what cannot be passed by name."""
+        """The names and defaults of positional-only parameters."""
         parameters = self._signature.parameters.values()
         return tuple((p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_ONLY)
 
@@ -241,17 +244,17 @@ class Signature:
 
 
 def _shape(name: str, fields: dict[str, Any], config: ConfigDict) -> Any:
-    """An object of `fields`. Unlike other types it takes its configuration from here, and hands it down."""
+    """A typed dict of `fields`. Other types would not take this configuration, and pass it on to nested types."""
     return with_config(config)(TypedDict(name, fields))  # type: ignore[operator]  # made at run time
 
 
-def _first(error: Exception) -> str:
-    """What pydantic says, without its advice."""
+def _message(error: Exception) -> str:
+    """Pydantic's message without its advice."""
     return str(error).splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def _injected(annotation: Any) -> Injected | None:
-    """What an annotation asks the worker for, if it asks for anything."""
+    """The injected value that an annotation asks for, or None."""
     annotation = getattr(annotation, "__value__", annotation)  # type Session = Annotated[...], since Python 3.12
     extras: tuple[Any, ...] = ()
     if get_origin(annotation) is Annotated:
