@@ -1,4 +1,4 @@
-"""What the worker needs of asyncio and asyncio does not have: pauses, deadlines, cancelling and batching.
+"""Additions to asyncio: backoff, deadlines, cancelling tasks, batching, and event loops in threads.
 
-All of `worker` may import it. It imports nothing of jobs: no broker, no ledger, no task.
+All of `worker` may import it. It knows nothing of jobs: the broker, the ledger and tasks must not be imported here.
 """

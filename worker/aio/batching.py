@@ -1,17 +1,17 @@
-"""What becomes ready within a few turns of the event loop shares one round trip."""
+"""Collecting items that become ready within a few iterations of the event loop, for one round trip."""
 
 import asyncio
 from collections.abc import Callable
 
-_TURNS = 4  # with jobs that add a row they halve the round trips; eight save hardly more
+_ITERATIONS = 4  # they halve the round trips of jobs that add a row; eight iterations save hardly more
 
 
 async def coalesce(enough: Callable[[], bool]) -> None:
-    """Let what is ready to run go first, for a few turns, until there is `enough` for a round trip.
+    """Yield to the event loop for a few iterations, until there is `enough` for a round trip.
 
-    Turns and not time: a loop that has nothing else to do takes them at once.
+    Iterations and not time: a loop with nothing else to do finishes them at once.
     """
-    for _ in range(_TURNS):
+    for _ in range(_ITERATIONS):
         if enough():
             return
         await asyncio.sleep(0)

@@ -1,23 +1,23 @@
-"""Ending asyncio tasks that run for ever."""
+"""Cancelling asyncio tasks that run for ever."""
 
 import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-_ASK_AGAIN = 0.5  # seconds: less would interrupt what they do to end in order
+_CANCEL_AGAIN = 0.5  # seconds; less would interrupt the tasks' own cleanup
 
 
 async def cancel_tasks(tasks: Iterable["asyncio.Task[Any]"]) -> None:
-    """Cancel the tasks and wait until they have ended, however.
+    """Cancel the tasks, and wait until they have ended in any way.
 
-    Once may not be enough: Python 3.11's `asyncio.wait_for`, by which redis-py sends its commands, drops a cancellation
-    that comes just as it is done (https://bugs.python.org/issue37658).
+    One cancellation may not be enough: `asyncio.wait_for` of Python 3.11, with which redis-py sends its commands, drops
+    a cancellation that arrives just as it finishes (https://bugs.python.org/issue37658).
     """
     left = set(tasks)
     while left:
         for task in left:
             task.cancel()
-        ended, left = await asyncio.wait(left, timeout=_ASK_AGAIN)
+        ended, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
         for task in ended:
             if not task.cancelled():
-                task.exception()  # so that nobody is told that it was never looked at
+                task.exception()  # marks the exception as retrieved, so that asyncio does not log it

@@ -1,9 +1,9 @@
-"""Event loops for code that has none: plain functions, threads, synchronous web frameworks.
+"""Running coroutines from code without an event loop: plain functions, threads, synchronous web frameworks.
 
-1. `run_on` runs a coroutine on a loop of another thread, and waits. The coroutine sees the caller's context, and so its
-   scope.
-2. `run` does so on a loop of the process's own, in a thread that the first use starts, so that all threads share the
-   connections of one loop. A forked child starts its own.
+1. `run_on` runs a coroutine on an event loop of another thread, and waits. The coroutine sees the caller's context, and
+   so its scope.
+2. `run` uses an event loop that belongs to the process. Its thread is started at the first use. So all threads share
+   the connections of one loop. A forked child starts its own.
 """
 
 import asyncio
@@ -19,63 +19,63 @@ from worker.errors import WorkerError
 
 T = TypeVar("T")
 
-_CLOSED = "the event loop that this was to run on is closed"
-_SILENT = "the event loop that this was to run on does not answer: does its thread wait for this one?"
+_CLOSED = "the event loop for this call is closed: make the call before its thread ends"
+_NOT_RUNNING = "the event loop for this call does not answer: its thread must not wait for this one"
 
-_LOOK = 1.0  # seconds between two looks at whether a loop is still there
-_BEGINNING = 10.0  # seconds that a loop may need to begin: one whose thread waits for the caller never does
-_STOPPING = 2.0  # seconds that the process's own loop gets to close its connections
+_CHECK_INTERVAL = 1.0  # seconds between two checks of whether the loop is closed
+_START_TIMEOUT = 10.0  # seconds; a loop whose thread waits for the caller never starts the coroutine
+_STOP_TIMEOUT = 2.0  # seconds for the process's own loop to close its connections
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run on the process's own loop, and wait for the end."""
+    """Run a coroutine on the process's own loop, and return its result."""
     return run_on(_started().loop, coroutine)
 
 
 def own_loop() -> asyncio.AbstractEventLoop | None:
-    """The process's own loop, if anybody has used it."""
+    """The process's own loop, or None if it was not used yet."""
     return None if _thread is None else _thread.loop
 
 
 def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run on a loop of another thread, and wait for the end.
+    """Run a coroutine on a loop of another thread, and return its result.
 
     Raises:
-        WorkerError: the loop is closed, or does not begin: then the coroutine has not run, and will not.
+        WorkerError: the loop is closed, or did not start the coroutine in time. Then the coroutine will not run.
     """
-    undecided = threading.Lock()  # whoever takes it first says whether the coroutine runs
+    decision = threading.Lock()  # the first side to take it decides whether the coroutine runs
 
-    async def begin() -> T:
-        if not undecided.acquire(blocking=False):
+    async def start() -> T:
+        if not decision.acquire(blocking=False):
             raise asyncio.CancelledError
         return await coroutine
 
-    beginning = begin()
+    starting = start()
     try:
-        result = asyncio.run_coroutine_threadsafe(beginning, loop)
+        result = asyncio.run_coroutine_threadsafe(starting, loop)
     except RuntimeError:
-        beginning.close()
+        starting.close()
         coroutine.close()
         raise WorkerError(_CLOSED) from None
-    give_up_at = time.monotonic() + _BEGINNING
+    deadline = time.monotonic() + _START_TIMEOUT
     try:
-        while not concurrent.futures.wait([result], _LOOK).done:
+        while not concurrent.futures.wait([result], _CHECK_INTERVAL).done:
             is_closed = loop.is_closed()
-            if is_closed or time.monotonic() > give_up_at:
-                has_begun = not undecided.acquire(blocking=False)
-                if not has_begun:
+            if is_closed or time.monotonic() > deadline:
+                has_started = not decision.acquire(blocking=False)
+                if not has_started:
                     coroutine.close()
                 if is_closed:
-                    beginning.close()
-                if is_closed or not has_begun:
-                    raise WorkerError(_CLOSED if is_closed else _SILENT)
+                    starting.close()
+                if is_closed or not has_started:
+                    raise WorkerError(_CLOSED if is_closed else _NOT_RUNNING)
     finally:
-        result.cancel()  # which does nothing where it has ended
+        result.cancel()  # does nothing if it has ended
     return result.result()
 
 
 class _LoopThread:
-    """A thread that runs an event loop."""
+    """A thread with an event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -83,9 +83,9 @@ class _LoopThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the loop in order, which closes what it has open."""
+        """Stop the loop in an orderly way, which closes its connections."""
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(_STOPPING)
+        self._thread.join(_STOP_TIMEOUT)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
@@ -97,7 +97,7 @@ _thread: _LoopThread | None = None
 
 
 def _started() -> _LoopThread:
-    global _thread  # noqa: PLW0603 - the one of the process
+    global _thread  # noqa: PLW0603 - one thread per process
     with _starting:
         if _thread is None:
             _thread = _LoopThread()
@@ -105,8 +105,8 @@ def _started() -> _LoopThread:
         return _thread
 
 
-def _start_anew() -> None:
-    global _starting, _thread  # noqa: PLW0603 - a forked child has none of its parent's threads
+def _reset_after_fork() -> None:
+    global _starting, _thread  # noqa: PLW0603 - a forked child does not have its parent's threads
     _starting = threading.Lock()
     if _thread is not None:
         atexit.unregister(_thread.stop)
@@ -114,4 +114,4 @@ def _start_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""What it takes to run under arq's own command: ``arq worker.Settings``.
+"""Running under arq's own command, ``arq worker.Settings``: all code that depends on arq's internals.
 
-Only `worker.settings` and `worker.process` may import it. Nothing that runs without arq must be put here.
+Only `worker.settings` and `worker.process` may import it. Code that runs without arq must not be put here.
 """

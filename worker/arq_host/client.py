@@ -1,9 +1,9 @@
-"""The client that arq is given: it lets pass what would end arq with a traceback.
+"""``ArqClient``: the Redis client that arq gets. It avoids two cases in which arq would end with a traceback.
 
-What arq's sources (0.28, ``worker.py``) do with it:
+How arq's sources (0.28, ``worker.py``) use it:
 
-1. Before all else `Worker.main` looks at Redis, by a pipeline, once. Where nobody answers yet, that is waited for.
-2. After all else `Worker.close` deletes arq's health record. The engine has taken back its own: nothing is sent.
+1. `Worker.main` first reads Redis' INFO by one pipeline. If Redis does not answer yet, the client waits for it.
+2. `Worker.close` at last deletes arq's health record. The engine has deleted its own record, so nothing is sent.
 """
 
 from typing import Any
@@ -18,17 +18,17 @@ from worker.process.server_wait import await_server
 
 
 class ArqClient(ArqRedis):
-    """arq's client, which tasks find as ``ctx["redis"]``."""
+    """arq's client. Tasks get it as ``ctx["redis"]``."""
 
     connect_wait: float | None = None
-    """Seconds that arq's look, the first pipeline that is no transaction, waits for Redis. After that it is None."""
+    """Seconds that arq's first pipeline without a transaction waits for Redis. None after that pipeline."""
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         if transaction or self.connect_wait is None:
             return super().pipeline(transaction, shard_hint)
-        look = _Look(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-        look.connect_wait, self.connect_wait = self.connect_wait, None
-        return look
+        waiting = _WaitingPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        waiting.connect_wait, self.connect_wait = self.connect_wait, None
+        return waiting
 
     async def delete(self, *names: Any) -> Any:
         if len(names) == 1 and Keys.is_health(names[0]):
@@ -36,21 +36,22 @@ class ArqClient(ArqRedis):
         return await super().delete(*names)
 
 
-class _Look(Pipeline):
+class _WaitingPipeline(Pipeline):
     connect_wait: float
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """
+        """Execute the commands, and wait for a Redis that does not answer yet.
+
         Raises:
-            SystemExit: Redis does not answer, or refuses to; one line on standard error says so.
+            SystemExit: Redis does not answer in time, or refuses. Its reason is printed in one line on standard error.
         """
         commands, execute = self.command_stack, super().execute
 
-        async def look() -> list[Any]:
-            self.command_stack = commands  # a try that had a connection has emptied it
+        async def attempt() -> list[Any]:
+            self.command_stack = commands  # an attempt that got a connection has emptied it
             return await execute(raise_on_error)
 
         try:
-            return await await_server("REDIS_URL", look, self.connect_wait)
+            return await await_server("REDIS_URL", attempt, self.connect_wait)
         except StartupError as end:
             end_with(str(end), code=1)

@@ -1,10 +1,10 @@
-"""The command ``arq``, seen from the settings that it has just imported: before it makes its worker.
+"""The command ``arq``, prepared by the settings that it has just imported, before it creates its worker.
 
-1. It runs on the event loop that is current, so it is given ours (arq 0.28, ``worker.py``: `Worker.__init__`). A policy
-   would do it too, but Python 3.14 deprecates those, and setting one changes loops that are none of our business.
-2. Its ``--watch`` imports nothing anew, and so runs the old code again: it is refused.
-3. It shows a traceback for whatever ends it but `SystemExit`, so that is how a problem is told: in a line.
-4. It hears no signals until it has made its worker: importing the tasks may take long, and the first process of a
+1. It runs on the current event loop, so the settings set one (arq 0.28, ``worker.py``: `Worker.__init__`). A policy
+   would do that too, but Python 3.14 deprecates policies, and a policy would change all loops of the process.
+2. Its ``--watch`` does not import modules again, and so would run the old code. It is refused.
+3. It prints a traceback for any exception but `SystemExit`. So problems are printed in one line before a `SystemExit`.
+4. It handles no signals until it has created its worker. Importing the tasks may take long, and the first process of a
    container is not even killed by a signal that it does not handle.
 """
 
@@ -24,17 +24,17 @@ from worker.process.stop_signals import leave_on_signal
 
 
 def leave_on_signal_meanwhile() -> None:
-    """Do the last of these, if that command runs a worker in this process."""
+    """Handle signals from now on (rule 4), if the command runs a worker in this process."""
     context = _context()
     if context is not None and not context.params["check"]:
         _leave_on_signal()
 
 
 def prepare() -> None:
-    """Do the first two, if that command runs in this process.
+    """Set the event loop and refuse ``--watch`` (rules 1 and 2), if the command runs in this process.
 
     Raises:
-        ConfigError: it was asked to ``--watch``.
+        ConfigError: the command was started with ``--watch``.
     """
     context = _context()
     if context is None:
@@ -43,7 +43,7 @@ def prepare() -> None:
         folder = shlex.quote(context.params["watch"])
         raise ConfigError(f"arq --watch runs the old code again: use 'python -m worker run --watch {folder}' instead")
     if not context.params["check"]:
-        _give_loop()
+        _set_loop()
 
 
 def _context() -> click.Context | None:
@@ -57,11 +57,11 @@ def _leave_on_signal() -> None:
 
 
 @cache
-def _give_loop() -> None:
+def _set_loop() -> None:
     asyncio.set_event_loop(new_event_loop())
 
 
 def end_with(message: str, *, code: int) -> NoReturn:
-    """End the process, with these lines on standard error."""
-    print(printable_lines(message), file=sys.stderr)  # noqa: T201 - for a person, who may have set up no logging
+    """Print `message` on standard error, and end the process."""
+    print(printable_lines(message), file=sys.stderr)  # noqa: T201 - logging may not be set up
     raise SystemExit(code)

@@ -1,13 +1,12 @@
-"""``arq worker.Settings`` as a host: arq gives the process, this gives it the work.
+"""``Host``: an engine inside arq's process, for ``arq worker.Settings``.
 
-What arq's sources (0.28, ``worker.py``) make of it:
+What arq's sources (0.28, ``worker.py``) require:
 
-1. ``on_startup`` runs in arq's main task, whose cancellation ends the process. Until then arq polls, and with
+1. ``on_startup`` runs in arq's main task. Cancelling that task ends the process. Until then arq polls Redis, and with
    ``max_jobs=0`` claims nothing.
-2. arq's own signal handlers cancel at once, so they are replaced; draining and closing come first, as arq's ``close``
-   never calls ``on_shutdown`` where Redis is gone.
-3. In burst mode arq leaves its main task by itself, once its one queue is empty; ``on_shutdown`` then stops what still
-   runs.
+2. arq's own signal handlers cancel at once, so they are replaced. Draining and closing happen before the cancellation,
+   as arq's ``close`` never calls ``on_shutdown`` if Redis is away.
+3. In burst mode arq leaves its main task by itself when its one queue is empty. ``on_shutdown`` then stops the engine.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from worker.process.runtime import Runtime
 
 
 class Host:
-    """Runs an engine inside arq's process."""
+    """Run an engine inside arq's process."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._lifecycle = Lifecycle(runtime)
@@ -45,6 +44,6 @@ class Host:
             raise SystemExit(self._lifecycle.exit_code)
 
     async def _leave(self, main: asyncio.Task[Any]) -> None:
-        with suppress(Exception, SystemExit, KeyboardInterrupt):  # `shutdown` raises it where arq hears it
+        with suppress(Exception, SystemExit, KeyboardInterrupt):  # `shutdown` raises it to arq
             await self._lifecycle.ended()
         main.cancel()

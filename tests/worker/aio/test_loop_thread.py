@@ -55,7 +55,7 @@ def test_running_on_a_closed_loop_is_an_error() -> None:
 
 def test_a_loop_that_is_closed_while_the_caller_waits_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller does not wait for ever for a loop that never runs."""
-    monkeypatch.setattr(loop_thread, "_LOOK", 0.05)
+    monkeypatch.setattr(loop_thread, "_CHECK_INTERVAL", 0.05)
     loop = asyncio.new_event_loop()
     with ThreadPoolExecutor(1) as thread:
         asked = thread.submit(loop_thread.run_on, loop, who())
@@ -67,8 +67,8 @@ def test_a_loop_that_is_closed_while_the_caller_waits_is_an_error(monkeypatch: p
 
 async def test_a_loop_that_waits_for_the_caller_is_an_error_and_not_a_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of waiting for each other for ever, the caller gets an error, and nothing is run later."""
-    monkeypatch.setattr(loop_thread, "_LOOK", 0.05)
-    monkeypatch.setattr(loop_thread, "_BEGINNING", 0.2)
+    monkeypatch.setattr(loop_thread, "_CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(loop_thread, "_START_TIMEOUT", 0.2)
     ran: list[str] = []
 
     async def run() -> None:
@@ -85,8 +85,8 @@ async def test_a_loop_that_waits_for_the_caller_is_an_error_and_not_a_deadlock(m
 
 async def test_a_coroutine_that_has_begun_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coroutine that has begun is waited for, however long it takes."""
-    monkeypatch.setattr(loop_thread, "_LOOK", 0.05)
-    monkeypatch.setattr(loop_thread, "_BEGINNING", 0.1)
+    monkeypatch.setattr(loop_thread, "_CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(loop_thread, "_START_TIMEOUT", 0.1)
 
     async def slow() -> str:
         await asyncio.sleep(0.5)
