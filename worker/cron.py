@@ -1,4 +1,4 @@
-"""``@cron``: a task that runs by itself, on a schedule."""
+"""``@cron``: a task that workers enqueue on a schedule."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -33,18 +33,19 @@ def cron(
     """Run a function, or a task, on a schedule: ``@cron("*/5 * * * *", timezone="Europe/Berlin")``.
 
     Args:
-        crontab: five fields, or six with seconds in front. Instead of it arq's keywords `month`, `day`, `weekday`,
-            `hour`, `minute` and `second`, with arq's meaning: one that is not given matches always, but `second` is 0.
-        timezone: the zone whose clock the schedule speaks of (IANA name).
-        misfire: what becomes of slots that passed while no worker ran: ``"skip"``, ``"once"`` or ``"all"``.
-        run_at_startup: run once more when a worker starts.
-        options: those of `task`. Unlike other tasks, a scheduled one keeps no result unless it says so. A second
-            schedule of a function needs a `name` of its own.
+        crontab: five fields, or six with seconds first.
+        month, day, weekday, hour, minute, second: arq's keywords, instead of a crontab. A keyword that is left out
+            matches every value, except that `second` is then 0.
+        timezone: the IANA name of the zone whose clock the schedule follows.
+        misfire: how to handle cron slots that passed while no worker ran: ``"skip"``, ``"once"`` or ``"all"``.
+        run_at_startup: also run once when a worker starts.
+        options: the options of `task`. By default a scheduled task keeps no result. A second schedule of a function
+            needs a `name` of its own.
 
     Raises:
-        TaskDefinitionError: it is no schedule, or there is none; a task that has one already; options other than
-            `name` for a function that is a task already. A function that needs arguments is refused when the registry
-            is loaded.
+        TaskDefinitionError: the schedule is missing or wrong, or the task has a schedule already, or the function is a
+            task already and options other than `name` are given. A function that needs arguments raises it when the
+            registry is loaded.
     """
     by_keywords = second != 0 or any(field is not None for field in (month, day, weekday, hour, minute))
     if crontab is not None and not isinstance(crontab, str):
@@ -53,8 +54,8 @@ def cron(
         )
     if crontab is not None and by_keywords:
         raise TaskDefinitionError('@cron takes a crontab, "*/5 * * * *", or keywords, minute=5, not both')
-    if crontab is None and not by_keywords:  # it would run every minute: a setting that is not set, say
-        raise TaskDefinitionError('@cron was given no schedule: "* * * * *" is every minute')
+    if crontab is None and not by_keywords:  # a missing setting, for example, must not mean every minute
+        raise TaskDefinitionError('@cron has no schedule: give a crontab; "* * * * *" is every minute')
     schedule = (
         Schedule.parse(crontab, timezone=timezone, misfire=misfire)
         if crontab is not None
@@ -76,7 +77,9 @@ def cron(
         if fn.schedule is not None:
             raise _second_schedule(fn, fn.schedule.expression, schedule.expression)
         if others := options.keys() - {"name"}:
-            raise TaskDefinitionError(f"{fn.name} is a task already: give {', '.join(sorted(others))} to its @task")
+            raise TaskDefinitionError(
+                f"{fn.name} is a task already: move {', '.join(sorted(others))} from @cron to its @task"
+            )
         return on_schedule(fn, schedule, name=_checked(options.get("name")), run_at_startup=run_at_startup)
 
     return scheduled
@@ -85,7 +88,11 @@ def cron(
 def on_schedule(
     plain: Task[Any, Any], schedule: Schedule, *, name: str | None = None, run_at_startup: bool
 ) -> Task[Any, Any]:
-    """`plain` as a task that runs by itself; `name`: of its own, on the wire."""
+    """Make a scheduled task of `plain`.
+
+    Args:
+        name: the scheduled task's name on the wire (default: that of `plain`).
+    """
     return Task(plain.fn, name or plain.name, plain.options, schedule=schedule, run_at_startup=run_at_startup)
 
 
@@ -99,19 +106,19 @@ def _checked(name: object) -> str | None:
 def _second_schedule(scheduled: Task[Any, Any], first: str, second: str) -> TaskDefinitionError:
     function = scheduled.fn.__name__
     return TaskDefinitionError(
-        f"{scheduled.name} has the schedule {first!r} already, and a task has one. For {second!r} as well, make two "
-        "tasks of the plain function, each with a name of its own, and list both: "
+        f"{scheduled.name} has the schedule {first!r} already, and a task can have only one. To add {second!r}, make "
+        "two tasks of the plain function, each with its own name, and list both: "
         f"{function}_2 = cron({second!r}, name='{function}_2')({function})"
     )
 
 
-def adopt(job: Any) -> Task[Any, Any]:
-    """The task that arq's ``func()`` or ``cron()`` describes (arq 0.28: `worker.Function`, `cron.CronJob`).
+def from_arq(job: Any) -> Task[Any, Any]:
+    """Make a task of the result of arq's ``func()`` or ``cron()`` (arq 0.28: `worker.Function`, `cron.CronJob`).
 
-    Told by their attributes, as importing arq would load its worker into every web app.
+    They are recognized by their attributes, as importing arq would load its worker into every web app.
 
     Raises:
-        TaskDefinitionError: it is neither.
+        TaskDefinitionError: `job` is something else.
     """
     try:
         options = TaskOptions(
@@ -125,10 +132,10 @@ def adopt(job: Any) -> Task[Any, Any]:
         fields = ("month", "day", "weekday", "hour", "minute", "second", "microsecond")
         schedule = Schedule.from_keywords(**{name: getattr(job, name) for name in fields})
     except AttributeError:
-        raise TaskDefinitionError(f"{job!r} is neither a task nor what arq's func() or cron() return") from None
+        raise TaskDefinitionError(f"{job!r} is neither a task nor the result of arq's func() or cron()") from None
     if _here_is_not_utc() and any(getattr(job, name) is not None for name in ("month", "day", "weekday", "hour")):
         logger.warning(
-            "%s is arq's cron() and runs by UTC here, where arq goes by the zone of the machine: "
+            "%s is declared with arq's cron() and runs by UTC here; arq runs it in the machine's time zone: "
             "write @cron(..., timezone=...) with that zone, or with 'UTC'",
             job.name,
         )
@@ -136,6 +143,6 @@ def adopt(job: Any) -> Task[Any, Any]:
 
 
 def _here_is_not_utc() -> bool:
-    """Whether the clock of this machine shows another time than UTC, in winter or in summer."""
+    """Whether the machine's time zone differs from UTC, in winter or in summer."""
     now = datetime.now(UTC)
     return any(now.replace(month=month, day=1).astimezone().utcoffset() for month in (1, 7))

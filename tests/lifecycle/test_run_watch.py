@@ -69,7 +69,7 @@ async def test_a_change_drains_the_worker_and_starts_the_new_code(
         assert await answer(broker) == 2
 
         change(code, "this is not Python")
-        await run.says("ended with exit code 2: waiting for a change in tasks")
+        await run.says("the worker ended with exit code 2: waiting for a change in tasks")
         change(code, ANSWER.format(value=3))
         assert await answer(broker) == 3
 
@@ -107,7 +107,7 @@ main()
         (WITHOUT_WATCHFILES, "--watch needs the package watchfiles: pip install 'tandem-jobs[watch]'"),
         (
             WITHOUT_WATCHFILES.replace('"--watch"', '"."'),
-            "a folder is only for --watch. Example: python -m worker run --watch .",
+            "DIR needs --watch. Example: python -m worker run --watch .",
         ),
     ],
     ids=["no watchfiles", "no --watch"],

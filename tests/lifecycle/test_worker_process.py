@@ -288,7 +288,7 @@ class TestCannotStart:
         )
         with project.arq(WORKER_CONCURRENCY="8", WORKER_POOL_SIZE="4") as arq:
             assert await arq.ends() == 1
-            assert "8 jobs run at once (WORKER_CONCURRENCY), and the health check, on 4 connections" in arq.output
+            assert "8 jobs (WORKER_CONCURRENCY) and the health check share 4 database connections" in arq.output
             assert "Traceback" not in arq.output
 
     async def test_a_misspelt_setting_is_a_warning(self, project: Project) -> None:

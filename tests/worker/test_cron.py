@@ -10,7 +10,7 @@ from arq.worker import func
 
 import db
 from worker import cron, task
-from worker.cron import adopt
+from worker.cron import from_arq
 from worker.errors import TaskDefinitionError
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -47,7 +47,7 @@ class TestCron:
         """`@cron` over `@task` adds a schedule, and refuses options, which would be lost."""
         plain = task(keep_result=60)(clean)
         assert cron("* * * * *")(plain).options is plain.options
-        with pytest.raises(TaskDefinitionError, match="clean is a task already: give timeout to its @task"):
+        with pytest.raises(TaskDefinitionError, match="clean is a task already: move timeout from @cron to its @task"):
             cron("* * * * *", timeout=5)(plain)
 
     def test_a_second_schedule_of_a_function_needs_another_name(self) -> None:
@@ -102,7 +102,7 @@ class TestCron:
 class TestAdopt:
     def test_arqs_func_keeps_its_name_and_options(self) -> None:
         """Name, timeout, tries and the time that the result is kept are those of `func()`."""
-        adopted = adopt(func(resize, name="images.resize", timeout=30, max_tries=7, keep_result=60))
+        adopted = from_arq(func(resize, name="images.resize", timeout=30, max_tries=7, keep_result=60))
         assert (adopted.name, adopted.fn) == ("images.resize", resize)
         options = adopted.options
         assert (options.timeout, options.max_tries, options.keep_result) == (30, 7, 60)
@@ -110,18 +110,18 @@ class TestAdopt:
 
     def test_options_that_arqs_func_leaves_out_come_from_the_settings(self) -> None:
         """An option that `func()` leaves out stays unset, so that the worker's settings decide."""
-        options = adopt(func(resize)).options
+        options = from_arq(func(resize)).options
         assert (options.timeout, options.max_tries, options.keep_result) == (None, None, None)
 
     def test_arqs_keep_result_forever_keeps_a_result_for_at_least_90_years(self) -> None:
         """`keep_result_forever` becomes a very long time."""
-        keep = adopt(func(resize, keep_result_forever=True)).options.keep_result
+        keep = from_arq(func(resize, keep_result_forever=True)).options.keep_result
         assert keep is not None
         assert keep >= 90 * 365 * 86400
 
     def test_arqs_cron_keeps_its_schedule_and_name(self) -> None:
         """The schedule and the name, `cron:clean`, are those of `arq.cron()`."""
-        adopted = adopt(arq.cron(clean, hour=3, minute=0, run_at_startup=True))
+        adopted = from_arq(arq.cron(clean, hour=3, minute=0, run_at_startup=True))
         assert adopted.schedule is not None
         assert adopted.schedule.next_after(MIDNIGHT).replace(microsecond=0) == MIDNIGHT.replace(hour=3)
         assert (adopted.name, adopted.run_at_startup) == ("cron:clean", True)
@@ -147,18 +147,18 @@ class TestAdopt:
         with monkeypatch.context() as patch:
             patch.setenv("TZ", zone)
             time.tzset()
-            adopt(arq.cron(clean, **when))
+            from_arq(arq.cron(clean, **when))
         time.tzset()
-        assert ("cron:clean is arq's cron() and runs by UTC here" in caplog.text) == warns
+        assert ("cron:clean is declared with arq's cron() and runs by UTC here" in caplog.text) == warns
 
     def test_an_adopted_function_can_be_checked_and_enqueued(self) -> None:
         """An adopted function is a task."""
-        adopted = adopt(func(resize))
+        adopted = from_arq(func(resize))
         adopted.check()
         assert adopted.signature.validate(("a.png",), {}) == b'{"image":"a.png"}'
 
     @pytest.mark.parametrize("thing", [clean, "clean", None, object()])
     def test_adopting_anything_else_is_refused(self, thing: Any) -> None:
         """A thing that is neither a task nor arq's raises an error that says so."""
-        with pytest.raises(TaskDefinitionError, match="neither a task nor what arq's"):
-            adopt(thing)
+        with pytest.raises(TaskDefinitionError, match="neither a task nor the result of arq's"):
+            from_arq(thing)

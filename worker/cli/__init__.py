@@ -2,7 +2,7 @@
 
 A command returns its exit code: 0, 1, or 2 for a mistake of the user's. An error is one line.
 
-Only `worker.__main__` may import it. What other code could use without a terminal must not be put here.
+Only `worker.__main__` may import it. Code that is useful without a terminal must not be put here.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ from worker.cli.jobs import app as jobs_app
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.cli.supervisor import supervise
 from worker.cli.task_list import describe_problems, describe_tasks
-from worker.cli.worker_records import WorkerRecord, fleet
+from worker.cli.worker_records import WorkerRecord, read_worker_records
 from worker.cli.worker_table import describe_workers
 from worker.config import Config
 from worker.embedded import EmbeddedServerError
 from worker.embedded.local_servers import as_shell, find, local_servers, message
 from worker.errors import ConfigError, LedgerError, RegistryError
 from worker.process.errors import StartupError
-from worker.process.served import describe, left_to_others, unserved
+from worker.process.served import describe, queues_not_served_here, unserved
 from worker.process.standalone import work
 from worker.process.stop_signals import leave_on_signal
 from worker.registry import Registry, load
 
 __all__ = ["main"]
 
-_PATIENCE = 3.0  # seconds that Redis may take to tell of workers
+_REDIS_TIMEOUT = 3.0  # seconds for Redis to return the workers' records
 _PROGRAM = "tandem" if Path(sys.argv[0]).stem == "tandem" else "python -m worker"
 
 app = typer.Typer(
@@ -117,7 +117,7 @@ def check(
 
 
 class Under(StrEnum):
-    """What has started this process as its child."""
+    """The kind of parent process that started this one."""
 
     SUPERVISOR = "supervisor"
     WATCH = "watch"
@@ -172,7 +172,7 @@ def run(
             config,
             until_empty=burst,
             log_as=config.id if under is Under.SUPERVISOR else None,
-            started=None if parent is None else parent.tell_started,
+            started=None if parent is None else parent.report_started,
         )
 
 
@@ -193,7 +193,7 @@ def health(
         typer.echo(to_json({"workers": {worker_id: record.model_dump() for worker_id, record in workers.items()}}))
     elif workers:
         wide_out().print(describe_workers(workers))
-    return 0 if workers else explain(f"no worker of {', '.join(config.queue_names)} can work now", FAILED)
+    return 0 if workers else explain(f"no healthy worker serves {', '.join(config.queue_names)}", FAILED)
 
 
 @app.command()
@@ -220,28 +220,28 @@ def env() -> int:
     urls = find()
     if urls is None:
         return explain(
-            "no servers of this project run: 'python -m worker run' starts some where a URL is not set", FAILED
+            "no servers of this project run: unset DATABASE_URL or REDIS_URL, and type 'python -m worker run'", FAILED
         )
     typer.echo(as_shell(urls))
     return 0
 
 
 def _unserved(registry: Registry, config: Config) -> Sequence[str]:
-    """A line for each queue of a task that no worker serves, as far as Redis can be asked."""
-    left = left_to_others(registry.tasks.values(), config)
-    if not left:
+    """A line for each task queue that has no worker, or may have none if Redis does not answer."""
+    elsewhere = queues_not_served_here(registry.tasks.values(), config)
+    if not elsewhere:
         return ()
     if config.redis_url is not None:
         with suppress(RedisError, OSError):
-            return tuple(describe(asyncio.run(_without_worker(config.redis_url, left)), config))
-    return tuple(describe(left, config, is_known=False))
+            return tuple(describe(asyncio.run(_without_worker(config.redis_url, elsewhere)), config))
+    return tuple(describe(elsewhere, config, is_known=False))
 
 
-async def _without_worker(url: str, left: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+async def _without_worker(url: str, elsewhere: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
     broker = Broker(url)
     try:
-        async with asyncio.timeout(_PATIENCE):
-            return await unserved(left, broker)
+        async with asyncio.timeout(_REDIS_TIMEOUT):
+            return await unserved(elsewhere, broker)
     finally:
         await broker.close()
 
@@ -249,14 +249,14 @@ async def _without_worker(url: str, left: Mapping[str, Sequence[str]]) -> Mappin
 async def _workers(url: str, names: Sequence[str]) -> dict[str, WorkerRecord]:
     broker = Broker(url)
     try:
-        return await fleet(broker, names)
+        return await read_worker_records(broker, names)
     finally:
         await broker.close()
 
 
 def _check_watch(*, watch: bool, folder: Path | None) -> None:
     if folder is not None and not watch:
-        raise ConfigError(f"a folder is only for --watch. Example: {_PROGRAM} run --watch {folder}")
+        raise ConfigError(f"DIR needs --watch. Example: {_PROGRAM} run --watch {folder}")
     if watch and find_spec("watchfiles") is None:
         raise ConfigError("--watch needs the package watchfiles: pip install 'tandem-jobs[watch]'")
 
@@ -269,7 +269,7 @@ def _watch(folder: Path, processes: int, *, burst: bool) -> int:
 
 
 def _set_for_children(**settings: object) -> None:
-    """Options become settings, for this process and those that it starts."""
+    """Put options into the environment, for this process and its children."""
     os.environ.update({name: str(value) for name, value in settings.items() if value is not None})
 
 

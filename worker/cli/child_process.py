@@ -1,7 +1,7 @@
-"""A child process that cannot outlive us, seen from both ends.
+"""A child process that cannot outlive its parent: `ChildProcess` in the parent, `ParentLink` in the child.
 
-The child's standard input is a line to its parent. The system closes the line however the parent ends, ``kill -9``
-included, and the child then stops as if it had been told to. (Linux' parent-death signal would fire already when the
+The child's standard input is a socket to its parent. The system closes the socket however the parent ends, ``kill -9``
+included, and the child then stops as after a SIGTERM. (Linux' parent-death signal would be too early: it fires when the
 thread that started the child ends.)
 """
 
@@ -18,25 +18,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
-from worker.process.stop_signals import held_back
+from worker.process.stop_signals import stop_signals_blocked
 
 logger = logging.getLogger("worker")
 
 _STARTED = b"\n"
-_ENDING = 20.0  # seconds past the grace time that a child without a parent gets
+_EXTRA_TIME = 20.0  # seconds past the grace time that a child without a parent gets
 
 
 class ChildProcess:
-    """``python -m worker ...``, started by us.
+    """A child that runs ``python -m worker ...``.
 
-    1. It has a process group of its own: a Ctrl-C in the terminal is for us, who pass it on.
-    2. Signals that come before it can handle them wait until it can (`leave_on_signal`).
-    3. `started` tells that it works now, `ended` how it ended.
+    1. The child has a process group of its own. A Ctrl-C in the terminal reaches this process only, which passes it on.
+    2. Signals that come before the child can handle them wait until it can (`leave_on_signal`).
+    3. `started` waits until the child works, `ended` until it has ended.
     """
 
-    def __init__(self, process: Process, line: socket.socket) -> None:
+    def __init__(self, process: Process, link: socket.socket) -> None:
         self._process = process
-        self._line = line
+        self._link = link
 
     @classmethod
     async def start(
@@ -47,10 +47,10 @@ class ChildProcess:
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> Self:
-        """Start it; `stdout` and `stderr` as in `subprocess.Popen` (default: ours)."""
+        """Start a child; `stdout` and `stderr` as in `subprocess.Popen` (default: those of this process)."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs, held_back():
+        with theirs, stop_signals_blocked():
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "worker", *arguments),
                 stdin=theirs.fileno(),
@@ -67,50 +67,58 @@ class ChildProcess:
 
     @property
     def outputs(self) -> list[asyncio.StreamReader]:
-        """What it writes to the pipes it was given."""
+        """The pipes that the child writes to, if `start` was given pipes."""
         return [stream for stream in (self._process.stdout, self._process.stderr) if stream is not None]
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send the child a signal, unless it has ended."""
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
 
     async def started(self) -> bool:
-        """Wait until it works; False if it ended before."""
+        """Wait until the child works; False if it ended first."""
         try:
-            return await asyncio.get_running_loop().sock_recv(self._line, 1) == _STARTED
+            return await asyncio.get_running_loop().sock_recv(self._link, 1) == _STARTED
         except OSError:
             return False
 
     async def ended(self) -> int:
-        """Wait for its end; the exit code, as a shell shows it: 128 and the number of the signal, if one killed it."""
+        """Wait for the child's end.
+
+        Returns:
+            The exit code as a shell shows it: 128 plus the signal's number if a signal killed the child.
+        """
         code = await self._process.wait()
-        self._line.close()
+        self._link.close()
         return 128 - code if code < 0 else code
 
 
 class ParentLink:
-    """Whoever started this process as a `ChildProcess`."""
+    """The link to the process that started this one as a `ChildProcess`."""
 
     def __init__(self) -> None:
-        self._line = socket.socket(fileno=os.dup(0))
+        self._link = socket.socket(fileno=os.dup(0))
         with open(os.devnull) as nothing:  # noqa: PTH123 - a descriptor is what is wanted
             os.dup2(nothing.fileno(), 0)
 
     def follow(self, grace: float) -> None:
-        """From now on, stop when the parent has gone; `grace` is what running jobs get, in seconds."""
+        """Stop this process when the parent has ended.
+
+        Args:
+            grace: seconds that running jobs get to finish.
+        """
         threading.Thread(target=self._follow, args=(grace,), name="parent", daemon=True).start()
 
-    def tell_started(self) -> None:
-        """This process works now."""
+    def report_started(self) -> None:
+        """Tell the parent that this process works."""
         with suppress(OSError):
-            self._line.sendall(_STARTED)
+            self._link.sendall(_STARTED)
 
     def _follow(self, grace: float) -> None:
         with suppress(OSError):
-            while self._line.recv(1):
+            while self._link.recv(1):
                 pass
-        logger.warning("the process that started this one is gone")
+        logger.warning("the parent process has ended: stopping")
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(grace + _ENDING)
+        time.sleep(grace + _EXTRA_TIME)
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The database of the project, for commands that need it and no worker."""
+"""The project's database, for commands that run without a worker."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ def project_database(config: Config, **options: Any) -> db.Database[Any]:
     """The default database: that of ``DATABASE_URL`` with these options, else the one that the project's code makes.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: ``DATABASE_URL`` is not set and the project makes no database.
     """
     if config.database_url is None and (own := _own_database(config)) is not None:
         return own
@@ -31,7 +31,7 @@ def _own_database(config: Config) -> db.Database[Any] | None:
         load(config.registry)
     except RegistryError as error:
         raise ConfigError(
-            f"DATABASE_URL is not set, and {config.registry}, whose tasks may make a database, cannot be loaded: "
+            f"DATABASE_URL is not set, and {config.registry}, which may make a database, does not load: "
             f"{error.problems[0]}"
         ) from None
     return given_default()
@@ -39,10 +39,10 @@ def _own_database(config: Config) -> db.Database[Any] | None:
 
 @asynccontextmanager
 async def opened(config: Config, **options: Any) -> AsyncIterator[db.Database[Any]]:
-    """`project_database`, once it answers, for the length of a block.
+    """Open `project_database` for the length of a block, when the server answers.
 
     Raises:
-        StartupError: it does not answer, or refuses what the block asks of it.
+        StartupError: the server does not answer, or refuses a statement of the block.
     """
     database = project_database(config, **options)
     try:

@@ -1,4 +1,4 @@
-"""What ``python -m worker jobs`` prints: rows of the ledger, for people and as data."""
+"""The output of ``python -m worker jobs``: job rows as text and as JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -16,49 +16,49 @@ from worker.ledger.admin import FailureCount, JobFilter, JobRow, earlier_ends
 from worker.ledger.table import State
 from worker.message import Message
 
-_TALLIES = 10  # kinds of failures that are shown
-_WHEN = {"enqueued": "enqueued_at", "due": "due", "started": "started_at", "ended": "finished_at"}
+_MOST_KINDS = 10  # kinds of failures that are shown
+_TIMES = {"enqueued": "enqueued_at", "due": "due", "started": "started_at", "ended": "finished_at"}
 
 
-def describe_lines(lines: Sequence[JobRow]) -> Table:
-    """A row for each job."""
+def describe_rows(rows: Sequence[JobRow]) -> Table:
+    """A table with a line for each job row."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("id", "task", "queue"):
         table.add_column(column, overflow="fold")
     table.add_column("tries", justify="right")
     for column in ("enqueued", "ended", "error"):
         table.add_column(column, no_wrap=column != "error")
-    for line in lines:
-        cells = (line.id, line.task, line.queue, f"{line.tries}", _when(line.enqueued_at), _when(line.finished_at))
-        table.add_row(*map(printable_text, (*cells, first_line(line.error or ""))))
+    for row in rows:
+        cells = (row.id, row.task, row.queue, f"{row.tries}", _when(row.enqueued_at), _when(row.finished_at))
+        table.add_row(*map(printable_text, (*cells, first_line(row.error or ""))))
     return table
 
 
-def describe_tallies(which: JobFilter, shown: int, tallies: Sequence[FailureCount]) -> Iterator[Text]:
-    """How many there are, of which kinds."""
-    total = sum(tally.jobs for tally in tallies)
+def describe_counts(job_filter: JobFilter, shown: int, counts: Sequence[FailureCount]) -> Iterator[Text]:
+    """The number of jobs, in all and by task and kind of error."""
+    total = sum(count.jobs for count in counts)
     most = f", of which {shown:,} are shown" if 0 < shown < total else ""
-    yield Text(f"{total:,} {which.state} {'job' if total == 1 else 'jobs'}{most}", style="bold")
-    for tally in tallies[:_TALLIES]:
-        yield printable_text(f"{tally.jobs:>9,}  ", (tally.task, "cyan"), f"  {first_line(tally.error or '')}".rstrip())
-    if len(tallies) > _TALLIES:
-        rest = sum(tally.jobs for tally in tallies[_TALLIES:])
-        yield Text(f"{rest:>9,}  in {len(tallies) - _TALLIES:,} more kinds")
+    yield Text(f"{total:,} {job_filter.state} {'job' if total == 1 else 'jobs'}{most}", style="bold")
+    for count in counts[:_MOST_KINDS]:
+        yield printable_text(f"{count.jobs:>9,}  ", (count.task, "cyan"), f"  {first_line(count.error or '')}".rstrip())
+    if len(counts) > _MOST_KINDS:
+        rest = sum(count.jobs for count in counts[_MOST_KINDS:])
+        yield Text(f"{rest:>9,}  in {len(counts) - _MOST_KINDS:,} more kinds")
 
 
-def as_data(lines: Sequence[JobRow], tallies: Sequence[FailureCount]) -> dict[str, Any]:
-    """The same for programs; times as in ISO 8601."""
+def as_data(rows: Sequence[JobRow], counts: Sequence[FailureCount]) -> dict[str, Any]:
+    """The rows and counts for programs; times as in ISO 8601."""
     return {
         "jobs": [
-            {field: _time(value) if field in _WHEN.values() else value for field, value in line._asdict().items()}
-            for line in lines
+            {field: _time(value) if field in _TIMES.values() else value for field, value in row._asdict().items()}
+            for row in rows
         ],
-        "counts": [tally._asdict() for tally in tallies],
+        "counts": [count._asdict() for count in counts],
     }
 
 
 def describe_job(rows: Sequence[Mapping[str, Any]], *, accept_pickle: bool) -> Iterator[Text]:
-    """All of a job's row, the first one; and a line for each earlier job of this id."""
+    """Every field of the job's row, the first of `rows`, then a line for each earlier job of the id."""
     row, *earlier = rows
     yield printable_text((row["id"], "bold cyan"), f"  {row['state']}")
     for label, value in _properties(row, accept_pickle=accept_pickle):
@@ -75,18 +75,13 @@ def _properties(row: Mapping[str, Any], *, accept_pickle: bool) -> Iterator[tupl
     yield "task", row["task"]
     yield "queue", row["queue"]
     yield from _arguments(row, accept_pickle=accept_pickle)
-    for label, field in (
-        ("enqueued", "enqueued_at"),
-        ("due", "due"),
-        ("started", "started_at"),
-        ("ended", "finished_at"),
-    ):
+    for label, field in _TIMES.items():
         if row[field] is not None:
             yield label, _when(row[field])
     if row["patience"] is not None:
         yield "expires", f"{row['patience'] / 1000:g} s after it is due"
     if row["state"] == State.PENDING:
-        yield "looked after from", _when(row["check_at"])
+        yield "relay checks from", _when(row["check_at"])
     else:
         yield "tries", str(row["tries"])
     if row["error"] is not None:

@@ -1,6 +1,7 @@
-"""``python -m worker jobs``: what the ledger knows of jobs, and the failed ones run again or put aside.
+"""``python -m worker jobs``: list, show, retry and discard the jobs in the ledger.
 
-Named by id, jobs are acted upon at once; in bulk they are counted first, and somebody has to say yes.
+Jobs that are named by id are changed at once. For a filter or --all, the command counts the jobs first and asks for
+confirmation.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from db.text.printable import printable
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.cli.database import opened
-from worker.cli.job_text import as_data, describe_job, describe_lines, describe_tallies
+from worker.cli.job_text import as_data, describe_counts, describe_job, describe_rows
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
 from worker.errors import ConfigError
@@ -27,7 +28,7 @@ from worker.new_job import NewJob
 
 T = TypeVar("T")
 
-_LONG = 600.0  # seconds that one statement may take: to count is to read all of them
+_STATEMENT_TIMEOUT = 600.0  # seconds, as counting reads every row
 
 app = typer.Typer(help="List, show, retry and discard the jobs in the ledger.", add_completion=False)
 
@@ -57,18 +58,18 @@ def show_list(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Show jobs, the latest first, and count them by task and kind of error."""
-    which = JobFilter(state, task, queue, error)
+    job_filter = JobFilter(state, task, queue, error)
 
-    async def read(desk: JobAdmin) -> tuple[list[JobRow], list[FailureCount]]:
-        return await desk.lines(which, limit), await desk.tallies(which)
+    async def read(admin: JobAdmin) -> tuple[list[JobRow], list[FailureCount]]:
+        return await admin.lines(job_filter, limit), await admin.tallies(job_filter)
 
-    lines, tallies = _at_desk(Config.load(), read)
+    rows, counts = _with_admin(Config.load(), read)
     if json:
-        typer.echo(to_json(as_data(lines, tallies)))
+        typer.echo(to_json(as_data(rows, counts)))
         return 0
-    if lines:
-        wide_out().print(describe_lines(lines))
-    print_all(describe_tallies(which, len(lines), tallies), out)
+    if rows:
+        wide_out().print(describe_rows(rows))
+    print_all(describe_counts(job_filter, len(rows), counts), out)
     return 0
 
 
@@ -76,7 +77,7 @@ def show_list(
 def show(job_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
     """Show a job: arguments, times, result or error, and its earlier ends if it was retried."""
     config = Config.load()
-    rows = _at_desk(config, lambda desk: desk.all_of(job_id))
+    rows = _with_admin(config, lambda admin: admin.all_of(job_id))
     if not rows:
         return explain(f"{printable(job_id)}: the ledger has no such job", FAILED)
     print_all(describe_job(rows, accept_pickle=config.accept_pickle), out)
@@ -96,18 +97,18 @@ def retry(
     """Run failed jobs again, with the tries of a new job. They keep their id and their history."""
     config = Config.load()
 
-    async def act(desk: JobAdmin) -> int:
-        chosen = await _chosen(desk, "retry", ids, _bulk(task, queue, error, everything=everything), yes=yes)
+    async def act(admin: JobAdmin) -> int:
+        chosen = await _choose(admin, "retry", ids, _filter(task, queue, error, everything=everything), yes=yes)
         async with _Publisher(config) as publisher:
 
             async def retry_batch(keys: Sequence[Key]) -> list[Rejection]:
-                retried, refusals = await desk.retry(keys, accept_pickle=config.accept_pickle)
+                retried, rejections = await admin.retry(keys, accept_pickle=config.accept_pickle)
                 await publisher.publish(retried)
-                return refusals
+                return rejections
 
-            return await _in_batches("retried", desk, chosen, retry_batch)
+            return await _in_batches("retried", admin, chosen, retry_batch)
 
-    return _at_desk(config, act)
+    return _with_admin(config, act)
 
 
 @app.command()
@@ -122,60 +123,61 @@ def discard(
 ) -> int:
     """Discard failed jobs for good. They cannot be retried, and are deleted like other old jobs."""
 
-    async def act(desk: JobAdmin) -> int:
-        chosen = await _chosen(desk, "discard", ids, _bulk(task, queue, error, everything=everything), yes=yes)
-        return await _in_batches("discarded", desk, chosen, desk.discard)
+    async def act(admin: JobAdmin) -> int:
+        chosen = await _choose(admin, "discard", ids, _filter(task, queue, error, everything=everything), yes=yes)
+        return await _in_batches("discarded", admin, chosen, admin.discard)
 
-    return _at_desk(Config.load(), act)
+    return _with_admin(Config.load(), act)
 
 
 class _Chosen(NamedTuple):
-    """What to act upon, and what of that which was named cannot be."""
+    """The jobs to change, and the ids that were rejected."""
 
     keys: Sequence[Key]
-    refusals: Sequence[Rejection] = ()
+    rejections: Sequence[Rejection] = ()
 
 
-def _bulk(task: str | None, queue: str | None, error: str | None, *, everything: bool) -> JobFilter | None:
+def _filter(task: str | None, queue: str | None, error: str | None, *, everything: bool) -> JobFilter | None:
     filtered = (task, queue, error) != (None, None, None)
     if everything and filtered:
-        raise ConfigError("--all means all: leave out --task, --queue and --error, or leave out --all")
+        raise ConfigError("--all excludes the filters: leave out --task, --queue and --error, or leave out --all")
     return JobFilter(State.FAILED, task, queue, error) if everything or filtered else None
 
 
-async def _chosen(
-    desk: JobAdmin, verb: str, ids: Sequence[str] | None, which: JobFilter | None, *, yes: bool
+async def _choose(
+    admin: JobAdmin, verb: str, ids: Sequence[str] | None, job_filter: JobFilter | None, *, yes: bool
 ) -> _Chosen:
-    """
+    """Find the jobs to change, and ask for confirmation unless they are named by id.
+
     Raises:
-        ConfigError: it is not said which, or there is nobody to ask.
-        typer.Exit: whoever was asked has said no.
+        ConfigError: neither or both of ids and filter are given, or standard input is not a terminal.
+        typer.Exit: the user did not confirm.
     """
-    if (which is None) == (not ids):
-        raise ConfigError(f"say which: ids, or --task, --queue, --error or --all. Example: jobs {verb} --task send")
-    if which is None:
-        return await _by_id(desk, ids or [])
-    keys = await desk.keys(which)
+    if (job_filter is None) == (not ids):
+        raise ConfigError(f"give either ids or --task, --queue, --error or --all. Example: jobs {verb} --task send")
+    if job_filter is None:
+        return await _by_id(admin, ids or [])
+    keys = await admin.keys(job_filter)
     if keys and not yes:
-        print_all(describe_tallies(which, 0, await desk.tallies(which)), err)
+        print_all(describe_counts(job_filter, 0, await admin.tallies(job_filter)), err)
         if not sys.stdin.isatty():
-            raise ConfigError(f"nobody is here to be asked: say --yes to {verb} {len(keys):,} jobs")
+            raise ConfigError(f"stdin is not a terminal: pass --yes to {verb} {len(keys):,} jobs")
         if not await asyncio.to_thread(_agrees, f"{verb.capitalize()} {len(keys):,} jobs?"):
             raise typer.Exit(FAILED)
     return _Chosen(keys)
 
 
-async def _by_id(desk: JobAdmin, ids: Sequence[str]) -> _Chosen:
-    keys, refusals = [], []
+async def _by_id(admin: JobAdmin, ids: Sequence[str]) -> _Chosen:
+    keys, rejections = [], []
     for job_id in dict.fromkeys(ids):
-        latest = await desk.latest(job_id)
+        latest = await admin.latest(job_id)
         if latest is None:
-            refusals.append(Rejection(job_id, "the ledger has no such job"))
+            rejections.append(Rejection(job_id, "the ledger has no such job"))
         elif latest[1] is not State.FAILED:
-            refusals.append(Rejection(job_id, f"it has not failed: it is {latest[1]}"))
+            rejections.append(Rejection(job_id, f"the job is {latest[1]}, not failed"))
         else:
             keys.append(latest[0])
-    return _Chosen(keys, refusals)
+    return _Chosen(keys, rejections)
 
 
 def _agrees(question: str) -> bool:
@@ -186,28 +188,28 @@ def _agrees(question: str) -> bool:
 
 
 async def _in_batches(
-    done: str, desk: JobAdmin, chosen: _Chosen, act: Callable[[Sequence[Key]], Awaitable[list[Rejection]]]
+    done: str, admin: JobAdmin, chosen: _Chosen, act: Callable[[Sequence[Key]], Awaitable[list[Rejection]]]
 ) -> int:
-    """Act upon all of them, and say of which it was refused; the exit code."""
-    refused = _tell_refusals(chosen.refusals)
+    """Change all the jobs in batches and print each rejection; the exit code."""
+    rejected = _print_rejections(chosen.rejections)
     with Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task(done, total=len(chosen.keys))
-        async for batch in desk.batches(chosen.keys):
-            refused += _tell_refusals(await act(batch))
+        async for batch in admin.batches(chosen.keys):
+            rejected += _print_rejections(await act(batch))
             progress.advance(bar, len(batch))
-    total = len(chosen.keys) + len(chosen.refusals)
-    typer.echo(f"{total - refused:,} {done}" + (f", {refused:,} not" if refused else ""))
-    return FAILED if refused else 0
+    total = len(chosen.keys) + len(chosen.rejections)
+    typer.echo(f"{total - rejected:,} {done}" + (f", {rejected:,} not {done}" if rejected else ""))
+    return FAILED if rejected else 0
 
 
-def _tell_refusals(refusals: Sequence[Rejection]) -> int:
-    for job_id, why in refusals:
+def _print_rejections(rejections: Sequence[Rejection]) -> int:
+    for job_id, why in rejections:
         err.print(printable_text(f"{job_id}: {why}", style="yellow"))
-    return len(refusals)
+    return len(rejections)
 
 
 class _Publisher:
-    """Sends retried jobs to Redis. Once that does not work it is left to the relay, which does it in a few seconds."""
+    """Sends retried jobs to Redis. After the first failure the relay of a worker does so, within a few seconds."""
 
     def __init__(self, config: Config) -> None:
         self._broker = None if config.redis_url is None else Broker(config.redis_url, name=config.queue)
@@ -225,23 +227,23 @@ class _Publisher:
         try:
             await self._broker.publish(retried)
         except (RedisError, OSError) as error:
-            why = f"Redis does not take them ({error}): the workers will, in a few seconds"
-            err.print(printable_text(why, style="yellow"))
+            note = f"Redis does not accept the jobs ({error}): a worker will publish them when Redis answers"
+            err.print(printable_text(note, style="yellow"))
             await self._broker.close()
             self._broker = None
 
 
-def _at_desk(config: Config, act: Callable[[JobAdmin], Coroutine[Any, Any, T]]) -> T:
-    """What `act` returns, with the default database open.
+def _with_admin(config: Config, act: Callable[[JobAdmin], Coroutine[Any, Any, T]]) -> T:
+    """Open the default database and return what `act` returns.
 
     Raises:
-        ConfigError: there is none.
-        StartupError: it does not answer, or refuses.
-        LedgerError: it holds no ledger.
+        ConfigError: there is no default database.
+        StartupError: the database does not answer, or refuses.
+        LedgerError: the database holds no ledger.
     """
 
     async def run() -> T:
-        async with opened(config, statement_timeout=_LONG) as database:
+        async with opened(config, statement_timeout=_STATEMENT_TIMEOUT) as database:
             await check(database, config.ledger)
             return await act(JobAdmin(config.ledger))
 

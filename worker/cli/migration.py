@@ -1,4 +1,7 @@
-"""What ``python -m worker migrate`` does. Alembic, which it needs, takes a while to import: no other command does."""
+"""The command ``python -m worker migrate``.
+
+It is a module of its own because it needs Alembic, which is slow to import and of no use to other commands.
+"""
 
 import asyncio
 
@@ -6,31 +9,32 @@ from worker.cli.database import opened, project_database
 from worker.config import Config
 from worker.ledger.migrate import Upgrade, upgrade, upgrade_sql
 
-_LONG = 24 * 3600.0  # seconds: a large table may take its time, and others who migrate wait for it
+_STATEMENT_TIMEOUT = 24 * 3600.0  # seconds, for a large table, or while another process migrates it
 
 
 def migrated(config: Config) -> str:
-    """Migrate the ledger; a line that says what was done.
+    """Migrate the ledger's table; a line that says what was done.
 
     Raises:
         ConfigError: there is no default database.
-        StartupError: it does not answer, or refuses.
-        LedgerError: it can hold no ledger, or its table is another version's or somebody else's.
+        StartupError: the database does not answer, or refuses.
+        LedgerError: the database can hold no ledger, or the table belongs to another version or to other software.
     """
     return f"{config.ledger}: {_describe(asyncio.run(_migrate(config)))}"
 
 
 def sql_of(config: Config) -> str:
-    """What makes the table in a database of that kind, without connecting to it.
+    """The SQL that creates the table in a database of this kind. It does not connect.
 
     Raises:
-        ConfigError, LedgerError: as above.
+        ConfigError: there is no default database.
+        LedgerError: a database of this kind can hold no ledger.
     """
     return asyncio.run(_sql(config))
 
 
 async def _migrate(config: Config) -> Upgrade:
-    async with opened(config, statement_timeout=_LONG) as database:
+    async with opened(config, statement_timeout=_STATEMENT_TIMEOUT) as database:
         return await upgrade(database, config.ledger)
 
 
@@ -41,10 +45,10 @@ async def _sql(config: Config) -> str:
 def _describe(done: Upgrade) -> str:
     match done:
         case Upgrade(after=None):
-            return "complete, and looked after by other migrations: nothing to do"
+            return "the table is complete, and other migrations manage it: nothing to do"
         case Upgrade(before=None, after=after):
-            return f"made, at version {after}"
+            return f"created, version {after}"
         case Upgrade(before, after) if before == after:
-            return f"at version {after}: nothing to do"
+            return f"version {after}: nothing to do"
         case Upgrade(before, after):
-            return f"from version {before} to {after}"
+            return f"updated from version {before} to {after}"

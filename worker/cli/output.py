@@ -1,6 +1,6 @@
-"""Where commands speak to: results to standard output, all else to standard error.
+"""The output of commands: results to standard output, everything else to standard error.
 
-Ids, names and errors come from outside. `printable_text` takes them as they are: no markup, no control characters.
+Ids, names and errors come from outside. `printable_text` prints them literally: no markup, no control characters.
 """
 
 import sys
@@ -19,7 +19,7 @@ err = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
 def printable_text(*parts: str | tuple[str, str], style: str = "") -> Text:
-    """A line of these parts, each with or without a style."""
+    """Join the parts, each with or without a style, into one line."""
     whole = [(part, "") if isinstance(part, str) else part for part in parts]
     return Text.assemble(*((printable(text), of_part) for text, of_part in whole), style=style)
 
@@ -30,11 +30,11 @@ def print_all(lines: Iterable[Text], console: Console) -> None:
 
 
 def wide_out() -> Console:
-    """A table fits the terminal; in a file, or for ``grep``, a row is a line however long."""
+    """A console for tables. On a terminal a table fits the width; elsewhere each row is one line, for ``grep``."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def explain(why: str, exit_code: int) -> int:
-    """Say why it did not go well, in as many lines as `why` has; the exit code."""
+    """Print an error, in as many lines as `why` has; return the exit code."""
     err.print(Text(printable_lines(why), style="red"))
     return exit_code

@@ -1,6 +1,6 @@
-"""Where a supervisor's progress line goes: the last line of a terminal, or the log.
+"""The output of a supervisor's progress line: the last line of a terminal, or the log.
 
-On a terminal the workers print through their supervisor, so that the line stays below what they say.
+On a terminal the workers print through their supervisor, so that the progress line stays below their output.
 """
 
 import asyncio
@@ -26,24 +26,24 @@ _INTERVAL = 10.0  # seconds between two lines in the log
 
 
 class Display(Protocol):
-    """A place for the line."""
+    """An output for the progress line."""
 
     @property
     def output(self) -> int | None:
-        """The descriptor that the workers print to; None: to ours."""
+        """The descriptor that the workers print to; None: the supervisor's own output."""
 
     def show(self, line: str) -> None:
-        """This is how far they are."""
+        """Show the progress line."""
 
     def open(self) -> None:
-        """Begin to print what they print, in the loop that runs now."""
+        """Begin to copy the workers' output, on the running event loop."""
 
     def close(self) -> None:
-        """Print the rest of it."""
+        """Copy the rest of the workers' output."""
 
 
 class InLog:
-    """A log line now and then, if it says something new; the workers print for themselves."""
+    """Logs the progress line every ten seconds if it has changed. The workers print to the supervisor's output."""
 
     output = None
 
@@ -63,7 +63,7 @@ class InLog:
 
 
 class OnTerminal:
-    """The last line, again and again; the workers share one pipe, which holds lines together."""
+    """Redraws the last line of the terminal. The workers share one pipe, so that no line of theirs is split."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -87,7 +87,7 @@ class OnTerminal:
         os.close(self._pipe)
 
     def _copy(self) -> bool:
-        """Print the whole lines of what there is; False at the end."""
+        """Print the complete lines that the pipe holds; False at its end."""
         chunk = os.read(self._pipe, _CHUNK)
         lines, newline, self._rest = (self._rest + chunk).rpartition(b"\n")
         self._print(lines + newline)
@@ -100,7 +100,7 @@ class OnTerminal:
 
 @contextmanager
 def display() -> Iterator[Display]:
-    """The terminal, if standard error is one. What is logged within goes there too."""
+    """The terminal, if standard error is one; else the log. Log lines inside the block go to the same output."""
     if not sys.stderr.isatty():
         log_without_arq()
         yield InLog()

@@ -1,9 +1,9 @@
-"""``Supervisor``: several worker processes, kept running.
+"""``Supervisor``: starts several worker processes and keeps them running.
 
-1. The first one has to work before the others start: what is wrong with all of them is said once.
-2. One that dies is started again, later each time; one that lived for a while is started again soon.
-3. A signal is passed on to all of them, each time that it comes. The exit code is the worst of theirs.
-4. They end with their supervisor, even if it is killed: see `worker.cli.child_process`.
+1. The first worker must work before the others start, so that an error that concerns all of them is printed once.
+2. A worker that ends is started again, after a longer delay each time. After a minute of life the delay is short again.
+3. Each signal is passed on to all workers. The exit code is the worst of theirs.
+4. The workers end with their supervisor, even if it is killed: see `worker.cli.child_process`.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from worker.process.stop_signals import STOP_SIGNALS, exit_code_after
 logger = logging.getLogger("worker")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
-_LONG_LIFE = 60.0  # seconds
-_FAILED = 1  # the exit code of a failure, which the next start may or may not repeat
-_MISTAKE = 2  # the one that says that the next start will go no better
+_LONG_LIFE = 60.0  # seconds after which the delay begins again at the shortest
+_FAILED = 1  # the exit code of a failure that another start may avoid
+_MISTAKE = 2  # the exit code of a mistake that every start repeats
 
 
 def supervise(config: Config, processes: int, *, until_empty: bool = False) -> int:
-    """Run that many workers, as the environment has it, until told to stop; the exit code.
+    """Run several workers with the settings of the environment until a signal comes; the exit code.
 
     Args:
-        until_empty: they end by themselves once all queues are empty and nothing runs.
+        until_empty: the workers end by themselves when all queues are empty and no job runs.
     """
     worker_ids = [f"{config.id}-{number}" for number in range(1, processes + 1)]
     with display() as shown:
@@ -57,7 +57,7 @@ class Supervisor:
     """Keeps the workers of these ids running.
 
     Args:
-        output: the descriptor that they print to; None: to ours.
+        output: the descriptor that the workers print to; None: the supervisor's own output.
     """
 
     def __init__(self, worker_ids: Sequence[str], progress: Progress, output: int | None, *, until_empty: bool) -> None:
@@ -71,14 +71,14 @@ class Supervisor:
         self._stopped_by: signal.Signals | None = None
 
     async def run(self) -> int:
-        """Until all have ended; the exit code."""
+        """Run the workers until all have ended; the exit code."""
         for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._pass_on, number)
         first, *others = self._ids
         return max(await asyncio.gather(self._keep(first), *map(self._keep_after_first, others)))
 
     def _pass_on(self, number: signal.Signals) -> None:
-        logger.info("passing %s on to the workers", number.name)
+        logger.info("%s: passing the signal on to the workers", number.name)
         self._stopped_by = number
         self._stopping.set()
         for child in self._children.values():
@@ -89,11 +89,11 @@ class Supervisor:
         return await self._keep(worker_id)
 
     async def _keep(self, worker_id: str) -> int:
-        """Run a worker again and again; its exit code, once there is no need to any more."""
+        """Run a worker again and again; its last exit code."""
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while not self._stopping.is_set():
             begin = time.monotonic()
-            code = await self._live(worker_id)
+            code = await self._run_once(worker_id)
             if self._is_final(code):
                 return code
             if time.monotonic() - begin >= _LONG_LIFE:
@@ -103,16 +103,16 @@ class Supervisor:
             await _first_of(self._stopping, within=pause)
         return exit_code_after(self._stopped_by, until_empty=self._until_empty)
 
-    async def _live(self, worker_id: str) -> int:
+    async def _run_once(self, worker_id: str) -> int:
         """Run a worker once; its exit code."""
         child = self._children[worker_id] = await self._start(worker_id)
-        if self._stopped_by is not None:  # the signal came while it was being started
+        if self._stopped_by is not None:  # the signal came during the start
             child.send(self._stopped_by)
-        noting = asyncio.create_task(self._note_start(child))
+        waiting = asyncio.create_task(self._wait_until_started(child))
         code = await child.ended()
-        noting.cancel()
+        waiting.cancel()
         del self._children[worker_id]
-        await self._progress.died(worker_id)
+        await self._progress.remove_ended(worker_id)
         return code
 
     async def _start(self, worker_id: str) -> ChildProcess:
@@ -124,12 +124,12 @@ class Supervisor:
             stderr=self._output,
         )
 
-    async def _note_start(self, child: ChildProcess) -> None:
+    async def _wait_until_started(self, child: ChildProcess) -> None:
         if await child.started():
             self._first_works.set()
 
     def _is_final(self, code: int) -> bool:
-        """Whether a worker that has ended so need not run again."""
+        """Whether a worker that ended with this code is not started again."""
         is_over = self._until_empty and code in (0, _FAILED)
         if is_over and code == 0:
             self._first_works.set()

@@ -1,4 +1,4 @@
-"""What ``python -m worker check`` prints: the tasks of a registry, or what is wrong with it."""
+"""The output of ``python -m worker check``: the tasks of a registry, or its problems."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,14 +18,14 @@ from worker.task import Task
 
 
 def describe_problems(registry: str, error: RegistryError) -> Iterator[Text]:
-    """A line for each problem."""
+    """A heading, then a line for each problem."""
     yield printable_text(f"{registry}: {_count(len(error.problems), 'problem')}", style="bold red")
     for problem in error.problems:
         yield printable_text(f"- {problem}")
 
 
 def describe_tasks(registry: Registry, config: Config) -> Iterator[Text]:
-    """A paragraph for each task."""
+    """A heading, then a paragraph for each task."""
     yield printable_text(f"{registry.module} ({shown(registry.file)}): {_count(len(registry.tasks), 'task')}")
     for task in registry.tasks.values():
         yield Text()
@@ -39,7 +39,7 @@ def _properties(task: Task[Any, Any], config: Config) -> dict[str, str]:
     if task.injected:
         shown_as["injected"] = ", ".join(f"{name}: {_describe(what)}" for name, what in task.injected.items())
     if task.schedule is not None:
-        shown_as["schedule"] = _when(task.schedule)
+        shown_as["schedule"] = _describe_schedule(task.schedule)
     return shown_as
 
 
@@ -56,9 +56,9 @@ def _describe(injected: Injected) -> str:
             return f"resource {name}"
 
 
-def _when(schedule: Schedule) -> str:
+def _describe_schedule(schedule: Schedule) -> str:
     return f"{schedule.describe()}, next at {schedule.next_after(datetime.now(UTC)):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

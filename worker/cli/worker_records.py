@@ -1,4 +1,4 @@
-"""The workers of a queue, by the records that they write of themselves every second: see `worker.engine.health`."""
+"""The health records that workers write every second: see `worker.engine.health`."""
 
 from collections.abc import Sequence
 
@@ -9,27 +9,27 @@ from worker.broker.worker_records import WorkerRecords
 
 
 class WorkerRecord(BaseModel):
-    """What a worker that is well says of itself. It is a few seconds old at most."""
+    """The record of a healthy worker, a few seconds old at most."""
 
-    model_config = ConfigDict(extra="allow")  # a worker of the next version may say more
+    model_config = ConfigDict(extra="allow")  # workers of later versions may write more fields
 
     queued: dict[str, int]
-    """Jobs that wait or run, by queue."""
+    """Jobs that wait or run, for each queue."""
     running: int
     """Jobs that this worker runs."""
     done: int
     failed: int
     retried: int
     loop_lag: float
-    """Seconds that its event loop took to answer."""
+    """Seconds that the worker's event loop took to answer."""
     last_heartbeat: float
-    """Seconds since it last renewed its leases, when it wrote the record."""
+    """Seconds since the worker last renewed its leases, at the time of the record."""
     redis: str
     database: str
 
 
-async def fleet(broker: Broker, names: Sequence[str]) -> dict[str, WorkerRecord]:
-    """The workers that serve at least one of these queues, by id.
+async def read_worker_records(broker: Broker, names: Sequence[str]) -> dict[str, WorkerRecord]:
+    """Read the records of the workers that serve at least one of these queues, by worker id.
 
     Raises:
         RedisError, OSError: Redis does not answer.
@@ -40,5 +40,5 @@ async def fleet(broker: Broker, names: Sequence[str]) -> dict[str, WorkerRecord]
             try:
                 records[worker_id] = WorkerRecord.model_validate_json(record)
             except ValidationError:
-                continue  # written by something else
+                continue  # written by other software
     return dict(sorted(records.items()))

@@ -1,4 +1,4 @@
-"""What ``python -m worker health`` prints: the workers that are well, a row each."""
+"""The output of ``python -m worker health``: a row for each healthy worker."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from worker.cli.worker_records import WorkerRecord
 
 
 def describe_workers(workers: Mapping[str, WorkerRecord]) -> Table:
-    """A row for each worker."""
+    """A table with a row for each worker."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("worker", "queues"):
         table.add_column(column)

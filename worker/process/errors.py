@@ -1,7 +1,7 @@
-"""The error of a start that has failed."""
+"""The error of a worker that cannot start."""
 
 from worker.errors import WorkerError
 
 
 class StartupError(WorkerError):
-    """The worker cannot start; one line says why."""
+    """The worker cannot start. The message is one line with the reason."""

@@ -1,7 +1,7 @@
-"""Which event loop a worker runs on: uvloop's, where uvloop can be imported; and why no job can end it.
+"""The event loop of a worker: uvloop's, if uvloop can be imported. No job can end it.
 
-asyncio lets `SystemExit` and `KeyboardInterrupt` of any task or callback out of the loop, and so ends the process: a
-job's child task that parses a command line would take the worker along. Here only the main task ends its loop.
+In asyncio a `SystemExit` or `KeyboardInterrupt` of any task or callback leaves the loop and ends the process. A job's
+child task that parses a command line would end the worker. Here only the main task ends its loop.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ T = TypeVar("T")
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """A loop of the best kind there is."""
+    """Make an event loop: uvloop's, else asyncio's."""
     try:
-        import uvloop  # noqa: PLC0415 - it may be missing: there is none for Windows
+        import uvloop  # noqa: PLC0415 - not available on Windows
     except ImportError:
         return _loop_class(asyncio.SelectorEventLoop)()
     return _loop_class(uvloop.Loop)()
 
 
-class _GoesOn(asyncio.AbstractEventLoop):
-    """A loop that runs on when something else than its main task wants to end the process.
+class _OnlyMainTaskExits(asyncio.AbstractEventLoop):
+    """A mixin for a loop that keeps running when a task other than the main one tries to end the process.
 
-    The loop that is mixed in has left nothing undone: the task has its exception, which whoever awaits it gets, and
-    what else is ready still is. Catching it there, where the loop is driven, costs a job nothing.
+    That is safe: the failed task holds its exception for the code that awaits it, and all ready callbacks are still
+    queued. The exception is caught around the whole loop, so it costs a job no time.
     """
 
     _main: "asyncio.Future[Any] | None" = None
-    _is_told_to_stop = False
+    _stop_requested = False
 
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
         self._main = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # typeshed is stricter here
@@ -44,26 +44,27 @@ class _GoesOn(asyncio.AbstractEventLoop):
             self._main = None
 
     def run_forever(self) -> None:
-        self._is_told_to_stop = False
+        self._stop_requested = False
         while True:
             try:
                 super().run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
                 if self._main is None or isinstance(error, Stopped) or _ended_by(self._main, error):
                     raise
-                logger.exception("a job's task or callback asked to end the process: the worker goes on")
+                logger.exception("a job's task or callback raised %s; the worker goes on", type(error).__name__)
             else:
                 return
-            if self._is_told_to_stop:  # in the same turn, which has forgotten it
+            if self._stop_requested:  # in the iteration that the exception has ended, and with it the request
                 super().stop()
 
     def stop(self) -> None:
-        self._is_told_to_stop = True
+        self._stop_requested = True
         super().stop()
 
 
 def _loop_class(base: type[asyncio.AbstractEventLoop]) -> type[asyncio.AbstractEventLoop]:
-    return type(base.__name__, (_GoesOn, base), {"__module__": base.__module__})  # who looks for uvloop finds it
+    # The base's name and module, so that code that checks for uvloop by them still finds it.
+    return type(base.__name__, (_OnlyMainTaskExits, base), {"__module__": base.__module__})
 
 
 def _ended_by(main: "asyncio.Future[Any]", error: BaseException) -> bool:

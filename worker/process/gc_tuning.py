@@ -1,15 +1,15 @@
-"""The garbage collector of a process that has loaded its code and will run many short jobs."""
+"""Settings of the garbage collector for a process that runs many short jobs."""
 
 import gc
 
-_YOUNG = 10_000  # objects; CPython's own limit, some hundreds, is reached by every few jobs
+_YOUNG = 10_000  # objects; a few jobs reach CPython's own limit, some hundreds
 
 
 def tune_gc() -> None:
-    """Leave all that has been loaded out of the collections to come, and look for cycles less often.
+    """Exclude all loaded objects from later collections, and collect less often.
 
-    Modules, tasks and mappers live as long as the process, and nearly all that a job makes goes by its reference count:
-    looking through it took a tenth of a short job's time. Who has chosen limits that are higher, or none, keeps them.
+    Modules, tasks and mappers live as long as the process, and reference counting frees nearly everything that a job
+    makes. The collections took a tenth of a short job's time. A higher limit, or a disabled collector, stays as it is.
     """
     if not gc.isenabled():
         return

@@ -1,13 +1,12 @@
-"""``Lifecycle``: one engine's life in its process, whether arq or ``python -m worker run`` gave the process.
+"""``Lifecycle``: starts, watches and ends the engine of a process, under arq or ``python -m worker run``.
 
-1. `begin` takes over SIGINT and SIGTERM, opens what the worker needs, and starts the engine.
-2. The first signal drains, a second one interrupts what still runs. One that comes during the opening ends the opening:
-   the engine is not started, so nothing is claimed.
-3. One task opens, waits and closes. So what a lifespan or a hook binds to its task or context is left where it was
-   entered.
-4. An engine that has failed is drained too, and the process is to end with code 1, or 70 where jobs hold all
-   its slots.
-5. `ended` returns once all is closed.
+1. `begin` takes over SIGINT and SIGTERM, opens the database, the broker and the resources, and starts the engine.
+2. The first signal drains the engine, a second signal interrupts the running jobs. A signal during the opening ends the
+   opening: the engine does not start, so nothing is claimed.
+3. One asyncio task opens, waits and closes. So a lifespan or hook that binds something to its task or context leaves it
+   in the task that entered it.
+4. An engine that has failed is drained too. The process then ends with code 1, or with code 70 if jobs hold all slots.
+5. `ended` returns when everything is closed.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from worker.engine.engine import Engine
 from worker.engine.heartbeat import STUCK
 from worker.process.gc_tuning import tune_gc
 from worker.process.runtime import Runtime
-from worker.process.stop_signals import exit_code_after, hear, leave_soon
+from worker.process.stop_signals import call_on_stop_signal, exit_after_delay, exit_code_after
 
 logger = logging.getLogger("worker")
 
@@ -32,44 +31,44 @@ class Lifecycle:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._engine: Engine | None = None
-        self._works = asyncio.Event()
+        self._started = asyncio.Event()
         self._stopping = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self.stopped_by: signal.Signals | None = None
-        """The signal that ended it, if one did."""
+        """The first stop signal, if one came."""
         self.exit_code = 0
-        """1 once the engine, or what it needs, has failed; or 70: see `EngineError`."""
+        """1 if the engine or LIFESPAN has failed; 70 if jobs hold all slots: see `EngineError`."""
         self._exit: SystemExit | KeyboardInterrupt | None = None
-        """What LIFESPAN or a hook has ended the process with."""
+        """The exception by which LIFESPAN or a hook ended the process."""
 
     async def begin(self, arq_context: dict[Any, Any], *, until_empty: bool = False) -> None:
-        """Open, and start the engine.
+        """Open everything and start the engine.
 
         Args:
-            arq_context: what tasks find in ``ctx``.
-            until_empty: stop by itself once all queues are empty and nothing runs.
+            arq_context: the ``ctx`` of tasks.
+            until_empty: stop when all queues are empty and no job runs.
 
         Raises:
             StartupError: see `Runtime.open`.
-            asyncio.CancelledError: a signal came first.
+            asyncio.CancelledError: a signal came before the engine started.
             SystemExit, KeyboardInterrupt: LIFESPAN or a hook ends the process.
         """
         loop = asyncio.get_running_loop()
-        hear(lambda number: self._hear(number, loop, until_empty=until_empty))
+        call_on_stop_signal(lambda number: self._handle_signal(number, loop, until_empty=until_empty))
         self._life = loop.create_task(self._live(arq_context, until_empty=until_empty))
-        works = loop.create_task(self._works.wait())
-        await asyncio.wait({self._life, works}, return_when=asyncio.FIRST_COMPLETED)
-        works.cancel()
-        if not self._works.is_set():
+        started = loop.create_task(self._started.wait())
+        await asyncio.wait({self._life, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if not self._started.is_set():
             opening, self._life = self._life, None
             await opening
             raise self._exit or asyncio.CancelledError
 
     async def ended(self) -> None:
-        """Wait until the engine has drained and all is closed.
+        """Wait until the engine has drained and everything is closed.
 
-        A cancellation does not end the wait: a task's code may cancel whatever it finds, and a process that goes on to
-        its end meanwhile would leave the outcomes of jobs unwritten.
+        A cancellation does not end the wait. A task's code may cancel any asyncio task, and a process that ended too
+        early would leave outcomes of jobs unwritten.
 
         Raises:
             SystemExit, KeyboardInterrupt: LIFESPAN or a hook ends the process.
@@ -81,20 +80,20 @@ class Lifecycle:
                 raise self._exit
 
     async def close(self) -> None:
-        """Stop, unless that has happened, and wait for the end."""
+        """Stop the engine, if it runs, and wait for the end."""
         self._stopping.set()
         await self.ended()
 
-    def _hear(self, number: signal.Signals, loop: asyncio.AbstractEventLoop, *, until_empty: bool) -> None:
-        """Take note at once, whatever the loop does."""
+    def _handle_signal(self, number: signal.Signals, loop: asyncio.AbstractEventLoop, *, until_empty: bool) -> None:
+        """Record the signal at once, even if the loop is blocked, and let the loop stop the engine."""
         if self._engine is None:
-            leave_soon(exit_code_after(number, until_empty=until_empty))
+            exit_after_delay(exit_code_after(number, until_empty=until_empty))
         self.stopped_by = self.stopped_by or number
-        loop.call_soon_threadsafe(self._on_signal, number)
+        loop.call_soon_threadsafe(self._stop_or_hurry, number)
 
-    def _on_signal(self, number: signal.Signals) -> None:
+    def _stop_or_hurry(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
-            logger.info("%s: interrupting what still runs", number.name)
+            logger.info("%s: interrupting the running jobs", number.name)
             if self._engine is not None:
                 self._engine.hurry()
             return
@@ -107,7 +106,7 @@ class Lifecycle:
         try:
             await self._open_work_close(arq_context, until_empty=until_empty)
         except (SystemExit, KeyboardInterrupt) as error:
-            self._exit = error  # for whoever waits: out of this task, the loop would take it for a job's
+            self._exit = error  # raised by `begin` or `ended`: raised here, the loop would take it for a job's
 
     async def _open_work_close(self, arq_context: dict[Any, Any], *, until_empty: bool) -> None:
         try:
@@ -115,12 +114,12 @@ class Lifecycle:
         except Exception:
             if self.stopped_by is None:
                 raise
-            logger.exception("what was being opened ended with an error, after %s", self.stopped_by.name)
+            logger.exception("opening the worker failed after %s", self.stopped_by.name)
             return
         all_ended = True
         try:
             self._engine = engine
-            if self.stopped_by is None and not self._stopping.is_set():  # the opening may swallow its cancellation
+            if self.stopped_by is None and not self._stopping.is_set():  # a lifespan may swallow its cancellation
                 all_ended = await self._work(engine, until_empty=until_empty)
         finally:
             await self._close(all_ended=all_ended)
@@ -131,27 +130,27 @@ class Lifecycle:
         except BaseException:
             if all_ended:
                 raise
-            logger.exception("what was open ended with an error")
+            logger.exception("closing the worker failed")
         if not all_ended:
-            os._exit(STUCK)  # a thread would keep the interpreter from ending for as long as it pleases
+            os._exit(STUCK)  # a job's thread that does not return would keep the interpreter from ending
 
     async def _work(self, engine: Engine, *, until_empty: bool) -> bool:
-        """Run the engine until it is to stop, and drain it; whether all jobs have ended."""
+        """Run the engine until it is to stop, and drain it; True if all jobs have ended."""
         tune_gc()
         engine.start()
-        self._works.set()
+        self._started.set()
         watching = [asyncio.create_task(self._stop_when_failed(engine))]
         if until_empty:
             watching.append(asyncio.create_task(self._stop_when_empty(engine)))
         try:
             await self._stopping.wait()
         except asyncio.CancelledError:
-            # We cancel nothing here, but a task group that LIFESPAN has open does, when one of its tasks fails.
+            # Tandem never cancels this task. A task group of LIFESPAN does, when one of the group's tasks fails.
             logger.critical("LIFESPAN, a hook or a task's code has cancelled the worker: ending the process")
             self.exit_code = 1
         finally:
             draining = asyncio.create_task(engine.drain())
-            # Who has cancelled this task goes on doing so, and is to be heard where it was entered: in closing.
+            # A task group that has cancelled this task may do so again. It gets its turn when LIFESPAN is left.
             await _ended(draining)
             for task in watching:
                 task.cancel()
@@ -169,7 +168,7 @@ class Lifecycle:
 
 
 async def _ended(task: "asyncio.Task[Any]") -> None:
-    """Wait until a task has ended, however, and whoever cancels the waiting."""
+    """Wait until a task has ended, even if the wait is cancelled."""
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task})

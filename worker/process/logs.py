@@ -1,4 +1,4 @@
-"""Log lines as arq users know them, unless the project has set up logging itself."""
+"""Log lines in arq's format, unless the project has set up logging itself."""
 
 import logging
 
@@ -8,7 +8,7 @@ _OURS = ("worker", "db")
 
 
 def log_as_arq_does() -> None:
-    """Under arq, which sets up its own logger alone: ours speak through its handlers."""
+    """Log through arq's handlers, as arq sets up only its own logger."""
     if logging.getLogger().handlers:
         return
     arq = logging.getLogger("arq")
@@ -18,7 +18,7 @@ def log_as_arq_does() -> None:
 
 
 def log_without_arq(name: str | None = None) -> None:
-    """In a process of our own: to standard error, in arq's format, with `name` before each message."""
+    """Log to standard error in arq's format, with `name` before each message, in a process without arq."""
     if logging.getLogger().handlers:
         return
     handler = logging.StreamHandler()
@@ -32,6 +32,6 @@ def log_without_arq(name: str | None = None) -> None:
 
 class _Format(logging.Formatter):
     def __init__(self, name: str | None) -> None:
-        # A name may hold a %, which the format would take for a field.
+        # The format would take a % in the name for a field.
         before = "" if name is None else f"{printable(name).replace('%', '%%')}: "
         super().__init__(f"%(asctime)s: {before}%(message)s", "%H:%M:%S")

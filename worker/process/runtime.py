@@ -1,6 +1,6 @@
-"""What a worker has open while it runs: the default database, the default queue, the resources; and its engine.
+"""Opening and closing a worker: the default database, the default broker, the resources, and the engine.
 
-The resources are entered after the database is known to answer, and left before it closes.
+The lifespan's resources are entered after the database has answered, and left before the database closes.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from worker.ledger import Ledger
 from worker.ledger.default import set_default_ledger
 from worker.ledger.schema_check import check
 from worker.process.errors import StartupError
-from worker.process.served import tell_unserved
+from worker.process.served import warn_of_unserved
 from worker.process.server_wait import await_server
 from worker.registry import Registry
 from worker.task import Task
@@ -38,7 +38,7 @@ logger = logging.getLogger("worker")
 
 
 class Runtime:
-    """One worker's open things."""
+    """The open database, brokers and resources of one worker."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Runtime:
         self._open = AsyncExitStack()
 
     async def open(self, arq_context: dict[Any, Any]) -> Engine:
-        """Connect, enter the resources, and make the engine. What was opened before an error is closed again.
+        """Connect, enter the resources, and make the engine. After an error, close what was opened.
 
         Raises:
-            StartupError: the database does not answer within ``WORKER_CONNECT_WAIT``, or holds no ledger, or its pool
-                has fewer connections than jobs surely need, or a task asks for a session or a resource that nobody
-                provides.
+            StartupError: the database does not answer within ``WORKER_CONNECT_WAIT``, or it holds no ledger, or its
+                pool is too small for the jobs, or a task asks for a session that the database does not have or for a
+                resource that the lifespan does not yield.
         """
         try:
             return await self._opened(arq_context)
@@ -82,7 +82,7 @@ class Runtime:
         ledger = self._use_ledger(ledger_name)
         resources = await self._resources()
         await self._run_hooks(arq_context)
-        self._tell_unserved(broker)
+        self._warn_of_unserved(broker)
         caller = TaskCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
         executor = Executor(
@@ -107,7 +107,7 @@ class Runtime:
 
     @property
     def longest_timeout(self) -> float:
-        """Seconds that the longest of the tasks may take."""
+        """The longest timeout of all tasks, in seconds."""
         return max((limits.timeout for limits in limits_of(self._registry.tasks, self._config).values()), default=0.0)
 
     def _open_database(self) -> db.Database[Any]:
@@ -119,7 +119,7 @@ class Runtime:
                 url,
                 default=True,
                 pool_size=self._config.pool_size,
-                pre_ping=False,  # a job that meets a stale connection runs again: cheaper than asking each time
+                pre_ping=False,  # a job on a stale connection runs again, which is cheaper than a ping for each job
                 statement_timeout=self.longest_timeout,
                 idle_in_transaction_timeout=self.longest_timeout + 30.0,
             )
@@ -128,9 +128,9 @@ class Runtime:
         return database
 
     async def _open_broker(self) -> Broker:
-        """The worker's own queue, and the default one for tasks, unless the project made its own.
+        """Open the engine's broker, and the default broker of tasks unless the project made its own.
 
-        Two, as a task that enqueues thousands of jobs at once must not keep the engine waiting for a connection.
+        They are two, so that a task that enqueues thousands of jobs takes no connection from the engine.
         """
         serve(self._config.queue_names)
         broker, for_tasks = self._new_broker(), given_default_broker()
@@ -140,21 +140,21 @@ class Runtime:
             set_default_broker(for_tasks)
             self._open.callback(set_default_broker, None)
         self._open.push_async_callback(for_tasks.close)
-        with suppress(RedisError, OSError):  # the engine's loops wait for Redis, and tell
+        with suppress(RedisError, OSError):  # the engine's loops wait for Redis, and log that they do
             await broker.connections.open()
         return broker
 
-    def _tell_unserved(self, broker: Broker) -> None:
-        """Name, in a moment, the tasks whose queue no worker serves."""
-        telling = asyncio.create_task(tell_unserved(self._registry.tasks.values(), self._config, broker))
-        self._open.push_async_callback(cancel_tasks, [telling])
+    def _warn_of_unserved(self, broker: Broker) -> None:
+        """Log, after a few seconds, the tasks whose queue no worker serves."""
+        warning = asyncio.create_task(warn_of_unserved(self._registry.tasks.values(), self._config, broker))
+        self._open.push_async_callback(cancel_tasks, [warning])
 
     def _new_broker(self) -> Broker:
         config = self._config
         return Broker(config.require_redis_url(), name=config.queue, max_payload=config.max_payload)
 
     def _use_ledger(self, name: str) -> Ledger:
-        """The ledger, which is the default one too: what jobs enqueue is kept where their own rows are."""
+        """Make the ledger, also the default one, so that jobs enqueue into the table that holds their own rows."""
         ledger = Ledger(name)
         set_default_ledger(ledger)
         self._open.callback(set_default_ledger, None)
@@ -167,26 +167,30 @@ class Runtime:
             self._open.push_async_callback(self._on_shutdown, arq_context)
 
     def _check_pool(self, database: db.Database[Any]) -> None:
-        """A pool smaller than the number of jobs makes them wait for each other; where all need it, it is a mistake.
+        """Warn of a pool without a connection for each job and one for the health check.
 
-        The health check needs a connection besides, or a worker whose jobs all hold one for long would seem to be dead.
+        Without its own connection the health check would fail while jobs hold all others. A pool that is smaller than
+        the concurrency is an error if every task takes a session, as jobs would then wait for each other.
+
+        Raises:
+            StartupError: every task takes a session, and the pool has fewer connections than jobs run at once.
         """
         wanted = self._config.concurrency
-        if database.url is None or database.pool_size is None:  # of a factory's engine nobody knows the size
+        if database.url is None or database.pool_size is None:  # an engine of a factory's, whose size is not known
             return
         if database.pool_size > wanted:
             return
         shortage = (
-            f"{wanted} jobs run at once (WORKER_CONCURRENCY), and the health check, on {database.pool_size} "
-            f"connections (WORKER_POOL_SIZE, or the project's own Database(pool_size=...)): make it {wanted + 3} or "
-            "more, or lower WORKER_CONCURRENCY"
+            f"{wanted} jobs (WORKER_CONCURRENCY) and the health check share {database.pool_size} database connections: "
+            f"set WORKER_POOL_SIZE (or the project's own Database(pool_size=...)) to {wanted + 3} or more, or lower "
+            "WORKER_CONCURRENCY"
         )
         if database.pool_size < wanted and all(_takes_session(task) for task in self._registry.tasks.values()):
             raise StartupError(shortage)
         logger.warning(shortage)
 
     async def _check_sessions(self, database: db.Database[Any]) -> None:
-        """Ask the database for an answer, through each of the drivers that tasks need."""
+        """Wait for the database to answer through each driver that tasks need."""
         await await_server("DATABASE_URL", database.check, self._config.connect_wait)
         askers = {
             asked.sync: f"{task.name}: parameter {name}"
@@ -196,8 +200,8 @@ class Runtime:
         }
         if False in askers and not database.is_async:
             raise StartupError(
-                f"{askers[False]} is an AsyncSession, and DATABASE_URL names a synchronous driver: "
-                "write postgresql+asyncpg:// or sqlite+aiosqlite://"
+                f"{askers[False]} is an AsyncSession, but DATABASE_URL names a synchronous driver: "
+                "use postgresql+asyncpg:// or sqlite+aiosqlite://"
             )
         if True in askers and database.is_async:
 
@@ -207,10 +211,13 @@ class Runtime:
             await await_server("DATABASE_URL", ask_twin, self._config.connect_wait)
 
     async def _check_ledger(self, database: db.Database[Any]) -> str:
-        """Jobs that cannot be written down must not be run: the table has to be there, and up to date.
+        """Check that the ledger's table exists and is up to date, as outcomes of jobs must be recorded there.
 
         Returns:
-            Its name, with its schema.
+            The table's name, with its schema.
+
+        Raises:
+            StartupError: the database does not answer, or the table is missing or old.
         """
         name = self._config.ledger
 
@@ -228,7 +235,7 @@ class Runtime:
         lifespan = self._registry.lifespan
         resources = {} if lifespan is None else await self._open.enter_async_context(lifespan())
         if not isinstance(resources, Mapping):
-            raise StartupError(f"LIFESPAN yields {resources!r}: let it yield a dict of resources by name")
+            raise StartupError(f"LIFESPAN yields {resources!r}: yield a dict of resources by name")
         for task in self._registry.tasks.values():
             for name, asked in task.injected.items():
                 if isinstance(asked, Resource) and asked.name not in resources:
@@ -240,10 +247,11 @@ class Runtime:
 
 
 def require_urls(config: Config) -> str:
-    """The URL of Redis, once the registry is loaded: a project may have made its own default database by then.
+    """The URL of Redis. Call it after the registry is loaded, as a project's code may make the default database.
 
     Raises:
-        ConfigError: it is not set, or the database's is not and nobody has made one, or it cannot serve a queue.
+        ConfigError: ``REDIS_URL`` is not set, or ``DATABASE_URL`` is not set and the project makes no database, or this
+            Redis cannot hold a queue of that name.
     """
     redis_url = config.require_redis_url() if given_default() is not None else config.require_urls()[1]
     for name in config.queue_names:

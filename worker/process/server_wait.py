@@ -1,8 +1,8 @@
-"""Waiting for the database and for Redis, when a worker or a command starts.
+"""Waiting for the database and Redis when a worker or a command starts.
 
-1. A server that is away is asked again until the time is up. The log says why it is away, once for each reason.
-2. A server that refuses (a wrong password, an unknown database) would refuse again: it is asked once.
-3. Either error is one line, and names the variable that says where the server is.
+1. A server that is away is tried again until the time is up. The log gives each new reason once.
+2. A server that refuses (a wrong password, an unknown database) would refuse again, so it is tried once.
+3. Each error is one line, and names the environment variable with the server's address.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from worker.process.errors import StartupError
 
 logger = logging.getLogger("worker")
 
-_LOOK_AGAIN = 0.2  # seconds between two tries
+_PAUSE = 0.2  # seconds between two tries
 _SHORTEST_TRY = 0.1  # seconds
 
 T = TypeVar("T")
 
 
 async def await_server(variable: str, ask: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """Wait up to `seconds` for an answer of the server that `variable` names, and return it.
+    """Wait up to `seconds` for the answer of the server that `variable` names, and return the answer.
 
     Raises:
-        StartupError: it does not answer, or refuses to; or `ask` raised it, having seen what is wrong.
+        StartupError: the server does not answer, or refuses; or `ask` raises it.
     """
     wait = ServerWait(variable, seconds)
     while True:
@@ -38,16 +38,16 @@ async def await_server(variable: str, ask: Callable[[], Awaitable[T]], seconds: 
                 return await ask()
         except StartupError:
             raise
-        except Exception as error:  # noqa: BLE001 - `after` tells them apart
-            pause = wait.after(error)
+        except Exception as error:  # noqa: BLE001 - `pause_after` distinguishes them
+            pause = wait.pause_after(error)
         await asyncio.sleep(pause)
 
 
 def await_redis(url: str, seconds: float) -> None:
-    """Wait up to `seconds` for Redis, where no event loop runs yet.
+    """Wait up to `seconds` for Redis, before an event loop runs.
 
     Raises:
-        StartupError: it does not answer, or refuses to.
+        StartupError: Redis does not answer, or refuses.
     """
     wait = ServerWait("REDIS_URL", seconds)
     while True:
@@ -56,7 +56,7 @@ def await_redis(url: str, seconds: float) -> None:
                 client.ping()
                 return
         except (RedisError, OSError) as error:
-            pause = wait.after(error)
+            pause = wait.pause_after(error)
         time.sleep(pause)
 
 
@@ -67,18 +67,18 @@ class ServerWait:
         self._variable = variable
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
-        self._told = ""
+        self._logged_reason = ""
 
     @property
     def left(self) -> float:
         """Seconds that the next try may take."""
         return max(self._deadline - time.monotonic(), _SHORTEST_TRY)
 
-    def after(self, error: Exception) -> float:
-        """Seconds until the next try, after one that ended with `error`.
+    def pause_after(self, error: Exception) -> float:
+        """Seconds until the next try, after a try that failed with `error`.
 
         Raises:
-            StartupError: there is to be none.
+            StartupError: the server refuses, or the time is up.
         """
         reason = reason_of(error)
         if isinstance(error, DatabaseURLError):
@@ -90,20 +90,20 @@ class ServerWait:
             raise StartupError(
                 f"{self._variable}: no answer within {self._seconds:g} s ({reason}); is the server up?"
             ) from None
-        if reason != self._told:
-            self._told = reason
+        if reason != self._logged_reason:
+            self._logged_reason = reason
             logger.info("waiting for %s: %s", self._variable, reason)
-        return min(_LOOK_AGAIN, left)
+        return min(_PAUSE, left)
 
 
 def reason_of(error: BaseException) -> str:
-    """What the driver says, in a line."""
+    """The first line of the driver's message."""
     lines = str(getattr(error, "orig", None) or error).splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def _is_away(error: Exception) -> bool:
-    """Whether the server may answer another time, instead of refusing again. A cluster that is down may come up."""
+    """Whether the server may answer later. A cluster that is down may come up; a refusal is final."""
     if isinstance(error, RedisError):
         refused = isinstance(error, AuthenticationError | ResponseError)
         return not refused or isinstance(error, ClusterDownError)

@@ -1,4 +1,4 @@
-"""One worker process without arq: what ``python -m worker run`` is when there is one."""
+"""One worker process without arq, for ``python -m worker run``."""
 
 import asyncio
 import logging
@@ -26,13 +26,13 @@ logger = logging.getLogger("worker")
 def work(
     config: Config, *, until_empty: bool = False, log_as: str | None = None, started: Callable[[], None] | None = None
 ) -> int:
-    """Work until told to stop; the exit code: 0, or 1 if the engine failed.
+    """Run a worker until a signal comes; the exit code: 0, 1 if the engine failed, or 70 if jobs hold all slots.
 
     Args:
-        until_empty: stop once all queues are empty and nothing runs. A signal that comes before makes the exit code
-            128 and its number, as nobody knows then whether they are.
+        until_empty: stop when all queues are empty and no job runs. If a signal comes first, the exit code is 128 plus
+            the signal's number, as the queues may not be empty.
         log_as: a name to put before each log line.
-        started: called once the engine works.
+        started: called when the engine has started.
 
     Raises:
         ConfigError: a URL is not set.
@@ -65,7 +65,7 @@ async def _work(config: Config, registry: Registry, *, started: Callable[[], Non
 
 @asynccontextmanager
 async def _arq_context(config: Config) -> AsyncIterator[dict[Any, Any]]:
-    """What tasks find in ``ctx`` under arq: its client as ``redis``. arq has none for a cluster."""
+    """The ``ctx`` of tasks, with arq's client as ``redis``. For a cluster it is empty, as arq has no client for one."""
     url = config.require_redis_url()
     if url.startswith(CLUSTER):
         yield {}

@@ -1,9 +1,10 @@
-"""SIGINT and SIGTERM: what asks a process to stop, from its first moment on.
+"""Handlers of the stop signals, SIGINT and SIGTERM.
 
-1. `leave_on_signal`: while the process starts, a signal ends it.
-2. `hear`: once there is an event loop, a signal is told to whoever drains the worker.
-3. Nothing is claimed before the worker works, so until then the process ends within seconds, whatever keeps it.
-4. A forked child is no worker: it has the default handlers.
+1. `leave_on_signal`: while the process starts, a signal ends the process.
+2. `call_on_stop_signal`: when an event loop runs, a signal calls a function that drains the worker.
+3. Nothing is claimed before the engine has started. So a process that is still starting ends within seconds, even if an
+   import or a hook blocks it.
+4. A forked child is no worker, so it gets the default handlers.
 """
 
 import asyncio
@@ -22,20 +23,20 @@ from worker.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_LEAVING = 5.0  # seconds that a process gets to leave its start in order
+_EXIT_DELAY = 5.0  # seconds that a starting process gets to end in order
 
 
 def exit_code_after(stopped_by: signal.Signals | None, *, until_empty: bool) -> int:
-    """0: who stops when told to has done what it should; but not who was to empty the queues: 128 and the number."""
+    """The exit code after a stop signal: 0, or 128 plus the signal's number if the worker was to empty the queues."""
     return 128 + stopped_by if until_empty and stopped_by is not None else 0
 
 
 def leave_on_signal(*, until_empty: bool) -> None:
-    """From now on they end the process, without a traceback; its ``with`` blocks are left."""
+    """Let a stop signal end the process without a traceback. Its ``with`` blocks are left."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         code = exit_code_after(signal.Signals(number), until_empty=until_empty)
-        leave_soon(code)
+        exit_after_delay(code)
         raise Stopped(code)
 
     _reset_in_children()
@@ -44,27 +45,28 @@ def leave_on_signal(*, until_empty: bool) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def hear(on_signal: Callable[[signal.Signals], None]) -> None:
-    """From now on they call `on_signal`, between two steps of whatever the main thread does: see `signal.signal`.
+def call_on_stop_signal(on_signal: Callable[[signal.Signals], None]) -> None:
+    """Let a stop signal call `on_signal` between two steps of the main thread: see `signal.signal`.
 
-    Not by the event loop alone. A loop that is blocked calls nobody, and uvloop's hears nothing while it is not driven.
+    The event loop's own handlers would not do: a blocked loop calls none, and neither does uvloop's while it does not
+    run.
     """
 
-    def heard(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         on_signal(signal.Signals(number))
 
     _reset_in_children()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, _wake_up)  # in place of arq's
-        signal.signal(number, heard)
+        loop.add_signal_handler(number, _wake_up)  # replaces arq's handler
+        signal.signal(number, handle)
 
 
-def leave_soon(code: int) -> None:
-    """End the process in a few seconds, if it has not ended by then: an import or a hook may block it for long."""
+def exit_after_delay(code: int) -> None:
+    """End the process in five seconds, if it still runs: an import or a hook may block it for longer."""
 
     def leave() -> None:
-        time.sleep(_LEAVING)
+        time.sleep(_EXIT_DELAY)
         sys.stderr.flush()
         os._exit(code)
 
@@ -72,8 +74,8 @@ def leave_soon(code: int) -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """For a process that is started within the block, they wait until it calls `leave_on_signal`."""
+def stop_signals_blocked() -> Iterator[None]:
+    """Block the stop signals in a process that is started in this block, until it calls `leave_on_signal`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -83,26 +85,26 @@ def held_back() -> Iterator[None]:
 
 @cache
 def _reset_in_children() -> None:
-    """Let a forked child die of a signal: the handlers, and the descriptor that wakes the loop, are its parent's.
+    """Give a forked child the default handlers, as it inherits its parent's handlers and its loop's wake-up descriptor.
 
-    Signals wait until that is done: in the child, the parent's handler would lose one that came before.
+    Signals are blocked meanwhile, as the parent's handler would lose a signal that comes first in the child.
     """
     before = threading.local()
 
-    def hold_back() -> None:
+    def block() -> None:
         before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
-    def let_go() -> None:
+    def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
 
     def reset() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        let_go()
+        unblock()
 
-    os.register_at_fork(before=hold_back, after_in_parent=let_go, after_in_child=reset)
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def _wake_up() -> None:
-    """Let the loop look at what the handler has left there."""
+    """Wake the loop, so that it runs the callback that the handler has added."""

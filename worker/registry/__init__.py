@@ -1,16 +1,16 @@
-"""Registry: every task of a project, loaded from one flat list.
+"""The registry: every task of a project, loaded from one flat list.
 
     # tasks/registry.py
     TASKS = (
         "tasks.mail.send_receipt",
         "tasks.census.index_file",
     )
-    LIFESPAN = "tasks.resources.lifespan"  # where tasks need resources
+    LIFESPAN = "tasks.resources.lifespan"  # if tasks need resources
 
-1. `load` imports the list, then everything that it names.
-2. What is wrong with any of it is raised at once: a worker starts with all of its tasks or not at all.
+1. `load` imports the list, then every task that it names.
+2. `load` raises all problems in one error: a worker starts with all of its tasks or not at all.
 
-What runs jobs and the command line may import it. Code that enqueues needs no registry, and must not be put here.
+A worker process and the command line may import it. Code that enqueues needs no registry, and must not be put here.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from typing import Any
 from arq.cron import CronJob
 from arq.worker import Function
 
-from worker.cron import adopt
+from worker.cron import from_arq
 from worker.errors import RegistryError, TaskDefinitionError
 from worker.registry.imports import Importer, MissingModuleError, NotImportableError, imported_files, shown
 from worker.task import Task
@@ -32,7 +32,7 @@ from worker.task import Task
 __all__ = ["Lifespan", "Registry", "load"]
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Mapping[str, Any]]]
-"""What `LIFESPAN` names: called without arguments, it yields the resources of one worker by name."""
+"""A function without arguments that `LIFESPAN` names. It yields the resources of one worker by name."""
 
 _EXAMPLE = 'Example: TASKS = ("tasks.mail.send_receipt",)'
 
@@ -48,12 +48,12 @@ class Registry:
     tasks: Mapping[str, Task[Any, Any]]
     """Every task by its name on the wire, in the order of the list."""
     lifespan: Lifespan | None
-    """Makes the worker's resources; None where the registry has no `LIFESPAN`."""
+    """The worker's resources; None if the registry has no `LIFESPAN`."""
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """A task, and what the registry calls it."""
+    """A task, and its entry in the registry."""
 
     entry: str
     task: Task[Any, Any]
@@ -66,10 +66,10 @@ class _Listed:
 def load(path: str = "tasks.registry") -> Registry:
     """Import the registry, a module named by its dotted path, and every task that its `TASKS` lists.
 
-    The working directory comes first on `sys.path` from then on, if that is where the registry is.
+    If the registry is in the working directory, that directory is put first on `sys.path`.
 
     Raises:
-        RegistryError: with all that is wrong.
+        RegistryError: the registry has problems; the error lists all of them.
     """
     problems: list[str] = []
     listed: list[_Listed] = []
@@ -77,9 +77,9 @@ def load(path: str = "tasks.registry") -> Registry:
 
     importer, module = _import_registry(path)
     for entry in _entries(module):
-        with _noting(problems):
+        with _collecting(problems):
             listed.append(_import_task(importer, entry))
-    with _noting(problems):
+    with _collecting(problems):
         lifespan = _import_lifespan(importer, module)
     problems += _clashing_names(listed)
     problems += _modules_imported_twice(listed)
@@ -91,8 +91,8 @@ def load(path: str = "tasks.registry") -> Registry:
 
 
 @contextmanager
-def _noting(problems: list[str]) -> Iterator[None]:
-    """Note what is wrong and go on, so that all of it is told at once; what several tasks suffer from, once."""
+def _collecting(problems: list[str]) -> Iterator[None]:
+    """Add a problem to `problems` and go on, so that one error lists all of them. A repeated problem is added once."""
     try:
         yield
     except (NotImportableError, RegistryError, TaskDefinitionError) as problem:
@@ -119,7 +119,7 @@ def _entries(module: ModuleType) -> Sequence[object]:
     if entries is None:
         raise _problem(f"{file} has no TASKS: list the tasks there. {_EXAMPLE}")
     if isinstance(entries, str):
-        raise _problem(f"TASKS in {file} is one text: a tuple of one needs a comma. {_EXAMPLE}")
+        raise _problem(f"TASKS in {file} is a str: write a tuple; a tuple of one needs a comma. {_EXAMPLE}")
     if not isinstance(entries, tuple):
         raise _problem(f"TASKS in {file} is a {type(entries).__name__}: make it a tuple. {_EXAMPLE}")
     if not entries:
@@ -132,7 +132,7 @@ def _import_task(importer: Importer, entry: object) -> _Listed:
         case str():
             listed = _Listed(entry, _as_task(entry, _import_entry(importer, entry)))
         case Function() | CronJob():
-            listed = _Listed(entry.name, adopt(entry))
+            listed = _Listed(entry.name, from_arq(entry))
         case Task():
             raise _problem(f"TASKS holds the task {entry.name} itself: list its path. {_EXAMPLE}")
         case _:
@@ -158,44 +158,49 @@ def _as_task(entry: str, found: object) -> Task[Any, Any]:
         case Task():
             return found
         case Function() | CronJob():
-            return adopt(found)
+            return from_arq(found)
         case _ if inspect.isroutine(found):
             raise _problem(f"{entry} is a plain function: decorate it with @task.")
         case _:
-            raise _problem(f"{entry} is no task but of type {type(found).__name__}: list functions that have @task.")
+            raise _problem(
+                f"{entry} is not a task but an object of type {type(found).__name__}: list functions with @task."
+            )
 
 
 def _clashing_names(listed: Sequence[_Listed]) -> Iterator[str]:
-    """A line for each task whose name another one has: a job names its task, and must name one."""
+    """A line for each task that has the name of an earlier one, as a job finds its task by name."""
     first_of_name: dict[str, _Listed] = {}
-    for one in listed:
-        first = first_of_name.setdefault(one.task.name, one)
-        if first is one:
+    for later in listed:
+        first = first_of_name.setdefault(later.task.name, later)
+        if first is later:
             continue
-        if first.task.fn is not one.task.fn:
+        if first.task.fn is not later.task.fn:
             yield (
-                f"two tasks are called {one.task.name!r}, {first.entry} ({first.place}) and {one.entry} ({one.place}): "
-                "rename one, or give it another name for its jobs, as in @task(name='other')."
+                f"two tasks are called {later.task.name!r}, {first.entry} ({first.place}) and {later.entry} "
+                f"({later.place}): rename one, or give it another name for its jobs, as in @task(name='other')."
             )
-        elif (first.task.options, first.task.schedule) != (one.task.options, one.task.schedule):
+        elif (first.task.options, first.task.schedule) != (later.task.options, later.task.schedule):
             yield (
-                f"{first.entry} and {one.entry} are two tasks of one function ({one.place}), both called "
-                f"{one.task.name!r}: give one of them another name, as in cron('0 7 * * *', name='other')(function)."
+                f"{first.entry} and {later.entry} are two tasks of one function ({later.place}), both called "
+                f"{later.task.name!r}: give one of them another name, as in cron('0 7 * * *', name='other')(function)."
             )
-        elif first.entry != one.entry:
-            yield f"{first.entry} and {one.entry} are the same task ({one.place}): list one of them."
+        elif first.entry != later.entry:
+            yield f"{first.entry} and {later.entry} are the same task ({later.place}): list one of them."
         else:
-            yield f"{one.entry} is listed twice."
+            yield f"{later.entry} is listed twice: list it once."
 
 
 def _modules_imported_twice(listed: Sequence[_Listed]) -> Iterator[str]:
-    """A line for each file that is here as two modules, and its tasks with it: `python -m tasks.mail` does that."""
+    """A line for each file that is imported as two modules, so that its tasks exist twice.
+
+    `python -m tasks.mail` for example imports the file as `__main__`.
+    """
     imported = imported_files()
-    for file, name in dict.fromkeys((Path(one.task.file), one.task.module) for one in listed):
+    for file, name in dict.fromkeys((Path(each.task.file), each.task.module) for each in listed):
         for other, its_file in imported.items():
             if other != name and its_file == file:
                 yield (
-                    f"{shown(file)} is imported twice, as {name} and as {other}, so each of its tasks is there twice: "
+                    f"{shown(file)} is imported twice, as {name} and as {other}, so each of its tasks exists twice: "
                     f"import it as {name} everywhere, and do not run it with python -m."
                 )
 
@@ -205,12 +210,12 @@ def _import_lifespan(importer: Importer, module: ModuleType) -> Lifespan | None:
     if path is None:
         return None
     if not isinstance(path, str) or not _is_absolute(path) or "." not in path:
-        raise _problem(f'LIFESPAN is {path!r}, which is no dotted path. Example: LIFESPAN = "tasks.resources.lifespan"')
+        raise _problem(f'LIFESPAN is {path!r}, not a dotted path. Example: LIFESPAN = "tasks.resources.lifespan"')
     found: Any = importer.attribute(path)
     if inspect.isasyncgenfunction(found):
         raise _problem(f"{path} is a plain generator: decorate it with @contextlib.asynccontextmanager.")
     if not callable(found) or inspect.iscoroutinefunction(found) or not _takes_nothing(found):
-        raise _problem(f"{path} must be an async context manager, called without arguments.")
+        raise _problem(f"{path} must be an async context manager that is called without arguments.")
     lifespan: Lifespan = found
     return lifespan
 

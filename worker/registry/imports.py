@@ -1,9 +1,10 @@
-"""Importing a project's modules, and one line that says why one does not import.
+"""Imports of a project's modules, with one line for an import that fails.
 
-1. The project's root comes first on `sys.path`, so that what is installed cannot take the place of its modules.
-2. What took their place all the same is named: it was imported earlier, or Python's own rules prefer it.
-3. A failed import becomes one line: what is missing and where Python looked, the chain of a circular import, or
-   the error with its file and line. The line is the same whichever module was imported first.
+1. The project's root comes first on `sys.path`, so that installed packages do not hide the project's modules.
+2. If another module hides one of the project's all the same, because it was imported earlier or because Python's rules
+   prefer it, the error names both.
+3. A failed import becomes one line: the missing module and where Python looked, the chain of a circular import, or
+   the error with its file and line. The line does not depend on the order of the imports.
 """
 
 import difflib
@@ -29,33 +30,33 @@ _TANDEM = Path(__file__).parents[2]
 
 
 class NotImportableError(Exception):
-    """Why a module, or a name in it, cannot be had: one line."""
+    """A module, or a name in it, cannot be imported. The message is one line."""
 
 
 class MissingModuleError(NotImportableError):
-    """There is no such module, as opposed to one that raises when it is imported."""
+    """There is no such module. A module that raises when it is imported is not missing."""
 
 
 @dataclass
 class Importer:
-    """Imports for one project, whose modules are in the folder `root`; None where the project is installed."""
+    """Imports modules for one project. `root` is its folder, or None if the project is installed."""
 
     root: Path | None
     _failed: dict[str, NotImportableError] = field(default_factory=dict)
 
     @classmethod
     def for_project_with(cls, module: str) -> "Importer":
-        """Put the working directory first on `sys.path`, if that is where `module` is."""
+        """Make an importer. If `module` is in the working directory, put that directory first on `sys.path`."""
         root = _root_of(module)
         if root is not None and sys.path[:1] != [str(root)]:
             sys.path.insert(0, str(root))
         return cls(root)
 
     def module(self, name: str) -> ModuleType:
-        """Import the module `name`. One that failed is not run a second time.
+        """Import the module `name`. A module that failed is not run a second time.
 
         Raises:
-            NotImportableError: it cannot be imported.
+            NotImportableError: the module cannot be imported.
         """
         if name not in self._failed:
             try:
@@ -65,7 +66,7 @@ class Importer:
         raise self._failed[name]
 
     def attribute(self, path: str) -> object:
-        """Import the module that `path` begins with, and take the name that `path` ends with from it.
+        """Import the module of a dotted path, and return its attribute that `path` ends with.
 
         Raises:
             NotImportableError: there is no such module, or no such name in it.
@@ -100,7 +101,7 @@ class Importer:
         return NotImportableError(_circular_import(error) or f"{where}: {_one_line(error)}")
 
     def _shadow_of(self, name: str) -> str | None:
-        """What Python takes for the project's package or module of that name, if it takes something else."""
+        """A line about the module that hides the project's own of this name; None if none does."""
         top = name.partition(".")[0]
         ours, spec = _in_folder(self.root, top), _spec(top)
         if ours is None or spec is None:
@@ -111,25 +112,25 @@ class Importer:
         if ours.is_dir() and not (ours / "__init__.py").exists():
             advice = f"Python prefers a package to a folder without __init__.py: add an empty {ours / '__init__.py'}"
         else:
-            advice = "Python had that one first: rename yours, or uninstall the other"
+            advice = "Python found that one first: rename yours, or uninstall the other"
         return f"{top} is {spec.origin or theirs[-1]} and not your {ours}. {advice}"
 
 
 def imported_files() -> dict[str, Path]:
-    """The file of every module that is imported by now, the program itself (`__main__`) among them."""
+    """The file of every imported module, the program itself (`__main__`) included."""
     files = {name: getattr(module, "__dict__", {}).get("__file__") for name, module in list(sys.modules.items())}
     return {name: Path(file) for name, file in files.items() if isinstance(file, str)}
 
 
 def shown(file: str | Path) -> str:
-    """A file for people: relative to the working directory where it lies inside."""
+    """A file's path to print: relative if the file is in the working directory."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, list(known), n=2)
-    return f" Did you mean {' or '.join(prefix + one for one in near)}?" if near else ""
+    return f" Did you mean {' or '.join(prefix + match for match in near)}?" if near else ""
 
 
 def _root_of(module: str) -> Path | None:
@@ -151,7 +152,7 @@ def _in_folder(folder: Path | None, top: str) -> Path | None:
 def _spec(name: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(name)
-    except (ValueError, ImportError):  # it has none, such as __main__, or what it is in cannot be imported
+    except (ValueError, ImportError):  # a module without a spec, such as __main__, or a parent that does not import
         return None
 
 
@@ -159,7 +160,7 @@ def _missing_module(name: str) -> str:
     parent, dot, leaf = name.rpartition(".")
     package = _spec(parent) if parent else None
     if package is not None and package.submodule_search_locations is None:
-        return f"there is no module {name}: {parent} is {package.origin}, a module and not a package."
+        return f"there is no module {name}: {parent} is {package.origin}, which is a module, not a package."
     places = _search_path() if package is None else list(package.submodule_search_locations or ())
     known = (module.name for module in pkgutil.iter_modules(places))
     return f"there is no module {name}. Python looked in {', '.join(places)}.{_did_you_mean(leaf, known, parent + dot)}"
@@ -174,14 +175,14 @@ def _search_path() -> list[str]:
 def _missing_name(module: ModuleType, name: str) -> str:
     path = f"{module.__name__}.{name}"
     if hasattr(module, "__path__") and _spec(path):
-        return f"{path} is a module: add the name of what you want from it."
+        return f"{path} is a module: add the name of a function in it."
     known = (other for other in vars(module) if not other.startswith("_"))
     return f"{shown(module.__file__ or module.__name__)} has no {name!r}.{_did_you_mean(name, known)}"
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A module whose code is running, and the line that it has come to."""
+    """A module whose top-level code is running, and its current line."""
 
     module: str
     file: str
@@ -192,21 +193,21 @@ class _Step:
 
 
 def _describe_circle(steps: Sequence[_Step]) -> str:
-    """The line for modules of which each imports the next one, and the last one the first.
+    """The error line for a circle of modules, in which each imports the next and the last imports the first.
 
-    It starts with the module that sorts first, so it reads the same whichever of them was imported first.
+    The line starts with the module that sorts first, so it does not depend on the order of the imports.
     """
     start = min(range(len(steps)), key=lambda index: steps[index].module)
     circle = [*steps[start:], *steps[:start]]
     imports = (f"{step} imports {then.module}" for step, then in zip(circle, [*circle[1:], circle[0]], strict=True))
     return (
         f"circular import: {', '.join(imports)}. Move one of these imports into the function that needs it, "
-        "or what both modules need into a third."
+        "or move the code that both modules need into a third module."
     )
 
 
 def _circular_import(error: BaseException) -> str | None:
-    """The chain of imports that leads back to a module which is still running, if that is what went wrong."""
+    """The error line of a circular import; None if `error` has another cause."""
     running = list(_running_modules(error))
     names = [step.module for step in running]
     target = next((name for name in _asked_for(error) if name in names), None)
@@ -214,7 +215,7 @@ def _circular_import(error: BaseException) -> str | None:
 
 
 def _asked_for(error: BaseException) -> list[str]:
-    """The modules that an import error may be complaining about."""
+    """The modules that the failed import may have asked for."""
     if isinstance(error, ImportError) and error.name:
         return [error.name]
     if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
@@ -231,7 +232,7 @@ def _running_modules(error: BaseException) -> Iterator[_Step]:
 
 
 def _where(error: BaseException) -> str | None:
-    """The line of the project that an exception came from or through; of what is installed if there is no other."""
+    """The last line of the project's code in the traceback, else the last line of an installed package."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(error.filename)}:{error.lineno}"
     lines = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
@@ -241,7 +242,7 @@ def _where(error: BaseException) -> str | None:
 
 
 def _is_library(file: Path) -> bool:
-    """Whether a file is of Tandem or of the standard library, below which packages may be installed."""
+    """Whether a file belongs to Tandem or the standard library. Packages installed below the latter do not."""
     is_standard = file.is_relative_to(_STANDARD_LIBRARY) and not _is_installed(file)
     return is_standard or file.is_relative_to(_TANDEM / "worker") or file.is_relative_to(_TANDEM / "db")
 

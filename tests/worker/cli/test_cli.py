@@ -85,7 +85,7 @@ class TestCheck:
             done = run("check", cwd=project, **redis)
             assert done.returncode == 0
             assert done.stderr == (
-                "the jobs of send go to the queue mail, which this worker does not serve; another one may: name it in "
+                "the jobs of send go to the queue mail, which this worker does not serve (another one may): add it to "
                 "WORKER_QUEUES, which is arq:queue here\n"
             )
 
@@ -94,7 +94,7 @@ class TestCheck:
     ) -> None:
         """A task whose queue another worker serves is no warning."""
         alone = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=broker.url)
-        assert "the jobs of send go to the queue mail, which no worker serves: name it in WORKER_QUEUES" in alone.stderr
+        assert "the jobs of send go to the queue mail, which no worker serves: add it to WORKER_QUEUES" in alone.stderr
         await WorkerRecords(broker.connections).record_health("mail", "another", b"{}", 60_000)
         served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=broker.url)
         assert (served.returncode, served.stderr) == (0, "")
@@ -226,7 +226,7 @@ class TestHealth:
         """Without a worker it prints one line and exits with 1."""
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "no worker of arq:queue can work now\n"
+        assert done.stderr == "no healthy worker serves arq:queue\n"
 
     @pytest.mark.parametrize(
         ("url", "code", "line"),

@@ -204,14 +204,14 @@ class TestRetry:
         """The named jobs are queued without a question; an unknown id, or a job that has not failed, is exit code 1."""
         await jobs.add_failed("a", 3)
         done = jobs("retry", "a1", "a2", "nobody", "a1")
-        assert (done.returncode, done.stdout) == (1, "2 retried, 1 not\n")
+        assert (done.returncode, done.stdout) == (1, "2 retried, 1 not retried\n")
         assert done.stderr == "nobody: the ledger has no such job\n"
         assert queued(observer) == {"a1", "a2"}
         payload: Any = observer.get("arq:job:a1")
         assert Message.decode("a1", payload.encode()).in_ledger
         done = jobs("retry", "a1")
         assert done.returncode == 1
-        assert done.stderr == "a1: it has not failed: it is pending\n"
+        assert done.stderr == "a1: the job is pending, not failed\n"
         assert await jobs.states() == {"failed": 1, "pending": 2}
 
     async def test_retry_in_bulk_queues_all_matching_jobs_over_several_batches(
@@ -228,11 +228,11 @@ class TestRetry:
         assert jobs("retry", "--all").stdout == "0 retried\n"
 
     async def test_retry_in_bulk_asks_on_a_terminal_and_refuses_without_one(self, jobs: JobsCommand) -> None:
-        """On a terminal it counts and asks; without one it refuses, unless it was told --yes."""
+        """On a terminal it counts and asks; without one it refuses, unless --yes is given."""
         await jobs.add_failed("a", 2)
         done = jobs("retry", "--all")
         assert done.returncode == 2
-        assert done.stderr.endswith("nobody is here to be asked: say --yes to retry 2 jobs\n")
+        assert done.stderr.endswith("stdin is not a terminal: pass --yes to retry 2 jobs\n")
         assert "        2  send  ValueError: no\n" in done.stderr
         code, printed = jobs.answering("n\n", "retry", "--all")
         assert (code, await jobs.states()) == (1, {"failed": 2})
@@ -245,7 +245,7 @@ class TestRetry:
         await jobs.add_failed("a", 2)
         done = jobs("retry", "--all", "--yes", REDIS_URL="redis://127.0.0.1:1")
         assert (done.returncode, done.stdout) == (0, "2 retried\n")
-        assert done.stderr.startswith("Redis does not take them (")
+        assert done.stderr.startswith("Redis does not accept the jobs (")
         assert done.stderr.count("\n") == 1
         assert await jobs.states() == {"pending": 2}
 
@@ -258,7 +258,7 @@ class TestDiscard:
         done = jobs("discard", "--error", "KeyError", "--yes")
         assert (done.returncode, done.stdout) == (0, "3 discarded\n")
         assert await jobs.states() == {"failed": 2, "discarded": 3}
-        assert jobs("discard", "b1").stderr == "b1: it has not failed: it is discarded\n"
+        assert jobs("discard", "b1").stderr == "b1: the job is discarded, not failed\n"
         assert queued(observer) == set()
 
 
@@ -266,9 +266,9 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "line"),
         [
-            (["retry"], "say which: ids, or --task, --queue, --error or --all. Example: jobs retry --task send"),
-            (["discard", "a1", "--all"], "say which: ids, or --task"),
-            (["retry", "--all", "--task", "send"], "--all means all: leave out"),
+            (["retry"], "give either ids or --task, --queue, --error or --all. Example: jobs retry --task send"),
+            (["discard", "a1", "--all"], "give either ids or --task"),
+            (["retry", "--all", "--task", "send"], "--all excludes the filters: leave out"),
             (["list", "--state", "lost"], "Invalid value for '--state'"),
         ],
     )

@@ -21,8 +21,8 @@ def test_migrate_creates_the_table_and_then_has_nothing_to_do(here: Path, databa
     with databases.bare() as url:
         settings = {"DATABASE_URL": as_url(url, "asyncpg"), "WORKER_LEDGER": "work.jobs"}
         first, second = (run("migrate", cwd=here, **settings) for _ in range(2))
-    assert (first.returncode, first.stdout, first.stderr) == (0, "work.jobs: made, at version 0001\n", "")
-    assert (second.returncode, second.stdout) == (0, "work.jobs: at version 0001: nothing to do\n")
+    assert (first.returncode, first.stdout, first.stderr) == (0, "work.jobs: created, version 0001\n", "")
+    assert (second.returncode, second.stdout) == (0, "work.jobs: version 0001: nothing to do\n")
 
 
 def test_migrate_sql_prints_the_statements_without_a_server(here: Path, databases: Databases) -> None:
@@ -38,7 +38,7 @@ def test_migrate_reports_a_missing_or_refusing_database_in_one_line(here: Path, 
     """Exit code 2: neither URL nor project. Exit code 1: no server, a refusing server, an impossible table."""
     no_project = run("migrate", cwd=here, WORKER_REGISTRY="listed")
     assert no_project.returncode == 2
-    assert no_project.stderr.startswith("DATABASE_URL is not set, and listed, whose tasks may make a database")
+    assert no_project.stderr.startswith("DATABASE_URL is not set, and listed, which may make a database")
     assert no_project.stderr.count("\n") == 1
     away = "postgresql://nobody@127.0.0.1:1/none"
     refused = make_url(database_url).set(database="no_such_database").render_as_string(hide_password=False)
@@ -65,7 +65,7 @@ def test_migrate_uses_the_default_database_of_the_project_without_a_url(here: Pa
     (here / "listed.py").write_text("TASKS = ('shop.send',)\n")
     done = run("migrate", cwd=here, WORKER_REGISTRY="listed")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "tandem_jobs: made, at version 0001\n"
+    assert done.stdout == "tandem_jobs: created, version 0001\n"
     assert (here / "shop.sqlite").exists()
 
 

@@ -27,7 +27,7 @@ async def pauses_between(lives: Iterable[float], monkeypatch: pytest.MonkeyPatch
     now, left, pauses = 0.0, [*lives], list[float]()
     supervised = Supervisor(["a"], cast("Progress", None), None, until_empty=False)
 
-    async def live(_: str) -> int:
+    async def run_once(_: str) -> int:
         nonlocal now
         now += left.pop(0)
         return 1
@@ -37,7 +37,7 @@ async def pauses_between(lives: Iterable[float], monkeypatch: pytest.MonkeyPatch
         if not left:
             stopping.set()
 
-    monkeypatch.setattr(supervised, "_live", live)
+    monkeypatch.setattr(supervised, "_run_once", run_once)
     monkeypatch.setattr(supervisor, "_first_of", wait)
     with monkeypatch.context() as stopped_clock:
         stopped_clock.setattr(time, "monotonic", lambda: now)

@@ -65,7 +65,7 @@ async def test_a_signal_at_the_end_of_the_opening_ends_it_and_closes_what_was_op
 ) -> None:
     """The signal ends the opening, everything is closed again, and the process is set to end soon in any case."""
     codes: list[int] = []
-    monkeypatch.setattr("worker.process.lifecycle.leave_soon", codes.append)
+    monkeypatch.setattr("worker.process.lifecycle.exit_after_delay", codes.append)
     lifecycle = Lifecycle(SignalledAtTheEnd(config, registry()))
     with pytest.raises(asyncio.CancelledError):
         await lifecycle.begin({})

@@ -29,7 +29,7 @@ from worker.ledger.default import default_ledger
 from worker.message import encode
 from worker.process.errors import StartupError
 from worker.process.runtime import Runtime, require_urls
-from worker.process.served import tell_unserved
+from worker.process.served import warn_of_unserved
 from worker.registry import Lifespan, Registry
 
 
@@ -182,9 +182,9 @@ class TestQueues:
     ) -> None:
         """Other workers are known by their health records in Redis."""
         await WorkerRecords(broker.connections).record_health("mail", "another", b"{}", 60_000)
-        await tell_unserved([plain, elsewhere], config, broker)
+        await warn_of_unserved([plain, elsewhere], config, broker)
         assert "mail" not in caplog.text
-        await tell_unserved([plain, elsewhere], changed(config, queues="a, b"), broker)
+        await warn_of_unserved([plain, elsewhere], changed(config, queues="a, b"), broker)
         assert "the jobs of plain go to the queue arq:queue, which no worker serves" in caplog.text
         assert "WORKER_QUEUES, which is a,b here" in caplog.text
 
@@ -294,7 +294,7 @@ class TestRefused:
         async def lifespan() -> AsyncIterator[Any]:
             yield resources
 
-        assert "let it yield a dict of resources by name" in await refused(config, registry(plain, lifespan=lifespan))
+        assert "yield a dict of resources by name" in await refused(config, registry(plain, lifespan=lifespan))
 
     async def test_a_pool_smaller_than_the_number_of_jobs_is_an_error_or_a_warning(
         self, config: Config, caplog: pytest.LogCaptureFixture
@@ -302,8 +302,8 @@ class TestRefused:
         """It is an error if every task needs a session, and a warning if some do."""
         small = changed(config, concurrency=4, pool_size=3)
         message = await refused(small, registry(with_session))
-        assert "4 jobs run at once (WORKER_CONCURRENCY), and the health check, on 3 connections" in message
-        assert "make it 7 or more" in message
+        assert "4 jobs (WORKER_CONCURRENCY) and the health check share 3 database connections" in message
+        assert "to 7 or more" in message
         runtime = Runtime(small, registry(with_session, plain))
         await runtime.open({})
         await runtime.close()
@@ -316,7 +316,7 @@ class TestRefused:
         runtime = Runtime(changed(config, concurrency=4, pool_size=4), registry(with_session))
         await runtime.open({})
         await runtime.close()
-        assert "and the health check, on 4 connections" in caplog.text
+        assert "and the health check share 4 database connections" in caplog.text
 
     def test_a_queue_that_a_cluster_cannot_serve_is_a_wrong_setting(self, config: Config) -> None:
         """The line names the setting and a name for the queue that a cluster can serve."""
@@ -344,7 +344,7 @@ class TestRefused:
     ) -> None:
         """A task that wants an AsyncSession cannot get one from psycopg."""
         message = await refused(changed(config, database_url=sync_database_url), registry(with_session))
-        assert "with_session: parameter session is an AsyncSession, and DATABASE_URL names a synchronous" in message
+        assert "with_session: parameter session is an AsyncSession, but DATABASE_URL names a synchronous" in message
 
     async def test_a_missing_driver_stops_the_start(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         """The session of a plain function needs psycopg: the error comes before the first job."""

@@ -46,9 +46,9 @@ def name(value: object) -> str:
 )
 def test_a_server_that_does_not_answer_is_asked_again_until_the_time_is_up(variable: str, error: Exception) -> None:
     """When the time is up, one line names the variable and the error."""
-    assert ServerWait(variable, 60).after(error) > 0
+    assert ServerWait(variable, 60).pause_after(error) > 0
     with pytest.raises(StartupError) as info:
-        ServerWait(variable, -1).after(error)
+        ServerWait(variable, -1).pause_after(error)
     assert str(info.value) == f"{variable}: no answer within -1 s ({reason_of(error)}); is the server up?"
 
 
@@ -67,14 +67,14 @@ def test_a_server_that_does_not_answer_is_asked_again_until_the_time_is_up(varia
 def test_a_server_that_refuses_is_not_asked_again(variable: str, error: Exception) -> None:
     """One line names the variable and the server's reason."""
     with pytest.raises(StartupError) as info:
-        ServerWait(variable, 60).after(error)
+        ServerWait(variable, 60).pause_after(error)
     assert str(info.value) == f"{variable}: the server refuses: {reason_of(error)}"
 
 
 def test_an_unusable_url_is_not_reported_as_a_refusal() -> None:
     """No server was asked, so the line does not say that one refuses."""
     with pytest.raises(StartupError) as info:
-        ServerWait(DATABASE, 60).after(DatabaseURLError("it names no driver"))
+        ServerWait(DATABASE, 60).pause_after(DatabaseURLError("it names no driver"))
     assert str(info.value) == "DATABASE_URL: it names no driver"
 
 
@@ -83,7 +83,7 @@ def test_a_reason_is_logged_once_until_another_one_comes(caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO, "worker")
     wait = ServerWait(REDIS, 60)
     for reason in ("refused", "refused", "loading", "refused"):
-        wait.after(redis.ConnectionError(reason))
+        wait.pause_after(redis.ConnectionError(reason))
     assert caplog.messages == [f"waiting for REDIS_URL: {reason}" for reason in ("refused", "loading", "refused")]
 
 
@@ -94,14 +94,14 @@ def test_the_last_try_is_made_when_the_time_is_up(monkeypatch: pytest.MonkeyPatc
     wait = ServerWait(REDIS, 10)
     now += 9.5
     assert wait.left == 0.5
-    now += wait.after(RESET)
+    now += wait.pause_after(RESET)
     assert wait.left == pytest.approx(0.3)
-    now += wait.after(RESET)
-    now += (pause := wait.after(RESET))
+    now += wait.pause_after(RESET)
+    now += (pause := wait.pause_after(RESET))
     assert pause == pytest.approx(0.1)
     assert wait.left == 0.1
     with pytest.raises(StartupError, match="no answer within 10 s"):
-        wait.after(RESET)
+        wait.pause_after(RESET)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ class Server:
 class TestAwaitServer:
     @pytest.fixture(autouse=True)
     def _short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server_wait, "_LOOK_AGAIN", 0.001)
+        monkeypatch.setattr(server_wait, "_PAUSE", 0.001)
 
     async def test_waiting_returns_the_servers_first_answer(self) -> None:
         """The server is not asked again after its first answer."""

@@ -176,7 +176,7 @@ class TestRegistryModule:
         """A module where a package must be is named with its file."""
         sys.path.insert(0, str(root))
         write(root, {"tasks.py": ""})
-        assert f"tasks is {root / 'tasks.py'}, a module and not a package" in problem()
+        assert f"tasks is {root / 'tasks.py'}, which is a module, not a package" in problem()
 
     @pytest.mark.usefixtures("root")
     @pytest.mark.parametrize("path", ["", ".registry", "tasks/registry.py", "tasks.registry:TASKS"])
@@ -243,10 +243,10 @@ class TestEntries:
                 "there is no module tasks.mial. Python looked in {root}/tasks. Did you mean tasks.mail?",
             ),
             ("tasks.mail.sned", "tasks/mail.py has no 'sned'. Did you mean send?"),
-            ("tasks.mail.send.now", "tasks.mail is {root}/tasks/mail.py, a module and not a package"),
-            ("tasks.mail", "tasks.mail is a module: add the name of what you want from it"),
+            ("tasks.mail.send.now", "tasks.mail is {root}/tasks/mail.py, which is a module, not a package"),
+            ("tasks.mail", "tasks.mail is a module: add the name of a function in it"),
             ("tasks.mail.plain", "tasks.mail.plain is a plain function: decorate it with @task"),
-            ("tasks.mail.LIMIT", "tasks.mail.LIMIT is no task but of type int"),
+            ("tasks.mail.LIMIT", "tasks.mail.LIMIT is not a task but an object of type int"),
             (
                 "tasks.mail.sendtasks.mail.send",
                 "Is there a comma missing in TASKS at 'tasks.mail.sendtasks.mail.send'?",
@@ -339,7 +339,7 @@ class TestNames:
     def test_a_task_that_is_listed_twice_is_reported_as_such(self, root: Path) -> None:
         """A task that is listed twice is not reported as two tasks of one name."""
         write(root, {"tasks/mail.py": SEND, "tasks/registry.py": 'TASKS = ("tasks.mail.send", "tasks.mail.send")'})
-        assert problem() == "tasks.mail.send is listed twice."
+        assert problem() == "tasks.mail.send is listed twice: list it once."
 
     @pytest.mark.parametrize(
         "two",
