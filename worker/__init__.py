@@ -1,4 +1,4 @@
-"""Jobs: declaring, enqueueing, running. Knows no particular task.
+"""Background jobs: declare tasks, enqueue jobs, run workers.
 
 ::
 
@@ -7,13 +7,15 @@
 
     await send_receipt.enqueue(order_id=7)
 
-``arq worker.Settings`` runs them. `Settings` is made on first access, as it loads every task, and every
-task imports this.
+``arq worker.Settings`` starts a worker. `Settings` is made at its first access, because it imports every task, and
+every task imports this package.
+
+Web processes, workers and tasks import it. No code of a particular task may be put here.
 """
 
 from typing import Any
 
-from worker import siblings as _siblings  # noqa: F401 - it refuses another db than the one installed with this
+from worker import siblings as _siblings  # noqa: F401 - the import is the check for a foreign package named db
 
 # isort: split
 from db.text.log_records import keep_printable
@@ -53,7 +55,7 @@ __all__ = [
 
 keep_printable("worker")
 
-# Deprecated names, of before 0.2.
+# Deprecated names of version 0.1.
 Queue, default_queue, set_default_queue = Broker, default_broker, set_default_broker
 
 
@@ -63,6 +65,6 @@ def __getattr__(name: str) -> Any:
     from worker.arq_host.command import leave_on_signal_meanwhile  # noqa: PLC0415 - arq and its command
 
     leave_on_signal_meanwhile()
-    from worker.settings import resolve  # noqa: PLC0415 - it loads the engine and every task
+    from worker.settings import resolve  # noqa: PLC0415 - imports the engine and every task
 
     return resolve()

@@ -4,9 +4,9 @@ import sys
 
 
 def main() -> None:
-    """Run the command that the process was started with."""
+    """Run the command line."""
     try:
-        from worker import cli  # noqa: PLC0415 - importing takes most of the time, and Ctrl-C may come meanwhile
+        from worker import cli  # noqa: PLC0415 - the slow part of the start, in which Ctrl-C must work
     except KeyboardInterrupt:
         sys.exit(130)
     cli.main()

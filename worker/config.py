@@ -1,9 +1,9 @@
-"""Config: the environment, typed.
+"""`Config`: the settings of a process, from its environment.
 
-    config = Config.load()                       # every setting that is wrong, a line each, in one ConfigError
+    config = Config.load()                       # one ConfigError with a line for each wrong setting
     database_url, redis_url = config.require_urls()
 
-The text under each field of `Config` is its documentation, here and in docs/settings.md.
+The text under each field of `Config` is the setting's documentation. docs/settings.md has the same texts.
 """
 
 import difflib
@@ -30,13 +30,13 @@ _REDIS_EXAMPLE = "redis://localhost:6379/0"
 
 
 class SecretUrl(str):
-    """A URL that may hold a password: as a string it is whole, its `repr` hides the password."""
+    """A URL that may hold a password. `str` is the whole URL; `repr` hides the password."""
 
     __slots__ = ()
 
     @property
     def masked(self) -> str:
-        """The URL for people: with `***` for what is secret."""
+        """The URL to print, with `***` in place of secrets."""
         scheme, separator, rest = self.partition("://")
         user_info, at, place = rest.rpartition("@")
         user, colon, _password = user_info.partition(":")
@@ -52,8 +52,8 @@ class SecretUrl(str):
 
 
 @dataclass(frozen=True)
-class _MustBe:
-    """What a setting's value has to be, and an example of one, as its error message puts it."""
+class _Expected:
+    """The expected value of a setting and an example, as its error message prints them."""
 
     expected: str
     example: str
@@ -74,42 +74,42 @@ RedisUrl = Annotated[SecretUrl, AfterValidator(_is_redis_url)]
 DottedPath = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$"),
-    _MustBe("the absolute dotted path of a module", "tasks.registry"),
+    _Expected("the absolute dotted path of a module", "tasks.registry"),
 ]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), _MustBe("a name", "mail")]
-Count = Annotated[int, Field(ge=1), _MustBe("a whole number, 1 or more", "8")]
-Bytes = Annotated[ByteSize, Field(ge=1), _MustBe("a number of bytes, 1 or more", "2MiB")]
-# Redis takes up to 512 MiB at once, and others wait while it does.
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), _Expected("a name", "mail")]
+Count = Annotated[int, Field(ge=1), _Expected("a whole number, 1 or more", "8")]
+Bytes = Annotated[ByteSize, Field(ge=1), _Expected("a number of bytes, 1 or more", "2MiB")]
+# Redis accepts values of up to 512 MiB, but other clients wait while it reads one.
 ResultBytes = Annotated[
-    ByteSize, Field(ge=1, le=256 * 1024 * 1024), _MustBe("a number of bytes, 256MiB at most", "2MiB")
+    ByteSize, Field(ge=1, le=256 * 1024 * 1024), _Expected("a number of bytes, 256MiB at most", "2MiB")
 ]
-Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False), _MustBe("a number of seconds, more than 0", "60")]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _MustBe("a number of seconds, 0 or more", "60")]
-Switch = Annotated[bool, _MustBe("true or false", "true")]
-Lease = Annotated[float, Field(ge=1, le=3600), _MustBe("a number of seconds from 1 to 3600", "10")]
+Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False), _Expected("a number of seconds, more than 0", "60")]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _Expected("a number of seconds, 0 or more", "60")]
+Switch = Annotated[bool, _Expected("true or false", "true")]
+Lease = Annotated[float, Field(ge=1, le=3600), _Expected("a number of seconds from 1 to 3600", "10")]
 Retention = Annotated[
-    float, Field(ge=3600, allow_inf_nan=False), _MustBe("a number of seconds, 3600 or more", "604800")
+    float, Field(ge=3600, allow_inf_nan=False), _Expected("a number of seconds, 3600 or more", "604800")
 ]
 QueueName = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=r"^[^,]+$"),
-    _MustBe("the name of one queue: WORKER_QUEUES takes several", "mail"),
+    _Expected("the name of one queue: WORKER_QUEUES takes several", "mail"),
 ]
 QueueNames = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
-    _MustBe("names of queues with commas between them", "high,arq:queue,low"),
+    _Expected("names of queues with commas between them", "high,arq:queue,low"),
 ]
 TableName = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)?$"),
-    _MustBe("the name of a table", "tandem_jobs"),
+    _Expected("the name of a table", "tandem_jobs"),
 ]
-WhichJobs = Annotated[Literal["all", "failed", "off"], _MustBe("all, failed or off", "failed")]
+LoggedJobs = Annotated[Literal["all", "failed", "off"], _Expected("all, failed or off", "failed")]
 
 
 class Config(BaseSettings):
-    """The settings of one process, from `DATABASE_URL`, `REDIS_URL` and `WORKER_*`. An empty one counts as unset."""
+    """The settings of a process, from `DATABASE_URL`, `REDIS_URL` and `WORKER_*`. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -180,7 +180,7 @@ class Config(BaseSettings):
     keep_jobs: Retention = 604800.0
     """Seconds that the row of a job that is over is kept. Failed jobs stay until you retry or discard them."""
 
-    log_jobs: WhichJobs = "all"
+    log_jobs: LoggedJobs = "all"
     """Jobs that get lines in the log: `all`, `failed` or `off`."""
 
     accept_pickle: Switch = False
@@ -188,15 +188,15 @@ class Config(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """The settings of this process: `overrides` by field name, else the environment, else the defaults.
+        """Load the settings: from `overrides` by field name, else from the environment, else the defaults.
 
         Raises:
-            ConfigError: settings that are wrong, a line each.
+            ConfigError: settings are wrong. The message has a line for each.
         """
         try:
             return cls(**overrides)
         except ValidationError as error:
-            lines = [_line(problem) for problem in error.errors() if problem["type"] != _FOLLOWS_FROM_ANOTHER]
+            lines = [_describe(problem) for problem in error.errors() if problem["type"] != _FOLLOWS_FROM_ANOTHER]
         raise ConfigError("\n".join(lines))
 
     def require_urls(self) -> tuple[SecretUrl, SecretUrl]:
@@ -214,17 +214,17 @@ class Config(BaseSettings):
         """The URL of the database.
 
         Raises:
-            ConfigError: it is not set.
+            ConfigError: ``DATABASE_URL`` is not set.
         """
         if self.database_url is None:
             raise ConfigError(_missing("database_url"))
         return self.database_url
 
     def require_redis_url(self) -> SecretUrl:
-        """The URL of Redis, which is all that enqueueing needs.
+        """The URL of Redis. Enqueueing needs no other URL.
 
         Raises:
-            ConfigError: it is not set.
+            ConfigError: ``REDIS_URL`` is not set.
         """
         if self.redis_url is None:
             raise ConfigError(_missing("redis_url"))
@@ -232,7 +232,7 @@ class Config(BaseSettings):
 
     @property
     def queue_names(self) -> tuple[str, ...]:
-        """The queues to work on, the most urgent first, each once."""
+        """The queues to serve, the most urgent first, without duplicates."""
         names = [self.queue] if self.queues is None else [name.strip() for name in self.queues.split(",")]
         return tuple(dict.fromkeys(names))
 
@@ -243,9 +243,9 @@ class Config(BaseSettings):
 
     @classmethod
     def likely_typos(cls) -> tuple[str, ...]:
-        """A line for each variable that is no setting and looks like one.
+        """A line for each environment variable that is not a setting but looks like one.
 
-        Only a warning, as other software may have variables of the same prefix.
+        The lines are warnings, as other software may have variables of the same prefix.
         """
         variables = {field.upper(): cls.variable(field) for field in cls.model_fields}
         unknown = sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in variables.values())
@@ -265,19 +265,19 @@ def _missing(field: str) -> str:
     return f"{variable} is not set. Example: {variable}={_EXAMPLES[field]}"
 
 
-def _line(problem: ErrorDetails) -> str:
-    """One problem that pydantic found, as a line. The value of a URL stays out of it: it may hold a password."""
+def _describe(problem: ErrorDetails) -> str:
+    """A line for a problem that pydantic found. The value of a URL is left out, as it may hold a password."""
     fields = {Config.variable(field): field for field in Config.model_fields}
     field = fields.get(str(problem["loc"][0]), str(problem["loc"][0]))
     variable = Config.variable(field)
     if field in _EXAMPLES:
         return f"{variable}: {problem['msg'].removeprefix('Value error, ')}"
-    rule = _rule_of(field)
-    return f"{variable}={problem['input']!r} is not {rule.expected}. Example: {variable}={rule.example}"
+    value = _expected_of(field)
+    return f"{variable}={problem['input']!r} is not {value.expected}. Example: {variable}={value.example}"
 
 
-def _rule_of(field: str) -> _MustBe:
-    """What the value of a field has to be; that of an optional one is part of its annotation."""
+def _expected_of(field: str) -> _Expected:
+    """The expected value of a field. For an optional field it is inside the annotation."""
     info = Config.model_fields[field]
     optional = (rule for kind in get_args(info.annotation) for rule in getattr(kind, "__metadata__", ()))
-    return next(rule for rule in (*info.metadata, *optional) if isinstance(rule, _MustBe))
+    return next(rule for rule in (*info.metadata, *optional) if isinstance(rule, _Expected))

@@ -1,4 +1,4 @@
-"""What a running job knows of itself, and how it asks for resources."""
+"""`JobContext`, which describes the running job to its task, and `Resource`, which injects a resource."""
 
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -9,25 +9,25 @@ from typing import Any
 from worker.errors import WorkerError
 
 
-@dataclass(slots=True, eq=False)  # not frozen, as making it would cost every job five times as much
+@dataclass(slots=True, eq=False)  # not frozen: a frozen one takes five times as long to make, for every job
 class JobContext:
-    """The job that is running: injected by annotation, or asked of `current_job()`. For reading only."""
+    """The running job, injected by annotation or returned by `current_job()`. For reading only."""
 
     job_id: str
     task: str
     """The task's name."""
     queue: str
     attempt: int
-    """Which try this is, from 1: one more than those that failed."""
+    """The number of this try, from 1."""
     enqueued_at: datetime
-    """When it was enqueued, in UTC."""
+    """The enqueue time, in UTC."""
     previous: int = 0
-    """How often it was started before, as far as anybody knows: by tries that failed, and by workers that died. What
-    it did outside the database then, it may be about to do again."""
+    """Earlier starts of the job that are known: tries that failed, and crashes. Effects of these starts outside the
+    database may happen again now."""
     score: int = 0
-    """When it was due, in milliseconds since the epoch."""
+    """The due time, in milliseconds since the epoch."""
     resources: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """What the registry's lifespan yielded, by name."""
+    """The resources that the registry's lifespan yielded, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +38,28 @@ class Resource:
 
 
 injected: Any = object()
-"""A default for injected parameters, so that type checkers do not ask the caller for them."""
+"""The default of an injected parameter, so that type checkers accept a call without it."""
 
 _running: ContextVar[JobContext] = ContextVar("worker.job")
 
 
 def current_job() -> JobContext:
-    """The job that runs here.
+    """The job that the calling code is part of.
 
     Raises:
-        WorkerError: no job runs here.
+        WorkerError: the calling code is not part of a job.
     """
     job = _running.get(None)
     if job is None:
-        raise WorkerError("no job runs here: current_job() is for code that a task calls")
+        raise WorkerError("no job runs here: call current_job() in a task, or in code that a task calls")
     return job
 
 
 def enter_job(job: JobContext) -> None:
-    """Make `job` the current one, in this asyncio task and what it starts."""
+    """Make `job` the current job of this asyncio task and its child tasks."""
     _running.set(job)
 
 
 def from_milliseconds(milliseconds: int) -> datetime:
-    """A time on the wire as a datetime in UTC."""
+    """Convert a time on the wire to a datetime in UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)

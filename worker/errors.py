@@ -1,27 +1,27 @@
-"""What `worker` raises, and the one thing a task raises to ask for another attempt.
+"""The errors of `worker`, and `Retry`, which a task raises to be run again.
 
     WorkerError
     ├── ConfigError               a setting is missing or wrong
-    ├── RegistryError             the registry cannot be loaded; all its problems at once
-    ├── TaskDefinitionError       a function that cannot be a task, or a schedule that cannot be one
-    ├── EnqueueError              a job that the queue will not take
+    ├── RegistryError             the registry cannot be loaded; it lists all problems
+    ├── TaskDefinitionError       a function cannot be a task, or a schedule is wrong
+    ├── EnqueueError              a job cannot be enqueued
     │   ├── PayloadTooLargeError      its arguments are larger than WORKER_MAX_PAYLOAD
-    │   └── PayloadNotJSONError       an argument that JSON would change (also a TypeError)
-    ├── UnknownTaskError          a job for a task that this worker does not have
-    ├── UnknownArgumentsError     a job with arguments that this worker's task does not take
-    ├── PayloadError              a message in the queue that cannot be decoded
+    │   └── PayloadNotJSONError       JSON would change an argument (also a TypeError)
+    ├── UnknownTaskError          a job's task is not in this worker's registry
+    ├── UnknownArgumentsError     a job has arguments that this worker's task does not take
+    ├── PayloadError              a message in the queue cannot be decoded
     ├── JobExpiredError           a job waited longer than it may
-    ├── PoisonJobError            a job whose worker died each time it ran
-    ├── TriesExhaustedError       a task asked for one attempt more than it may have
-    ├── ResultTooLargeError       what a task returned is larger than WORKER_MAX_RESULT
-    ├── LedgerError               the ledger's table is missing or old, or its database can hold none
-    ├── LedgerAwayError           the ledger's database does not say what it knows of a job
-    ├── LedgerBusyError           another transaction holds a job's row in the ledger, or the whole table
-    ├── ResultNotFoundError       nobody knows, or nobody kept, the result of that job
-    ├── JobNotCommittedError      a job that cannot run yet: the transaction it was enqueued in is not committed
+    ├── PoisonJobError            WORKER_MAX_CRASHES workers died while they ran a job
+    ├── TriesExhaustedError       a task asked for a retry, and no try is left
+    ├── ResultTooLargeError       a task's result is larger than WORKER_MAX_RESULT
+    ├── LedgerError               the ledger's table is missing or old, or its database can hold no ledger
+    ├── LedgerAwayError           the ledger's database does not answer
+    ├── LedgerBusyError           another transaction holds a job row, or the whole table
+    ├── ResultNotFoundError       there is no such job, or its result was not kept
+    ├── JobNotCommittedError      the transaction that a job was enqueued in is not committed
     └── JobFailed                 the exception that ended a job, as data
 
-    Retry                         not an error: "run this job again"
+    Retry                         not an error: run the job again
 
 Arguments that do not fit a task's signature raise `TypeError` or `pydantic.ValidationError` where the job is
 enqueued, as a plain call would.
@@ -66,13 +66,13 @@ class WorkerError(Exception):
 
 
 class ConfigError(WorkerError):
-    """A setting is missing or wrong: one line for each, naming the variable and showing an example."""
+    """Settings are missing or wrong. The message has a line for each, with the variable and an example."""
 
 
 class RegistryError(WorkerError):
     """The registry cannot be loaded.
 
-    `problems` holds every problem that was found, one or more, each a text of one line.
+    `problems` holds every problem that was found, each as one line.
     """
 
     problems: tuple[str, ...]
@@ -86,55 +86,55 @@ class RegistryError(WorkerError):
 
 
 class TaskDefinitionError(WorkerError):
-    """A function that cannot be a task, or a schedule that cannot be one: raised where it is declared."""
+    """A function cannot be a task, or a schedule is wrong. It is raised at the declaration."""
 
 
 class EnqueueError(WorkerError):
-    """A job that the queue will not take. Nothing was enqueued."""
+    """A job cannot be enqueued. Nothing was enqueued."""
 
 
 class PayloadTooLargeError(EnqueueError):
     """The arguments are larger than `WORKER_MAX_PAYLOAD`: store them, and enqueue their key.
 
-    It also ends a job that other software has queued with more than eight times as many bytes: no worker reads it.
+    A job of other software with more than eight times as many bytes fails with this error too, and no worker reads it.
     """
 
 
 class PayloadNotJSONError(EnqueueError, TypeError):
-    """An argument that would not come out of JSON as it went in: annotate it, or pass a JSON value."""
+    """JSON would change an argument: annotate the parameter, or pass a JSON value."""
 
 
 class UnknownTaskError(WorkerError):
-    """A job names a task that is not in this worker's registry, nor in that of another living one of its queue."""
+    """A job's task is in the registry of no living worker of its queue."""
 
     @classmethod
     def of(cls, task: str) -> UnknownTaskError:
         return cls(f"no task {task!r} in this worker's registry")
 
     def for_good(self, seconds: float) -> UnknownTaskError:
-        """The error of a job that has waited for so long."""
+        """The error of a job that was put back for `seconds` and now fails."""
         return UnknownTaskError(
             f"{self}, nor in that of another living worker of its queue, for {seconds:g} s: list it in TASKS"
         )
 
 
 class UnknownArgumentsError(WorkerError):
-    """A job has arguments that the task of this worker does not take: whoever enqueued it runs other code."""
+    """A job has arguments that this worker's task does not take: the producer runs other code."""
 
     @classmethod
     def of(cls, call: str, arguments: Iterable[str]) -> UnknownArgumentsError:
         return cls(f"{call} does not take {', '.join(arguments)}")
 
     def for_good(self, seconds: float) -> UnknownArgumentsError:
-        """The error of a job that has waited for so long."""
+        """The error of a job that was put back for `seconds` and now fails."""
         return UnknownArgumentsError(
-            f"{self}, and no worker that does has come for {seconds:g} s: deploy the code that takes it to the workers "
-            "before the code that enqueues it"
+            f"{self}, and no worker whose task does has claimed the job for {seconds:g} s: deploy the workers before "
+            "the code that enqueues"
         )
 
 
 class PayloadError(WorkerError):
-    """A message in the queue that cannot be decoded: written by other software, or by pickle."""
+    """A message in the queue cannot be decoded: it is a pickle, or was written by other software."""
 
 
 class JobExpiredError(WorkerError):
@@ -142,42 +142,42 @@ class JobExpiredError(WorkerError):
 
 
 class PoisonJobError(WorkerError):
-    """A job whose worker died each time it ran, so it is not tried any more: see `WORKER_MAX_CRASHES`."""
+    """`WORKER_MAX_CRASHES` workers died while they ran the job, so it is considered poison and fails."""
 
 
 class TriesExhaustedError(WorkerError):
-    """A task raised `Retry` in its last attempt: give it more with `@task(max_tries=...)`."""
+    """A task raised `Retry` in its last try: allow more tries with `@task(max_tries=...)`."""
 
 
 class ResultTooLargeError(WorkerError):
-    """What a task returned is larger than `WORKER_MAX_RESULT`: store it, and return its key. Nothing was committed."""
+    """A task's result is larger than `WORKER_MAX_RESULT`: store it, and return its key. Nothing was committed."""
 
 
 class LedgerError(WorkerError):
-    """The ledger's table is missing or old, or its database can hold none: one line says what to do."""
+    """The ledger's table is missing or old, or its database can hold no ledger. The message says what to type."""
 
 
 class LedgerAwayError(WorkerError):
-    """Redis does not know the job, and the ledger's database does not answer just now: try again."""
+    """Redis does not have the job, and the ledger's database does not answer: try again later."""
 
 
 class LedgerBusyError(WorkerError):
-    """Another transaction holds a job's row in the ledger, or the whole table, for longer than it is worth waiting."""
+    """Another transaction held a job's row in the ledger, or the whole table, for too long."""
 
 
 class ResultNotFoundError(WorkerError):
-    """There is no such job, or its result was not kept or is kept no longer."""
+    """There is no such job, or its result is not kept."""
 
 
 class JobNotCommittedError(WorkerError):
-    """A job cannot be waited for, as the transaction that it was enqueued in is open: it exists from the COMMIT on."""
+    """The transaction that the job was enqueued in is not committed, and the job exists only after its COMMIT."""
 
 
-class JobFailed(WorkerError):  # noqa: N818 - reads as what happened: the job failed, not the one who asks
-    """The exception that ended a job, as data: its class need not exist in the process that asks.
+class JobFailed(WorkerError):  # noqa: N818 - named for the job, which has failed, not for the code that waits
+    """The exception that ended a job, as data. The process that receives it does not need the exception's class.
 
-    `type` is the exception's class, with its module unless it is built in, `message` its text, `traceback` the
-    formatted traceback of the worker, empty where there was none.
+    `type` is the exception's class, with its module unless it is built in. `message` is its text. `traceback` is the
+    worker's formatted traceback, or empty.
     """
 
     type: str
@@ -197,7 +197,7 @@ class JobFailed(WorkerError):  # noqa: N818 - reads as what happened: the job fa
 class Retry(Exception):  # noqa: N818 - a request, not an error
     """Raise it in a task to roll back and run the job again, `defer` seconds from now (default: at once).
 
-    It counts as a try, as every attempt whose body ends with an exception.
+    The attempt counts as a try, as does every attempt that ends with an exception of the task's.
 
     Raises:
         ValueError: `defer` is negative or not finite.
@@ -218,4 +218,4 @@ class Retry(Exception):  # noqa: N818 - a request, not an error
 
 
 class Stopped(SystemExit):
-    """A signal ends the process while it starts. No code of a project's has raised this."""
+    """A signal ends the process while it starts. Tandem alone raises it, never the project's code."""

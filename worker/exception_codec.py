@@ -1,8 +1,8 @@
-"""An exception as data, so that it can cross the wire: whoever asks for the result need not have its class.
+"""Encode an exception as data and decode it. The process that reads a result does not need the exception's class.
 
-1. Built-in exceptions and `CancelledError` come back as themselves, groups with their members; others as `JobFailed`.
-2. Those that would end the one who asks (`SystemExit`, `KeyboardInterrupt`) come back as `JobFailed` too.
-3. The data is bounded, and always something that JSON can say, whatever the exception holds.
+1. Built-in exceptions, `CancelledError` and groups with their members are decoded as themselves, others as `JobFailed`.
+2. `SystemExit` and `KeyboardInterrupt`, which would end the reading process, are also decoded as `JobFailed`.
+3. The data has a bounded size, and JSON can express it, whatever the exception holds.
 """
 
 import asyncio
@@ -23,9 +23,10 @@ _DEEPEST_ARGUMENT, _DEEPEST_GROUP = 4, 4
 
 
 def error_data(error: BaseException) -> dict[str, Any]:
-    """An exception as data that JSON can always say: its type, message and traceback, all of bounded length.
+    """Encode an exception for JSON: its type, message and traceback, all of bounded length.
 
-    A built-in one takes its arguments along, and a group its members, so that they come back as themselves.
+    For a built-in exception the data includes the arguments, for a group the members, so that `error_from` can rebuild
+    it.
     """
     if isinstance(error, JobFailed):
         texts = {"type": error.type, "message": error.message, "traceback": error.traceback}
@@ -35,9 +36,7 @@ def error_data(error: BaseException) -> dict[str, Any]:
 
 
 def error_from(data: Any) -> BaseException:
-    """The exception that `data` tells of: a built-in one as itself, with the worker's traceback as a note; any other as
-    `JobFailed`.
-    """
+    """Decode an exception: a built-in one as itself, with the worker's traceback as a note; others as `JobFailed`."""
     if isinstance(data, BaseException):  # from a pickle that was accepted
         return data
     if not isinstance(data, dict) or not isinstance(data.get("type"), str):
@@ -52,12 +51,15 @@ def error_from(data: Any) -> BaseException:
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says, of bounded length, also where its ``__str__`` raises: it may touch an ended session."""
+    """The text of an exception, of bounded length.
+
+    It never raises, even if the exception's ``__str__`` does, for example because it uses an ended session.
+    """
     return _shortened(_printable(lambda: str(error)), _LONGEST_MESSAGE)
 
 
 def _described(error: BaseException, depth: int = 0) -> dict[str, Any]:
-    """Its type and message, and what it takes to build it again."""
+    """The exception's type and message, and the data to rebuild it."""
     kind = type(error)
     message = message_of(error)
     if kind.__module__ != "builtins":
@@ -76,12 +78,12 @@ def _described(error: BaseException, depth: int = 0) -> dict[str, Any]:
 
 
 def _arguments(error: BaseException) -> list[Any]:
-    # By `__reduce__`, as an OSError's file is not among its `args`.
+    # From `__reduce__`, because the `args` of an OSError do not include its file.
     return [_argument(argument) for argument in error.__reduce__()[1]]
 
 
 def _argument(value: Any, depth: int = 0) -> Any:
-    """One argument of an exception, or its repr where JSON cannot say it."""
+    """One argument of an exception, or its repr if JSON cannot express it."""
     match value:
         case None | bool() | float():
             return value
@@ -101,23 +103,23 @@ def _restored(argument: Any) -> Any:
     match argument:
         case {"base64": str(encoded)}:
             return base64.b64decode(encoded)
-        case list():  # exceptions are given tuples: SyntaxError, KeyError
+        case list():  # the arguments of SyntaxError and KeyError are tuples
             return tuple(_restored(item) for item in argument)
         case _:
             return argument
 
 
 def _built_in(data: dict[str, Any]) -> BaseException | None:
-    """The built-in exception that `data` tells of; None where it is none, or cannot be built again."""
+    """Rebuild a built-in exception; None if it is another one, or cannot be rebuilt."""
     name, arguments = data["type"], data.get("args")
     kind = asyncio.CancelledError if name == _CANCELLED else getattr(builtins, name, None)
     if not isinstance(kind, type) or not issubclass(kind, _REBUILT) or not isinstance(arguments, list):
-        return None  # SystemExit and the like would end the one who asks
+        return None  # SystemExit and KeyboardInterrupt would end the reading process
     try:
         if issubclass(kind, BaseExceptionGroup):
             return kind(str(arguments[0]), [error_from(member) for member in data["exceptions"]])
         return kind(*map(_restored, arguments))
-    except Exception:  # noqa: BLE001 - whoever wrote it gave other arguments than it takes
+    except Exception:  # noqa: BLE001 - other software may have written arguments that the class does not take
         return None
 
 
@@ -126,10 +128,10 @@ def _is_short(rebuilt: dict[str, Any]) -> bool:
 
 
 def _printable(text: Callable[[], str]) -> str:
-    """What `text()` returns, as UTF-8 can write it."""
+    """The result of `text()` as valid UTF-8, or a placeholder if it raises."""
     try:
         return _encodable(text())
-    except Exception as error:  # noqa: BLE001 - it may raise anything
+    except Exception as error:  # noqa: BLE001 - the project's __str__ may raise anything
         return f"<cannot be printed: {type(error).__name__}>"
 
 
@@ -138,7 +140,7 @@ def _encodable(text: str) -> str:
 
 
 def _shortened(text: str, longest: int) -> str:
-    """`text` without its middle where it is too long: where an error comes from, and what it says, are at the ends."""
+    """Cut the middle out of a text that is too long. The first and last lines of a traceback say the most."""
     if len(text) <= longest:
         return text
     head, tail = text[: longest // 4], text[-longest * 3 // 4 :]

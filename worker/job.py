@@ -1,4 +1,4 @@
-"""``Job``: the handle to one job: where it is, what came of it."""
+"""``Job``: the handle of one job, to read its status and result and to abort it."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from worker.message import Message, deserialize, dump
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105 - a plain name reads better in signatures
 
-_LOOK_AGAIN = 0.5  # seconds
+_POLL_INTERVAL = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """What is known of a job; the last five only once it has ended."""
+    """The known data of a job. The last five fields are set when the job has ended."""
 
     job_id: str
     task: str
@@ -39,27 +39,26 @@ class JobInfo:
     finished_at: datetime | None = None
 
 
-class _Ending(NamedTuple):
-    """How a job has ended."""
+class _Result(NamedTuple):
+    """The result of a job that has ended."""
 
     success: bool
-    result: Any
-    """What it returned, or the exception that ended it."""
+    value: Any
+    """The return value, or the exception that ended the job."""
 
 
 class Job(Generic[R]):
-    """One job. Made by `Task.enqueue`, or by hand: ``Job("r7")``.
+    """The handle of one job. `Task.enqueue` returns one; you can also make one: ``Job("r7")``.
 
-    An id that is free again may be used again. The handle that `enqueue` gave speaks of its own job and no other; one
-    that does not know when its job was enqueued, of the last job of that id.
+    A free id may be used again for another job. The handle that `enqueue` returns belongs to its own job. A handle
+    without `enqueued_at` belongs to the last job of the id.
 
     Args:
-        job_id: its id.
-        queue_name: the queue it was put into (default: the one that `queue` puts jobs into).
-        broker: the Redis to ask (default: the default broker).
-        enqueued_at: when it was enqueued, as `enqueued_at` of another handle or of its `info()` has it (default: not
-            known).
-        is_new: whether `enqueue` put it there; False where its id was taken, so that this is the earlier job.
+        job_id: the job's id.
+        queue_name: the queue of the job (default: the broker's default queue).
+        broker: the broker of the job (default: the default broker).
+        enqueued_at: the enqueue time, from `enqueued_at` of another handle or of `info()` (default: not known).
+        is_new: True if `enqueue` added this job; False if its id was taken, so that this is the earlier job.
         queue: the deprecated name of `broker`.
 
     Raises:
@@ -79,7 +78,7 @@ class Job(Generic[R]):
         queue: Broker | None = None,
     ) -> None:
         if enqueued_at is not None and enqueued_at.tzinfo is None:
-            raise ValueError(f"Job(enqueued_at={enqueued_at!r}) has no time zone: give it as info() has it")
+            raise ValueError(f"Job(enqueued_at={enqueued_at!r}) has no time zone: pass info().enqueued_at")
         self.job_id = job_id
         self.enqueued_at = enqueued_at
         self.is_new = is_new
@@ -96,21 +95,21 @@ class Job(Generic[R]):
         return self._queue_name or self._redis.name
 
     async def status(self) -> JobStatus:
-        """Where it is now."""
+        """The job's present status."""
         status = (await self._snapshot()).status
-        if status is JobStatus.not_found and (remembered := await self._recollection()) is not None:
-            return remembered.status
+        if status is JobStatus.not_found and (stored := await self._ledger_status()) is not None:
+            return stored.status
         return status
 
     async def info(self) -> JobInfo | None:
-        """All that is known of it, or None for a job that neither Redis nor the ledger knows."""
+        """The known data of the job; None if neither Redis nor the ledger has the job."""
         snapshot = await self._snapshot()
         if snapshot.result is not None:
-            return self._finished(deserialize(snapshot.result))
+            return self._info_of_result(deserialize(snapshot.result))
         if snapshot.payload is None:
-            remembered = await self._recollection()
-            return None if remembered is None else self._remembered(remembered)
-        return self._waiting(Message.decode(self.job_id, snapshot.payload), snapshot.status)
+            stored = await self._ledger_status()
+            return None if stored is None else self._info_of_row(stored)
+        return self._info_of_message(Message.decode(self.job_id, snapshot.payload), snapshot.status)
 
     async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - arq's own name for it
         """Wait for the job and return its result, or raise the exception that ended it.
@@ -119,83 +118,83 @@ class Job(Generic[R]):
             timeout: seconds to wait (default: as long as it takes).
 
         Raises:
-            TimeoutError: it did not end in time.
-            ResultNotFoundError: neither Redis nor the ledger knows the job, or its result was not kept.
-            JobNotCommittedError: the scope that it was enqueued in has not committed, so that it cannot run.
-            JobFailed: it ended with an exception that is not built in; built-in ones are raised as themselves.
+            TimeoutError: the job did not end in time.
+            ResultNotFoundError: neither Redis nor the ledger has the job, or its result was not kept.
+            JobNotCommittedError: the scope that the job was enqueued in has not committed, so that it cannot run.
+            JobFailed: the job ended with an exception that is not built in. Built-in ones are raised as themselves.
         """
         self._require_committed()
-        ending = await self._ended(timeout)
-        if ending.success:
-            return self._as_promised(ending.result)
-        raise ending.result if isinstance(ending.result, BaseException) else JobFailed("unknown", str(ending.result))
+        result = await self._wait_for_end(timeout)
+        if result.success:
+            return self._as_return_type(result.value)
+        raise result.value if isinstance(result.value, BaseException) else JobFailed("unknown", str(result.value))
 
     async def abort(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - arq's own name for it
-        """Ask for the job to be aborted, and wait until it has ended.
+        """Abort the job, and wait until it has ended.
 
-        One that waits does not run any more; one that runs is cancelled within a second, and rolls back.
+        A waiting job does not run. A running job is cancelled within a second and rolled back.
 
         Args:
             timeout: seconds to wait (default: as long as it takes).
 
         Returns:
-            True if it was aborted; False if it ended otherwise, there is no such job, or its result is not kept.
+            True if the job was aborted; False if it ended otherwise, does not exist, or its result is not kept.
 
         Raises:
-            TimeoutError: it did not end in time.
-            LedgerAwayError: it is not in Redis, and the database does not say whether it is still to get there.
-            JobNotCommittedError: the scope that it was enqueued in has not committed; roll that back instead.
+            TimeoutError: the job did not end in time.
+            LedgerAwayError: the job is not in Redis, and the ledger's database, where it may be pending, is away.
+            JobNotCommittedError: the scope that the job was enqueued in has not committed. Roll the scope back instead.
         """
         self._require_committed()
-        if not await self._redis.abort(self.queue_name, self.job_id, self._moment):
-            return await abort_pending(self.job_id, self._moment)
+        if not await self._redis.abort(self.queue_name, self.job_id, self._enqueued_ms):
+            return await abort_pending(self.job_id, self._enqueued_ms)
         try:
-            ending = await self._ended(timeout)
+            result = await self._wait_for_end(timeout)
         except ResultNotFoundError:
             return False
-        return not ending.success and isinstance(ending.result, asyncio.CancelledError)
+        return not result.success and isinstance(result.value, asyncio.CancelledError)
 
-    async def _ended(self, timeout: float | None) -> "_Ending":  # noqa: ASYNC109 - see `result`
-        """Wait for the job to end; how it did."""
+    async def _wait_for_end(self, timeout: float | None) -> "_Result":  # noqa: ASYNC109 - see `result`
         try:
             async with asyncio.timeout(timeout):
-                return await self._finished_result() or await self._pushed_result()
+                return await self._read_result() or await self._wait_for_notice()
         except TimeoutError:
             raise TimeoutError(f"job {self.job_id} did not end within {timeout} s") from None
 
-    async def _pushed_result(self) -> "_Ending":
-        """Wait to be told of the end; look now and then all the same, as a notice may be lost."""
+    async def _wait_for_notice(self) -> "_Result":
+        """Wait for the notice of the job's end. Poll twice a second too, as a notice may be lost."""
         ended = asyncio.Event()
         async with self._redis.ended(self.queue_name, self.job_id, ended):
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_AGAIN):
+                    async with asyncio.timeout(_POLL_INTERVAL):
                         await ended.wait()
                 ended.clear()
-                if (ending := await self._finished_result()) is not None:
-                    return ending
+                if (result := await self._read_result()) is not None:
+                    return result
 
-    async def _finished_result(self) -> "_Ending | None":
+    async def _read_result(self) -> "_Result | None":
+        """Read the result from Redis or the ledger; None if the job has not ended."""
         snapshot = await self._snapshot()
         if snapshot.result is not None:
             data = deserialize(snapshot.result)
-            return _Ending(data["s"], data["r"])
+            return _Result(data["s"], data["r"])
         if snapshot.status is not JobStatus.not_found:
             return None
         try:
-            remembered = await ledger_status(self.job_id, self._moment)
+            stored = await ledger_status(self.job_id, self._enqueued_ms)
         except LedgerAwayError as error:
             if isinstance(error.__cause__, NestedWriterError):
-                raise  # to wait would be to wait for oneself
-            return None  # whether there is such a job can be told later
-        if remembered is None:
+                raise  # the caller's own scope holds the lock, so waiting would never end
+            return None  # the ledger may answer later
+        if stored is None:
             raise ResultNotFoundError(f"job {self.job_id} is not in Redis: {self._why_not_found}")
-        if not remembered.is_pending:
-            return _Ending(remembered.success, remembered.result)
+        if not stored.is_pending:
+            return _Result(stored.success, stored.result)
         if self._transaction is not None and self._transaction.is_joined:
             raise JobNotCommittedError(
-                f"job {self.job_id} was enqueued in a transaction that is part of another one, a test's say: no worker "
-                "can run it before that is committed"
+                f"job {self.job_id} was enqueued in a transaction that is part of another one, as in a test: "
+                "no worker can run the job before the outer transaction is committed"
             )
         return None
 
@@ -203,26 +202,27 @@ class Job(Generic[R]):
     def _why_not_found(self) -> str:
         if self._transaction is not None and not self._transaction.is_committed:
             return "the transaction that it was enqueued in was not committed"
-        return "there is none of this id, or its result was not kept"
+        return "there is no job of this id, or its result was not kept"
 
-    async def _recollection(self) -> LedgerStatus | None:
-        """What the ledger remembers. Where the database is away, Redis' word stands."""
+    async def _ledger_status(self) -> LedgerStatus | None:
+        """The job's status in the ledger; None if the ledger has no such job or its database is away."""
         with contextlib.suppress(LedgerAwayError):
-            return await ledger_status(self.job_id, self._moment)
+            return await ledger_status(self.job_id, self._enqueued_ms)
         return None
 
     def _require_committed(self) -> None:
         if self._transaction is not None and self._transaction.is_open:
             raise JobNotCommittedError(
-                f"job {self.job_id} exists once its scope has committed, and not before: leave the scope first, or "
+                f"job {self.job_id} does not exist before its scope has committed: leave the scope first, or "
                 "'await db.commit()', or enqueue it with using(transactional=False)"
             )
 
-    def _as_promised(self, value: Any) -> R:
+    def _as_return_type(self, value: Any) -> R:
+        """The value in the type of the task's return annotation."""
         result: R = value if self._signature is None else self._signature.restore_result(dump(value))
         return result
 
-    def _waiting(self, message: Message, status: JobStatus) -> JobInfo:
+    def _info_of_message(self, message: Message, status: JobStatus) -> JobInfo:
         return JobInfo(
             job_id=self.job_id,
             task=message.task,
@@ -232,20 +232,20 @@ class Job(Generic[R]):
             enqueued_at=from_milliseconds(message.enqueued_at),
         )
 
-    def _remembered(self, job: LedgerStatus) -> JobInfo:
-        waiting = self._waiting(job.message, job.status)
-        if job.is_pending:
-            return waiting
+    def _info_of_row(self, row: LedgerStatus) -> JobInfo:
+        info = self._info_of_message(row.message, row.status)
+        if row.is_pending:
+            return info
         return replace(
-            waiting,
-            success=job.success,
-            result=self._as_promised(job.result) if job.success else job.result,
-            tries=job.tries,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
+            info,
+            success=row.success,
+            result=self._as_return_type(row.result) if row.success else row.result,
+            tries=row.tries,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
         )
 
-    def _finished(self, data: dict[str, Any]) -> JobInfo:
+    def _info_of_result(self, data: dict[str, Any]) -> JobInfo:
         return JobInfo(
             job_id=self.job_id,
             task=data["f"],
@@ -254,31 +254,31 @@ class Job(Generic[R]):
             status=JobStatus.complete,
             enqueued_at=from_milliseconds(data["et"]),
             success=data["s"],
-            result=self._as_promised(data["r"]) if data["s"] else data["r"],
+            result=self._as_return_type(data["r"]) if data["s"] else data["r"],
             tries=data["t"],
             started_at=from_milliseconds(data["st"]),
             finished_at=from_milliseconds(data["ft"]),
         )
 
     async def _snapshot(self) -> JobSnapshot:
-        """What Redis knows of this job; nothing where another one has its id by now."""
-        snapshot = await self._redis.status(self.queue_name, self.job_id, self._moment)
+        """The job's snapshot in Redis; an empty one if another job has the id now."""
+        snapshot = await self._redis.status(self.queue_name, self.job_id, self._enqueued_ms)
         if snapshot.set_aside is not None or not self._is_own(snapshot):
             return JobSnapshot(None, snapshot.set_aside, in_progress=False, due=None, now=snapshot.now)
         return snapshot
 
     def _is_own(self, snapshot: JobSnapshot) -> bool:
-        """Whether Redis speaks of this very job. What does not say when it was enqueued does not speak against it."""
+        """Whether the snapshot belongs to this job. Without an enqueue time on either side, it is taken to."""
         raw = snapshot.result or snapshot.payload
-        if self._moment is None or raw is None:
+        if self._enqueued_ms is None or raw is None:
             return True
         try:
-            return deserialize(raw).get("et") in (self._moment, 0)
+            return deserialize(raw).get("et") in (self._enqueued_ms, 0)
         except PayloadError:
             return False
 
     @property
-    def _moment(self) -> int | None:
+    def _enqueued_ms(self) -> int | None:
         return None if self.enqueued_at is None else to_ms(self.enqueued_at)
 
     @property

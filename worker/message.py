@@ -1,13 +1,14 @@
-"""The wire: one job, and one result, as arq writes them in Redis, but in JSON.
+"""The wire format: jobs and results as arq stores them in Redis, but in JSON.
 
-1. A job is ``{"t": try, "f": task, "a": args, "k": kwargs, "et": enqueue time}``; a result has besides ``s``
-   (success), ``r`` (the result, or the error as data), ``st``, ``ft`` (start, finish), ``q`` (queue) and ``id``.
-   Times are milliseconds since the epoch. (arq 0.28, ``jobs.py``: ``serialize_job``, ``serialize_result``)
-   A job that the ledger has a row for says so: ``"ledger": true``, which arq reads over. The result of an aborted job
-   begins with ``"aborted"`` and its enqueue time, as it does not keep the id. The scripts in Redis read that beginning,
-   and the enqueue time at the end of a job, without reading all of it: nothing else may come there.
-2. An error crosses as data. Built-in exceptions and `CancelledError` come back as themselves, others as `JobFailed`.
-3. Pickle is never loaded, unless the caller accepts it: whoever can write to Redis could then run code here.
+1. A job is ``{"t": try, "f": task, "a": args, "k": kwargs, "et": enqueue time}``. A result also has ``s`` (success),
+   ``r`` (the result, or the error as data), ``st``, ``ft`` (start, finish), ``q`` (queue) and ``id``. Times are
+   milliseconds since the epoch. (arq 0.28, ``jobs.py``: ``serialize_job``, ``serialize_result``)
+2. A job with a row in the ledger also has ``"ledger": true``, which arq ignores. The result of an aborted job begins
+   with ``"aborted"`` and the job's enqueue time, because such a result does not reserve the id.
+3. The scripts in Redis read the beginning of a result and the enqueue time at the end of a job without parsing the
+   rest. Nothing else may be written in these places.
+4. An error is written as data. Built-in exceptions and `CancelledError` are read as themselves, others as `JobFailed`.
+5. Pickle is loaded only if the caller accepts it. A person who can write to Redis could then run code in this process.
 
 `serialize` and `deserialize` are for stock arq clients: ``create_pool(settings, job_serializer=serialize,
 job_deserializer=deserialize)``.
@@ -24,13 +25,13 @@ from worker.errors import PayloadError
 from worker.exception_codec import error_data, error_from
 
 _PICKLE_MAGIC = b"\x80"
-_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can say
+_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can express
 _SEQUENCES = (list, tuple)
 _DEEPEST_JSON = 200  # levels that the parser of pydantic-core reads
 
 
 class Message(NamedTuple):
-    """One job as it was asked for."""
+    """One job as its producer enqueued it."""
 
     job_id: str
     task: str
@@ -38,93 +39,93 @@ class Message(NamedTuple):
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = MappingProxyType({})
     enqueued_at: int = 0
-    """Milliseconds since the epoch. A job is known by its id and this."""
+    """Milliseconds since the epoch. The id and this time identify a job."""
     in_ledger: bool = False
-    """Whether it was enqueued in a transaction, and so has a pending row."""
+    """Whether the job was enqueued in a transaction, and so has a pending row."""
 
     @classmethod
     def decode(cls, job_id: str, raw: bytes, *, accept_pickle: bool = False) -> "Message":
-        """The job that `raw` holds.
+        """Decode a job.
 
         Raises:
-            PayloadError: it is not a job, or it is a pickle and those are not accepted.
+            PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
         """
         data = _job(_decode(raw, accept_pickle=accept_pickle))
         return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"], data.get("ledger") is True)
 
 
 class Envelope:
-    """What jobs that are asked for together have around their arguments."""
+    """The encoded parts before and after the arguments, which jobs of one call have in common."""
 
     def __init__(self, task: str, enqueued_at: int, *, in_ledger: bool = False) -> None:
         self._head = b'{"t":null,"f":%b,"a":[],"k":' % to_json(task)
         self._tail = b',"et":%d%b}' % (enqueued_at, b',"ledger":true' if in_ledger else b"")
 
     def around(self, kwargs: bytes) -> bytes:
-        """A job on the wire; `kwargs` is JSON already, as it comes from the task's validator."""
+        """Encode a job. `kwargs` is already JSON, from the task's validator."""
         return self._head + kwargs + self._tail
 
 
 def encode(task: str, kwargs: bytes, enqueued_at: int, *, in_ledger: bool = False) -> bytes:
-    """One job on the wire: see `Envelope`."""
+    """Encode one job: see `Envelope`."""
     return Envelope(task, enqueued_at, in_ledger=in_ledger).around(kwargs)
 
 
 def with_row(raw: bytes, *, accept_pickle: bool = False) -> bytes:
-    """The job that `raw` holds, which says from now on that the ledger has a row for it; otherwise as it was.
+    """Add ``"ledger": true`` to an encoded job. Nothing else changes.
 
     Raises:
-        PayloadError: it is not a job, or it is a pickle and those are not accepted.
+        PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
     """
     data = _job(_decode(raw, accept_pickle=accept_pickle))
     if data.get("ledger") is True:
         return raw
     if raw[:1] == _PICKLE_MAGIC:
         return pickle.dumps({**data, "ledger": True})
-    # Not read and written again: that might change a number. Of two members of one name the last one counts.
+    # Appended, as decoding and encoding might change a number. Of two members of one name the last one counts.
     return raw.rstrip().removesuffix(b"}") + b',"ledger":true}'
 
 
 def dump(value: Any) -> bytes:
-    """A value as JSON: what pydantic knows to write, by the value's own type; bytes as base64.
+    """Encode a value as JSON, as pydantic does by the value's own type; bytes as base64.
 
     Raises:
-        TypeError: JSON has no way to say it, or nobody could read it back.
+        TypeError: JSON cannot express the value, or the parser could not read it back.
     """
     if value is None:
         return b"null"
     if isinstance(value, Iterator):
-        raise TypeError(f"JSON cannot say this {type(value).__name__}: return a list")
+        raise TypeError(f"JSON cannot express this {type(value).__name__}: return a list")
     try:
         raw = to_json(value, round_trip=True, bytes_mode="base64", inf_nan_mode="constants")
         if len(raw) > _DEEPEST_JSON:
             require_readable(raw)
     except ValueError as error:
-        raise TypeError(f"JSON cannot say this {type(value).__name__}: {error}") from None
+        raise TypeError(f"JSON cannot express this {type(value).__name__}: {error}") from None
     return raw
 
 
 def require_readable(raw: bytes) -> None:
-    """Raise `ValueError` for JSON that can be written and not be read: nested too deep, or with a number too long."""
-    from_json(b"[[%b]]" % raw, cache_strings="none")  # as deep as it will be in a job or a result
+    """Raise `ValueError` for JSON that pydantic can write but not read: nested too deep, or with too long a number."""
+    from_json(b"[[%b]]" % raw, cache_strings="none")  # as deep as the value will be in a job or a result
 
 
 def serialize(data: dict[str, Any]) -> bytes:
-    """A job or a result as bytes: arq's `job_serializer`. Exceptions become data."""
+    """Encode a job or a result: arq's `job_serializer`. Exceptions become data."""
     return to_json(data, bytes_mode="base64", inf_nan_mode="constants", fallback=_error_or_refuse)
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """A job or a result from bytes: arq's `job_deserializer`. An error comes back as an exception.
+    """Decode a job or a result: arq's `job_deserializer`. An error becomes an exception again.
 
     Raises:
-        PayloadError: it is neither, or not JSON.
+        PayloadError: `raw` is neither a job nor a result, or not JSON.
     """
     return _job_or_result(_decode(raw, accept_pickle=False))
 
 
 def deserialize_trusting(raw: bytes) -> dict[str, Any]:
-    """`deserialize`, which loads pickles too: for a queue that only trusted producers can write to."""
+    """Decode like `deserialize`, and load pickles too, for a queue that only trusted producers can write to."""
     return _job_or_result(_decode(raw, accept_pickle=True))
 
 
@@ -134,15 +135,15 @@ def _decode(raw: bytes, *, accept_pickle: bool) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - a pickle may raise anything
         raise PayloadError(_why_undecodable(raw, error)) from None
     if not isinstance(data, dict):
-        raise PayloadError(f"not a job: {type(data).__name__} where an object is wanted")
+        raise PayloadError(f"not a job: expected an object, got {type(data).__name__}")
     return data
 
 
 def _why_undecodable(raw: bytes, error: Exception) -> str:
     if raw[:1] == _PICKLE_MAGIC:
         return (
-            "a pickle, which is not loaded: let the producer use worker.message.serialize, or set "
-            "WORKER_ACCEPT_PICKLE=true where every producer is trusted"
+            "a pickle, which is not loaded: use worker.message.serialize in the producer, or set "
+            "WORKER_ACCEPT_PICKLE=true if every producer is trusted"
         )
     return f"not JSON: {error}"
 
@@ -156,18 +157,18 @@ def _job_or_result(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _job(data: dict[str, Any]) -> dict[str, Any]:
-    """`data`, which is a job.
+    """Check that `data` is a job, and return it.
 
     Raises:
-        PayloadError: it is none.
+        PayloadError: `data` is not a job.
     """
     name, args, kwargs, enqueued_at = data.get("f"), data.get("a"), data.get("k"), data.get("et")
     if not isinstance(name, str) or not isinstance(args, _SEQUENCES) or not _is_object(kwargs):
-        raise PayloadError("not a job: it wants f (the task's name), a (a list), k (an object) and et (a time)")
+        raise PayloadError("not a job: it needs f (the task's name), a (a list), k (an object) and et (a time)")
     if not _is_whole(enqueued_at) or not 0 <= enqueued_at <= _LATEST:
-        raise PayloadError("not a job: et, its enqueue time, is milliseconds since the epoch")
+        raise PayloadError("not a job: et, its enqueue time, must be milliseconds since the epoch")
     if data.get("t") is not None and not _is_whole(data["t"]):
-        raise PayloadError("not a job: t, the try to begin with, is a whole number or null")
+        raise PayloadError("not a job: t, its first try, must be a whole number or null")
     return data
 
 
@@ -176,10 +177,10 @@ def _is_object(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
-    return type(value) is int  # a bool is none
+    return type(value) is int  # not isinstance, as a bool is an int
 
 
 def _error_or_refuse(value: Any) -> Any:
     if isinstance(value, BaseException):
         return error_data(value)
-    raise TypeError(f"JSON cannot say {type(value).__name__}")
+    raise TypeError(f"JSON cannot express {type(value).__name__}")

@@ -1,25 +1,24 @@
-"""``NewJob``: one job on its way in, as the broker and the ledger each write it."""
+"""``NewJob``: a job that is about to be enqueued, for the broker and the ledger."""
 
 from typing import NamedTuple
 
 A_DAY = 24 * 60 * 60 * 1000
-"""Milliseconds that a job may wait past its due time where nothing else is said and no transaction holds it: arq's
-default."""
+"""Milliseconds that a job without `expires` may wait past its due time, outside a transaction. arq's default."""
 
 
 class NewJob(NamedTuple):
-    """A job that is to run. Times are milliseconds."""
+    """A job that is about to be enqueued. Times are milliseconds."""
 
     id: str
     payload: bytes
-    """As it is on the wire."""
+    """The encoded job."""
     task: str
     queue: str
     enqueued_at: int
-    """Since the epoch, by the producer's clock. A job is known by its id and this."""
+    """Since the epoch, by the producer's clock. The id and this time identify a job."""
     due: int | None = None
     """Since the epoch; None: after `delay`."""
     delay: int = 0
-    """From when the broker takes the job, or the ledger writes its row."""
+    """Counted from the moment when the broker takes the job, or the ledger writes its row."""
     expires: int | None = None
-    """How long past its due time it may still be started; None: it does not expire."""
+    """The time past the due time in which the job may still start; None: it does not expire."""

@@ -1,7 +1,7 @@
-"""What arq reads: ``arq worker.Settings``.
+"""Settings classes for arq's command: ``arq worker.Settings``.
 
-`build` makes a Settings class; `resolve` makes the one of this process, from the environment and the registry, and
-turns every problem into one line on standard error.
+`build` makes a Settings class. `resolve` makes the class of this process from the environment and the registry, and
+prints one line for each problem.
 """
 
 import inspect
@@ -29,7 +29,7 @@ from worker.registry import Registry, load
 
 logger = logging.getLogger("worker")
 
-_NEVER = 100 * 365 * 86400  # seconds: longer than the time since the epoch, which is what arq compares it with
+_NEVER = 100 * 365 * 86400  # seconds: more than the time since the epoch, with which arq compares it
 
 
 def build(
@@ -46,14 +46,14 @@ def build(
     """A Settings class for ``arq module.Settings``.
 
     Args:
-        config: default: the environment's.
-        registry: default: the one that ``WORKER_REGISTRY`` names.
+        config: the settings (default: from the environment).
+        registry: the registry (default: the module of ``WORKER_REGISTRY``).
         on_startup: called with ``ctx`` before the first job, with the database and the resources open.
-        on_shutdown: called after the last job, before they close.
-        on_job_start, on_job_end: get ``ctx`` with the job's session, in the job's transaction; one that raises fails
-            its job.
-        after_job_end: called once the job has ended; what it raises is logged.
-        ctx: what tasks find in their ``ctx`` besides.
+        on_shutdown: called after the last job, before the resources and the database close.
+        on_job_start, on_job_end: called with ``ctx``, which has the job's session, in the job's transaction. A hook
+            that raises fails the job.
+        after_job_end: called after the job has ended. If it raises, the error is logged.
+        ctx: further members of the ``ctx`` of tasks.
 
     Raises:
         ConfigError: a setting is missing or wrong, or this is ``arq --watch``.
@@ -75,10 +75,10 @@ def build(
 
 
 class BaseSettings:
-    """What all settings classes of ours have in common.
+    """The base of Settings classes.
 
-    A subclass may have arq's hooks and its ``ctx``; what it does not have it inherits. arq reads a class by its own
-    ``__dict__`` alone, so each one is given everything.
+    A subclass may define arq's hooks and ``ctx``, and inherits the rest. arq reads only the ``__dict__`` of the class
+    itself, so `__init_subclass__` sets every setting on each subclass.
     """
 
     _config: ClassVar[Config]
@@ -88,11 +88,11 @@ class BaseSettings:
     def __init_subclass__(cls) -> None:
         """
         Raises:
-            ConfigError: it sets something that arq would act on, and that is not arq's here.
+            ConfigError: the class sets one of arq's settings that Tandem's own settings replace.
         """
         own: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
-            if base is cls or not issubclass(base, BaseSettings):  # other ones have theirs in `_given`
+            if base is cls or not issubclass(base, BaseSettings):  # the settings of other bases are in `_given`
                 own |= {name: value for name, value in vars(base).items() if name in _ARQ_SETTINGS}
         for name in own.keys() - _HOOKS - {"ctx"}:
             raise ConfigError(
@@ -123,7 +123,7 @@ _INSTEAD = {
 
 
 def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What arq is told."""
+    """The settings for arq."""
     hooks = {name: _function(hook) for name, hook in given.items() if name in _HOOKS}
     host = Host(Runtime(config, registry, **hooks))
     redis_url = require_urls(config)
@@ -140,7 +140,7 @@ def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> d
 
     return {
         "functions": [func(never, name=name) for name in registry.tasks],
-        "redis_settings": redis_settings(redis_url),  # for --check; the worker itself gets a client that is ours
+        "redis_settings": redis_settings(redis_url),  # for --check; the worker uses `redis_pool`
         "redis_pool": _arq_client(config, redis_url),
         "queue_name": config.queue_names[0],
         "on_startup": startup,
@@ -149,14 +149,14 @@ def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> d
         "on_job_end": None,
         "after_job_end": None,
         "ctx": given.get("ctx"),
-        "max_jobs": 0,  # arq claims nothing: the engine does
-        "health_check_interval": _NEVER,  # and writes no health record
+        "max_jobs": 0,  # the engine claims the jobs, not arq
+        "health_check_interval": _NEVER,  # the engine writes the health record, not arq
         "health_check_key": Keys.of(config.queue_names[0]).health(config.id),
     }
 
 
 def _function(hook: Any) -> Hook:
-    """A hook as a function, also where it is a static method of a settings class."""
+    """The hook as a function, even if it is a static method of a Settings class."""
     function: Hook = getattr(hook, "__func__", hook)
     return function
 
@@ -165,11 +165,11 @@ _resolved: type | None = None
 
 
 def resolve() -> type:
-    """The Settings of this process, for ``worker.Settings``.
+    """The Settings class of this process, for ``worker.Settings``.
 
     Raises:
-        SystemExit: after one line for each problem on standard error; with code 2 for a wrong setting or registry, and
-            1 where Redis does not answer.
+        SystemExit: after one line for each problem on standard error. The code is 2 for a wrong setting or registry,
+            and 1 if Redis does not answer.
     """
     global _resolved  # noqa: PLW0603 - the one Settings of the process
     if _resolved is None:
@@ -188,14 +188,14 @@ def resolve() -> type:
 
 
 def redis_settings(url: str) -> RedisSettings:
-    """arq's settings for `url`. Its own `from_dsn` keeps passwords encoded, and drops the options behind the ``?``.
+    """arq's settings for `url`. arq's own `from_dsn` keeps passwords encoded and drops the options after the ``?``.
 
     Raises:
-        ConfigError: it is a Redis Cluster, where arq's keys would lie on several nodes.
+        ConfigError: `url` names a Redis Cluster, where arq's keys would be on several nodes.
     """
     address = RedisAddress.parse(url)
     if address.kind == "cluster":
-        raise ConfigError("REDIS_URL: arq cannot serve a Redis Cluster: use 'python -m worker run' instead")
+        raise ConfigError("REDIS_URL: arq's command cannot serve a Redis Cluster: use 'python -m worker run' instead")
     if address.kind == "sentinel":
         return RedisSettings(
             host=list(address.hosts),
@@ -220,7 +220,7 @@ _SSL_FIELDS = frozenset(name for name in RedisSettings.__dataclass_fields__ if n
 
 
 def _arq_client(config: Config, url: str) -> ArqClient:
-    """What arq calls its pool, and tasks find as ``ctx["redis"]``."""
+    """The client for arq's setting `redis_pool`, which tasks get as ``ctx["redis"]``."""
     client = connect_as(ArqClient, url)
     client.connect_wait = config.connect_wait
     client.job_serializer = serialize

@@ -1,7 +1,7 @@
-"""Tandem installs two packages, `db` and `worker`. A project with a module of the same name hides one of them.
+"""A check that `db` is Tandem's own package, as a project's module of that name would hide it.
 
-Importing this module is the check. Both packages hold it: neither can import the other before it knows that it is
-Tandem's.
+Importing this module is the check. Both of Tandem's packages, `db` and `worker`, have such a module, because each must
+check before it imports the other.
 """
 
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ def _require_sibling() -> None:
     ours = Path(__file__).resolve().parents[1] / "db" / "__init__.py"
     theirs = Path(spec.origin or next(iter(spec.submodule_search_locations or ()), "")).resolve()
     if theirs != ours:
-        raise ImportError(f"Tandem needs its own package db, {ours}, and Python finds {theirs}: rename that one")
+        raise ImportError(f"Tandem needs its own package db, {ours}, but Python finds {theirs}: rename that one")
 
 
 _require_sibling()

@@ -1,10 +1,10 @@
 """``@task``: a function that can be enqueued.
 
-1. Decorating registers nothing and does no I/O; the registry lists what a worker runs.
-2. `enqueue` validates the arguments into a payload, and makes a `NewJob` of it. Inside a scope the job exists if and
-   only if the scope commits: see :mod:`worker.client.enqueue`. Outside, or with ``using(transactional=False)``, it is
-   queued at once.
-3. Called like the function it wraps, it is that function.
+1. Decorating registers nothing and does no I/O. The registry lists the tasks that a worker runs.
+2. `enqueue` validates the arguments into a payload and makes a `NewJob`. Inside a scope the job exists if and only if
+   the scope commits: see :mod:`worker.client.enqueue`. Outside a scope, or with ``using(transactional=False)``, the job
+   is queued at once.
+3. Calling a task calls its function.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _NO_OPTIONS = JobOptions()
 
 
 class Task(Generic[P, R]):
-    """A function that can be enqueued. Made by `task`."""
+    """A function that can be enqueued. `task` makes one."""
 
     def __init__(
         self,
@@ -66,28 +66,28 @@ class Task(Generic[P, R]):
         return self.fn(*args, **kwargs)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """Ask for one run. The arguments are the function's own, less what is injected.
+        """Enqueue a job. The arguments are the function's own, without the injected ones.
 
         Raises:
-            TypeError, pydantic.ValidationError: arguments that do not fit the signature; nothing is queued.
-            EnqueueError: a payload that JSON would change, or that is too large; nothing is queued.
+            TypeError, pydantic.ValidationError: the arguments do not fit the signature. Nothing is queued.
+            EnqueueError: JSON would change an argument, or the arguments are too large. Nothing is queued.
         """
         return await BoundTask(self, _NO_OPTIONS).enqueue(*args, **kwargs)
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """`enqueue`, for code that runs on no event loop: a plain function, a thread, a synchronous view.
+        """Enqueue a job from code without an event loop: a plain function, a thread, a synchronous view.
 
-        Inside a scope, one of the request or job that started this thread for example, it is as transactional as
-        `enqueue`.
+        Inside a scope, for example that of the request or job that started this thread, it is as transactional as
+        `enqueue`. Raises as `enqueue` does, and besides:
 
         Raises:
-            EnqueueError: an event loop runs here, which this would block; besides, as `enqueue`.
-            ScopeEndedError: the scope has ended meanwhile.
+            EnqueueError: an event loop runs in this thread, and the call would block it.
+            ScopeEndedError: the scope has ended.
         """
         return BoundTask(self, _NO_OPTIONS).enqueue_sync(*args, **kwargs)
 
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
-        """Ask for many runs, each with its arguments by name, in one round trip for each thousand."""
+        """Enqueue many jobs, each with its arguments by name, in one round trip for each thousand."""
         return await BoundTask(self, _NO_OPTIONS).enqueue_many(calls)
 
     def using(
@@ -100,20 +100,21 @@ class Task(Generic[P, R]):
         expires: float | timedelta | None = None,
         transactional: bool | None = None,
     ) -> "BoundTask[P, R]":
-        """The task with settings for the jobs enqueued through it.
+        """The task with options for the jobs that are enqueued through it.
 
         Args:
-            delay: seconds to wait before the job is due.
-            at: instead of `delay`: when it is due, with its time zone; a time that has passed means now.
+            delay: seconds until the job is due.
+            at: the due time, instead of `delay`. It needs a time zone. A time in the past means now.
             job_id: an id of your own. While a job of this id waits or runs, or its result is kept, enqueueing it again
                 adds nothing, and the job's `is_new` is False. An aborted job leaves its id free.
-            queue: another queue than the task's.
-            expires: seconds past its due time after which it is not started any more (default: a day; for a job that is
+            queue: the job's queue, instead of the task's.
+            expires: seconds past the due time after which the job is not started (default: a day; for a job that is
                 enqueued in a transaction: never).
-            transactional: False sends it at once, whatever becomes of the scope.
+            transactional: False sends the job to Redis at once, even if the scope rolls back.
 
         Raises:
-            ValueError: both `delay` and `at`, a negative delay, a time without zone, an empty id or queue.
+            ValueError: both `delay` and `at` are given, the delay is negative, the time has no zone, or the id or the
+                queue is empty.
         """
         options = JobOptions.checked(
             delay=delay, at=at, job_id=job_id, queue=queue, expires=expires, transactional=transactional
@@ -144,25 +145,27 @@ class Task(Generic[P, R]):
     def is_sync(self) -> bool:
         """Whether the function is a plain one, which is called in a thread.
 
-        What it wraps does not count: a wrapper may run it by `asyncio.run`, and only a call tells.
+        A plain wrapper of an async function counts as plain, as it may call that function with `asyncio.run`.
         """
         return not any(map(inspect.iscoroutinefunction, (self.fn, type(self.fn).__call__)))
 
     def check(self) -> None:
-        """Raise :class:`TaskDefinitionError` for a function that cannot serve."""
+        """Raise :class:`TaskDefinitionError` if a worker cannot run the function."""
         self.signature.check()
-        problems = (_generates(self.fn), self._unfilled(), *map(self._misplaced, self.injected))
+        problems = (_generator(self.fn), self._missing_defaults(), *map(self._wrong_session, self.injected))
         problem = next(filter(None, problems), None)
         if problem:
             raise TaskDefinitionError(f"{self.module}.{self.fn.__qualname__} cannot be a task: {problem}")
 
-    def _unfilled(self) -> str | None:
+    def _missing_defaults(self) -> str | None:
         if self.schedule is None:
             return None
-        wanted = [name for name, parameter in self.signature.payload.items() if parameter.default is parameter.empty]
-        return f"it runs by itself, so nobody gives it {', '.join(wanted)}: give a default" if wanted else None
+        missing = [name for name, parameter in self.signature.payload.items() if parameter.default is parameter.empty]
+        if not missing:
+            return None
+        return f"scheduled tasks are called without arguments: give {', '.join(missing)} a default"
 
-    def _misplaced(self, name: str) -> str | None:
+    def _wrong_session(self, name: str) -> str | None:
         match self.injected[name]:
             case InjectedSession(sync=True) if not self.is_sync:
                 return f"{name} is a Session in an async function: annotate it AsyncSession"
@@ -175,7 +178,7 @@ class Task(Generic[P, R]):
 
 @dataclass(frozen=True)
 class BoundTask(Generic[P, R]):
-    """A task with options for the jobs enqueued through it. Made by `Task.using`."""
+    """A task with options for the jobs that are enqueued through it. `Task.using` makes one."""
 
     task: Task[P, R]
     options: JobOptions
@@ -209,11 +212,11 @@ class BoundTask(Generic[P, R]):
         scope = self._scope
         if scope is None or scope.loop is asyncio.get_running_loop():
             return await self._submit_here(payloads, scope)
-        # A thread with a loop of its own, in the scope of another loop, whose sessions only that one can use.
+        # This thread has its own loop, but only the scope's loop can use the scope's sessions.
         return await asyncio.to_thread(loop_thread.run_on, scope.loop, self._submit_here(payloads, scope))
 
     async def _submit_here(self, payloads: list[bytes], scope: Scope | None) -> list[Job[R]]:
-        """Submit on the scope's loop."""
+        """Enqueue the jobs. It must run on the scope's loop."""
         if scope is not None and not scope.is_open:
             raise ScopeEndedError
         broker = default_broker()
@@ -226,7 +229,7 @@ class BoundTask(Generic[P, R]):
             added = await broker.enqueue(jobs)
         else:
             added = await enqueue_in(transaction, jobs, broker, is_named=self.options.job_id is not None)
-        # When the earlier job was enqueued that has the id of a new one is not known here.
+        # The enqueue time of an earlier job with the same id is not known here.
         handle_of_earlier: partial[Job[R]] = partial(
             Job, queue_name=queue_name, broker=broker, signature=self.task.signature
         )
@@ -239,7 +242,7 @@ class BoundTask(Generic[P, R]):
 
     @property
     def _scope(self) -> Scope | None:
-        """The scope whose transaction the jobs are part of, if there is one."""
+        """The scope whose transaction the jobs are part of; None if there is none."""
         return open_scope() if self._transactional else None
 
     @property
@@ -250,14 +253,14 @@ class BoundTask(Generic[P, R]):
     def _ids(self, count: int) -> list[str]:
         if self.options.job_id is not None:
             return [self.options.job_id] * count
-        digits = token_hex(16 * count)  # at once: each time it asks the kernel
+        digits = token_hex(16 * count)  # in one call, as each call is a system call
         return [digits[i : i + 32] for i in range(0, len(digits), 32)]
 
     def _check_size(self, payloads: list[bytes], broker: Broker) -> None:
         largest = max(map(len, payloads), default=0)
         if largest > broker.max_payload:
             raise PayloadTooLargeError(
-                f"{self.task.name}: {largest} bytes of arguments, where WORKER_MAX_PAYLOAD allows "
+                f"{self.task.name}: the arguments have {largest} bytes, and WORKER_MAX_PAYLOAD allows "
                 f"{broker.max_payload}: store them, and enqueue their key"
             )
 
@@ -273,10 +276,10 @@ class BoundTask(Generic[P, R]):
         ]
 
 
-# What is injected is not asked of the caller: a leading session, a leading context, or both go from the signature that
-# `enqueue` shows to type checkers. Other injected parameters take the default `worker.injected`.
+# The caller passes no injected parameter. The overloads drop a leading session, a leading context, or both from the
+# signature that type checkers see for `enqueue`. Other injected parameters have the default `worker.injected`.
 class _Decorator:
-    """What `task(...)` returns."""
+    """The decorator that `task(...)` returns."""
 
     def __init__(self, name: str | None, options: TaskOptions) -> None:
         self._name = name
@@ -304,7 +307,7 @@ class _Decorator:
     def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     def __call__(self, fn: Callable[..., Any], /) -> Task[Any, Any]:
         if isinstance(fn, Task):
-            raise TaskDefinitionError(f"{fn.name} is a task already")
+            raise TaskDefinitionError(f"{fn.name} is a task already: decorate it once")
         if not inspect.isfunction(inspect.unwrap(fn)):
             raise TaskDefinitionError(f"@task takes a function, not {fn!r}")
         return Task(fn, self._name or fn.__qualname__, self._options)
@@ -357,15 +360,15 @@ def task(
 ) -> Any:
     """Make a function a task: ``@task``, or ``@task(timeout=30)``.
 
-    An `async def` runs on the worker's event loop, a plain function in a thread; an awaitable that a plain function
-    returns is awaited on the loop. What is injected: :mod:`worker.client.signature`.
+    An `async def` runs on the worker's event loop, a plain function in a thread. If a plain function returns an
+    awaitable, the loop awaits it. For injected parameters see :mod:`worker.client.signature`.
 
     Args:
-        name: its name on the wire (default: the function's ``__qualname__``, as in arq).
+        name: the task's name on the wire (default: the function's ``__qualname__``, as in arq).
         queue, timeout, max_tries, retry_on, keep_result, transactional, once: see :class:`TaskOptions`.
 
     Raises:
-        TaskDefinitionError: it is no function, or a number is out of range.
+        TaskDefinitionError: the decorated object is not a function, or a number is out of range.
     """
     try:
         options = TaskOptions.checked(
@@ -389,10 +392,10 @@ def _refuse_on_loop(name: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise EnqueueError(f"enqueue_sync would block the event loop that runs here: write 'await {name}.enqueue(...)'")
+    raise EnqueueError(f"enqueue_sync would block the running event loop: write 'await {name}.enqueue(...)'")
 
 
-def _generates(fn: Callable[..., Any]) -> str | None:
+def _generator(fn: Callable[..., Any]) -> str | None:
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        return "it yields: return a list, as whoever called it is not there to be given one thing after another"
+        return "it is a generator, and a job has one result: return a list instead"
     return None

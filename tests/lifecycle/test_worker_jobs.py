@@ -80,7 +80,7 @@ class TestResults:
             ("exit", JobFailed, "SystemExit: 3"),
             ("unprintable", JobFailed, "UnprintableError: <cannot be printed: LookupError>"),
             ("swallow", JobFailed, "PoisonedTransactionError"),
-            ("result", TypeError, "JSON cannot say this builtin_function_or_method"),
+            ("result", TypeError, "JSON cannot express this builtin_function_or_method"),
             ("deferred", JobFailed, "ForeignKeyViolation"),
         ):
             job = await job_tasks.fail.enqueue(how)

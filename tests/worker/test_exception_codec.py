@@ -161,7 +161,7 @@ class TestBounds:
             pytest.param(Unprintable, id="a __str__ that raises"),
             pytest.param(lambda: ValueError(Unprintable()), id="an argument that cannot be printed"),
             pytest.param(lambda: ValueError([[[[[[[[1]]]]]]]]), id="nested arguments"),
-            pytest.param(lambda: ValueError(float("nan"), {1: 2}, {3}), id="arguments that JSON cannot say"),
+            pytest.param(lambda: ValueError(float("nan"), {1: 2}, {3}), id="arguments that JSON cannot express"),
             pytest.param(lambda: ExceptionGroup("\udcff", [ValueError(1)]), id="a group with a surrogate"),
         ],
     )

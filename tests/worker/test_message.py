@@ -126,7 +126,7 @@ class TestDump:
     )
     def test_dump_refuses_values_that_json_cannot_express_or_parsers_cannot_read(self, value: Any) -> None:
         """A value that would not come back raises a `TypeError` that names its type."""
-        with pytest.raises(TypeError, match=f"JSON cannot say this {type(value).__name__}"):
+        with pytest.raises(TypeError, match=f"JSON cannot express this {type(value).__name__}"):
             dump(value)
 
     @pytest.mark.parametrize("depth", [199, 240, 100_000])
@@ -135,7 +135,7 @@ class TestDump:
         value: list[Any] = []
         for _ in range(depth):
             value = [value]
-        with pytest.raises(TypeError, match="JSON cannot say this list"):
+        with pytest.raises(TypeError, match="JSON cannot express this list"):
             dump(value)
 
     @given(JSON)

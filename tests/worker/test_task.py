@@ -138,13 +138,13 @@ class TestDeclaring:
         for fn, reason in (
             (async_with_sync, "session is a Session in an async function: annotate it AsyncSession"),
             (sync_with_async, "session is an AsyncSession in a plain function: annotate it Session"),
-            (generator, "it yields: return a list"),
-            (async_generator, "it yields: return a list"),
+            (generator, "it is a generator, and a job has one result: return a list"),
+            (async_generator, "it is a generator, and a job has one result: return a list"),
         ):
             with pytest.raises(TaskDefinitionError, match=reason) as caught:
                 task(fn).check()
             assert fn.__name__ in str(caught.value)
-        with pytest.raises(TaskDefinitionError, match="nobody gives it a: give a default"):
+        with pytest.raises(TaskDefinitionError, match="scheduled tasks are called without arguments: give a a default"):
             cron("* * * * *")(needy).check()
 
 
@@ -215,7 +215,9 @@ class TestOutsideAScope:
         """More bytes than the queue allows raise an error that names the setting, alone or among many calls."""
         broker = worker.Broker(redis_url, max_payload=1000, default=True)
         trips = RoundTrips(observer)
-        with pytest.raises(PayloadTooLargeError, match=r"add: 20\d\d bytes .* WORKER_MAX_PAYLOAD allows 1000"):
+        with pytest.raises(
+            PayloadTooLargeError, match=r"add: the arguments have 20\d\d bytes, and WORKER_MAX_PAYLOAD allows 1000"
+        ):
             await add.enqueue("x" * 2000)
         with pytest.raises(PayloadTooLargeError):
             await add.enqueue_many([{"words": "a"}, {"words": "x" * 2000}])

@@ -106,7 +106,7 @@ class TestRunningJobs:
     ) -> None:
         """Both polls are set to a minute."""
         monkeypatch.setattr(claimer, "_POLL", 60.0)
-        monkeypatch.setattr("worker.job._LOOK_AGAIN", 60.0)
+        monkeypatch.setattr("worker.job._POLL_INTERVAL", 60.0)
         async with start(double):
             for number in range(5):
                 assert await (await double.enqueue(number)).result(timeout=30) == 2 * number

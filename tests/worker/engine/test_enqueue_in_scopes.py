@@ -207,7 +207,7 @@ class TestHandles:
             async with db.scope():
                 job = await affect.using(job_id=job_id).enqueue("job")
                 for ask in (job.result, job.abort):
-                    with pytest.raises(JobNotCommittedError, match="exists once its scope has committed"):
+                    with pytest.raises(JobNotCommittedError, match="does not exist before its scope has committed"):
                         await ask(timeout=20)
             assert await job.result(timeout=30) == "job"
 
@@ -260,7 +260,7 @@ class TestTransactionsOfTests:
             assert await broker.redis.keys() == []
             for job in jobs:
                 assert await job.status() is JobStatus.queued
-                with pytest.raises(JobNotCommittedError, match="part of another one, a test's say"):
+                with pytest.raises(JobNotCommittedError, match="part of another one, as in a test"):
                     await job.result(timeout=20)
             assert not (await again("x")).is_new
             assert await jobs[1].abort(timeout=5)

@@ -165,7 +165,7 @@ class TestOutcome:
 
         outcome = await execute(strange)
         assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TypeError)
-        assert "JSON cannot say this" in str(outcome.error)
+        assert "JSON cannot express this" in str(outcome.error)
         assert await rows() == 0
 
     @pytest.mark.parametrize(
