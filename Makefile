@@ -1,11 +1,10 @@
-# Two commands for a newcomer, `make demo` and `make test`; for a change, `make check`, `make chaos`, `make bench` and
-# `make clean`.
-# They need make and a Python >= 3.11 with venv and pip; everything else, the servers included, comes from wheels.
+# To try Tandem: `make demo` and `make test`. To change it: `make check`, `make chaos`, `make bench` and `make clean`.
+# You need only make and Python 3.11 or newer with venv and pip. Everything else, also the servers, comes from wheels.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos bench bench-peers check clean
 
-# `make test PYTHON=python3.13` takes that one, and an environment of its own.
+# `make test PYTHON=python3.13` uses that Python, in an environment of its own.
 ifdef PYTHON
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 else
@@ -14,23 +13,23 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 endif
 
-# Most of a test's time is waiting for processes that start and end, so three run at once; each has servers of its own,
-# unless they are given: then one after the other.
+# Tests mostly wait for processes to start and end, so three run at once, each on its own servers. On servers that
+# DATABASE_URL or REDIS_URL names, one test runs at a time.
 TOGETHER := $(if $(DATABASE_URL)$(REDIS_URL),,-n 3 --dist worksteal)
 INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 
 help:
-	@echo 'make demo [SOURCE=folder]      the census of a folder of Python files: real servers, a real worker'
-	@echo 'make test [ARGS="-k scope"]    the tests, on real servers; ARGS are for pytest'
-	@echo 'make chaos [SECONDS=60 SEED=1] kills, outages and cut connections at random, then a count of what jobs did'
-	@echo 'make bench [ARGS=--quick]      Tandem and its peers side by side, an hour on a quiet machine; bench/results.md'
-	@echo 'make bench-peers               install those peers, each in an environment of its own'
-	@echo 'make check                     lint, format, types, import contracts'
-	@echo 'make clean                     remove what these have made'
+	@echo 'make demo [SOURCE=folder]      index a folder of Python files, with real servers and a real worker'
+	@echo 'make test [ARGS="-k scope"]    run the tests on real servers; pytest gets ARGS'
+	@echo 'make chaos [SECONDS=60 SEED=1] kill processes and cut connections at random, then count the effects of jobs'
+	@echo 'make bench [ARGS=--quick]      compare Tandem with other libraries (about an hour); writes bench/results.md'
+	@echo 'make bench-peers               install those libraries, each in an environment of its own'
+	@echo 'make check                     check lint, format, types and import contracts'
+	@echo 'make clean                     remove environments, caches and local data'
 	@echo
-	@echo 'PYTHON=python3.13              use this Python; the default is python3, or a newer one if that is too old'
-	@echo 'DATABASE_URL, REDIS_URL        if they are set, demo and test use these servers'
+	@echo 'PYTHON=python3.13              use this Python. Default: python3, or a newer one if python3 is too old'
+	@echo 'DATABASE_URL, REDIS_URL        servers for demo and test. Default: servers from wheels'
 
 demo: $(INSTALLED)
 	@$(RUN) examples.demo $(if $(SOURCE),'$(patsubst ~%,$(HOME)%,$(SOURCE))')
@@ -57,26 +56,26 @@ clean:
 	@rm -rf .venv .venv-* .tandem .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Again when what is needed has changed, or the interpreter; and if the interpreter has gone, whatever the dates are.
+# Install again when pyproject.toml or the interpreter has changed. If the interpreter is gone, dates do not matter.
 ifeq ($(realpath $(VENV)/bin/python),)
 .PHONY: $(INSTALLED)
 endif
 $(INSTALLED): pyproject.toml $(realpath $(VENV)/bin/python)
 	@$(check_python)
-	@echo 'Installing Tandem and what it needs into $(VENV) (once; takes about a minute)'
+	@echo 'Installing Tandem and its dependencies into $(VENV) (once; takes about a minute)'
 	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 define check_python
 test -n '$(PYTHON)' || { \
-	echo 'Tandem needs Python 3.11 or newer, and there is none: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3'; \
+	echo 'Tandem needs Python 3.11 or newer, but none was found: install one, or type: make $(MAKECMDGOALS) PYTHON=/path/to/python3'; \
 	exit 1; }; \
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	version=$$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null); \
-	echo "Tandem needs Python 3.11 or newer, and $(PYTHON) is $${version:-not there}"; \
+	echo "Tandem needs Python 3.11 or newer, but $(PYTHON) is $${version:-not found}: type make $(MAKECMDGOALS) PYTHON=/path/to/python3"; \
 	exit 1; }; \
 $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	echo "$(PYTHON) cannot make environments: install its venv module, for example apt install python3-venv"; \
+	echo "$(PYTHON) cannot make environments: install its venv module, for example: apt install python3-venv"; \
 	exit 1; }
 endef

@@ -1,9 +1,10 @@
-"""The census of a folder, from nothing to numbers: ``make demo``, or ``python -m examples.demo [folder]``.
+"""The demo, a census of a folder: ``make demo``, or ``python -m examples.demo [folder]``.
 
-1. It starts Redis and PostgreSQL, unless REDIS_URL and DATABASE_URL name yours, and then ``arq worker.Settings``.
-2. It enqueues `scan_folder`, as `examples/web.py` does, and shows how far the jobs are.
-3. It shows what they found, and checks that the rows in the database are those of the jobs that succeeded.
-4. It stops all that it started, also after Ctrl-C. If it is killed itself, watchdogs do.
+1. It starts Redis and PostgreSQL, unless REDIS_URL and DATABASE_URL are set, and then ``arq worker.Settings``.
+2. It enqueues `scan_folder`, as `examples/web.py` does, and shows the progress of the jobs. Meanwhile it kills the
+   worker once.
+3. It prints the census, and checks that the rows in the database are those of the jobs that succeeded.
+4. It stops everything that it started, also after Ctrl-C. If the demo itself is killed, watchdogs do so.
 """
 
 import argparse
@@ -39,24 +40,24 @@ from worker.errors import ConfigError, LedgerError
 from worker.ledger.migrate import upgrade
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-_PAUSE = 0.2  # seconds between two looks at how far the jobs are
-_PATIENCE = 330.0  # seconds without news: somewhat more than one job may take (WORKER_JOB_TIMEOUT)
+_PAUSE = 0.2  # seconds between two reads of the progress
+_TIMEOUT = 330.0  # seconds without progress: somewhat more than one job may take (WORKER_JOB_TIMEOUT)
 
-# FORCE_COLOR, which many CI systems set, does not make a terminal of a log.
+# Ignores FORCE_COLOR, which many CI systems set, as a log is not a terminal.
 console = Console(highlight=False, soft_wrap=True, force_terminal=None if sys.stdout.isatty() else False)
 
 
 class DemoError(Exception):
-    """The demo cannot begin, or go on; one line says why."""
+    """The demo cannot start or continue. The message is one line."""
 
-    def __init__(self, why: str, exit_code: int) -> None:
-        super().__init__(why)
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
         self.exit_code = exit_code
 
 
 def main() -> int:
-    """Run the demo. Its exit code: 0, 1 if the check does not hold or the work broke off, 2 if it could not begin."""
-    # A shell lets what it starts in the background ignore Ctrl-C; here it always means: stop, and clean up.
+    """Run the demo; the exit code: 0, 1 if a check or the work failed, 2 if the demo could not start."""
+    # A shell makes background processes ignore Ctrl-C. Here Ctrl-C always stops the demo and cleans up.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = _folder()
     try:
@@ -71,22 +72,22 @@ def main() -> int:
     except WorkerDiedError as error:
         return _explain(str(error), 1)
     except (db.DbError, SQLAlchemyError, RedisError) as error:
-        return _explain(f"The work broke off: {_first_line(error)}", 1)
+        return _explain(f"The demo failed: {_first_line(error)}", 1)
     except KeyboardInterrupt:
-        return _explain("Interrupted: the worker, and the servers that were started, are stopped.", _INTERRUPTED)
+        return _explain("Interrupted. The worker and the servers that the demo started are stopped.", _INTERRUPTED)
     except asyncio.CancelledError:
-        return _explain("Terminated: the worker, and the servers that were started, are stopped.", _TERMINATED)
+        return _explain("Terminated. The worker and the servers that the demo started are stopped.", _TERMINATED)
 
 
 async def _demo(folder: Path, urls: Urls) -> int:
     _treat_terminate_as_cancel()
     async with _connected(urls) as broker, WorkerProcess(_settings(urls, broker)) as worker:
-        console.print(f"arq worker.Settings runs (process {worker.pid}).")
+        console.print(f"Started a worker, arq worker.Settings (process {worker.pid}).")
         return await worker.while_it_runs(_census(folder, worker))
 
 
 def _settings(urls: Urls, broker: Broker) -> dict[str, str]:
-    """What the worker must be told, whatever settings the user has for other workers; an empty one is unset."""
+    """Settings of the demo's worker, in place of the user's for other workers. An empty value unsets a setting."""
     return {
         "DATABASE_URL": urls.database,
         "REDIS_URL": urls.redis,
@@ -94,7 +95,7 @@ def _settings(urls: Urls, broker: Broker) -> dict[str, str]:
         "WORKER_QUEUE": broker.name,
         "WORKER_QUEUES": "",
         "WORKER_KEEP_RESULT": "",
-        "WORKER_LEASE": "2",  # seconds until its jobs are taken over when it is killed
+        "WORKER_LEASE": "2",  # seconds until another worker runs the jobs of the killed one
     }
 
 
@@ -111,7 +112,7 @@ async def _census(folder: Path, worker: WorkerProcess) -> int:
 
 
 async def _scan(folder: Path) -> int:
-    """Have `folder` scanned; the id of the scan, once all of its jobs are enqueued."""
+    """Enqueue a scan of `folder` and wait until all of its jobs are enqueued; the id of the scan."""
     async with db.scope():
         session = await db.session()
         scan = Scan(folder=str(folder))
@@ -119,14 +120,14 @@ async def _scan(folder: Path) -> int:
         await session.flush()
         job = await scan_folder.enqueue(folder, scan.id)
     try:
-        await job.result(timeout=_PATIENCE)
-    except Exception as error:  # whatever ended the job is raised here
+        await job.result(timeout=_TIMEOUT)
+    except Exception as error:  # the exception that ended the job
         raise DemoError(f"scan_folder failed: {type(error).__name__}: {error}", 1) from error
     return scan.id
 
 
 async def _jobs_of(scan_id: int) -> dict[str, Job[int]]:
-    """The jobs of a scan by the paths that they are for."""
+    """The jobs of a scan, by the path of the file that each indexes."""
     async with db.scope():
         session = await db.session()
         scan = await session.get_one(Scan, scan_id)
@@ -134,7 +135,7 @@ async def _jobs_of(scan_id: int) -> dict[str, Job[int]]:
 
 
 async def _killing_once(worker: WorkerProcess, progress: AsyncIterator[Counts]) -> AsyncIterator[Counts]:
-    """`progress`; the worker is killed in the middle of it, and another one takes over."""
+    """Pass `progress` on, and kill the worker once after a third of the jobs. A new worker continues."""
     killed = False
     async for counts in progress:
         yield counts
@@ -142,32 +143,30 @@ async def _killing_once(worker: WorkerProcess, progress: AsyncIterator[Counts]) 
             killed, pid = True, worker.pid
             await worker.kill_and_replace()
             console.print(
-                f"kill -9 {pid}: the worker died after {counts.ended:,} jobs, in the middle of others. "
-                f"Another one (process {worker.pid}) takes them over."
+                f"kill -9 {pid}: the worker died after {counts.ended:,} jobs, while it ran others. "
+                f"A new worker (process {worker.pid}) runs them again."
             )
 
 
 async def _progress(outcomes: Outcomes) -> AsyncIterator[Counts]:
-    """How far the jobs are, again and again until all have ended."""
-    last_news = time.monotonic()
-    known = Counts(outcomes.total)
+    """The counts of ended jobs, five times a second until all have ended."""
+    last_change = time.monotonic()
+    counts = Counts(outcomes.total)
     while not outcomes.complete:
         await outcomes.collect()
         failed = len(outcomes.failed)
         latest = Counts(outcomes.total, failed + len(outcomes.succeeded), failed)
-        if latest != known:
-            known, last_news = latest, time.monotonic()
-        elif time.monotonic() - last_news > _PATIENCE:
-            raise DemoError(
-                f"No job has ended for {_PATIENCE:.0f} s; {known.ended:,} of {known.total:,} had before.", 1
-            )
-        yield known
+        if latest != counts:
+            counts, last_change = latest, time.monotonic()
+        elif time.monotonic() - last_change > _TIMEOUT:
+            raise DemoError(f"No job has ended for {_TIMEOUT:.0f} s, after {counts.ended:,} of {counts.total:,}.", 1)
+        yield counts
         await asyncio.sleep(_PAUSE)
 
 
 @asynccontextmanager
 async def _connected(urls: Urls) -> AsyncIterator[Broker]:
-    """The default database, with all its tables, and a default queue of our own, which no other worker serves."""
+    """Open the default database, create its tables, and open a default broker with a queue for this run alone."""
     database = db.Database(urls.database, default=True)
     broker = Broker(urls.redis, name=f"tandem:demo:{secrets.token_hex(4)}", default=True)
     try:
@@ -178,7 +177,7 @@ async def _connected(urls: Urls) -> AsyncIterator[Broker]:
     finally:
         keys = Keys.of(broker.name)
         with suppress(RedisError):
-            # What a killed worker has sent may arrive after its death.
+            # Commands of a killed worker may reach Redis after its death.
             while await broker.redis.delete(broker.name, keys.epoch, keys.tasks):  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(_PAUSE)
         await broker.close()
@@ -194,7 +193,7 @@ async def _answering(variable: str, question: Coroutine[Any, Any, object]) -> No
 
 def _folder() -> Path:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("folder", nargs="?", help="with Python source (default: this Python's standard library)")
+    parser.add_argument("folder", nargs="?", help="folder of Python source (default: this Python's standard library)")
     given = parser.parse_args().folder
     folder = Path(given or sysconfig.get_path("stdlib")).expanduser().resolve()
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
@@ -208,8 +207,8 @@ def _treat_terminate_as_cancel() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-def _explain(why: str, exit_code: int) -> int:
-    print(why, file=sys.stderr)  # noqa: T201 - as plain as it can be
+def _explain(message: str, exit_code: int) -> int:
+    print(message, file=sys.stderr)  # noqa: T201 - a plain line, without markup
     return exit_code
 
 
@@ -217,8 +216,8 @@ def _first_line(error: BaseException) -> str:
     return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
 
 
-_DESCRIPTION = "The census of a folder of Python source: one job a file, on a real Redis and a real PostgreSQL."
-_EPILOG = "REDIS_URL and DATABASE_URL, where they are set, are used instead of servers from wheels."
+_DESCRIPTION = "Index a folder of Python source, one job a file, on a real Redis and a real PostgreSQL."
+_EPILOG = "If REDIS_URL or DATABASE_URL is set, the demo uses that server instead of one from a wheel."
 
 if __name__ == "__main__":
     sys.exit(main())

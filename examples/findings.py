@@ -1,4 +1,4 @@
-"""What a scan found, as its rows say, and what became of its jobs, as their results say; and whether the two agree."""
+"""Read what a scan wrote to the database and how its jobs ended, and compare the two."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from tasks.models import Definition, Module
 from worker import Job, JobFailed, JobInfo, JobStatus, default_broker
 
 _LARGEST = 5
-_AT_ONCE = 20  # jobs asked at once, each through its own connection to Redis
+_AT_ONCE = 20  # jobs that are read at once, each on its own connection to Redis
 
 
 @dataclass(frozen=True)
 class Census:
-    """What the rows say."""
+    """The rows of a scan, summed up."""
 
     modules: Mapping[int, str]
     """Paths by id."""
@@ -29,24 +29,24 @@ class Census:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Something that must hold, in words."""
+    """A condition that must hold, with a text that describes it."""
 
-    words: str
+    text: str
     holds: bool
 
 
 class Outcomes:
-    """What the results say, collected as the jobs end.
+    """The results of jobs, collected as the jobs end.
 
     Args:
-        jobs: all in the default queue, by the path of the file that each indexes.
+        jobs: the jobs, in the default queue, by the path of the file that each indexes.
     """
 
     def __init__(self, jobs: Mapping[str, Job[int]]) -> None:
         self.succeeded: dict[str, int] = {}
-        """The id of the module that a job wrote, by path."""
+        """The id of the module that each job wrote, by path."""
         self.failed: dict[str, str] = {}
-        """Why, by path."""
+        """The error of each failed job, by path."""
         self.total = len(jobs)
         self._unknown = dict(jobs)
 
@@ -56,7 +56,7 @@ class Outcomes:
         return not self._unknown
 
     async def collect(self) -> None:
-        """Ask the jobs that have left the queue since the last time: one question a look, and one a job in all."""
+        """Read the results of the jobs that have left the queue since the last call. Each result is read once."""
         broker = default_broker()
         queued = {job_id.decode() for job_id in await broker.redis.zrange(broker.name, 0, -1)}
         ended = [path for path, job in self._unknown.items() if job.job_id not in queued]
@@ -64,14 +64,14 @@ class Outcomes:
             paths = ended[start : start + _AT_ONCE]
             infos = await asyncio.gather(*(self._unknown[path].info() for path in paths))
             for path, info in zip(paths, infos, strict=True):
-                self._note(path, info)
+                self._add(path, info)
 
-    def _note(self, path: str, info: JobInfo | None) -> None:
+    def _add(self, path: str, info: JobInfo | None) -> None:
         if info is not None and info.status is not JobStatus.complete:
-            return  # committed, and not in the queue yet
+            return  # committed, but not in the queue yet
         del self._unknown[path]
         if info is None:
-            self.failed[path] = "nobody knows the job, nor its result"
+            self.failed[path] = "the job was not found, nor its result"
         elif info.success:
             self.succeeded[path] = info.result
         else:
@@ -80,7 +80,7 @@ class Outcomes:
 
 
 async def read_census(scan_id: int) -> Census:
-    """Ask the database what was found."""
+    """Read the census of a scan from the database."""
     of_scan = Module.scan_id == scan_id
     modules = select(Module.id, Module.path, Module.lines).where(of_scan).order_by(Module.lines.desc(), Module.path)
     kinds = select(Definition.kind, func.count()).join(Module, Module.id == Definition.module_id).where(of_scan)
@@ -98,16 +98,16 @@ async def read_census(scan_id: int) -> Census:
 
 
 def compare(census: Census, outcomes: Outcomes) -> tuple[Comparison, ...]:
-    """Every job that succeeded has left its row, once, and no other has."""
+    """Check that each job that succeeded wrote its row once, and that there are no other rows."""
     agree = sorted(census.modules) == sorted(outcomes.succeeded.values())
     left = set(census.modules.values()) & set(outcomes.failed)
     doubles = len(census.modules) - len(set(census.modules.values()))
     return (
         Comparison(
             f"jobs that succeeded: {len(outcomes.succeeded):,}, rows in the database: {len(census.modules):,}, "
-            f"{'the very ones' if agree else 'not the ones'} that the jobs returned",
+            f"{'with the ids' if agree else 'with other ids than those'} that the jobs returned",
             agree,
         ),
-        Comparison(f"jobs that failed: {len(outcomes.failed):,}, rows that they left: {len(left):,}", not left),
+        Comparison(f"jobs that failed: {len(outcomes.failed):,}, rows of these jobs: {len(left):,}", not left),
         Comparison(f"files that were indexed twice: {doubles:,}", not doubles),
     )

@@ -1,4 +1,4 @@
-"""How far a scan is, for the eye: a bar on a terminal, lines elsewhere."""
+"""The progress of a scan: a bar on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import AsyncIterable
@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the jobs of a scan so far."""
+    """The numbers of all jobs, of ended jobs and of failed jobs of a scan."""
 
     total: int
     ended: int = 0
@@ -20,7 +20,7 @@ class Counts:
 
 
 async def show(progress: AsyncIterable[Counts], console: Console) -> float:
-    """Show the counts as they come; the seconds that it took from the first to the last."""
+    """Show the counts until the last ones; the seconds that this took."""
     started = time.monotonic()
     display = _show_bar if console.is_interactive else _show_lines
     await display(progress, console, started)

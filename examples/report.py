@@ -1,4 +1,4 @@
-"""What the demo says at its end: what was found, what failed and why, and whether rows and jobs agree."""
+"""The report at the end of the demo: the census, the failed files with their errors, and the checks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ def print_census(console: Console, census: Census, folder: Path) -> None:
         "functions": census.functions,
         "lines": census.lines,
     }
-    for what, count in counts.items():
-        table.add_row(what, f"{count:,}")
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
     if census.largest:
         table.add_section()
         table.add_row("largest modules", "lines", style="dim")
@@ -40,7 +40,7 @@ def print_failed(console: Console, outcomes: Outcomes, folder: Path) -> None:
 def print_check(console: Console, comparisons: Sequence[Comparison]) -> None:
     for comparison in comparisons:
         verdict = Text("holds", style="bold green") if comparison.holds else Text("DOES NOT HOLD", style="bold red")
-        console.print(Text.assemble(f"Check: {comparison.words}: ", verdict))
+        console.print(Text.assemble(f"Check: {comparison.text}: ", verdict))
 
 
 def _files(number: int) -> str:

@@ -1,6 +1,6 @@
-"""The census as a web application: ``uvicorn examples.web:app``, beside ``arq worker.Settings``.
+"""The census as a web application: run ``uvicorn examples.web:app`` and ``arq worker.Settings``.
 
-For a machine of your own: whoever reaches it can have any folder indexed.
+Run it only on your own machine, as every client can index any folder.
 """
 
 import os
@@ -36,7 +36,7 @@ app.add_middleware(SessionMiddleware)
 
 def _readable_folder(path: Path) -> Path:
     if not path.is_absolute() or not os.access(path, os.R_OK | os.X_OK) or not path.is_dir():
-        raise ValueError("not the absolute path of a folder that can be read")
+        raise ValueError("this is not the absolute path of a readable folder")
     return path
 
 
@@ -60,12 +60,12 @@ class ScanProgress(BaseModel):
     failed: int | None = None
     """Files that could not be indexed; null until the scan is done."""
     done: bool = False
-    """Whether all of its jobs have ended. Where one has failed, this is known for as long as results are kept."""
+    """Whether all jobs of the scan have ended. After a failure this is known only while results are kept."""
 
 
 @app.post("/scans", status_code=202)
 async def start_scan(request: ScanRequest, session: RequestSession) -> ScanProgress:
-    """Write the scan down and have it done: both, or neither if this request's transaction does not commit."""
+    """Save a scan and enqueue its job. If this request's transaction does not commit, neither exists."""
     scan = Scan(folder=str(request.folder))
     session.add(scan)
     await session.flush()
@@ -75,7 +75,7 @@ async def start_scan(request: ScanRequest, session: RequestSession) -> ScanProgr
 
 @app.get("/scans/{scan_id}")
 async def show_scan(scan_id: ScanId, session: RequestSession) -> ScanProgress:
-    """How far the scan is."""
+    """Return the progress of a scan."""
     scan = await session.get(Scan, scan_id)
     if scan is None:
         raise HTTPException(404, f"There is no scan {scan_id}.")
@@ -83,7 +83,7 @@ async def show_scan(scan_id: ScanId, session: RequestSession) -> ScanProgress:
     if scan.jobs is not None:
         progress.files = len(scan.jobs)
         progress.done = await _has_ended(scan.jobs, await _indexed(session, scan_id))
-    # Counted after `done` is known: a job commits before it ends, so none of those that ended is missing here.
+    # Counted after `done` is read: a job commits before it ends, so the rows of all ended jobs are counted.
     count = select(func.count()).select_from(Module).where(Module.scan_id == scan_id)
     progress.indexed = await session.scalar(count) or 0
     if progress.files is not None and progress.done:
@@ -96,7 +96,7 @@ async def _indexed(session: AsyncSession, scan_id: int) -> set[str]:
 
 
 async def _has_ended(jobs: dict[str, str], indexed: set[str]) -> bool:
-    """Whether all jobs have ended. Only those whose file is not indexed have to be asked, until one says no."""
+    """Whether all jobs have ended. An indexed file has ended its job, so only the other jobs are looked up."""
     for path, job_id in jobs.items():
         if path not in indexed and await Job(job_id).status() is not JobStatus.complete:
             return False

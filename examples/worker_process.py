@@ -1,4 +1,4 @@
-"""``WorkerProcess``: a real ``arq worker.Settings`` that lives as long as a block."""
+"""``WorkerProcess``: runs ``arq worker.Settings`` for the length of a block."""
 
 import asyncio
 import os
@@ -16,23 +16,23 @@ from worker.embedded.watchdog import Watchdog
 T = TypeVar("T")
 
 _PROJECT = Path(__file__).parent.parent
-_STOP_TIMEOUT = 10.0  # seconds that it gets to finish its jobs
+_STOP_TIMEOUT = 10.0  # seconds that the worker gets to finish its jobs
 
 
 class WorkerDiedError(Exception):
-    """The worker ended by itself; the message ends with its last words."""
+    """The worker ended by itself. The message has its exit code and the last lines of its log."""
 
 
 class WorkerProcess:
     """Runs ``arq worker.Settings`` in the background, for the length of an ``async with`` block.
 
-    1. Leaving the block stops it in order: jobs that run may finish. Being cancelled meanwhile kills it.
-    2. If this process is killed, a watchdog stops it.
-    3. `while_it_runs` ends work that would wait in vain for a worker that has died by itself.
-    4. `kill_and_replace` is what a power cut does to it, and what a supervisor does then.
+    1. Leaving the block drains the worker: running jobs may finish. A cancellation meanwhile kills the worker.
+    2. If this process is killed, a watchdog stops the worker.
+    3. `while_it_runs` ends the caller's work if the worker has ended by itself.
+    4. `kill_and_replace` simulates a power cut and a supervisor that starts the worker again.
 
     Args:
-        settings: environment variables, over those of this process.
+        settings: environment variables, in place of those of this process.
     """
 
     def __init__(self, settings: Mapping[str, str]) -> None:
@@ -40,7 +40,7 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block
         self._watchdog = Watchdog(signal.SIGTERM)
         self._process: Process | None = None
-        self._is_whole = asyncio.Event()
+        self._is_running = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -51,8 +51,8 @@ class WorkerProcess:
         return self
 
     async def kill_and_replace(self) -> None:
-        """Kill it with ``kill -9``, in the middle of whatever it does, and start another one."""
-        self._is_whole.clear()
+        """Kill the worker with ``kill -9`` while it runs jobs, and start a new one."""
+        self._is_running.clear()
         self._running.kill()
         await self._running.wait()
         await self._start()
@@ -60,15 +60,15 @@ class WorkerProcess:
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "arq", "worker.Settings"),
-            cwd=_PROJECT,  # where `tasks` is
+            cwd=_PROJECT,  # the folder of `tasks`
             env={**os.environ, **self._settings},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            start_new_session=True,  # a Ctrl-C in the terminal is for us, and we stop it
+            start_new_session=True,  # a Ctrl-C in the terminal reaches this process only, which stops the worker
         )
         self._watchdog.end(self._process.pid)
-        self._is_whole.set()
+        self._is_running.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -80,7 +80,7 @@ class WorkerProcess:
             self._log.close()
 
     async def while_it_runs(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`.
+        """Await `work`, as long as the worker runs; the result of `work`.
 
         Raises:
             WorkerDiedError: the worker ended by itself before `work` did.
@@ -92,7 +92,7 @@ class WorkerProcess:
             if working.done():
                 return working.result()
             raise WorkerDiedError(
-                f"The worker ended with exit code {dying.result()}. Its last words: {self._last_words()}"
+                f"The worker ended with exit code {dying.result()}. The end of its log: {self._end_of_log()}"
             )
         finally:
             working.cancel()
@@ -100,17 +100,17 @@ class WorkerProcess:
             await asyncio.gather(working, dying, return_exceptions=True)
 
     async def _death(self) -> int:
-        """The exit code of a worker that nobody has killed."""
+        """Wait until the worker ends without `kill_and_replace`; its exit code."""
         while True:
             process = self._running
             exit_code = await process.wait()
-            if self._is_whole.is_set() and process is self._running:
+            if self._is_running.is_set() and process is self._running:
                 return exit_code
-            await self._is_whole.wait()
+            await self._is_running.wait()
 
     @property
     def _running(self) -> Process:
-        assert self._process is not None, "use it in an `async with` block"  # noqa: S101 - a mistake of the caller's code
+        assert self._process is not None, "use WorkerProcess in an `async with` block"  # noqa: S101 - a caller's mistake
         return self._process
 
     async def _stop(self, process: Process) -> None:
@@ -127,7 +127,7 @@ class WorkerProcess:
                 process.kill()
                 await process.wait()
 
-    def _last_words(self, lines: int = 5) -> str:
+    def _end_of_log(self, lines: int = 5) -> str:
         self._log.seek(0)
         log = self._log.read().decode(errors="replace").strip().splitlines()
-        return " | ".join(log[-lines:]) or "none"
+        return " | ".join(log[-lines:]) or "(empty)"

@@ -20,7 +20,7 @@ class Scan(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     folder: Mapped[str]
     jobs: Mapped[dict[str, str] | None] = mapped_column(JSON)
-    """Its files, and the id of the job that indexes each; None until `scan_folder` has found them."""
+    """The id of the job that indexes each file, by path; None until `scan_folder` has found the files."""
 
 
 class Module(Base):
@@ -48,7 +48,7 @@ class Definition(Base):
 
 
 class Totals(Base):
-    """What `refresh_totals` counted last: one row."""
+    """The latest counts of `refresh_totals`, in one row."""
 
     __tablename__ = "totals"
 
@@ -61,7 +61,7 @@ class Totals(Base):
 
 
 async def create_tables() -> None:
-    """Create those that are missing. A project that lives on has migrations instead."""
+    """Create the missing tables. A project in production uses migrations instead."""
     async with db.scope():
         session = await db.session()
         connection = await session.connection()

@@ -148,8 +148,8 @@ def test_the_demo_starts_servers_from_wheels_and_indexes_a_small_folder(folder: 
     )
     assert lines[failed + 2] == "  broken.py  SyntaxError: invalid syntax (broken.py, line 2)"
     assert lines[failed + 3 :] == [
-        "Check: jobs that succeeded: 3, rows in the database: 3, the very ones that the jobs returned: holds",
-        "Check: jobs that failed: 2, rows that they left: 0: holds",
+        "Check: jobs that succeeded: 3, rows in the database: 3, with the ids that the jobs returned: holds",
+        "Check: jobs that failed: 2, rows of these jobs: 0: holds",
         "Check: files that were indexed twice: 0: holds",
     ]
 
@@ -162,8 +162,8 @@ def test_a_worker_killed_in_the_middle_indexes_each_file_once_all_the_same(
         (large_folder / f"m{number}.py").unlink()
     code, output, errors = run(str(large_folder), settings=urls)
     assert (code, errors) == (0, "")
-    assert re.search(r"^kill -9 \d+: the worker died after \d+ jobs, in the middle of others\.", output, re.MULTILINE)
-    assert "jobs that succeeded: 400, rows in the database: 400, the very ones that the jobs returned: holds" in output
+    assert re.search(r"^kill -9 \d+: the worker died after \d+ jobs, while it ran others\.", output, re.MULTILINE)
+    assert "jobs that succeeded: 400, rows in the database: 400, with the ids that the jobs returned: holds" in output
     assert "files that were indexed twice: 0: holds" in output
 
 
@@ -175,7 +175,7 @@ async def test_a_second_run_on_given_servers_counts_only_its_own_rows(
     assert first[0] == second[0] == 0
     for _, output, _ in (first, second):
         assert output.startswith("DATABASE_URL and REDIS_URL are set: this run uses those servers.")
-        assert "jobs that succeeded: 3, rows in the database: 3, the very ones" in output
+        assert "jobs that succeeded: 3, rows in the database: 3, with the ids" in output
     assert await postgres.fetchval("SELECT count(*) FROM modules") == 6
     assert keys_of_demos(urls) == []
 
@@ -203,7 +203,8 @@ async def test_rows_that_do_not_match_the_succeeded_jobs_fail_the_demo(
     code, output, _ = run(str(folder), settings=urls)
     assert code == 1
     assert (
-        "jobs that succeeded: 3, rows in the database: 3, not the ones that the jobs returned: DOES NOT HOLD" in output
+        "jobs that succeeded: 3, rows in the database: 3, with other ids than those that the jobs returned: DOES NOT HOLD"
+        in output
     )
 
 
@@ -214,7 +215,7 @@ def test_ctrl_c_stops_the_worker_and_the_servers(large_folder: Path) -> None:
         running.process.send_signal(signal.SIGINT)
         code, _, errors = running.wait()
         assert not running.alive()
-    assert (code, errors) == (130, "Interrupted: the worker, and the servers that were started, are stopped.\n")
+    assert (code, errors) == (130, "Interrupted. The worker and the servers that the demo started are stopped.\n")
 
 
 def test_sigterm_stops_the_demo_and_removes_its_jobs_from_a_given_redis(
@@ -227,7 +228,7 @@ def test_sigterm_stops_the_demo_and_removes_its_jobs_from_a_given_redis(
         running.process.terminate()
         code, _, errors = running.wait()
         assert not running.alive()
-    assert (code, errors) == (143, "Terminated: the worker, and the servers that were started, are stopped.\n")
+    assert (code, errors) == (143, "Terminated. The worker and the servers that the demo started are stopped.\n")
     assert keys_of_demos(urls) == []
 
 
@@ -252,7 +253,7 @@ def test_a_worker_that_dies_ends_the_demo_with_exit_code_1(large_folder: Path, u
         code, _, errors = running.wait()
         assert not running.alive()
     assert code == 1
-    assert errors.startswith("The worker ended with exit code -9. Its last words: ")
+    assert errors.startswith("The worker ended with exit code -9. The end of its log: ")
     assert errors.count("\n") == 1
 
 

@@ -1,10 +1,10 @@
-"""Redis and PostgreSQL from wheels: real servers, private to the process that starts them.
+"""Redis and PostgreSQL from wheels: real servers that belong to the process that starts them.
 
-    with servers(database_url=None, redis_url=None) as urls:   # starts what is None, and only that
+    with servers(database_url=None, redis_url=None) as urls:   # starts only the servers without a URL
         os.environ |= {"DATABASE_URL": urls.database, "REDIS_URL": urls.redis}
 
-They listen on Unix sockets in a folder that only their owner may enter (or, for who asks, on a free port of
-127.0.0.1), and they end when their owner ends, whatever ends it: see `server.py`.
+The servers listen on Unix sockets in a folder that only their owner may enter, or with `tcp` on a free port of
+127.0.0.1. They end with the process that started them, even if it is killed: see `server.py`.
 
 The command line, tests and the bench may import it. Nothing that a worker needs in production must be put here.
 """
@@ -22,7 +22,7 @@ __all__ = ["EmbeddedPostgres", "EmbeddedRedis", "EmbeddedServer", "EmbeddedServe
 
 @dataclass(frozen=True)
 class Urls:
-    """Where the two servers are: a SQLAlchemy URL and a Redis URL."""
+    """The URLs of the two servers: a SQLAlchemy URL and a Redis URL."""
 
     database: str
     redis: str
@@ -30,9 +30,10 @@ class Urls:
 
 @contextmanager
 def servers(database_url: str | None = None, redis_url: str | None = None) -> Iterator[Urls]:
-    """Both servers' URLs; the one that is missing is started, empty, and stopped at the end of the block.
+    """The URLs of both servers. A server without a URL is started, empty, and stopped at the end of the block.
 
-    Raises `EmbeddedServerError` when a server cannot be started.
+    Raises:
+        EmbeddedServerError: a server cannot be started.
     """
     with ExitStack() as started:
         database_url = database_url or started.enter_context(EmbeddedPostgres()).url

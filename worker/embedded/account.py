@@ -1,4 +1,4 @@
-"""The system account that a server runs under: ours, or an unprivileged one where ours is root."""
+"""The system account of a server: the account of this process, or an unprivileged one if that is root."""
 
 import os
 import pwd
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Self
 
 _UNPRIVILEGED = ("nobody", "daemon", "postgres")
-"""Accounts to borrow, best first. initdb wants one with a name, so a bare number would not do."""
+"""Accounts to use in place of root, best first. initdb needs an account with a name, not only a number."""
 
 _ENTER, _READ = 0o001, 0o004
 
 
 @dataclass(frozen=True)
 class Account:
-    """Who a server process runs as; `None` in all fields: as we do."""
+    """The account of a server process. `None` in all fields means the account of this process."""
 
     uid: int | None = None
     gid: int | None = None
@@ -24,12 +24,12 @@ class Account:
 
     @classmethod
     def own(cls) -> Self:
-        """Our own account."""
+        """The account of this process."""
         return cls()
 
     @classmethod
     def unprivileged(cls) -> Self:
-        """Our own account unless that is root, else one that owns nothing. Raises `LookupError`."""
+        """The account of this process, or for root an account that owns nothing. Raises `LookupError` if none exists."""
         if os.geteuid() != 0:
             return cls.own()
         for name in _UNPRIVILEGED:
@@ -38,13 +38,13 @@ class Account:
             except KeyError:
                 continue
             return cls(entry.pw_uid, entry.pw_gid, ())
-        raise LookupError(f"no account named {' or '.join(_UNPRIVILEGED)}")
+        raise LookupError(f"there is no account named {' or '.join(_UNPRIVILEGED)}")
 
     def may_use(self, path: Path) -> bool:
-        """Whether the account surely can enter all folders above `path`, and enter and read `path` itself.
+        """Whether the account can surely enter all folders above `path`, and enter and read `path` itself.
 
-        An account that owns nothing has only what everyone has. A wrong no costs a copy, so groups and
-        access lists are not looked at.
+        An account that owns nothing has only the rights of everyone. Groups and access lists are ignored, as a wrong
+        "no" only costs a copy.
         """
         if self.uid is None:
             return True
@@ -54,7 +54,7 @@ class Account:
         return mine and all(parent.stat().st_mode & _ENTER for parent in path.parents)
 
     def temporary_folder(self) -> Path:
-        """The folder for temporary files, if the account can enter it, or a public one."""
+        """The folder for temporary files if the account can enter it, else a public one."""
         candidates = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - only private folders are made there
         return next((Path(folder) for folder in candidates if self.may_use(Path(folder))), Path(candidates[0]))
 

@@ -1,6 +1,6 @@
-"""The servers of a project that names none: embedded ones, for as long as one of its processes runs.
+"""Embedded servers for a project that sets no URLs, for as long as the process that starts them runs.
 
-That process leaves a note in ``.tandem/``, by which others find them (``python -m worker env``) while they answer.
+That process writes the URLs to a file in ``.tandem/``, where ``python -m worker env`` finds them for other processes.
 """
 
 import asyncio
@@ -21,53 +21,53 @@ from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls, servers
 
 _FOLDER = Path(".tandem")
-_PATIENCE = 5.0  # seconds
-_WHAT = {"DATABASE_URL": "PostgreSQL", "REDIS_URL": "Redis"}
+_TIMEOUT = 5.0  # seconds for the servers to answer
+_SERVER_NAMES = {"DATABASE_URL": "PostgreSQL", "REDIS_URL": "Redis"}
 
 
 @contextmanager
 def local_servers(config: Config) -> Iterator[Urls]:
-    """Both servers' URLs. One that is not set is started for as long as the block lasts, and can be found meanwhile.
+    """The URLs of both servers. A server without a URL is started for the block, and `find` finds it meanwhile.
 
-    A database that is started has the ledger's table.
+    A database that is started gets the ledger's table.
 
     Raises:
-        EmbeddedServerError: a server cannot be started, or no note of it left.
+        EmbeddedServerError: a server cannot be started, or its URL cannot be written to a file.
     """
     with servers(config.database_url, config.redis_url) as urls:
         if config.database_url is None:
             asyncio.run(_make_ledger(urls.database, config.ledger))
-        with _announced(_started(config, urls)):
+        with _published(_started(config, urls)):
             yield urls
 
 
 def message(config: Config) -> str | None:
-    """What to tell the user about servers that are started because `config` names none; None if it names both."""
+    """The message to the user about the servers that are started; None if `config` has both URLs."""
     missing = _missing(config)
     if not missing:
         return None
     one = len(missing) == 1
-    what = " and ".join(f"a {_WHAT[variable]}" for variable in missing)
+    started = " and ".join(f"a {_SERVER_NAMES[variable]}" for variable in missing)
     return (
-        f"{' and '.join(missing)} {'is' if one else 'are'} not set: this run has {what} of its own, empty, and gone "
-        f"when it ends.\nOther processes of this project reach {'it' if one else 'them'} after: "
-        "eval $(python -m worker env)"
+        f"{' and '.join(missing)} {'is' if one else 'are'} not set: this run has {started} of its own. "
+        f"{'It is' if one else 'They are'} empty, and deleted when the run ends.\n"
+        f"To use {'it' if one else 'them'} in another shell, type: eval $(python -m worker env)"
     )
 
 
 def find() -> dict[str, str] | None:
-    """The variables of the servers that were started last in this project, of those that answer; None without any."""
-    notes = map(_read, sorted(_FOLDER.glob("servers-*.json"), key=_age))
-    return asyncio.run(_first_to_answer([urls for urls in notes if urls]))
+    """The variables of the servers that were started last in this project and answer; None if there are none."""
+    files = map(_read, sorted(_FOLDER.glob("servers-*.json"), key=_age))
+    return asyncio.run(_first_to_answer([urls for urls in files if urls]))
 
 
 def as_shell(urls: Mapping[str, str]) -> str:
-    """For ``eval``. One line, as a shell joins the lines of an unquoted ``$(...)`` into one."""
+    """Shell code that sets the variables, for ``eval``. It is one line, as an unquoted ``$(...)`` joins lines."""
     return "export " + " ".join(f"{variable}={shlex.quote(url)}" for variable, url in urls.items())
 
 
 async def _make_ledger(url: str, name: str) -> None:
-    from worker.ledger.migrate import upgrade  # noqa: PLC0415 - Alembic takes a while to import, and is rarely needed
+    from worker.ledger.migrate import upgrade  # noqa: PLC0415 - Alembic is slow to import and rarely needed
 
     database = db.Database(url)
     try:
@@ -85,7 +85,7 @@ async def _first_to_answer(candidates: list[dict[str, str]]) -> dict[str, str] |
 
 async def _all_answer(urls: Mapping[str, str]) -> bool:
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             if "DATABASE_URL" in urls:
                 await _ask_database(urls["DATABASE_URL"])
             if "REDIS_URL" in urls:
@@ -117,53 +117,56 @@ def _missing(config: Config) -> list[str]:
 
 
 def _started(config: Config, urls: Urls) -> dict[str, str]:
-    """The URLs of those that we have started: others may hold a password, and are none of our business."""
+    """The URLs of the servers that were started. The user's own URLs, which may hold a password, are left out."""
     both = {"DATABASE_URL": urls.database, "REDIS_URL": urls.redis}
     return {variable: both[variable] for variable in _missing(config)}
 
 
 @contextmanager
-def _announced(urls: Mapping[str, str]) -> Iterator[None]:
+def _published(urls: Mapping[str, str]) -> Iterator[None]:
     if not urls:
         yield
         return
-    note = _write_note(urls)
+    file = _write(urls)
     try:
         yield
     finally:
-        note.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
-def _write_note(urls: Mapping[str, str]) -> Path:
-    note = _FOLDER / f"servers-{os.getpid()}.json"
+def _write(urls: Mapping[str, str]) -> Path:
+    file = _FOLDER / f"servers-{os.getpid()}.json"
     try:
         _FOLDER.mkdir(mode=0o700, exist_ok=True)
         (_FOLDER / ".gitignore").write_text("*\n")
-        _remove_notes_of_the_dead()
-        note.write_text(json.dumps(dict(urls)))
+        _remove_stale_files()
+        file.write_text(json.dumps(dict(urls)))
     except OSError as error:
-        raise EmbeddedServerError(f"{note}: {error.strerror}: set {' and '.join(urls)}, or start elsewhere") from None
-    return note
+        raise EmbeddedServerError(
+            f"{file}: {error.strerror}: set {' and '.join(urls)}, or start in a folder that you may write to"
+        ) from None
+    return file
 
 
-def _read(note: Path) -> dict[str, str]:
-    """A note's URLs; none where it has just been removed, or is being written."""
+def _read(file: Path) -> dict[str, str]:
+    """The URLs in a file; empty if the file has just been removed or is being written."""
     try:
-        content = json.loads(note.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return {variable: content[variable] for variable in _WHAT if variable in content}
+    return {variable: content[variable] for variable in _SERVER_NAMES if variable in content}
 
 
-def _age(note: Path) -> float:
+def _age(file: Path) -> float:
     try:
-        return -note.stat().st_mtime
+        return -file.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _remove_notes_of_the_dead() -> None:
-    for note in _FOLDER.glob("servers-*.json"):
-        owner = note.stem.removeprefix("servers-")
+def _remove_stale_files() -> None:
+    """Remove the files of processes that have ended."""
+    for file in _FOLDER.glob("servers-*.json"):
+        owner = file.stem.removeprefix("servers-")
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            note.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)

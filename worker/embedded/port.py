@@ -1,20 +1,20 @@
-"""TCP ports for servers that may go away and come back."""
+"""TCP ports for servers that may be stopped and started again."""
 
 import random
 import socket
 
 HIGHEST = 32_767
-"""Systems hand out the ports above it for outgoing connections."""
+"""The system uses the ports above this one for outgoing connections."""
 
 
 def free_port(*, beside: int = 0) -> int:
-    """A port of 127.0.0.1 that nobody listens on, below those that systems hand out for outgoing connections.
+    """A free port of 127.0.0.1, below the ports that the system uses for outgoing connections.
 
-    One of those could be taken by any client while the server is down, even by the client that tries to
-    reach it: it would be connected to itself.
+    While the server is down, any client could get one of those ports for an outgoing connection. Even the client that
+    tries to reach the server could, and would then be connected to itself.
 
     Args:
-        beside: the distance to a second port that the server will listen on, of which all of this holds, too.
+        beside: the distance to a second port that the server needs, which must be free and below those ports too.
     """
     while True:
         port = random.randrange(10_240, HIGHEST + 1 - beside)  # noqa: S311 - not a secret
@@ -24,7 +24,7 @@ def free_port(*, beside: int = 0) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As servers do: a port that only has connections of a server that is gone is free.
+        # As servers do: a port that only has connections of a stopped server counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

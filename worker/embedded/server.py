@@ -1,4 +1,4 @@
-"""The life of one server process that belongs to us, from its folder to its last signal."""
+"""`EmbeddedServer`: starts, restarts and stops one server process, and removes its folders."""
 
 import atexit
 import os
@@ -22,41 +22,41 @@ from worker.embedded.watchdog import Watchdog
 from worker.errors import WorkerError
 
 START_TIMEOUT = 60.0
-"""Seconds until a server must answer: a hundred times what it takes, for machines that are busy."""
+"""Seconds in which a server must answer: a hundred times the usual time, for busy machines."""
 
 STOP_TIMEOUT = 10.0
-"""Seconds a server gets to stop by itself before it is killed."""
+"""Seconds that a server gets to stop before it is killed."""
 
 LONGEST_SOCKET_PATH = 99
 """Bytes. Linux takes 107 and macOS 103, and PostgreSQL adds a lock file's suffix."""
 
 
 class EmbeddedServerError(WorkerError):
-    """A server from a wheel could not be started; the message says why and what to do instead."""
+    """A server from a wheel cannot be started. The message says why, and what to do instead."""
 
 
 class EmbeddedServer(ABC):
     """One real server, private to this process.
 
-    1. `start` makes a folder that only we may enter, starts the server in it and returns once it answers.
-    2. `url` stays the same through `kill` and `restart`.
-    3. `stop` ends the server and removes the folder. The end of this process does the same: at exit and after
-       Ctrl-C by `atexit`, after a SIGTERM or SIGKILL by a watchdog process.
+    1. `start` makes a folder that only this account may enter, starts the server in it, and returns when it answers.
+    2. `url` does not change after `kill` and `restart`.
+    3. `stop` ends the server and removes the folder. So does the end of this process: `atexit` at exit and after
+       Ctrl-C, a watchdog process after a SIGTERM or SIGKILL.
 
-    All methods block; none may be called by two threads at once.
+    All methods block. Two threads must not call them at once.
 
     Args:
-        folder: where the server keeps its data, which is not removed; it then writes as a production server does.
-            Default: a new temporary folder. Nothing waits for the disk then, so that a power cut loses data.
-        tcp: listen on a free port of 127.0.0.1, where proxies can stand in front and any user of the machine may
-            connect, instead of a Unix socket.
-        options: the server's own settings by name, over our defaults.
+        folder: the folder for the server's data, which is not removed. The server then writes to disk as in production.
+            Default: a new temporary folder. The server then does not wait for the disk, so that a power cut loses data.
+        tcp: listen on a free port of 127.0.0.1 instead of a Unix socket. A proxy can then stand before the server, and
+            every user of the machine can connect.
+        options: the server's own settings by name, in place of the defaults here.
     """
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
     instead: ClassVar[str]
-    """What a user without this server can do, as the end of a sentence."""
+    """The end of an error message: what to do without this server."""
 
     def __init__(
         self,
@@ -79,28 +79,28 @@ class EmbeddedServer(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """How to reach the server, once started."""
+        """The URL of the server, after the start."""
 
     @property
     @abstractmethod
     def socket_path(self) -> Path:
-        """The Unix socket, in `socket_folder`; none is there with `tcp`."""
+        """The Unix socket, in `socket_folder`. With `tcp` there is none."""
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make what the server needs before its first start."""
+        """Prepare the folder for the server's first start."""
 
     @abstractmethod
     def _command(self) -> list[str]:
-        """The server's program and arguments; it must stay in the foreground."""
+        """The server's program and arguments. The program must stay in the foreground."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether the server accepts work by now."""
+        """Whether the server accepts commands."""
 
     @abstractmethod
     def _remove_remains(self) -> None:
-        """Remove what a killed server has left outside of its folder."""
+        """Remove the resources of a killed server that are outside of its folder."""
 
     def _free_port(self) -> int:
         return free_port()
@@ -121,11 +121,15 @@ class EmbeddedServer(ABC):
     def pid(self) -> int:
         """The server's process id. Raises `EmbeddedServerError` unless it runs."""
         if self._process is None:
-            raise EmbeddedServerError(f"{self.name} does not run")
+            raise EmbeddedServerError(f"{self.name} does not run: call start() or restart()")
         return self._process.pid
 
     def start(self) -> Self:
-        """Start the server, if it is not started, and wait until it answers. Raises `EmbeddedServerError`."""
+        """Start the server, unless it is started already, and wait until it answers.
+
+        Raises:
+            EmbeddedServerError: the server cannot be started.
+        """
         if self._folder is not None:
             return self
         try:
@@ -141,27 +145,28 @@ class EmbeddedServer(ABC):
         return self
 
     def kill(self) -> None:
-        """End the server and its child processes with SIGKILL, as a crash of its machine would."""
+        """Kill the server and its child processes with SIGKILL, to simulate a crash of its machine."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
         children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()  # before its children, whose death it would react to
+        process.kill()  # before its children, as the server would react to their death
         for child in children:
             _kill(child)
         process.wait()
         _wait_until_gone(children)
 
     def restart(self) -> None:
-        """Start the server again on the same data and URL, after `kill` or in an orderly way.
+        """Start the server again with the same data and URL, after `kill` or after stopping it in order.
 
-        Raises `EmbeddedServerError`.
+        Raises:
+            EmbeddedServerError: the server cannot be started.
         """
         self._end_process()
         self._launch()
 
     def stop(self) -> None:
-        """End the server and remove what it has made; once more does nothing."""
+        """Stop the server and remove its folders. A second call does nothing."""
         if os.getpid() != self._owner:  # a forked child inherits the object and its atexit hook
             return
         self._end_process()
@@ -195,7 +200,7 @@ class EmbeddedServer(ABC):
         self.socket_folder.mkdir(mode=0o700, exist_ok=True)
         self.account.give(self.socket_folder)
         if len(os.fsencode(self.socket_path)) > LONGEST_SOCKET_PATH:
-            self.socket_folder = self._private_folder(Path("/tmp"))  # noqa: S108 - short on all systems, and private
+            self.socket_folder = self._private_folder(Path("/tmp"))  # noqa: S108 - a short path on all systems
 
     def _private_folder(self, parent: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f"tandem-{self.name.lower()}-", dir=parent))
@@ -215,7 +220,7 @@ class EmbeddedServer(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # A Ctrl-C in the terminal is for the owner, who still needs the server while it ends.
+                # A Ctrl-C in the terminal must reach only the owner, which still needs the server while it ends.
                 start_new_session=True,
                 env=server_environment(),
                 user=self.account.uid,
@@ -251,7 +256,7 @@ class EmbeddedServer(ABC):
 
 
 def server_environment() -> dict[str, str]:
-    """The environment of the servers: none of the user's PG* or locale variables may change what they do."""
+    """The environment of the servers, without the user's PG* and locale variables, which would change them."""
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
@@ -261,7 +266,7 @@ def _kill(process: psutil.Process) -> None:
 
 
 def _wait_until_gone(processes: Sequence[psutil.Process]) -> None:
-    """Wait for processes that are not our children: whoever inherited them may be slow to bury them."""
+    """Wait until processes have ended that are not children of this one. Their new parent may reap them late."""
     deadline = time.monotonic() + STOP_TIMEOUT
     while any(_lives(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.005)

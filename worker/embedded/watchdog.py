@@ -1,4 +1,4 @@
-"""What ends a server whose owner was killed: a shell that waits for the other end of its pipe to close."""
+"""`Watchdog`: a shell that ends a server when the server's owner was killed. It waits for its pipe to close."""
 
 import os
 import signal
@@ -24,11 +24,11 @@ fi
 
 
 class Watchdog:
-    """Ends a server and removes its folders once this process has gone without doing so itself.
+    """Ends a server and removes its folders after this process has ended without doing so.
 
-    Only a pipe tells for sure: the system closes it however its owner ends. (Linux' parent-death signal
-    would fire already when the thread that started the server ends.) A forked child of the owner keeps the
-    pipe open, and with it the server, until it ends too.
+    A pipe is the reliable way to know: the system closes it however its owner ends. (Linux' parent-death signal would
+    be too early: it fires when the thread that started the server ends.) A forked child of the owner also holds the
+    pipe open, so the server lives until that child has ended.
     """
 
     def __init__(self, stop_signal: signal.Signals) -> None:
@@ -45,15 +45,15 @@ class Watchdog:
         os.close(read_end)
 
     def end(self, pid: int) -> None:
-        """The server to end; a later one takes its place."""
+        """Set the server to end. A later call replaces it."""
         os.write(self._pipe, b"server %d\n" % pid)
 
     def remove(self, folder: Path) -> None:
-        """A folder to remove after that."""
+        """Add a folder to remove after the server's end."""
         os.write(self._pipe, b"folder %s\n" % os.fsencode(folder))
 
     def dismiss(self) -> None:
-        """Leave without a deed: the owner has cleaned up."""
+        """End the watchdog. The owner has ended the server and removed the folders itself."""
         self._shell.kill()
         self._shell.wait()
         os.close(self._pipe)
