@@ -105,7 +105,7 @@ def compare(census: Census, outcomes: Outcomes) -> tuple[Comparison, ...]:
     return (
         Comparison(
             f"jobs that succeeded: {len(outcomes.succeeded):,}, rows in the database: {len(census.modules):,}, "
-            f"{'with the ids' if agree else 'with other ids than those'} that the jobs returned",
+            f"with {'the ids that' if agree else 'other ids than'} the jobs returned",
             agree,
         ),
         Comparison(f"jobs that failed: {len(outcomes.failed):,}, rows of these jobs: {len(left):,}", not left),

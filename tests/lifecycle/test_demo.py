@@ -203,7 +203,7 @@ async def test_rows_that_do_not_match_the_succeeded_jobs_fail_the_demo(
     code, output, _ = run(str(folder), settings=urls)
     assert code == 1
     assert (
-        "jobs that succeeded: 3, rows in the database: 3, with other ids than those that the jobs returned: DOES NOT HOLD"
+        "jobs that succeeded: 3, rows in the database: 3, with other ids than the jobs returned: DOES NOT HOLD"
         in output
     )
 

@@ -29,7 +29,7 @@ class Account:
 
     @classmethod
     def unprivileged(cls) -> Self:
-        """The account of this process, or for root an account that owns nothing. Raises `LookupError` if none exists."""
+        """The account of this process, or for root one that owns nothing. Raises `LookupError` if there is none."""
         if os.geteuid() != 0:
             return cls.own()
         for name in _UNPRIVILEGED:

@@ -22,7 +22,7 @@ _SETTINGS: dict[str, str | int] = {
     "log_checkpoints": "off",
     "log_min_messages": "log",  # shows why the server did not start, but no failed statements
 }
-# Before PostgreSQL confirms a COMMIT, it still writes the WAL to the system. So the COMMIT survives a crash of the server.
+# A COMMIT still survives a crash of the server, as its WAL is handed to the system before it is confirmed.
 _THROW_AWAY_SETTINGS: dict[str, str | int] = {"fsync": "off", "full_page_writes": "off"}
 
 _IPC_RMID = 0
