@@ -45,6 +45,8 @@ def hourly(misfire: Misfire = "skip", *, run_at_startup: bool = False) -> Task[A
 async def scheduling(broker: Broker, *tasks: Task[Any, Any], ledger: Ledger | None = None) -> AsyncIterator[Scheduler]:
     """A scheduler that runs for the length of a block."""
     one = Scheduler(broker, {task.name: task for task in tasks}, QUEUE, ledger)
+    if isinstance(broker, Day):
+        one._slots.now = broker.now  # type: ignore[method-assign] # the clock is what this test is about
     running = asyncio.create_task(one.run())
     try:
         yield one
