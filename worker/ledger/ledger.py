@@ -48,7 +48,7 @@ class Ledger:
     """The job rows of the default database.
 
     Args:
-        name: of the table, with its schema if it has one (default: ``tandem_jobs``).
+        name: the name of the table, with its schema if it has one (default: ``tandem_jobs``).
     """
 
     def __init__(self, name: str = NAME) -> None:
@@ -100,10 +100,12 @@ class Ledger:
         return stored
 
     async def was_done(self, row: FinalRow) -> StoredResult | None:
-        """The stored result of a job whose transaction set it done, if that transaction was committed.
+        """Find out whether a transaction that set this row done was committed, if its COMMIT got no answer.
 
-        For a transaction whose COMMIT may or may not have happened. Writes the row on another connection, which waits
-        for the old backend to end, and rolls that back.
+        Writes the row on another connection, which waits for the old backend to end, and rolls that back.
+
+        Returns:
+            The stored result if that transaction was committed, else None.
 
         Raises:
             LedgerBusyError: the old backend has not ended yet.

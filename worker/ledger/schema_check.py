@@ -1,4 +1,4 @@
-"""Checking that the ledger's table exists, and errors that say problem to do if it does not or may not be used."""
+"""Checking that the ledger's table exists, and errors that say what to do if it does not or may not be used."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ async def check(database: Database[Any], name: str) -> str:
 
 @contextmanager
 def explained(name: str, *, lent: bool = False) -> Iterator[None]:
-    """Replace an error about the table itself, raised in this block, by a `LedgerError` that says problem to do.
+    """Replace an error about the table itself, raised in this block, by a `LedgerError` that says what to do.
 
     Args:
         name: the name of the table.

@@ -93,7 +93,7 @@ class TestOutcomes:
     async def test_an_attempt_gives_up_after_a_short_wait_for_a_row_that_another_one_holds(
         self, database_url: str, postgres: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It waits, but not so long that its slot is lost (D7)."""
+        """The attempt waits, but not so long that the worker's slot is lost."""
         monkeypatch.setattr("worker.ledger.lock_wait._LOCK_WAIT", 0.5)
         database = db.Database(database_url, default=True)
         await postgres.execute("SELECT 1")
@@ -165,7 +165,7 @@ class TestPendingRows:
         assert await ledger.last_enqueued("none", "cron:none:") is None
 
     async def test_a_row_is_read_only_by_its_id_and_its_enqueue_time(self, ledger: Ledger) -> None:
-        """D14: another job of a pending id has no row."""
+        """An earlier or later job of the id has another enqueue time, and so another row."""
         await add(ledger, ROW)
         assert await ledger.unpublished([("j1", 2_000)]) == []
         assert len(await ledger.unpublished([("j1", 1_000), ("j1", 2_000)])) == 1
