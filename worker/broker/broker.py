@@ -72,7 +72,7 @@ class Broker:
         return await self._send("publish", jobs)
 
     async def exists(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
-        """For each of these jobs, whether it waits or runs. A kept result does not count."""
+        """Check for each of these jobs whether it waits or runs. A kept result does not count."""
         return [bool(reply) for reply in await self.connections.run("exists", queue, [Keys.of(queue).prefix, *job_ids])]
 
     async def status(self, queue: str, job_id: str, enqueued_at: int | None = None) -> JobSnapshot:
@@ -88,7 +88,7 @@ class Broker:
         )
 
     async def abort(self, queue: str, job_id: str, enqueued_at: int | None = None) -> bool:
-        """Ask for a job to be aborted.
+        """Request that a job is aborted.
 
         Returns:
             False if no job has this id, or it was not enqueued at `enqueued_at`.

@@ -329,7 +329,7 @@ class _Improved:
 
 
 def _cancelling() -> int:
-    """How many cancellations of this task are pending."""
+    """The number of pending cancellations of this task."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 

@@ -49,7 +49,8 @@ class LeaseClient:
         """Renew the leases of these jobs.
 
         Returns:
-            For each job its lease's owner, and when an abort was asked for (milliseconds since the epoch) or None.
+            For each job its lease's owner, and the time at which an abort was requested (milliseconds since the epoch),
+            or None.
         """
         arguments: list[Any] = [self._prefix, self._lease]
         for job in jobs:

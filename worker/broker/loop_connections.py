@@ -2,7 +2,7 @@
 
 1. A connection belongs to the loop that opened it, so each loop has its own.
 2. The connections are closed before their loop is. An orderly end of a loop (`asyncio.run`, pytest-asyncio, a server)
-   closes the loop's async generators, and `_wait_for_end` is one that waits only for that.
+   closes the loop's async generators. `_wait_for_end` is an async generator that only waits for that.
 3. If a loop was closed in another way, its connections are dropped, as nothing can use them any more.
 """
 

@@ -26,7 +26,7 @@ class ServerFullError(RedisConnectionError):
 
 
 class BoundedPoolMixin:
-    """Lets `get_connection` of a redis-py pool wait for a free connection instead of failing.
+    """Let `get_connection` of a redis-py pool wait for a free connection instead of failing.
 
     Args:
         max_connections: the most connections of the pool.

@@ -22,7 +22,7 @@ class JobStatus(StrEnum):
 
 
 class JobSnapshot(NamedTuple):
-    """What Redis knows of one job."""
+    """The state of one job in Redis."""
 
     payload: bytes | None
     result: bytes | None
@@ -65,7 +65,7 @@ class Claim(NamedTuple):
     crashes: int
     """The number of claims that were never finished."""
     abort_at: float | None
-    """The time at which an abort was asked for, in milliseconds since the epoch."""
+    """The time at which an abort was requested, in milliseconds since the epoch."""
     unread: int = 0
     """The size in bytes of a payload that was too large to be read, else 0."""
 
@@ -84,7 +84,7 @@ class Claims(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """How the attempt at a held job ended, for Redis."""
+    """The end of an attempt at a held job, for Redis."""
 
     raw_id: bytes
     token: str

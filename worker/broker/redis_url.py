@@ -210,7 +210,7 @@ def _read(kind: Kind, name: str, value: str) -> Any:
         shown = repr(name) if name.isidentifier() else "with this name"
         raise ValueError(f"there is no option {shown}: leave it out, or write one of {', '.join(known)}")
     if kind not in option.kinds:
-        raise ValueError(f"the option {name} is for {' and '.join(_BEGINNINGS[each] for each in option.kinds)}")
+        raise ValueError(f"the option {name} is for {' and '.join(_URL_PREFIXES[each] for each in option.kinds)}")
     try:
         return option.read(value)
     except ValueError:
@@ -251,7 +251,7 @@ def _certificates(text: str) -> str:
 
 
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "y", "t", "on"}), frozenset({"false", "0", "no", "n", "f", "off"})
-_BEGINNINGS: Mapping[Kind, str] = {
+_URL_PREFIXES: Mapping[Kind, str] = {
     "tcp": "redis://",
     "tls": "rediss://",
     "unix": "unix://",

@@ -6,7 +6,7 @@
 -- ARGV[5]  how many of them may be suspects: jobs during which workers have died SUSPECT_CRASHES times or more
 -- ARGV[6]  the most bytes that a payload may have
 -- Returns the time, the due time of the next job (or false), and for each taken job: id, payload (or false), its score,
--- failed tries, claims that were never finished, when an abort was asked for (or false). A payload that is too large is
+-- failed tries, claims that were never finished, when an abort was requested (or false). A payload that is too large is
 -- not read: its size is returned instead. After ENOUGH bytes no more jobs are taken, so that the reply arrives in time.
 --
 -- Reads and writes are batched over many jobs, as most of this script's time goes into its calls.
@@ -59,7 +59,7 @@ while taken < wanted and skipped < MOST_SKIPPED do
     local holders, jobs = keys('in-progress:', ids), keys('job:', ids)
     local held = redis.call('MGET', unpack(holders))
     local retries = redis.call('MGET', unpack(keys('retry:', ids)))
-    -- The token of the last claim and the number of unfinished claims. It outlives the lease, and goes with the finish.
+    -- The token of the last claim and the number of unfinished claims. It outlives the lease, until the job finishes.
     local before = redis.pcall('HMGET', started, unpack(ids))
     local scores, claims = {}, {}
     for i, id in ipairs(ids) do

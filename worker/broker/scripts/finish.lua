@@ -1,4 +1,4 @@
--- Record how a batch of jobs ended. Each only if this worker still holds the job, or was the last worker to hold it.
+-- Record how a batch of jobs ended. A job that this worker neither holds nor was the last to hold is left alone.
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers

@@ -3,7 +3,7 @@
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  lease in ms
 -- then for each job: id, token
--- Returns for each job: 1 renewed, 0 no worker holds it, -1 another worker holds it; and when an abort was asked for
+-- Returns for each job: 1 renewed, 0 no worker holds it, -1 another worker holds it; and when an abort was requested
 -- (or false).
 local queue, prefix, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
