@@ -18,7 +18,7 @@ class ClockChange(NamedTuple):
 
 
 def offset_at(moment: datetime, zone: ZoneInfo) -> timedelta:
-    """How far the clock in `zone` is ahead of UTC at `moment`."""
+    """The offset of the clock in `zone` from UTC at `moment`."""
     offset = moment.astimezone(zone).utcoffset()
     assert offset is not None  # noqa: S101 - a ZoneInfo always has an offset
     return offset

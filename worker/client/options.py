@@ -19,7 +19,7 @@ LONGEST_ID = 2000
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """How a task's jobs run. None means the worker's setting."""
+    """The options of all jobs of a task. None means the worker's setting."""
 
     queue: str | None = None
     """The queue its jobs are put into (default: ``WORKER_QUEUE``)."""
@@ -67,7 +67,7 @@ class TaskOptions:
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """When and where the jobs of one call run, from `Task.using`. Times are milliseconds."""
+    """The options of the jobs of one call, from `Task.using`. Times are milliseconds."""
 
     delay: int = 0
     due: int | None = None
@@ -75,7 +75,7 @@ class JobOptions:
     job_id: str | None = None
     queue: str | None = None
     expires: int | None = None
-    """How long after its due time a job may still be started. None: see `expiry`."""
+    """The time after its due time within which a job may be started. None: see `expiry`."""
     transactional: bool | None = None
 
     @classmethod
@@ -104,7 +104,7 @@ class JobOptions:
         )
 
     def expiry(self, *, in_transaction: bool) -> int | None:
-        """How long after its due time a job may still be started. None means for ever.
+        """The time after its due time within which a job may be started. None means for ever.
 
         Without `expires` it is a day, as in arq. A job of a transaction does not expire, as the commit
         promises that it runs.

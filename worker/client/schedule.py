@@ -2,8 +2,8 @@
 
 1. Both spellings become one crontab of six fields. cronsim matches it with the wall clock.
 2. A matching time that the clock shows once is a slot, in every zone and on every day.
-3. An hour next to another hour of the schedule keeps the rhythm when the clock is set: both of the times that the clock
-   shows twice are slots, and a skipped time is none. So an hourly schedule has one slot for each hour of UTC.
+3. Hours of the schedule that are next to each other keep their rhythm when the clock is set: both of the times that the
+   clock shows twice are slots, and a skipped time is none. So an hourly schedule has one slot for each hour of UTC.
 4. A time in an hour that stands alone, as in "30 2 * * *", has exactly one slot: the first of two, or for a skipped
    time the moment at which the clock is set.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Misfire", "Schedule"]
 
 Misfire = Literal["skip", "once", "all"]
-"""What happens with slots that passed while no worker ran: none, one or all of them are run."""
+"""The treatment of slots that passed while no worker ran: none, one or all of them are run."""
 
 _ANY_TIME = datetime(2000, 1, 1)  # noqa: DTZ001 - a wall clock time without a zone
 
@@ -66,7 +66,7 @@ class Schedule:
     timezone: str = "UTC"
     """The IANA name of the zone whose wall clock the crontab refers to."""
     misfire: Misfire = "skip"
-    """What happens with slots that passed while no worker ran."""
+    """The treatment of slots that passed while no worker ran."""
     both_days: bool = False
     """Whether day of month and weekday must both match, as in arq. In a crontab either is enough if both are given."""
     microsecond: int = 0
