@@ -1,4 +1,4 @@
-# One image for the worker and the web application: compose.yaml says which command each runs.
+# One image for the worker and the web application. compose.yaml has the command of each.
 FROM python:3.13-slim
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -6,7 +6,7 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN useradd --create-home --uid 10001 tandem
 WORKDIR /app
 
-# Installed where it lies, so that `db` and `worker` exist once, beside your `tasks`.
+# An editable installation, so that `db` and `worker` exist once, beside your `tasks`.
 COPY pyproject.toml README.md LICENSE ./
 COPY db db
 COPY worker worker
@@ -16,5 +16,5 @@ COPY tasks tasks
 COPY examples examples
 
 USER tandem
-# Linux drops a signal that the first process of a container does not handle yet. Blocked, it waits until the worker hears it.
+# Linux drops a signal that the first process of a container does not handle yet. A blocked signal waits until the process does.
 CMD ["env", "--block-signal=INT,TERM", "arq", "worker.Settings"]

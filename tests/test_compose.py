@@ -1,4 +1,4 @@
-"""`compose.yaml` and `Dockerfile`: as much of them as can be proved without Docker."""
+"""`compose.yaml` and `Dockerfile`, as far as they can be checked without Docker."""
 
 import importlib
 import json
@@ -86,7 +86,7 @@ def test_the_compose_file_follows_the_compose_specification() -> None:
 
 
 def docker_compose_is_here() -> bool:
-    """Whether there is a Docker with the compose command; its daemon need not run."""
+    """Whether Docker with the compose command is installed. Its daemon need not run."""
     docker = shutil.which("docker")
     return (
         docker is not None
@@ -96,12 +96,12 @@ def docker_compose_is_here() -> bool:
 
 @pytest.mark.skipif(not docker_compose_is_here(), reason="no docker compose to ask; its rules are tested above")
 def test_docker_accepts_the_compose_file() -> None:
-    """Docker takes the file."""
+    """Docker accepts the file."""
     subprocess.run(["docker", "compose", "--file", ROOT / "compose.yaml", "config", "--quiet"], check=True)
 
 
 def test_every_service_that_is_waited_for_has_a_health_check_or_an_end() -> None:
-    """Each dependency has a health check where its health is the condition, and ends where its end is."""
+    """A service whose health is a condition has a health check. A service whose end is a condition ends."""
     assert set(SERVICES) == {"redis", "postgres", "migrate", "worker", "web"}
     for service in SERVICES.values():
         for name, dependency in service.get("depends_on", {}).items():
@@ -110,7 +110,7 @@ def test_every_service_that_is_waited_for_has_a_health_check_or_an_end() -> None
 
 
 def test_every_worker_and_producer_starts_after_the_migration() -> None:
-    """What runs or enqueues jobs starts after the migration has succeeded."""
+    """Each service that runs or enqueues jobs starts after the migration has succeeded."""
     assert SERVICES["migrate"]["command"] == ["python", "-m", "worker", "migrate"]
     for name in ("worker", "web"):
         assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
@@ -123,7 +123,7 @@ def test_every_mounted_volume_is_declared() -> None:
 
 
 def test_only_the_application_publishes_a_port() -> None:
-    """Neither database can be reached from outside, nor collides with one of the machine's."""
+    """Redis and PostgreSQL cannot be reached from outside, and their ports do not collide with the machine's."""
     assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
         "web": ["8000:8000"]
     }
@@ -137,7 +137,7 @@ def test_redis_never_evicts() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_environment_of_each_service_loads_as_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What our services get as environment are settings that load, of the two servers beside them."""
+    """The environment of each service loads as settings, with the URLs of the file's two servers."""
     for variable, value in SERVICES[name]["environment"].items():
         monkeypatch.setenv(variable, value)
     database_url, redis_url = Config.load().require_urls()
@@ -148,7 +148,7 @@ def test_the_environment_of_each_service_loads_as_settings(name: str, monkeypatc
 
 
 def test_the_commands_of_services_exist_in_the_image() -> None:
-    """The programs are installed by what the image installs, and the modules they are given are there."""
+    """The image installs each program, and has each module that a command names."""
     scripts = {script.name: script.dist for script in entry_points(group="console_scripts")}
     extras = re.findall(r"pip install .*\[(\w+)\]", dockerfile())
     installed = [
@@ -169,7 +169,7 @@ def test_the_commands_of_services_exist_in_the_image() -> None:
 
 
 def test_docker_stops_the_worker_only_after_its_grace_period() -> None:
-    """Docker kills the worker only after the worker itself has stopped waiting for its jobs."""
+    """Docker kills the worker only after the worker's grace period."""
     assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > Config.load().grace
 
 
@@ -179,7 +179,7 @@ def dockerfile() -> str:
 
 
 def image_command() -> list[str]:
-    """What the image runs."""
+    """The command of the image."""
     (words,) = re.findall(r"^CMD (.+)$", dockerfile(), re.MULTILINE)
     command: list[str] = json.loads(words)
     return command
@@ -205,6 +205,6 @@ def test_the_image_has_a_supported_python() -> None:
 
 
 def test_the_image_does_not_run_as_root() -> None:
-    """The last word on the user is an account that the image has made."""
+    """The last `USER` of the Dockerfile is an account that the image has created."""
     user = re.findall(r"^USER (\w+)$", dockerfile(), re.MULTILINE)[-1]
     assert re.search(rf"useradd .*\b{user}$", dockerfile(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""README.md's example and commands run, the settings are the code's, and no page has a torn table or a dead link."""
+"""README.md's example and commands run, docs/settings.md matches the code, and no page has a broken table or link."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ _SETTINGS = re.compile(r"<!-- settings: .* -->\n(.*)<!-- end of settings -->", r
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with README's example in it: each of its code blocks begins with the name of its file."""
+    """A folder with README's example. The first line of each code block is the name of its file."""
     for language, block in _BLOCK.findall(README):
         if language == "python":
             first, _, code = block.partition("\n")
@@ -48,7 +48,7 @@ def project(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def running(*command: str, folder: Path, **settings: str) -> AsyncIterator[Process]:
-    """One of README's commands, started in `folder`, and stopped with the block."""
+    """Run one of README's commands in `folder` for the length of the block."""
     program = Path(sys.executable).with_name(command[0])
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), **settings}
     process = await asyncio.create_subprocess_exec(program, *command[1:], cwd=folder, env=environment)
@@ -70,7 +70,7 @@ async def answers(client: httpx.AsyncClient) -> bool:
 async def test_the_readme_example_runs_word_for_word(
     project: Path, database_url: str, redis_url: str, postgres: Observer
 ) -> None:
-    """README's task, registry line, application and commands, word for word: an order that is made is shipped."""
+    """With README's task, registry, application and commands, word for word, an order that is posted is shipped."""
     commands = [line.split()[1:] for line in README.splitlines() if line.startswith("$ ")]
     assert ["arq", "worker.Settings"] in commands
     assert ["uvicorn", "app:app"] in commands
@@ -92,20 +92,20 @@ async def test_the_readme_example_runs_word_for_word(
 
 
 def test_the_readme_example_has_at_most_25_lines() -> None:
-    """The example is for reading: no more than 25 lines of code."""
+    """README's example stays short enough to read."""
     blocks = [block for language, block in _BLOCK.findall(README) if language == "python"]
     assert sum(bool(line.strip()) for block in blocks for line in block.splitlines()) <= 25
 
 
 def test_the_settings_table_matches_config() -> None:
-    """The table of settings says what `Config` says, word for word."""
+    """The table of settings has the texts of `Config`, word for word."""
     found = _SETTINGS.search(SETTINGS)
     assert found is not None
     assert found[1] == settings_table()
 
 
 def test_readme_links_to_every_page() -> None:
-    """Each page in docs/ can be reached from README in one step."""
+    """README has a link to each page in docs/."""
     pages = {f"docs/{page.name}" for page in (PROJECT / "docs").glob("*.md")}
     assert pages <= {link.partition("#")[0] for link in local_links(README)}
 
@@ -133,7 +133,7 @@ def test_files_that_pages_name_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_row_of_a_table_has_all_cells(page: Path) -> None:
-    """Each row of a table has as many cells as its head."""
+    """Each row of a table has as many cells as the table's head."""
     tables = [table.splitlines() for table in _TABLE.findall(page.read_text())]
     torn = [
         row for head, *rows in tables for row in rows if len(_CELL_END.findall(row)) != len(_CELL_END.findall(head))
@@ -150,7 +150,7 @@ def test_every_make_command_of_the_readme_is_a_target() -> None:
 
 
 def test_every_figure_of_the_readme_was_measured() -> None:
-    """Every figure in the table of speeds is one of the last measurement's."""
+    """Every figure in README's table of speeds is in the last measurement."""
     measured = re.findall(r"[\d.,]+", (PROJECT / "bench" / "results.md").read_text())
     section = README.partition("## Speed")[2].partition("\n## ")[0]
     rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
@@ -160,12 +160,12 @@ def test_every_figure_of_the_readme_was_measured() -> None:
 
 
 def local_links(text: str) -> list[str]:
-    """The links of a page that do not leave the repository."""
+    """The links of a page to files of this repository."""
     return [link for link in _LINK.findall(_CODE.sub("", text)) if "://" not in link]
 
 
 def anchors(text: str) -> set[str]:
-    """What a link to this page may name: its headings as GitHub spells them, and its `<a id>`."""
+    """The anchors of a page: its headings as GitHub spells them, and its `<a id>`."""
     headings = (re.sub(r"[^\w\- ]", "", heading.lower()).strip() for heading in _HEADING.findall(text))
     return {heading.replace(" ", "-") for heading in headings} | {*_ANCHOR.findall(text)}
 

@@ -1,4 +1,4 @@
-"""The example application over real HTTP, beside a real worker process."""
+"""The example application over real HTTP, with a real worker process."""
 
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -22,7 +22,7 @@ from worker import Broker, set_default_broker
 async def client(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Speaks to the application, which finds its servers by the environment."""
+    """An HTTP client of the application, which gets its servers from the environment."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
     async with serving(app) as client:
@@ -33,7 +33,7 @@ async def client(
 
 @pytest.fixture
 async def broker(redis_url: str) -> AsyncIterator[Broker]:
-    """The queue, seen from outside the application."""
+    """A broker of the test's own, outside of the application."""
     broker = Broker(redis_url)
     yield broker
     await broker.close()
@@ -63,7 +63,7 @@ async def progress(client: httpx.AsyncClient, scan_id: int) -> dict[str, Any]:
 
 
 def connections(observer: redis.Redis) -> int:
-    """How many clients Redis has."""
+    """The number of Redis' clients."""
     clients: Any = observer.client_list()
     return len(clients)
 
@@ -71,7 +71,7 @@ def connections(observer: redis.Redis) -> int:
 async def test_a_scan_is_done_by_the_worker(
     client: httpx.AsyncClient, folder: Path, database_url: str, redis_url: str
 ) -> None:
-    """A scan asked for over HTTP goes through the queue and a worker, and its progress never claims what is not so."""
+    """A worker does a scan that was requested over HTTP, and the progress is right at every moment."""
     scan = await start(client, folder)
     assert scan == {"id": 1, "folder": str(folder), "files": None, "indexed": 0, "failed": None, "done": False}
     assert await progress(client, 1) == scan
@@ -93,7 +93,7 @@ async def test_a_scan_is_done_by_the_worker(
 async def test_a_scan_of_an_empty_folder_has_ended_at_once(
     client: httpx.AsyncClient, tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
-    """A folder without Python files makes a scan of no jobs, which has ended."""
+    """A folder without Python files is a scan without jobs, which is done."""
     scan = await start(client, tmp_path)
 
     async def done() -> bool:
@@ -121,7 +121,7 @@ async def test_two_scans_of_one_folder_count_their_own_rows(
 async def test_a_scan_whose_commit_fails_enqueues_nothing(
     client: httpx.AsyncClient, folder: Path, postgres: Observer, broker: Broker
 ) -> None:
-    """A request that is a 500 because its COMMIT was refused leaves neither a row nor a job."""
+    """A request whose COMMIT the database refuses is a 500, and leaves neither a row nor a job."""
     await postgres.execute("CREATE TABLE permitted (folder text PRIMARY KEY)")
     await postgres.execute(
         "ALTER TABLE scans ADD FOREIGN KEY (folder) REFERENCES permitted DEFERRABLE INITIALLY DEFERRED"
@@ -148,7 +148,7 @@ async def test_a_scan_whose_commit_fails_enqueues_nothing(
 async def test_a_path_that_is_no_folder_is_a_422(
     client: httpx.AsyncClient, body: dict[str, str], postgres: Observer, broker: Broker
 ) -> None:
-    """What is not a folder is refused before anything is written."""
+    """A path that is not a folder is refused before anything is written."""
     response = await client.post("/scans", json=body)
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["body", "folder"]
@@ -157,21 +157,21 @@ async def test_a_path_that_is_no_folder_is_a_422(
 
 
 async def test_an_unknown_scan_is_a_404(client: httpx.AsyncClient) -> None:
-    """A scan that was never asked for is not found."""
+    """A scan that was never requested is not found."""
     response = await client.get("/scans/1")
     assert (response.status_code, response.json()) == (404, {"detail": "There is no scan 1."})
 
 
 @pytest.mark.parametrize("scan_id", ["0", "-1", str(2**31), "one"])
 async def test_an_impossible_scan_id_is_a_422(client: httpx.AsyncClient, scan_id: str) -> None:
-    """What cannot be an id is refused, and not asked of the database."""
+    """An impossible id is refused without a query."""
     assert (await client.get(f"/scans/{scan_id}")).status_code == 422
 
 
 async def test_the_application_closes_its_connections_at_shutdown(
     database_url: str, redis_url: str, folder: Path, postgres: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its shutdown no connection to either server is left, and it can be started again."""
+    """After its shutdown the application has no connection to either server, and can be started again."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
     with closing(redis.Redis.from_url(redis_url)) as observer:

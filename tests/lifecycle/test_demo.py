@@ -1,4 +1,4 @@
-"""``python -m examples.demo`` as its user runs it: what it says, how it ends, and that nothing of it stays."""
+"""``python -m examples.demo`` as a user runs it: its output, its exit code, and the processes that it leaves."""
 
 import os
 import pty
@@ -25,7 +25,7 @@ _TIMEOUT = 60.0  # seconds, for a machine that is busy
 
 
 class Demo:
-    """One run of the demo; sees all processes that it starts."""
+    """One run of the demo, with the processes that it has started."""
 
     def __init__(self, *arguments: str, settings: Mapping[str, str], stdout: int) -> None:
         self.process = subprocess.Popen(
@@ -41,12 +41,12 @@ class Demo:
         self.names: set[str] = set()
 
     def wait(self) -> tuple[int, str, str]:
-        """Its exit code, output and errors, once it has ended."""
+        """Wait for the end of the demo; its exit code, output and errors."""
         output, errors = self.process.communicate(timeout=_TIMEOUT)
         return self.process.returncode, output or "", errors
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that the running demo brings about, and take note of the processes it starts."""
+        """Wait until the running demo has fulfilled a condition, and record the processes that it has started."""
         deadline = time.monotonic() + _TIMEOUT
         while not condition():
             assert self.process.poll() is None, self.wait()
@@ -58,7 +58,7 @@ class Demo:
                 self.names.add(process.name())
 
     def worker(self) -> psutil.Process | None:
-        """The worker that it has started."""
+        """The demo's worker; None if there is none."""
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children():
                 if "worker.Settings" in child.cmdline():
@@ -66,7 +66,7 @@ class Demo:
         return None
 
     def alive(self) -> list[psutil.Process]:
-        """Those of the processes seen that still run, once they had the time to end."""
+        """The recorded processes that still run after they had time to end."""
         _, alive = psutil.wait_procs(self.started, timeout=15)
         return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
@@ -75,7 +75,7 @@ class Demo:
 def demo(
     *arguments: str, settings: Mapping[str, str] = MappingProxyType({}), stdout: int = subprocess.PIPE
 ) -> Iterator[Demo]:
-    """A run of the demo that is ended with the block, whatever the test finds."""
+    """Run the demo, and kill it at the end of the block if it still runs."""
     running = Demo(*arguments, settings=settings, stdout=stdout)
     try:
         yield running
@@ -96,7 +96,7 @@ def run(*arguments: str, settings: Mapping[str, str]) -> tuple[int, str, str]:
 
 @pytest.fixture
 def urls(database_url: str, redis_url: str) -> Mapping[str, str]:
-    """Settings that name servers of the test's."""
+    """Settings with the URLs of the test's servers."""
     return {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
 
 
@@ -157,7 +157,7 @@ def test_the_demo_starts_servers_from_wheels_and_indexes_a_small_folder(folder: 
 def test_a_worker_killed_in_the_middle_indexes_each_file_once_all_the_same(
     large_folder: Path, urls: Mapping[str, str]
 ) -> None:
-    """The worker that takes over indexes the rest."""
+    """A new worker indexes the rest."""
     for number in range(400, 2000):
         (large_folder / f"m{number}.py").unlink()
     code, output, errors = run(str(large_folder), settings=urls)
@@ -190,7 +190,7 @@ def test_a_folder_without_python_files_is_no_failure(tmp_path: Path, urls: Mappi
 async def test_rows_that_do_not_match_the_succeeded_jobs_fail_the_demo(
     folder: Path, urls: Mapping[str, str], postgres: Observer
 ) -> None:
-    """There are as many rows as succeeded jobs, but not the same: the exit code is 1."""
+    """If a row has another id than its job returned, the exit code is 1, even if the numbers are equal."""
     database = db.Database(urls["DATABASE_URL"], default=True)
     await create_tables()
     await database.dispose()
@@ -275,7 +275,7 @@ def test_a_terminal_gets_a_progress_bar(folder: Path, urls: Mapping[str, str]) -
 
 
 def test_settings_of_other_workers_do_not_change_the_demo(folder: Path, urls: Mapping[str, str]) -> None:
-    """Nor do variables for terminals."""
+    """Variables for terminals do not change it either."""
     others = {"WORKER_QUEUES": "high,low", "WORKER_REGISTRY": "shop.registry", "WORKER_KEEP_RESULT": "0"}
     code, output, _ = run(str(folder), settings={**urls, **others, "FORCE_COLOR": "1"})
     assert code == 0

@@ -59,7 +59,7 @@ async def jobs_of(scan_id: int) -> dict[str, str]:
 
 
 async def test_file_and_its_definitions_are_written(tmp_path: Path, postgres: Observer) -> None:
-    """A module row, one row for each class and function however deep, and the module's id as the result."""
+    """The job writes a module row and a row for each class and function at any depth, and returns the module's id."""
     path = tmp_path / "a.py"
     path.write_bytes(SOURCE)
     module_id = await index(path)
@@ -85,7 +85,7 @@ async def test_file_and_its_definitions_are_written(tmp_path: Path, postgres: Ob
     ],
 )
 async def test_file_that_does_not_parse_leaves_nothing(tmp_path: Path, postgres: Observer, source: bytes) -> None:
-    """The module's row was sent to the database already, and is rolled back with everything else."""
+    """The module's row, which is inserted before the parser fails, is rolled back."""
     path = tmp_path / "broken.py"
     path.write_bytes(source)
     with pytest.raises((SyntaxError, ValueError)):
@@ -110,7 +110,7 @@ async def test_file_that_is_gone_leaves_nothing(tmp_path: Path, postgres: Observ
     ],
 )
 async def test_encoding_that_a_file_declares_is_obeyed(tmp_path: Path, postgres: Observer, source: bytes) -> None:
-    """Source need not be UTF-8 if it declares its encoding."""
+    """A file may have another encoding than UTF-8 if it declares that encoding."""
     path = tmp_path / "declared.py"
     path.write_bytes(source)
     await index(path)
@@ -118,7 +118,7 @@ async def test_encoding_that_a_file_declares_is_obeyed(tmp_path: Path, postgres:
 
 
 async def test_empty_file_is_a_module(tmp_path: Path, postgres: Observer) -> None:
-    """A file without a line counts."""
+    """A file without lines gets a module row."""
     path = tmp_path / "__init__.py"
     path.touch()
     await index(path)
@@ -148,7 +148,7 @@ async def test_a_scan_enqueues_one_job_for_each_python_file(tmp_path: Path, brok
 
 
 async def test_file_whose_name_cannot_be_encoded_is_left_out(tmp_path: Path, broker: Broker) -> None:
-    """Neither JSON nor PostgreSQL can store its name; the other files are enqueued all the same."""
+    """Neither JSON nor PostgreSQL can store such a name. The other files are enqueued."""
     (tmp_path / "a.py").touch()
     (tmp_path / os.fsdecode(b"f\xfcr.py")).touch()
     async with db.scope():
@@ -167,7 +167,7 @@ async def test_scan_that_is_rolled_back_enqueues_nothing(tmp_path: Path, broker:
 
 
 async def test_empty_folder_is_a_scan_without_jobs(tmp_path: Path, broker: Broker) -> None:
-    """A scan that found no file has an empty list of jobs, not an unknown one."""
+    """A scan that found no file has an empty dict of jobs, not None."""
     scan_id = await new_scan(tmp_path)
     async with db.scope():
         assert await scan_folder(await db.session(), tmp_path, scan_id) == 0
@@ -176,7 +176,7 @@ async def test_empty_folder_is_a_scan_without_jobs(tmp_path: Path, broker: Broke
 
 
 async def test_totals_follow_what_is_indexed(tmp_path: Path, postgres: Observer) -> None:
-    """The one row of totals counts all that is there, each time anew."""
+    """Each run replaces the one row of totals by the present counts."""
     path = tmp_path / "a.py"
     path.write_bytes(SOURCE)
 
