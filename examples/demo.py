@@ -178,7 +178,7 @@ async def _connected(urls: Urls) -> AsyncIterator[Broker]:
         keys = Keys.of(broker.name)
         with suppress(RedisError):
             # Commands of a killed worker may reach Redis after its death.
-            while await broker.redis.delete(broker.name, keys.epoch, keys.tasks):  # noqa: ASYNC110 - no event tells
+            while await broker.redis.delete(broker.name, keys.epoch, keys.tasks):  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(_PAUSE)
         await broker.close()
         await database.dispose()

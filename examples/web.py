@@ -96,7 +96,7 @@ async def _indexed(session: AsyncSession, scan_id: int) -> set[str]:
 
 
 async def _has_ended(jobs: dict[str, str], indexed: set[str]) -> bool:
-    """Whether all jobs have ended. An indexed file has ended its job, so only the other jobs are looked up."""
+    """Whether all jobs have ended. The job of an indexed file has ended, so only the other jobs are looked up."""
     for path, job_id in jobs.items():
         if path not in indexed and await Job(job_id).status() is not JobStatus.complete:
             return False

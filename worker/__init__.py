@@ -55,7 +55,7 @@ __all__ = [
 
 keep_printable("worker")
 
-# Deprecated names of version 0.1.
+# Deprecated names, from before version 0.2.
 Queue, default_queue, set_default_queue = Broker, default_broker, set_default_broker
 
 

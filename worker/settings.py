@@ -86,7 +86,8 @@ class BaseSettings:
     _given: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
-        """
+        """Set every setting of arq's on the new class.
+
         Raises:
             ConfigError: the class sets one of arq's settings that Tandem's own settings replace.
         """

@@ -92,7 +92,7 @@ def _commands(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        context.get_help()  # prints it
+        context.get_help()  # it prints the help
         raise typer.Exit(MISTAKE)
 
 

@@ -98,7 +98,7 @@ class ParentLink:
 
     def __init__(self) -> None:
         self._link = socket.socket(fileno=os.dup(0))
-        with open(os.devnull) as nothing:  # noqa: PTH123 - a descriptor is what is wanted
+        with open(os.devnull) as nothing:  # noqa: PTH123 - for its descriptor
             os.dup2(nothing.fileno(), 0)
 
     def follow(self, grace: float) -> None:

@@ -43,7 +43,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")
 @app.callback(invoke_without_command=True)
 def _commands(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        context.get_help()  # prints it
+        context.get_help()  # it prints the help
         raise typer.Exit(MISTAKE)
 
 

@@ -39,7 +39,7 @@ _EXAMPLE = 'Example: TASKS = ("tasks.mail.send_receipt",)'
 
 @dataclass(frozen=True)
 class Registry:
-    """What a project's registry lists, imported."""
+    """The imported tasks and lifespan of a project's registry."""
 
     module: str
     """The registry's dotted path."""
