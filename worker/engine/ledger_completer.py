@@ -6,9 +6,10 @@
 4. All other outcomes, and those that the job's own transaction has written, go straight to the broker completer.
 
 An outcome stays here, and its lease stays held, until the ledger has taken it. One that cannot be written goes to the
-end of the line, so that the others need not wait for it. If the database can never hold its row (its id has a NUL, say),
-or refuses it again and again while it takes others, only Redis gets the outcome. A pending row is then made final without
-the parts that may be too large: the relay publishes each row that stays pending, and the job would run again.
+end of the line, so that the others need not wait for it. If the database can never hold its row (its id has a NUL,
+say), or refuses it again and again while it takes others, only Redis gets the outcome. A pending row is then made
+final without the parts that may be too large: the relay publishes each row that stays pending, and the job would run
+again.
 """
 
 import asyncio
