@@ -167,9 +167,9 @@ class TestBadInput:
         for job_id, raw, reason in (
             ("not-json", b"\xff\xfe", "not JSON"),
             ("empty", b"", "not JSON"),
-            ("no-object", b"[1,2]", "list where an object is wanted"),
-            ("no-job", b"{}", "it wants f"),
-            ("no-name", json.dumps({"f": ["x"], "a": [], "k": {}, "et": et}).encode(), "it wants f"),
+            ("no-object", b"[1,2]", "expected an object, got list"),
+            ("no-job", b"{}", "it needs f"),
+            ("no-name", json.dumps({"f": ["x"], "a": [], "k": {}, "et": et}).encode(), "it needs f"),
             ("no-time", json.dumps({"f": "add", "a": ["x"], "k": {}, "et": 10**30}).encode(), "et, its enqueue time"),
             ("pickle", pickle.dumps({"f": "add", "a": ("x",), "k": {}, "et": et, "t": None}), "WORKER_ACCEPT_PICKLE"),
         ):
