@@ -20,7 +20,7 @@ from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that nobody knows
-_LONGEST_DELAY_ELSEWHERE = 5.0  # seconds, where another worker is only too busy to take it
+_LONGEST_DELAY_ELSEWHERE = 2.0  # seconds, where another worker knows it: each time either of the two may claim it
 _BELIEVED = 1.0  # seconds for which an answer of Redis' counts as the present
 
 _Key = tuple[bytes, int]
