@@ -17,7 +17,7 @@ class Admission:
 
     Args:
         tasks: by name.
-        limits: likewise.
+        limits: of each task, by its name.
         widest_limits: of a job whose task is not known yet.
         max_crashes: worker crashes during one job after which the job is considered poison.
         accept_pickle: whether payloads may be pickles.

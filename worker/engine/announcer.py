@@ -1,4 +1,4 @@
-"""``Announcer``: tells in Redis which tasks this worker knows, so that no other worker fails their jobs."""
+"""``Announcer``: announces in Redis the tasks that this worker knows, so that no other worker fails their jobs."""
 
 import asyncio
 from collections.abc import Sequence

@@ -26,8 +26,8 @@ logger = logging.getLogger("worker")
 
 _ABORTED, _FINISHING = OutcomeKind.ABORTED, Phase.FINISHING
 _BATCH = 500  # outcomes a round trip
-_ENOUGH = 16  # likewise: for so many it is made at once
-_BATCH_BYTES = 8 * 1024 * 1024  # likewise, of results
+_ENOUGH = 16  # outcomes for which a round trip is made at once
+_BATCH_BYTES = 8 * 1024 * 1024  # bytes of results a round trip
 _LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
 
 _Waiting = deque[tuple[Execution, Completion]]
@@ -109,7 +109,7 @@ def _first(waiting: _Waiting) -> list[tuple[Execution, Completion]]:
 
 
 def completion(execution: Execution, outcome: Outcome, action: Action) -> Completion:
-    """Encode an outcome as Redis is told it."""
+    """Encode an outcome for Redis."""
     claim, keep = execution.claim, execution.limits.keep_result
     if action == "end":
         return Completion(claim.raw_id, execution.token, action, _result(execution, outcome) if keep > 0 else b"", keep)

@@ -1,17 +1,16 @@
 """``Claimer``: free slots -> claimed jobs.
 
-1. It asks for as many jobs as there are free slots, in one round trip a queue, the first queue first; but for half of
-   all slots at most: while one half runs, the next is on its way. Slots that are about to become free are waited for
-   while the loop is busy anyway.
-2. Now and then a lower queue comes first, so that a busy one does not starve it.
-3. With nothing due it sleeps until something is queued, falls due, or the fallback poll: stock producers wake nobody.
-4. While Redis is away leases end although nobody has died. So when it is back, heartbeats come first: jobs that still
-   run somewhere, here above all, are not claimed from under their workers.
-5. Jobs whose workers have died again and again run one at a time: the one that kills them must not take others along
-   each time, until they all count as poison.
-6. What it has claimed is in the keeper's table before it starts: a body that keeps the interpreter right away loses no
-   lease. What came so late that a lease may end before anybody has renewed it is renewed first; what is lost by then
-   goes back unstarted, at no cost.
+1. One round trip a queue claims as many jobs as there are free slots, the first queue first, but at most half of all
+   slots: while one half runs, the next is on its way. Slots that become free within the next turns of the loop share it.
+2. Every few claims a lower queue comes first, so that a busy queue does not starve it.
+3. With nothing due the claimer sleeps until a job is queued or falls due. It also polls: stock producers send no notice.
+4. While Redis is away leases end although no worker has died. After an outage heartbeats come first, so that jobs which
+   still run are not claimed from their workers.
+5. Jobs whose workers have died again and again run one at a time. So the job that kills its workers does not take others
+   along, until they all count as poison.
+6. Claimed jobs are in the keeper's table before they start: a body that keeps the interpreter at once loses no lease.
+   A claim that is answered late is renewed before its jobs start. Jobs that are lost by then go back unstarted, at no
+   cost.
 """
 
 import asyncio
@@ -46,7 +45,7 @@ class Claimer:
         slots: for the jobs that it claims.
         lease: seconds that a claim holds without a renewal.
         start: gets the jobs of each claim, with their queue, token and places.
-        table: what the keeper is told through.
+        table: the memory that the keeper reads.
         longest_lease: seconds for which the lease of a job is kept that has not begun.
         keeps_leases: whether the leases of what it runs are known to hold.
     """
@@ -79,7 +78,7 @@ class Claimer:
         self._slots = slots
         slots.on_free = self._look.set
         self.last_answer = 0.0
-        """When Redis last answered a claim, by the monotonic clock."""
+        """Time of the last answer to a claim, by the monotonic clock."""
 
     def stop(self) -> None:
         """Claim nothing more. What a claim on its way brings is still started."""

@@ -1,4 +1,4 @@
-"""Which slots of scheduled tasks have been queued, and queueing them once, whichever worker comes first.
+"""The cron slots that have been queued, and queueing each of them once.
 
 Redis remembers the last slot of each task. Where there is a ledger, a slot is a row besides, of its own id and time: a
 Redis that has lost its memory neither forgets a slot nor lets one run twice.

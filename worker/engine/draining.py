@@ -36,7 +36,7 @@ class Draining:
         self.has_begun = True
 
     async def finish(self) -> None:
-        """Wait until running jobs have finished, at most for the grace time, or until told to hurry."""
+        """Wait until running jobs have finished, at most for the grace time, or until `hurry` is called."""
         hurried = asyncio.create_task(self._hurry.wait())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._grace):

@@ -48,7 +48,7 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 _FLUSHING = 10.0  # seconds that the last outcomes have to reach Redis; after that, leases bring their jobs back
-_ROOM = 4  # batches a slot that the keeper is told of: outcomes on their way are held, too
+_ROOM = 4  # batches a slot in the keeper's table: outcomes on their way are held, too
 
 
 class Engine:
@@ -59,7 +59,7 @@ class Engine:
         executor: executes their jobs.
         ask_database: asks the default database for an answer.
         ledger: the job rows (default: none are kept).
-        after_job: told of each job that has run, once its outcome is on its way.
+        after_job: called after each job that has run, once its outcome is on its way.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ UNREAD = Message("", "<unknown>")
 
 
 class Phase(Enum):
-    """How far an execution is."""
+    """The stage of an execution."""
 
     RUNNING = "running"
     FINISHING = "finishing"
@@ -44,9 +44,9 @@ class Execution:
     started_at: int
     """Milliseconds since the epoch."""
     limits: Limits
-    """Those of its task; the widest of all tasks until the task is known."""
+    """The limits of its task; the widest of all tasks until the task is known."""
     place: Place | None = None
-    """Where the keeper finds it."""
+    """Its place in the keeper's table."""
     attempt_began: float = field(default_factory=time.monotonic)
     """Since when its lease is kept for one attempt, by the monotonic clock: see `keep_lease`."""
     message: Message = UNREAD
@@ -73,7 +73,7 @@ class Execution:
 
     @property
     def due(self) -> int:
-        """When the job was due, in milliseconds since the epoch."""
+        """The due time of the job, in milliseconds since the epoch."""
         try:
             return int(float(self.claim.score))
         except (ValueError, OverflowError):  # a producer may write any score, infinity too

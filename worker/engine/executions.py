@@ -55,7 +55,7 @@ class Executions:
 
     @property
     def overdue(self) -> list[Execution]:
-        """Those that hold a slot although their attempt has taken longer than it may."""
+        """The executions that hold a slot although their attempt has taken longer than it may."""
         return [execution for execution in self if execution.is_overdue]
 
     @property
@@ -73,5 +73,5 @@ class Executions:
         return max((execution.limits.lease for execution in running), default=0.0)
 
     def to_renew(self, queue: str) -> list[Execution]:
-        """Those whose leases are to be renewed in `queue`."""
+        """The executions whose leases are to be renewed in `queue`."""
         return [execution for execution in self if execution.queue == queue and not execution.is_overdue]

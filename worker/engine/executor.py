@@ -59,7 +59,7 @@ class Executor:
         self._known_to_commit_early: set[str] = set()
 
     async def execute(self, execution: Execution) -> Outcome:
-        """Execute one job; its outcome. Raises nothing for the job's sake.
+        """Execute one job and return its outcome. An error of the job is an outcome, and is not raised.
 
         Call it in an asyncio task of its own, and cancel that task once at most (`Execution.cancel` sees to it): what
         the cancellation starts is not to be interrupted by another one. Elsewhere, wrap it in `in_private_task`.
@@ -96,7 +96,7 @@ class Executor:
                 return _stopped(execution, error) or Outcome.failed(error)
 
     async def _attempt(self, execution: Execution, *, look_first: bool) -> Outcome | Rerun:
-        """Open a scope, call the task, serialise its result, tell the ledger; leaving the scope commits."""
+        """Open a scope, call the task, encode its result, write its row. Leaving the scope commits."""
         attempt = self._once.attempt(execution)
         try:
             if look_first and (earlier := await attempt.completed_before()) is not None:
@@ -114,7 +114,7 @@ class Executor:
         return Outcome.completed(result, in_ledger=attempt.is_completed)
 
     def _judge(self, error: BaseException, execution: Execution) -> Outcome | Rerun:
-        """What an error means for the job, now that all it did is rolled back."""
+        """Decide the outcome after an error, now that the attempt is rolled back."""
         if (stopped := _stopped(execution, error)) is not None:
             return stopped
         if isinstance(error, LedgerBusyError):
@@ -148,7 +148,7 @@ class Executor:
                 raise
             raise _timed_out(execution) from error.__cause__ or error
         except Exception as error:
-            # A cancellation that cuts off a statement can cost the connection: running again would end likewise. It is
+            # A cancellation that cuts off a statement can cost the connection: another run would end so, too. It is
             # not made the cause, by which the database's errors are told.
             if deadline.expired and transient(error) is not None:
                 raise _timed_out(execution)  # noqa: B904 - see above

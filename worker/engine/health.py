@@ -1,4 +1,4 @@
-"""``Health``: whether this worker can really work, written down for whoever asks.
+"""``Health``: the record which says that this worker can really work.
 
 The record lives a few seconds and is written only while Redis answers claims, leases are renewed, the database answers,
 and outcomes reach the ledger; so ``arq --check`` and ``python -m worker health`` believe no worker that only exists.
@@ -21,7 +21,7 @@ logger = logging.getLogger("worker")
 _INTERVAL = 1.0  # seconds between two records
 _LIFETIME = 4000  # milliseconds that a record is believed
 UNWELL_WITHIN = 5.0
-"""Seconds within which whoever asks after a worker that has become unwell hears of it."""
+"""Seconds after which the record of an unhealthy worker has gone."""
 _FRESH = 3.0  # seconds for which an answer counts as the present
 _STANDSTILL = 15.0  # seconds that outcomes may wait for the ledger while none is written
 _DATABASE_TIMEOUT = 2.0  # seconds
@@ -29,7 +29,7 @@ _DATABASE_TIMEOUT = 2.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class HealthSnapshot:
-    """What the engine knows of itself."""
+    """The state of an engine at one moment."""
 
     running: int
     done: int
@@ -38,11 +38,11 @@ class HealthSnapshot:
     loop_lag: float
     """Seconds."""
     is_claiming: bool
-    """Whether it has a slot to fill, and is not told to stop."""
+    """Whether it has a free slot, and is not stopping."""
     last_claim: float
-    """When Redis last answered, by the monotonic clock."""
+    """Time of the last answer of Redis, by the monotonic clock."""
     last_beat: float
-    """When leases were last renewed, likewise."""
+    """Time of the last renewal of all leases, by the monotonic clock."""
     standstill: float
     """Seconds for which outcomes have waited for the ledger, and none was written."""
     slots_are_held: bool
@@ -53,7 +53,7 @@ class Health:
     """Writes the record.
 
     Args:
-        queue_names: whose depth it tells, and with each of which it is kept.
+        queue_names: the record gives their depths, and each queue gets a copy of it.
         snapshot: what the engine knows of itself.
         ask_database: asks the default database for an answer.
     """
@@ -88,7 +88,7 @@ class Health:
             await asyncio.sleep(_INTERVAL)
 
     async def forget(self) -> None:
-        """The worker ends: nobody should wait for its record to expire."""
+        """Delete the record at the end of the worker, before it expires."""
         for name in self._names:
             await self._workers.forget_health(name, self._worker_id)
 

@@ -14,7 +14,7 @@ from worker.engine.slots import Slots
 
 @dataclass(frozen=True, slots=True)
 class HealthSource:
-    """The parts of an engine whose state tells whether it can work."""
+    """The parts of an engine whose state shows whether it can work."""
 
     executions: Executions
     slots: Slots

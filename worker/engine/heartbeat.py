@@ -1,12 +1,12 @@
 """``Heartbeat``: a thread with its own connection that keeps the leases of running jobs, and hears of aborts.
 
-1. It renews every lease a few times before its end, so a blocked event loop loses nothing.
-2. A lease that ended or was lost (a failover, a flush) is taken again; a job that another worker has taken, or ended
-   meanwhile, is cancelled and rolls back.
-3. It lets go of a job that runs for longer than an attempt may take, and says so; an event loop that is silent for that
-   long ends the process.
-4. It tells the keeper that it is alive, and has it replaced if it ends. Where code keeps the interpreter, so that no
-   thread runs, the keeper does 1 and 3 instead.
+1. It renews each lease several times before its end, so a blocked event loop loses nothing.
+2. It acquires a lease again that ended or was lost (a failover, a flush). If another worker has taken or ended the job
+   meanwhile, the job is cancelled and rolls back.
+3. It lets go of a job that runs for longer than an attempt may take, and logs that. An event loop that is silent for
+   that long ends the process.
+4. It reports to the keeper that it is alive, and replaces a keeper that has ended. While code keeps the interpreter, no
+   thread runs, and the keeper does 1 and 3 instead.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Heartbeat:
     Args:
         connect: opens the line to one queue's Redis.
         queues: their names.
-        table: what the keeper is told through.
+        table: the memory that the keeper reads.
         keeper: the keeper.
         lease: seconds that a claim holds without a renewal.
         silence: seconds that the event loop may be silent, if no job that runs may take longer.
@@ -75,7 +75,7 @@ class Heartbeat:
         self._loop = _WatchedLoop(self._interval, silence)
         self._said = -_SAY_AGAIN
         self.last_beat = 0.0
-        """When Redis last confirmed all leases, by the monotonic clock."""
+        """Time of the last renewal of all leases, by the monotonic clock."""
 
     @classmethod
     def of(cls, executions: Executions, table: LeaseTable, broker: Broker, config: Config) -> "Heartbeat":
@@ -164,7 +164,7 @@ class Heartbeat:
                 self._said = now
             return False
         except Exception:
-            logger.exception("the heartbeat stumbled; it goes on")
+            logger.exception("internal error while renewing leases of %s; the heartbeat goes on", queue)
             return False
         return True
 
@@ -210,7 +210,7 @@ class _WatchedLoop:
         self.lag = 0.0
 
     def enter(self) -> None:
-        """It is the loop that runs now."""
+        """Watch the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
         self._asked_at = time.monotonic()
 

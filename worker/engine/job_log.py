@@ -1,4 +1,4 @@
-"""``JobLog``: what people are told of jobs, in log lines and in counters."""
+"""``JobLog``: the log lines and the counters of jobs."""
 
 import logging
 from collections import Counter
@@ -29,7 +29,7 @@ class JobLog:
         self._all = which == "all" and logger.isEnabledFor(logging.INFO)
         self._failed = which != "off"
         self.counts: Counter[str | None] = Counter()
-        """How many outcomes of each counter there were, since the worker started."""
+        """Outcomes by counter, since the worker started."""
 
     def started(self, execution: Execution) -> None:
         """Log that a job starts."""
@@ -78,7 +78,7 @@ def _repr(value: object) -> str:
 
 
 def _decoded(result: bytes) -> str:
-    """Likewise; a character has up to four bytes."""
+    """Only as much of a long result as may be shown; a character has up to four bytes."""
     return _shortened(result[: 4 * (_LONGEST_TEXT + 1)].decode(errors="replace"))
 
 

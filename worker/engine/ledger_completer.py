@@ -1,6 +1,6 @@
 """``LedgerCompleter``: outcomes -> ledger, in batches, before Redis hears of them.
 
-1. What failed for good is kept, with its payload and traceback, until somebody retries or discards it.
+1. A job that fails for good is kept, with its payload and traceback, until it is retried or discarded.
 2. A job that was enqueued in a transaction has a pending row, and each of its ends makes that row final.
 3. What the ledger knows to have ended otherwise, in another attempt, has ended as it says.
 4. All other outcomes, and those that the job's own transaction has written, go straight to the broker completer.
@@ -34,7 +34,7 @@ logger = logging.getLogger("worker")
 
 _FAILED = OutcomeKind.FAILED
 _BATCH = 200  # outcomes a transaction
-# Bytes, likewise. asyncpg sends so much of many rows at once; with more it may wait while it sends, and lose the
+# Bytes a transaction. asyncpg sends so much of many rows at once; with more it may wait while it sends, and lose the
 # cancellation of a statement that waits for a lock. What is larger goes alone, and then it does not.
 _BATCH_BYTES = 64 * 1024
 _HOPELESS = 5  # failures of one outcome, after each of which others were written
@@ -48,9 +48,9 @@ class _Waiting:
     outcome: Outcome
     ending: FinalRow
     failures: int = 0
-    """How often it failed, and others were written after that."""
+    """Failures after each of which other outcomes were written."""
     written_before: int = 0
-    """How many outcomes were written when it last failed."""
+    """Outcomes that had been written by its last failure."""
 
 
 class LedgerCompleter:
@@ -116,8 +116,8 @@ class LedgerCompleter:
                 for entry in batch:
                     await self._write([entry])
                 return
-            if len(batch) == 1 and self._is_hopeless(batch[0], error):
-                self._let_go(batch[0], error)
+            if len(batch) == 1 and self._is_unwritable(batch[0], error):
+                self._give_up(batch[0], error)
                 return
             if self._put_off(batch) and not _is_away(error):
                 return
@@ -140,7 +140,7 @@ class LedgerCompleter:
         self._written_before_failure = self._written
         return others_move
 
-    def _is_hopeless(self, entry: _Waiting, error: Exception) -> bool:
+    def _is_unwritable(self, entry: _Waiting, error: Exception) -> bool:
         """Whether the ledger will never take it.
 
         A row that another attempt holds is about to be made final by that, and a small one does not lose a connection.
@@ -153,8 +153,8 @@ class LedgerCompleter:
             entry.written_before = self._written
         return entry.failures >= _HOPELESS
 
-    def _let_go(self, entry: _Waiting, refused: Exception) -> None:
-        """Nobody can ever write this row, and nobody is to wait for it: the outcome is in Redis and in the log."""
+    def _give_up(self, entry: _Waiting, refused: Exception) -> None:
+        """Give up on a row that cannot be written. Its outcome is in Redis and in the log."""
         why = getattr(refused, "orig", refused)
         logger.error("%s: the ledger cannot keep what became of it: %s", entry.execution.job_id, why)
         if _is_pending(entry.execution) and entry.ending != (bare := _bare(entry.ending)):
@@ -196,7 +196,7 @@ def _is_pending(execution: Execution) -> bool:
 
 
 def _bare(ending: FinalRow) -> FinalRow:
-    """How the job has ended, without what may be large; a pending row has its payload already."""
+    """The row without its large parts; a pending row has its payload already."""
     result = None if ending.state is State.DONE else ending.result
     return ending._replace(payload=None, result=result, traceback=None)
 

@@ -12,7 +12,7 @@ from worker.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the jobs of one task may take: the task's options, or the worker's settings where it has none."""
+    """The limits of one task's jobs: the task's options, or the worker's settings where it has none."""
 
     timeout: float
     """Seconds that one attempt may take."""

@@ -16,7 +16,7 @@ class Loops:
     """Runs loops.
 
     Args:
-        trouble: told of each failure of a loop.
+        trouble: called with a description of each failure of a loop.
     """
 
     def __init__(self, trouble: Callable[[str], None]) -> None:

@@ -2,7 +2,7 @@
 
 1. A job that has touched the database sets its ledger row done, as its transaction's last statement: effects and row
    are committed as one. Where the row is final already, another attempt was first, and this one is rolled back.
-2. Where the connection is lost in the COMMIT, the ledger tells on another one whether it happened.
+2. If the connection is lost in the COMMIT, the ledger is asked on another connection whether the COMMIT happened.
 3. A read-only transaction has no effects: it writes no row. The job is completed as one without a database.
 4. A job that was started before may have committed before its worker died: the ledger is asked first.
 """
@@ -34,17 +34,17 @@ class CompletedBeforeError(Exception):
 
 
 class Attempt:
-    """One attempt of a job whose effects nobody keeps from happening twice."""
+    """One attempt of a job whose effects may happen twice."""
 
     is_completed = False
     """Whether the ledger's statement has run: from then on the ledger knows whether the transaction was committed."""
 
     async def completed_before(self) -> Outcome | None:
-        """What became of the job in an earlier attempt, if the ledger knows of one."""
+        """Return the outcome of an earlier attempt, if the ledger has one."""
         return None
 
     async def complete(self, work: Scope, result: bytes) -> None:
-        """Tell the ledger in the attempt's own transaction; nothing may follow but the COMMIT.
+        """Write the job's row in the attempt's own transaction. Only the COMMIT may follow.
 
         Raises:
             SettledBeforeError: another attempt was first.
@@ -52,7 +52,7 @@ class Attempt:
         """
 
     async def resolve_commit(self) -> Outcome | None:
-        """What became of a completed attempt whose COMMIT lost its connection; None if nothing was committed."""
+        """Find out whether a COMMIT that lost its connection happened: its outcome, or None if it did not."""
         return None
 
 
@@ -109,7 +109,7 @@ class _OnceAttempt(Attempt):
                 stop = self._execution.cancelled_as
                 # An abort comes too late for what may be committed, and so does a cancellation of the body's own.
                 if stop is not None and stop is not OutcomeKind.ABORTED:
-                    return Outcome(stop, error=cancellation)  # whoever runs it next asks the ledger, too
+                    return Outcome(stop, error=cancellation)  # the next attempt asks the ledger, too
 
     async def _answer(self) -> Outcome | None:
         """Ask until the database says what became of the COMMIT."""
@@ -156,7 +156,7 @@ def _database_of_effects(work: Scope) -> Database[Any]:
 
 
 def outcome_of(known: StoredResult) -> Outcome | None:
-    """What a job has become that is over; None for one that is to run."""
+    """The outcome of a job that is over; None for a job that is to run."""
     match known.state:
         case State.DONE:
             return Outcome(OutcomeKind.DUPLICATE, result=known.result or b"null", in_ledger=True)

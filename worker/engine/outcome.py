@@ -1,4 +1,4 @@
-"""``Outcome``: what became of a job, as one value, decided before anything is recorded.
+"""``Outcome``: how an attempt of a job ended, as one value, decided before anything is recorded.
 
 1. The outcome is what the database says: an exception that arrives after the COMMIT changes nothing.
 2. `Retry`, and the exceptions in `retry_on`, run the job again while tries are left; all others are final.
@@ -26,7 +26,7 @@ _LATER = 1.0  # seconds until a job runs that could not begin now
 
 
 class OutcomeKind(Enum):
-    """What became of a job."""
+    """The kinds of outcomes."""
 
     COMPLETED = "completed"
     DUPLICATE = "duplicate"
@@ -38,7 +38,7 @@ class OutcomeKind(Enum):
     INTERRUPTED = "interrupted"
     """By a shutdown: back to its place in the queue."""
     POSTPONED = "postponed"
-    """It cannot run now (this worker does not know its task yet, say): due again later, at no cost."""
+    """The job cannot run now (this worker does not know its task yet, say). It is due again later, at no cost."""
     ABANDONED = "abandoned"
     """Its lease was lost: another worker has it."""
 
@@ -51,13 +51,13 @@ _COMPLETED = OutcomeKind.COMPLETED
 
 
 class Outcome(NamedTuple):
-    """What became of one job."""
+    """How one attempt of a job ended."""
 
     kind: OutcomeKind
     result: bytes = b"null"
-    """What the task returned, as JSON."""
+    """The task's return value, as JSON."""
     error: BaseException | None = None
-    """What ended it, or this attempt of it."""
+    """The error that ended the job, or this attempt of it."""
     delay: float = 0.0
     """Seconds until the next attempt, for `RETRIED` and `POSTPONED`."""
     in_ledger: bool = False
@@ -81,7 +81,7 @@ class Rerun:
 
 
 def judge(error: BaseException, task: Task[..., object], *, tries: int, max_tries: int) -> Outcome | Rerun:
-    """What `error`, which ended an attempt of `task`, means for its job; `tries` counts the earlier failures."""
+    """Decide what follows after `error` has ended an attempt of `task`. `tries` counts the earlier failures."""
     wait = _wait(error, task.options.retry_on, tries)
     if wait is None:
         return Outcome.failed(error)
@@ -132,7 +132,7 @@ def _asked_for(error: BaseException) -> float | None:
     """Seconds to wait, if the task asked to be run again; None if it did not."""
     if isinstance(error, Retry):
         return error.defer
-    # arq's own, told by its name, as this package does not import arq: a task written for arq imports it from there.
+    # arq's own, known by its name, as this package does not import arq: a task written for arq imports it from there.
     if any(kind.__module__ == "arq.worker" and kind.__name__ == "Retry" for kind in type(error).__mro__):
         return float(getattr(error, "defer_score", None) or 0) / 1000
     return None

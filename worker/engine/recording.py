@@ -7,17 +7,17 @@ from worker.engine.outcome import OutcomeKind
 from worker.ledger import State
 
 Action = Literal["end", "again", "back", "later"]
-"""What Redis does with the job: see ``scripts/finish.lua``."""
+"""An action of Redis: see ``scripts/finish.lua``."""
 Counter = Literal["done", "failed", "retried"]
 
 
 class Recording(NamedTuple):
-    """How outcomes of one kind are written."""
+    """The ways in which outcomes of one kind are written."""
 
     state: State | None
     """Of the job's row in the ledger. None: the job is not over, or its row says so already."""
     action: Action | None
-    """None: another worker holds the job, and Redis is told nothing."""
+    """None: another worker holds the job, and nothing is sent to Redis."""
     counter: Counter | None
     level: int
     """Of the log line."""

@@ -26,7 +26,7 @@ logger = logging.getLogger("worker")
 _PAUSE = 1.0  # seconds between two rounds, with jitter, so that workers take turns
 _BATCH = 500  # rows a round
 _SHORTEST_REST, _LONGEST_REST = 5.0, 600.0  # seconds between two laps
-_REST_FOR_LAP = 20  # a backlog of a million rows would else be all that anybody looks at
+_REST_FOR_LAP = 20  # otherwise the relays would do nothing but read a backlog of a million rows
 _START = (-1, "")
 
 _Row = tuple[str, int, str]
@@ -96,7 +96,7 @@ class Relay:
     async def _round(self) -> int:
         """Look after a batch of rows whose time has come; how many there were."""
         due = await self._ledger.due(self._lap.position(), _BATCH)
-        # Before they are looked after: rows that nobody can publish must not be in the way of others.
+        # Before they are looked after: rows that cannot be published must not be in the way of others.
         self._lap.pass_over(due)
         if published := await self._look_after([(job_id, enqueued_at, name) for _, job_id, enqueued_at, name in due]):
             logger.info("%d pending jobs were not in Redis, and are now", published)
@@ -142,7 +142,7 @@ class Relay:
 
 
 class _Lap:
-    """Where a relay is among the rows whose time has come."""
+    """The position of a relay among the rows whose time has come."""
 
     def __init__(self) -> None:
         self._position: tuple[int, str] = _START

@@ -1,4 +1,4 @@
-"""How often one attempt is run again at no cost, and after which pauses."""
+"""The reruns of one attempt: how many are free, and the pauses before them."""
 
 import asyncio
 import time

@@ -74,7 +74,7 @@ class Scheduler:
         return [slot for task in self._tasks for slot in _to_run(task, self._seen, now)]
 
     async def _missed(self, now: datetime) -> list[_Passed]:
-        """What passed before this worker ran, by each task's misfire policy."""
+        """The slots that passed before this worker ran, by each task's misfire policy."""
         missed: list[_Passed] = []
         for task in self._tasks:
             last = await self._slots.last(task, self._queue_of(task))
@@ -83,7 +83,7 @@ class Scheduler:
         return missed
 
     async def _overdue(self, seen: datetime, now: datetime) -> list[_Passed]:
-        """What passed since a last look of long ago, less what other workers have queued meanwhile.
+        """The slots that passed since a last look of long ago, without those that other workers have queued.
 
         They are asked, as a row of the ledger that would tell may have been pruned.
         """

@@ -16,7 +16,7 @@ class Slots:
         self.total = total
         self.free = total
         self.free_suspects = 1
-        """How many more of those jobs may run."""
+        """The number of such jobs that may still start."""
         self.on_free: Callable[[], None] = lambda: None
         """Called whenever a slot becomes free."""
 

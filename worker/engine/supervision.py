@@ -36,7 +36,7 @@ async def supervise(
     """Run `run` until it returns.
 
     Args:
-        trouble: told of each failure, so that the worker counts as unwell meanwhile.
+        trouble: called with a description of each failure. The worker is unhealthy for a while after it.
         is_ending: whether the engine wants the loop to end. Without that, a cancellation is one that the loop's own
             code or a task's has made up, and a failure like any other.
 
@@ -75,7 +75,7 @@ async def supervise(
 
 
 def _in_trouble(error: BaseException) -> str | None:
-    """Which server is to blame for `error`."""
+    """The server that caused `error`, if one did."""
     if isinstance(error, DbError | LedgerBusyError) or transient(error) is not None:
         return "the database"
     return "Redis" if isinstance(error, RedisError | OSError) else None

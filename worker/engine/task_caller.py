@@ -119,14 +119,14 @@ class TaskCaller:
         except asyncio.CancelledError:
             for value in values.values():
                 if isinstance(value, Session):
-                    value.access.stop(TimeoutError(f"{task.name} was told to stop"))
+                    value.access.stop(TimeoutError(f"{task.name} was stopped"))
             await _ended(call)
             raise
         return await loop.create_task(_awaited(result), context=context) if inspect.isawaitable(result) else result
 
 
 class AfterJob:
-    """arq's ``after_job_end``: told of each job that has ended; what it raises is logged."""
+    """arq's ``after_job_end``, called after each job. An error that it raises is logged."""
 
     def __init__(self, hook: Hook, arq_context: Mapping[Any, Any]) -> None:
         self._hook = hook
@@ -161,7 +161,7 @@ async def _awaited(result: Awaitable[Any]) -> Any:
 
 
 async def _ended(call: asyncio.Future[Any]) -> None:
-    """Wait for a thread, whatever it returns or raises, and whoever asks to hurry."""
+    """Wait until a thread has ended, also if this is cancelled meanwhile."""
     while not call.done():
         try:
             await asyncio.wait({call})

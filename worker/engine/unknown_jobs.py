@@ -19,7 +19,7 @@ from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 
-_FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that nobody knows
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that no worker knows
 _LONGEST_DELAY_ELSEWHERE = 2.0  # seconds, where another worker knows it: each time either of the two may claim it
 _BELIEVED = 1.0  # seconds for which an answer of Redis' counts as the present
 
@@ -29,7 +29,7 @@ _Key = tuple[bytes, int]
 
 @dataclass(slots=True)
 class _Met:
-    """When this worker met a job, by the monotonic clock."""
+    """The times at which this worker met a job, by the monotonic clock."""
 
     first: float
     unknown_since: float | None = None
@@ -37,7 +37,7 @@ class _Met:
 
 
 class _Told(NamedTuple):
-    """What Redis has said of a queue, and when."""
+    """An answer of Redis about a queue, and its time."""
 
     at: float
     tasks: frozenset[str]
@@ -47,7 +47,7 @@ class UnknownJobs:
     """Decides what becomes of jobs that this worker does not know.
 
     Args:
-        unknown_for: seconds for which nobody may know a job.
+        unknown_for: seconds after which a job that no living worker knows fails.
     """
 
     def __init__(self, broker: Broker, *, unknown_for: float) -> None:
@@ -58,7 +58,7 @@ class UnknownJobs:
         self._asking = asyncio.Lock()
 
     async def judge(self, execution: Execution, outcome: Outcome) -> Outcome:
-        """What becomes of a postponed job: put back or failed if it is unknown, else as it was."""
+        """Decide the outcome of a postponed job: an unknown job is put back, or fails; others stay as they were."""
         error = outcome.error
         if not isinstance(error, UnknownTaskError | UnknownArgumentsError):
             return outcome
@@ -78,7 +78,7 @@ class UnknownJobs:
         return Outcome(OutcomeKind.POSTPONED, error=error, delay=min(max(now - met.first, _FIRST_DELAY), longest))
 
     async def _is_known_elsewhere(self, task: str, queue: str) -> bool:
-        """Whether a living worker of the queue knows the task; where nobody can tell, one may."""
+        """Whether a living worker of the queue knows the task. If Redis does not answer, one may."""
         try:
             return task in await self._announced(queue)
         except (RedisError, OSError):

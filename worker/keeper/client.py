@@ -17,7 +17,7 @@ _MOVES = 5  # from node to node of a cluster
 _CHUNK = 65536  # bytes
 
 Server = Mapping[str, Any]
-"""How to reach one server: see `worker.keeper.servers`."""
+"""The way to one server: see `worker.keeper.servers`."""
 
 
 class RefusedError(Exception):
@@ -145,7 +145,7 @@ class _Connection:
 
 def _encrypted(plain: socket.socket, server: Server) -> socket.socket:
     """As redis-py does it (redis 5.3, ``connection.py``: `_wrap_socket_with_ssl`)."""
-    import ssl  # noqa: PLC0415 - it costs five megabytes where nobody needs it
+    import ssl  # noqa: PLC0415 - it costs five megabytes, and few need it
 
     tls = server["tls"]
     context = ssl.create_default_context()

@@ -68,7 +68,7 @@ class Keeper:
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self._start_at = 0.0
         self._alone = ""
-        """Why there is none, as the log was told."""
+        """The reason why there is no keeper, as it was logged."""
 
     @property
     def pid(self) -> int | None:
@@ -143,7 +143,7 @@ class Keeper:
             self._tell(f"{type(error).__name__}: {error}")
 
     def _arguments(self) -> tuple[Path, Path, int, int, str]:
-        """Where this package is, and hiredis; the table; and for people who the process is."""
+        """The folders of this package and of hiredis, the table, and a title for process lists."""
         package, others = Path(__file__).parents[1], Path(hiredis.__file__).parents[1]
         return package, others, self._table.descriptor, self._table.size, f"keeper of {os.getpid()}"
 

@@ -24,7 +24,7 @@ from worker.keeper.client import Redis, RefusedError
 from worker.keeper.table import KeptJob, TableReader
 
 DISMISSED = b"."
-"""What a worker that ends in order says."""
+"""The message of a worker that ends in order."""
 
 _JOBS = 500  # a round trip
 _OURS = 1  # what the scripts reply of a job that the worker held
@@ -36,7 +36,7 @@ _LAST_WORDS = 1.0  # seconds that a worker has to say where it is
 
 
 class KeeperOptions(NamedTuple):
-    """What the keeper is told when it starts."""
+    """The options that a keeper gets when it starts."""
 
     worker: int
     """The worker's process."""
@@ -86,7 +86,7 @@ class Keeper:
         state = self._worker.state()
         if state in ("T", "t"):
             return
-        # Of the time in which this process was frozen, too, nobody knows whether the worker was.
+        # While this process was frozen, the worker may have been frozen or not.
         self._silent_for += min(now - silent_since, 2 * self._interval)
         jobs = self._table.jobs()
         if state and self._is_stuck(jobs, now):

@@ -1,4 +1,4 @@
-"""How the keeper reaches Redis, as data: what redis-py makes of the URL, so that both go to the same place."""
+"""The keeper's way to Redis, as data: what redis-py makes of the URL, so that both go to the same place."""
 
 from typing import Any
 

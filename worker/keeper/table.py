@@ -6,7 +6,7 @@
    anything else.
 
 A page is copied as a whole and may be changed meanwhile. The worst that comes of it is the id of one batch with the
-token of another, and Redis says of such a pair that nobody holds it.
+token of another, and Redis answers that no worker holds such a pair.
 
 All times are seconds of the monotonic clock, which is the same in all processes of a machine.
 """
@@ -37,13 +37,13 @@ class KeptJob(NamedTuple):
     """One job of the table."""
 
     queue: int
-    """Which of the worker's queues it is from."""
+    """The number of its queue, among the worker's queues."""
     token: bytes
     job_id: bytes
     until: float
-    """When its lease is to be kept no longer."""
+    """The time after which its lease is not kept any more."""
     has_begun: bool
-    """Whether its payload was read; before that nobody knows how long the job may take."""
+    """Whether its payload was read. Before that, the time limit of the job is not known."""
 
 
 class Batch:
@@ -69,7 +69,7 @@ class Batch:
 
 
 Place = tuple[Batch, int]
-"""Where a job is: its batch, and its word."""
+"""The place of a job: its batch, and its word."""
 
 
 class LeaseTable:
@@ -116,7 +116,7 @@ class LeaseTable:
         self.words[_LOOP_ALIVE] = now
 
     def leases_are_kept(self, since: float) -> None:
-        """Whatever was in the table at `since` has been renewed after it."""
+        """Record that all jobs in the table at `since` have been renewed after it."""
         self.words[_LEASES_KEPT] = since
 
     def attach(self, words: bytes) -> None:
@@ -164,18 +164,18 @@ class TableReader:
         self._descriptor = descriptor
 
     def attached(self) -> bytes:
-        """What the worker has left to be read."""
+        """The bytes that the worker has attached."""
         size = len(self._memory)
         return os.pread(self._descriptor, os.fstat(self._descriptor).st_size - size, size)
 
     @property
     def alive_at(self) -> float:
-        """When the worker was last seen alive."""
+        """The last time at which the worker was alive."""
         return max(self._words[_THREAD_ALIVE], self._words[_LOOP_ALIVE])
 
     @property
     def kept_since(self) -> float:
-        """Whatever was in the table by then has been renewed after it."""
+        """All jobs that were in the table by this time have been renewed after it."""
         return self._words[_LEASES_KEPT]
 
     def tell(self, keeper: int) -> None:
@@ -205,7 +205,7 @@ class TableReader:
 
 
 def _fitting(sizes: Sequence[int]) -> int:
-    """How many ids of these sizes fit into one page."""
+    """The number of ids of these sizes that fit into one page."""
     left = _PAGE - _FIRST * 8 - _TOKEN
     each = 8 + _LENGTH
     if len(sizes) * each + sum(sizes) <= left:

@@ -1000,7 +1000,7 @@ class TestTimeout:
         outcome = await execute(slow)
         assert watch.seconds >= 0.8
         assert (outcome.kind, type(outcome.error)) == (OutcomeKind.FAILED, TimeoutError)
-        assert seen == [f"{slow.name} was told to stop"]
+        assert seen == [f"{slow.name} was stopped"]
         assert await rows() == 0
 
     async def test_a_sync_task_past_its_timeout_cannot_commit(self, execute: Execute, rows: Count) -> None:
