@@ -1,12 +1,12 @@
 """``Claimer``: free slots -> claimed jobs.
 
 1. One round trip a queue claims as many jobs as there are free slots, the first queue first, but at most half of all
-   slots: while one half runs, the next is on its way. Slots that become free within the next turns of the loop share it.
+   slots: while one half runs, the next is on its way. Slots that are about to become free share it.
 2. Every few claims a lower queue comes first, so that a busy queue does not starve it.
-3. With nothing due the claimer sleeps until a job is queued or falls due. It also polls: stock producers send no notice.
+3. With nothing due it sleeps until a job is queued or falls due. It also polls: stock producers send no notice.
 4. While Redis is away leases end although no worker has died. After an outage heartbeats come first, so that jobs which
    still run are not claimed from their workers.
-5. Jobs whose workers have died again and again run one at a time. So the job that kills its workers does not take others
+5. Jobs whose workers have died again and again run one at a time. So one that kills its workers does not take others
    along, until they all count as poison.
 6. Claimed jobs are in the keeper's table before they start: a body that keeps the interpreter at once loses no lease.
    A claim that is answered late is renewed before its jobs start. Jobs that are lost by then go back unstarted, at no
