@@ -29,7 +29,14 @@ _READ_ONLY = "25006"
 # Too large; a NULL or a value that a constraint forbids; an error that a trigger raises.
 _REFUSED = frozenset({"54000", "23502", "23514", "P0001"})
 # Messages of asyncpg and psycopg without a code, where the driver was used directly.
-_GONE = ("connection is closed", "connection was closed", "server closed the connection", "connection is lost")
+# asyncpg cannot switch to another state where the server ended the connection between two of its messages.
+_GONE = (
+    "connection is closed",
+    "connection was closed",
+    "server closed the connection",
+    "connection is lost",
+    "cannot switch to state",
+)
 # SQLite's messages for a lock that another connection holds.
 _SQLITE_BUSY = ("database is locked", "database table is locked")
 

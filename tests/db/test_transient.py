@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
@@ -41,6 +42,13 @@ class TestIsRefused:
         with pytest.raises(DBAPIError) as caught:
             await insert(chosen, "a")
         assert not is_refused(caught.value)
+
+
+def test_connection_ended_between_two_messages_of_the_driver_is_lost() -> None:
+    """asyncpg says so if the server ended the connection where it had begun an operation, COPY for example."""
+    error = asyncpg.InternalClientError("cannot switch to state 21; another operation (2) is in progress")
+    assert transient(error) is Transient.LOST
+    assert transient(asyncpg.InternalClientError("no such codec")) is None
 
 
 def test_group_is_ended_if_a_member_ended_its_connection() -> None:

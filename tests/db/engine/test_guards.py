@@ -529,7 +529,7 @@ async def test_terminated_connection_noticed_by_the_driver_is_transient(
 ) -> None:
     """A7: the same where the driver, used directly, is the first to notice."""
     database: db.Database[Any] = db.Database(as_url(make_url(database_url), driver))
-    with pytest.raises(Exception, match=r"closed|terminat|lost") as lost:
+    with pytest.raises(Exception, match=r"closed|terminat|lost|cannot switch to state") as lost:
         async with db.scope():
             connection = await (await db.session(database)).connection()
             driver_connection: Any = (await connection.get_raw_connection()).driver_connection
