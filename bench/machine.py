@@ -63,7 +63,7 @@ class Disturbances:
 
 
 def stolen(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
-    """Which part of the time between two of `psutil.cpu_times` was stolen; None where that is not counted."""
+    """The stolen part of the time between two of `psutil.cpu_times`; None where the system does not count it."""
     if "steal" not in before:
         return None
     passed = {name: after[name] - before[name] for name in before}

@@ -19,7 +19,7 @@ from db.engine.effects import Effect
 logger = logging.getLogger("db")
 
 Reset = Literal["changed", "always", "never"]
-"""Which connections are reset when they are returned to the pool."""
+"""The connections that are reset when they are returned to the pool."""
 
 _EFFECTS = "db.engine.effects"
 _RESETTING = "db.resetting"

@@ -69,7 +69,7 @@ class Relay:
         if published := await self._sweep(lost):
             logger.warning("Redis had lost %d pending jobs of %s, and has them again", published, ", ".join(lost))
         for name, epoch in begun.items():
-            # Only now: whoever dies in between leaves an epoch that nobody trusts. Nor does one that Redis has lost
+            # Only now: a relay that dies in between leaves an epoch that is not trusted. Nor does one that Redis has lost
             # meanwhile count, with what was published in it.
             if await self._epochs.complete(name, epoch):
                 self._trusted[name] = epoch

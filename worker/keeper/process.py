@@ -232,7 +232,7 @@ def _say(text: str) -> None:
 
 def main(descriptor: int, size: int) -> None:
     """Keep the table in this memory, by the terms that are attached to it."""
-    # Signals of the terminal, and of whoever ends a group or a container, are the worker's: the keeper ends with it.
+    # Signals of a terminal, or to a whole group or container, are the worker's. The keeper ends with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     table = TableReader(descriptor, size)

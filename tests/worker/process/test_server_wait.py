@@ -1,4 +1,4 @@
-"""Which errors of a server a start waits out, and which end it at once."""
+"""Errors of a server that a start waits out, and errors that end it at once."""
 
 import logging
 import time
