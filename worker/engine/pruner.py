@@ -1,8 +1,8 @@
 """``Pruner``: rows of jobs that have long been over -> gone.
 
-A few at a time, in short transactions with pauses between them, so that other work does not notice. Fewer at a time where rows are so
-large that the database ends the statement, as it takes too long. Any number of workers do it, each leaving the rows to
-the others that they are at.
+It deletes a few rows at a time, in short transactions with pauses between them, so that other work does not notice. It
+deletes fewer if the rows are so large that the database ends the statement. Any number of workers prune: each passes
+over the rows that another one is deleting.
 """
 
 import asyncio

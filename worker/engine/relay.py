@@ -69,8 +69,8 @@ class Relay:
         if published := await self._sweep(lost):
             logger.warning("Redis had lost %d pending jobs of %s, and has them again", published, ", ".join(lost))
         for name, epoch in begun.items():
-            # Only now: a relay that dies in between leaves an epoch that is not trusted. Nor does one that Redis has lost
-            # meanwhile count, with what was published in it.
+            # Only now: a relay that dies in between leaves an epoch that is not trusted. An epoch that Redis has lost
+            # meanwhile does not count either, as the jobs that were published in it are lost, too.
             if await self._epochs.complete(name, epoch):
                 self._trusted[name] = epoch
 
