@@ -1,15 +1,14 @@
-"""``LedgerCompleter``: outcomes -> ledger, in batches, before Redis hears of them.
+"""``LedgerCompleter``: write outcomes to the ledger, in batches, before they go to Redis.
 
 1. A job that fails for good is kept, with its payload and traceback, until it is retried or discarded.
-2. A job that was enqueued in a transaction has a pending row, and each of its ends makes that row final.
-3. What the ledger knows to have ended otherwise, in another attempt, has ended as it says.
-4. All other outcomes, and those that the job's own transaction has written, go straight to the broker completer.
+2. A job that was enqueued in a transaction has a pending row. Every final outcome makes that row final.
+3. If another attempt has made the row final with another state, the ledger's outcome replaces the new one.
+4. All other outcomes, and outcomes that the job's own transaction has written, go straight to the broker completer.
 
-An outcome stays here, and its lease stays held, until the ledger has taken it. One that cannot be written goes to the
-end of the line, so that the others need not wait for it. If the database can never hold its row (its id has a NUL,
-say), or refuses it again and again while it takes others, only Redis gets the outcome. A pending row is then made
-final without the parts that may be too large: the relay publishes each row that stays pending, and the job would run
-again.
+An outcome waits here, and its lease is kept, until its row is written. An outcome whose write fails goes to the end of
+the queue, so that it does not block the others. If the database can never hold its row (its id has a NUL, say), or
+refuses the row repeatedly while it takes others, only Redis gets the outcome. A pending row is then made final without
+the parts that may be too large: the relay publishes each row that stays pending, and the job would run again.
 """
 
 import asyncio
@@ -34,10 +33,10 @@ logger = logging.getLogger("worker")
 
 _FAILED = OutcomeKind.FAILED
 _BATCH = 200  # outcomes a transaction
-# Bytes a transaction. asyncpg sends so much of many rows at once; with more it may wait while it sends, and lose the
-# cancellation of a statement that waits for a lock. What is larger goes alone, and then it does not.
+# Bytes a transaction. asyncpg sends up to this size of many rows at once. With more it may wait while it sends, and
+# lose the cancellation of a statement that waits for a lock. A larger row is written alone, which avoids this.
 _BATCH_BYTES = 64 * 1024
-_HOPELESS = 5  # failures of one outcome, after each of which others were written
+_MAX_FAILURES = 5  # of one outcome, each followed by the writes of others
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +45,7 @@ class _Waiting:
 
     execution: Execution
     outcome: Outcome
-    ending: FinalRow
+    row: FinalRow
     failures: int = 0
     """Failures after each of which other outcomes were written."""
     written_before: int = 0
@@ -54,10 +53,10 @@ class _Waiting:
 
 
 class LedgerCompleter:
-    """Writes the outcomes of executions to the ledger, and hands them on to the broker completer.
+    """Writes the outcomes of executions to the ledger, and then passes them to the broker completer.
 
     Args:
-        ledger: None: there is none, and all go straight to the broker completer.
+        ledger: None means that there is no ledger, and all outcomes go straight to the broker completer.
     """
 
     def __init__(self, ledger: Ledger | None, broker_completer: BrokerCompleter) -> None:
@@ -65,147 +64,151 @@ class LedgerCompleter:
         self._broker_completer = broker_completer
         self._waiting: deque[_Waiting] = deque()
         self._written = self._written_before_failure = 0
-        self._moved_at = 0.0
-        self._something = asyncio.Event()
-        self._nothing = asyncio.Event()
-        self._nothing.set()
+        self._last_progress = 0.0
+        self._has_work = asyncio.Event()
+        self._is_flushed = asyncio.Event()
+        self._is_flushed.set()
 
     def complete(self, execution: Execution, outcome: Outcome) -> None:
-        """Take an outcome. It is written soon, together with others."""
-        ending = None if self._ledger is None or outcome.in_ledger else _ending(execution, outcome)
-        if ending is None:
+        """Queue an outcome to be written, together with others."""
+        row = None if self._ledger is None or outcome.in_ledger else _final_row(execution, outcome)
+        if row is None:
             self._broker_completer.complete(execution, outcome)
             return
         execution.phase = Phase.FINISHING
         if not self._waiting:
-            self._moved_at = time.monotonic()
-        self._waiting.append(_Waiting(execution, outcome, ending))
-        self._nothing.clear()
-        self._something.set()
+            self._last_progress = time.monotonic()
+        self._waiting.append(_Waiting(execution, outcome, row))
+        self._is_flushed.clear()
+        self._has_work.set()
 
     async def run(self) -> None:
-        """Write outcomes as they come. A write that fails is repeated by the next run."""
+        """Write queued outcomes, for ever. A write that fails is repeated by the next run."""
         while True:
-            await self._something.wait()
+            await self._has_work.wait()
             while self._waiting:
                 await self._write(self._first())
-            self._something.clear()
-            self._nothing.set()
+            self._has_work.clear()
+            self._is_flushed.set()
 
     async def flushed(self) -> None:
-        """Wait until the ledger, and then Redis, has taken every outcome."""
-        await self._nothing.wait()
+        """Wait until every outcome is written to the ledger and to Redis."""
+        await self._is_flushed.wait()
         await self._broker_completer.flushed()
 
     @property
     def standstill(self) -> float:
-        """Seconds for which outcomes have waited, and none of them was written."""
-        return time.monotonic() - self._moved_at if self._waiting else 0.0
+        """Seconds for which outcomes have waited without any being written; 0 if none waits."""
+        return time.monotonic() - self._last_progress if self._waiting else 0.0
 
     def _first(self) -> list[_Waiting]:
-        """As many as one transaction may write."""
-        return next(batches(self._waiting, lambda entry: entry.ending.size, most=_BATCH, most_bytes=_BATCH_BYTES))
+        """The oldest outcomes, as many as one transaction may write."""
+        return next(batches(self._waiting, lambda entry: entry.row.size, most=_BATCH, most_bytes=_BATCH_BYTES))
 
     async def _write(self, batch: list[_Waiting]) -> None:
-        """Settle a batch in one transaction; where one of its rows is in the way, each in its own."""
-        assert self._ledger is not None  # noqa: S101 - otherwise nothing waits
+        """Write a batch in one transaction. If that fails because of a row, write each row alone."""
+        assert self._ledger is not None  # noqa: S101 - without a ledger, nothing is queued
         try:
-            standing = await self._ledger.complete([entry.ending for entry in batch])
+            stored_results = await self._ledger.complete([entry.row for entry in batch])
         except Exception as error:
-            if len(batch) > 1 and not _is_away(error):
+            if len(batch) > 1 and not _is_server_error(error):
                 for entry in batch:
                     await self._write([entry])
                 return
             if len(batch) == 1 and self._is_unwritable(batch[0], error):
                 self._give_up(batch[0], error)
                 return
-            if self._put_off(batch) and not _is_away(error):
+            if self._move_to_end(batch) and not _is_server_error(error):
                 return
             raise
-        self._moved_at = time.monotonic()
+        self._last_progress = time.monotonic()
         self._written += len(batch)
-        for entry, known in zip(batch, standing, strict=True):
+        for entry, stored in zip(batch, stored_results, strict=True):
             self._waiting.remove(entry)
-            before = None if known.state is entry.ending.state else outcome_of(known)
-            if before is not None:
-                logger.info("%s: another attempt of it was completed before: %s", entry.execution.job_id, known.state)
-            self._broker_completer.complete(entry.execution, before or entry.outcome)
+            earlier = None if stored.state is entry.row.state else outcome_of(stored)
+            if earlier is not None:
+                logger.info("job %s: another attempt was completed first: %s", entry.execution.job_id, stored.state)
+            self._broker_completer.complete(entry.execution, earlier or entry.outcome)
 
-    def _put_off(self, batch: list[_Waiting]) -> bool:
-        """Let others come first; whether any was written since the last failure."""
+    def _move_to_end(self, batch: list[_Waiting]) -> bool:
+        """Move a batch to the end of the queue. Return whether any outcome was written since the last failure."""
         for entry in batch:
             self._waiting.remove(entry)
             self._waiting.append(entry)
-        others_move = self._written > self._written_before_failure
+        others_were_written = self._written > self._written_before_failure
         self._written_before_failure = self._written
-        return others_move
+        return others_were_written
 
     def _is_unwritable(self, entry: _Waiting, error: Exception) -> bool:
-        """Whether the ledger will never take it.
+        """Whether the ledger is considered unable to take this row.
 
-        A row that another attempt holds is about to be made final by that, and a small one does not lose a connection.
+        Two failures do not count: another attempt holds the row (it will make the row final itself), and a lost
+        connection under a small row (the row cannot have caused it).
         """
         if is_refused(error):
             return True
-        is_small = entry.ending.size <= _BATCH_BYTES
-        if not isinstance(error, LedgerBusyError) and not (is_small and _is_away(error)):
+        is_small = entry.row.size <= _BATCH_BYTES
+        if not isinstance(error, LedgerBusyError) and not (is_small and _is_server_error(error)):
             entry.failures += self._written > entry.written_before
             entry.written_before = self._written
-        return entry.failures >= _HOPELESS
+        return entry.failures >= _MAX_FAILURES
 
-    def _give_up(self, entry: _Waiting, refused: Exception) -> None:
-        """Give up on a row that cannot be written. Its outcome is in Redis and in the log."""
-        why = getattr(refused, "orig", refused)
-        logger.error("%s: the ledger cannot keep what became of it: %s", entry.execution.job_id, why)
-        if _is_pending(entry.execution) and entry.ending != (bare := _bare(entry.ending)):
-            entry.ending, entry.failures = bare, 0
+    def _give_up(self, entry: _Waiting, error: Exception) -> None:
+        """Give up on a row that cannot be written: first on its large parts, then on all of it.
+
+        The outcome is still written to Redis and to the log.
+        """
+        why = getattr(error, "orig", error)
+        logger.error("job %s: the ledger cannot store its outcome: %s", entry.execution.job_id, why)
+        if _is_pending(entry.execution) and entry.row != (small := _without_large_parts(entry.row)):
+            entry.row, entry.failures = small, 0
             return
         self._waiting.remove(entry)
         self._broker_completer.complete(entry.execution, entry.outcome)
 
 
-def _ending(execution: Execution, outcome: Outcome) -> FinalRow | None:
-    """The row that says how the job has ended; None where none is wanted."""
+def _final_row(execution: Execution, outcome: Outcome) -> FinalRow | None:
+    """The ledger row of a job that is over; None if the ledger needs no row for this outcome."""
     message, state = execution.message, RECORDING[outcome.kind].state
     if state is None or not execution.is_read or not (message.in_ledger or outcome.kind is _FAILED):
         return None
-    ending = FinalRow(
+    row = FinalRow(
         message.job_id,
         message.enqueued_at,
-        _storable(message.task),
+        _escape_nul(message.task),
         execution.queue,
         state,
         tries=execution.claim.tries + 1,
         started_at=execution.started_at,
     )
     if outcome.error is None:
-        return ending._replace(result=outcome.result)
+        return row._replace(result=outcome.result)
     data = error_data(outcome.error)
     traceback = data.pop("traceback", None)
-    return ending._replace(
+    return row._replace(
         payload=execution.claim.payload,
         result=serialize(data),
-        error=_storable(f"{data['type']}: {data['message']}"),
-        traceback=traceback and _storable(traceback),
+        error=_escape_nul(f"{data['type']}: {data['message']}"),
+        traceback=traceback and _escape_nul(traceback),
     )
 
 
 def _is_pending(execution: Execution) -> bool:
-    """Whether the ledger has had a row for it since it was enqueued."""
+    """Whether the job has had a ledger row since it was enqueued."""
     return execution.message.in_ledger
 
 
-def _bare(ending: FinalRow) -> FinalRow:
+def _without_large_parts(row: FinalRow) -> FinalRow:
     """The row without its large parts; a pending row has its payload already."""
-    result = None if ending.state is State.DONE else ending.result
-    return ending._replace(payload=None, result=result, traceback=None)
+    result = None if row.state is State.DONE else row.result
+    return row._replace(payload=None, result=result, traceback=None)
 
 
-def _storable(text: str) -> str:
-    """PostgreSQL's texts cannot hold NUL."""
+def _escape_nul(text: str) -> str:
+    """Replace NUL characters, which PostgreSQL's texts cannot hold."""
     return text.replace("\0", "\\x00")
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether it is the database that is in trouble, and not one of the rows."""
+def _is_server_error(error: Exception) -> bool:
+    """Whether the database failed, and not one of the rows."""
     return transient(error) is not None or isinstance(error, OSError)

@@ -1,4 +1,4 @@
-"""``Limits``: what a task's jobs may take, worked out once, when the worker starts."""
+"""``Limits``: the limits of a task's jobs, worked out once, when the worker starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ class Limits:
     keep_result: int
     """Milliseconds that the result is kept."""
     lease: float
-    """Seconds for which the lease of an attempt is kept: its timeout, and the time that its body needs to be cancelled
-    and rolled back, or that it waits until it runs again."""
+    """Seconds for which the lease of an attempt is kept.
+
+    The timeout, plus the longer of two times: to cancel and roll back the body, or to wait before a rerun.
+    """
 
     @classmethod
     def of(cls, task: Task[..., Any], config: Config) -> "Limits":
@@ -36,10 +38,10 @@ class Limits:
         )
 
     @classmethod
-    def of_unknown(cls, config: Config, known: Mapping[str, "Limits"]) -> "Limits":
-        """The limits of a job whose task is not known, or not known yet: its lease is kept as long as any."""
+    def of_unknown(cls, config: Config, limits: Mapping[str, "Limits"]) -> "Limits":
+        """The limits of a job whose task is unknown, or not read yet. Its lease is the longest of all tasks'."""
         default = cls._made(config.job_timeout, config.max_tries, config.keep_result, config)
-        longest = max((limits.lease for limits in known.values()), default=config.grace)
+        longest = max((each.lease for each in limits.values()), default=config.grace)
         return cls(default.timeout, default.max_tries, default.keep_result, longest)
 
     @classmethod
@@ -53,5 +55,5 @@ def limits_of(tasks: Mapping[str, Task[..., Any]], config: Config) -> dict[str, 
 
 
 def milliseconds(seconds: float) -> int:
-    """Seconds as Redis takes them; it knows no longer time than `LONGEST`."""
+    """Convert seconds to milliseconds for Redis, at most `LONGEST`."""
     return round(min(seconds, LONGEST) * 1000)

@@ -25,12 +25,12 @@ class Loops:
         self._ending: set[str] = set()
 
     def start(self, name: str, loop: Loop) -> None:
-        """Start a loop. It runs until it returns, or is ended, or fails too often."""
+        """Start a loop. It runs until it returns, is ended, or fails too often."""
         supervised = supervise(name, loop.run, trouble=self._trouble, is_ending=lambda: name in self._ending)
         self._tasks[name] = asyncio.create_task(supervised, name=name)
 
     async def failed(self) -> EngineError:
-        """Wait until a loop has failed for good; why."""
+        """Wait until a loop has failed for good, and return its error."""
         while True:
             ended, _ = await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
             for task in ended:
@@ -44,7 +44,7 @@ class Loops:
             await asyncio.wait({self._tasks[name]}, timeout=within)
 
     async def end(self, *names: str) -> None:
-        """End these loops, or all of them. A cancellation without this word is not the engine's, and they go on."""
+        """End these loops, or all if none is named. Any other cancellation counts as a loop's failure."""
         ending = names or tuple(self._tasks)
         self._ending.update(ending)
         await cancel_tasks([self._tasks[name] for name in ending if name in self._tasks])

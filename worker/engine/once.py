@@ -1,10 +1,10 @@
-"""``Once``: what keeps a job's effects in the database from happening twice.
+"""``Once``: commit a job's effects in the database only once.
 
-1. A job that has touched the database sets its ledger row done, as its transaction's last statement: effects and row
-   are committed as one. Where the row is final already, another attempt was first, and this one is rolled back.
+1. A job that has touched the database sets its ledger row done as the last statement of its transaction. Effects and
+   row are committed together. If the row is final already, another attempt was first, and this attempt is rolled back.
 2. If the connection is lost in the COMMIT, the ledger is asked on another connection whether the COMMIT happened.
-3. A read-only transaction has no effects: it writes no row. The job is completed as one without a database.
-4. A job that was started before may have committed before its worker died: the ledger is asked first.
+3. A read-only transaction has no effects, so it writes no row. The job is completed like a job without a database.
+4. A job that was started before may have committed before its worker died. So the ledger is asked first.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from worker.ledger import FinalRow, Ledger, NothingWrittenError, State, StoredRe
 
 logger = logging.getLogger("worker")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between two questions about a COMMIT
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between two queries about a COMMIT
 
 
 class CompletedBeforeError(Exception):
-    """Another attempt has completed this job; what this one did is to be rolled back."""
+    """Another attempt has completed this job; this attempt must be rolled back."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome)
@@ -47,7 +47,7 @@ class Attempt:
         """Write the job's row in the attempt's own transaction. Only the COMMIT may follow.
 
         Raises:
-            SettledBeforeError: another attempt was first.
+            CompletedBeforeError: another attempt was first.
             LedgerBusyError: another attempt's transaction may be first.
         """
 
@@ -57,7 +57,7 @@ class Attempt:
 
 
 class Once:
-    """Makes attempts whose effects happen once."""
+    """Creates attempts whose effects are committed once."""
 
     def __init__(self, ledger: Ledger | None) -> None:
         self._ledger = ledger
@@ -70,7 +70,7 @@ class Once:
 
 
 class _OnceAttempt(Attempt):
-    """One attempt of a job whose effects happen once."""
+    """One attempt of a job whose effects are committed once."""
 
     def __init__(self, ledger: Ledger, execution: Execution) -> None:
         self._ledger = ledger
@@ -80,8 +80,8 @@ class _OnceAttempt(Attempt):
     async def completed_before(self) -> Outcome | None:
         self._execution.keep_lease()
         message = self._execution.message
-        known = await self._ledger.look_up(message.job_id, message.enqueued_at)
-        return None if known is None else outcome_of(known)
+        stored = await self._ledger.look_up(message.job_id, message.enqueued_at)
+        return None if stored is None else outcome_of(stored)
 
     async def complete(self, work: Scope, result: bytes) -> None:
         if work.is_unused:
@@ -92,42 +92,45 @@ class _OnceAttempt(Attempt):
         self._result = result
         session = await work.session(_database_of_effects(work))
         try:
-            known = await self._ledger.mark_done(session, self._ending)
+            stored = await self._ledger.mark_done(session, self._final_row)
         except NothingWrittenError:
             return
-        earlier = None if known is None else outcome_of(known)
+        earlier = None if stored is None else outcome_of(stored)
         if earlier is not None:
             raise CompletedBeforeError(earlier)
         self.is_completed = True
 
     async def resolve_commit(self) -> Outcome | None:
-        logger.warning("%s: the connection was lost in the COMMIT; the ledger is asked", self._execution.job_id)
+        logger.warning(
+            "job %s: the connection was lost in the COMMIT; asking the ledger whether it happened",
+            self._execution.job_id,
+        )
         while True:
             try:
-                return await self._answer()
+                return await self._poll_ledger()
             except asyncio.CancelledError as cancellation:
                 stop = self._execution.cancelled_as
-                # An abort comes too late for what may be committed, and so does a cancellation of the body's own.
+                # An abort, or a cancellation by the task's own code, is too late: the attempt may be committed.
                 if stop is not None and stop is not OutcomeKind.ABORTED:
                     return Outcome(stop, error=cancellation)  # the next attempt asks the ledger, too
 
-    async def _answer(self) -> Outcome | None:
-        """Ask until the database says what became of the COMMIT."""
+    async def _poll_ledger(self) -> Outcome | None:
+        """Ask the ledger until it answers whether the COMMIT happened."""
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             self._execution.keep_lease()
             try:
-                known = await self._ledger.was_done(self._ending)
-            except Exception as unknown:
-                if transient(unknown) is None and not isinstance(unknown, LedgerBusyError | TimeoutError):
+                stored = await self._ledger.was_done(self._final_row)
+            except Exception as error:
+                if transient(error) is None and not isinstance(error, LedgerBusyError | TimeoutError):
                     raise
                 await asyncio.sleep(backoff.next())
             else:
-                return None if known is None else _as_own(outcome_of(known))
+                return None if stored is None else _confirmed(outcome_of(stored))
 
     @property
-    def _ending(self) -> FinalRow:
-        """The row of an attempt that is done."""
+    def _final_row(self) -> FinalRow:
+        """The ledger row of this attempt, as done."""
         execution, message = self._execution, self._execution.message
         return FinalRow(
             message.job_id,
@@ -142,9 +145,10 @@ class _OnceAttempt(Attempt):
 
 
 def _database_of_effects(work: Scope) -> Database[Any]:
-    """The default database, through the driver whose transaction has the effects; of two of them the last to commit.
+    """The default database, through the driver whose transaction has the effects. With two, the one that commits last.
 
-    A plain function's `Session` is another connection than the `AsyncSession`: a row there would not be one with them.
+    A plain function's `Session` uses another connection than the `AsyncSession`. The row must be on the connection that
+    has the effects, to be committed with them.
     """
     default = default_database()
     begun = [
@@ -155,13 +159,13 @@ def _database_of_effects(work: Scope) -> Database[Any]:
     return begun[-1] if begun else default
 
 
-def outcome_of(known: StoredResult) -> Outcome | None:
+def outcome_of(stored: StoredResult) -> Outcome | None:
     """The outcome of a job that is over; None for a job that is to run."""
-    match known.state:
+    match stored.state:
         case State.DONE:
-            return Outcome(OutcomeKind.DUPLICATE, result=known.result or b"null", in_ledger=True)
+            return Outcome(OutcomeKind.DUPLICATE, result=stored.result or b"null", in_ledger=True)
         case State.ABORTED | State.DISCARDED:
-            return Outcome(OutcomeKind.ABORTED, error=asyncio.CancelledError(f"it was {known.state}"), in_ledger=True)
+            return Outcome(OutcomeKind.ABORTED, error=asyncio.CancelledError(f"job was {stored.state}"), in_ledger=True)
         case State.EXPIRED:
             error = JobExpiredError("job expired: it waited longer than it may")
             return Outcome(OutcomeKind.EXPIRED, error=error, in_ledger=True)
@@ -169,8 +173,8 @@ def outcome_of(known: StoredResult) -> Outcome | None:
             return None
 
 
-def _as_own(outcome: Outcome | None) -> Outcome | None:
-    """The outcome of this very attempt, which the ledger has confirmed."""
+def _confirmed(outcome: Outcome | None) -> Outcome | None:
+    """The outcome of this attempt, as the ledger confirmed it."""
     if outcome is not None and outcome.kind is OutcomeKind.DUPLICATE:
         return Outcome(OutcomeKind.COMPLETED, result=outcome.result, in_ledger=True)
     return outcome

@@ -141,7 +141,7 @@ class TestRowsThatTheDatabaseRefuses:
                     await failing.result(timeout=30)
             await worker_.idle()
         assert (await row(kept.job_id))["state"] == "failed"
-        assert "the ledger cannot keep what became of it" in caplog.text
+        assert "the ledger cannot store its outcome" in caplog.text
 
     async def test_a_task_name_that_the_database_cannot_store_is_escaped(
         self, start: StartWorker, broker: Broker, ledger: Ledger
@@ -169,7 +169,7 @@ class TestRowsThatTheDatabaseRefuses:
             await eventually(odd_one_has_ended)
             await worker_.idle()
         assert [(await row(job.job_id)).get("state") for job in (odd, *kept)] == [None, *["failed"] * len(kept)]
-        assert "odd: the ledger cannot keep what became of it" in caplog.text
+        assert "job odd: the ledger cannot store its outcome" in caplog.text
 
     @pytest.mark.parametrize("obstacle", [NO_ODD_ONES, NO_ODD_TRIGGER], ids=["constraint", "trigger"])
     async def test_a_refused_row_on_an_idle_queue_fails_its_job_and_not_the_worker(

@@ -730,7 +730,7 @@ class TestLostCommit:
         assert (outcome.kind, outcome.result, outcome.in_ledger) == (OutcomeKind.COMPLETED, b'"done"', True)
         assert await rows() == 1
         assert len(runs) == (2 if when == "before" else 1)
-        assert "the connection was lost in the COMMIT; the ledger is asked" in caplog.text
+        assert "the connection was lost in the COMMIT; asking the ledger whether it happened" in caplog.text
 
     @pytest.mark.parametrize("when", ["before", "after"])
     async def test_a_connection_lost_in_the_commit_of_a_sync_task_leaves_one_effect(
