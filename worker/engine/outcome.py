@@ -2,9 +2,9 @@
 
 1. The outcome is what the database says: an exception that arrives after the COMMIT changes nothing.
 2. `Retry`, and the exceptions in `retry_on`, run the job again while tries are left; all others are final.
-3. The database's transient errors run it again in a new session without costing a try (`Rerun`); those that go on count
-   as one.
-4. An exception group is asked member by member: one that is final makes it final; else the longest wait counts.
+3. The database's transient errors run the job again in a new session at no cost (`Rerun`). An error that persists
+   costs one try.
+4. Each member of an exception group is judged. One final member makes the group final; else the longest wait counts.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 _BACKOFF = Backoff(1.0, 300.0, jitter=(0.75, 1.25))  # seconds
-_LATER = 1.0  # seconds until a job runs that could not begin now
+_LATER = 1.0  # seconds until a job that could not begin now is due again
 
 
 class OutcomeKind(Enum):
@@ -30,13 +30,13 @@ class OutcomeKind(Enum):
 
     COMPLETED = "completed"
     DUPLICATE = "duplicate"
-    """The ledger knew it had completed before."""
+    """The ledger says that an earlier attempt completed it."""
     RETRIED = "retried"
     FAILED = "failed"
     ABORTED = "aborted"
     EXPIRED = "expired"
     INTERRUPTED = "interrupted"
-    """By a shutdown: back to its place in the queue."""
+    """A shutdown stopped it; it goes back to its place in the queue."""
     POSTPONED = "postponed"
     """The job cannot run now (this worker does not know its task yet, say). It is due again later, at no cost."""
     ABANDONED = "abandoned"
@@ -45,8 +45,8 @@ class OutcomeKind(Enum):
     __hash__ = object.__hash__  # an enum's own is slow, and each job's kind is looked up several times
 
 
-# CPython 3.11 takes 100 ns to read an enum's member, and 7 to read a global. So the members that matter for each job
-# stand in globals, here and in other modules.
+# CPython 3.11 takes 100 ns to read an enum's member, and 7 ns to read a global. So the members that every job needs are
+# globals, here and in other modules.
 _COMPLETED = OutcomeKind.COMPLETED
 
 
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
     delay: float = 0.0
     """Seconds until the next attempt, for `RETRIED` and `POSTPONED`."""
     in_ledger: bool = False
-    """Whether the ledger knows of it already, from the job's own transaction or from an earlier attempt's."""
+    """Whether the ledger has it already, from the transaction of this attempt or of an earlier one."""
 
     @classmethod
     def completed(cls, result: bytes, *, in_ledger: bool = False) -> "Outcome":
@@ -74,7 +74,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """Not an outcome yet: the database asks for another try of the same attempt."""
+    """No outcome yet: a transient error of the database, after which the same attempt may run again."""
 
     why: Transient
     error: BaseException
@@ -87,11 +87,11 @@ def judge(error: BaseException, task: Task[..., object], *, tries: int, max_trie
         return Outcome.failed(error)
     members = [*_members(error)]
     why = transient(error)
-    if why is not None and not any(map(_is_request, members)):
+    if why is not None and not any(map(_is_retry, members)):
         return Rerun(why, error)
-    if all(_is_request(member) or transient(member) is not None for member in members):
+    if all(_is_retry(member) or transient(member) is not None for member in members):
         error = _exhausted(error, tries)
-    return _again(error, tries, max_tries, wait)
+    return _retry_or_fail(error, tries, max_tries, wait)
 
 
 def judge_outside_body(
@@ -100,12 +100,12 @@ def judge_outside_body(
     """The outcome of a job that ended with `error` before its body began, or after it.
 
     Args:
-        cancelled_as: the outcome that the engine's own cancellation asks for.
+        cancelled_as: the outcome that the engine set when it cancelled the job; None if it did not.
         is_read: whether the job's message was read.
     """
     if isinstance(error, asyncio.CancelledError) and cancelled_as is not None:
         return Outcome(cancelled_as, error=error)
-    # Another job's code has cancelled all that it found, or the database is away: this job has not begun.
+    # Another job's code cancelled this asyncio task, or the database is away. This job has not begun.
     if isinstance(error, asyncio.CancelledError) or (not is_read and transient(error) is not None):
         return Outcome(OutcomeKind.POSTPONED, error=error, delay=_LATER)
     logger.error("internal error while handling job %s; the job is marked failed", job_id, exc_info=error)
@@ -113,8 +113,8 @@ def judge_outside_body(
 
 
 def count_as_try(rerun: Rerun, *, tries: int, max_tries: int) -> Outcome:
-    """The outcome of trouble that did not go away by running again at once."""
-    return _again(rerun.error, tries, max_tries, backoff(tries))
+    """The outcome of a transient error that persisted through all reruns; it costs a try."""
+    return _retry_or_fail(rerun.error, tries, max_tries, backoff(tries))
 
 
 def backoff(tries: int) -> float:
@@ -122,37 +122,37 @@ def backoff(tries: int) -> float:
     return _BACKOFF.after(tries)
 
 
-def _again(error: BaseException, tries: int, max_tries: int, delay: float) -> Outcome:
+def _retry_or_fail(error: BaseException, tries: int, max_tries: int, delay: float) -> Outcome:
     if tries + 1 >= max_tries:
         return Outcome.failed(error)
     return Outcome(OutcomeKind.RETRIED, error=error, delay=delay)
 
 
-def _asked_for(error: BaseException) -> float | None:
-    """Seconds to wait, if the task asked to be run again; None if it did not."""
+def _requested_delay(error: BaseException) -> float | None:
+    """Seconds to wait if the task raised `Retry`; None if it did not."""
     if isinstance(error, Retry):
         return error.defer
-    # arq's own, known by its name, as this package does not import arq: a task written for arq imports it from there.
+    # arq's `Retry`, which tasks written for arq raise. It is known by its name, as this package does not import arq.
     if any(kind.__module__ == "arq.worker" and kind.__name__ == "Retry" for kind in type(error).__mro__):
         return float(getattr(error, "defer_score", None) or 0) / 1000
     return None
 
 
-def _is_request(error: BaseException) -> bool:
-    return _asked_for(error) is not None
+def _is_retry(error: BaseException) -> bool:
+    return _requested_delay(error) is not None
 
 
-def _exhausted(asked: BaseException, tries: int) -> TriesExhaustedError:
+def _exhausted(cause: BaseException, tries: int) -> TriesExhaustedError:
     error = TriesExhaustedError(
-        f"gave up after {tries + 1} tries: it asked for one more than @task(max_tries=...) allows"
+        f"gave up after {tries + 1} tries: the task raised Retry, but @task(max_tries=...) allows no more"
     )
-    error.__cause__ = asked
+    error.__cause__ = cause
     return error
 
 
 def _wait(error: BaseException, retry_on: tuple[type[Exception], ...], tries: int) -> float | None:
-    """Seconds until an attempt that ended with `error` may run again; None where that is final."""
-    defer = _asked_for(error)
+    """Seconds until an attempt that ended with `error` may run again; None if the error is final."""
+    defer = _requested_delay(error)
     if defer is not None:
         return defer
     if isinstance(error, BaseExceptionGroup):
@@ -166,7 +166,7 @@ def _wait(error: BaseException, retry_on: tuple[type[Exception], ...], tries: in
 
 
 def _members(error: BaseException) -> Iterator[BaseException]:
-    """The members of a group, also of groups in it; of any other error itself."""
+    """The members of an exception group, nested groups included; for any other error, the error itself."""
     if isinstance(error, BaseExceptionGroup):
         for member in error.exceptions:
             yield from _members(member)

@@ -1,4 +1,4 @@
-"""``PayloadRecovery``: what the ledger knows of a claimed job whose payload is lost in Redis, or cannot be read."""
+"""``PayloadRecovery``: read a claimed job from the ledger if Redis has lost its payload, or it cannot be read."""
 
 from sqlalchemy.exc import DBAPIError
 
@@ -9,17 +9,17 @@ from worker.message import Message
 
 
 class PayloadRecovery:
-    """Recovers payloads.
+    """Recovers payloads from the ledger.
 
     Args:
-        ledger: None: there is none, and nothing is recovered.
+        ledger: None means that there is no ledger, and nothing is recovered.
     """
 
     def __init__(self, ledger: Ledger | None) -> None:
         self._ledger = ledger
 
     async def recover(self, execution: Execution) -> None:
-        """Give the job the payload that the ledger has, unless the job has expired.
+        """Set the payload from the job's pending row, unless the job has expired.
 
         Raises:
             DBAPIError, OSError: the database is away.
@@ -31,9 +31,7 @@ class PayloadRecovery:
             execution.claim = execution.claim._replace(payload=row.payload)
 
     async def identify(self, execution: Execution) -> None:
-        """Give a job that cannot be read the part of its message that its pending row has.
-
-        So the job's outcome makes that row final.
+        """Set the message of an unreadable job from its pending row, so that the job's outcome makes that row final.
 
         Raises:
             DBAPIError, OSError: the database is away.

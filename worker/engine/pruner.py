@@ -1,8 +1,8 @@
-"""``Pruner``: rows of jobs that have long been over -> gone.
+"""``Pruner``: delete the rows of jobs that ended long ago.
 
-It deletes a few rows at a time, in short transactions with pauses between them, so that other work does not notice. It
-deletes fewer if the rows are so large that the database ends the statement. Any number of workers prune: each passes
-over the rows that another one is deleting.
+The pruner deletes few rows at a time, in short transactions with pauses between them, so that it slows nothing down. It
+deletes fewer at a time if the rows are so large that the database cancels the statement for its duration. Any number of
+workers prune at once: each skips the rows that another one is deleting.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from worker.ledger import Ledger
 
 logger = logging.getLogger("worker")
 
-_INTERVAL = 300.0  # seconds between two looks, with jitter, so that workers that started together take turns
+_INTERVAL = 300.0  # seconds between two prunings, with jitter, so that workers that started together take turns
 _BATCH = 1000  # rows a transaction
-_FEWER = 10  # times as few, after a statement that took too long
+_SHRINK = 10  # the batch is divided by this after a statement that took too long
 _PAUSE = 0.2  # seconds between two transactions
-_TOOK_TOO_LONG = "57014"
+_QUERY_CANCELED = "57014"  # SQLSTATE, also of a statement that took too long
 
 
 class Pruner:
-    """Deletes them.
+    """Deletes the rows of jobs that ended long ago.
 
     Args:
         keep: seconds that a row is kept after its job has ended.
@@ -36,24 +36,24 @@ class Pruner:
         self._batch = _BATCH
 
     async def run(self) -> None:
-        """Look at once, as some workers live for a short time only, and then now and then, for ever."""
+        """Prune at once, as some workers live only for a short time, and then at intervals, for ever."""
         while True:
             await self._prune()
             await asyncio.sleep(_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
     async def _prune(self) -> None:
-        pruned, is_done = 0, False
+        deleted, is_done = 0, False
         while not is_done:
             try:
                 latest = await self._ledger.prune(self._keep, self._batch)
             except DBAPIError as error:
-                if self._batch == 1 or sqlstate(error) != _TOOK_TOO_LONG:
+                if self._batch == 1 or sqlstate(error) != _QUERY_CANCELED:
                     raise
-                self._batch = max(self._batch // _FEWER, 1)
+                self._batch = max(self._batch // _SHRINK, 1)
             else:
-                pruned += latest
+                deleted += latest
                 is_done = latest < self._batch
             if not is_done:
                 await asyncio.sleep(_PAUSE)
-        if pruned:
-            logger.info("%d rows of jobs that were over are deleted", pruned)
+        if deleted:
+            logger.info("deleted %d rows of jobs that ended long ago", deleted)

@@ -1,4 +1,4 @@
-"""``RECORDING``: how each kind of outcome is written: in the ledger, in Redis, in the log, in the counters."""
+"""``RECORDING``: one table of how each kind of outcome is written to the ledger, Redis, the log and the counters."""
 
 import logging
 from typing import Literal, NamedTuple
@@ -7,15 +7,15 @@ from worker.engine.outcome import OutcomeKind
 from worker.ledger import State
 
 Action = Literal["end", "again", "back", "later"]
-"""An action of Redis: see ``scripts/finish.lua``."""
+"""The action of ``scripts/finish.lua`` on the job."""
 Counter = Literal["done", "failed", "retried"]
 
 
 class Recording(NamedTuple):
-    """The ways in which outcomes of one kind are written."""
+    """How outcomes of one kind are written."""
 
     state: State | None
-    """Of the job's row in the ledger. None: the job is not over, or its row says so already."""
+    """The state of the job's row in the ledger. None: the job is not over, or its row is final already."""
     action: Action | None
     """None: another worker holds the job, and nothing is sent to Redis."""
     counter: Counter | None

@@ -15,20 +15,20 @@ _JITTER = 0.5, 1.0  # of each pause
 _AWAY = frozenset({"53300", "57P03"})  # too many connections; the server is starting or stopping
 _BUSY_RERUNS = 5
 _BUSY_BACKOFF = Backoff(1.0, 16.0)  # seconds
-_BUSY_FORGOTTEN = 600.0  # seconds after which a job that met a busy row is taken to have ended elsewhere
+_BUSY_FORGOTTEN = 600.0  # seconds after which the count of a job is dropped: it must have ended on another worker
 LONGEST_PAUSE = 2.0
-"""Seconds between two looks at a database that is away."""
-_READ_ONLY_LIMIT = 60.0  # seconds that a failover may take; after that, writing to a replica was the task's mistake
+"""The longest pause, in seconds, between two attempts while the database is away."""
+_READ_ONLY_LIMIT = 60.0  # seconds that a failover may take; after that, the task wrote to a replica by mistake
 
 
 class RerunPolicy:
     """Counts the reruns of one attempt.
 
-    1. While the database takes no connections, a job waits for it, however long: that is not the job's fault.
-    2. A connection that is lost again and again may be: a job whose statement takes longer than the driver waits, or
-       that kills its backend. So losses are counted, as conflicts are.
+    1. While the database takes no connections, a job waits for it without a limit: that is not the job's fault.
+    2. Repeated losses of the connection may be the job's fault: its statement takes longer than the driver waits, or it
+       kills its backend. So losses are limited, as conflicts are.
 
-    A job that waits for its database keeps its slot, so a worker whose database is away claims nothing more.
+    A job that waits for its database keeps its slot. So a worker whose database is away claims nothing more.
     """
 
     def __init__(self) -> None:
@@ -64,31 +64,31 @@ class RerunPolicy:
 class BusyRows:
     """Counts, for each job, how often another transaction held its row in the ledger.
 
-    Such a job is put back, so that its slot is free, and its next delivery begins anew: so the count is kept here, and
-    not with one attempt. It is this worker's own.
+    Such a job is put back, so that its slot is free, and its next attempt starts a new `RerunPolicy`. So the count is
+    kept here, in the worker's memory; workers do not share it.
     """
 
     def __init__(self) -> None:
-        self._met: dict[tuple[str, int], tuple[int, float]] = {}
+        self._counts: dict[tuple[str, int], tuple[int, float]] = {}
 
     def put_off(self, message: Message) -> float | None:
-        """Seconds after which the job may run again at no cost; None where that has been granted often enough."""
+        """Return the seconds until the job may run again at no cost; None if it has used up its free reruns."""
         now = time.monotonic()
         key = (message.job_id, message.enqueued_at)
-        times, _ = self._met.pop(key, (0, now))
-        self._met[key] = times + 1, now
-        self._forget_old_ones(now)
+        times, _ = self._counts.pop(key, (0, now))
+        self._counts[key] = times + 1, now
+        self._drop_old_counts(now)
         return None if times >= _BUSY_RERUNS else _BUSY_BACKOFF.after(times)
 
-    def _forget_old_ones(self, now: float) -> None:
-        for key, (_, last) in list(self._met.items()):  # the one that was met longest ago first
+    def _drop_old_counts(self, now: float) -> None:
+        for key, (_, last) in list(self._counts.items()):  # the oldest first
             if now - last <= _BUSY_FORGOTTEN:
                 return
-            del self._met[key]
+            del self._counts[key]
 
 
 def _is_away(error: BaseException) -> bool:
-    """Whether the server took no connection, rather than losing one."""
+    """Whether the server refused the connection. A lost connection does not count."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(_is_away, error.exceptions))
     if isinstance(error, DatabaseUnreachableError):
