@@ -24,8 +24,10 @@ from pydantic_core import from_json, to_json
 from worker.errors import PayloadError
 from worker.exception_codec import error_data, error_from
 
-_PICKLE_MAGIC = b"\x80"
-_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can express
+PICKLE_MAGIC = b"\x80"
+"""The first byte of a pickle of protocol 2 or later."""
+LATEST = 253_402_300_799_999
+"""The last millisecond that a datetime can express."""
 _SEQUENCES = (list, tuple)
 _DEEPEST_JSON = 200  # levels that the parser of pydantic-core reads
 
@@ -42,6 +44,8 @@ class Message(NamedTuple):
     """Milliseconds since the epoch. The id and this time identify a job."""
     in_ledger: bool = False
     """Whether the job was enqueued in a transaction, and so has a pending row."""
+    is_pickled: bool = False
+    """Whether the job came as a pickle. Its producer can only read a result that is one, too."""
 
     @classmethod
     def decode(cls, job_id: str, raw: bytes, *, accept_pickle: bool = False) -> "Message":
@@ -51,7 +55,8 @@ class Message(NamedTuple):
             PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
         """
         data = _job(_decode(raw, accept_pickle=accept_pickle))
-        return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"], data.get("ledger") is True)
+        is_pickled = accept_pickle and raw[:1] == PICKLE_MAGIC
+        return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"], data.get("ledger") is True, is_pickled)
 
 
 class Envelope:
@@ -71,17 +76,21 @@ def encode(task: str, kwargs: bytes, enqueued_at: int, *, in_ledger: bool = Fals
     return Envelope(task, enqueued_at, in_ledger=in_ledger).around(kwargs)
 
 
-def with_row(raw: bytes, *, accept_pickle: bool = False) -> bytes:
+def with_row(raw: bytes, *, accept_pickle: bool = False, enqueued_at: int | None = None) -> bytes:
     """Add ``"ledger": true`` to an encoded job. Nothing else changes.
+
+    Args:
+        enqueued_at: the enqueue time of its row. A pickle gets this time, as its own may not have been found when the
+            row was written.
 
     Raises:
         PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
     """
     data = _job(_decode(raw, accept_pickle=accept_pickle))
+    if raw[:1] == PICKLE_MAGIC:
+        return pickle.dumps({**data, "et": data["et"] if enqueued_at is None else enqueued_at, "ledger": True})
     if data.get("ledger") is True:
         return raw
-    if raw[:1] == _PICKLE_MAGIC:
-        return pickle.dumps({**data, "ledger": True})
     # Appended, as decoding and encoding might change a number. Of two members of one name the last one counts.
     return raw.rstrip().removesuffix(b"}") + b',"ledger":true}'
 
@@ -131,16 +140,18 @@ def deserialize_trusting(raw: bytes) -> dict[str, Any]:
 
 def _decode(raw: bytes, *, accept_pickle: bool) -> dict[str, Any]:
     try:
-        data = pickle.loads(raw) if accept_pickle and raw[:1] == _PICKLE_MAGIC else from_json(raw)  # noqa: S301 - asked for
+        data = pickle.loads(raw) if accept_pickle and raw[:1] == PICKLE_MAGIC else from_json(raw)  # noqa: S301 - asked for
     except Exception as error:  # noqa: BLE001 - a pickle may raise anything
-        raise PayloadError(_why_undecodable(raw, error)) from None
+        raise PayloadError(_why_undecodable(raw, error, accept_pickle=accept_pickle)) from None
     if not isinstance(data, dict):
         raise PayloadError(f"not a job: expected an object, got {type(data).__name__}")
     return data
 
 
-def _why_undecodable(raw: bytes, error: Exception) -> str:
-    if raw[:1] == _PICKLE_MAGIC:
+def _why_undecodable(raw: bytes, error: Exception, *, accept_pickle: bool) -> str:
+    if raw[:1] == PICKLE_MAGIC and accept_pickle:
+        return f"a pickle that cannot be loaded: {type(error).__name__}: {error}"
+    if raw[:1] == PICKLE_MAGIC:
         return (
             "a pickle, which is not loaded: use worker.message.serialize in the producer, or set "
             "WORKER_ACCEPT_PICKLE=true if every producer is trusted"
@@ -165,7 +176,7 @@ def _job(data: dict[str, Any]) -> dict[str, Any]:
     name, args, kwargs, enqueued_at = data.get("f"), data.get("a"), data.get("k"), data.get("et")
     if not isinstance(name, str) or not isinstance(args, _SEQUENCES) or not _is_object(kwargs):
         raise PayloadError("not a job: it needs f (the task's name), a (a list), k (an object) and et (a time)")
-    if not _is_whole(enqueued_at) or not 0 <= enqueued_at <= _LATEST:
+    if not _is_whole(enqueued_at) or not 0 <= enqueued_at <= LATEST:
         raise PayloadError("not a job: et, its enqueue time, must be milliseconds since the epoch")
     if data.get("t") is not None and not _is_whole(data["t"]):
         raise PayloadError("not a job: t, its first try, must be a whole number or null")

@@ -86,14 +86,16 @@ class TestPickle:
     def test_a_pickle_is_loaded_where_pickles_are_accepted(self) -> None:
         """A queue that moves from arq can accept its pickled jobs."""
         raw = serialize_job("census", (1,), {"path": "/a"}, None, 5)
-        assert Message.decode("id", raw, accept_pickle=True) == Message("id", "census", (1,), {"path": "/a"}, 5)
+        expected = Message("id", "census", (1,), {"path": "/a"}, 5, is_pickled=True)
+        assert Message.decode("id", raw, accept_pickle=True) == expected
         assert deserialize_trusting(raw)["f"] == "census"
 
     def test_a_broken_pickle_is_refused_also_where_pickles_are_accepted(self) -> None:
         """Where pickles are accepted, one that cannot be loaded or is no job is a `PayloadError` all the same."""
         for raw in (b"\x80garbage", pickle.dumps([1]), pickle.dumps({"f": "x", "a": (), "k": {1: 2}, "et": 1})):
-            with pytest.raises(PayloadError):
+            with pytest.raises(PayloadError) as caught:
                 Message.decode("id", raw, accept_pickle=True)
+            assert "WORKER_ACCEPT_PICKLE" not in str(caught.value)
 
 
 class TestResult:

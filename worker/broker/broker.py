@@ -147,6 +147,15 @@ class Broker:
         """The number of jobs that wait or run."""
         return int(await self.redis.zcard(queue))
 
+    async def payload_beginnings(self, queue: str, most: int) -> list[bytes]:
+        """The first byte of each payload, of up to `most` jobs of the queue, the first due ones."""
+        prefix = f"{Keys.of(queue).prefix}job:".encode()
+        ids = await self.redis.zrange(queue, 0, most - 1)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for raw_id in ids:
+                pipe.getrange(prefix + raw_id, 0, 0)
+            return [reply for reply in await pipe.execute(raise_on_error=False) if isinstance(reply, bytes)]
+
     async def depths(self, queues: Sequence[str]) -> dict[str, int]:
         """The depth of each queue, in one round trip.
 

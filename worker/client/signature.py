@@ -111,6 +111,18 @@ class Signature:
         raw = to_json(named, bytes_mode="base64", inf_nan_mode="constants")
         return dict(self._adapter.validator.validate_json(raw)) if named or self.payload else {}
 
+    def restore_values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Validate the arguments of a job that came as a pickle, and return them by name.
+
+        They are Python's own values. A value that validation does not change is returned itself, with its own type.
+
+        Raises:
+            TypeError, pydantic.ValidationError: as `validate`.
+        """
+        named = self._by_name(args, kwargs)
+        valid: dict[str, Any] = dict(self._adapter.validator.validate_python(named)) if named or self.payload else {}
+        return {name: named[name] if _is_equal(named.get(name), value) else value for name, value in valid.items()}
+
     def unknown_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
         """The arguments of a job from the wire that the function does not take: the caller may run newer code."""
         unknown = sorted(kwargs.keys() - self.payload.keys())
@@ -273,6 +285,13 @@ def _injected(annotation: Any) -> Injected | None:
     if issubclass(annotation, sqlalchemy.orm.Session):
         return InjectedSession(database, sync=True)
     return None
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # noqa: BLE001 - a comparison is a class's own code
+        return False
 
 
 def _is_injected(annotation: Any) -> bool:

@@ -4,11 +4,13 @@ An outcome stays here, and its lease stays held, until Redis has taken it.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict, deque
 from itertools import islice
+from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from worker.aio.batching import coalesce
 from worker.broker.broker import Broker
@@ -18,13 +20,14 @@ from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import milliseconds
 from worker.engine.outcome import Outcome, OutcomeKind
+from worker.engine.pickles import dump_result
 from worker.engine.recording import RECORDING, Action
 from worker.exception_codec import error_data
 from worker.message import Message, serialize
 
 logger = logging.getLogger("worker")
 
-_ABORTED, _FINISHING = OutcomeKind.ABORTED, Phase.FINISHING
+_ABORTED, _COMPLETED, _FINISHING = OutcomeKind.ABORTED, OutcomeKind.COMPLETED, Phase.FINISHING
 _BATCH = 500  # outcomes a round trip
 _ENOUGH = 16  # outcomes for which a round trip is made at once
 _BATCH_BYTES = 8 * 1024 * 1024  # bytes of results a round trip
@@ -118,30 +121,46 @@ def completion(execution: Execution, outcome: Outcome, action: Action) -> Comple
 
 
 def _result(execution: Execution, outcome: Outcome) -> bytes:
-    """Encode the result as arq writes it (``jobs.py``: `serialize_result`), in JSON.
+    """Encode the result as arq writes it (``jobs.py``: `serialize_result`), in JSON; for a pickled job as a pickle.
 
-    Without the arguments where JSON cannot say them (a pickle held them), or where they are what makes it too large.
+    Without the arguments where they cannot be encoded, or where they are what makes it too large.
     """
     message = execution.message
+    encode = _pickled if message.is_pickled else _encoded
     try:
-        result = _encoded(execution, outcome, message)
+        result = encode(execution, outcome, message)
         if len(result) <= _LARGEST_RESULT:
             return result
-    except ValueError as error:
+    except Exception as error:  # noqa: BLE001 - a class may raise anything where it is pickled
         logger.warning("the arguments of %s are not kept with its result: %s", execution.job_id, error)
-    return _encoded(execution, outcome, message._replace(args=(), kwargs={}))
+    return encode(execution, outcome, message._replace(args=(), kwargs={}))
+
+
+def _pickled(execution: Execution, outcome: Outcome, message: Message) -> bytes:
+    """The result as a pickle. The value is what the body returned, if it can be pickled, else what JSON makes of it."""
+    head = _head(execution, outcome, message)
+    if outcome.error is not None:
+        return dump_result({**head, "r": outcome.error})
+    if outcome.kind is _COMPLETED:
+        with contextlib.suppress(Exception):
+            return dump_result({**head, "r": execution.returned})
+    return dump_result({**head, "r": from_json(outcome.result)})
 
 
 def _encoded(execution: Execution, outcome: Outcome, message: Message) -> bytes:
-    success = outcome.error is None
     value = outcome.result if outcome.error is None else serialize(error_data(outcome.error))
+    return to_json(_head(execution, outcome, message))[:-1] + b',"r":' + value + b"}"
+
+
+def _head(execution: Execution, outcome: Outcome, message: Message) -> dict[str, Any]:
+    """The result without its value."""
     head = {
         "t": execution.claim.tries + 1,
         "f": message.task,
         "a": message.args,
         "k": message.kwargs,
         "et": message.enqueued_at,
-        "s": success,
+        "s": outcome.error is None,
         "st": execution.started_at,
         "ft": now_ms(),
         "q": execution.queue,
@@ -149,4 +168,4 @@ def _encoded(execution: Execution, outcome: Outcome, message: Message) -> bytes:
     }
     if outcome.kind is _ABORTED:
         head = {"aborted": head["et"], **head}
-    return to_json(head)[:-1] + b',"r":' + value + b"}"
+    return head

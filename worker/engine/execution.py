@@ -63,6 +63,8 @@ class Execution:
     """Set when they are validated, as is `context`."""
     context: JobContext = field(init=False, repr=False)
     """The job as its task sees it."""
+    returned: Any = field(init=False, repr=False)
+    """What the body returned. Set only if the job came as a pickle, as it is answered with one."""
 
     def __post_init__(self) -> None:
         self.job_id = self.claim.raw_id.decode(errors="backslashreplace")

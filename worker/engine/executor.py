@@ -66,7 +66,8 @@ class Executor:
         """
         task, message = execution.task, execution.message
         try:
-            execution.arguments = task.signature.restore(message.args, message.kwargs)
+            restore = task.signature.restore_values if message.is_pickled else task.signature.restore
+            execution.arguments = restore(message.args, message.kwargs)
         except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             unknown = task.signature.unknown_arguments(message.args, message.kwargs)
             if unknown:
@@ -104,6 +105,8 @@ class Executor:
             async with scope() as work:
                 value = await self._call(execution, work)
                 result = self._serialized(value)
+                if execution.message.is_pickled:
+                    execution.returned = value
                 await attempt.complete(work, result)
         except CompletedBeforeError as before:
             return before.outcome

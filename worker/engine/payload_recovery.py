@@ -3,7 +3,8 @@
 from sqlalchemy.exc import DBAPIError
 
 from db.transient import is_refused
-from worker.engine.execution import Execution
+from worker.engine.execution import UNREAD, Execution
+from worker.engine.pickles import glimpse
 from worker.ledger import Ledger, RelayRow
 from worker.message import Message
 
@@ -31,7 +32,9 @@ class PayloadRecovery:
             execution.claim = execution.claim._replace(payload=row.payload)
 
     async def identify(self, execution: Execution) -> None:
-        """Set the message of an unreadable job from its pending row, so that the job's outcome makes that row final.
+        """Set the message of an unreadable job from its pending row, or else from the readable part of a pickle.
+
+        So the job's outcome makes that row final, or writes a row that keeps the payload.
 
         Raises:
             DBAPIError, OSError: the database is away.
@@ -39,6 +42,13 @@ class PayloadRecovery:
         row = await self._pending_row(execution)
         if row is not None:
             execution.message = Message(row.id, row.task, (), {}, row.enqueued_at, in_ledger=True)
+        elif execution.claim.payload is not None:
+            task, enqueued_at = glimpse(execution.claim.payload)
+            execution.message = Message(
+                execution.job_id,
+                UNREAD.task if task is None else task,
+                enqueued_at=execution.started_at if enqueued_at is None else enqueued_at,
+            )
 
     async def _pending_row(self, execution: Execution) -> RelayRow | None:
         if self._ledger is None:

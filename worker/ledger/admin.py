@@ -308,7 +308,7 @@ def _payload(row: Mapping[str, Any], pending_ids: set[str], *, accept_pickle: bo
         raise PayloadError("another job of this id is pending")
     if row["payload"] is None:
         raise PayloadError("its arguments are unknown: they had expired, or the job never had any")
-    return with_row(row["payload"], accept_pickle=accept_pickle)
+    return with_row(row["payload"], accept_pickle=accept_pickle, enqueued_at=row["enqueued_at"])
 
 
 def _due_now(row: Mapping[str, Any], payload: bytes) -> NewJob:

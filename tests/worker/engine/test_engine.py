@@ -1,6 +1,7 @@
 """The engine: jobs run, end, are aborted, expire and are interrupted, in one process on a real Redis."""
 
 import asyncio
+import importlib
 import pickle
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job as StockJob
+from redis import Redis
 
 from tests.stopwatch import Stopwatch
 from tests.waiting import at_once, eventually
@@ -66,6 +68,13 @@ async def double(number: int) -> int:
 
 class NotJson:
     """What JSON cannot say, and a pickle can."""
+
+
+class OnceOnly:
+    """Arrives in a pickle, as a module that cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, ("json",)
 
 
 @pytest.fixture
@@ -271,15 +280,19 @@ class TestFailures:
         assert "too many for a result, WORKER_MAX_RESULT allows 33554432: store them" in error["message"]
 
     async def test_pickled_arguments_without_a_json_form_do_not_keep_a_job_from_ending(
-        self, start: StartWorker, observer: Any, seen: Seen
+        self, start: StartWorker, observer: Any, seen: Seen, redis_url: str
     ) -> None:
-        """Its outcome is recorded without the arguments."""
+        """Its outcome is recorded; without the arguments if they can be loaded but not pickled again."""
         job = {"t": None, "f": "double", "a": (), "k": {"number": NotJson()}, "et": 1}
         observer.set("arq:job:p", pickle.dumps(job))
-        observer.zadd("arq:queue", {"p": 1})
+        observer.set("arq:job:q", pickle.dumps(job | {"k": {"number": OnceOnly()}}))
+        observer.zadd("arq:queue", {"p": 1, "q": 1})
         async with start(double, accept_pickle=True) as worker:
             await worker.idle()
-        assert (seen.result("p")["s"], seen.result("p")["k"], seen.left()) == (False, {}, set())
+        with Redis.from_url(redis_url) as client:
+            results = [pickle.loads(client.get(f"arq:result:{name}")) for name in "pq"]
+        assert [(result["s"], list(result["k"])) for result in results] == [(False, ["number"]), (False, [])]
+        assert seen.left() == set()
 
     async def test_a_job_frees_its_slot_however_it_ends(self, start: StartWorker, broker: Broker) -> None:
         """It fails, cancels itself, exits, or cannot be read."""
