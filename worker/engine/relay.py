@@ -1,10 +1,11 @@
-"""``Relay``: pending rows that Redis has lost, or never had -> queue.
+"""``Relay``: publish pending rows that are not in Redis.
 
-1. It goes through the rows whose time has come, lap after lap, and rests between laps for as long as makes them a small
-   part of its time. It writes none of them: a job that runs at REPEATABLE READ could not set such a row done any more.
-2. What Redis does not know is read again, as a job may have finished meanwhile, and published if it is pending still.
-3. Each queue has an epoch: a key that goes when Redis loses its memory. Then every pending row is looked after at once,
-   so that losing all of Redis costs seconds, and what is merely waiting costs next to nothing.
+1. The relay checks the rows that are due, lap after lap. It rests between laps, so that laps take a small part of its
+   time. A check writes nothing: a job that runs at REPEATABLE READ could no longer set a changed row done.
+2. The relay reads a row again if its job is not in Redis, as the job may have finished meanwhile. It publishes the row
+   if it is still pending.
+3. Each queue has an epoch: a key that is gone when Redis has lost its data. Then the relay checks every pending row at
+   once. So losing all of Redis costs seconds, and jobs that only wait cost almost nothing.
 """
 
 import asyncio
@@ -34,10 +35,10 @@ _Row = tuple[str, int, str]
 
 
 class Relay:
-    """Publishes what the ledger says is to run.
+    """Publishes pending rows that are not in Redis.
 
     Args:
-        queues: those whose epochs it watches; rows of others are looked after when their time has come.
+        queues: the queues whose epochs are watched. Rows of other queues are checked when they are due.
     """
 
     def __init__(self, broker: Broker, ledger: Ledger, queues: Sequence[str]) -> None:
@@ -49,61 +50,62 @@ class Relay:
         self._lap = _Lap()
 
     async def run(self) -> None:
-        """Look after pending rows, round after round."""
+        """Check pending rows, for ever."""
         while True:
             await self._watch_epochs()
             if await self._round() < _BATCH:
                 await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
     async def recover(self) -> int:
-        """Look after every pending row of its queues now; how many were published."""
+        """Check every pending row of the relay's queues now. Return how many were published."""
         return await self._sweep(self._queues)
 
     async def _watch_epochs(self) -> None:
-        """Look after all rows of the queues whose Redis has lost its memory."""
+        """Check all pending rows of the queues whose Redis has lost its data."""
         epochs = await self._epochs.current(self._queues)
         lost = [name for name, epoch in epochs.items() if not self._trusts(name, epoch)]
         if not lost:
             return
         begun = {name: await self._epochs.begin(name) for name in lost}
         if published := await self._sweep(lost):
-            logger.warning("Redis had lost %d pending jobs of %s, and has them again", published, ", ".join(lost))
+            logger.warning("Redis had lost %d pending jobs of %s; they are published again", published, ", ".join(lost))
         for name, epoch in begun.items():
-            # Only now: a relay that dies in between leaves an epoch that is not trusted. An epoch that Redis has lost
-            # meanwhile does not count either, as the jobs that were published in it are lost, too.
+            # The epoch is completed last: no worker trusts the incomplete epoch of a worker that died during the sweep.
+            # If Redis has lost the epoch meanwhile, it may have lost these jobs, too: the next round sweeps again.
             if await self._epochs.complete(name, epoch):
                 self._trusted[name] = epoch
 
     def _trusts(self, name: str, epoch: bytes | None) -> bool:
-        """Whether Redis has what it had at the last look; at the first, another worker's word is taken for it."""
+        """Whether the epoch is unchanged since the last round. In the first round, every complete epoch counts."""
         return epoch is not None and self._trusted.setdefault(name, epoch) == epoch
 
     async def _sweep(self, names: Sequence[str]) -> int:
-        """Look after every pending row of these queues; how many were published.
+        """Check every pending row of these queues. Return how many were published.
 
-        It writes nothing to the ledger, so several workers may do it at once. Each begins somewhere else, so that they
-        share the work.
+        Several workers may sweep at once. Each starts at a random id, so that they share the work.
         """
         published = 0
         middle = secrets.token_hex(2)
         for after, end in ((middle, None), ("", middle)):
             last = after
             while (end is None or last <= end) and (rows := await self._ledger.pending_after(last, names, _BATCH)):
-                published += await self._look_after(rows)
+                published += await self._publish_missing(rows)
                 last = rows[-1][0]
         return published
 
     async def _round(self) -> int:
-        """Look after a batch of rows whose time has come; how many there were."""
+        """Check a batch of rows that are due. Return how many there were."""
         due = await self._ledger.due(self._lap.position(), _BATCH)
-        # Before they are looked after: rows that cannot be published must not be in the way of others.
-        self._lap.pass_over(due)
-        if published := await self._look_after([(job_id, enqueued_at, name) for _, job_id, enqueued_at, name in due]):
-            logger.info("%d pending jobs were not in Redis, and are now", published)
+        # Advance first: rows that cannot be published must not block others.
+        self._lap.advance(due)
+        if published := await self._publish_missing(
+            [(job_id, enqueued_at, name) for _, job_id, enqueued_at, name in due]
+        ):
+            logger.info("published %d pending jobs that were not in Redis", published)
         return len(due)
 
-    async def _look_after(self, rows: Sequence[_Row]) -> int:
-        """Publish what Redis does not know; how many that were."""
+    async def _publish_missing(self, rows: Sequence[_Row]) -> int:
+        """Publish the rows that are not in Redis. Return how many were published."""
         published = 0
         by_queue: dict[str, list[tuple[str, int]]] = {}
         for job_id, enqueued_at, name in rows:
@@ -111,72 +113,72 @@ class Relay:
         refused: ResponseError | None = None
         for name, keys in by_queue.items():
             try:
-                published += await self._look_after_one(name, keys)
-            except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
+                published += await self._publish_missing_of(name, keys)
+            except ResponseError as error:  # a failure of one queue must not block the others
                 refused = error
         if refused is not None:
             raise refused
         return published
 
-    async def _look_after_one(self, name: str, keys: Sequence[tuple[str, int]]) -> int:
-        """`_look_after` the rows of one queue."""
+    async def _publish_missing_of(self, name: str, keys: Sequence[tuple[str, int]]) -> int:
+        """Publish the rows of one queue that are not in Redis. Return how many were published."""
         try:
-            known = await self._broker.exists(name, [job_id for job_id, _ in keys])
-        except WorkerError as error:  # a queue that this Redis cannot have; the others need not wait for it
-            logger.error("%d pending jobs cannot be queued: %s", len(keys), error)  # noqa: TRY400 - it says all
+            exists = await self._broker.exists(name, [job_id for job_id, _ in keys])
+        except WorkerError as error:  # this Redis cannot hold the queue; go on with the others
+            logger.error("cannot publish %d pending jobs: %s", len(keys), error)  # noqa: TRY400 - the message is enough
             return 0
-        unknown = [key for key, is_known in zip(keys, known, strict=True) if not is_known]
+        missing = [key for key, is_queued in zip(keys, exists, strict=True) if not is_queued]
         published = 0
-        if unknown:
-            for batch in await self._ledger.in_batches(unknown, _BATCH):
+        if missing:
+            for batch in await self._ledger.in_batches(missing, _BATCH):
                 published += await self._publish(await self._ledger.unpublished(batch))
         return published
 
     async def _publish(self, rows: Sequence[RelayRow]) -> int:
-        """Publish those that may run still, and expire those that may not; how many were published."""
+        """Publish the rows that have not expired, and make the others final. Return how many were published."""
         published = await self._broker.publish([new_job(row) for row in rows if not row.expired])
-        expired = [ending(row, State.EXPIRED) for row in rows if row.expired]
+        expired = [final_row(row, State.EXPIRED) for row in rows if row.expired]
         if expired:
             await self._ledger.complete(expired)
         return sum(published)
 
 
 class _Lap:
-    """The position of a relay among the rows whose time has come."""
+    """The relay's position among the rows that are due."""
 
     def __init__(self) -> None:
         self._position: tuple[int, str] = _START
         self._began = 0.0
         self._next = 0.0
-        self._goes_on = False
+        self._is_running = False
 
     def position(self) -> tuple[int, str]:
-        """After which time and id it goes on: from the start, when it is time for the next lap.
+        """The due time and id after which the next batch begins; the start, when it is time for the next lap.
 
-        Between two laps it looks after what has become due since.
+        Between two laps the relay checks only rows that have become due since.
         """
         now = time.monotonic()
-        if not self._goes_on and now >= self._next:
-            self._position, self._began, self._goes_on = _START, now, True
+        if not self._is_running and now >= self._next:
+            self._position, self._began, self._is_running = _START, now, True
         return self._position
 
-    def pass_over(self, rows: Sequence[tuple[int, str, int, str]]) -> None:
-        """Go on after these rows; where they are few, the lap is over."""
+    def advance(self, rows: Sequence[tuple[int, str, int, str]]) -> None:
+        """Move the position behind these rows. A batch that is not full ends the lap."""
         if rows:
             self._position = rows[-1][:2]
-        if self._goes_on and len(rows) < _BATCH:
+        if self._is_running and len(rows) < _BATCH:
             now = time.monotonic()
             self._next = now + min(max((now - self._began) * _REST_FOR_LAP, _SHORTEST_REST), _LONGEST_REST)
-            self._goes_on = False
+            self._is_running = False
 
 
 def new_job(row: RelayRow) -> NewJob:
-    """A pending row as a job to be queued: in its old place, and with what is left of the time that it may wait."""
+    """The new job of a pending row, at its old place in the queue, with the rest of its expiry time."""
     overdue = max(-row.delay, 0)
     expires = None if row.patience is None else max(row.patience - overdue, 1)
     return NewJob(row.id, row.payload, row.task, row.queue, row.enqueued_at, delay=row.delay, expires=expires)
 
 
-def ending(row: RelayRow, state: State) -> FinalRow:
-    """The end of a job that was never run."""
+def final_row(row: RelayRow, state: State) -> FinalRow:
+    """The final row of a job that never ran."""
     return FinalRow(row.id, row.enqueued_at, row.task, row.queue, state, tries=0)

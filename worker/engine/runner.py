@@ -1,4 +1,4 @@
-"""``Runner``: one claimed job, from its claim to its outcome.
+"""``Runner``: run a claimed job, from its claim to its outcome.
 
 recover the payload -> admit -> execute -> complete
 """
@@ -41,7 +41,7 @@ class Runner:
     def start(self, claims: Sequence[Claim], queue: str, token: str, places: Sequence[Place]) -> None:
         """Start the jobs of one claim."""
         loop, limits = asyncio.get_running_loop(), self.admission.widest_limits
-        started_at = now_ms()  # the same for all: they begin in the same turn of the loop
+        started_at = now_ms()  # one time for all: they begin in the same turn of the loop
         for claim, place in zip(claims, places, strict=True):
             execution = Execution(claim, queue, token, started_at, limits, place)
             execution.asyncio_task = loop.create_task(self._run(execution))
@@ -53,7 +53,7 @@ class Runner:
             self.log.ended(execution, outcome)
             self.completer.complete(execution, outcome)
             if self.after_job is not None and execution.is_read:
-                await self.after_job.tell(execution)
+                await self.after_job.call(execution)
         finally:
             self.executions.task_ended(execution)
             self.slots.give_back(execution.claim)

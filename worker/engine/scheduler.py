@@ -1,9 +1,10 @@
-"""``Scheduler``: cron slots -> queue, once per slot, whichever worker comes first.
+"""``Scheduler``: queue each cron slot once, by the first worker that reaches it.
 
-1. Slots are computed in UTC, and compared with Redis' clock: workers' own clocks may differ.
-2. While it runs, every slot that passes is queued, late where the event loop was blocked or Redis was away.
-3. What passed while no worker ran follows the task's misfire policy; see :mod:`worker.engine.cron_slots`.
-4. What is skipped is logged.
+1. Cron slots are computed in UTC and compared with the clock of Redis, as the clocks of workers may differ.
+2. While a scheduler runs, it queues every cron slot that passes. It queues late if the event loop was blocked or Redis
+   was away.
+3. The task's misfire policy decides about cron slots that passed while no worker ran: :mod:`worker.engine.cron_slots`.
+4. Skipped cron slots are logged.
 """
 
 import asyncio
@@ -25,21 +26,21 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 _Passed = tuple[Task[..., Any], datetime, bool]
-"""A slot of a task, and whether it is to run: otherwise it is only taken note of."""
+"""A cron slot of a task, and whether it is to run. Otherwise it is only recorded."""
 
-_LONGEST_SLEEP = 10.0  # seconds; then Redis' clock is asked again
-_LATE = timedelta(minutes=1)  # since the last look; then other workers are asked for what they have queued meanwhile
-_MOST_SLOTS = 1000  # of a task that are queued at once: the latest
+_LONGEST_SLEEP = 10.0  # seconds; then the clock of Redis is read again
+_LATE = timedelta(minutes=1)  # since the last round; then the slots that other workers have queued are read first
+_MOST_SLOTS = 1000  # of one task that are queued in a round: the latest
 _TOO_MANY = f"only the latest {_MOST_SLOTS} are queued"
 
 
 class Scheduler:
-    """Queues scheduled tasks.
+    """Queues the jobs of scheduled tasks.
 
     Args:
-        tasks: all of them; those without a schedule are passed over.
-        default_queue: where jobs go whose task does not say.
-        ledger: keeps slots, besides Redis (default: nothing does).
+        tasks: all tasks; tasks without a schedule are ignored.
+        default_queue: the queue of tasks that name none.
+        ledger: records cron slots too, besides Redis (default: Redis alone).
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Scheduler:
         self._tasks = [task for task in tasks.values() if task.schedule is not None]
         self._default_queue = default_queue
         self._seen: datetime | None = None
-        # Each with its id, so that a second try adds no second job.
+        # Each task has a fixed job id, so that a repeated enqueue adds no second job.
         self._at_startup = {uuid4().hex: task for task in self._tasks if task.run_at_startup}
 
     async def run(self) -> None:
-        """Queue slots as they pass."""
+        """Queue cron slots as they pass, for ever."""
         while self._tasks:
             now = await self._slots.now(self._default_queue)
             await self._queue_slots(await self._passed(now))
@@ -74,18 +75,18 @@ class Scheduler:
         return [slot for task in self._tasks for slot in _to_run(task, self._seen, now)]
 
     async def _missed(self, now: datetime) -> list[_Passed]:
-        """The slots that passed before this worker ran, by each task's misfire policy."""
+        """The cron slots that passed before this worker ran, by each task's misfire policy."""
         missed: list[_Passed] = []
         for task in self._tasks:
             last = await self._slots.last(task, self._queue_of(task))
-            # The first worker ever begins to count here.
+            # With no record, this is the first worker of this task: cron slots count from now on.
             missed += [(task, now, False)] if last is None else _by_misfire(task, last, now)
         return missed
 
     async def _overdue(self, seen: datetime, now: datetime) -> list[_Passed]:
-        """The slots that passed since a last look of long ago, without those that other workers have queued.
+        """The cron slots that passed since a last round of long ago, without those that other workers have queued.
 
-        They are asked, as a row of the ledger that would tell may have been pruned.
+        The record of the last slot is read, because the ledger row of a queued slot may have been pruned.
         """
         overdue: list[_Passed] = []
         for task in self._tasks:
@@ -93,7 +94,7 @@ class Scheduler:
             overdue += _to_run(task, seen if last is None else max(seen, last), now)
         if overdue:
             late = (now - seen).total_seconds()
-            logger.warning("%d slots of schedules are queued late: the last look was %.0f s ago", len(overdue), late)
+            logger.warning("%d cron slots are queued late: the last round was %.0f s ago", len(overdue), late)
         return overdue
 
     async def _run_at_startup(self, now: datetime) -> None:
@@ -126,29 +127,31 @@ class Scheduler:
 
 
 def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
-    """The slots after `last` that are to be made up for."""
-    # What is skipped is not even taken note of: another worker may be about to queue the slot of this moment.
+    """The cron slots after `last` that the misfire policy lets run."""
+    # Skipped slots are not recorded: another worker may be about to queue the slot of this moment.
     misfire = _schedule(task).misfire
     most = {"skip": 0, "once": 1, "all": _MOST_SLOTS}[misfire]
-    return _to_run(task, last, now, most, why=f"no worker ran, and its misfire is {misfire!r}")
+    return _to_run(task, last, now, most, why=f"no worker ran, and misfire is {misfire!r}")
 
 
 def _to_run(
     task: Task[..., Any], start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = _TOO_MANY
 ) -> list[_Passed]:
-    """The latest slots after `start`, `most` of them; earlier ones are skipped, and logged with the reason."""
+    """The latest cron slots after `start`, at most `most`. Earlier slots are skipped, and logged with the reason."""
     schedule = _schedule(task)
     slots = schedule.slots_between(start, end, limit=most) if most else ()
     first, until = schedule.next_after(start), slots[0] if slots else end
     if first <= end and first not in slots:
-        logger.warning("%s: its slots from %s until %s are skipped: %s", task.name, _shown(first), _shown(until), why)
+        logger.warning(
+            "task %s: skipped its cron slots from %s until %s: %s", task.name, _format(first), _format(until), why
+        )
     return [(task, moment, True) for moment in slots]
 
 
-def _shown(moment: datetime) -> str:
+def _format(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _schedule(task: Task[..., Any]) -> Schedule:
-    assert task.schedule is not None  # noqa: S101 - the constructor chose those that have one
+    assert task.schedule is not None  # noqa: S101 - the constructor keeps only scheduled tasks
     return task.schedule

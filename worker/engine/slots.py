@@ -1,4 +1,4 @@
-"""``Slots``: how many more jobs this worker may run."""
+"""``Slots``: the free places for jobs in this worker."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,22 +6,22 @@ from worker.broker.records import Claim
 
 
 class Slots:
-    """Free slots. Of jobs whose workers have died again and again, one may run at a time.
+    """Counts free slots. Only one suspect runs at a time: a job whose workers have died repeatedly.
 
     Args:
-        total: how many jobs may run at once.
+        total: the number of jobs that may run at once.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.free = total
         self.free_suspects = 1
-        """The number of such jobs that may still start."""
+        """The number of suspects that may still start."""
         self.on_free: Callable[[], None] = lambda: None
         """Called whenever a slot becomes free."""
 
     def take(self, claims: Sequence[Claim]) -> None:
-        """Give each of these jobs a slot."""
+        """Take a slot for each of these jobs."""
         self.free -= len(claims)
         self.free_suspects -= sum(claim.is_suspect for claim in claims)
 

@@ -1,4 +1,4 @@
-"""``StuckSlots``: whether jobs that nothing can end hold all slots of this worker, for good."""
+"""``StuckSlots``: end a worker whose slots are all held by jobs that cannot be stopped."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from worker.engine.health import UNWELL_WITHIN
 from worker.engine.heartbeat import STUCK
 from worker.engine.supervision import EngineError
 
-_INTERVAL = 0.5  # seconds between two looks
+_INTERVAL = 0.5  # seconds between two checks
 
 
 class SlotsHeldError(EngineError):
@@ -21,8 +21,8 @@ class StuckSlots:
     """Watches the slots.
 
     Args:
-        slots: how many there are.
-        hurry: called before the failure: running jobs need not be waited for.
+        slots: the number of slots.
+        hurry: called before the failure, so that the drain does not wait for running jobs.
     """
 
     def __init__(self, executions: Executions, slots: int, hurry: Callable[[], None]) -> None:
@@ -34,11 +34,11 @@ class StuckSlots:
         """Fail once all slots have been held for some time by jobs past their limits.
 
         Raises:
-            SlotsHeldError: it is so.
+            SlotsHeldError: all slots are held for good.
         """
         held_for = 0.0
-        while held_for < UNWELL_WITHIN:  # a health check hears of it before the process ends
+        while held_for < UNWELL_WITHIN:  # long enough for a health check to report it
             await asyncio.sleep(_INTERVAL)
             held_for = held_for + _INTERVAL if self._executions.hold_all_slots_overdue else 0.0
         self._hurry()
-        raise SlotsHeldError(f"all {self._slots} slots are held by jobs past their limits, which do not end")
+        raise SlotsHeldError(f"all {self._slots} slots are held by jobs past their limits that cannot be stopped")

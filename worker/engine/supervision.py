@@ -1,4 +1,4 @@
-"""Keeping a loop alive: one that fails is started again, later each time; one that keeps failing ends the engine."""
+"""Restart a loop that fails, after a longer pause each time. A loop that keeps failing ends the engine."""
 
 import asyncio
 import logging
@@ -15,12 +15,12 @@ logger = logging.getLogger("worker")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds
 _RECOVERED = 30.0  # seconds without a failure, after which earlier ones are forgotten
-_SAY_AGAIN = 30.0  # seconds between two warnings of the same trouble
-_TOO_OFTEN = 10
+_WARN_AGAIN = 30.0  # seconds between two warnings while a server is away
+_MAX_FAILURES = 10
 
 
 class EngineError(Exception):
-    """The engine cannot go on; the process should end, and be started anew."""
+    """The engine cannot go on. The process should end and be started again."""
 
     exit_code = 1
     """Of the process."""
@@ -37,14 +37,19 @@ async def supervise(
 
     Args:
         trouble: called with a description of each failure. The worker is unhealthy for a while after it.
-        is_ending: whether the engine wants the loop to end. Without that, a cancellation is one that the loop's own
-            code or a task's has made up, and a failure like any other.
+        is_ending: whether the engine wants the loop to end. If not, a cancellation comes from the loop's own code or
+            from a task's, and counts as a failure.
 
     Raises:
-        EngineError: it says that the engine cannot go on; or it failed too often, and not for a server's sake, which is
-            waited for without end.
+        EngineError: the loop raised it, or failed too often. Failures while a server is away do not count: the loop
+            waits for the server without a limit.
     """
-    backoff, failures, since, said = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE), 0, time.monotonic(), -_SAY_AGAIN
+    backoff, failures, last_failure, last_warning = (
+        Backoff(_FIRST_PAUSE, _LONGEST_PAUSE),
+        0,
+        time.monotonic(),
+        -_WARN_AGAIN,
+    )
     while True:
         try:
             await run()
@@ -55,17 +60,17 @@ async def supervise(
                 raise
             trouble(f"{name}: {type(error).__name__}: {error}")
             now = time.monotonic()
-            if now - since > _RECOVERED:
+            if now - last_failure > _RECOVERED:
                 backoff.reset()
                 failures = 0
-            since = now
-            if (server := _in_trouble(error)) is not None:
-                if now - said >= _SAY_AGAIN:
+            last_failure = now
+            if (server := _server_at_fault(error)) is not None:
+                if now - last_warning >= _WARN_AGAIN:
                     logger.warning("%s waits for %s: %s: %s", name, server, type(error).__name__, error)
-                    said = now
+                    last_warning = now
             else:
                 failures += 1
-                if failures >= _TOO_OFTEN:
+                if failures >= _MAX_FAILURES:
                     why = f"{name} failed {failures} times, last with {type(error).__name__}: {error}"
                     raise EngineError(why) from error
                 logger.exception("%s failed; it is started again", name)
@@ -74,7 +79,7 @@ async def supervise(
         await asyncio.sleep(backoff.next())
 
 
-def _in_trouble(error: BaseException) -> str | None:
+def _server_at_fault(error: BaseException) -> str | None:
     """The server that caused `error`, if one did."""
     if isinstance(error, DbError | LedgerBusyError) or transient(error) is not None:
         return "the database"

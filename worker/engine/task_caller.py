@@ -1,4 +1,4 @@
-"""Calling a task's function with what it asks for: sessions, its context, resources; on the loop or in a thread."""
+"""Call a task's function with its arguments, sessions, context and resources, on the event loop or in a thread."""
 
 import asyncio
 import contextvars
@@ -25,9 +25,9 @@ class TaskCaller:
     """Calls tasks.
 
     Args:
-        threads: how many plain functions may run at once.
-        arq_context: what tasks find in ``ctx`` besides their job, the resources and the session.
-        on_job_start, on_job_end: arq's hooks, run inside the job's scope; one that raises fails its job.
+        threads: the number of plain functions that may run at once.
+        arq_context: items of ``ctx`` besides the job, the resources and the session.
+        on_job_start, on_job_end: arq's hooks. They run inside the job's scope, and an error of a hook fails its job.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TaskCaller:
         return (self._call_between_hooks if has_hooks else self._call)(execution, scope)
 
     def close(self) -> None:
-        """Let no more plain functions start."""
+        """Start no more plain functions."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _call_between_hooks(self, execution: Execution, scope: Scope) -> Any:
@@ -66,24 +66,24 @@ class TaskCaller:
         return result
 
     async def _end_failed(self, context: dict[Any, Any]) -> None:
-        """Tell of the end of a job that has failed already: what the hook raises must not hide why."""
+        """Call the end hook of a job that has failed. The hook's own error must not hide the job's error."""
         if self._on_job_end is None:
             return
         try:
             await self._on_job_end(context)
         except (Exception, SystemExit, KeyboardInterrupt):
-            logger.exception("on_job_end failed, after its job had")
+            logger.exception("on_job_end failed after a job that had failed")
 
     async def _call(self, execution: Execution, scope: Scope) -> Any:
         task, values = execution.task, {}
-        for name, what in task.injected.items():
-            values[name] = await self._inject(what, execution.context, scope)
+        for name, injected in task.injected.items():
+            values[name] = await self._inject(injected, execution.context, scope)
         if task.is_sync:
             return await self._in_thread(task, execution.arguments, values)
         return await task.signature.call(execution.arguments, values)
 
-    async def _inject(self, what: Injected, job: JobContext, scope: Scope) -> Any:
-        match what:
+    async def _inject(self, injected: Injected, job: JobContext, scope: Scope) -> Any:
+        match injected:
             case InjectedSession(database, sync):
                 chosen = database or default_database()
                 return await scope.session(chosen.sync if sync else chosen)
@@ -95,7 +95,7 @@ class TaskCaller:
                 return job.resources[name]
 
     async def _context(self, job: JobContext, scope: Scope) -> dict[Any, Any]:
-        """arq's ``ctx``."""
+        """Build arq's ``ctx``."""
         return {
             **self._arq_context,
             **job.resources,
@@ -107,9 +107,10 @@ class TaskCaller:
         }
 
     async def _in_thread(self, task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
-        """A thread cannot be cancelled: its next statement raises, and it is waited for before its scope may end.
+        """Call a plain function in a thread. An awaitable that it returns is awaited here, in the context of the call.
 
-        What it returns is awaited here if it can be, in the context that the call has left.
+        A thread cannot be cancelled. On a cancellation, the thread's next statement raises, and the scope waits until
+        the thread has ended.
         """
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()
@@ -120,7 +121,7 @@ class TaskCaller:
             for value in values.values():
                 if isinstance(value, Session):
                     value.access.stop(TimeoutError(f"{task.name} was stopped"))
-            await _ended(call)
+            await _wait_for_thread(call)
             raise
         return await loop.create_task(_awaited(result), context=context) if inspect.isawaitable(result) else result
 
@@ -132,7 +133,7 @@ class AfterJob:
         self._hook = hook
         self._arq_context = arq_context
 
-    async def tell(self, execution: Execution) -> None:
+    async def call(self, execution: Execution) -> None:
         """Call the hook."""
         message = execution.message
         context = {
@@ -145,14 +146,14 @@ class AfterJob:
         try:
             await self._hook(context)
         except (Exception, SystemExit, KeyboardInterrupt):
-            logger.exception("after_job_end failed; its job has ended all the same")
+            logger.exception("after_job_end failed; the outcome of its job stands")
 
 
 def _call_plainly(task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
     try:
         return task.signature.call(payload, values)
     except StopIteration as error:
-        # A future takes none, and would never be done. In a coroutine, Python itself makes it a RuntimeError.
+        # A future cannot hold a StopIteration and would never be done. In a coroutine, Python makes it a RuntimeError.
         raise RuntimeError(f"{task.name} raised StopIteration") from error
 
 
@@ -160,12 +161,12 @@ async def _awaited(result: Awaitable[Any]) -> Any:
     return await result
 
 
-async def _ended(call: asyncio.Future[Any]) -> None:
-    """Wait until a thread has ended, also if this is cancelled meanwhile."""
+async def _wait_for_thread(call: asyncio.Future[Any]) -> None:
+    """Wait until a thread has ended, ignoring cancellations."""
     while not call.done():
         try:
             await asyncio.wait({call})
         except asyncio.CancelledError:
             continue
     if call.exception() is None and inspect.iscoroutine(call.result()):
-        call.result().close()  # it comes too late to be awaited
+        call.result().close()  # too late to be awaited

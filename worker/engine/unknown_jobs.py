@@ -1,10 +1,10 @@
-"""``UnknownJobs``: jobs whose task, or some of whose arguments, this worker does not know.
+"""``UnknownJobs``: put back jobs whose task or arguments this worker does not know.
 
-1. Such a job is put back, at no cost: a deploy that brings what is missing may be under way.
-2. Its task may be another service's, whose workers serve the same queue. While one of them lives, the job waits.
-3. It fails once no living worker has known it for `unknown_for` seconds.
+1. Such a job is put back, at no cost: a deploy that adds the task or the argument may be under way.
+2. The task may belong to another service whose workers serve the same queue. While one of them lives, the job waits.
+3. The job fails once no living worker has known its task for `unknown_for` seconds.
 
-Redis is asked only here, and at most once a second.
+Redis is asked only for unknown jobs, at most once a second for each queue.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import UnknownArgumentsError, UnknownTaskError
 
-_FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds between two looks at a job that no worker knows
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds until a job that no worker knows is due again
 _LONGEST_DELAY_ELSEWHERE = 2.0  # seconds, where another worker knows it: each time either of the two may claim it
-_BELIEVED = 1.0  # seconds for which an answer of Redis' counts as the present
+_CACHED = 1.0  # seconds for which an answer of Redis is used
 
 _Key = tuple[bytes, int]
-"""A job: its id, and when it was enqueued. An id that is free again may be used again."""
+"""A job's id and enqueue time: a later job may use the id again."""
 
 
 @dataclass(slots=True)
@@ -33,18 +33,18 @@ class _Met:
 
     first: float
     unknown_since: float | None = None
-    """Since when no living worker is seen to know it."""
+    """Since when no living worker has known the job."""
 
 
-class _Told(NamedTuple):
-    """An answer of Redis about a queue, and its time."""
+class _Announced(NamedTuple):
+    """The tasks that the living workers of a queue have announced, and when Redis said so."""
 
     at: float
     tasks: frozenset[str]
 
 
 class UnknownJobs:
-    """Decides what becomes of jobs that this worker does not know.
+    """Decides the outcomes of jobs that this worker does not know.
 
     Args:
         unknown_for: seconds after which a job that no living worker knows fails.
@@ -54,7 +54,7 @@ class UnknownJobs:
         self._workers = WorkerRecords(broker.connections)
         self._unknown_for = unknown_for
         self._met: dict[_Key, _Met] = {}
-        self._announced_to: dict[str, _Told] = {}
+        self._cache: dict[str, _Announced] = {}
         self._asking = asyncio.Lock()
 
     async def judge(self, execution: Execution, outcome: Outcome) -> Outcome:
@@ -74,7 +74,7 @@ class UnknownJobs:
             if now - met.unknown_since >= self._unknown_for:
                 self._met.pop(key, None)
                 return Outcome.failed(error.for_good(self._unknown_for))
-        self._forget_old_ones(now)
+        self._drop_old_jobs(now)
         return Outcome(OutcomeKind.POSTPONED, error=error, delay=min(max(now - met.first, _FIRST_DELAY), longest))
 
     async def _is_known_elsewhere(self, task: str, queue: str) -> bool:
@@ -85,14 +85,14 @@ class UnknownJobs:
             return True
 
     async def _announced(self, queue: str) -> frozenset[str]:
-        async with self._asking:  # one asks for all that were claimed together
-            told = self._announced_to.get(queue)
-            if told is None or time.monotonic() - told.at > _BELIEVED:
-                told = self._announced_to[queue] = _Told(time.monotonic(), await self._workers.announced(queue))
-            return told.tasks
+        async with self._asking:  # one request serves all jobs that were claimed together
+            cached = self._cache.get(queue)
+            if cached is None or time.monotonic() - cached.at > _CACHED:
+                cached = self._cache[queue] = _Announced(time.monotonic(), await self._workers.announced(queue))
+            return cached.tasks
 
-    def _forget_old_ones(self, now: float) -> None:
-        """Forget those that another worker has taken care of."""
+    def _drop_old_jobs(self, now: float) -> None:
+        """Forget jobs that must have ended on another worker."""
         while self._met:
             key, met = next(iter(self._met.items()))  # the one met first
             if now - met.first <= 2 * self._unknown_for + 60:

@@ -443,20 +443,20 @@ class TestLaps:
         monkeypatch.setattr("worker.engine.relay._REST_FOR_LAP", 20)
         lap = _Lap()
         assert lap.position() == (-1, "")
-        lap.pass_over([(7, "a", 1, "q")] * 500)
+        lap.advance([(7, "a", 1, "q")] * 500)
         now += 2
         assert lap.position() == (7, "a")
-        lap.pass_over([(9, "b", 1, "q")])
+        lap.advance([(9, "b", 1, "q")])
         now += 39
         assert lap.position() == (9, "b")
-        lap.pass_over([(10, "c", 1, "q")])
+        lap.advance([(10, "c", 1, "q")])
         assert lap.position() == (10, "c")
         now += 1
         assert lap.position() == (-1, "")
-        lap.pass_over([])
+        lap.advance([])
         now += 4.9
         assert lap.position() == (-1, "")
-        assert not lap._goes_on
+        assert not lap._is_running
 
 
 class TestDueTimes:

@@ -337,7 +337,7 @@ async def test_a_worker_that_was_blocked_queues_the_last_thousand_slots_at_most(
     before = await look_again(Scheduler(broker, {beat.name: beat}, QUEUE), broker, timedelta(minutes=20))
     assert observer.zcard(QUEUE) == 1000
     first = before.replace(microsecond=0) + timedelta(seconds=1)
-    assert f"beat: its slots from {first:%Y-%m-%d %H:%M:%S} UTC until" in caplog.text
+    assert f"task beat: skipped its cron slots from {first:%Y-%m-%d %H:%M:%S} UTC until" in caplog.text
 
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
@@ -355,8 +355,11 @@ async def test_skipped_slots_are_logged_with_the_reason(
         assert told == []
     else:
         (line,) = told
-        assert f"{tick.name}: its slots from {hour - timedelta(hours=2):%Y-%m-%d %H:%M:%S} UTC until" in line
-        assert line.endswith(f"are skipped: no worker ran, and its misfire is '{misfire}'")
+        assert (
+            f"task {tick.name}: skipped its cron slots from {hour - timedelta(hours=2):%Y-%m-%d %H:%M:%S} UTC until"
+            in line
+        )
+        assert line.endswith(f": no worker ran, and misfire is '{misfire}'")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class TestTasksOfAnotherService:
     ) -> None:
         """Jobs of known tasks cost no look-up."""
         monkeypatch.setattr(announcer, "_INTERVAL", 60)
-        monkeypatch.setattr(unknown, "_BELIEVED", 60)
+        monkeypatch.setattr(unknown, "_CACHED", 60)
         jobs = await double.enqueue_many([{"number": number} for number in range(200)])
         asked: list[str] = []
         announced = WorkerRecords.announced
