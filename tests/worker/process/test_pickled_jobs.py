@@ -38,8 +38,9 @@ async def test_one_line_names_the_queues_that_hold_pickles_and_what_to_set(
 async def test_nothing_is_said_of_queues_without_pickles(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     """Empty ones, JSON, and ids whose payload is missing or no text."""
     await broker.enqueue([new_job("json", b"{}", "mail")])
-    await broker.redis.zadd("mail", {"none": 1, b"\xff": 1, "list": 1})
-    await broker.redis.rpush("arq:job:list", "\x80")
+    client: Any = broker.redis
+    await client.zadd("mail", {"none": 1, b"\xff": 1, "list": 1})
+    await client.rpush("arq:job:list", "\x80")
     assert await told(broker, caplog) == []
 
 
