@@ -7,6 +7,7 @@ import pytest
 from redis import Redis
 
 from tests.redis_programs import PROGRAMS, running
+from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
 from worker import Broker, JobStatus
 from worker.broker.cron_slots import CronSlots
@@ -215,17 +216,34 @@ class TestClaim:
     async def test_jobs_that_run_elsewhere_are_skipped_and_not_looked_at_again(
         self, broker: Broker, observer: Any
     ) -> None:
-        """Running jobs, a stock worker's too, are skipped, and not looked at again while they run."""
+        """Running jobs are skipped, and not looked at again while they run."""
         running = {f"r{number}": number for number in range(1000)}
         observer.zadd(QUEUE, running)
         with observer.pipeline() as pipe:
             for job_id in running:
-                pipe.set(f"arq:in-progress:{job_id}", "1", px=310_000)
+                pipe.set(f"arq:in-progress:{job_id}", THEIRS + ":1", px=310_000)
             pipe.execute()
         await broker.enqueue([entry()])
         first, second = await broker.claim(QUEUE, OURS, LEASE, 10), await broker.claim(QUEUE, OURS, LEASE, 10)
         assert [job.raw_id for job in first.jobs + second.jobs] == [b"a"]
         assert observer.zcount(QUEUE, "-inf", observer.time()[0] * 1000 + 300_000) == 1
+
+    async def test_jobs_that_stock_workers_run_are_skipped_and_stay_near_their_place(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A stock worker that stops, or whose job asks for a retry, leaves or adds to the score that it finds."""
+        observer.zadd(QUEUE, {f"r{number}": number for number in range(1, 1001)})
+        with observer.pipeline() as pipe:
+            for number in range(1, 1001):
+                pipe.set(f"arq:in-progress:r{number}", "1", px=310_000)
+            pipe.execute()
+        await broker.enqueue([entry()])
+        first, second = await broker.claim(QUEUE, OURS, LEASE, 10), await broker.claim(QUEUE, OURS, LEASE, 10)
+        assert [job.raw_id for job in first.jobs + second.jobs] == [b"a"]
+        observer.delete("arq:in-progress:r7")  # as a stock worker does when it stops
+        scores = [score for _, score in observer.zrange(QUEUE, 0, 999, withscores=True)]
+        assert max(scores) <= observer.time()[0] * 1000 + 1_500
+        assert await eventually(lambda: claim(broker, THEIRS), timeout=5)
 
     async def test_a_running_job_that_other_software_makes_due_is_not_claimed_again(
         self, broker: Broker, observer: Any

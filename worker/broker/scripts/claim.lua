@@ -93,6 +93,9 @@ while taken < wanted and skipped < MOST_SKIPPED do
             if left == -1 then
                 redis.call('PEXPIRE', holders[i], lease)  -- a holder without an end is no worker's: leases end
             else
+                -- A stock worker holds it with '1', and runs it again at or after the score that it has then. So its
+                -- score moves ahead by little: the end of its lease may be minutes away.
+                if held[i] == '1' then left = math.min(left, LATER) end
                 next_score = now + math.max(left, 1)
             end
         end
