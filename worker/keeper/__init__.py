@@ -1,10 +1,10 @@
-"""The keeper: a small process beside each worker, which keeps its leases where the worker itself cannot.
+"""The keeper: a small process beside each worker, which renews leases when the worker cannot.
 
-1. `table.py` is the memory that the two share: what the worker has claimed, and when it last kept its leases.
+1. `table.py` is memory that both share: the jobs that the worker has claimed, and when it last renewed their leases.
 2. `process.py` and `client.py` run in the keeper. They import the standard library and hiredis, and of this project
-   this package alone: everything else would cost forty megabytes a worker.
-3. `keeper.py` is the worker's side of it: start it, replace it, dismiss it.
+   only this package: everything else would cost forty megabytes a worker.
+3. `keeper.py` runs in the worker. It starts, replaces and dismisses the keeper.
 
-Only the engine may import it. Nothing that needs more than the standard library and hiredis must be put into the first
-two.
+Only the engine may import this package. Code that needs more than the standard library and hiredis must not be put
+into `table.py`, `process.py` or `client.py`.
 """

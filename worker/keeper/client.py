@@ -1,9 +1,9 @@
-"""``Redis``: runs scripts, for the keeper, which cannot afford to import redis-py.
+"""``Redis``: run scripts for the keeper, which is too small to import redis-py.
 
-1. Each call opens a connection and closes it again: the keeper calls seldom, and has none that may have gone stale.
-2. A call has one limit for all that it waits for, but for the name server's answer: a black-holed Redis holds it no
-   longer than that.
-3. Sentinels are asked for the primary each time; in a cluster it goes where the nodes say.
+1. Each call opens and closes its own connection: calls are rare, and an idle connection could have gone stale.
+2. A call has one time limit for all its waits except the name server's answer. So a Redis that drops packets delays the
+   call no longer than that limit.
+3. Each call asks the Sentinels for the primary. In a cluster, the call follows the nodes' redirects.
 """
 
 import socket
@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import hiredis
 
-_MOVES = 5  # from node to node of a cluster
+_MAX_REDIRECTS = 5  # from node to node of a cluster
 _CHUNK = 65536  # bytes
 
 Server = Mapping[str, Any]
-"""The way to one server: see `worker.keeper.servers`."""
+"""The address and login of one server: see `worker.keeper.servers`."""
 
 
 class RefusedError(Exception):
@@ -25,11 +25,11 @@ class RefusedError(Exception):
 
 
 class Redis:
-    """Runs scripts.
+    """Runs scripts on Redis.
 
     Args:
         servers: see `worker.keeper.servers.servers_of`.
-        timeout: seconds that a call may take, at each server that it asks.
+        timeout: seconds that a call may take at each server.
     """
 
     def __init__(self, servers: Mapping[str, Any], timeout: float) -> None:
@@ -41,7 +41,7 @@ class Redis:
 
         Raises:
             RefusedError: the server answers with an error.
-            OSError: there is no answer.
+            OSError: no server answers.
         """
         command = ("EVAL", script, 1, key, *arguments)
         if nodes := self._servers.get("nodes"):
@@ -62,17 +62,17 @@ class Redis:
         return server
 
     def _run_in_cluster(self, nodes: Sequence[Server], command: Sequence[Any]) -> Any:
-        asked: Sequence[Server] = nodes
-        for _ in range(_MOVES):
+        candidates: Sequence[Server] = nodes
+        for _ in range(_MAX_REDIRECTS):
             try:
-                return self._first_answer(asked, command)
+                return self._first_answer(candidates, command)
             except RefusedError as error:
                 words = str(error).split()
                 if words[0] != "MOVED":
                     raise
                 host, _, port = words[2].rpartition(":")
-                asked = [{**asked[0], "host": host or asked[0]["host"], "port": int(port)}]
-        raise OSError(f"the nodes of the cluster sent it on {_MOVES} times")
+                candidates = [{**candidates[0], "host": host or candidates[0]["host"], "port": int(port)}]
+        raise OSError(f"the nodes of the cluster redirected the call {_MAX_REDIRECTS} times")
 
     def _first_answer(self, servers: Sequence[Server], command: Sequence[Any]) -> Any:
         failed: OSError | None = None
@@ -88,7 +88,7 @@ class Redis:
 
 
 class _Connection:
-    """A connection to one server, for the length of a block."""
+    """A connection to one server, open inside a `with` block."""
 
     def __init__(self, server: Server, timeout: float) -> None:
         self._server = server
@@ -112,11 +112,11 @@ class _Connection:
         self._socket.close()
 
     def call(self, *command: Any) -> Any:
-        """The reply to a command."""
-        self._wait_at_most()
+        """Send a command and return the reply."""
+        self._limit_wait()
         self._socket.sendall(hiredis.pack_command(command))
         while (reply := self._reader.gets()) is False:
-            self._wait_at_most()
+            self._limit_wait()
             if not (chunk := self._socket.recv(_CHUNK)):
                 raise ConnectionResetError("the server has closed the connection")
             self._reader.feed(chunk)
@@ -133,18 +133,18 @@ class _Connection:
         opened = socket.create_connection((server["host"], int(server["port"])), self._left())
         return _encrypted(opened, server) if server.get("tls") else opened
 
-    def _wait_at_most(self) -> None:
+    def _limit_wait(self) -> None:
         self._socket.settimeout(self._left())
 
     def _left(self) -> float:
         left = self._end - time.monotonic()
         if left <= 0:
-            raise TimeoutError("no answer in time")
+            raise TimeoutError("the server did not answer in time")
         return left
 
 
 def _encrypted(plain: socket.socket, server: Server) -> socket.socket:
-    """As redis-py does it (redis 5.3, ``connection.py``: `_wrap_socket_with_ssl`)."""
+    """Start TLS as redis-py does (redis 5.3, ``connection.py``: `_wrap_socket_with_ssl`)."""
     import ssl  # noqa: PLC0415 - it costs five megabytes, and few need it
 
     tls = server["tls"]

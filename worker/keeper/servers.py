@@ -1,4 +1,4 @@
-"""The keeper's way to Redis, as data: what redis-py makes of the URL, so that both go to the same place."""
+"""The Redis servers as plain data, read from redis-py, so that worker and keeper reach the same Redis."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ _TLS = (
 
 
 def servers_of(url: str) -> dict[str, Any]:
-    """The ``server``, and the ``sentinels`` to ask where their ``service`` is; or the ``nodes`` of a cluster.
+    """The ``server``, with the ``sentinels`` and their ``service`` if there are any; or the ``nodes`` of a cluster.
 
-    Nothing is connected. The answer is made of what JSON can say.
+    This opens no connection. The result can be written as JSON.
     """
     address = RedisAddress.parse(url)
     if address.kind == "cluster":

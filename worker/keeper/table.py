@@ -1,14 +1,14 @@
 """``LeaseTable``: the memory that a worker shares with its keeper.
 
-1. The worker adds each batch of jobs that it has claimed before it starts them, with one write to memory.
-2. A job's place tells until when its lease is to be kept. A batch's page is used again once all its jobs are over.
-3. The worker says when it was last seen alive, and when it last kept all leases. In between the keeper need not look at
-   anything else.
+1. The worker adds each batch of claimed jobs before it starts them, with one write to memory.
+2. A job's place holds the time until which its lease is kept. A batch's page is reused once all its jobs are over.
+3. The worker writes when it was last alive, and when it last renewed all leases. While these times are recent, the
+   keeper reads nothing else.
 
-A page is copied as a whole and may be changed meanwhile. The worst that comes of it is the id of one batch with the
-token of another, and Redis answers that no worker holds such a pair.
+The keeper copies a whole page, which may change meanwhile. The worst result is the id of one batch with the token of
+another, and Redis answers that no worker holds such a pair.
 
-All times are seconds of the monotonic clock, which is the same in all processes of a machine.
+All times are seconds of the monotonic clock, which all processes of a machine share.
 """
 
 import os
@@ -24,9 +24,9 @@ from typing import NamedTuple
 _PAGE = 4096  # bytes
 _WORDS = _PAGE // 8
 
-# The first page: words that are written alone, each by one thread.
+# The first page: single words, each written by one thread.
 _THREAD_ALIVE, _LOOP_ALIVE, _LEASES_KEPT, _KEEPER, NOWHERE = range(5)
-# Every other page: how many jobs, of which queue; then a word a job, then bytes: the token, the ids' lengths, the ids.
+# Every other page: the number of jobs, the number of the queue, a word for each job; then bytes: token, lengths, ids.
 _JOBS, _QUEUE, _FIRST = range(3)
 
 _LENGTH = struct.calcsize("<H")
@@ -57,11 +57,11 @@ class Batch:
         self._left = jobs
 
     def begin(self, place: int, until: float) -> None:
-        """An attempt of the job of this place begins: its lease is to be kept until then."""
+        """Record that an attempt of the job at this place begins, and that its lease is kept until `until`."""
         self._table.words[place] = until
 
     def end(self, place: int) -> None:
-        """The job of this place is over."""
+        """Record that the job at this place is over."""
         self._table.words[place] = 0.0
         self._left -= 1
         if not self._left:
@@ -69,32 +69,32 @@ class Batch:
 
 
 Place = tuple[Batch, int]
-"""The place of a job: its batch, and its word."""
+"""The place of a job: its batch, and the index of its word."""
 
 
 class LeaseTable:
-    """The worker's side. Only the event loop's thread may add, begin and end.
+    """The worker's side of the table. Only the event loop's thread may call `add`, `begin` and `end`.
 
     Args:
-        batches: how many it has room for. Jobs of further ones are not in it, and are kept by the heartbeat alone.
+        batches: the number of batches that fit. Jobs of further batches are left out; only the heartbeat renews them.
     """
 
     def __init__(self, batches: int) -> None:
         self.size = _PAGE * (1 + batches)
-        self.descriptor = _memory_without_a_name(self.size)
-        """Of the memory, to be inherited by the keeper; -1 where this system has none that can be."""
+        self.descriptor = _anonymous_file(self.size)
+        """The descriptor of the memory, which the keeper inherits; -1 if this system cannot share memory so."""
         if self.descriptor >= 0:
             weakref.finalize(self, os.close, self.descriptor)
         self._memory = mmap(self.descriptor, self.size)
         self.words = memoryview(self._memory).cast("d")
-        self._free = list(range(batches, 0, -1))  # the last one is taken first: few pages are ever touched
-        self._outside = (Batch(self, 0, -1), NOWHERE)  # its count never comes to nothing
+        self._free = list(range(batches, 0, -1))  # the last freed page is taken first, so that few pages are touched
+        self._outside = (Batch(self, 0, -1), NOWHERE)  # its count never reaches zero
 
     def add(self, queue: int, token: str, ids: Sequence[bytes], until: float) -> list[Place]:
-        """Add a batch; the place of each job.
+        """Add a batch and return the place of each job.
 
         Args:
-            until: when its lease is to be kept no longer if the job has not begun by then.
+            until: the time until which a lease is kept if its job has not begun.
         """
         places: list[Place] = []
         while len(places) < len(ids):
@@ -103,38 +103,38 @@ class LeaseTable:
         return places
 
     def free(self, page: int) -> None:
-        """All jobs of a page are over."""
+        """Free a page whose jobs are all over."""
         self.words[page * _WORDS + _JOBS] = 0.0
         self._free.append(page)
 
     def thread_is_alive(self, now: float) -> None:
-        """The heartbeat's thread runs."""
+        """Record that the heartbeat's thread runs."""
         self.words[_THREAD_ALIVE] = now
 
     def loop_is_alive(self, now: float) -> None:
-        """The event loop runs."""
+        """Record that the event loop runs."""
         self.words[_LOOP_ALIVE] = now
 
     def leases_are_kept(self, since: float) -> None:
         """Record that all jobs in the table at `since` have been renewed after it."""
         self.words[_LEASES_KEPT] = since
 
-    def attach(self, words: bytes) -> None:
-        """Leave something for the keeper to read: unlike a pipe, it is there whole before the keeper is.
+    def attach(self, content: bytes) -> None:
+        """Write bytes for the keeper to read. Unlike in a pipe, all of them are there before the keeper starts.
 
         Raises:
-            OSError: there is no memory for it.
+            OSError: no memory is left.
         """
         os.ftruncate(self.descriptor, self.size)
-        os.pwrite(self.descriptor, words, self.size)
+        os.pwrite(self.descriptor, content, self.size)
 
     @property
     def keeper(self) -> int:
-        """The process that has last said that it keeps this table; 0 where none has."""
+        """The process id of the last keeper that has started on this table; 0 if none has."""
         return int(self.words[_KEEPER])
 
     def _add_page(self, queue: int, token: str, ids: Sequence[bytes], until: float) -> list[Place]:
-        """Add as many as fit into one page."""
+        """Add as many jobs as fit into one page."""
         sizes = [len(job_id) for job_id in ids]
         fitting = _fitting(sizes)
         if not fitting or not self._free:
@@ -149,13 +149,13 @@ class LeaseTable:
         at = (first + fitting) * 8
         self._memory[at : at + len(text)] = text
         self.words[start + _QUEUE] = float(queue)
-        self.words[start + _JOBS] = float(fitting)  # last: from here on it counts
+        self.words[start + _JOBS] = float(fitting)  # written last: from here on, the page is valid
         batch = Batch(self, page, fitting)
         return [(batch, first + number) for number in range(fitting)]
 
 
 class TableReader:
-    """The keeper's side."""
+    """The keeper's side of the table."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._memory = mmap(descriptor, size)
@@ -178,8 +178,8 @@ class TableReader:
         """All jobs that were in the table by this time have been renewed after it."""
         return self._words[_LEASES_KEPT]
 
-    def tell(self, keeper: int) -> None:
-        """This process keeps the table now."""
+    def set_keeper(self, keeper: int) -> None:
+        """Record the process id of the keeper that reads this table."""
         self._words[_KEEPER] = float(keeper)
 
     def jobs(self) -> list[KeptJob]:
@@ -217,8 +217,8 @@ def _fitting(sizes: Sequence[int]) -> int:
     return len(sizes)
 
 
-def _memory_without_a_name(size: int) -> int:
-    """The descriptor of a file that no folder lists; -1 where there is none."""
+def _anonymous_file(size: int) -> int:
+    """Open a file without a name and return its descriptor; -1 if the system has none."""
     if os.name != "posix":
         return -1
     try:

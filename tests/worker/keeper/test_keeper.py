@@ -92,7 +92,7 @@ class TestRenewal:
         self, broker: Broker, table: LeaseTable, start: Start, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """The interpreter is blamed only where it gives no sign of life."""
-        for is_alive, why in ((True, "Redis may have been slow"), (False, "something kept its interpreter")):
+        for is_alive, why in ((True, "Redis may have been slow"), (False, "code blocked its interpreter")):
             keeper = start()
             table.leases_are_kept(time.monotonic())
             await claim(broker, table, why)

@@ -82,5 +82,5 @@ def test_the_worker_is_alive_as_of_the_latest_sign_of_its_thread_or_its_loop(
     table.leases_are_kept(3.0)
     assert reader.kept_since == 3.0
     assert table.keeper == 0
-    reader.tell(1234)
+    reader.set_keeper(1234)
     assert table.keeper == 1234
