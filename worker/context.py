@@ -60,6 +60,19 @@ def enter_job(job: JobContext) -> None:
     _running.set(job)
 
 
+_came_as_pickle: ContextVar[bool] = ContextVar("worker.came_as_pickle", default=False)
+
+
+def enter_pickled_job() -> None:
+    """Note that the current job came as a pickle. Only such a job calls it."""
+    _came_as_pickle.set(True)
+
+
+def came_as_pickle() -> bool:
+    """Whether the current job came as a pickle, or no job runs."""
+    return _came_as_pickle.get() or _running.get(None) is None
+
+
 def from_milliseconds(milliseconds: int) -> datetime:
     """Convert a time on the wire to a datetime in UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)

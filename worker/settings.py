@@ -21,7 +21,7 @@ from worker.broker.redis_url import RedisAddress
 from worker.config import Config
 from worker.engine.task_caller import Hook
 from worker.errors import ConfigError, RegistryError
-from worker.message import deserialize, deserialize_trusting, serialize
+from worker.process.arq_codec import use_codec
 from worker.process.errors import StartupError
 from worker.process.runtime import Runtime, require_urls
 from worker.process.server_wait import await_redis
@@ -224,8 +224,7 @@ def _arq_client(config: Config, url: str) -> ArqClient:
     """The client for arq's setting `redis_pool`, which tasks get as ``ctx["redis"]``."""
     client = connect_as(ArqClient, url)
     client.connect_wait = config.connect_wait
-    client.job_serializer = serialize
-    client.job_deserializer = deserialize_trusting if config.accept_pickle else deserialize
+    use_codec(client, config)
     client.default_queue_name = config.queue_names[0]
     return client
 

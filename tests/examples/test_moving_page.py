@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -16,7 +17,7 @@ from worker.config import Config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "moving.md").read_text()
 TABLES = dict(re.findall(r"^## (Names from \w+|What [^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
-CALLEES = {"task": task, "cron": cron, "using": Task.using, "result": Job.result, "Retry": Retry}
+CALLEES: dict[str, Any] = {"task": task, "cron": cron, "using": Task.using, "result": Job.result, "Retry": Retry}
 METHODS = {"enqueue", "enqueue_sync", "using", "result", "status", "abort"}
 
 

@@ -16,7 +16,7 @@ from tests.commands import Command
 from tests.lifecycle.conftest import Project
 from tests.servers import Observer
 from tests.waiting import eventually
-from worker import deserialize, serialize, task
+from worker import Broker, deserialize, serialize, task
 from worker.settings import redis_settings
 
 Enqueue = Callable[[int], Awaitable[Any]]
@@ -31,6 +31,13 @@ WORK = """
         await asyncio.sleep(0.005)
         await ctx["redis"].rpush("ran", f"{os.environ['FLEET']} {number}")
         return number
+
+    async def hand_on(ctx, number):
+        await ctx["redis"].enqueue_job("count", number)
+        return number
+
+    async def hand_on_later(ctx, number):
+        await ctx["redis"].enqueue_job("count", number, _job_id=f"child{number}", _defer_by=3600)
 
     async def retry_once(ctx, number):
         if ctx["job_try"] == 1:
@@ -47,10 +54,10 @@ WORK = """
 STOCK = """
     import os
     from arq.connections import RedisSettings
-    from tasks.work import count, retry_once, wait
+    from tasks.work import count, hand_on, hand_on_later, retry_once, wait
 
     class WorkerSettings:
-        functions = [count, retry_once, wait]
+        functions = [count, hand_on, retry_once, wait]
         redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
         poll_delay = 0.05
         job_completion_wait = int(os.environ.get("WAIT", "20"))
@@ -58,9 +65,9 @@ STOCK = """
 
 OURS = """
     from arq.worker import func
-    from tasks.work import count, retry_once, wait
+    from tasks.work import count, hand_on, hand_on_later, retry_once, wait
 
-    TASKS = (func(count), func(retry_once), func(wait))
+    TASKS = (func(count), func(hand_on), func(hand_on_later), func(retry_once), func(wait))
 """
 
 
@@ -192,7 +199,8 @@ async def test_a_stock_fleet_moves_to_tandem_and_back_under_load_and_each_job_ru
     load = Load(observer)
 
     async def by_stock(number: int) -> Any:
-        return await stock_client.enqueue_job("retry_once" if number % 5 == 0 else "count", number)
+        name = {0: "retry_once", 1: "hand_on"}.get(number % 5, "count")
+        return await stock_client.enqueue_job(name, number)
 
     async def by_ours(number: int) -> Any:
         if number % 2:
@@ -222,6 +230,7 @@ async def test_a_stock_fleet_moves_to_tandem_and_back_under_load_and_each_job_ru
                     assert await ours.ends() == 0
                     await load.reaches("stock")
                     await old.stop()
+                    await eventually(lambda: observer.zcard("arq:queue"), timeout=PATIENCE, equals=0)
                     back.send(signal.SIGTERM)
                     await back.ends()
     assert load.answers == {number: number for number in load.enqueued}
@@ -244,3 +253,14 @@ async def test_jobs_that_a_stock_worker_interrupts_when_it_stops_run_again_at_on
             observer.set("go", 1)
             assert [await job.result(timeout=PATIENCE) for job in jobs if job is not None] == list(range(30))
     assert began(observer) == {"stock": 10, "ours": 30}
+
+
+async def test_a_job_that_a_task_enqueues_is_a_pickle_if_the_tasks_own_job_was(
+    moving: Project, stock_client: ArqRedis, json_client: ArqRedis, broker: Broker
+) -> None:
+    """So a stock worker beside Tandem's can read it, and no pickle is written once the producers have changed."""
+    for number, client in enumerate((stock_client, json_client)):
+        await client.enqueue_job("hand_on_later", number)
+    with our_worker(moving):
+        await eventually(lambda: broker.redis.exists("arq:job:child0", "arq:job:child1"), timeout=PATIENCE, equals=2)
+    assert [await broker.redis.getrange(f"arq:job:child{number}", 0, 0) for number in range(2)] == [b"\x80", b"{"]

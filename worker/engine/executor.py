@@ -17,7 +17,7 @@ from db.errors import PartialCommitError
 from db.scope import Scope, scope
 from db.transient import Transient, transient
 from worker.aio.deadline import Deadline
-from worker.context import JobContext, enter_job, from_milliseconds
+from worker.context import JobContext, enter_job, enter_pickled_job, from_milliseconds
 from worker.engine.execution import Execution
 from worker.engine.once import CompletedBeforeError, Once
 from worker.engine.outcome import Outcome, OutcomeKind, Rerun, count_as_try, judge
@@ -76,6 +76,8 @@ class Executor:
             return Outcome.failed(error)
         execution.context = self._context(execution)
         enter_job(execution.context)
+        if message.is_pickled:
+            enter_pickled_job()
         return await self._until_decided(execution)
 
     async def _until_decided(self, execution: Execution) -> Outcome:

@@ -11,7 +11,7 @@ from arq.connections import ArqRedis
 from worker.broker.connection import connect_as
 from worker.broker.redis_url import CLUSTER
 from worker.config import Config
-from worker.message import deserialize, deserialize_trusting, serialize
+from worker.process.arq_codec import use_codec
 from worker.process.event_loop import new_event_loop
 from worker.process.lifecycle import Lifecycle
 from worker.process.logs import log_without_arq
@@ -71,8 +71,7 @@ async def _arq_context(config: Config) -> AsyncIterator[dict[Any, Any]]:
         yield {}
         return
     client = connect_as(ArqRedis, url)
-    client.job_serializer = serialize
-    client.job_deserializer = deserialize_trusting if config.accept_pickle else deserialize
+    use_codec(client, config)
     client.default_queue_name = config.queue_names[0]
     try:
         yield {"redis": client}
