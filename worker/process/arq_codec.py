@@ -1,8 +1,7 @@
 """The codec of arq's client in a worker, ``ctx["redis"]``.
 
 While a fleet moves from arq, a stock worker may take a job that a task enqueues here, and it only reads pickles. So a
-job that a pickled job or a hook enqueues is a pickle. All others are JSON, so there are no more pickles once no producer
-writes them.
+job that a pickled job or a hook enqueues is a pickle. All others are JSON, so pickles end once no producer writes them.
 """
 
 import pickle
