@@ -3,16 +3,20 @@
 import asyncio
 import itertools
 import signal
+import subprocess
+import sys
+import types
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from arq.connections import ArqRedis, create_pool
 
 import db
-from tests.commands import Command
+from tests.commands import Command, bare_environment
 from tests.lifecycle.conftest import Project
 from tests.servers import Observer
 from tests.waiting import eventually
@@ -264,3 +268,36 @@ async def test_a_job_that_a_task_enqueues_is_a_pickle_if_the_tasks_own_job_was(
     with our_worker(moving):
         await eventually(lambda: broker.redis.exists("arq:job:child0", "arq:job:child1"), timeout=PATIENCE, equals=2)
     assert [await broker.redis.getrange(f"arq:job:child{number}", 0, 0) for number in range(2)] == [b"\x80", b"{"]
+
+
+async def test_pickles_that_came_too_early_run_after_one_command(
+    project: Project, stock_client: ArqRedis, postgres: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with objects of the project's own classes, and with the command as it is installed."""
+    project.write("orders.py", "class Order:\n    def __init__(self, number): self.number = number\n")
+    project.write(
+        "tasks/work.py", "import orders\n\nasync def ship(ctx, order):\n    return order.number, type(order).__name__"
+    )
+    project.write(
+        "tasks/registry.py", "from arq.worker import func\nfrom tasks.work import ship\nTASKS = (func(ship),)"
+    )
+    orders = types.ModuleType("orders")
+    exec((project.folder / "orders.py").read_text(), orders.__dict__)
+    monkeypatch.setitem(sys.modules, "orders", orders)
+    job = await stock_client.enqueue_job("ship", orders.Order(7))
+    assert job is not None
+    with project.arq("worker.Settings", "--burst") as early:
+        assert await early.ends() == 0
+        assert "pickled jobs in arq:queue (1 of the first 1 jobs): they fail, and the ledger keeps them" in early.output
+    assert await postgres.fetchval("SELECT task FROM tandem_jobs WHERE state = 'failed'") == "ship"
+    retried = subprocess.run(
+        [Path(sys.executable).with_name("tandem"), "jobs", "retry", "--error", "pickle", "--yes"],
+        cwd=project.folder,
+        env=bare_environment(**project.settings, WORKER_ACCEPT_PICKLE="true"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (retried.stdout, retried.returncode) == ("1 retried\n", 0), retried.stderr
+    with project.arq(WORKER_ACCEPT_PICKLE="true"):
+        assert await job.result(timeout=PATIENCE) == (7, "Order")

@@ -25,6 +25,7 @@ from worker.ledger.admin import FailureCount, JobAdmin, JobFilter, JobRow, Key, 
 from worker.ledger.schema_check import check
 from worker.ledger.table import State
 from worker.new_job import NewJob
+from worker.registry.imports import Importer
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ def show_list(
 @app.command()
 def show(job_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
     """Show a job: arguments, times, result or error, and its earlier ends if it was retried."""
-    config = Config.load()
+    config = _config()
     rows = _with_admin(config, lambda admin: admin.all_of(job_id))
     if not rows:
         return explain(f"{printable(job_id)}: the ledger has no such job", FAILED)
@@ -95,7 +96,7 @@ def retry(
     yes: Yes = False,
 ) -> int:
     """Run failed jobs again, with the tries of a new job. They keep their id and their history."""
-    config = Config.load()
+    config = _config()
 
     async def act(admin: JobAdmin) -> int:
         chosen = await _choose(admin, "retry", ids, _filter(task, queue, error, everything=everything), yes=yes)
@@ -128,6 +129,14 @@ def discard(
         return await _in_batches("discarded", admin, chosen, admin.discard)
 
     return _with_admin(Config.load(), act)
+
+
+def _config() -> Config:
+    """Load the settings. If pickles are accepted, make the project importable, as pickles name its classes."""
+    config = Config.load()
+    if config.accept_pickle:
+        Importer.for_project_with(config.registry)
+    return config
 
 
 class _Chosen(NamedTuple):
