@@ -113,6 +113,18 @@ def our_worker(project: Project, **settings: str) -> Command:
     return project.arq(FLEET="ours", WORKER_ACCEPT_PICKLE="true", **settings)
 
 
+def retry_pickles(project: Project) -> subprocess.CompletedProcess[str]:
+    """Run ``tandem jobs retry``, as it is installed, in the project's folder."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("tandem"), "jobs", "retry", "--error", "pickle", "--yes"],
+        cwd=project.folder,
+        env=bare_environment(**project.settings, WORKER_ACCEPT_PICKLE="true"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def began(observer: Any) -> Counter[str]:
     """How many jobs that wait each fleet has begun."""
     return Counter(line.split()[0] for line in observer.lrange("began", 0, -1))
@@ -290,14 +302,7 @@ async def test_pickles_that_came_too_early_run_after_one_command(
         assert await early.ends() == 0
         assert "pickled jobs in arq:queue (1 of the first 1 jobs): they fail, and the ledger keeps them" in early.output
     assert await postgres.fetchval("SELECT task FROM tandem_jobs WHERE state = 'failed'") == "ship"
-    retried = subprocess.run(
-        [Path(sys.executable).with_name("tandem"), "jobs", "retry", "--error", "pickle", "--yes"],
-        cwd=project.folder,
-        env=bare_environment(**project.settings, WORKER_ACCEPT_PICKLE="true"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    retried = await asyncio.to_thread(retry_pickles, project)
     assert (retried.stdout, retried.returncode) == ("1 retried\n", 0), retried.stderr
     with project.arq(WORKER_ACCEPT_PICKLE="true"):
         assert await job.result(timeout=PATIENCE) == (7, "Order")
