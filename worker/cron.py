@@ -93,7 +93,14 @@ def on_schedule(
     Args:
         name: the scheduled task's name on the wire (default: that of `plain`).
     """
-    return Task(plain.fn, name or plain.name, plain.options, schedule=schedule, run_at_startup=run_at_startup)
+    return Task(
+        plain.fn,
+        name or plain.name,
+        plain.options,
+        schedule=schedule,
+        run_at_startup=run_at_startup,
+        is_arq=plain.is_arq,
+    )
 
 
 def _checked(name: object) -> str | None:
@@ -126,7 +133,7 @@ def from_arq(job: Any) -> Task[Any, Any]:
             max_tries=job.max_tries,
             keep_result=LONGEST if job.keep_result_forever else job.keep_result_s,
         )
-        adopted: Task[Any, Any] = Task(job.coroutine, job.name, options)
+        adopted: Task[Any, Any] = Task(job.coroutine, job.name, options, is_arq=True)
         if not hasattr(job, "calculate_next"):
             return adopted
         fields = ("month", "day", "weekday", "hour", "minute", "second", "microsecond")

@@ -50,6 +50,7 @@ class Task(Generic[P, R]):
         *,
         schedule: Schedule | None = None,
         run_at_startup: bool = False,
+        is_arq: bool = False,
     ) -> None:
         update_wrapper(self, fn)
         self.fn = fn
@@ -57,7 +58,9 @@ class Task(Generic[P, R]):
         self.options = options
         self.schedule = schedule
         self.run_at_startup = run_at_startup
-        self.signature = Signature(fn)
+        self.is_arq = is_arq
+        """Whether the function came by arq's list or `func()`. Its first parameter is then arq's context."""
+        self.signature = Signature(fn, is_arq=is_arq)
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -123,15 +126,15 @@ class Task(Generic[P, R]):
 
     @property
     def module(self) -> str:
-        return self.fn.__module__
+        return self.signature.function.__module__
 
     @cached_property
     def file(self) -> str:
-        return inspect.getsourcefile(inspect.unwrap(self.fn)) or "?"
+        return inspect.getsourcefile(inspect.unwrap(self.signature.function)) or "?"
 
     @cached_property
     def line(self) -> int:
-        return int(inspect.unwrap(self.fn).__code__.co_firstlineno)
+        return int(inspect.unwrap(self.signature.function).__code__.co_firstlineno)
 
     @property
     def signature_text(self) -> str:
@@ -147,7 +150,7 @@ class Task(Generic[P, R]):
 
         A plain wrapper of an async function counts as plain, as it may call that function with `asyncio.run`.
         """
-        return not any(map(inspect.iscoroutinefunction, (self.fn, type(self.fn).__call__)))
+        return not any(map(inspect.iscoroutinefunction, (self.fn, self.signature.function)))
 
     def check(self) -> None:
         """Raise :class:`TaskDefinitionError` if a worker cannot run the function."""
@@ -155,7 +158,9 @@ class Task(Generic[P, R]):
         problems = (_generator(self.fn), self._missing_defaults(), *map(self._wrong_session, self.injected))
         problem = next(filter(None, problems), None)
         if problem:
-            raise TaskDefinitionError(f"{self.module}.{self.fn.__qualname__} cannot be a task: {problem}")
+            raise TaskDefinitionError(
+                f"{self.module}.{self.signature.function.__qualname__} cannot be a task: {problem}"
+            )
 
     def _missing_defaults(self) -> str | None:
         if self.schedule is None:

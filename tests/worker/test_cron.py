@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import arq
@@ -150,6 +151,21 @@ class TestAdopt:
             from_arq(arq.cron(clean, **when))
         time.tzset()
         assert ("cron:clean is declared with arq's cron() and runs by UTC here" in caplog.text) == warns
+
+    def test_the_first_parameter_of_arqs_function_is_ctx_whatever_its_name(self) -> None:
+        async def charge(_ctx: object, amount: int = 100) -> None: ...
+
+        signature = from_arq(func(charge, name="charge")).signature
+        assert list(signature.injected) == ["_ctx"]
+        assert signature.validate((5,), {}) == b'{"amount":5}'
+
+    def test_a_partial_in_arqs_func_is_a_task(self) -> None:
+        async def scale(ctx: object, x: int, y: int) -> None: ...
+
+        adopted = from_arq(func(partial(scale, y=3), name="scale"))
+        adopted.check()
+        assert not adopted.is_sync
+        assert adopted.signature.validate((5,), {}) == b'{"x":5}'
 
     def test_an_adopted_function_can_be_checked_and_enqueued(self) -> None:
         """An adopted function is a task."""

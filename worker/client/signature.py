@@ -10,7 +10,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_hints
 
 import sqlalchemy.ext.asyncio
@@ -67,8 +67,11 @@ class Signature:
             that a task may name types that its module defines further down.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], *, is_arq: bool = False) -> None:
         self._fn = fn
+        self.function = _function(fn)
+        """The function that has the name, the code and the annotations."""
+        self._is_arq = is_arq
         self._signature = inspect.signature(fn)
 
     def check(self) -> None:
@@ -95,7 +98,7 @@ class Signature:
             received = self._adapter.validate_json(raw) if inexact else {}
         except ValueError as error:
             raise PayloadNotJSONError(
-                f"{self._fn.__qualname__}{self.text}: JSON cannot carry these arguments: {' '.join(str(error).split())}"
+                f"{self.function.__qualname__}{self.text}: JSON cannot carry these arguments: {' '.join(str(error).split())}"
             ) from None
         for name in sorted(inexact):
             require_same(name, payload[name], received[name])
@@ -160,7 +163,7 @@ class Signature:
         for position, (name, parameter) in enumerate(self._signature.parameters.items()):
             if parameter.kind in _VARIADIC:
                 raise self._error(f"{_VARIADIC[parameter.kind]}{name} cannot be validated: name the parameters")
-            if position == 0 and name == "ctx" and not _is_injected(self._hints.get(name)):
+            if position == 0 and (self._is_arq or name == "ctx") and not _is_injected(self._hints.get(name)):
                 found[name] = InjectedArqContext()
             elif (injected := _injected(self._hints.get(name))) is not None:
                 found[name] = injected
@@ -174,7 +177,7 @@ class Signature:
     @cached_property
     def _hints(self) -> dict[str, Any]:
         try:
-            return get_type_hints(self._fn, include_extras=True)
+            return get_type_hints(self.function, include_extras=True)
         except NameError as error:
             raise self._error(f"its annotations name {error.name}, which its module does not define") from None
         except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise any error
@@ -187,7 +190,7 @@ class Signature:
             for name, parameter in self.payload.items()
         }
         try:
-            return TypeAdapter(_shape(self._fn.__name__, fields, _CODEC))
+            return TypeAdapter(_shape(self.function.__name__, fields, _CODEC))
         except Exception as error:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
             raise self._error(self._unusable_parameter() or f"pydantic cannot validate it: {_message(error)}") from None
 
@@ -244,15 +247,24 @@ class Signature:
         names = self._positional[: len(args)]
         if len(args) > len(names):
             raise TypeError(
-                f"{self._fn.__qualname__}{self.text} takes {len(names)} positional arguments, not {len(args)}"
+                f"{self.function.__qualname__}{self.text} takes {len(names)} positional arguments, not {len(args)}"
             )
         twice = kwargs.keys() & set(names)
         if twice:
-            raise TypeError(f"{self._fn.__qualname__}{self.text} got {', '.join(sorted(twice))} twice")
+            raise TypeError(f"{self.function.__qualname__}{self.text} got {', '.join(sorted(twice))} twice")
         return {**dict(zip(names, args, strict=True)), **kwargs}
 
     def _error(self, problem: str) -> TaskDefinitionError:
-        return TaskDefinitionError(f"{self._fn.__module__}.{self._fn.__qualname__} cannot be a task: {problem}")
+        return TaskDefinitionError(
+            f"{self.function.__module__}.{self.function.__qualname__} cannot be a task: {problem}"
+        )
+
+
+def _function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that is called in the end: that of a partial, or the `__call__` of an object."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return fn if inspect.isroutine(inspect.unwrap(fn)) else type(fn).__call__
 
 
 def _shape(name: str, fields: dict[str, Any], config: ConfigDict) -> Any:
