@@ -98,7 +98,8 @@ class Signature:
             received = self._adapter.validate_json(raw) if inexact else {}
         except ValueError as error:
             raise PayloadNotJSONError(
-                f"{self.function.__qualname__}{self.text}: JSON cannot carry these arguments: {' '.join(str(error).split())}"
+                f"{self.function.__qualname__}{self.text}: JSON cannot carry these arguments: "
+                f"{' '.join(str(error).split())}"
             ) from None
         for name in sorted(inexact):
             require_same(name, payload[name], received[name])
