@@ -15,7 +15,7 @@
     │   ├── NestedWriterError                a second SQLite writer inside a writing scope
     │   └── UnownedSessionError              a callback for a lent session that has no owner
     ├── TransactionError
-    │   ├── TransactionOpenError             atomic(current="raise") found an open transaction
+    │   ├── TransactionOpenError (InvalidRequestError)   atomic(current="raise") found an open transaction
     │   ├── PoisonedTransactionError         a COMMIT that the server would have turned into a ROLLBACK
     │   ├── RawTransactionError              COMMIT, ROLLBACK or BEGIN without the transaction's owner
     │   └── PartialCommitError               one database committed, a later one failed
@@ -127,13 +127,13 @@ class UnownedSessionError(ScopeError):
         )
 
 
-class TransactionOpenError(TransactionError):
+class TransactionOpenError(TransactionError, sqlalchemy.exc.InvalidRequestError):
     """``atomic(current="raise")`` found a transaction already open."""
 
     def __init__(self) -> None:
         super().__init__(
             "a transaction is already open: end it with db.commit() or db.rollback(), or choose "
-            "atomic(current='commit' | 'rollback' | 'append' | 'savepoint')"
+            "atomic(current='commit' | 'rollback' | 'append' | 'join' | 'savepoint')"
         )
 
 

@@ -15,7 +15,7 @@ from db.session.classes import AsyncSession, Session, sync_session_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Current = Literal["commit", "rollback", "append", "raise", "savepoint"]
+Current = Literal["commit", "rollback", "append", "join", "raise", "savepoint"]
 
 
 def in_scope() -> bool:
@@ -53,8 +53,8 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
 
     Args:
         current: how to treat a transaction that is open already: ``"commit"`` it first (default), ``"rollback"`` it
-            first, ``"append"`` the block to it (its opener ends it), ``"raise"`` `TransactionOpenError`, or put the
-            block in a ``"savepoint"`` of it.
+            first, ``"append"`` the block to it and end both together, ``"join"`` it (its opener ends it), ``"raise"``
+            `TransactionOpenError`, or put the block in a ``"savepoint"`` of it.
         database: the database. Default: the default database.
 
     Raises:
@@ -66,7 +66,7 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
         own = await here.session(chosen)
         if scoped.has_begun:
             match current:
-                case "append":
+                case "join":
                     yield own
                     return
                 case "savepoint":

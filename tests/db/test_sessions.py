@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import InvalidRequestError
 
 import db
 from db.sessions import Current
@@ -55,7 +56,8 @@ OUTCOMES: dict[str, dict[str, str]] = {
     # What is saved: when all goes well after the block, when the block fails, when the scope fails after the block.
     "commit": {"well": "before block after", "block fails": "before after", "scope fails": "before block"},
     "rollback": {"well": "block after", "block fails": "after", "scope fails": "block"},
-    "append": {"well": "before block after", "block fails": "before block after", "scope fails": ""},
+    "append": {"well": "before block after", "block fails": "after", "scope fails": "before block"},
+    "join": {"well": "before block after", "block fails": "before block after", "scope fails": ""},
     "savepoint": {"well": "before block after", "block fails": "before after", "scope fails": ""},
 }
 
@@ -103,9 +105,10 @@ async def test_atomic_refuses_an_open_transaction(rows: Count) -> None:
     """`atomic("raise")` finds the open transaction, says what can be done, and leaves it as it is."""
     async with db.scope():
         await insert("a")
-        with pytest.raises(db.TransactionOpenError, match=r"db\.commit\(\) or db\.rollback\(\)"):
+        with pytest.raises(db.TransactionOpenError, match=r"db\.commit\(\) or db\.rollback\(\)") as refused:
             async with db.atomic("raise"):
                 await insert("never")
+        assert isinstance(refused.value, InvalidRequestError)
     assert await rows() == 1
 
 

@@ -22,7 +22,7 @@ from worker import Broker
 
 __all__ = ["database"]  # a fixture
 
-NESTED = ("savepoint", "append", "begin_nested")
+NESTED = ("savepoint", "join", "begin_nested")
 """Blocks that may stand in others."""
 OUTER = (*NESTED, "commit", "rollback", "begin")
 
@@ -169,7 +169,7 @@ class Run:
             self._model_rollback()
         if kind == "begin" or not (kind == "begin_nested" or self._has_begun):
             return self._model_transaction()
-        return self._model_nothing() if kind == "append" else self._model_savepoint()
+        return self._model_nothing() if kind == "join" else self._model_savepoint()
 
     @asynccontextmanager
     async def _model_transaction(self) -> AsyncIterator[None]:
