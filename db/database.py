@@ -80,7 +80,8 @@ class Database(Generic[S]):
             such as a password, unless `hide_parameters` is False.
 
     Raises:
-        DatabaseURLError: `url` cannot be parsed, or names an unknown driver or a shared ``:memory:``.
+        DatabaseURLError: `url` cannot be parsed, or names an unknown driver or a shared ``:memory:``; `host` is empty.
+        TypeError: `bind` is neither an engine nor a connection.
     """
 
     def __init__(
@@ -106,6 +107,12 @@ class Database(Generic[S]):
     ) -> None:
         if sum(source is not None for source in (url, engine, bind)) != 1:
             raise DatabaseURLError("give a Database exactly one of url, engine (a factory) and bind")
+        if bind is not None and not isinstance(bind, AsyncEngine | AsyncConnection | Engine | Connection):
+            raise TypeError(
+                f"bind= takes an engine or a connection, not {type(bind).__name__}: a URL is the first argument"
+            )
+        if host == "":
+            raise DatabaseURLError("host= is empty: is an environment variable not set?")
         self.url = None if url is None else parse_url(url)
         if self.url is not None:
             connect_timeout = libpq.connect_timeout(self.url) or connect_timeout
@@ -205,8 +212,10 @@ class Database(Generic[S]):
                 of sockets. None goes back to the first host.
 
         Raises:
-            DatabaseURLError: the port is not a number.
+            DatabaseURLError: the host is empty, or the port is not a number.
         """
+        if host == "":
+            raise DatabaseURLError("change_host('') names no host: is an environment variable not set?")
         host = host or self._first_host
         if self.url is not None and host:
             with_host(self.url, host)
@@ -317,6 +326,10 @@ class Database(Generic[S]):
         return self._open
 
     def _new_engine(self) -> LeasedEngine:
+        if self.url is None and self.host is None:
+            raise DatabaseURLError(
+                "engine= is called with a host: give the Database host=, or call change_host() first"
+            )
         engine = self._make_engine(self.host)
         if self.url is None:
             _install_guards(engine)

@@ -325,6 +325,33 @@ async def test_change_of_host_leaves_sessions_in_flight_where_they_are(
         await moving.dispose()
 
 
+async def test_missing_host_is_refused(database_url: str) -> None:
+    """An empty host is refused, and changes nothing; a factory is not called without a host."""
+    asked: list[str | None] = []
+
+    def make_engine(host: str | None) -> sa_async.AsyncEngine:
+        asked.append(host)
+        return sa_async.create_async_engine(database_url)
+
+    made = db.Database(engine=make_engine, host="one")
+    await made.change_host("two")
+    with pytest.raises(ValueError, match="names no host"):
+        await made.change_host("")
+    assert made.host == "two"
+    with pytest.raises(ValueError, match="host= is empty"):
+        db.Database(engine=make_engine, host="")
+    async with db.scope():
+        with pytest.raises(ValueError, match="give the Database host="):
+            await db.session(db.Database(engine=make_engine))
+    assert asked == []
+
+
+def test_bind_of_a_wrong_type_is_refused_at_once() -> None:
+    """`bind` takes an engine or a connection; anything else is a TypeError where it is given."""
+    with pytest.raises(TypeError, match="not str"):
+        db.Database(bind="postgresql://host/name")  # type: ignore[arg-type]
+
+
 async def test_before_session_may_choose_the_host(database: db.Database, database_url: str, rows: Count) -> None:
     """The hook may change the host for the session that is about to be opened, and back."""
     async with two_hosts(database_url) as (one, two):

@@ -45,7 +45,7 @@ def from_url(url: str) -> db.Database:
 
 
 def from_factory(url: str) -> db.Database:
-    return db.Database(engine=lambda _host: create_async_engine(url), default=True)
+    return db.Database(engine=lambda _host: create_async_engine(url), host="local", default=True)
 
 
 def through_psycopg(url: str) -> db.Database:

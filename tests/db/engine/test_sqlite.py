@@ -334,7 +334,7 @@ async def test_factory_engine_refuses_nested_writers(sqlite_url: str) -> None:
     """A SQLite engine that a factory has made is guarded against nested writers as well."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    made = db.Database(engine=lambda _: create_async_engine(sqlite_url))
+    made = db.Database(engine=lambda _: create_async_engine(sqlite_url), host="local")
     async with db.scope():
         session = await db.session(made)
         await session.execute(text("SELECT 1"))
