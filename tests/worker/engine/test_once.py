@@ -761,7 +761,7 @@ class TestLostCommit:
         proxy.drop_on("^COMMIT", when="after")
         execution = through.deliver(anew)
         job = through.start(anew, execution)
-        await eventually(lambda: "the ledger is asked" in caplog.text)
+        await eventually(lambda: "asking the ledger" in caplog.text)
         begun = execution.attempt_began
         done, _ = await asyncio.wait({job}, timeout=1)
         assert not done
@@ -805,7 +805,7 @@ class TestLostCommit:
         proxy.drop_on("^COMMIT", when="after")
         execution = through.deliver(anew)
         job: asyncio.Task[Outcome] = through.start(anew, execution)
-        await eventually(lambda: "the ledger is asked" in caplog.text)
+        await eventually(lambda: "asking the ledger" in caplog.text)
         execution.cancelled_as = asked
         job.cancel()
         done, _ = await asyncio.wait({job}, timeout=0.2)
@@ -824,7 +824,7 @@ class TestLostCommit:
         proxy.refuse()
         proxy.drop_on("^COMMIT", when="after")
         job: asyncio.Task[Outcome] = through.start(anew, through.deliver(anew))
-        await eventually(lambda: "the ledger is asked" in caplog.text)
+        await eventually(lambda: "asking the ledger" in caplog.text)
         job.cancel()
         done, _ = await asyncio.wait({job}, timeout=0.2)
         assert not done

@@ -337,7 +337,7 @@ async def test_a_worker_that_was_blocked_queues_the_last_thousand_slots_at_most(
     before = await look_again(Scheduler(broker, {beat.name: beat}, QUEUE), broker, timedelta(minutes=20))
     assert observer.zcard(QUEUE) == 1000
     first = before.replace(microsecond=0) + timedelta(seconds=1)
-    assert f"task beat: skipped its cron slots from {first:%Y-%m-%d %H:%M:%S} UTC until" in caplog.text
+    assert f"task {beat.name}: skipped its cron slots from {first:%Y-%m-%d %H:%M:%S} UTC until" in caplog.text
 
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
