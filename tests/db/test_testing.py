@@ -368,7 +368,7 @@ async def test_dispose_and_change_host_stay_in_the_transaction(on_postgres: db.D
         await db.isolated(write, "two")
         await on_postgres.change_host("elsewhere")
         assert await notes() == ["one", "two"]
-    await on_postgres.change_host(on_postgres.url.host if on_postgres.url and on_postgres.url.host else "")
+    await on_postgres.change_host(on_postgres.url.host if on_postgres.url and on_postgres.url.host else None)
 
 
 async def test_sessions_are_of_the_databases_own_class(on_postgres: db.Database) -> None:
