@@ -1,4 +1,4 @@
-"""``Admission``: what is known of a claimed job before it runs. Most often, that it may run."""
+"""``Admission``: decide whether a claimed job may run."""
 
 import asyncio
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ class Admission:
     """Admits claimed jobs.
 
     Args:
-        tasks: by name.
-        limits: of each task, by its name.
-        widest_limits: of a job whose task is not known yet.
+        tasks: the tasks of this worker, by name.
+        limits: the limits of each task, by its name.
+        widest_limits: the limits of a job until its task is known.
         max_crashes: worker crashes during one job after which the job is considered poison.
         accept_pickle: whether payloads may be pickles.
     """
@@ -39,7 +39,7 @@ class Admission:
         self._accept_pickle = accept_pickle
 
     def admit(self, execution: Execution) -> Outcome | None:
-        """Read the job's message and find its task. The job's outcome, if the job is not to run at all."""
+        """Read the job's message and find its task. Return the job's outcome if the job must not run, else None."""
         claim = execution.claim
         if claim.unread:
             return Outcome.failed(_too_large(claim.unread))
@@ -50,7 +50,7 @@ class Admission:
         except PayloadError as error:
             return Outcome.failed(error)
         execution.message = message
-        if execution.asked_to_abort(claim.abort_at):
+        if execution.is_abort_requested(claim.abort_at):
             return Outcome(OutcomeKind.ABORTED, error=asyncio.CancelledError())
         if claim.crashes >= self._max_crashes:
             return Outcome.failed(
@@ -68,5 +68,5 @@ class Admission:
 def _too_large(size: int) -> PayloadTooLargeError:
     return PayloadTooLargeError(
         f"its payload has {size} bytes, and a worker reads 8 times WORKER_MAX_PAYLOAD at most: store the "
-        "arguments and enqueue their key, or raise it"
+        "arguments and enqueue their key, or raise WORKER_MAX_PAYLOAD"
     )

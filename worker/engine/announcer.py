@@ -7,14 +7,14 @@ from worker.broker.broker import Broker
 from worker.broker.worker_records import WorkerRecords
 
 _INTERVAL = 5.0  # seconds between two announcements
-_LIFETIME = 30_000  # milliseconds that one is believed: longer than a loop is blocked or Redis away every now and then
+_LIFETIME = 30_000  # milliseconds that an announcement holds: longer than a usual outage of Redis or blocked loop
 
 
 class Announcer:
     """Announces tasks to every queue that the worker serves.
 
     Args:
-        queues: their names.
+        queues: the names of the queues.
         tasks: the names of the tasks.
     """
 
@@ -24,7 +24,7 @@ class Announcer:
         self._tasks = tuple(tasks)
 
     async def run(self) -> None:
-        """Announce now, and again before it is forgotten."""
+        """Announce the tasks now, and again before the announcement expires."""
         while True:
             for name in self._queues:
                 await self._workers.announce(name, self._tasks, _LIFETIME)

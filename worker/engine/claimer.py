@@ -1,4 +1,4 @@
-"""``Claimer``: free slots -> claimed jobs.
+"""``Claimer``: claim due jobs for free slots.
 
 1. One round trip a queue claims as many jobs as there are free slots, the first queue first, but at most half of all
    slots: while one half runs, the next is on its way. Slots that are about to become free share it.
@@ -29,11 +29,11 @@ from worker.engine.slots import Slots
 from worker.keeper.table import LeaseTable, Place
 
 _POLL = 0.5  # seconds, as arq polls
-_WAIT = 0.1  # seconds between two looks at whether the heartbeat is back
-_TRUCE = 1.0  # seconds: a few heartbeats
-_TURN = 8  # every so many claims another queue comes first
+_HEARTBEAT_POLL = 0.1  # seconds between two checks whether leases are renewed again
+_PAUSE_AFTER_OUTAGE = 1.0  # seconds: a few heartbeats
+_ROTATION = 8  # claims after which another queue comes first once
 
-_LATE = 0.25  # of a lease
+_LATE = 0.25  # of a lease: a claim that took longer is renewed before its jobs start
 Start = Callable[[Sequence[Claim], str, str, Sequence[Place]], None]
 
 
@@ -41,13 +41,13 @@ class Claimer:
     """Claims jobs for free slots.
 
     Args:
-        queues: their names, the most urgent first.
-        slots: for the jobs that it claims.
+        queues: the names of the queues, the most urgent first.
+        slots: the slots for claimed jobs.
         lease: seconds that a claim holds without a renewal.
         start: gets the jobs of each claim, with their queue, token and places.
         table: the memory that the keeper reads.
-        longest_lease: seconds for which the lease of a job is kept that has not begun.
-        keeps_leases: whether the leases of what it runs are known to hold.
+        longest_lease: seconds for which the lease of a job is kept until it begins.
+        keeps_leases: whether the leases of all running jobs are known to hold.
     """
 
     def __init__(
@@ -71,49 +71,49 @@ class Claimer:
         self._longest_lease = longest_lease
         self._keeps_leases = keeps_leases
         self._stopped = self._begun = False
-        self._look = asyncio.Event()
+        self._wake_up = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
         self._rounds = itertools.count()
         self._most_at_once = math.ceil(slots.total / 2)
         self._slots = slots
-        slots.on_free = self._look.set
+        slots.on_free = self._wake_up.set
         self.last_answer = 0.0
         """Time of the last answer to a claim, by the monotonic clock."""
 
     def stop(self) -> None:
-        """Claim nothing more. What a claim on its way brings is still started."""
+        """Claim nothing more. Jobs of a claim that Redis has not yet answered are still started."""
         self._stopped = True
-        self._look.set()
+        self._wake_up.set()
 
     async def run(self) -> None:
         """Claim until stopped."""
-        if self._stopped:  # one that failed is run again, and by then there may be nothing to do
+        if self._stopped:  # it may have been stopped before it is run again after a failure
             return
         if self._begun:
             await self._broker.ping()
-            await asyncio.sleep(_TRUCE)
+            await asyncio.sleep(_PAUSE_AFTER_OUTAGE)
         self._begun = True
-        async with contextlib.AsyncExitStack() as listening:
+        async with contextlib.AsyncExitStack() as subscriptions:
             for name in self._queues:
-                await listening.enter_async_context(self._broker.woken(name, self._look))
+                await subscriptions.enter_async_context(self._broker.woken(name, self._wake_up))
             while not self._stopped:
-                self._look.clear()
+                self._wake_up.clear()
                 pause = await self._claim_together() if self._slots.free > 0 else None
                 if pause != 0:
-                    await self._until_worth_a_look(pause)
+                    await self._sleep(pause)
 
     async def _claim_together(self) -> float:
-        """Claim for the slots that are free within the next turns of the loop, too."""
+        """Claim, also for slots that become free within the next iterations of the event loop."""
         await coalesce(lambda: self._slots.free >= self._most_at_once)
         return await self._claim()
 
     async def _claim(self) -> float:
-        """Fill free slots; seconds until it is worth claiming again."""
+        """Fill free slots. Return the seconds after which to claim again."""
         if not self._keeps_leases():
-            return _WAIT
+            return _HEARTBEAT_POLL
         pause = _POLL
         refused: ResponseError | None = None
-        for name in self._in_turn():
+        for name in self._queue_order():
             if self._stopped:
                 break
             token = next(self._tokens)
@@ -121,7 +121,7 @@ class Claimer:
             asked = time.monotonic()
             try:
                 claims = await self._broker.claim(name, token, self._lease, wanted, self._slots.free_suspects)
-            except ResponseError as error:  # what is wrong with one queue must not keep the others waiting
+            except ResponseError as error:  # an error of one queue must not delay the others
                 refused = error
                 continue
             self.last_answer = time.monotonic()
@@ -136,33 +136,33 @@ class Claimer:
         return pause
 
     async def _start_all(self, claims: list[Claim], queue: str, token: str, asked: float) -> None:
-        """Start claimed jobs."""
+        """Start claimed jobs. Renew their leases first if the claim was answered late."""
         limit = time.monotonic() + self._longest_lease
         places = self._table.add(self._queues.index(queue), token, [claim.raw_id for claim in claims], limit)
-        # Only now: what has been in the table since before this look is renewed in time, whatever stands still.
+        # Checked only now: jobs already in the table are renewed in time, even if this process stalls after the check.
         if time.monotonic() - asked > self._late:
-            claims, places = await self._still_held(claims, queue, token, places)
+            claims, places = await self._renew_late(claims, queue, token, places)
         self._slots.take(claims)
         self._start(claims, queue, token, places)
 
-    async def _still_held(
+    async def _renew_late(
         self, claims: list[Claim], queue: str, token: str, places: list[Place]
     ) -> tuple[list[Claim], list[Place]]:
-        """Of a claim that was answered late, the jobs whose leases have just been renewed. The others are put back."""
+        """Renew the leases of a late claim. Return the jobs that are still held; the others are put back."""
         try:
-            held = await self._renewed(claims, queue, token)
+            held = await self._renew(claims, queue, token)
             lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
             if lost:
                 back = [Completion(claim.raw_id, token, "back", claim.payload or b"") for claim in lost]
                 await self._broker.finish(queue, back)
         except BaseException:
-            _forget(places)
+            _release(places)
             raise
-        _forget(place for place, is_held in zip(places, held, strict=True) if not is_held)
+        _release(place for place, is_held in zip(places, held, strict=True) if not is_held)
         return list(itertools.compress(claims, held)), list(itertools.compress(places, held))
 
-    async def _renewed(self, claims: list[Claim], queue: str, token: str) -> list[bool]:
-        """Renew the leases of a claim until Redis answers in time; which of them were still ours."""
+    async def _renew(self, claims: list[Claim], queue: str, token: str) -> list[bool]:
+        """Renew the leases of a claim until Redis answers in time. Return, for each job, whether its lease was held."""
         raw_ids = [claim.raw_id for claim in claims]
         while True:
             asked = time.monotonic()
@@ -170,21 +170,21 @@ class Claimer:
             if time.monotonic() - asked <= self._late:
                 return held
 
-    def _in_turn(self) -> tuple[str, ...]:
-        """The queues in the order of this round."""
-        turn, rest = divmod(next(self._rounds), _TURN)
+    def _queue_order(self) -> tuple[str, ...]:
+        """Return the queues in the order of this round."""
+        rotation, rest = divmod(next(self._rounds), _ROTATION)
         if rest or len(self._queues) == 1:
             return self._queues
-        first = turn % len(self._queues)
+        first = rotation % len(self._queues)
         return (self._queues[first], *self._queues[:first], *self._queues[first + 1 :])
 
-    async def _until_worth_a_look(self, pause: float | None) -> None:
+    async def _sleep(self, pause: float | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
-                await self._look.wait()
+                await self._wake_up.wait()
 
 
-def _forget(places: Iterable[Place]) -> None:
-    """Take jobs out of the keeper's table."""
+def _release(places: Iterable[Place]) -> None:
+    """Remove jobs from the keeper's table."""
     for batch, word in places:
         batch.end(word)

@@ -1,7 +1,7 @@
-"""The cron slots that have been queued, and queueing each of them once.
+"""The history of cron slots: read the last slot of a task, and queue each slot once.
 
-Redis remembers the last slot of each task. Where there is a ledger, a slot is a row besides, of its own id and time: a
-Redis that has lost its memory neither forgets a slot nor lets one run twice.
+Redis keeps the last slot of each task. With a ledger, each slot is also a job row with its own id and time. So no slot
+is missed and none runs twice, even if Redis loses its data.
 """
 
 from collections.abc import Sequence
@@ -19,27 +19,27 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class SlotHistory:
-    """The slots that Redis knows of."""
+    """The cron slots that Redis has recorded."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._slots = CronSlots(broker.connections)
 
     async def now(self, queue: str) -> datetime:
-        """The clock that slots go by, in UTC: that of the server that holds `queue`."""
+        """Return the time by the clock for cron slots, in UTC. It is the clock of the server that holds `queue`."""
         return await self._slots.now(queue)
 
     async def last(self, task: Task[..., object], queue: str) -> datetime | None:
-        """The last slot of a task that was queued."""
+        """Return the last slot of a task that was queued."""
         return (await self._slots.last(queue)).get(task.name)
 
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
-        """Queue the jobs of slots, oldest first, unless that was done before."""
+        """Queue the jobs of these slots, oldest first. Slots that were queued before are skipped."""
         await self._slots.add(queue, slots)
 
 
 class LedgerSlotHistory(SlotHistory):
-    """The slots that Redis or the ledger knows of."""
+    """The cron slots that Redis or the ledger has recorded."""
 
     def __init__(self, broker: Broker, ledger: Ledger) -> None:
         super().__init__(broker)
@@ -47,19 +47,20 @@ class LedgerSlotHistory(SlotHistory):
 
     async def last(self, task: Task[..., object], queue: str) -> datetime | None:
         written = await self._ledger.last_enqueued(task.name, slot_id(task.name, ""))
-        known = (await super().last(task, queue), None if written is None else _EPOCH + timedelta(milliseconds=written))
-        return max((moment for moment in known if moment is not None), default=None)
+        in_ledger = None if written is None else _EPOCH + timedelta(milliseconds=written)
+        moments = (await super().last(task, queue), in_ledger)
+        return max((moment for moment in moments if moment is not None), default=None)
 
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         jobs = [_new_job(slot, queue) for slot in slots if slot.payload]
         new = await self._ledger.add_new(jobs) if jobs else []
-        # What Redis does not take now, the relay publishes.
+        # The relay publishes the jobs that do not reach Redis now.
         await super().put(queue, [slot._replace(payload=b"") for slot in slots])
         await self._broker.publish(new)
 
 
 def slot_id(task: str, moment: object) -> str:
-    """The id of a slot's job."""
+    """Return the id of a slot's job."""
     return f"cron:{task}:{moment}"
 
 

@@ -1,4 +1,4 @@
-"""``Draining``: running jobs finish within a grace time, then the rest is interrupted."""
+"""``Draining``: let running jobs finish for a grace time, then interrupt the rest."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ from worker.engine.outcome import OutcomeKind
 
 logger = logging.getLogger("worker")
 
-_UNWINDING = 10.0  # seconds that interrupted jobs have to roll back; after that, leases bring them back
+_ROLLBACK_TIMEOUT = 10.0  # seconds that interrupted jobs have to roll back; later ones run again after their leases
 
 
 class Draining:
     """Ends running jobs.
 
     Args:
-        grace: seconds that they have to finish.
+        grace: seconds that running jobs have to finish.
     """
 
     def __init__(self, executions: Executions, grace: float) -> None:
@@ -27,11 +27,11 @@ class Draining:
         self.has_begun = False
 
     def hurry(self) -> None:
-        """Wait no longer for running jobs."""
+        """Stop waiting for running jobs."""
         self._hurry.set()
 
     def begin(self) -> None:
-        """Take note that the worker stops."""
+        """Mark the worker as draining, and log that."""
         logger.info("draining: %d jobs are running; they have %g s", self._executions.running, self._grace)
         self.has_begun = True
 
@@ -49,9 +49,7 @@ class Draining:
         for execution in self._executions:
             execution.cancel(OutcomeKind.INTERRUPTED)
         if tasks := self._executions.tasks:
-            await asyncio.wait(tasks, timeout=_UNWINDING)
+            await asyncio.wait(tasks, timeout=_ROLLBACK_TIMEOUT)
         for execution in self._executions:
             if execution.phase is Phase.RUNNING:
-                logger.error(
-                    "%s does not end: it is left to the worker that takes it after its lease", execution.job_id
-                )
+                logger.error("%s does not end: another worker runs it again once its lease has ended", execution.job_id)

@@ -1,9 +1,9 @@
-"""``Execution``: one claimed job, from its claim until Redis knows its outcome.
+"""``Execution``: one claimed job, from its claim until Redis has its outcome.
 
 1. The event loop alone writes it. The heartbeat's thread reads it.
-2. The lease is kept for as long as one attempt may take, counted from the attempt's start. It is kept longer only while
-   the ledger is asked for the job's state, and while the outcome is on its way: a body that never ends must not keep
-   its lease for ever.
+2. The lease is kept for as long as one attempt may take, counted from the attempt's start: a body that never ends must
+   not keep its lease for ever. It is kept longer only while the ledger is asked for the job's state, and while the
+   outcome is being written.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from worker.message import Message
 from worker.task import Task
 
 UNREAD = Message("", "<unknown>")
-"""The message of a job whose payload is not read."""
+"""The message of a job whose payload has not been read."""
 
 
 class Phase(Enum):
@@ -31,7 +31,7 @@ class Phase(Enum):
 
     RUNNING = "running"
     FINISHING = "finishing"
-    """Its outcome is known and on its way to Redis. Its lease is renewed, but not acquired again if it is lost."""
+    """The outcome is known and being written. The lease is renewed, but not acquired again if it is lost."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,23 +48,23 @@ class Execution:
     place: Place | None = None
     """Its place in the keeper's table."""
     attempt_began: float = field(default_factory=time.monotonic)
-    """Since when its lease is kept for one attempt, by the monotonic clock: see `keep_lease`."""
+    """Start of the time for which the lease is kept (`keep_lease`), by the monotonic clock."""
     message: Message = UNREAD
-    """`UNREAD` until the payload is read, and where nothing can read it."""
+    """`UNREAD` until the payload is read, and for a payload that cannot be read."""
     asyncio_task: "asyncio.Task[None] | None" = None
     phase: Phase = Phase.RUNNING
     cancelled_as: OutcomeKind | None = None
     """The outcome that the job's cancellation asks for. Set by `cancel`, before the cancellation."""
     job_id: str = field(init=False)
-    """The id as text, whatever bytes it is made of."""
+    """The id as text. Bytes that are not UTF-8 are escaped."""
     task: Task[..., Any] = field(init=False, repr=False)
     """Set when the job is admitted."""
     arguments: Mapping[str, Any] = field(init=False, repr=False)
-    """Set when they are validated, as is `context`."""
+    """Set when the arguments are validated, as is `context`."""
     context: JobContext = field(init=False, repr=False)
     """The job as its task sees it."""
     returned: Any = field(init=False, repr=False)
-    """What the body returned. Set only if the job came as a pickle, as it is answered with one."""
+    """The value that the body returned. Set only if the job came as a pickle: its result is then a pickle, too."""
 
     def __post_init__(self) -> None:
         self.job_id = self.claim.raw_id.decode(errors="backslashreplace")
@@ -88,8 +88,8 @@ class Execution:
     def keep_lease(self) -> None:
         """Keep the lease for as long as one attempt may take, from now on.
 
-        A job that the database asks to run again, or that waits for the database to come back, may take much longer
-        than one attempt. Its body may not, each time that it is called.
+        Call this at each attempt. Reruns and waiting for the database may take a job much longer than one attempt, but
+        each call of its body has the same limit.
         """
         self.attempt_began = time.monotonic()
         if self.place is not None:
@@ -98,16 +98,16 @@ class Execution:
 
     @property
     def lease_limit(self) -> float:
-        """Until when the lease is kept, by the monotonic clock."""
+        """The time until which the lease is kept, by the monotonic clock."""
         return self.attempt_began + self.limits.lease
 
     @property
     def is_overdue(self) -> bool:
-        """Whether it runs for longer than an attempt may take. Its lease is not kept any more."""
+        """Whether it runs for longer than an attempt may take. If so, its lease is no longer kept."""
         return self.phase is Phase.RUNNING and time.monotonic() >= self.lease_limit
 
-    def asked_to_abort(self, abort_at: float | None) -> bool:
-        """Whether an abort asked for at `abort_at` means this job, and not an earlier one of the same id."""
+    def is_abort_requested(self, abort_at: float | None) -> bool:
+        """Whether an abort requested at `abort_at` is for this job, and not for an earlier job with its id."""
         return abort_at is not None and abort_at >= self.message.enqueued_at
 
     def cancel(self, outcome: OutcomeKind) -> None:
@@ -118,7 +118,7 @@ class Execution:
         self.asyncio_task.cancel()
 
     def release(self) -> None:
-        """Take it out of the keeper's table: Redis knows its outcome, or another worker holds it."""
+        """Remove the job from the keeper's table: Redis has its outcome, or another worker holds it."""
         if self.place is not None:
             batch, word = self.place
             batch.end(word)

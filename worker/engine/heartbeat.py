@@ -1,4 +1,4 @@
-"""``Heartbeat``: a thread with its own connection that keeps the leases of running jobs, and hears of aborts.
+"""``Heartbeat``: a thread with its own connection that keeps the leases of running jobs, and receives abort requests.
 
 1. It renews each lease several times before its end, so a blocked event loop loses nothing.
 2. It acquires a lease again that ended or was lost (a failover, a flush). If another worker has taken or ended the job
@@ -31,23 +31,23 @@ from worker.keeper.table import LeaseTable
 logger = logging.getLogger("worker")
 
 STUCK = 70
-"""The exit code of a process that something keeps from going on (EX_SOFTWARE, sysexits.h)."""
+"""The exit code of a process that is stuck (EX_SOFTWARE, sysexits.h)."""
 
-_LONGEST_INTERVAL = 0.5  # seconds: an abort is heard within a second
-_STOPPING = 1.0  # seconds
-_SAY_AGAIN = 30.0  # seconds between two warnings of the same trouble
+_LONGEST_INTERVAL = 0.5  # seconds: an abort takes effect within a second
+_STOPPING = 1.0  # seconds to wait for the thread to end
+_WARN_AGAIN = 30.0  # seconds between two warnings that leases cannot be renewed
 
 
 class Heartbeat:
     """Keeps the leases of executions.
 
     Args:
-        connect: opens the line to one queue's Redis.
-        queues: their names.
+        connect: opens a client for the leases of one queue.
+        queues: the names of the queues.
         table: the memory that the keeper reads.
-        keeper: the keeper.
+        keeper: the keeper of this worker.
         lease: seconds that a claim holds without a renewal.
-        silence: seconds that the event loop may be silent, if no job that runs may take longer.
+        silence: seconds for which the event loop may be silent. The limit is longer if a running job may take longer.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Heartbeat:
         self._keeper = keeper
         self._connect = connect
         self._queues = queues
-        self._lines: dict[str, LeaseClient] = {}
+        self._clients: dict[str, LeaseClient] = {}
         self._lease = lease
         self._interval = min(lease / 4, _LONGEST_INTERVAL)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._loop = _WatchedLoop(self._interval, silence)
-        self._said = -_SAY_AGAIN
+        self._last_warning = -_WARN_AGAIN
         self.last_beat = 0.0
         """Time of the last renewal of all leases, by the monotonic clock."""
 
     @classmethod
     def of(cls, executions: Executions, table: LeaseTable, broker: Broker, config: Config) -> "Heartbeat":
-        """Make a worker's heartbeat, with its keeper. The event loop may be silent for the lease and the grace time."""
+        """Make the heartbeat of a worker, with its keeper. `silence` is the lease and the grace time."""
         names, lease, silence = config.queue_names, config.lease, config.lease + config.grace
         keeper = Keeper(table, broker.url, names, lease=lease, silence=silence)
         milliseconds = round(lease * 1000)
@@ -100,17 +100,17 @@ class Heartbeat:
         return self._loop.lag
 
     def start(self) -> None:
-        """Begin, for the event loop that runs now."""
+        """Start the thread and the keeper, and watch the event loop that runs now."""
         self._loop.enter()
         self.last_beat = time.monotonic()
         self._table.thread_is_alive(self.last_beat)
         self._table.leases_are_kept(self.last_beat)
-        self._tell_from_loop()
+        self._report_loop_alive()
         self._keeper.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the thread, unless Redis keeps it from answering: it is a daemon. The keeper goes, too."""
+        """End the thread and the keeper. The thread is a daemon: if it still waits for Redis, it is left behind."""
         self._stop.set()
         self._thread.join(_STOPPING)
         self._keeper.dismiss()
@@ -121,76 +121,76 @@ class Heartbeat:
             slept_at, woke_at = woke_at, time.monotonic()
             self._table.thread_is_alive(woke_at)
             if woke_at - slept_at > self._interval + self._lease:
-                _tell_of_standstill(woke_at - slept_at)
+                _log_standstill(woke_at - slept_at)
             if self._loop.is_stuck(self._executions.longest_lease):
                 _end_process(self._loop.silent_for)
-            self._tell_of_overdue()
+            self._log_overdue()
             self._keeper.look_after()
-            # Each for itself: what is wrong with one queue must not cost the leases of another.
-            kept = [self._beats(queue) for queue in self._queues]
+            # Each queue separately: an error in one queue must not cost the leases of another.
+            kept = [self._renew_or_log(queue) for queue in self._queues]
             if all(kept):
                 self.last_beat = time.monotonic()
                 self._table.leases_are_kept(woke_at)
             woke_at = time.monotonic()
-        for line in self._lines.values():
-            line.close()
+        for client in self._clients.values():
+            client.close()
 
-    def _tell_of_overdue(self) -> None:
-        """Say once of each attempt that it runs for longer than it may."""
-        known, self._overdue = self._overdue, set(self._executions.overdue)
-        for execution in self._overdue - known:
+    def _log_overdue(self) -> None:
+        """Log each attempt that runs for longer than it may, once."""
+        logged, self._overdue = self._overdue, set(self._executions.overdue)
+        for execution in self._overdue - logged:
             logger.error(
-                "%s:%s does not end: it has run for longer than its timeout and what is granted past it, %.0f s. It "
-                "keeps its slot, and its lease is let go: another worker runs it again, which counts as a crash",
+                "%s:%s does not end: it has run for longer than its timeout and the time allowed past it, %.0f s. It "
+                "keeps its slot. Its lease is not renewed: another worker runs it again, which counts as a crash",
                 execution.job_id,
                 execution.message.task,
                 execution.limits.lease,
             )
 
-    def _tell_from_loop(self) -> None:
-        """Tell the keeper, now and then, that the loop is alive although the thread may be waiting for a server."""
+    def _report_loop_alive(self) -> None:
+        """Report to the keeper, at intervals, that the loop is alive. The thread itself may be waiting for a server."""
         if not self._stop.is_set():
             self._table.loop_is_alive(time.monotonic())
-            asyncio.get_running_loop().call_later(self._interval, self._tell_from_loop)
+            asyncio.get_running_loop().call_later(self._interval, self._report_loop_alive)
 
-    def _beats(self, queue: str) -> bool:
-        """Whether the leases of one queue are kept."""
+    def _renew_or_log(self, queue: str) -> bool:
+        """Renew the leases of one queue, and log an error. Return whether the leases are kept."""
         try:
-            self._beat(queue)
+            self._renew(queue)
         except (RedisError, OSError) as error:
             now = time.monotonic()
-            if now - self._said >= _SAY_AGAIN:
+            if now - self._last_warning >= _WARN_AGAIN:
                 logger.warning("leases of %s cannot be renewed: %s: %s", queue, type(error).__name__, error)
-                self._said = now
+                self._last_warning = now
             return False
         except Exception:
             logger.exception("internal error while renewing leases of %s; the heartbeat goes on", queue)
             return False
         return True
 
-    def _beat(self, queue: str) -> None:
+    def _renew(self, queue: str) -> None:
         jobs = self._executions.to_renew(queue)
         if not jobs:
             return
-        if queue not in self._lines:
-            self._lines[queue] = self._connect(queue)
-        line = self._lines[queue]
+        if queue not in self._clients:
+            self._clients[queue] = self._connect(queue)
+        client = self._clients[queue]
         lost: list[Execution] = []
-        for job, (grip, abort_at) in zip(jobs, line.renew([job.for_renewal for job in jobs]), strict=True):
-            if grip is LeaseOwner.ANOTHERS:
+        for job, (owner, abort_at) in zip(jobs, client.renew([job.for_renewal for job in jobs]), strict=True):
+            if owner is LeaseOwner.ANOTHERS:
                 self._loop.call(job.cancel, OutcomeKind.ABANDONED)
-            elif grip is LeaseOwner.NOBODYS:
+            elif owner is LeaseOwner.NOBODYS:
                 lost.append(job)
-            if job.asked_to_abort(abort_at):
+            if job.is_abort_requested(abort_at):
                 self._loop.call(job.cancel, OutcomeKind.ABORTED)
-        # One whose outcome is on its way is left alone: Redis may have forgotten it because it has just been finished.
+        # A job whose outcome is being written is skipped: its lease may be gone because Redis already has the outcome.
         lost = [job for job in lost if job.phase is Phase.RUNNING]
         if lost:
-            self._reacquire(lost, line)
+            self._reacquire(lost, client)
 
-    def _reacquire(self, lost: list[Execution], line: LeaseClient) -> None:
-        taken = line.reacquire([job.for_renewal for job in lost])
-        logger.warning("%d leases of running jobs had ended or were lost; %d are taken again", len(lost), sum(taken))
+    def _reacquire(self, lost: list[Execution], client: LeaseClient) -> None:
+        taken = client.reacquire([job.for_renewal for job in lost])
+        logger.warning("%d leases of running jobs had ended or were lost; %d acquired again", len(lost), sum(taken))
         for job, ours in zip(lost, taken, strict=True):
             if not ours:
                 self._loop.call(job.cancel, OutcomeKind.ABANDONED)
@@ -206,7 +206,7 @@ class _WatchedLoop:
         self._asked_at = self._seen_at = 0.0
         self._answered = True
         self.silent_for = 0.0
-        """Seconds without an answer, of those that this thread was awake: a process that was frozen is not stuck."""
+        """Seconds without an answer while this thread was awake: a process that was frozen is not stuck."""
         self.lag = 0.0
 
     def enter(self) -> None:
@@ -215,29 +215,29 @@ class _WatchedLoop:
         self._asked_at = time.monotonic()
 
     def is_stuck(self, allowance: float) -> bool:
-        """Whether it has not answered for longer than `allowance` seconds, and than anything else may take."""
+        """Whether the loop has not answered for longer than both `allowance` and `silence` seconds."""
         now = time.monotonic()
         if self._answered:
             self.silent_for = 0.0
             self._answered, self._asked_at = False, now
-            self.call(self._answer)
+            self.call(self._record_answer)
         else:
             self.silent_for += min(now - self._seen_at, self._most_at_once)
         self._seen_at = now
         return self.silent_for > max(allowance, self._silence)
 
     def call(self, callback: Callable[..., None], *arguments: object) -> None:
-        """Call it on the loop, soon."""
+        """Call `callback` on the loop, soon."""
         assert self._loop is not None  # noqa: S101 - enter() came first
-        with contextlib.suppress(RuntimeError):  # it has closed: the process is ending
+        with contextlib.suppress(RuntimeError):  # the loop has closed: the process is ending
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _answer(self) -> None:
+    def _record_answer(self) -> None:
         self._answered = True
         self.lag = time.monotonic() - self._asked_at
 
 
-def _tell_of_standstill(seconds: float) -> None:
+def _log_standstill(seconds: float) -> None:
     logger.warning(
         "this process stood still for %.1f s: it was frozen, or code kept the interpreter (a regular expression that "
         "backtracks, a C call); run such code in a process of its own",
@@ -246,6 +246,6 @@ def _tell_of_standstill(seconds: float) -> None:
 
 
 def _end_process(silent_for: float) -> None:
-    logger.critical("the event loop has not answered for %.0f s: ending the process; this is where it is:", silent_for)
+    logger.critical("the event loop has not answered for %.0f s: ending the process; its threads:", silent_for)
     faulthandler.dump_traceback()
     os._exit(STUCK)

@@ -518,7 +518,7 @@ class TestDrain:
         self, start: StartWorker, seen: Seen, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The drain ends, and the job's lease runs out."""
-        monkeypatch.setattr("worker.engine.draining._UNWINDING", 0.2)
+        monkeypatch.setattr("worker.engine.draining._ROLLBACK_TIMEOUT", 0.2)
         release = threading.Event()
 
         @task
@@ -561,6 +561,6 @@ class TestLoops:
             worker.broker.claim = broken  # type: ignore[assignment, method-assign]
             with pytest.MonkeyPatch.context() as hasty:
                 hasty.setattr("worker.engine.supervision._LONGEST_PAUSE", 0.05)
-                hasty.setattr(claimer, "_TRUCE", 0.01)
+                hasty.setattr(claimer, "_PAUSE_AFTER_OUTAGE", 0.01)
                 error = await asyncio.wait_for(failed, 10)
             assert "claimer failed 10 times, last with ZeroDivisionError" in str(error)
