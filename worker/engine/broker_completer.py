@@ -1,6 +1,6 @@
-"""``BrokerCompleter``: outcomes -> Redis, in batches.
+"""``BrokerCompleter``: write outcomes to Redis, in batches.
 
-An outcome stays here, and its lease stays held, until Redis has taken it.
+An outcome stays here, and the lease of its job is kept, until Redis has accepted the outcome.
 """
 
 import asyncio
@@ -40,44 +40,44 @@ class BrokerCompleter:
     """Writes the outcomes of executions to Redis.
 
     Args:
-        executions: each is let go of once Redis has its outcome.
+        executions: an execution is removed from these once Redis has its outcome.
     """
 
     def __init__(self, broker: Broker, executions: Executions) -> None:
         self._broker = broker
         self._executions = executions
         self._waiting: defaultdict[str, _Waiting] = defaultdict(deque)
-        self._something = asyncio.Event()
-        self._nothing = asyncio.Event()
-        self._nothing.set()
+        self._has_outcomes = asyncio.Event()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
 
     def complete(self, execution: Execution, outcome: Outcome) -> None:
-        """Take an outcome. It is written soon, together with others."""
+        """Accept an outcome. `run` writes it soon, together with others."""
         action = RECORDING[outcome.kind].action
         if action is None:
             self._executions.remove(execution)
             return
         execution.phase = _FINISHING
         self._waiting[execution.queue].append((execution, completion(execution, outcome, action)))
-        self._nothing.clear()
-        self._something.set()
+        self._is_empty.clear()
+        self._has_outcomes.set()
 
     async def run(self) -> None:
-        """Write outcomes as they come. A write that fails is repeated by the next run."""
+        """Write outcomes as they arrive. After a failure, the next call of `run` repeats the write."""
         while True:
-            await self._something.wait()
+            await self._has_outcomes.wait()
             while any(self._waiting.values()):
                 await coalesce(lambda: sum(map(len, self._waiting.values())) >= _ENOUGH)
                 await self._write_all()
-            self._something.clear()
-            self._nothing.set()
+            self._has_outcomes.clear()
+            self._is_empty.set()
 
     async def flushed(self) -> None:
-        """Wait until Redis has taken every outcome."""
-        await self._nothing.wait()
+        """Wait until Redis has accepted every outcome."""
+        await self._is_empty.wait()
 
     async def _write_all(self) -> None:
-        """One round trip a queue. One that fails keeps its outcomes, and does not keep those of the others waiting."""
+        """Make one round trip a queue. A failed one keeps its outcomes, and does not delay those of other queues."""
         failed: RedisError | OSError | None = None
         for queue, waiting in list(self._waiting.items()):
             try:
@@ -88,19 +88,19 @@ class BrokerCompleter:
             raise failed
 
     async def _write(self, queue: str, waiting: _Waiting) -> None:
-        batch = _first(waiting)
+        batch = _next_batch(waiting)
         if not batch:
             return
-        replies = await self._broker.finish(queue, [done for _, done in batch])
-        for (execution, _), ours in zip(batch, replies, strict=True):
+        replies = await self._broker.finish(queue, [entry for _, entry in batch])
+        for (execution, _), is_ours in zip(batch, replies, strict=True):
             waiting.popleft()
             self._executions.remove(execution)
-            if not ours:
-                logger.warning("%s ended here too late: another worker has taken it over", execution.job_id)
+            if not is_ours:
+                logger.warning("the outcome of %s is not written: another worker has taken it over", execution.job_id)
 
 
-def _first(waiting: _Waiting) -> list[tuple[Execution, Completion]]:
-    """As many as one round trip may carry."""
+def _next_batch(waiting: _Waiting) -> list[tuple[Execution, Completion]]:
+    """Return as many outcomes as one round trip may carry."""
     batch: list[tuple[Execution, Completion]] = []
     size = 0
     for entry in islice(waiting, _BATCH):
@@ -123,7 +123,7 @@ def completion(execution: Execution, outcome: Outcome, action: Action) -> Comple
 def _result(execution: Execution, outcome: Outcome) -> bytes:
     """Encode the result as arq writes it (``jobs.py``: `serialize_result`), in JSON; for a pickled job as a pickle.
 
-    Without the arguments where they cannot be encoded, or where they are what makes it too large.
+    The arguments are left out if they cannot be encoded, or if the result is too large with them.
     """
     message = execution.message
     encode = _pickled if message.is_pickled else _encoded
@@ -137,7 +137,7 @@ def _result(execution: Execution, outcome: Outcome) -> bytes:
 
 
 def _pickled(execution: Execution, outcome: Outcome, message: Message) -> bytes:
-    """The result as a pickle. The value is what the body returned, if it can be pickled, else what JSON makes of it."""
+    """Pickle the result. If the value that the body returned cannot be pickled, take its JSON form."""
     head = _head(execution, outcome, message)
     if outcome.error is not None:
         return dump_result({**head, "r": outcome.error})

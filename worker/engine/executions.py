@@ -10,10 +10,10 @@ from worker.engine.execution import Execution, Phase
 
 
 class Executions:
-    """All executions. Only the event loop adds and removes. The heartbeat's thread reads copies.
+    """All executions. Only the event loop adds and removes them. The heartbeat's thread reads copies.
 
     Args:
-        slots: how many jobs may run at once.
+        slots: the number of jobs that may run at once.
     """
 
     def __init__(self, slots: int) -> None:
@@ -28,25 +28,25 @@ class Executions:
         return iter(list(self._held))
 
     def add(self, execution: Execution) -> None:
-        """Hold it, until `remove`. From now on the heartbeat's thread may cancel it."""
+        """Hold an execution until `remove`. From now on the heartbeat's thread may cancel it."""
         if execution.asyncio_task is not None:
             self._tasks.add(execution.asyncio_task)
         self._held[execution] = None
 
     def remove(self, execution: Execution) -> None:
-        """Let go of it: Redis knows its outcome, or another worker holds it."""
+        """Stop holding an execution: Redis has its outcome, or another worker holds its job."""
         if execution in self._held:
             del self._held[execution]
             execution.release()
 
     def task_ended(self, execution: Execution) -> None:
-        """Take note that its asyncio task ends now. Its outcome may still be on its way."""
+        """Record that the asyncio task of an execution ends now. Its outcome may not be written yet."""
         if execution.asyncio_task is not None:
             self._tasks.discard(execution.asyncio_task)
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
-        """The asyncio tasks that have not ended. One that was cancelled before it began could not say so itself."""
+        """The asyncio tasks that have not ended. A task cancelled before it begins does not call `task_ended`."""
         return {task for task in self._tasks if not task.done()}
 
     @property
@@ -60,18 +60,18 @@ class Executions:
 
     @property
     def hold_all_slots_overdue(self) -> bool:
-        """Whether jobs that are overdue hold every slot of this worker."""
+        """Whether overdue jobs hold every slot of this worker."""
         return len(self.overdue) >= self._slots
 
     @property
     def longest_lease(self) -> float:
-        """Seconds for which the lease of one that runs may be kept; 0 where none runs.
+        """The longest time in seconds for which the lease of a running job may be kept; 0 if no job runs.
 
-        One whose payload is not read does not run yet: what keeps it from beginning is not its body.
+        A job whose payload has not been read does not run yet: its body cannot be the reason for a delay.
         """
         running = (each for each in self if each.phase is Phase.RUNNING and each.is_read)
         return max((execution.limits.lease for execution in running), default=0.0)
 
     def to_renew(self, queue: str) -> list[Execution]:
-        """The executions whose leases are to be renewed in `queue`."""
+        """Return the executions whose leases are to be renewed in `queue`."""
         return [execution for execution in self if execution.queue == queue and not execution.is_overdue]

@@ -1,10 +1,10 @@
-"""``Executor``: one admitted job, from its arguments to its outcome.
+"""``Executor``: execute one admitted job, from its arguments to its outcome.
 
-1. Its arguments are validated before any session is opened.
-2. Each job runs in a task of its own that is cancelled at most once: a cancellation ends the body, and never a COMMIT.
-3. The deadline is around the body alone.
-4. The result is serialised before the COMMIT: a job that cannot say what it did has done nothing.
-5. The ledger's statement comes last before the COMMIT: effects that it knows of do not happen again.
+1. The arguments are validated before a session is opened.
+2. Each job runs in its own asyncio task, which is cancelled at most once. A cancellation ends the body, never a COMMIT.
+3. The deadline covers the body alone.
+4. The result is serialised before the COMMIT: a job whose result cannot be serialised changes nothing.
+5. The ledger's statement is the last before the COMMIT: effects that the ledger has recorded do not happen again.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ from worker.task import Task
 logger = logging.getLogger("worker")
 
 MAX_RESULT = 32 * 1024 * 1024
-"""Bytes that a result may have, unless the settings say otherwise."""
+"""The default limit of a result, in bytes."""
 
 
 class Executor:
     """Executes admitted jobs.
 
     Args:
-        caller: calls their functions.
+        caller: calls the functions of the tasks.
         max_result: bytes that a result may have as JSON.
         resources: what the registry's lifespan yielded, by name.
-        once: keeps effects from happening twice (default: nothing does).
+        once: keeps effects from happening twice (default: without a ledger they may).
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Executor:
         self._resources = resources or {}
         self._once = once or Once(None)
         self._busy_rows = BusyRows()
-        self._known_to_commit_early: set[str] = set()
+        self._warned_of: set[str] = set()
 
     async def execute(self, execution: Execution) -> Outcome:
         """Execute one job and return its outcome. An error of the job is an outcome, and is not raised.
 
-        Call it in an asyncio task of its own, and cancel that task once at most (`Execution.cancel` sees to it): what
-        the cancellation starts is not to be interrupted by another one. Elsewhere, wrap it in `in_private_task`.
+        Call it in an asyncio task of its own, and cancel that task once at most (`Execution.cancel` does so): a second
+        cancellation would interrupt the rollback. Elsewhere, wrap the call in `in_private_task`.
         """
         task, message = execution.task, execution.message
         try:
@@ -78,10 +78,10 @@ class Executor:
         enter_job(execution.context)
         if message.is_pickled:
             enter_pickled_job()
-        return await self._until_decided(execution)
+        return await self._attempt_until_final(execution)
 
-    async def _until_decided(self, execution: Execution) -> Outcome:
-        """Attempt the job until the database has the last word on it."""
+    async def _attempt_until_final(self, execution: Execution) -> Outcome:
+        """Attempt the job until its outcome is final. Run it again after transient errors of the database."""
         policy: RerunPolicy | None = None
         look_first = execution.claim.crashes > 0
         while True:
@@ -136,12 +136,12 @@ class Executor:
         if len(result) > self._max_result:
             raise ResultTooLargeError(
                 f"{len(result)} bytes of JSON are too many for a result, WORKER_MAX_RESULT allows {self._max_result}: "
-                "store them, and return their key"
+                "store the value and return its key"
             )
         return result
 
     async def _call(self, execution: Execution, work: Scope) -> Any:
-        """Call the task. Past its deadline it has timed out, also if it swallowed that or blocked the event loop."""
+        """Call the task. Past its deadline it has timed out, even if it suppressed that or blocked the event loop."""
         execution.keep_lease()
         timeout = execution.limits.timeout
         deadline = Deadline(timeout)
@@ -153,24 +153,24 @@ class Executor:
                 raise
             raise _timed_out(execution) from error.__cause__ or error
         except Exception as error:
-            # A cancellation that cuts off a statement can cost the connection: another run would end so, too. It is
-            # not made the cause, by which the database's errors are told.
+            # A cancellation that cuts off a statement can cost the connection: another run would time out, too. The
+            # error is not made the cause: a cause that is transient would make the job run again.
             if deadline.expired and transient(error) is not None:
                 raise _timed_out(execution)  # noqa: B904 - see above
             raise
         finally:
-            self._tell_of_early_commit(execution.task, work)
-        # The clock is asked, too: while a body blocks the event loop, no deadline can expire.
+            self._warn_of_early_commit(execution.task, work)
+        # The clock is read, too: while a body blocks the event loop, no deadline can expire.
         if deadline.expired or time.monotonic() > execution.attempt_began + timeout:
             raise _timed_out(execution)
         return value
 
-    def _tell_of_early_commit(self, task: Task[..., Any], work: Scope) -> None:
-        """Say it once a task: what it committed early happens again if the attempt fails and is repeated."""
+    def _warn_of_early_commit(self, task: Task[..., Any], work: Scope) -> None:
+        """Warn once a task that its early commits happen again if the attempt fails and is repeated."""
         if work.is_unused or not work.has_committed:
             return
-        if task.name not in self._known_to_commit_early:
-            self._known_to_commit_early.add(task.name)
+        if task.name not in self._warned_of:
+            self._warned_of.add(task.name)
             logger.warning(
                 "%s commits before it returns: if it fails after that and runs again, the committed part happens twice",
                 task.name,
@@ -195,20 +195,20 @@ def _counted_as_try(rerun: Rerun, execution: Execution) -> Outcome:
 
 
 def _is_in_doubt(error: BaseException) -> bool:
-    """Whether `error` leaves open if the COMMIT, which it ended, has happened."""
+    """Whether the COMMIT that failed with `error` may have happened."""
     refused = error.__cause__ if isinstance(error, PartialCommitError) else error
     return refused is not None and transient(refused) is Transient.LOST
 
 
 def _stopped(execution: Execution, error: BaseException) -> Outcome | None:
-    """The outcome of a job that this engine has stopped.
+    """Return the outcome of a job that this engine has stopped, else None.
 
-    Only its own word counts. The count of cancellations proves nothing: a body can raise it, and on Python 3.11 and
-    3.12 a `TaskGroup` whose child failed leaves it raised.
+    Only `cancelled_as` counts. The task's count of cancellations proves nothing: a body can increase it, and on Python
+    3.11 and 3.12 a `TaskGroup` whose child failed leaves it increased.
     """
     stop = execution.cancelled_as
     if stop is OutcomeKind.ABORTED and not isinstance(error, asyncio.CancelledError):
-        # Whoever asked for it knows an abortion by this, whatever the body has made of its cancellation.
+        # Clients recognise an abort by this error, even if the body has raised another one when it was cancelled.
         aborted = asyncio.CancelledError()
         aborted.__cause__ = error
         error = aborted

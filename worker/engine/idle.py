@@ -1,4 +1,4 @@
-"""``until_idle``: waiting until a worker has nothing left to do (``--burst``)."""
+"""``until_idle``: wait until a worker has nothing left to do (``--burst``)."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from worker.broker.broker import Broker
 from worker.engine.executions import Executions
 from worker.engine.relay import Relay
 
-_INTERVAL = 0.1  # seconds between two looks
+_INTERVAL = 0.1  # seconds between two checks
 
 
 async def until_idle(executions: Executions, broker: Broker, names: Sequence[str], relay: Relay | None) -> None:
-    """Wait until all queues are empty, also of what Redis has lost or never had, and nothing runs."""
+    """Wait until no job runs, all queues are empty and no pending row is unpublished."""
     # Looked at again and again: other workers empty the queues too, and send no notice.
     while executions or not await _nothing_is_left(broker, names, relay):  # noqa: ASYNC110
         await asyncio.sleep(_INTERVAL)
@@ -22,5 +22,5 @@ async def _nothing_is_left(broker: Broker, names: Sequence[str], relay: Relay | 
         if any((await broker.depths(names)).values()):
             return False
         return relay is None or not await relay.recover()
-    except Exception:  # noqa: BLE001 - the servers do not answer; the loops ask them too, and say so
+    except Exception:  # noqa: BLE001 - a server does not answer; the loops log that
         return False

@@ -1,4 +1,4 @@
-"""``JobLog``: the log lines and the counters of jobs."""
+"""``JobLog``: write the log lines of jobs, and count their outcomes."""
 
 import logging
 from collections import Counter
@@ -19,15 +19,15 @@ _LONGEST_TEXT = 80  # characters of arguments or result in a log line, as in arq
 
 
 class JobLog:
-    """Log lines as arq users know them: → started, ← returned, ↻ runs again, ! failed, ⊘ aborted. And the counters.
+    """Log lines as arq users know them: → started, ← returned, ↻ runs again, ! failed, ⊘ aborted; and counters.
 
     Args:
-        which: the jobs that get lines.
+        log_jobs: the jobs that get lines.
     """
 
-    def __init__(self, which: LogJobs) -> None:
-        self._all = which == "all" and logger.isEnabledFor(logging.INFO)
-        self._failed = which != "off"
+    def __init__(self, log_jobs: LogJobs) -> None:
+        self._all = log_jobs == "all" and logger.isEnabledFor(logging.INFO)
+        self._failed = log_jobs != "off"
         self.counts: Counter[str | None] = Counter()
         """Outcomes by counter, since the worker started."""
 
@@ -73,12 +73,12 @@ def _arguments(args: tuple[object, ...], kwargs: object) -> str:
 
 
 def _repr(value: object) -> str:
-    """Of a long text only as much as may be shown."""
+    """Return the `repr` of a value. A long text is cut first."""
     return repr(value[: _LONGEST_TEXT + 1] if isinstance(value, str | bytes) else value)
 
 
 def _decoded(result: bytes) -> str:
-    """Only as much of a long result as may be shown; a character has up to four bytes."""
+    """Decode a result. A long result is cut first; a character has up to four bytes."""
     return _shortened(result[: 4 * (_LONGEST_TEXT + 1)].decode(errors="replace"))
 
 
