@@ -1,4 +1,4 @@
-"""A worker's loops, and one running job: from the claim to the outcome that is written down.
+"""The loops of a worker, and the execution of one job from its claim to its recorded outcome.
 
 Only `worker.process`, `worker.settings` and the command line may import it. Code that enqueues must not be put here.
 """

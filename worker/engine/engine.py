@@ -1,8 +1,8 @@
-"""``Engine``: one worker's loops, put together, and how they end.
+"""``Engine``: start the loops of one worker, and drain them.
 
 1. The claimer fills free slots. The runner takes each claimed job to its outcome, in an asyncio task of its own.
-2. The ledger completer and then the broker completer write outcomes. The heartbeat's thread keeps the leases meanwhile.
-3. Each loop is supervised. Draining stops claiming first, lets jobs finish for a grace time, then interrupts the rest.
+2. The ledger completer and then the broker completer write outcomes. Meanwhile the heartbeat's thread keeps the leases.
+3. Each loop is supervised. Draining stops claiming, lets jobs finish for a grace time, then interrupts the rest.
 """
 
 import asyncio
@@ -47,18 +47,18 @@ from worker.task import Task
 
 logger = logging.getLogger("worker")
 
-_FLUSHING = 10.0  # seconds that the last outcomes have to reach Redis; after that, leases bring their jobs back
-_ROOM = 4  # batches a slot in the keeper's table: outcomes on their way are held, too
+_FLUSHING = 10.0  # seconds that the last outcomes have to reach Redis; later, their jobs run again after their leases
+_ROOM = 4  # batches a slot in the keeper's table, which also holds jobs whose outcomes are being written
 
 
 class Engine:
     """One worker.
 
     Args:
-        tasks: by name.
-        executor: executes their jobs.
-        ask_database: asks the default database for an answer.
-        ledger: the job rows (default: none are kept).
+        tasks: the tasks of the worker, by name.
+        executor: executes admitted jobs.
+        ask_database: checks that the default database answers.
+        ledger: the job rows (default: no rows are kept).
         after_job: called after each job that has run, once its outcome is on its way.
     """
 
@@ -122,53 +122,53 @@ class Engine:
             "pruner": None if ledger is None else Pruner(ledger, config.keep_jobs),
             "stuck slots": StuckSlots(executions, config.concurrency, draining.hurry),
         }
-        self._loops = Loops(self._health.trouble)
+        self._loops = Loops(self._health.record_failure)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the heartbeat and every loop."""
         self._heartbeat.start()
         for name, loop in self._parts.items():
             if loop is not None:
                 self._loops.start(name, loop)
 
     async def failed(self) -> EngineError:
-        """Wait until a loop has failed for good; why."""
+        """Wait until a loop has failed for good, and return its error."""
         return await self._loops.failed()
 
     async def idle(self) -> None:
-        """Wait until all queues are empty, also of what Redis has lost or never had, and nothing runs (``--burst``)."""
+        """Wait until no job runs, all queues are empty and no pending row is unpublished (``--burst``)."""
         await until_idle(self._executions, self._broker, self._config.queue_names, self._relay)
 
     def hurry(self) -> None:
-        """Wait no longer for running jobs."""
+        """Stop waiting for running jobs."""
         self._draining.hurry()
 
     async def drain(self) -> bool:
         """Stop claiming, let running jobs finish for the grace time, interrupt the rest, and write every outcome.
 
         Returns:
-            Whether all jobs have ended. One that ignores its interruption has not: it is left to the end of its lease,
-            and the process should not wait for it either.
+            Whether all jobs have ended. A job that ignores its interruption has not. Another worker runs it again
+            after its lease, so the process should not wait for it.
         """
         self._draining.begin()
         self._claimer.stop()
-        await self._loops.returned("claimer", within=_FLUSHING)  # what a claim on its way brings is ours
+        await self._loops.returned("claimer", within=_FLUSHING)  # the jobs of a claim on its way are ours
         await self._loops.end("claimer")
         await self._draining.finish()
         await self._draining.interrupt()
-        await self._loops.end("health")  # it would write down again what is to be forgotten
+        await self._loops.end("health")  # it would write again the record that is deleted below
         await self._flush()
         await self._loops.end()
-        await in_thread(self._heartbeat.stop)  # what jobs have left in asyncio's own threads may take all of those
+        await in_thread(self._heartbeat.stop)  # jobs may have left work in all of asyncio's own threads
         counts = self._log.counts
         logger.info("stopped: %d jobs done, %d failed, %d retried", counts["done"], counts["failed"], counts["retried"])
         return not self._executions.tasks
 
     async def _flush(self) -> None:
-        """Write the last outcomes. Redis may be away, and need not come back for our sake."""
+        """Write the last outcomes, and delete the health record. Give up after a while if Redis is away."""
         with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_FLUSHING):
                 await self._ledger_completer.flushed()
                 await self._health.forget()
         if unwritten := sum(execution.phase is Phase.FINISHING for execution in self._executions):
-            logger.error("%d outcomes could not be written: those jobs run again after their leases", unwritten)
+            logger.error("%d outcomes could not be written: their jobs run again after their leases", unwritten)

@@ -1,7 +1,8 @@
-"""``Health``: the record which says that this worker can really work.
+"""``Health``: write the record that shows that this worker can run jobs.
 
-The record lives a few seconds and is written only while Redis answers claims, leases are renewed, the database answers,
-and outcomes reach the ledger; so ``arq --check`` and ``python -m worker health`` believe no worker that only exists.
+The record expires after a few seconds. It is written only while Redis answers claims, leases are renewed, the database
+answers, and outcomes reach the ledger. So ``arq --check`` and ``python -m worker health`` fail for a worker whose
+process is alive but cannot run jobs.
 """
 
 import asyncio
@@ -19,10 +20,10 @@ from worker.broker.worker_records import WorkerRecords
 logger = logging.getLogger("worker")
 
 _INTERVAL = 1.0  # seconds between two records
-_LIFETIME = 4000  # milliseconds that a record is believed
-UNWELL_WITHIN = 5.0
-"""Seconds after which the record of an unhealthy worker has gone."""
-_FRESH = 3.0  # seconds for which an answer counts as the present
+_LIFETIME = 4000  # milliseconds after which a record expires
+UNHEALTHY_WITHIN = 5.0
+"""Seconds after which the record of an unhealthy worker has expired."""
+_FRESH = 3.0  # seconds for which an answer counts as recent
 _STANDSTILL = 15.0  # seconds that outcomes may wait for the ledger while none is written
 _DATABASE_TIMEOUT = 2.0  # seconds
 
@@ -44,18 +45,18 @@ class HealthSnapshot:
     last_beat: float
     """Time of the last renewal of all leases, by the monotonic clock."""
     standstill: float
-    """Seconds for which outcomes have waited for the ledger, and none was written."""
+    """Seconds for which outcomes have waited for the ledger while none was written."""
     slots_are_held: bool
     """Whether each slot is held by a job that runs past its limit and does not end."""
 
 
 class Health:
-    """Writes the record.
+    """Writes the health record.
 
     Args:
         queue_names: the record gives their depths, and each queue gets a copy of it.
-        snapshot: what the engine knows of itself.
-        ask_database: asks the default database for an answer.
+        snapshot: returns the state of the engine.
+        ask_database: checks that the default database answers.
     """
 
     def __init__(
@@ -73,15 +74,15 @@ class Health:
         self._worker_id = worker_id
         self._snapshot = snapshot
         self._ask_database = ask_database
-        self._last_trouble = -_FRESH
+        self._last_failure = -_FRESH
 
-    def trouble(self, what: str) -> None:
-        """Take note that a loop of the engine has failed; it is tried again every two seconds at least."""
-        logger.debug("unwell: %s", what)
-        self._last_trouble = time.monotonic()
+    def record_failure(self, failure: str) -> None:
+        """Record that a loop of the engine has failed. The loop is run again within 2 seconds."""
+        logger.debug("unhealthy: %s", failure)
+        self._last_failure = time.monotonic()
 
     async def run(self) -> None:
-        """Write the record every second, as long as it is true."""
+        """Write the record every second while the worker is healthy."""
         while True:
             if await self._is_well():
                 await self._write(await self._record())
@@ -100,7 +101,7 @@ class Health:
         snapshot, now = self._snapshot(), time.monotonic()
         return (
             not snapshot.slots_are_held
-            and now - self._last_trouble > _FRESH
+            and now - self._last_failure > _FRESH
             and (not snapshot.is_claiming or now - snapshot.last_claim < _FRESH)
             and now - snapshot.last_beat < _FRESH
             and snapshot.standstill < _STANDSTILL
@@ -111,7 +112,7 @@ class Health:
         try:
             async with asyncio.timeout(_DATABASE_TIMEOUT):
                 await self._ask_database()
-        except Exception:  # noqa: BLE001 - whatever it says, it is not an answer
+        except Exception:  # noqa: BLE001 - any error means that the database does not answer
             return False
         return True
 

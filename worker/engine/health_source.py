@@ -1,4 +1,4 @@
-"""``HealthSource``: what an engine knows of itself, for its health record."""
+"""``HealthSource``: collect the state of an engine for its health record."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class HealthSource:
     draining: Draining
 
     def snapshot(self) -> HealthSnapshot:
-        """Take a snapshot."""
+        """Return the state at this moment."""
         counts = self.log.counts
         return HealthSnapshot(
             running=self.executions.running,

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from worker.engine.executions import Executions
-from worker.engine.health import UNWELL_WITHIN
+from worker.engine.health import UNHEALTHY_WITHIN
 from worker.engine.heartbeat import STUCK
 from worker.engine.supervision import EngineError
 
@@ -37,7 +37,7 @@ class StuckSlots:
             SlotsHeldError: all slots are held for good.
         """
         held_for = 0.0
-        while held_for < UNWELL_WITHIN:  # long enough for a health check to report it
+        while held_for < UNHEALTHY_WITHIN:  # long enough for a health check to report it
             await asyncio.sleep(_INTERVAL)
             held_for = held_for + _INTERVAL if self._executions.hold_all_slots_overdue else 0.0
         self._hurry()
