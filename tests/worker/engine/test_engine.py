@@ -277,7 +277,7 @@ class TestFailures:
         assert [seen.result(job.job_id)["s"] for job in jobs] == [True, True, True, False, True]
         error = seen.result(jobs[3].job_id)["r"]
         assert error["type"] == "worker.errors.ResultTooLargeError"
-        assert "too many for a result, WORKER_MAX_RESULT allows 33554432: store them" in error["message"]
+        assert "too many for a result, WORKER_MAX_RESULT allows 33554432: store the value" in error["message"]
 
     async def test_pickled_arguments_without_a_json_form_do_not_keep_a_job_from_ending(
         self, start: StartWorker, observer: Any, seen: Seen, redis_url: str
