@@ -58,7 +58,7 @@ class Engine:
         tasks: the tasks of the worker, by name.
         executor: executes admitted jobs.
         ask_database: checks that the default database answers.
-        ledger: the job rows (default: no rows are kept).
+        ledger: the job rows (default: none are kept).
         after_job: called after each job that has run, once its outcome is on its way.
     """
 
@@ -156,7 +156,7 @@ class Engine:
         await self._loops.end("claimer")
         await self._draining.finish()
         await self._draining.interrupt()
-        await self._loops.end("health")  # it would write again the record that is deleted below
+        await self._loops.end("health")  # it would write down again what is to be forgotten
         await self._flush()
         await self._loops.end()
         await in_thread(self._heartbeat.stop)  # jobs may have left work in all of asyncio's own threads
