@@ -5,7 +5,6 @@
 -- Returns for each job 1, or 0 if its id was taken. If ARGV[3] asks for it, then also 1, or 0 if no worker serves the
 -- queue.
 local added, scores = {}, {}
-local last_when, score, expiry  -- the jobs of one call mostly have the same times
 for i = 4, #ARGV, 3 do
     local id, payload, when = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local job, holder, result = prefix .. 'job:' .. id, prefix .. 'in-progress:' .. id, prefix .. 'result:' .. id
@@ -15,10 +14,7 @@ for i = 4, #ARGV, 3 do
     if taken > 0 then
         added[#added + 1] = 0
     else
-        if when ~= last_when then
-            last_when = when
-            score, expiry = times(when)
-        end
+        local score, expiry = times(when)
         redis.call('SET', job, payload, 'PX', expiry)
         if aborts then redis.pcall('ZREM', abort, id) end
         scores[#scores + 1] = score

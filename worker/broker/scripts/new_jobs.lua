@@ -15,12 +15,17 @@ local LONGEST = 100 * 365 * 86400 * 1000  -- ms; SET takes no infinite expiry
 local abort = prefix .. 'abort'
 local aborts = redis.call('EXISTS', abort) == 1
 
--- Return the job's score, and the ms after which its payload expires.
+-- Return the job's score, and the ms after which its payload expires. The jobs of one call mostly have the same times.
+local last_when, score, expiry
 local function times(when)
-    local from, moment, expires = string.match(when, '^(%a+) (%S+) (%S+)$')
-    local due = (from == 'in' and now or 0) + tonumber(moment)
-    local wait = math.max(due - now, 0) + tonumber(expires)
-    return string.format('%.0f', due), string.format('%.0f', math.max(math.min(wait, LONGEST), 1))
+    if when ~= last_when then
+        local from, moment, expires = string.match(when, '^(%a+) (%S+) (%S+)$')
+        local due = (from == 'in' and now or 0) + tonumber(moment)
+        local wait = math.max(due - now, 0) + tonumber(expires)
+        last_when, score = when, string.format('%.0f', due)
+        expiry = string.format('%.0f', math.max(math.min(wait, LONGEST), 1))
+    end
+    return score, expiry
 end
 
 -- Move the result of an aborted job out of the way, to a key by id and enqueue time. Returns whether it was moved, and

@@ -5,7 +5,6 @@
 -- Returns for each job 1, or 0 if Redis had it. If ARGV[3] asks for it, then also 1, or 0 if no worker serves the
 -- queue.
 local published, any = {}, false
-local last_when, score, expiry  -- the jobs of one call mostly have the same times
 for i = 4, #ARGV, 3 do
     local id, payload, when = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local job, result = prefix .. 'job:' .. id, prefix .. 'result:' .. id
@@ -13,10 +12,7 @@ for i = 4, #ARGV, 3 do
     if has_payload and place then
         published[#published + 1] = 0
     else
-        if when ~= last_when then
-            last_when = when
-            score, expiry = times(when)
-        end
+        local score, expiry = times(when)
         if not has_payload then redis.call('SET', job, payload, 'PX', expiry) end
         if not place then redis.call('ZADD', queue, score, id) end
         local was_aborted, was_kept = set_aside(id, result)
