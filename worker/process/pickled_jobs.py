@@ -15,7 +15,7 @@ _SAMPLE = 100  # jobs a queue: the first due ones
 _LIMIT = 2.0  # seconds
 
 
-async def tell_of_pickled_jobs(config: Config, broker: Broker) -> None:
+async def log_pickled_jobs(config: Config, broker: Broker) -> None:
     """Look at the first jobs of each queue, and log one line if any of them is a pickle."""
     found: list[str] = []
     with suppress(RedisError, OSError, TimeoutError):  # the engine's loops wait for Redis, and log that they do

@@ -29,7 +29,7 @@ from worker.ledger import Ledger
 from worker.ledger.default import set_default_ledger
 from worker.ledger.schema_check import check
 from worker.process.errors import StartupError
-from worker.process.pickled_jobs import tell_of_pickled_jobs
+from worker.process.pickled_jobs import log_pickled_jobs
 from worker.process.served import warn_of_unserved
 from worker.process.server_wait import await_server
 from worker.registry import Registry
@@ -80,7 +80,7 @@ class Runtime:
         await self._check_sessions(database)
         ledger_name = await self._check_ledger(database)
         broker = await self._open_broker()
-        await tell_of_pickled_jobs(self._config, broker)
+        await log_pickled_jobs(self._config, broker)
         ledger = self._use_ledger(ledger_name)
         resources = await self._resources()
         await self._run_hooks(arq_context)
