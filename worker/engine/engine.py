@@ -120,7 +120,7 @@ class Engine:
             "health": self._health,
             "relay": self._relay,
             "pruner": None if ledger is None else Pruner(ledger, config.keep_jobs),
-            "stuck slots": StuckSlots(executions, config.concurrency, draining.hurry),
+            "stuck slots": StuckSlots(executions, draining.hurry),
         }
         self._loops = Loops(self._health.record_failure)
 

@@ -17,7 +17,7 @@ class Executions:
     """
 
     def __init__(self, slots: int) -> None:
-        self._slots = slots
+        self.slots = slots
         self._held: dict[Execution, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -61,7 +61,7 @@ class Executions:
     @property
     def hold_all_slots_overdue(self) -> bool:
         """Whether overdue jobs hold every slot of this worker."""
-        return len(self.overdue) >= self._slots
+        return len(self.overdue) >= self.slots
 
     @property
     def longest_lease(self) -> float:

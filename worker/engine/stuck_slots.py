@@ -21,13 +21,11 @@ class StuckSlots:
     """Watches the slots.
 
     Args:
-        slots: the number of slots.
         hurry: called before the failure, so that the drain does not wait for running jobs.
     """
 
-    def __init__(self, executions: Executions, slots: int, hurry: Callable[[], None]) -> None:
+    def __init__(self, executions: Executions, hurry: Callable[[], None]) -> None:
         self._executions = executions
-        self._slots = slots
         self._hurry = hurry
 
     async def run(self) -> None:
@@ -41,4 +39,6 @@ class StuckSlots:
             await asyncio.sleep(_INTERVAL)
             held_for = held_for + _INTERVAL if self._executions.hold_all_slots_overdue else 0.0
         self._hurry()
-        raise SlotsHeldError(f"all {self._slots} slots are held by jobs past their limits that cannot be stopped")
+        raise SlotsHeldError(
+            f"all {self._executions.slots} slots are held by jobs past their limits that cannot be stopped"
+        )
