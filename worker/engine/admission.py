@@ -61,6 +61,7 @@ class Admission:
             return Outcome(OutcomeKind.POSTPONED, error=UnknownTaskError.of(message.task))
         execution.task = task
         execution.limits = self._limits[message.task]
+        execution.is_admitted = True
         execution.keep_lease()
         return None
 

@@ -50,7 +50,9 @@ class Execution:
     attempt_began: float = field(default_factory=time.monotonic)
     """Start of the time for which the lease is kept (`keep_lease`), by the monotonic clock."""
     message: Message = UNREAD
-    """`UNREAD` until the payload is read, and for a payload that cannot be read."""
+    """`UNREAD` until the payload is read. For a payload that cannot be read, as much as is known of the job."""
+    is_admitted: bool = False
+    """Whether the job may run: its message is read, and this worker knows its task."""
     asyncio_task: "asyncio.Task[None] | None" = None
     phase: Phase = Phase.RUNNING
     cancelled_as: OutcomeKind | None = None

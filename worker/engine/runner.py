@@ -52,7 +52,7 @@ class Runner:
             outcome = await self._outcome(execution)
             self.log.ended(execution, outcome)
             self.completer.complete(execution, outcome)
-            if self.after_job is not None and execution.is_read:
+            if self.after_job is not None and execution.is_admitted:
                 await self.after_job.call(execution)
         finally:
             self.executions.task_ended(execution)

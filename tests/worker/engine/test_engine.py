@@ -20,6 +20,7 @@ from tests.worker.engine.conftest import Seen, StartWorker
 from tests.worker.new_jobs import new_job
 from worker import Broker, Job, JobContext, JobFailed, JobStatus, Retry, deserialize, serialize, task
 from worker.engine import claimer
+from worker.message import encode
 
 
 class Body:
@@ -532,6 +533,29 @@ class TestDrain:
             release.set()
         assert f"arq:in-progress:{job.job_id}" in seen.left()
         await eventually(lambda: f"arq:in-progress:{job.job_id}" not in seen.left())
+
+    async def test_after_job_end_is_not_called_for_jobs_that_did_not_run(
+        self, start: StartWorker, broker: Broker, seen: Seen
+    ) -> None:
+        """Neither for a payload that cannot be read, nor for a task that no worker knows."""
+        ended: list[str] = []
+
+        async def note(ctx: dict[Any, Any]) -> None:
+            ended.append(ctx["job_id"])
+
+        @task
+        async def double(number: int) -> int:
+            return 2 * number
+
+        await broker.enqueue(
+            [new_job("garbage", b"{", broker.name), new_job("unknown", encode("gone", b"{}", 1), broker.name)]
+        )
+        async with start(double, after_job_end=note, unknown_for=0) as worker:
+            job = await double.enqueue(1)
+            await worker.idle()
+            await eventually(lambda: ended)
+        assert [seen.result(job_id)["s"] for job_id in ("garbage", "unknown")] == [False, False]
+        assert ended == [job.job_id]
 
     async def test_draining_waits_for_the_after_job_end_hooks(self, start: StartWorker) -> None:
         """after_job_end of the last jobs has run when the drain ends."""
