@@ -46,6 +46,8 @@ class Message(NamedTuple):
     """Whether the job was enqueued in a transaction, and so has a pending row."""
     is_pickled: bool = False
     """Whether the job came as a pickle. Its producer can only read a result that is one, too."""
+    first_try: int = 0
+    """The number of its first try, if its producer gave one: arq's ``_job_try``."""
 
     @classmethod
     def decode(cls, job_id: str, raw: bytes, *, accept_pickle: bool = False) -> "Message":
@@ -56,7 +58,16 @@ class Message(NamedTuple):
         """
         data = _job(_decode(raw, accept_pickle=accept_pickle))
         is_pickled = accept_pickle and raw[:1] == PICKLE_MAGIC
-        return cls(job_id, data["f"], tuple(data["a"]), data["k"], data["et"], data.get("ledger") is True, is_pickled)
+        return cls(
+            job_id,
+            data["f"],
+            tuple(data["a"]),
+            data["k"],
+            data["et"],
+            data.get("ledger") is True,
+            is_pickled,
+            data.get("t") or 0,
+        )
 
 
 class Envelope:

@@ -65,6 +65,11 @@ class Keys:
         """The health record of one worker."""
         return f"{self.queue}:health-check:{worker_id}"
 
+    @property
+    def arq_health(self) -> str:
+        """The health record of the queue's workers, under the name and in the form that arq's own workers use."""
+        return f"{self.queue}:health-check"
+
     @staticmethod
     def is_health(key: str) -> bool:
         """Whether a key is a worker's health record."""

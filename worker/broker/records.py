@@ -93,7 +93,7 @@ class Completion(NamedTuple):
     value: bytes = b""
     """For ``end`` the result, or nothing. Otherwise the payload, in case Redis has lost it."""
     keep: int = 0
-    """Milliseconds for which the result is kept."""
+    """For ``end`` the milliseconds for which the result is kept. For ``again`` the number of failed tries."""
     delay: int = 0
     """Milliseconds until the job is due again."""
 

@@ -12,11 +12,19 @@ class WorkerRecords:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
-    async def record_health(self, queue: str, worker_id: str, record: bytes, lifetime: int) -> None:
-        """Write a worker's health record, which expires after `lifetime` milliseconds."""
+    async def record_health(
+        self, queue: str, worker_id: str, record: bytes, lifetime: int, *, arq_record: str = ""
+    ) -> None:
+        """Write a worker's health record, which expires after `lifetime` milliseconds.
+
+        Args:
+            arq_record: the record as arq's workers write it (default: none is written).
+        """
         keys = Keys.of(queue)
         async with self._connections.client.pipeline(transaction=False) as pipe:
             pipe.set(keys.health(worker_id), record, px=lifetime)
+            if arq_record:
+                pipe.set(keys.arq_health, arq_record, px=lifetime)
             pipe.sadd(keys.healthy, worker_id)
             pipe.pexpire(keys.healthy, lifetime)
             await pipe.execute()

@@ -7,9 +7,19 @@ from typing import Any
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
 from worker.engine.outcome import Outcome, OutcomeKind
-from worker.errors import JobExpiredError, PayloadError, PayloadTooLargeError, PoisonJobError, UnknownTaskError
+from worker.errors import (
+    JobExpiredError,
+    PayloadError,
+    PayloadTooLargeError,
+    PoisonJobError,
+    TriesExhaustedError,
+    UnknownTaskError,
+)
 from worker.message import Message
 from worker.task import Task
+
+_MOST_TRIES = 1_000_000_000
+"""MOST of scripts/claim.lua."""
 
 
 class Admission:
@@ -61,9 +71,17 @@ class Admission:
             return Outcome(OutcomeKind.POSTPONED, error=UnknownTaskError.of(message.task))
         execution.task = task
         execution.limits = self._limits[message.task]
-        execution.is_admitted = True
         execution.keep_lease()
+        return None if message.first_try <= claim.tries + 1 else _begin_at(message.first_try, execution)
+
+
+def _begin_at(first_try: int, execution: Execution) -> Outcome | None:
+    """Count from the try that the producer gave. The job's outcome, if it may have no such try."""
+    execution.claim = execution.claim._replace(tries=min(first_try, _MOST_TRIES) - 1)
+    allowed = execution.limits.max_tries
+    if first_try <= allowed:
         return None
+    return Outcome.failed(TriesExhaustedError(f"max {allowed} retries exceeded: its _job_try is {first_try}"))
 
 
 def _too_large(size: int) -> PayloadTooLargeError:

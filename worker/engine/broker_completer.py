@@ -117,7 +117,7 @@ def completion(execution: Execution, outcome: Outcome, action: Action) -> Comple
     if action == "end":
         return Completion(claim.raw_id, execution.token, action, _result(execution, outcome) if keep > 0 else b"", keep)
     delay = milliseconds(outcome.delay)
-    return Completion(claim.raw_id, execution.token, action, claim.payload or b"", keep, delay)
+    return Completion(claim.raw_id, execution.token, action, claim.payload or b"", claim.tries + 1, delay)
 
 
 def _result(execution: Execution, outcome: Outcome) -> bytes:

@@ -16,6 +16,7 @@ from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
 from worker.engine.admission import Admission
+from worker.engine.after_job import AfterJob
 from worker.engine.announcer import Announcer
 from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.claimer import Claimer
@@ -39,7 +40,6 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.slots import Slots
 from worker.engine.stuck_slots import StuckSlots
 from worker.engine.supervision import EngineError
-from worker.engine.task_caller import AfterJob
 from worker.engine.unknown_jobs import UnknownJobs
 from worker.keeper.table import LeaseTable
 from worker.ledger import Ledger
@@ -59,7 +59,7 @@ class Engine:
         executor: executes admitted jobs.
         ask_database: checks that the default database answers.
         ledger: the job rows (default: none are kept).
-        after_job: called after each job that has run, once its outcome is on its way.
+        after_job: called after each job that has run, once its outcome is recorded.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Engine:
     ) -> None:
         self._config = config
         self._broker = broker
+        self._after_job = after_job
         names = config.queue_names
         limits = limits_of(tasks, config)
         widest = Limits.of_unknown(config, limits)
@@ -156,6 +157,8 @@ class Engine:
         await self._loops.end("claimer")
         await self._draining.finish()
         await self._draining.interrupt()
+        if self._after_job is not None:
+            self._after_job.give_up()
         await self._loops.end("health")  # it would write down again what is to be forgotten
         await self._flush()
         await self._loops.end()

@@ -51,12 +51,16 @@ class Execution:
     """Start of the time for which the lease is kept (`keep_lease`), by the monotonic clock."""
     message: Message = UNREAD
     """`UNREAD` until the payload is read. For a payload that cannot be read, as much as is known of the job."""
-    is_admitted: bool = False
-    """Whether the job may run: its message is read, and this worker knows its task."""
     asyncio_task: "asyncio.Task[None] | None" = None
     phase: Phase = Phase.RUNNING
     cancelled_as: OutcomeKind | None = None
     """The outcome that the job's cancellation asks for. Set by `cancel`, before the cancellation."""
+    arq_context: dict[Any, Any] | None = None
+    """arq's ``ctx`` of this attempt, which the hooks and the task share. Set only if one of them asks for it."""
+    has_run: bool = False
+    """Whether its hooks or its body have begun."""
+    recorded: "asyncio.Future[None] | None" = None
+    """Done when Redis knows the outcome. Set only if a hook waits for that."""
     job_id: str = field(init=False)
     """The id as text. Bytes that are not UTF-8 are escaped."""
     task: Task[..., Any] = field(init=False, repr=False)

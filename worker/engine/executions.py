@@ -38,6 +38,8 @@ class Executions:
         if execution in self._held:
             del self._held[execution]
             execution.release()
+        if execution.recorded is not None and not execution.recorded.done():
+            execution.recorded.set_result(None)
 
     def task_ended(self, execution: Execution) -> None:
         """Record that the asyncio task of an execution ends now. Its outcome may not be written yet."""

@@ -104,8 +104,9 @@ class Executor:
         try:
             if look_first and (earlier := await attempt.completed_before()) is not None:
                 return earlier
+            execution.has_run = True
             async with scope() as work:
-                value = await self._call(execution, work)
+                value = await (self._call_between_hooks if self._caller.has_hooks else self._call)(execution, work)
                 result = self._serialized(value)
                 if execution.message.is_pickled:
                     execution.returned = value
@@ -139,6 +140,19 @@ class Executor:
                 "store the value and return its key"
             )
         return result
+
+    async def _call_between_hooks(self, execution: Execution, work: Scope) -> Any:
+        """Call the task between arq's hooks. As in arq, the task's timeout does not include them."""
+        execution.keep_lease()
+        await self._caller.begin(execution, work)
+        try:
+            value = await self._call(execution, work)
+        except BaseException:
+            await self._caller.end_failed(execution)
+            raise
+        execution.keep_lease()
+        await self._caller.end(execution)
+        return value
 
     async def _call(self, execution: Execution, work: Scope) -> Any:
         """Call the task. Past its deadline it has timed out, even if it suppressed that or blocked the event loop."""

@@ -8,8 +8,9 @@ process is alive but cannot run jobs.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic_core import to_json
@@ -85,7 +86,7 @@ class Health:
         """Write the record every second while the worker is healthy."""
         while True:
             if await self._is_well():
-                await self._write(await self._record())
+                await self._write()
             await asyncio.sleep(_INTERVAL)
 
     async def forget(self) -> None:
@@ -93,9 +94,12 @@ class Health:
         for name in self._names:
             await self._workers.forget_health(name, self._worker_id)
 
-    async def _write(self, record: bytes) -> None:
+    async def _write(self) -> None:
+        snapshot, depths = self._snapshot(), await self._broker.depths(self._names)
         for name in self._names:
-            await self._workers.record_health(name, self._worker_id, record, _LIFETIME)
+            as_arq = _as_arq_writes_it(snapshot, depths[name])
+            record = to_json(_record(snapshot, depths) | {"arq": as_arq})
+            await self._workers.record_health(name, self._worker_id, record, _LIFETIME, arq_record=as_arq)
 
     async def _is_well(self) -> bool:
         snapshot, now = self._snapshot(), time.monotonic()
@@ -116,17 +120,24 @@ class Health:
             return False
         return True
 
-    async def _record(self) -> bytes:
-        snapshot, now = self._snapshot(), time.monotonic()
-        record: dict[str, Any] = {
-            "queued": await self._broker.depths(self._names),
-            "running": snapshot.running,
-            "done": snapshot.done,
-            "failed": snapshot.failed,
-            "retried": snapshot.retried,
-            "loop_lag": round(snapshot.loop_lag, 4),
-            "last_heartbeat": round(now - snapshot.last_beat, 3),
-            "redis": "ok",
-            "database": "ok",
-        }
-        return to_json(record)
+
+def _record(snapshot: HealthSnapshot, depths: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "queued": depths,
+        "running": snapshot.running,
+        "done": snapshot.done,
+        "failed": snapshot.failed,
+        "retried": snapshot.retried,
+        "loop_lag": round(snapshot.loop_lag, 4),
+        "last_heartbeat": round(time.monotonic() - snapshot.last_beat, 3),
+        "redis": "ok",
+        "database": "ok",
+    }
+
+
+def _as_arq_writes_it(snapshot: HealthSnapshot, queued: int) -> str:
+    """The record in arq's form (0.28, ``worker.py``: `record_health`)."""
+    return (
+        f"{datetime.now():%b-%d %H:%M:%S} j_complete={snapshot.done} j_failed={snapshot.failed} "  # noqa: DTZ005
+        f"j_retried={snapshot.retried} j_ongoing={snapshot.running} queued={queued}"
+    )

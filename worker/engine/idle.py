@@ -13,7 +13,7 @@ _INTERVAL = 0.1  # seconds between two checks
 async def until_idle(executions: Executions, broker: Broker, names: Sequence[str], relay: Relay | None) -> None:
     """Wait until no job runs, all queues are empty and no pending row is unpublished."""
     # Looked at again and again: other workers empty the queues too, and send no notice.
-    while executions or not await _nothing_is_left(broker, names, relay):  # noqa: ASYNC110
+    while executions or executions.tasks or not await _nothing_is_left(broker, names, relay):  # noqa: ASYNC110
         await asyncio.sleep(_INTERVAL)
 
 

@@ -1,5 +1,6 @@
 """``JobLog``: write the log lines of jobs, and count their outcomes."""
 
+import asyncio
 import logging
 from collections import Counter
 from typing import Literal
@@ -8,13 +9,14 @@ from db.text.printable import first_line
 from worker.broker.records import now_ms
 from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome
-from worker.engine.recording import RECORDING
+from worker.engine.recording import ASKED_TO_RUN_AGAIN, RECORDING, Recording
 from worker.exception_codec import message_of
 
 logger = logging.getLogger("worker")
 
 LogJobs = Literal["all", "failed", "off"]
 
+_LATE = 1200  # milliseconds after its due time, as in arq
 _LONGEST_TEXT = 80  # characters of arguments or result in a log line, as in arq
 
 
@@ -42,7 +44,7 @@ class JobLog:
             execution.job_id,
             message.task,
             _arguments(message.args, message.kwargs),
-            f" try={execution.claim.tries + 1}" if execution.claim.tries else "",
+            (f" try={execution.claim.tries + 1}" if execution.claim.tries else "") + _delay(execution),
         )
 
     def ended(self, execution: Execution, outcome: Outcome) -> None:
@@ -62,7 +64,30 @@ class JobLog:
             "error": "" if error is None else first_line(message_of(error)),
         }
         with_traceback = error if recording.level >= logging.ERROR else None
-        logger.log(recording.level, recording.line, fields, exc_info=with_traceback)
+        line = ASKED_TO_RUN_AGAIN if error is not None and _asks_to_run_again(error, recording) else recording.line
+        logger.log(recording.level, line, fields, exc_info=with_traceback, extra=_extra(with_traceback))
+
+
+def _delay(execution: Execution) -> str:
+    """How late the job starts, in arq's words, if it is late."""
+    late = execution.started_at - execution.due
+    return f" delayed={late / 1000:0.2f}s" if late > _LATE else ""
+
+
+def _asks_to_run_again(error: BaseException, recording: Recording) -> bool:
+    """Whether it runs again by arq's `RetryJob`, or a `CancelledError` of its own. arq has another line for that."""
+    asks = isinstance(error, asyncio.CancelledError) or any(kind.__name__ == "RetryJob" for kind in type(error).__mro__)
+    return asks and recording.counter == "retried"
+
+
+def _extra(error: BaseException | None) -> dict[str, object] | None:
+    """The record's ``extra``: what the error has as ``extra``, as arq logs it."""
+    try:
+        extra = getattr(error, "extra", None)
+        return None if extra is None else {"extra": extra() if callable(extra) else extra}
+    except Exception:
+        logger.exception("the extra of %s cannot be logged", type(error).__name__)
+        return None
 
 
 def _arguments(args: tuple[object, ...], kwargs: object) -> str:

@@ -16,12 +16,14 @@ from typing import NamedTuple
 
 from db.transient import Transient, transient
 from worker.aio.backoff import Backoff
+from worker.client.signature import InjectedArqContext
 from worker.errors import Retry, TriesExhaustedError
 from worker.task import Task
 
 logger = logging.getLogger("worker")
 
 _BACKOFF = Backoff(1.0, 300.0, jitter=(0.75, 1.25))  # seconds
+_ARQ_RETRIES = frozenset({"Retry", "RetryJob"})
 _LATER = 1.0  # seconds until a job that could not begin now is due again
 
 
@@ -83,6 +85,8 @@ class Rerun:
 def judge(error: BaseException, task: Task[..., object], *, tries: int, max_tries: int) -> Outcome | Rerun:
     """Decide what follows after `error` has ended an attempt of `task`. `tries` counts the earlier failures."""
     wait = _wait(error, task.options.retry_on, tries)
+    if wait is None and isinstance(error, asyncio.CancelledError) and _is_written_for_arq(task):
+        wait = 0.0  # as in arq; a job that is aborted or interrupted does not get here
     if wait is None:
         return Outcome.failed(error)
     members = [*_members(error)]
@@ -132,10 +136,15 @@ def _requested_delay(error: BaseException) -> float | None:
     """Seconds to wait if the task raised `Retry`; None if it did not."""
     if isinstance(error, Retry):
         return error.defer
-    # arq's `Retry`, which tasks written for arq raise. It is known by its name, as this package does not import arq.
-    if any(kind.__module__ == "arq.worker" and kind.__name__ == "Retry" for kind in type(error).__mro__):
+    # arq's `Retry` and `RetryJob`, which tasks written for arq raise. They are known by their names, as this package
+    # does not import arq.
+    if any(kind.__module__ == "arq.worker" and kind.__name__ in _ARQ_RETRIES for kind in type(error).__mro__):
         return float(getattr(error, "defer_score", None) or 0) / 1000
     return None
+
+
+def _is_written_for_arq(task: Task[..., object]) -> bool:
+    return any(isinstance(injected, InjectedArqContext) for injected in task.injected.values())
 
 
 def _is_retry(error: BaseException) -> bool:

@@ -28,6 +28,9 @@ class Recording(NamedTuple):
 _DONE = "%(took)6.2fs ← %(job)s:%(task)s ● %(result)s"
 _FAILED = "%(took)6.2fs ! %(job)s:%(task)s failed, %(type)s: %(error)s"
 
+ASKED_TO_RUN_AGAIN = "%(took)6.2fs ↻ %(job)s:%(task)s cancelled, will be run again"
+"""The log line of a `RETRIED` job that has raised arq's `RetryJob`, or a `CancelledError` of its own."""
+
 RECORDING: dict[OutcomeKind, Recording] = {
     OutcomeKind.COMPLETED: Recording(State.DONE, "end", "done", logging.INFO, _DONE),
     OutcomeKind.DUPLICATE: Recording(None, "end", "done", logging.INFO, _DONE),

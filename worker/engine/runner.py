@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from worker.broker.records import Claim, now_ms
 from worker.engine.admission import Admission
+from worker.engine.after_job import AfterJob
 from worker.engine.execution import Execution
 from worker.engine.executions import Executions
 from worker.engine.executor import Executor
@@ -17,7 +18,6 @@ from worker.engine.ledger_completer import LedgerCompleter
 from worker.engine.outcome import Outcome, OutcomeKind, judge_outside_body
 from worker.engine.payload_recovery import PayloadRecovery
 from worker.engine.slots import Slots
-from worker.engine.task_caller import AfterJob
 from worker.engine.unknown_jobs import UnknownJobs
 from worker.keeper.table import Place
 
@@ -51,9 +51,12 @@ class Runner:
         try:
             outcome = await self._outcome(execution)
             self.log.ended(execution, outcome)
+            after_job = self.after_job if execution.has_run else None
+            if after_job is not None:
+                after_job.expect(execution)
             self.completer.complete(execution, outcome)
-            if self.after_job is not None and execution.is_admitted:
-                await self.after_job.call(execution)
+            if after_job is not None:
+                await after_job.call(execution)
         finally:
             self.executions.task_ended(execution)
             self.slots.give_back(execution.claim)

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ from db import default_database
 from db.scope import Scope
 from db.session.classes import Session
 from worker.client.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
-from worker.context import JobContext, Resource, from_milliseconds
+from worker.context import JobContext, Resource
 from worker.engine.execution import Execution
 from worker.task import Task
 
@@ -40,70 +40,69 @@ class TaskCaller:
     ) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="task")
         self._arq_context = arq_context or {}
+        self._own_items = own_items(self._arq_context)
         self._on_job_start = on_job_start
         self._on_job_end = on_job_end
-
-    def call(self, execution: Execution, scope: Scope) -> Coroutine[Any, Any, Any]:
-        """Call the task in `scope`, between the hooks."""
-        has_hooks = self._on_job_start is not None or self._on_job_end is not None
-        return (self._call_between_hooks if has_hooks else self._call)(execution, scope)
+        self.has_hooks = on_job_start is not None or on_job_end is not None
+        """Whether each call of a task is to be between `begin` and `end`, or `end_failed`."""
 
     def close(self) -> None:
         """Start no more plain functions."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _call_between_hooks(self, execution: Execution, scope: Scope) -> Any:
-        context = await self._context(execution.context, scope)
+    async def begin(self, execution: Execution, scope: Scope) -> None:
+        """Call ``on_job_start``."""
+        execution.arq_context = await self._context(execution.context, scope)
         if self._on_job_start is not None:
-            await self._on_job_start(context)
-        try:
-            result = await self._call(execution, scope)
-        except BaseException:
-            await self._end_failed(context)
-            raise
-        if self._on_job_end is not None:
-            await self._on_job_end(context)
-        return result
+            await self._on_job_start(execution.arq_context)
 
-    async def _end_failed(self, context: dict[Any, Any]) -> None:
-        """Call the end hook of a job that has failed. The hook's own error must not hide the job's error."""
-        if self._on_job_end is None:
-            return
+    async def end(self, execution: Execution) -> None:
+        """Call ``on_job_end``."""
+        if self._on_job_end is not None and execution.arq_context is not None:
+            await self._on_job_end(execution.arq_context)
+
+    async def end_failed(self, execution: Execution) -> None:
+        """Call ``on_job_end`` of a job that has failed. The hook's own error must not hide the job's error."""
         try:
-            await self._on_job_end(context)
+            await self.end(execution)
         except (Exception, SystemExit, KeyboardInterrupt):
             logger.exception("on_job_end failed after a job that had failed")
 
-    async def _call(self, execution: Execution, scope: Scope) -> Any:
+    async def call(self, execution: Execution, scope: Scope) -> Any:
+        """Call the task in `scope`."""
         task, values = execution.task, {}
         for name, injected in task.injected.items():
-            values[name] = await self._inject(injected, execution.context, scope)
+            values[name] = await self._inject(injected, execution, scope)
         if task.is_sync:
             return await self._in_thread(task, execution.arguments, values)
         return await task.signature.call(execution.arguments, values)
 
-    async def _inject(self, injected: Injected, job: JobContext, scope: Scope) -> Any:
+    async def _inject(self, injected: Injected, execution: Execution, scope: Scope) -> Any:
         match injected:
             case InjectedSession(database, sync):
                 chosen = database or default_database()
                 return await scope.session(chosen.sync if sync else chosen)
             case InjectedContext():
-                return job
+                return execution.context
             case InjectedArqContext():
-                return await self._context(job, scope)
+                if not self.has_hooks:  # else it is the one that the hooks get
+                    execution.arq_context = await self._context(execution.context, scope)
+                return execution.arq_context
             case Resource(name):
-                return job.resources[name]
+                return execution.context.resources[name]
 
     async def _context(self, job: JobContext, scope: Scope) -> dict[Any, Any]:
         """Build arq's ``ctx``."""
+        session = await scope.session(default_database())
         return {
             **self._arq_context,
             **job.resources,
+            ("db_session" if "session" in self._own_items else "session"): session,
+            **self._own_items,
             "job_id": job.job_id,
             "job_try": job.attempt,
             "enqueue_time": job.enqueued_at,
             "score": job.score,
-            "session": await scope.session(default_database()),
         }
 
     async def _in_thread(self, task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
@@ -126,27 +125,9 @@ class TaskCaller:
         return await loop.create_task(_awaited(result), context=context) if inspect.isawaitable(result) else result
 
 
-class AfterJob:
-    """arq's ``after_job_end``, called after each job. An error that it raises is logged."""
-
-    def __init__(self, hook: Hook, arq_context: Mapping[Any, Any]) -> None:
-        self._hook = hook
-        self._arq_context = arq_context
-
-    async def call(self, execution: Execution) -> None:
-        """Call the hook."""
-        message = execution.message
-        context = {
-            **self._arq_context,
-            "job_id": message.job_id,
-            "job_try": execution.claim.tries + 1,
-            "enqueue_time": from_milliseconds(message.enqueued_at),
-            "score": execution.due,
-        }
-        try:
-            await self._hook(context)
-        except (Exception, SystemExit, KeyboardInterrupt):
-            logger.exception("after_job_end failed; the outcome of its job stands")
+def own_items(arq_context: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The items of ``ctx`` that the project has put there. Tasks find them, whatever else has the same names."""
+    return {name: value for name, value in arq_context.items() if name != "redis"}
 
 
 def _call_plainly(task: Task[..., Any], payload: Mapping[str, Any], values: Mapping[str, Any]) -> Any:

@@ -19,11 +19,12 @@ from worker.broker.unserved import serve
 from worker.client.signature import InjectedSession
 from worker.config import Config
 from worker.context import Resource
+from worker.engine.after_job import AfterJob
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.limits import limits_of
 from worker.engine.once import Once
-from worker.engine.task_caller import AfterJob, Hook, TaskCaller
+from worker.engine.task_caller import Hook, TaskCaller, own_items
 from worker.errors import ConfigError, LedgerError, WorkerError
 from worker.ledger import Ledger
 from worker.ledger.default import set_default_ledger
@@ -84,6 +85,7 @@ class Runtime:
         ledger = self._use_ledger(ledger_name)
         resources = await self._resources()
         await self._run_hooks(arq_context)
+        _tell_of_own_items(arq_context, resources)
         self._warn_of_unserved(broker)
         caller = TaskCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
@@ -246,6 +248,16 @@ class Runtime:
                         f"yield (it yields: {', '.join(map(str, resources)) or 'nothing'})"
                     )
         return resources
+
+
+def _tell_of_own_items(arq_context: Mapping[Any, Any], resources: Mapping[str, Any]) -> None:
+    """Log which items of ``ctx`` the project has given names that others have too: its own stay."""
+    own = own_items(arq_context)
+    if "session" in own:
+        logger.warning('ctx["session"] is what on_startup has put there; the database\'s session is ctx["db_session"]')
+    for name in own.keys() & resources.keys():
+        if own[name] is not resources[name]:
+            logger.warning("ctx[%r] is what on_startup has put there, and not what LIFESPAN yields", name)
 
 
 def require_urls(config: Config) -> str:

@@ -11,10 +11,11 @@ import pytest
 import worker
 from worker import Broker
 from worker.config import Config
+from worker.engine.after_job import AfterJob
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
-from worker.engine.task_caller import AfterJob, Hook, TaskCaller
+from worker.engine.task_caller import Hook, TaskCaller
 from worker.ledger import Ledger
 
 

@@ -2,7 +2,8 @@
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
--- then for each job: id, token, action, the value, ms to keep the result, ms until the job is due again
+-- then for each job: id, token, action, the value, ms to keep the result (for again: how many tries have failed), ms
+-- until the job is due again
 -- Actions: end (the job has ended), again (a try failed, another one follows), back (to its place in the queue, without
 -- costing a try), later (due again after the delay, without costing a try)
 -- The value is for end the result ('' for none), otherwise the payload
@@ -81,7 +82,11 @@ local function put_back(job)
     if job.value ~= '' then redis.call('SET', job.body, job.value, 'NX') end
     local due = now + job.delay
     if job.action == 'again' then
-        if type(redis.pcall('INCR', job.retry)) ~= 'number' then redis.call('SET', job.retry, '1') end
+        -- A producer may have given the number of the first try, so more may have failed than are counted.
+        local failed = redis.pcall('INCR', job.retry)
+        if type(failed) ~= 'number' or failed < job.keep then
+            redis.call('SET', job.retry, string.format('%.0f', math.max(job.keep, 1)))
+        end
         redis.call('PEXPIRE', job.retry, REMEMBER)
     elseif job.action == 'back' then
         due = job.held and string.sub(job.owner, #job.token + 2) or now
