@@ -114,7 +114,7 @@ class UnknownTaskError(WorkerError):
     def for_good(self, seconds: float) -> UnknownTaskError:
         """The error of a job that was put back for `seconds` and now fails."""
         return UnknownTaskError(
-            f"{self}, nor in that of another living worker of its queue, for {seconds:g} s: list it in TASKS"
+            f"{self}, nor in that of another living worker of its queue{_for(seconds, ', ')}: list it in TASKS"
         )
 
 
@@ -128,7 +128,7 @@ class UnknownArgumentsError(WorkerError):
     def for_good(self, seconds: float) -> UnknownArgumentsError:
         """The error of a job that was put back for `seconds` and now fails."""
         return UnknownArgumentsError(
-            f"{self}, and no worker whose task does has claimed the job for {seconds:g} s: deploy the workers before "
+            f"{self}, and no worker whose task does has claimed the job{_for(seconds)}: deploy the workers before "
             "the code that enqueues"
         )
 
@@ -219,3 +219,7 @@ class Retry(Exception):  # noqa: N818 - a request, not an error
 
 class Stopped(SystemExit):
     """A signal ends the process while it starts. Tandem alone raises it, never the project's code."""
+
+
+def _for(seconds: float, before: str = " ") -> str:
+    return f"{before}for {seconds:g} s" if seconds else ""

@@ -30,12 +30,15 @@ class WorkerRecords:
             await pipe.execute()
 
     async def forget_health(self, queue: str, worker_id: str) -> None:
-        """Delete a worker's health record."""
+        """Delete a worker's health record, and after the last worker's also the one in arq's form."""
         keys = Keys.of(queue)
         async with self._connections.client.pipeline(transaction=False) as pipe:
             pipe.delete(keys.health(worker_id))
             pipe.srem(keys.healthy, worker_id)
-            await pipe.execute()
+            pipe.scard(keys.healthy)
+            _, _, others = await pipe.execute()
+        if not others:
+            await self._connections.client.delete(keys.arq_health)
 
     async def health_records(self, queue: str) -> dict[str, bytes]:
         """The health records of the workers of `queue`, by worker id.

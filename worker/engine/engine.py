@@ -27,13 +27,14 @@ from worker.engine.executor import Executor
 from worker.engine.health import Health
 from worker.engine.health_source import HealthSource
 from worker.engine.heartbeat import Heartbeat
-from worker.engine.idle import until_idle
+from worker.engine.idle import Idle
 from worker.engine.job_log import JobLog
 from worker.engine.ledger_completer import LedgerCompleter
 from worker.engine.limits import Limits, limits_of
 from worker.engine.loops import Loop, Loops
 from worker.engine.payload_recovery import PayloadRecovery
 from worker.engine.pruner import Pruner
+from worker.engine.recording import COUNTERS
 from worker.engine.relay import Relay
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
@@ -73,8 +74,6 @@ class Engine:
         ledger: Ledger | None = None,
         after_job: AfterJob | None = None,
     ) -> None:
-        self._config = config
-        self._broker = broker
         self._after_job = after_job
         names = config.queue_names
         limits = limits_of(tasks, config)
@@ -82,7 +81,9 @@ class Engine:
         table = LeaseTable(_ROOM * config.concurrency)
         self._executions = executions = Executions(config.concurrency)
         self._slots = slots = Slots(config.concurrency)
-        self._log = log = JobLog(config.log_jobs)
+        log = JobLog(config.log_jobs)
+        self.counts = log.counts
+        """How many attempts were done, failed and retried."""
         self._unknown_jobs = UnknownJobs(broker, unknown_for=config.unknown_for)
         broker_completer = BrokerCompleter(broker, executions)
         self._ledger_completer = LedgerCompleter(ledger, broker_completer)
@@ -111,15 +112,17 @@ class Engine:
         self._draining = draining = Draining(executions, config.grace)
         source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
         self._health = Health(broker, names, config.id, snapshot=source.snapshot, ask_database=ask_database)
-        self._relay = None if ledger is None else Relay(broker, ledger, names)
+        relay = None if ledger is None else Relay(broker, ledger, names)
+        scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
+        self._idle = Idle(executions, broker, names, relay, scheduler)
         self._parts: dict[str, Loop | None] = {
             "announcer": Announcer(broker, names, list(tasks)),
             "claimer": self._claimer,
             "ledger completer": self._ledger_completer,
             "broker completer": broker_completer,
-            "scheduler": Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger),
+            "scheduler": scheduler,
             "health": self._health,
-            "relay": self._relay,
+            "relay": relay,
             "pruner": None if ledger is None else Pruner(ledger, config.keep_jobs),
             "stuck slots": StuckSlots(executions, draining.hurry),
         }
@@ -138,7 +141,7 @@ class Engine:
 
     async def idle(self) -> None:
         """Wait until no job runs, all queues are empty and no pending row is unpublished (``--burst``)."""
-        await until_idle(self._executions, self._broker, self._config.queue_names, self._relay)
+        await self._idle.reached()
 
     def hurry(self) -> None:
         """Stop waiting for running jobs."""
@@ -163,8 +166,7 @@ class Engine:
         await self._flush()
         await self._loops.end()
         await in_thread(self._heartbeat.stop)  # jobs may have left work in all of asyncio's own threads
-        counts = self._log.counts
-        logger.info("stopped: %d jobs done, %d failed, %d retried", counts["done"], counts["failed"], counts["retried"])
+        logger.info("stopped: %d jobs done, %d failed, %d retried", *(self.counts[each] for each in COUNTERS))
         return not self._executions.tasks
 
     async def _flush(self) -> None:

@@ -1,26 +1,41 @@
-"""``until_idle``: wait until a worker has nothing left to do (``--burst``)."""
+"""``Idle``: whether a worker has nothing left to do (``--burst``)."""
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from worker.broker.broker import Broker
 from worker.engine.executions import Executions
 from worker.engine.relay import Relay
+from worker.engine.scheduler import Scheduler
 
 _INTERVAL = 0.1  # seconds between two checks
 
 
-async def until_idle(executions: Executions, broker: Broker, names: Sequence[str], relay: Relay | None) -> None:
-    """Wait until no job runs, all queues are empty and no pending row is unpublished."""
-    # Looked at again and again: other workers empty the queues too, and send no notice.
-    while executions or executions.tasks or not await _nothing_is_left(broker, names, relay):  # noqa: ASYNC110
-        await asyncio.sleep(_INTERVAL)
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The state in which no job runs, all queues are empty and no pending row is unpublished."""
 
+    executions: Executions
+    broker: Broker
+    queue_names: Sequence[str]
+    relay: Relay | None
+    scheduler: Scheduler
 
-async def _nothing_is_left(broker: Broker, names: Sequence[str], relay: Relay | None) -> bool:
-    try:
-        if any((await broker.depths(names)).values()):
+    async def reached(self) -> None:
+        """Wait for this state."""
+        # Looked at again and again: other workers empty the queues too, and send no notice.
+        while not self.scheduler.has_begun or self._something_runs or not await self._nothing_is_left():  # noqa: ASYNC110
+            await asyncio.sleep(_INTERVAL)
+
+    @property
+    def _something_runs(self) -> bool:
+        return bool(self.executions or self.executions.tasks)  # a hook may still run for a job that is not held
+
+    async def _nothing_is_left(self) -> bool:
+        try:
+            if any((await self.broker.depths(self.queue_names)).values()):
+                return False
+            return self.relay is None or not await self.relay.recover()
+        except Exception:  # noqa: BLE001 - a server does not answer; the loops log that
             return False
-        return relay is None or not await relay.recover()
-    except Exception:  # noqa: BLE001 - a server does not answer; the loops log that
-        return False

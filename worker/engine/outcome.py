@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from db.transient import Transient, transient
 from worker.aio.backoff import Backoff
-from worker.client.signature import InjectedArqContext
 from worker.errors import Retry, TriesExhaustedError
 from worker.task import Task
 
@@ -85,7 +84,7 @@ class Rerun:
 def judge(error: BaseException, task: Task[..., object], *, tries: int, max_tries: int) -> Outcome | Rerun:
     """Decide what follows after `error` has ended an attempt of `task`. `tries` counts the earlier failures."""
     wait = _wait(error, task.options.retry_on, tries)
-    if wait is None and isinstance(error, asyncio.CancelledError) and _is_written_for_arq(task):
+    if wait is None and isinstance(error, asyncio.CancelledError) and task.is_arq:
         wait = 0.0  # as in arq; a job that is aborted or interrupted does not get here
     if wait is None:
         return Outcome.failed(error)
@@ -141,10 +140,6 @@ def _requested_delay(error: BaseException) -> float | None:
     if any(kind.__module__ == "arq.worker" and kind.__name__ in _ARQ_RETRIES for kind in type(error).__mro__):
         return float(getattr(error, "defer_score", None) or 0) / 1000
     return None
-
-
-def _is_written_for_arq(task: Task[..., object]) -> bool:
-    return any(isinstance(injected, InjectedArqContext) for injected in task.injected.values())
 
 
 def _is_retry(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from worker.ledger import State
 Action = Literal["end", "again", "back", "later"]
 """The action of ``scripts/finish.lua`` on the job."""
 Counter = Literal["done", "failed", "retried"]
+COUNTERS: tuple[Counter, ...] = ("done", "failed", "retried")
 
 
 class Recording(NamedTuple):

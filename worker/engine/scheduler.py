@@ -58,6 +58,11 @@ class Scheduler:
         # Each task has a fixed job id, so that a repeated enqueue adds no second job.
         self._at_startup = {uuid4().hex: task for task in self._tasks if task.run_at_startup}
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the jobs that are due at its start are queued, if there are any."""
+        return not self._tasks or (self._seen is not None and not self._at_startup)
+
     async def run(self) -> None:
         """Queue cron slots as they pass, for ever."""
         while self._tasks:

@@ -41,12 +41,15 @@ class Lifecycle:
         self._exit: SystemExit | KeyboardInterrupt | None = None
         """The exception by which LIFESPAN or a hook ended the process."""
 
-    async def begin(self, arq_context: dict[Any, Any], *, until_empty: bool = False) -> None:
+    async def begin(
+        self, arq_context: dict[Any, Any], *, until_empty: bool = False, handle_signals: bool = True
+    ) -> None:
         """Open everything and start the engine.
 
         Args:
             arq_context: the ``ctx`` of tasks.
             until_empty: stop when all queues are empty and no job runs.
+            handle_signals: whether to take over SIGINT and SIGTERM. Otherwise the program calls `close`.
 
         Raises:
             StartupError: see `Runtime.open`.
@@ -54,7 +57,8 @@ class Lifecycle:
             SystemExit, KeyboardInterrupt: LIFESPAN or a hook ends the process.
         """
         loop = asyncio.get_running_loop()
-        call_on_stop_signal(lambda number: self._handle_signal(number, loop, until_empty=until_empty))
+        if handle_signals:
+            call_on_stop_signal(lambda number: self._handle_signal(number, loop, until_empty=until_empty))
         self._life = loop.create_task(self._live(arq_context, until_empty=until_empty))
         started = loop.create_task(self._started.wait())
         await asyncio.wait({self._life, started}, return_when=asyncio.FIRST_COMPLETED)
@@ -78,6 +82,12 @@ class Lifecycle:
             self._life.result()
             if self._exit is not None:
                 raise self._exit
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many attempts were done, failed and retried."""
+        counts = {} if self._engine is None else self._engine.counts
+        return counts.get("done", 0), counts.get("failed", 0), counts.get("retried", 0)
 
     async def close(self) -> None:
         """Stop the engine, if it runs, and wait for the end."""

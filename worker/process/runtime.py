@@ -109,6 +109,11 @@ class Runtime:
         """Leave the resources, then close all connections."""
         await self._open.aclose()
 
+    def fail_unknown_jobs_at_once(self) -> None:
+        """Let a job of an unknown task fail when it is claimed, unless ``WORKER_UNKNOWN_FOR`` is set. Call it first."""
+        if "unknown_for" not in self._config.model_fields_set:
+            self._config = self._config.model_copy(update={"unknown_for": 0.0})
+
     @property
     def longest_timeout(self) -> float:
         """The longest timeout of all tasks, in seconds."""

@@ -64,9 +64,10 @@ async def finish(
     token: str = OURS,
     job_id: str = "a",
     value: bytes = b"1",
-    keep: int = 60_000,
+    keep: int | None = None,
     delay: int = 0,
 ) -> bool:
+    keep = keep if keep is not None else 60_000 if action == "end" else 0
     (ours,) = await broker.finish(QUEUE, [Completion(job_id.encode(), token, action, value, keep, delay)])
     return ours
 

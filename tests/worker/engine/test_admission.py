@@ -97,7 +97,7 @@ class TestUnreadableJobs:
                 pipe.execute()
             async with start(double, unknown_for=0, ledger=ledger) as worker:
                 await worker.idle(timeout=20)
-                assert worker.engine._log.counts["failed"] == len(bad)
+                assert worker.engine.counts["failed"] == len(bad)
                 outcomes = {
                     job_id: json.loads(client.get(b"arq:result:" + job_id) or b"{}") for job_id in [*bad, *good]
                 }

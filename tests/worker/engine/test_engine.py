@@ -242,7 +242,7 @@ class TestFailures:
         async with start(leave_behind) as worker:
             try:
                 await leave_behind.enqueue()
-                await eventually(lambda: worker.engine._log.counts["failed"])
+                await eventually(lambda: worker.engine.counts["failed"])
                 assert await at_once(worker.drain())
             finally:
                 go_on.set()

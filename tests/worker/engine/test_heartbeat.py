@@ -306,7 +306,7 @@ class TestGivenUpLeases:
             await eventually(lambda: time.monotonic() > until - 0.2)
             assert len(worker.engine._executions) == 1  # not claimed a second time, by itself
             assert await job.result(timeout=30) == "done"
-        assert worker.engine._log.counts["done"] == 1
+        assert worker.engine.counts["done"] == 1
         assert seen.left() == set()
         assert seen.result(job.job_id)["t"] == 1
 

@@ -98,7 +98,7 @@ class TestFailures:
 
         async with start(again, ledger=ledger) as worker_:
             await again.enqueue()
-            await eventually(lambda: worker_.engine._log.counts["retried"] == 1)
+            await eventually(lambda: worker_.engine.counts["retried"] == 1)
             assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
             looked.set()
             await worker_.idle()
@@ -305,14 +305,14 @@ class TestOutages:
             proxy.refuse()
             await proxy.drop()
             job = await fail.enqueue("late")
-            await eventually(lambda: worker_.engine._log.counts["failed"] == 1)
+            await eventually(lambda: worker_.engine.counts["failed"] == 1)
             await asyncio.sleep(1.5)  # longer than the lease
             assert seen.result(job.job_id) == {}
             assert len(worker_.engine._executions) == 1
             await proxy.resume()
             with pytest.raises(worker.JobFailed):
                 await job.result(timeout=30)
-            assert worker_.engine._log.counts["failed"] == 1
+            assert worker_.engine.counts["failed"] == 1
         assert seen.left() == set()
 
     async def test_a_worker_whose_outcomes_reach_no_ledger_is_unhealthy(
