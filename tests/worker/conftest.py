@@ -1,7 +1,7 @@
 """A default database and a default queue on real servers, and an executor to run tasks with, without any worker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -116,8 +116,8 @@ class RoundTrips:
 class ExecutorHarness:
     """An executor of its own for a test."""
 
-    def __init__(self, **hooks: Hook) -> None:
-        self.caller = TaskCaller(threads=4, arq_context={"redis": "arq's"}, **hooks)
+    def __init__(self, arq_context: Mapping[Any, Any] | None = None, **hooks: Hook) -> None:
+        self.caller = TaskCaller(threads=4, arq_context={"redis": "arq's", **(arq_context or {})}, **hooks)
         self.resources: dict[str, Any] = {"http": "a client"}
         self.timeout = 20.0
         self.ledger = Ledger()
@@ -157,8 +157,8 @@ def make_harness(database: Database[db.AsyncSession]) -> Any:
     """Makes executors on the default database; arguments: arq's hooks."""
     made: list[ExecutorHarness] = []
 
-    def make(**hooks: Hook) -> ExecutorHarness:
-        made.append(ExecutorHarness(**hooks))
+    def make(arq_context: Mapping[Any, Any] | None = None, **hooks: Hook) -> ExecutorHarness:
+        made.append(ExecutorHarness(arq_context, **hooks))
         return made[-1]
 
     yield make
