@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from db.errors import NestedWriterError
 from worker.broker.broker import Broker, default_broker
 from worker.broker.records import JobSnapshot, JobStatus, to_ms
-from worker.client.enqueue import Transaction
+from worker.client.enqueue import EnclosingTransaction
 from worker.client.ledger_status import LedgerStatus, abort_pending, ledger_status
 from worker.client.signature import Signature
 from worker.context import from_milliseconds
@@ -74,7 +74,7 @@ class Job(Generic[R]):
         enqueued_at: datetime | None = None,
         is_new: bool = False,
         signature: Signature | None = None,
-        transaction: Transaction | None = None,
+        transaction: EnclosingTransaction | None = None,
         queue: Broker | None = None,
     ) -> None:
         if enqueued_at is not None and enqueued_at.tzinfo is None:
@@ -120,7 +120,7 @@ class Job(Generic[R]):
         Raises:
             TimeoutError: the job did not end in time.
             ResultNotFoundError: neither Redis nor the ledger has the job, or its result was not kept.
-            JobNotCommittedError: the scope that the job was enqueued in has not committed, so that it cannot run.
+            JobNotCommittedError: the transaction that the job was enqueued in is not committed, so that it cannot run.
             JobFailed: the job ended with an exception that is not built in. Built-in ones are raised as themselves.
         """
         self._require_committed()
@@ -213,8 +213,8 @@ class Job(Generic[R]):
     def _require_committed(self) -> None:
         if self._transaction is not None and self._transaction.is_open:
             raise JobNotCommittedError(
-                f"job {self.job_id} does not exist before its scope has committed: leave the scope first, or "
-                "'await db.commit()', or enqueue it with using(transactional=False)"
+                f"job {self.job_id} does not exist before {self._transaction.way_to_commit}, or enqueue it with "
+                "using(transactional=False)"
             )
 
     def _as_return_type(self, value: Any) -> R:

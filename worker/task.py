@@ -2,8 +2,9 @@
 
 1. Decorating registers nothing and does no I/O. The registry lists the tasks that a worker runs.
 2. `enqueue` validates the arguments into a payload and makes a `NewJob`. Inside a scope the job exists if and only if
-   the scope commits: see :mod:`worker.client.enqueue`. Outside a scope, or with ``using(transactional=False)``, the job
-   is queued at once.
+   the scope commits: see :mod:`worker.client.enqueue`. With ``using(session=...)`` the same holds for that session's
+   transaction: see :mod:`worker.client.own_session`. Outside both, or with ``using(transactional=False)``, the job is
+   queued at once.
 3. Calling a task calls its function.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial, update_wrapper
 from secrets import token_hex
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from db import AsyncSession, Session
 from db.errors import ScopeEndedError
@@ -22,9 +23,10 @@ from db.scope import Scope, open_scope
 from worker.aio import loop_thread
 from worker.broker.broker import Broker, default_broker
 from worker.broker.records import now_ms
-from worker.client.enqueue import Transaction, enqueue_in
+from worker.client.enqueue import EnclosingTransaction, Transaction, enqueue_in
 from worker.client.enqueue_time import enqueue_time
 from worker.client.options import JobOptions, TaskOptions, text
+from worker.client.own_session import OwnSession, enqueue_in_session, enqueue_in_session_sync
 from worker.client.schedule import Schedule
 from worker.client.signature import InjectedSession, Signature
 from worker.context import JobContext, from_milliseconds
@@ -37,6 +39,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NO_OPTIONS = JobOptions()
+
+
+class _New(NamedTuple):
+    """The jobs of one call, and the broker that takes them."""
+
+    jobs: list[NewJob]
+    broker: Broker
 
 
 class Task(Generic[P, R]):
@@ -102,6 +111,7 @@ class Task(Generic[P, R]):
         queue: str | None = None,
         expires: float | timedelta | None = None,
         transactional: bool | None = None,
+        session: OwnSession | None = None,
     ) -> "BoundTask[P, R]":
         """The task with options for the jobs that are enqueued through it.
 
@@ -114,13 +124,22 @@ class Task(Generic[P, R]):
             expires: seconds past the due time after which the job is not started (default: a day; for a job that is
                 enqueued in a transaction: never).
             transactional: False sends the job to Redis at once, even if the scope rolls back.
+            session: a session or connection of SQLAlchemy that you opened yourself. The job exists if and only if its
+                transaction commits, whether a scope is open or not.
 
         Raises:
-            ValueError: both `delay` and `at` are given, the delay is negative, the time has no zone, or the id or the
-                queue is empty.
+            TypeError: `session` is not a session or connection of SQLAlchemy.
+            ValueError: both `delay` and `at` are given, the delay is negative, the time has no zone, the id or the
+                queue is empty, or `transactional` is False in a session.
         """
         options = JobOptions.checked(
-            delay=delay, at=at, job_id=job_id, queue=queue, expires=expires, transactional=transactional
+            delay=delay,
+            at=at,
+            job_id=job_id,
+            queue=queue,
+            expires=expires,
+            transactional=transactional,
+            session=session,
         )
         return BoundTask(self, options)
 
@@ -194,7 +213,11 @@ class BoundTask(Generic[P, R]):
         return job
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """As `Task.enqueue_sync`."""
+        """As `Task.enqueue_sync`. With `using(session=...)` it may be called where an event loop runs."""
+        if self.options.session is not None:
+            new = self._new_jobs([self.task.signature.validate(args, kwargs)], in_transaction=True)
+            (job,) = self._handles(new, *enqueue_in_session_sync(self.options.session, *new, is_named=self._is_named))
+            return job
         _refuse_on_loop(self.task.name)
         payloads = [self.task.signature.validate(args, kwargs)]
         scope = self._scope
@@ -214,6 +237,9 @@ class BoundTask(Generic[P, R]):
         return await self._submit(payloads)
 
     async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
+        if self.options.session is not None:
+            new = self._new_jobs(payloads, in_transaction=True)
+            return self._handles(new, *await enqueue_in_session(self.options.session, *new, is_named=self._is_named))
         scope = self._scope
         if scope is None or scope.loop is asyncio.get_running_loop():
             return await self._submit_here(payloads, scope)
@@ -224,31 +250,31 @@ class BoundTask(Generic[P, R]):
         """Enqueue the jobs. It must run on the scope's loop."""
         if scope is not None and not scope.is_open:
             raise ScopeEndedError
-        broker = default_broker()
-        self._check_size(payloads, broker)
-        enqueued_at = now_ms() if self.options.job_id is None else enqueue_time(self.options.job_id)
-        queue_name = self.options.queue or self.task.options.queue or broker.name
-        jobs = self._new_jobs(payloads, queue_name, enqueued_at, in_transaction=scope is not None)
+        new = self._new_jobs(payloads, in_transaction=scope is not None)
         transaction = None if scope is None else Transaction(scope)
         if transaction is None:
-            added = await broker.enqueue(jobs)
+            are_new = await new.broker.enqueue(new.jobs)
         else:
-            added = await enqueue_in(transaction, jobs, broker, is_named=self.options.job_id is not None)
+            are_new = await enqueue_in(transaction, *new, is_named=self._is_named)
+        return self._handles(new, transaction, are_new)
+
+    def _handles(self, new: _New, transaction: EnclosingTransaction | None, are_new: list[bool]) -> list[Job[R]]:
+        if not new.jobs:
+            return []
+        queue, enqueued_at = new.jobs[0].queue, from_milliseconds(new.jobs[0].enqueued_at)
         # The enqueue time of an earlier job with the same id is not known here.
-        handle_of_earlier: partial[Job[R]] = partial(
-            Job, queue_name=queue_name, broker=broker, signature=self.task.signature
-        )
-        handle = partial(
-            handle_of_earlier, enqueued_at=from_milliseconds(enqueued_at), is_new=True, transaction=transaction
-        )
-        return [
-            handle(job.id) if is_new else handle_of_earlier(job.id) for job, is_new in zip(jobs, added, strict=True)
-        ]
+        earlier: partial[Job[R]] = partial(Job, queue_name=queue, broker=new.broker, signature=self.task.signature)
+        added = partial(earlier, enqueued_at=enqueued_at, is_new=True, transaction=transaction)
+        return [added(job.id) if is_new else earlier(job.id) for job, is_new in zip(new.jobs, are_new, strict=True)]
 
     @property
     def _scope(self) -> Scope | None:
         """The scope whose transaction the jobs are part of; None if there is none."""
         return open_scope() if self._transactional else None
+
+    @property
+    def _is_named(self) -> bool:
+        return self.options.job_id is not None
 
     @property
     def _transactional(self) -> bool:
@@ -269,16 +295,19 @@ class BoundTask(Generic[P, R]):
                 f"{broker.max_payload}: store them, and enqueue their key"
             )
 
-    def _new_jobs(
-        self, payloads: list[bytes], queue_name: str, enqueued_at: int, *, in_transaction: bool
-    ) -> list[NewJob]:
+    def _new_jobs(self, payloads: list[bytes], *, in_transaction: bool) -> _New:
+        broker = default_broker()
+        self._check_size(payloads, broker)
         task, options = self.task.name, self.options
+        enqueued_at = now_ms() if options.job_id is None else enqueue_time(options.job_id)
+        queue = options.queue or self.task.options.queue or broker.name
         due, delay, expires = options.due, options.delay, options.expiry(in_transaction=in_transaction)
         envelope = Envelope(task, enqueued_at, in_ledger=in_transaction)
-        return [
-            NewJob(job_id, envelope.around(payload), task, queue_name, enqueued_at, due, delay, expires)
+        jobs = [
+            NewJob(job_id, envelope.around(payload), task, queue, enqueued_at, due, delay, expires)
             for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
         ]
+        return _New(jobs, broker)
 
 
 # The caller passes no injected parameter. The overloads drop a leading session, a leading context, or both from the

@@ -10,7 +10,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from db import Database, default_database
 from db.scope import Scope
@@ -19,16 +19,34 @@ from db.session.classes import joins_transaction
 from worker.broker.broker import Broker, default_broker
 from worker.broker.errors import RedisError
 from worker.errors import EnqueueError
-from worker.ledger import State
+from worker.ledger import State, StoredResult
 from worker.ledger.default import default_ledger
 from worker.new_job import NewJob
 
 logger = logging.getLogger("worker")
 
 
+class EnclosingTransaction(Protocol):
+    """The transaction that the jobs of one call were enqueued in, for their handles."""
+
+    is_joined: bool
+    """Whether it is known to be part of another transaction, for example a test's."""
+
+    @property
+    def is_committed(self) -> bool: ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be committed."""
+
+    @property
+    def way_to_commit(self) -> str:
+        """For an error message: what has to be committed, and how."""
+
+
 @dataclass(slots=True, eq=False)
 class Transaction:
-    """The transaction that the jobs of one call were enqueued in."""
+    """The transaction of a scope."""
 
     scope: Scope
     on_commit: Callback | None = None
@@ -43,6 +61,10 @@ class Transaction:
     def is_open(self) -> bool:
         """Whether it can still be committed."""
         return self.scope.is_open and not self.is_committed
+
+    @property
+    def way_to_commit(self) -> str:
+        return "its scope has committed: leave the scope first, or 'await db.commit()'"
 
 
 class Batch(NamedTuple):
@@ -94,21 +116,30 @@ def _database_of(scope: Scope) -> Database[Any]:
 
 async def _reserve(session: Any, job: NewJob, broker: Broker) -> bool:
     """Reserve the job's id. False if another job has it, in the ledger or in the queue."""
-    if await _is_queued(job, broker):
+    if await is_queued(job, broker):
         return False
     ledger = default_ledger()
     if await ledger.reserve(session, job):
         return True
     stored = await ledger.stored_result(session, job)
+    require_pending(job, stored)
+    return False
+
+
+def require_pending(job: NewJob, stored: StoredResult | None) -> None:
+    """Check the row that has kept the job's own row from being written.
+
+    Raises:
+        EnqueueError: an earlier job, which has ended, has the same id and enqueue time.
+    """
     if stored is not None and stored.state is not State.PENDING:
         raise EnqueueError(
             f"job {job.id}: an earlier job has this id and this enqueue time, {job.enqueued_at} ms, so the ledger "
             "could not tell them apart. The clock stands still or was set back: give another id, or set the clock"
         )
-    return False
 
 
-async def _is_queued(job: NewJob, broker: Broker) -> bool:
+async def is_queued(job: NewJob, broker: Broker) -> bool:
     """Whether a job of this id waits, runs, or has a kept result. False if Redis is away: enqueueing goes on."""
     try:
         return (await broker.status(job.queue, job.id)).holds_id

@@ -6,8 +6,10 @@ Both are validated where they are given, so that a traceback shows where the mis
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from worker.broker.records import to_ms
+from worker.client.own_session import OwnSession, is_own_session
 from worker.new_job import A_DAY
 
 LONGEST = 100 * 365 * 86400.0
@@ -77,6 +79,8 @@ class JobOptions:
     expires: int | None = None
     """The time after its due time within which a job may be started. None: see `expiry`."""
     transactional: bool | None = None
+    session: OwnSession | None = None
+    """The caller's own session, whose transaction the jobs are part of."""
 
     @classmethod
     def checked(
@@ -88,6 +92,7 @@ class JobOptions:
         queue: str | None,
         expires: float | timedelta | None,
         transactional: bool | None,
+        session: OwnSession | None,
     ) -> "JobOptions":
         """Options from validated arguments.
 
@@ -101,6 +106,7 @@ class JobOptions:
             queue=text(queue, "queue"),
             expires=None if expires is None else math.ceil(_more_than_0(expires, "expires") * 1000),
             transactional=transactional,
+            session=_session(session, transactional),
         )
 
     def expiry(self, *, in_transaction: bool) -> int | None:
@@ -150,6 +156,19 @@ def _due(at: datetime | None, delay: float | timedelta) -> int | None:
     if at.tzinfo is None:
         raise ValueError(f"at={at!r} has no time zone: use datetime.now(UTC) + ..., or give delay")
     return to_ms(at)
+
+
+def _session(value: object, transactional: bool | None) -> Any:
+    if value is None:
+        return None
+    if not is_own_session(value):
+        raise TypeError(
+            f"session={value!r}: give a session or a connection of SQLAlchemy (AsyncSession, Session, a scoped one, "
+            "AsyncConnection, Connection)"
+        )
+    if transactional is False:
+        raise ValueError("a job in a session is part of its transaction: leave out session or transactional=False")
+    return value
 
 
 def _id(value: object) -> str | None:

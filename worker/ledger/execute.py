@@ -39,6 +39,11 @@ def _options(session: AnySession | OwnedSession, statement: Executable) -> dict[
     return {_TRANSLATION: _translation(session.get_bind(clause=clause))}
 
 
+def connection_options(connection: Connection) -> dict[str, Any]:
+    """The execution options of a statement on a connection that is not ours: the engine's translation of schemas."""
+    return {_TRANSLATION: _translation(connection)}
+
+
 def _translation(bind: Engine | Connection) -> Mapping[str | None, str | None]:
     """The schema translation of the engine, which holds for all its sessions."""
     return bind.engine.get_execution_options().get(_TRANSLATION) or {}
