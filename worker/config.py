@@ -186,6 +186,9 @@ class Config(BaseSettings):
     accept_pickle: Switch = False
     """Read jobs that an arq producer has pickled. A person who can write to Redis can then run code in the worker."""
 
+    require_scope: Switch = False
+    """Refuse to enqueue outside of a scope or session, unless the call or the task says `transactional=False`."""
+
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """Load the settings: from `overrides` by field name, else from the environment, else the defaults.

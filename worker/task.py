@@ -23,7 +23,7 @@ from db.scope import Scope, open_scope
 from worker.aio import loop_thread
 from worker.broker.broker import Broker, default_broker
 from worker.broker.records import now_ms
-from worker.client.enqueue import EnclosingTransaction, Transaction, enqueue_in
+from worker.client.enqueue import EnclosingTransaction, Transaction, enqueue_in, refuse_if_required
 from worker.client.enqueue_time import enqueue_time
 from worker.client.options import JobOptions, TaskOptions, text
 from worker.client.own_session import OwnSession, enqueue_in_session, enqueue_in_session_sync
@@ -269,8 +269,17 @@ class BoundTask(Generic[P, R]):
 
     @property
     def _scope(self) -> Scope | None:
-        """The scope whose transaction the jobs are part of; None if there is none."""
-        return open_scope() if self._transactional else None
+        """The scope whose transaction the jobs are part of; None if there is none.
+
+        Raises:
+            EnqueueError: there is none, and ``WORKER_REQUIRE_SCOPE`` requires one.
+        """
+        if not self._transactional:
+            return None
+        scope = open_scope()
+        if scope is None:
+            refuse_if_required(self.task.name)
+        return scope
 
     @property
     def _is_named(self) -> bool:

@@ -8,8 +8,10 @@
 """
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from db import Database, default_database
@@ -18,12 +20,15 @@ from db.session.callbacks import Callback
 from db.session.classes import joins_transaction
 from worker.broker.broker import Broker, default_broker
 from worker.broker.errors import RedisError
+from worker.config import Config
 from worker.errors import EnqueueError
 from worker.ledger import State, StoredResult
 from worker.ledger.default import default_ledger
 from worker.new_job import NewJob
 
 logger = logging.getLogger("worker")
+
+_REQUIRE_SCOPE = "WORKER_REQUIRE_SCOPE"
 
 
 class EnclosingTransaction(Protocol):
@@ -103,6 +108,26 @@ async def enqueue_in(transaction: Transaction, jobs: list[NewJob], broker: Broke
     if free:
         transaction.on_commit = scope.on_commit_batch(_publish, [Batch(transaction, free)], database)
     return are_free
+
+
+def refuse_if_required(task: str) -> None:
+    """Check that jobs may be enqueued outside of a transaction.
+
+    Raises:
+        EnqueueError: ``WORKER_REQUIRE_SCOPE`` forbids it.
+        ConfigError: a setting is wrong.
+    """
+    value = os.environ.get(_REQUIRE_SCOPE)  # asked at each call, and a Config would take a millisecond
+    if value and _is_required(value):
+        raise EnqueueError(
+            f"{task}: {_REQUIRE_SCOPE} is set, and no scope is open here: enqueue in 'async with db.scope():' or "
+            "with using(session=...), or say using(transactional=False)"
+        )
+
+
+@cache
+def _is_required(_value: str) -> bool:
+    return Config.load().require_scope
 
 
 def _database_of(scope: Scope) -> Database[Any]:

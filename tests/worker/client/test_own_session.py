@@ -28,7 +28,7 @@ from db.errors import PoisonedTransactionError
 from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import at_once
-from worker import Broker, task
+from worker import Broker, set_default_broker, task
 from worker.errors import EnqueueError, JobNotCommittedError, LedgerError
 
 
@@ -372,6 +372,7 @@ class TestFaults:
                 job = await ship.using(session=session).enqueue(1)
                 await at_once(session.commit())
             await broker.close()
+            set_default_broker(None)
         assert await postgres.fetchval("SELECT id FROM tandem_jobs WHERE state = 'pending'") == job.job_id
         assert observer.keys("*") == []
         assert "Redis did not take 1 committed jobs, which the relay will publish" in caplog.text
@@ -478,3 +479,40 @@ class TestRefusals:
             with pytest.raises(LedgerError, match="run 'python -m worker migrate'"):
                 await ship.using(session=session).enqueue(1)
         await engine.dispose()
+
+
+class TestRequireScope:
+    """`WORKER_REQUIRE_SCOPE`."""
+
+    async def test_enqueueing_outside_of_scopes_and_sessions_is_an_error_if_a_scope_is_required(
+        self,
+        sessions: async_sessionmaker[AsyncSession],
+        jobs: Jobs,
+        observer: redis.Redis,
+        database_url: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Every way of enqueueing. Sessions, scopes and transactional=False go on."""
+        monkeypatch.setenv("WORKER_REQUIRE_SCOPE", "true")
+        for enqueue in (
+            ship.enqueue(1),
+            ship.using(delay=1).enqueue(1),
+            ship.enqueue_many([{"order_id": 1}]),
+            asyncio.to_thread(ship.enqueue_sync, 1),
+        ):
+            with pytest.raises(EnqueueError, match="ship: WORKER_REQUIRE_SCOPE is set, and no scope is open here"):
+                await enqueue
+        async with sessions() as session:
+            kept = {(await ship.using(session=session).enqueue(1)).job_id}
+            await session.commit()
+        database = db.Database(database_url, default=True)
+        async with db.scope():
+            kept.add((await ship.enqueue(2)).job_id)
+        db.set_default_database(None)
+        await database.dispose()
+        assert await jobs.ids() == kept
+        loose = await ship.using(transactional=False).enqueue(3)
+        monkeypatch.setenv("WORKER_REQUIRE_SCOPE", "false")
+        loose_too = await ship.enqueue(4)
+        published: Any = observer.zrange("arq:queue", 0, -1)
+        assert set(published) == kept | {loose.job_id, loose_too.job_id}
