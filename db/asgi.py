@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from db.errors import ConcurrentUseError
 from db.scope import Scope, scope
+from db.session.callbacks import BeforeCommit, OnCommit
 from db.session.classes import AsyncSession
 from db.sessions import in_scope, session
 
@@ -52,17 +53,31 @@ class SessionMiddleware:
     Args:
         app: any ASGI application.
         commit: decides by the status whether to commit. Default: below 400.
+        before_commit: called as `await before_commit(session)` before each COMMIT of a request, early ones included,
+            for each session that has a transaction. It refuses the commit by raising.
+        on_commit: called without arguments, and awaited if it is awaitable, after each such COMMIT.
     """
 
-    def __init__(self, app: ASGIApp, commit: CommitPolicy = is_success) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        commit: CommitPolicy = is_success,
+        *,
+        before_commit: BeforeCommit | None = None,
+        on_commit: OnCommit | None = None,
+    ) -> None:
         self.app = app
         self.commit = commit
+        self.before_commit = before_commit
+        self.on_commit = on_commit
 
     async def __call__(self, connection: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if connection["type"] != "http" or in_scope():
             await self.app(connection, receive, send)
             return
         async with scope() as request:
+            if self.before_commit is not None or self.on_commit is not None:
+                request.call_at_each_commit(self.before_commit, self.on_commit)
             response = _Response(request, self.commit, send)
             await self.app(connection, receive, response.send)
             if not response.complete:

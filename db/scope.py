@@ -28,7 +28,15 @@ from db.errors import (
     UnownedSessionError,
     WrongLoopError,
 )
-from db.session.callbacks import BeforeCommit, BeforeCommitBatch, Callback, Callbacks, OnCommit, OnCommitBatch
+from db.session.callbacks import (
+    BeforeCommit,
+    BeforeCommitBatch,
+    Callback,
+    Callbacks,
+    OnCommit,
+    OnCommitBatch,
+    call_at_each_begin,
+)
 from db.session.classes import AsyncSession, Session, sync_session_of
 from db.session.owner import ScopedSession, run_on_commit
 from db.session.waiting_callbacks import WaitingCallbacks
@@ -64,6 +72,7 @@ class Scope:
         self.is_lent = False
         """Whether the scope uses a session of the caller's, whose transaction is then not the scope's own."""
         self._opening: asyncio.Lock | None = None
+        self._at_each_begin: Callable[[Callbacks], None] | None = None
         self.loop = asyncio.get_running_loop()
         """The event loop that the scope was opened on."""
 
@@ -137,6 +146,17 @@ class Scope:
             The callback, whose `is_committed` tells whether that COMMIT has succeeded.
         """
         return self._callbacks_of(database).add_on_commit_batch(callback, items, self._savepoint(database))
+
+    def call_at_each_commit(self, before: BeforeCommit | None, after: OnCommit | None) -> None:
+        """Call `before` and `after` at each COMMIT of the sessions that are opened from now on."""
+
+        def register(callbacks: Callbacks) -> None:
+            if before is not None:
+                callbacks.add_before_commit(before, None)
+            if after is not None:
+                callbacks.add_on_commit(after, None)
+
+        self._at_each_begin = register
 
     def lend(self, database: Database[Any], session: AsyncSession | Session) -> None:
         """Use a session of the caller's, which this scope does not end."""
@@ -290,6 +310,8 @@ class Scope:
             self._waiting.move_to(database, sync_session_of(session))
         scoped = ScopedSession(database, session, lease)
         scoped.sync_session.owner = scoped
+        if self._at_each_begin is not None:
+            call_at_each_begin(scoped.sync_session, self._at_each_begin)
         self._add(scoped)
         return scoped
 

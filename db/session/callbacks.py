@@ -191,6 +191,15 @@ def follow_savepoints(session_class: type[Session]) -> None:
             session.callbacks._ended(transaction)  # noqa: SLF001 - the other half of this module
 
 
+def call_at_each_begin(session: Any, register: Callable[[Callbacks], None]) -> None:
+    """Call `register` with the session's callbacks each time that it begins a transaction. A savepoint is none."""
+
+    @event.listens_for(session, "after_transaction_create")
+    def begun(session: Any, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            register(session.callbacks)
+
+
 def _take_out(entries: list[Callback], wanted: Callable[[Callback], bool]) -> list[Callback]:
     """Remove the wanted entries from `entries`, and return them."""
     taken, left = list[Callback](), list[Callback]()

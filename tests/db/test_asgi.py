@@ -278,3 +278,39 @@ async def test_request_cancelled_in_its_commit_has_committed(
     assert client.statuses == [200]
     assert await count() == 1
     assert await postgres.idle_in_transaction() == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ("", []),
+        ("write", ["before", "on"]),
+        ("write rollback write", ["before", "on"]),
+        ("write rollback", []),
+        ("write commit write", ["before", "on", "before", "on"]),
+        ("write commit", ["before", "on"]),
+    ],
+)
+async def test_callbacks_of_the_middleware_are_called_at_each_commit_of_a_transaction(
+    database: db.Database, steps: str, expected: list[str]
+) -> None:
+    """They survive early commits and rollbacks, and are not called without a transaction; nor do they open one."""
+    acts = {"write": insert_word, "commit": db.commit, "rollback": db.rollback}
+    calls: list[str] = []
+
+    async def before(session: db.AsyncSession) -> None:
+        assert session is await db.session()
+        calls.append("before")
+
+    async def app(_connection: Connection, _receive: Receive, send: Send) -> None:
+        for step in steps.split():
+            await acts[step]()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    await Client().ask(SessionMiddleware(app, before_commit=before, on_commit=lambda: calls.append("on")))
+    assert calls == expected
+
+
+async def insert_word() -> None:
+    await (await db.session()).execute(text("INSERT INTO note (words) VALUES ('again')"))
