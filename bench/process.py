@@ -12,6 +12,8 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from bench.environments import PROJECT
 from worker.embedded.watchdog import Watchdog
 
@@ -69,8 +71,10 @@ class Process:
         return self._process.pid
 
     def pause(self) -> None:
-        """Let it stand still until it is resumed; its connections stay open."""
+        """Stop it until it is resumed. It has stopped when this returns; its connections stay open."""
         os.killpg(self._process.pid, signal.SIGSTOP)
+        while psutil.Process(self._process.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(0.001)  # a busy machine takes a while to deliver the signal
 
     def resume(self) -> None:
         os.killpg(self._process.pid, signal.SIGCONT)

@@ -153,7 +153,7 @@ class TestAfterJobEnd:
     ) -> None:
         """The hook is not called, and a log line says so."""
         monkeypatch.setattr("worker.engine.engine._FLUSHING", 0.3)
-        monkeypatch.setattr("worker.engine.draining._UNWINDING", 0.3)
+        monkeypatch.setattr("worker.engine.draining._ROLLBACK_TIMEOUT", 0.3)
         called: list[Any] = []
 
         async def after(ctx: dict[Any, Any]) -> None:
