@@ -53,7 +53,7 @@ def test_a_quick_run_writes_a_table_and_a_picture(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     page = (tmp_path / "results.md").read_text()
