@@ -28,6 +28,10 @@ class JobContext:
     """The due time, in milliseconds since the epoch."""
     resources: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The resources that the registry's lifespan yielded, by name."""
+    parent: str | None = None
+    """The id of the job that enqueued this one."""
+    traceparent: str | None = None
+    """The trace and span that the job was enqueued in, as W3C Trace Context writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,11 @@ def current_job() -> JobContext:
     if job is None:
         raise WorkerError("no job runs here: call current_job() in a task, or in code that a task calls")
     return job
+
+
+def running_job() -> JobContext | None:
+    """The job that the calling code is part of, or None."""
+    return _running.get(None)
 
 
 def enter_job(job: JobContext) -> None:

@@ -23,7 +23,7 @@ _POLL_INTERVAL = 0.5  # seconds
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """The known data of a job. The last five fields are set when the job has ended."""
+    """The known data of a job. The five fields from `success` on are set when the job has ended."""
 
     job_id: str
     task: str
@@ -37,6 +37,10 @@ class JobInfo:
     tries: int | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    parent: str | None = None
+    """The id of the job that enqueued this one."""
+    traceparent: str | None = None
+    """The trace and span that the job was enqueued in, as W3C Trace Context writes them."""
 
 
 class _Result(NamedTuple):
@@ -230,6 +234,8 @@ class Job(Generic[R]):
             kwargs=dict(message.kwargs),
             status=status,
             enqueued_at=from_milliseconds(message.enqueued_at),
+            parent=message.parent,
+            traceparent=message.traceparent,
         )
 
     def _info_of_row(self, row: LedgerStatus) -> JobInfo:
@@ -258,6 +264,8 @@ class Job(Generic[R]):
             tries=data["t"],
             started_at=from_milliseconds(data["st"]),
             finished_at=from_milliseconds(data["ft"]),
+            parent=data.get("parent"),
+            traceparent=data.get("traceparent"),
         )
 
     async def _snapshot(self) -> JobSnapshot:

@@ -7,6 +7,7 @@
    with ``"aborted"`` and the job's enqueue time, because such a result does not reserve the id.
 3. The scripts in Redis read the beginning of a result and the enqueue time at the end of a job without parsing the
    rest. Nothing else may be written in these places.
+   A job with an origin (`parent`, `traceparent`) has it after its task's name. A job without one has no byte of it.
 4. An error is written as data. Built-in exceptions and `CancelledError` are read as themselves, others as `JobFailed`.
 5. Pickle is loaded only if the caller accepts it. A person who can write to Redis could then run code in this process.
 
@@ -15,6 +16,7 @@ job_deserializer=deserialize)``.
 """
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
@@ -30,6 +32,7 @@ LATEST = 253_402_300_799_999
 """The last millisecond that a datetime can express."""
 _SEQUENCES = (list, tuple)
 _DEEPEST_JSON = 200  # levels that the parser of pydantic-core reads
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Message(NamedTuple):
@@ -48,6 +51,10 @@ class Message(NamedTuple):
     """Whether the job came as a pickle. Its producer can only read a result that is one, too."""
     first_try: int = 0
     """The number of its first try, if its producer gave one: arq's ``_job_try``."""
+    parent: str | None = None
+    """The id of the job that enqueued it."""
+    traceparent: str | None = None
+    """The trace and span that it was enqueued in, as W3C Trace Context writes them."""
 
     @classmethod
     def decode(cls, job_id: str, raw: bytes, *, accept_pickle: bool = False) -> "Message":
@@ -58,7 +65,7 @@ class Message(NamedTuple):
         """
         data = _job(_decode(raw, accept_pickle=accept_pickle))
         is_pickled = accept_pickle and raw[:1] == PICKLE_MAGIC
-        return cls(
+        message = cls(
             job_id,
             data["f"],
             tuple(data["a"]),
@@ -68,13 +75,28 @@ class Message(NamedTuple):
             is_pickled,
             data.get("t") or 0,
         )
+        if "parent" in data or "traceparent" in data:
+            parent, traceparent = _parent(data.get("parent")), _traceparent(data.get("traceparent"))
+            return message._replace(parent=parent, traceparent=traceparent)
+        return message
 
 
 class Envelope:
     """The encoded parts before and after the arguments, which jobs of one call have in common."""
 
-    def __init__(self, task: str, enqueued_at: int, *, in_ledger: bool = False) -> None:
-        self._head = b'{"t":null,"f":%b,"a":[],"k":' % to_json(task)
+    def __init__(
+        self,
+        task: str,
+        enqueued_at: int,
+        *,
+        in_ledger: bool = False,
+        parent: str | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        origin = b"" if parent is None else b',"parent":%b' % to_json(parent)
+        if traceparent is not None:
+            origin += b',"traceparent":%b' % to_json(traceparent)
+        self._head = b'{"t":null,"f":%b%b,"a":[],"k":' % (to_json(task), origin)
         self._tail = b',"et":%d%b}' % (enqueued_at, b',"ledger":true' if in_ledger else b"")
 
     def around(self, kwargs: bytes) -> bytes:
@@ -196,6 +218,15 @@ def _job(data: dict[str, Any]) -> dict[str, Any]:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict) and {*map(type, value)} <= {str}
+
+
+def _parent(value: Any) -> str | None:
+    """The id of a parent, or None for one that could not be stored, or would forge a line in a log."""
+    return value if isinstance(value, str) and value.isprintable() else None
+
+
+def _traceparent(value: Any) -> str | None:
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

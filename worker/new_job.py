@@ -22,3 +22,7 @@ class NewJob(NamedTuple):
     """Counted from the moment when the broker takes the job, or the ledger writes its row."""
     expires: int | None = None
     """The time past the due time in which the job may still start; None: it does not expire."""
+    parent: str | None = None
+    """The id of the job that enqueues it."""
+    traceparent: str | None = None
+    """The trace and span that it is enqueued in."""

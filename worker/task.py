@@ -26,6 +26,7 @@ from worker.broker.records import now_ms
 from worker.client.enqueue import EnclosingTransaction, Transaction, enqueue_in, refuse_if_required
 from worker.client.enqueue_time import enqueue_time
 from worker.client.options import JobOptions, TaskOptions, text
+from worker.client.origin import current_origin
 from worker.client.own_session import OwnSession, enqueue_in_session, enqueue_in_session_sync
 from worker.client.schedule import Schedule
 from worker.client.signature import InjectedSession, Signature
@@ -311,9 +312,10 @@ class BoundTask(Generic[P, R]):
         enqueued_at = now_ms() if options.job_id is None else enqueue_time(options.job_id)
         queue = options.queue or self.task.options.queue or broker.name
         due, delay, expires = options.due, options.delay, options.expiry(in_transaction=in_transaction)
-        envelope = Envelope(task, enqueued_at, in_ledger=in_transaction)
+        parent, traceparent = current_origin()
+        envelope = Envelope(task, enqueued_at, in_ledger=in_transaction, parent=parent, traceparent=traceparent)
         jobs = [
-            NewJob(job_id, envelope.around(payload), task, queue, enqueued_at, due, delay, expires)
+            NewJob(job_id, envelope.around(payload), task, queue, enqueued_at, due, delay, expires, parent, traceparent)
             for job_id, payload in zip(self._ids(len(payloads)), payloads, strict=True)
         ]
         return _New(jobs, broker)

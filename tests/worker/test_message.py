@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import JobFailed, PayloadError
-from worker.message import Message, deserialize, deserialize_trusting, dump, encode, serialize, with_row
+from worker.message import Envelope, Message, deserialize, deserialize_trusting, dump, encode, serialize, with_row
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TEXT = st.text(st.characters(codec="utf-8"))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
@@ -28,6 +29,35 @@ class TestMessage:
         """Name, arguments and enqueue time survive the wire, for any JSON arguments."""
         message = Message.decode("id", encode(task, dump(kwargs), enqueued_at))
         assert message == Message("id", task, (), kwargs, enqueued_at)
+
+    def test_a_job_without_an_origin_has_no_byte_of_it(self) -> None:
+        """What most jobs are on the wire does not change."""
+        assert encode("send", b'{"to":"ann"}', 5) == b'{"t":null,"f":"send","a":[],"k":{"to":"ann"},"et":5}'
+
+    @pytest.mark.parametrize(
+        "origin", [{"parent": "j1"}, {"traceparent": TRACE}, {"parent": "j 1", "traceparent": TRACE}]
+    )
+    def test_a_job_comes_back_with_its_origin(self, origin: dict[str, Any]) -> None:
+        """Its enqueue time stays at its end, where the scripts of Redis read it; stock arq ignores the origin."""
+        raw = Envelope("send", 5, in_ledger=True, **origin).around(b'{"to":"ann"}')
+        assert Message.decode("id", raw) == Message("id", "send", (), {"to": "ann"}, 5, in_ledger=True, **origin)
+        assert raw.endswith(b',"et":5,"ledger":true}')
+        stock = deserialize_job(raw, deserializer=deserialize)
+        assert (stock.function, stock.kwargs, stock.enqueue_time.timestamp()) == ("send", {"to": "ann"}, 0.005)
+
+    @pytest.mark.parametrize(
+        "hostile",
+        [
+            {"parent": 7, "traceparent": ["x"]},
+            {"parent": "a\nb", "traceparent": TRACE + "\n"},
+            {"parent": "\0", "traceparent": "00-x"},
+            {"parent": {}, "traceparent": TRACE.upper()},
+        ],
+    )
+    def test_an_origin_that_is_none_is_left_out(self, hostile: dict[str, Any]) -> None:
+        """The job runs all the same: its origin is only shown."""
+        raw = json.dumps({"t": None, "f": "send", **hostile, "a": [], "k": {}, "et": 5}).encode()
+        assert Message.decode("id", raw) == Message("id", "send", (), {}, 5)
 
     def test_arq_reads_our_jobs_and_we_read_arqs(self) -> None:
         """With Tandem's codec, stock arq and Tandem write the same job."""

@@ -48,7 +48,14 @@ class LedgerStatus:
         try:
             return Message.decode(job_id, payload or b"")
         except PayloadError:
-            return Message(job_id, self._row["task"], enqueued_at=self._row["enqueued_at"])
+            row = self._row
+            return Message(
+                job_id,
+                row["task"],
+                enqueued_at=row["enqueued_at"],
+                parent=row["parent"],
+                traceparent=row["traceparent"],
+            )
 
     @property
     def success(self) -> bool:

@@ -166,6 +166,10 @@ def _head(execution: Execution, outcome: Outcome, message: Message) -> dict[str,
         "q": execution.queue,
         "id": execution.job_id,
     }
+    if message.parent is not None:
+        head["parent"] = message.parent
+    if message.traceparent is not None:
+        head["traceparent"] = message.traceparent
     if outcome.kind is _ABORTED:
         head = {"aborted": head["et"], **head}
     return head

@@ -201,6 +201,8 @@ class Executor:
             enqueued_at=from_milliseconds(message.enqueued_at),
             score=execution.due,
             resources=self._resources,
+            parent=message.parent,
+            traceparent=message.traceparent,
         )
 
 

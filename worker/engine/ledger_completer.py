@@ -180,6 +180,8 @@ def _final_row(execution: Execution, outcome: Outcome) -> FinalRow | None:
         state,
         tries=execution.claim.tries + 1,
         started_at=execution.started_at,
+        parent=message.parent,
+        traceparent=message.traceparent,
     )
     if outcome.error is None:
         return row._replace(result=outcome.result)

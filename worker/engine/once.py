@@ -141,6 +141,8 @@ class _OnceAttempt(Attempt):
             result=self._result,
             tries=execution.claim.tries + 1,
             started_at=execution.started_at,
+            parent=message.parent,
+            traceparent=message.traceparent,
         )
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from db.errors import PoisonedTransactionError
 from db.transient import sqlstate
 from worker.ledger.execute import connection_options
-from worker.ledger.rows import StoredResult
+from worker.ledger.rows import StoredResult, has_origin, parameters
 from worker.ledger.schema_check import explained, require_dialect
 from worker.ledger.statements import Statements
 from worker.ledger.table import State, table
@@ -37,7 +37,6 @@ class ConnectionLedger:
         require_dialect(connection.dialect.name, name)
         self.connection = connection
         self._name = name
-        self._statements = Statements.of(connection.dialect.name, name)
 
     @classmethod
     def of(cls, given: Session | Connection, name: str) -> "ConnectionLedger":
@@ -49,16 +48,20 @@ class ConnectionLedger:
 
     def add(self, jobs: Sequence[NewJob]) -> None:
         """Write the jobs' pending rows. Raises as `Ledger.add`."""
-        self._execute(self._statements.add, [job._asdict() for job in jobs])
+        with_origin = has_origin(jobs)
+        values = [parameters(job, with_origin=with_origin) for job in jobs]
+        self._execute(self._statements(with_origin=with_origin).add, values)
 
     def reserve(self, job: NewJob) -> bool:
         """Write the job's pending row, unless its id is pending already. Returns and raises as `Ledger.reserve`."""
-        return bool(self._execute(self._statements.reserve, job._asdict()).rowcount)
+        with_origin = has_origin([job])
+        statement = self._statements(with_origin=with_origin).reserve
+        return bool(self._execute(statement, parameters(job, with_origin=with_origin)).rowcount)
 
     def stored_result(self, job: NewJob) -> StoredResult | None:
         """The state and result of a job. None if the ledger has no row of it."""
-        parameters = {"id": job.id, "enqueued_at": job.enqueued_at}
-        row = self._execute(self._statements.stored_result, parameters).first()
+        key = {"id": job.id, "enqueued_at": job.enqueued_at}
+        row = self._execute(self._statements().stored_result, key).first()
         return None if row is None else StoredResult(State(row.state), row.result)
 
     def pending(self, jobs: Sequence[NewJob]) -> list[NewJob]:
@@ -69,14 +72,17 @@ class ConnectionLedger:
         """
         found: set[tuple[str, int]] = set()
         for chunk in _chunks(jobs):
-            parameters = {"ids": [job.id for job in chunk], "since": min(job.enqueued_at for job in chunk)}
-            rows = self._execute(self._statements.stored_results, parameters)
+            keys = {"ids": [job.id for job in chunk], "since": min(job.enqueued_at for job in chunk)}
+            rows = self._execute(self._statements().stored_results, keys)
             found.update((row.id, row.enqueued_at) for row in rows if row.state == State.PENDING)
         return [job for job in jobs if (job.id, job.enqueued_at) in found]
 
-    def _execute(self, statement: Executable, parameters: Any) -> Any:
+    def _statements(self, *, with_origin: bool = False) -> Statements:
+        return Statements.of(self.connection.dialect.name, self._name, with_origin=with_origin)
+
+    def _execute(self, statement: Executable, values: Any) -> Any:
         with explained(self._name, lent=True), _aborted_explained():
-            return self.connection.execute(statement, parameters, execution_options=connection_options(self.connection))
+            return self.connection.execute(statement, values, execution_options=connection_options(self.connection))
 
 
 @contextmanager

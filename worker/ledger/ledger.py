@@ -27,7 +27,7 @@ from worker.errors import LedgerBusyError
 from worker.ledger.batches import batches
 from worker.ledger.execute import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
-from worker.ledger.rows import FinalRow, RelayRow, StoredResult
+from worker.ledger.rows import FinalRow, RelayRow, StoredResult, has_origin, parameters
 from worker.ledger.schema_check import explain, explained, read_only
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME, State
@@ -54,6 +54,7 @@ class Ledger:
     def __init__(self, name: str = NAME) -> None:
         self.name = name
         self._complete_by_dialect: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
+        self._complete_with_origin: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
 
     async def add(self, session: AnySession, jobs: Sequence[NewJob]) -> None:
         """Write the jobs' pending rows in the session's transaction, all in one statement.
@@ -61,8 +62,10 @@ class Ledger:
         Raises:
             LedgerError: there is no such table.
         """
+        with_origin = has_origin(jobs)
+        values = [parameters(job, with_origin=with_origin) for job in jobs]
         with explained(self.name, lent=True):
-            await execute(session, self._of(session).add, [job._asdict() for job in jobs])
+            await execute(session, self._of(session, with_origin=with_origin).add, values)
 
     async def reserve(self, session: AnySession, job: NewJob) -> bool:
         """Write the job's pending row, unless its id is pending already.
@@ -75,8 +78,10 @@ class Ledger:
         Raises:
             LedgerError: there is no such table.
         """
+        with_origin = has_origin([job])
+        statement = self._of(session, with_origin=with_origin).reserve
         with explained(self.name, lent=True):
-            written = await execute(session, self._of(session).reserve, job._asdict())
+            written = await execute(session, statement, parameters(job, with_origin=with_origin))
         return bool(written.rowcount)
 
     async def mark_done(self, session: AnySession, row: FinalRow) -> StoredResult | None:
@@ -249,24 +254,29 @@ class Ledger:
             deleted = await execute(session, self._of(session).prune, {"keep": keep, "limit": limit})
             return int(deleted.rowcount)
 
-    def _of(self, session: AnySession | OwnedSession) -> Statements:
-        return Statements.of(session.get_bind().dialect.name, self.name)
+    def _of(self, session: AnySession | OwnedSession, *, with_origin: bool = False) -> Statements:
+        return Statements.of(session.get_bind().dialect.name, self.name, with_origin=with_origin)
 
     def _complete(self, rows: Sequence[FinalRow], wait: LockWait, session: OwnedSession) -> int:
-        statement = self._of(session).complete
+        with_origin = has_origin(rows)
+        statement = self._of(session, with_origin=with_origin).complete
         wait.connection = session.connection(bind_arguments={"clause": statement})
-        return int(execute_here(session, statement, [row._asdict() for row in rows]).rowcount)
+        values = [parameters(row, with_origin=with_origin) for row in rows]
+        return int(execute_here(session, statement, values).rowcount)
 
     def _mark_done(self, row: FinalRow, wait: LockWait, session: OwnedSession) -> int:
-        statement = self._of(session).complete
+        with_origin = has_origin([row])
+        statement = self._of(session, with_origin=with_origin).complete
+        values = parameters(row, with_origin=with_origin)
         # The clause, as some sessions have an engine for each table, or one for writes.
         connection = wait.connection = session.connection(bind_arguments={"clause": statement})
         try:
             if may_be_read_only(connection):
                 self._refuse_read_only(connection)
             if DriverStatement.is_equivalent(session, connection):
-                return self._driver_statement(connection.dialect, statement).write(connection, row._asdict())
-            return int(execute_here(session, statement, row._asdict()).rowcount)
+                complete = self._driver_statement(connection.dialect, statement, with_origin=with_origin)
+                return complete.write(connection, values)
+            return int(execute_here(session, statement, values).rowcount)
         except DBAPIError as error:
             translated = self._translated(error, connection)
             if translated is None:
@@ -289,10 +299,11 @@ class Ledger:
                 return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
         return explain(error, self.name, lent=True)
 
-    def _driver_statement(self, dialect: Dialect, statement: Executable) -> DriverStatement:
-        complete = self._complete_by_dialect.get(dialect)
+    def _driver_statement(self, dialect: Dialect, statement: Executable, *, with_origin: bool) -> DriverStatement:
+        by_dialect = self._complete_with_origin if with_origin else self._complete_by_dialect
+        complete = by_dialect.get(dialect)
         if complete is None:
-            complete = self._complete_by_dialect[dialect] = DriverStatement.of(statement, dialect)
+            complete = by_dialect[dialect] = DriverStatement.of(statement, dialect)
         return complete
 
     async def _first(

@@ -1,8 +1,13 @@
 """Job rows as Python tuples."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from worker.ledger.table import State
+from worker.new_job import NewJob
+
+ORIGIN = ("parent", "traceparent")
+"""The columns of a job's origin. `NewJob` and `FinalRow` have them as their last fields."""
 
 
 class RelayRow(NamedTuple):
@@ -40,6 +45,10 @@ class FinalRow(NamedTuple):
     """The number of attempts, this one included."""
     started_at: int | None = None
     """Milliseconds since the epoch."""
+    parent: str | None = None
+    """The id of the job that enqueued it."""
+    traceparent: str | None = None
+    """The trace and span that it was enqueued in."""
 
     @property
     def size(self) -> int:
@@ -52,3 +61,17 @@ class StoredResult(NamedTuple):
 
     state: State
     result: bytes | None
+
+
+def has_origin(rows: Sequence[NewJob] | Sequence[FinalRow]) -> bool:
+    """Whether any of the rows has a parent or a traceparent."""
+    for row in rows:  # noqa: SIM110 - with `any` it takes 0.3 µs more of each job
+        if row.parent is not None or row.traceparent is not None:
+            return True
+    return False
+
+
+def parameters(row: NewJob | FinalRow, *, with_origin: bool) -> dict[str, Any]:
+    """The row as parameters of a statement. Without its origin, they are those that version 0001 of the table has."""
+    fields = row._fields if with_origin else row._fields[: -len(ORIGIN)]
+    return dict(zip(fields, row, strict=False))

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from worker.ledger.rows import ORIGIN
 from worker.ledger.table import FINAL, State, now_ms, spread, table
 
 GRACE = 3000
@@ -76,21 +77,25 @@ class Statements:
 
     @classmethod
     @cache
-    def of(cls, dialect: str, name: str) -> "Statements":
-        """The statements for the table `name` on a database of `dialect`."""
-        jobs = table(name)
+    def of(cls, dialect: str, name: str, *, with_origin: bool = False) -> "Statements":
+        """The statements for the table `name` on a database of `dialect`.
+
+        Args:
+            with_origin: whether those that insert rows write the columns of `ORIGIN`, too.
+        """
+        jobs, origin = table(name), ORIGIN if with_origin else ()
         return cls(
-            **_enqueueing(jobs, _INSERT[dialect]),
-            **_completing(jobs, _INSERT[dialect]),
+            **_enqueueing(jobs, _INSERT[dialect], origin),
+            **_completing(jobs, _INSERT[dialect], origin),
             **_reading(jobs),
             **_relaying(jobs),
             **_pruning(jobs, dialect),
         )
 
 
-def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
+def _enqueueing(jobs: Table, insert: _Insert, origin: Sequence[str]) -> dict[str, Executable]:
     job = jobs.c
-    fields = ("id", "enqueued_at", "task", "queue", "payload")
+    fields = ("id", "enqueued_at", "task", "queue", "payload", *origin)
     # A job's expiry counts from a due time in the future, else from now, as in Redis.
     requested = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
     due = _later_of(requested, now_ms())
@@ -104,11 +109,11 @@ def _enqueueing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
     return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
 
 
-def _completing(jobs: Table, insert: _Insert) -> dict[str, Executable]:
+def _completing(jobs: Table, insert: _Insert, origin: Sequence[str]) -> dict[str, Executable]:
     job = jobs.c
     outcome = ("state", "result", "error", "traceback", "tries", "started_at")
     complete = insert(jobs).values(
-        **_parameters(job, ("id", "enqueued_at", "task", "queue", "payload", *outcome)), finished_at=now_ms()
+        **_parameters(job, ("id", "enqueued_at", "task", "queue", "payload", *outcome, *origin)), finished_at=now_ms()
     )
     upsert = complete.on_conflict_do_update(
         index_elements=[job.id, job.enqueued_at],

@@ -107,10 +107,13 @@ def table(name: str = NAME) -> Table:
         Column("check_at", BigInteger),
         # Earlier versions use the next column, and may run beside this one during a deploy.
         Column("checks", Integer, nullable=False, server_default="0"),
+        Column("parent", Text),
+        Column("traceparent", Text),
         Index(f"{bare}_check", "check_at", **_where("state = 'pending'")),
         Index(f"{bare}_pending", "id", unique=True, **_where("state = 'pending'")),
         Index(f"{bare}_failed", "finished_at", **_where("state = 'failed'")),
         Index(f"{bare}_prune", "finished_at", **_where(FINAL)),
+        Index(f"{bare}_parent", "parent", **_where("parent IS NOT NULL")),
         # Each pending job leaves a dead row. The server's default waits for 20 % of the rows, a week's jobs: too many.
         postgresql_with={"autovacuum_vacuum_scale_factor": 0.02},
     )

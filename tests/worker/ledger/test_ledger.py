@@ -62,6 +62,30 @@ class TestOutcomes:
         await ledger.complete([FAILED, FAILED._replace(id="j2"), FAILED._replace(id="j3")])
         assert [await state(ledger, job_id) for job_id in ("j1", "j2", "j3")] == ["done", "failed", "failed"]
 
+    async def test_a_row_keeps_its_origin_however_it_is_written(self, ledger: Ledger) -> None:
+        """A pending row, a row that is made when the job ends, a row of a batch. An outcome does not change it."""
+        origin: dict[str, Any] = {"parent": "p1", "traceparent": "00-trace-span-01"}
+        await add(ledger, ROW._replace(id="j0"), ROW._replace(**origin))
+        async with db.scope():
+            assert await ledger.reserve(await db.session(), ROW._replace(id="j4", **origin))
+        await mark_done(ledger)
+        await mark_done(ledger, DONE._replace(id="j2", **origin))
+        await ledger.complete([FAILED._replace(id="j3", **origin), FAILED._replace(id="j5")])
+        for job_id, expected in (("j0", None), ("j5", None), *((f"j{number}", origin) for number in range(1, 5))):
+            row = await ledger.latest(job_id)
+            assert row is not None
+            assert {name: row[name] for name in origin} == (expected or dict.fromkeys(origin)), job_id
+
+    async def test_a_job_without_an_origin_is_written_as_in_a_table_of_the_first_version(self, ledger: Ledger) -> None:
+        """Its statements do not name the two columns, so it writes not a byte more, and needs no migrated table."""
+        await alter(f"DROP INDEX {NAME}_parent")
+        await alter(f"ALTER TABLE {NAME} DROP COLUMN parent")
+        await alter(f"ALTER TABLE {NAME} DROP COLUMN traceparent")
+        await add(ledger, ROW)
+        await mark_done(ledger)
+        await ledger.complete([FAILED._replace(id="j2")])
+        assert [await state(ledger, job_id) for job_id in ("j1", "j2")] == ["done", "failed"]
+
     async def test_a_job_without_a_row_gets_a_done_row_once(self, ledger: Ledger) -> None:
         """It was enqueued outside a transaction."""
         assert await mark_done(ledger) is None

@@ -24,6 +24,7 @@ from worker.ledger.schema_check import check
 from worker.new_job import NewJob
 
 ROW = NewJob("j1", b"{}", "send", "arq:queue", 1_000)
+NEWEST = "0002"
 RUN_MIGRATE = "run 'python -m worker migrate'"
 
 _COLUMNS = """
@@ -37,8 +38,10 @@ _OPTIONS = "SELECT reloptions FROM pg_class WHERE relname = :table"
 def likeness(connection: Connection, name: str = "tandem_jobs") -> list[str]:
     """All that a database knows of a table, as the server puts it, under the name ``tandem_jobs``."""
     if connection.dialect.name == "sqlite":
-        query = "SELECT sql FROM sqlite_master WHERE tbl_name = :table ORDER BY type, sql"
-        rows = connection.execute(text(query), {"table": name}).all()
+        # Not the table's own SQL, which an added column leaves in another order.
+        columns = "SELECT * FROM pragma_table_xinfo(:table)"
+        indexes = "SELECT sql FROM sqlite_master WHERE tbl_name = :table AND type = 'index' ORDER BY sql"
+        rows = [row for query in (columns, indexes) for row in connection.execute(text(query), {"table": name})]
     else:
         queries = (_COLUMNS, _INDEXES, _OPTIONS)
         rows = [row for query in queries for row in connection.execute(text(query), {"table": name})]
@@ -70,10 +73,10 @@ class TestUpgrade:
         with pytest.raises(LedgerError, match="missing"):
             await check(bare_database, "tandem_jobs")
         done = await upgrade(bare_database)
-        assert done == Upgrade(None, "0001")
+        assert done == Upgrade(None, NEWEST)
         await check(bare_database, "tandem_jobs")
         assert await tables(bare_database) == {"tandem_jobs", "tandem_jobs_version"}
-        assert await upgrade(bare_database) == Upgrade("0001", "0001")
+        assert await upgrade(bare_database) == Upgrade(NEWEST, NEWEST)
 
     async def test_the_migrated_table_is_the_one_that_the_code_defines(self, bare_database: db.Database[Any]) -> None:
         """Columns, indexes with their conditions, collation and storage are those of `table()`."""
@@ -98,6 +101,28 @@ class TestUpgrade:
 
         assert await run_sync(bare_database, compare) == []
 
+    async def test_a_table_of_the_first_version_gets_the_columns_of_the_second(
+        self, bare_database: db.Database[Any]
+    ) -> None:
+        """A worker that starts before says what to type. Then the table is as a new one, and its rows are kept."""
+        await upgrade(bare_database)
+        await run_sync(bare_database, table("other").metadata.create_all)
+        for statement in (
+            "DROP INDEX tandem_jobs_parent",
+            "ALTER TABLE tandem_jobs DROP COLUMN parent",
+            "ALTER TABLE tandem_jobs DROP COLUMN traceparent",
+            "UPDATE tandem_jobs_version SET version_num = '0001'",
+            "INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state) VALUES ('j1', 1, 'send', 'mail', 'pending')",
+        ):
+            await execute(bare_database, statement)
+        with pytest.raises(LedgerError, match=f"tandem_jobs is old: {RUN_MIGRATE}"):
+            await check(bare_database, "tandem_jobs")
+        assert await upgrade(bare_database) == Upgrade("0001", NEWEST)
+        await check(bare_database, "tandem_jobs")
+        assert await run_sync(bare_database, likeness) == await run_sync(bare_database, likeness, "other")
+        kept = "SELECT count(*) FROM tandem_jobs WHERE id = 'j1' AND parent IS NULL AND traceparent IS NULL"
+        assert await run_sync(bare_database, lambda connection: connection.scalar(text(kept))) == 1
+
     async def test_of_several_concurrent_migrations_one_makes_the_table_and_the_others_wait(
         self, bare_database: db.Database[Any]
     ) -> None:
@@ -108,7 +133,7 @@ class TestUpgrade:
             name = bare_database.url.database
             await execute(bare_database, f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
         done = await asyncio.gather(*map(upgrade, others))
-        assert sorted(done, key=str) == [*[Upgrade("0001", "0001")] * 4, Upgrade(None, "0001")]
+        assert sorted(done, key=str) == [*[Upgrade(NEWEST, NEWEST)] * 4, Upgrade(None, NEWEST)]
         for other in others:
             await other.dispose()
 
@@ -121,7 +146,7 @@ class TestUpgrade:
         await check(database, "work.jobs")
         assert await tables(database, "work") == {"jobs", "jobs_version"}
         assert await tables(database) == set()
-        assert await upgrade(database, "work.jobs") == Upgrade("0001", "0001")
+        assert await upgrade(database, "work.jobs") == Upgrade(NEWEST, NEWEST)
         await database.dispose()
 
     def test_migrating_in_an_existing_schema_needs_no_right_to_create_schemas(self, bare_postgres: str) -> None:
@@ -132,7 +157,7 @@ class TestUpgrade:
             connection.execute(text("CREATE SCHEMA work"))
             connection.execute(text("GRANT USAGE, CREATE ON SCHEMA work TO tandem_test_modest"))
             connection.execute(text("SET LOCAL ROLE tandem_test_modest"))
-            assert upgrade_on(connection, "work.jobs") == Upgrade(None, "0001")
+            assert upgrade_on(connection, "work.jobs") == Upgrade(None, NEWEST)
             connection.rollback()
         engine.dispose()
 
@@ -169,7 +194,7 @@ class TestSql:
         with psycopg.connect(as_dsn(make_url(bare_postgres)), autocommit=True) as connection:
             connection.execute(upgrade_sql("postgresql", "work.jobs").encode())
         database: db.Database[Any] = db.Database(bare_postgres)
-        assert await upgrade(database, "work.jobs") == Upgrade("0001", "0001")
+        assert await upgrade(database, "work.jobs") == Upgrade(NEWEST, NEWEST)
         await upgrade(database)
         by_hand = await run_sync(database, likeness, "jobs")
         assert [line.replace("work.", "public.") for line in by_hand] == await run_sync(database, likeness)
@@ -181,7 +206,7 @@ class TestSql:
         with closing(sqlite3.connect(file)) as connection:
             connection.executescript(upgrade_sql("sqlite"))
         database: db.Database[Any] = db.Database(f"sqlite+aiosqlite:///{file}")
-        assert await upgrade(database) == Upgrade("0001", "0001")
+        assert await upgrade(database) == Upgrade(NEWEST, NEWEST)
         await check(database, "tandem_jobs")
         await database.dispose()
 
