@@ -55,7 +55,12 @@ async def connect(url: str) -> "asyncpg.Connection[asyncpg.Record]":
 async def test_each_test_gets_an_empty_database_and_an_observer(database_url: str, postgres: Observer) -> None:
     """Each test gets a database of its own, with the ledger alone, and sees from outside who is connected to it."""
     tables = await postgres.fetch("SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'")
-    assert {table["name"] for table in tables} == {"tandem_jobs", "tandem_jobs_version"}
+    assert {table["name"] for table in tables} == {
+        "tandem_jobs",
+        "tandem_jobs_audit",
+        "tandem_jobs_pauses",
+        "tandem_jobs_version",
+    }
     assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
     assert await postgres.backends() == 0
     engine = create_async_engine(database_url)

@@ -97,15 +97,18 @@ class Broker:
         arguments = [keys.prefix, keys.wake, job_id, "" if enqueued_at is None else enqueued_at]
         return bool(await self.connections.run("abort", queue, arguments))
 
-    async def claim(self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1) -> Claims:
+    async def claim(
+        self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1, *, guarded: bool = False
+    ) -> Claims:
         """Take up to `wanted` due jobs, with a lease of `lease` milliseconds. Large jobs are taken in smaller numbers.
 
         A payload of more than `largest_read` bytes is not read.
 
         Args:
             suspects: how many of the jobs may be suspects (`Claim.is_suspect`).
+            guarded: take nothing while the queue has no epoch, as Redis may have lost that the queue is paused.
         """
-        arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects, self.largest_read]
+        arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects, self.largest_read, "1" if guarded else ""]
         now, next_score, *jobs = await self.connections.run("claim", queue, arguments)
         claims = [
             Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at))

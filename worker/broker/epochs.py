@@ -5,6 +5,7 @@ An epoch begins when the key is missing. It is complete when all pending jobs of
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from worker.broker.connections import Connections
 from worker.broker.keys import Keys
@@ -20,12 +21,18 @@ class Epochs:
 
     async def current(self, queues: Sequence[str]) -> dict[str, bytes | None]:
         """The epoch of each queue. None if Redis has lost the key, or the epoch is not complete yet."""
+        return (await self.current_and_paused(queues))[0]
+
+    async def current_and_paused(self, queues: Sequence[str]) -> tuple[dict[str, bytes | None], list[str]]:
+        """The epoch of each queue as `current`, and the names of those that are paused."""
         async with self._connections.client.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.get(Keys.of(queue).epoch)
-            values: list[bytes | None] = await pipe.execute()
-        found = zip(queues, values, strict=True)
-        return {queue: None if epoch is None or epoch.startswith(_BEGUN) else epoch for queue, epoch in found}
+                pipe.exists(Keys.of(queue).paused)
+            values: list[Any] = await pipe.execute()
+        found = zip(queues, values[::2], strict=True)
+        epochs = {queue: None if epoch is None or epoch.startswith(_BEGUN) else epoch for queue, epoch in found}
+        return epochs, [queue for queue, is_paused in zip(queues, values[1::2], strict=True) if is_paused]
 
     async def begin(self, queue: str) -> bytes:
         """Begin a new epoch if there is none, and return the current one."""

@@ -57,6 +57,11 @@ class Keys:
         return f"{self.queue}:epoch"
 
     @property
+    def paused(self) -> str:
+        """The copy of the queue's pause: see `worker.broker.pauses`. Missing if the queue is not paused."""
+        return f"{self.queue}:paused"
+
+    @property
     def wake(self) -> str:
         """The channel that is notified when a job was queued."""
         return f"{self.prefix}wake:{self.queue}"

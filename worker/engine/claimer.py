@@ -48,6 +48,7 @@ class Claimer:
         table: the memory that the keeper reads.
         longest_lease: seconds for which the lease of a job is kept until it begins.
         keeps_leases: whether the leases of all running jobs are known to hold.
+        guarded: whether nothing may be claimed from a queue while it has no epoch: see :mod:`worker.engine.relay`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Claimer:
         table: LeaseTable,
         longest_lease: float,
         keeps_leases: Callable[[], bool] = lambda: True,
+        guarded: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         self._broker = broker
         self._queues = tuple(queues)
@@ -70,6 +72,7 @@ class Claimer:
         self._table = table
         self._longest_lease = longest_lease
         self._keeps_leases = keeps_leases
+        self._guarded = guarded
         self._stopped = self._begun = False
         self._wake_up = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
@@ -79,6 +82,10 @@ class Claimer:
         slots.on_free = self._wake_up.set
         self.last_answer = 0.0
         """Time of the last answer to a claim, by the monotonic clock."""
+
+    def wake(self) -> None:
+        """Claim soon, and do not sleep until the next job is due."""
+        self._wake_up.set()
 
     def stop(self) -> None:
         """Claim nothing more. Jobs of a claim that Redis has not yet answered are still started."""
@@ -120,7 +127,9 @@ class Claimer:
             wanted = min(self._slots.free, self._most_at_once)
             asked = time.monotonic()
             try:
-                claims = await self._broker.claim(name, token, self._lease, wanted, self._slots.free_suspects)
+                claims = await self._broker.claim(
+                    name, token, self._lease, wanted, self._slots.free_suspects, guarded=self._guarded(name)
+                )
             except ResponseError as error:  # an error of one queue must not delay the others
                 refused = error
                 continue

@@ -98,6 +98,7 @@ class Engine:
             log,
             after_job,
         )
+        relay = None if ledger is None else Relay(broker, ledger, names)
         self._heartbeat = Heartbeat.of(executions, table, broker, config)
         self._claimer = Claimer(
             broker,
@@ -108,11 +109,13 @@ class Engine:
             table=table,
             longest_lease=widest.lease,
             keeps_leases=lambda: not executions or self._heartbeat.is_fresh,
+            guarded=lambda name: relay is not None and name in relay.guarded,
         )
+        if relay is not None:
+            relay.on_epoch = self._claimer.wake
         self._draining = draining = Draining(executions, config.grace)
         source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
         self._health = Health(broker, names, config.id, snapshot=source.snapshot, ask_database=ask_database)
-        relay = None if ledger is None else Relay(broker, ledger, names)
         scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
         self._idle = Idle(executions, broker, names, relay, scheduler)
         self._parts: dict[str, Loop | None] = {

@@ -6,6 +6,8 @@
    if it is still pending.
 3. Each queue has an epoch: a key that is gone when Redis has lost its data. Then the relay checks every pending row at
    once. So losing all of Redis costs seconds, and jobs that only wait cost almost nothing.
+4. Before a new epoch begins, the relay restores the pauses of the queues. Until then `guarded` keeps the claimer from
+   queues that were paused: Redis no longer says so. Otherwise the relay compares the pauses once a lap.
 """
 
 import asyncio
@@ -13,11 +15,12 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from worker.broker.broker import Broker
 from worker.broker.epochs import Epochs
 from worker.broker.errors import ResponseError
+from worker.control.queue_pauses import QueuePauses
 from worker.errors import WorkerError
 from worker.ledger import FinalRow, Ledger, RelayRow, State
 from worker.new_job import NewJob
@@ -46,13 +49,20 @@ class Relay:
         self._epochs = Epochs(broker.connections)
         self._ledger = ledger
         self._queues = tuple(queues)
+        self._pauses = QueuePauses(broker, ledger)
         self._trusted: dict[str, bytes] = {}
         self._lap = _Lap()
+        self.on_epoch: Callable[[], None] = lambda: None
+        """Called when queues have an epoch again."""
+        self.guarded = frozenset(queues)
+        """The queues of which nothing may be claimed while they have no epoch. At first all, as any may be paused."""
 
     async def run(self) -> None:
         """Check pending rows, for ever."""
         while True:
             await self._watch_epochs()
+            if self._lap.is_due:
+                await self._pauses.restore(self._queues)
             if await self._round() < _BATCH:
                 await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
@@ -62,11 +72,15 @@ class Relay:
 
     async def _watch_epochs(self) -> None:
         """Check all pending rows of the queues whose Redis has lost its data."""
-        epochs = await self._epochs.current(self._queues)
+        epochs, paused = await self._epochs.current_and_paused(self._queues)
         lost = [name for name, epoch in epochs.items() if not self._trusts(name, epoch)]
+        if lost:
+            paused = [*paused, *await self._pauses.restore(lost)]
+        self.guarded = frozenset(paused)
         if not lost:
             return
         begun = {name: await self._epochs.begin(name) for name in lost}
+        self.on_epoch()
         if published := await self._sweep(lost):
             logger.warning("Redis had lost %d pending jobs of %s; they are published again", published, ", ".join(lost))
         for name, epoch in begun.items():
@@ -152,14 +166,18 @@ class _Lap:
         self._next = 0.0
         self._is_running = False
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next lap."""
+        return not self._is_running and time.monotonic() >= self._next
+
     def position(self) -> tuple[int, str]:
         """The due time and id after which the next batch begins; the start, when it is time for the next lap.
 
         Between two laps the relay checks only rows that have become due since.
         """
-        now = time.monotonic()
-        if not self._is_running and now >= self._next:
-            self._position, self._began, self._is_running = _START, now, True
+        if self.is_due:
+            self._position, self._began, self._is_running = _START, time.monotonic(), True
         return self._position
 
     def advance(self, rows: Sequence[tuple[int, str, int, str]]) -> None:

@@ -108,6 +108,12 @@ def upgrade_sql(dialect: str, name: str = NAME) -> str:
 
 def _require_complete(inspector: Inspector, name: str) -> None:
     schema, bare = _parts(name)
+    absent = [each.name for each in table(name).metadata.sorted_tables if not inspector.has_table(each.name, schema)]
+    if absent:
+        raise LedgerError(
+            f"the ledger's table {name} was not made by 'migrate': let the migrations that made it add the tables "
+            f"{', '.join(absent)} of worker.ledger.table().metadata"
+        )
     missing = {*table(name).columns.keys()} - {column["name"] for column in inspector.get_columns(bare, schema)}
     if missing:
         raise LedgerError(

@@ -28,7 +28,7 @@ GRANTS = "SELECT, INSERT, UPDATE"
 
 
 async def check(database: Database[Any], name: str) -> str:
-    """Check that `database` has the ledger's table with all of its columns, whatever software has created it.
+    """Check that `database` has the ledger's tables with all of their columns, whatever software has created them.
 
     Returns:
         The table's name, with its schema if it has one. So a job that sets `search_path` still finds this table.
@@ -38,9 +38,9 @@ async def check(database: Database[Any], name: str) -> str:
     """
     async with independent(database) as session:
         require_dialect(session.get_bind().dialect.name, name)
-        every_column = select(*table(name).columns).limit(0)
-        with explained(name):
-            await execute(session, every_column)
+        for each in table(name).metadata.sorted_tables:
+            with explained(each.fullname):
+                await execute(session, select(*each.columns).limit(0))
         return await _with_schema(session, name)
 
 

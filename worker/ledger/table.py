@@ -14,6 +14,8 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from worker.ledger.control_tables import add_control_tables
+
 NAME = "tandem_jobs"
 
 
@@ -83,12 +85,16 @@ _Id = Text().with_variant(Text(collation="C"), "postgresql")
 def table(name: str = NAME) -> Table:
     """The table of this name, ``tandem_jobs`` or ``schema.tandem_jobs``, in metadata of its own.
 
+    The metadata also has the tables of pauses and of audit rows.
+
     To create it with a project's own Alembic: ``target_metadata = [Base.metadata, table().metadata]``.
     """
     schema, _, bare = name.rpartition(".")
+    metadata = MetaData(schema=schema or None)
+    add_control_tables(metadata, bare)
     return Table(
         bare,
-        MetaData(schema=schema or None),
+        metadata,
         Column("id", _Id, primary_key=True),
         Column("enqueued_at", BigInteger, primary_key=True, autoincrement=False),
         Column("task", Text, nullable=False),

@@ -24,7 +24,8 @@ from worker.ledger.schema_check import check
 from worker.new_job import NewJob
 
 ROW = NewJob("j1", b"{}", "send", "arq:queue", 1_000)
-NEWEST = "0002"
+NEWEST = "0003"
+TABLES = {"tandem_jobs", "tandem_jobs_audit", "tandem_jobs_pauses"}
 RUN_MIGRATE = "run 'python -m worker migrate'"
 
 _COLUMNS = """
@@ -75,16 +76,17 @@ class TestUpgrade:
         done = await upgrade(bare_database)
         assert done == Upgrade(None, NEWEST)
         await check(bare_database, "tandem_jobs")
-        assert await tables(bare_database) == {"tandem_jobs", "tandem_jobs_version"}
+        assert await tables(bare_database) == {*TABLES, "tandem_jobs_version"}
         assert await upgrade(bare_database) == Upgrade(NEWEST, NEWEST)
 
     async def test_the_migrated_table_is_the_one_that_the_code_defines(self, bare_database: db.Database[Any]) -> None:
         """Columns, indexes with their conditions, collation and storage are those of `table()`."""
         await upgrade(bare_database)
         await run_sync(bare_database, table("other").metadata.create_all)
-        migrated = await run_sync(bare_database, likeness)
-        assert len(migrated) >= 5
-        assert migrated == await run_sync(bare_database, likeness, "other")
+        for suffix, least in {"": 5, "_pauses": 1, "_audit": 2}.items():
+            migrated = await run_sync(bare_database, likeness, f"tandem_jobs{suffix}")
+            assert len(migrated) >= least
+            assert migrated == await run_sync(bare_database, likeness, f"other{suffix}")
 
     async def test_a_projects_own_alembic_sees_no_difference_to_the_migrated_table(
         self, bare_database: db.Database[Any]
@@ -94,7 +96,7 @@ class TestUpgrade:
 
         def compare(connection: Connection) -> Any:
             def is_ours(name: str | None, kind: str, _parents: Any) -> bool:
-                return kind != "table" or name == "tandem_jobs"
+                return kind != "table" or name in TABLES
 
             options = {"compare_type": True, "compare_server_default": True, "include_name": is_ours}
             return compare_metadata(MigrationContext.configure(connection, opts=options), table().metadata)
@@ -144,7 +146,7 @@ class TestUpgrade:
         database: db.Database[Any] = db.Database(bare_postgres)
         await upgrade(database, "work.jobs")
         await check(database, "work.jobs")
-        assert await tables(database, "work") == {"jobs", "jobs_version"}
+        assert await tables(database, "work") == {"jobs", "jobs_audit", "jobs_pauses", "jobs_version"}
         assert await tables(database) == set()
         assert await upgrade(database, "work.jobs") == Upgrade(NEWEST, NEWEST)
         await database.dispose()
@@ -182,7 +184,11 @@ class TestUpgrade:
         """It is complete, or the project has to change it."""
         await run_sync(bare_database, table().metadata.create_all)
         assert await upgrade(bare_database) == Upgrade(None, None)
-        assert await tables(bare_database) == {"tandem_jobs"}
+        assert await tables(bare_database) == TABLES
+        await execute(bare_database, "DROP TABLE tandem_jobs_audit")
+        with pytest.raises(LedgerError, match="add the tables tandem_jobs_audit"):
+            await upgrade(bare_database)
+        await run_sync(bare_database, table().metadata.create_all)
         await execute(bare_database, "ALTER TABLE tandem_jobs DROP COLUMN history")
         with pytest.raises(LedgerError, match="tandem_jobs is old, and was not made by 'migrate'"):
             await upgrade(bare_database)
@@ -234,6 +240,14 @@ class TestSchemaCheck:
         with pytest.raises(LedgerError) as caught:
             await check(bare_database, "tandem_jobs")
         assert str(caught.value) == f"the ledger's table tandem_jobs is old: {RUN_MIGRATE}"
+
+    async def test_a_missing_control_table_is_reported_by_its_name(self, bare_database: db.Database[Any]) -> None:
+        """A worker of this version would not find the pauses of its queues."""
+        await upgrade(bare_database)
+        await execute(bare_database, "DROP TABLE tandem_jobs_pauses")
+        with pytest.raises(LedgerError) as caught:
+            await check(bare_database, "tandem_jobs")
+        assert str(caught.value) == f"the ledger's table tandem_jobs_pauses is missing: {RUN_MIGRATE}"
 
     async def test_a_table_name_with_a_schema_is_refused_on_sqlite(self, sqlite_url: str) -> None:
         """SQLite would look for another file."""

@@ -5,9 +5,12 @@
 -- ARGV[1]  prefix of all other keys     ARGV[2]  token     ARGV[3]  lease in ms     ARGV[4]  n
 -- ARGV[5]  how many of them may be suspects: jobs during which workers have died SUSPECT_CRASHES times or more
 -- ARGV[6]  the most bytes that a payload may have
+-- ARGV[7]  '1' to take nothing while the queue has no epoch: Redis may have lost that the queue is paused
 -- Returns the time, the due time of the next job (or false), and for each taken job: id, payload (or false), its score,
 -- failed tries, claims that were never finished, when an abort was requested (or false). A payload that is too large is
 -- not read: its size is returned instead. After ENOUGH bytes no more jobs are taken, so that the reply arrives in time.
+-- Of a paused queue only jobs up to a score are taken, and jobs that are to be aborted: see worker/broker/pauses.py. The
+-- end of the pause (or false) takes the place of the next due time.
 --
 -- Reads and writes are batched over many jobs, as most of this script's time goes into its calls.
 local queue, prefix, token, lease, wanted = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -16,10 +19,13 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local suspects = tonumber(ARGV[5])
 local largest, bytes = tonumber(ARGV[6]), 0
 local MOST_SKIPPED, AT_ONCE, MOST, SUSPECT_CRASHES, LATER, ENOUGH = 1000, 1000, 1000000000, 2, 500, 4 * 1024 * 1024
-local started, abort = prefix .. 'started', prefix .. 'abort'
+local MOST_ABORTED = 100
+local started, abort, paused = prefix .. 'started', prefix .. 'abort', queue .. ':paused'
 local first_claim = '1:' .. token
 local lease_end = string.format('%.0f', now + lease)
-local aborts = redis.call('EXISTS', abort) == 1
+-- One call for both keys, as most queues have neither. A key that is named twice counts twice.
+local flags = redis.call('EXISTS', abort, paused, paused)
+local aborts, pause = flags % 2 == 1, flags > 1
 
 -- Keys of a wrong type, from other software, must not stop the queue: an error of `pcall` counts as a missing key.
 local function text(reply)
@@ -49,10 +55,28 @@ local function read(job)
     return text(redis.pcall('GETEX', job, 'PERSIST'))  -- a job that has started does not expire any more
 end
 
+-- Without an epoch, Redis has lost its data, and no worker has restored the pauses yet.
+if ARGV[7] == '1' and not pause then pause = redis.call('EXISTS', queue .. ':epoch') == 0 end
+local last_score = now
+if pause then last_score = string.match(text(redis.pcall('GET', paused)) or '', '^%d+') or '-inf' end
+
+local function due_jobs(limit)
+    local due = redis.call('ZRANGEBYSCORE', queue, '-inf', last_score, 'WITHSCORES', 'LIMIT', 0, limit)
+    if not pause or not aborts or #due > 0 then return due end
+    for _, id in ipairs(redis.call('ZRANGE', abort, -MOST_ABORTED, -1)) do
+        local score = redis.call('ZSCORE', queue, id)
+        if score and tonumber(score) <= now and #due < 2 * limit then
+            due[#due + 1] = id
+            due[#due + 1] = score
+        end
+    end
+    return due
+end
+
 local reply, taken, skipped = { now, false }, 0, 0
 while taken < wanted and skipped < MOST_SKIPPED do
     local limit = math.min(wanted - taken, AT_ONCE)
-    local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+    local due = due_jobs(limit)
     if #due == 0 then break end
     local ids = {}
     for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
@@ -110,6 +134,11 @@ while taken < wanted and skipped < MOST_SKIPPED do
     redis.call('ZADD', queue, unpack(scores))
     if #claims > 0 then redis.pcall('HSET', started, unpack(claims)) end
 end
-local following = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-reply[2] = following[2] or false
+if pause then
+    local left = redis.call('PTTL', paused)
+    reply[2] = left > 0 and now + left
+else
+    local following = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
+    reply[2] = following[2] or false
+end
 return reply
