@@ -98,7 +98,7 @@ class Broker:
         return bool(await self.connections.run("abort", queue, arguments))
 
     async def claim(
-        self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1, *, guarded: bool = False
+        self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1, guarded: bool = False
     ) -> Claims:
         """Take up to `wanted` due jobs, with a lease of `lease` milliseconds. Large jobs are taken in smaller numbers.
 
@@ -106,7 +106,7 @@ class Broker:
 
         Args:
             suspects: how many of the jobs may be suspects (`Claim.is_suspect`).
-            guarded: take nothing while the queue has no epoch, as Redis may have lost that the queue is paused.
+            guarded: take nothing while the queue has no complete epoch, as Redis may have lost that it is paused.
         """
         arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects, self.largest_read, "1" if guarded else ""]
         now, next_score, *jobs = await self.connections.run("claim", queue, arguments)

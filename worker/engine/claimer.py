@@ -48,7 +48,7 @@ class Claimer:
         table: the memory that the keeper reads.
         longest_lease: seconds for which the lease of a job is kept until it begins.
         keeps_leases: whether the leases of all running jobs are known to hold.
-        guarded: whether nothing may be claimed from a queue while it has no epoch: see :mod:`worker.engine.relay`.
+        guarded: whether nothing may be claimed from a queue without a complete epoch: see :mod:`worker.engine.relay`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Claimer:
             asked = time.monotonic()
             try:
                 claims = await self._broker.claim(
-                    name, token, self._lease, wanted, self._slots.free_suspects, guarded=self._guarded(name)
+                    name, token, self._lease, wanted, self._slots.free_suspects, self._guarded(name)
                 )
             except ResponseError as error:  # an error of one queue must not delay the others
                 refused = error

@@ -112,7 +112,7 @@ class Engine:
             guarded=lambda name: relay is not None and name in relay.guarded,
         )
         if relay is not None:
-            relay.on_epoch = self._claimer.wake
+            relay.on_unguarded = self._claimer.wake
         self._draining = draining = Draining(executions, config.grace)
         source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
         self._health = Health(broker, names, config.id, snapshot=source.snapshot, ask_database=ask_database)

@@ -6,8 +6,8 @@
    if it is still pending.
 3. Each queue has an epoch: a key that is gone when Redis has lost its data. Then the relay checks every pending row at
    once. So losing all of Redis costs seconds, and jobs that only wait cost almost nothing.
-4. Before a new epoch begins, the relay restores the pauses of the queues. Until then `guarded` keeps the claimer from
-   queues that were paused: Redis no longer says so. Otherwise the relay compares the pauses once a lap.
+4. Before a new epoch is complete, the relay restores the pauses of the queues. Until then `guarded` keeps the claimer
+   from queues that were paused: Redis no longer says so. Otherwise the relay compares the pauses once a lap.
 """
 
 import asyncio
@@ -52,10 +52,11 @@ class Relay:
         self._pauses = QueuePauses(broker, ledger)
         self._trusted: dict[str, bytes] = {}
         self._lap = _Lap()
-        self.on_epoch: Callable[[], None] = lambda: None
-        """Called when queues have an epoch again."""
         self.guarded = frozenset(queues)
-        """The queues of which nothing may be claimed while they have no epoch. At first all, as any may be paused."""
+        """The queues of which nothing may be claimed while they have no complete epoch: those that were paused when the
+        relay looked last. At first all, as any may be paused."""
+        self.on_unguarded: Callable[[], None] = lambda: None
+        """Called when `guarded` may have become smaller."""
 
     async def run(self) -> None:
         """Check pending rows, for ever."""
@@ -74,13 +75,12 @@ class Relay:
         """Check all pending rows of the queues whose Redis has lost its data."""
         epochs, paused = await self._epochs.current_and_paused(self._queues)
         lost = [name for name, epoch in epochs.items() if not self._trusts(name, epoch)]
-        if lost:
-            paused = [*paused, *await self._pauses.restore(lost)]
-        self.guarded = frozenset(paused)
         if not lost:
+            self.guarded = frozenset(paused)
             return
         begun = {name: await self._epochs.begin(name) for name in lost}
-        self.on_epoch()
+        self.guarded = frozenset([*paused, *await self._pauses.restore(lost)])
+        self.on_unguarded()
         if published := await self._sweep(lost):
             logger.warning("Redis had lost %d pending jobs of %s; they are published again", published, ", ".join(lost))
         for name, epoch in begun.items():

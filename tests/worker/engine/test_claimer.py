@@ -189,9 +189,9 @@ async def test_slots_freed_in_neighbouring_loop_turns_are_filled_by_one_claim(
     claim = broker.claim
     wanted: list[int] = []
 
-    async def noted_claim(name: str, token: str, lease: int, limit: int, suspects: int) -> Any:
+    async def noted_claim(name: str, token: str, lease: int, limit: int, suspects: int, guarded: bool) -> Any:
         wanted.append(limit)
-        return await claim(name, token, lease, limit, suspects)
+        return await claim(name, token, lease, limit, suspects, guarded)
 
     monkeypatch.setattr(broker, "claim", noted_claim)
     running = asyncio.create_task(ours.run())

@@ -5,7 +5,7 @@
 -- ARGV[1]  prefix of all other keys     ARGV[2]  token     ARGV[3]  lease in ms     ARGV[4]  n
 -- ARGV[5]  how many of them may be suspects: jobs during which workers have died SUSPECT_CRASHES times or more
 -- ARGV[6]  the most bytes that a payload may have
--- ARGV[7]  '1' to take nothing while the queue has no epoch: Redis may have lost that the queue is paused
+-- ARGV[7]  '1' to take nothing while the queue has no complete epoch: Redis may have lost that the queue is paused
 -- Returns the time, the due time of the next job (or false), and for each taken job: id, payload (or false), its score,
 -- failed tries, claims that were never finished, when an abort was requested (or false). A payload that is too large is
 -- not read: its size is returned instead. After ENOUGH bytes no more jobs are taken, so that the reply arrives in time.
@@ -55,8 +55,10 @@ local function read(job)
     return text(redis.pcall('GETEX', job, 'PERSIST'))  -- a job that has started does not expire any more
 end
 
--- Without an epoch, Redis has lost its data, and no worker has restored the pauses yet.
-if ARGV[7] == '1' and not pause then pause = redis.call('EXISTS', queue .. ':epoch') == 0 end
+-- Without a complete epoch, Redis has lost its data, and perhaps no worker has restored the pauses yet.
+if ARGV[7] == '1' and not pause then
+    pause = string.match(text(redis.pcall('GET', queue .. ':epoch')) or '?', '^%?') == '?'
+end
 local last_score = now
 if pause then last_score = string.match(text(redis.pcall('GET', paused)) or '', '^%d+') or '-inf' end
 
