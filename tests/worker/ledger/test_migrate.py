@@ -110,6 +110,8 @@ class TestUpgrade:
         await upgrade(bare_database)
         await run_sync(bare_database, table("other").metadata.create_all)
         for statement in (
+            "DROP TABLE tandem_jobs_audit",
+            "DROP TABLE tandem_jobs_pauses",
             "DROP INDEX tandem_jobs_parent",
             "ALTER TABLE tandem_jobs DROP COLUMN parent",
             "ALTER TABLE tandem_jobs DROP COLUMN traceparent",
