@@ -9,7 +9,7 @@
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
@@ -27,6 +27,7 @@ from db.session.classes import AsyncSession, Session, adapt_sessionmaker
 __all__ = [
     "AnyDatabase",
     "Database",
+    "PoolUsage",
     "default_database",
     "given_default",
     "is_default",
@@ -46,6 +47,16 @@ BeforeSession: TypeAlias = Callable[["Database[Any]", dict[str, Any]], Awaitable
 
 # Engine options that are meant for one driver alone.
 _OF_ONE_DRIVER = ("connect_args", "pool", "poolclass", "creator", "async_creator")
+
+
+class PoolUsage(NamedTuple):
+    """The connections of a database's pool."""
+
+    size: int
+    """The most that the pool opens."""
+    used: int
+    idle: int
+    """Open, and not used."""
 
 
 class Database(Generic[S]):
@@ -257,6 +268,20 @@ class Database(Generic[S]):
                 await connection.execute(text("SELECT 1"))
         else:
             await _check_in_thread(engine)
+
+    @property
+    def pool_usage(self) -> PoolUsage | None:
+        """The connections of the pool, those of the synchronous twin included. None without a pool of a known size.
+
+        Opens nothing. Any thread may ask.
+        """
+        if self.pool_size is None or self.url is None:
+            return None
+        used, idle = (0, 0) if self._open is None else self._open.connections
+        twin = None if self._twin is None else self._twin.pool_usage
+        if twin is None:
+            return PoolUsage(self.pool_size, used, idle)
+        return PoolUsage(self.pool_size + twin.size, used + twin.used, idle + twin.idle)
 
     @property
     def has_hook(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine, NullPool
+from sqlalchemy import Engine, NullPool, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
@@ -79,6 +79,12 @@ class LeasedEngine:
         """Close the connections of a closed loop, without a word to the server."""
         if self._owned:
             self._sync_engine.dispose()
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many of the pool's connections are used, and how many are open and not used. Zeros without a pool."""
+        pool = self._sync_engine.pool
+        return (pool.checkedout(), pool.checkedin()) if isinstance(pool, QueuePool) else (0, 0)
 
     def lease(self) -> None:
         self._leases += 1
