@@ -100,6 +100,7 @@ QueueNames = Annotated[
     StringConstraints(strip_whitespace=True, pattern=r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
     _Expected("names of queues with commas between them", "high,arq:queue,low"),
 ]
+Port = Annotated[int, Field(ge=1, le=65535), _Expected("a port from 1 to 65535", "9464")]
 TableName = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)?$"),
@@ -182,6 +183,9 @@ class Config(BaseSettings):
 
     log_jobs: LoggedJobs = "all"
     """Jobs that get lines in the log: `all`, `failed` or `off`."""
+
+    metrics_port: Port | None = None
+    """Port of the worker's metrics for Prometheus. With `--processes` each process has the next port. Default: none."""
 
     accept_pickle: Switch = False
     """Read jobs that an arq producer has pickled. A person who can write to Redis can then run code in the worker."""

@@ -57,7 +57,14 @@ def forked_workers(fork_server: ForkServerContext, environment: dict[str, str], 
 
 def left_keys(observer: Any) -> set[str]:
     """All Redis keys but results, past cron slots, and the records of workers."""
-    kept = ("arq:result:", "arq:slots", "arq:queue:health-check", "arq:queue:epoch", "arq:queue:tasks")
+    kept = (
+        "arq:result:",
+        "arq:slots",
+        "arq:queue:health-check",
+        "arq:queue:epoch",
+        "arq:queue:tasks",
+        "arq:queue:metrics:",
+    )
     return {key for key in observer.keys("*") if not key.startswith(kept)}
 
 

@@ -86,6 +86,11 @@ class Keys:
         return f"{self.queue}:tasks"
 
     @property
+    def metrics(self) -> str:
+        """The beginning of the keys of what the queue's workers have counted: see ``scripts/measure.lua``."""
+        return f"{self.queue}:metrics:"
+
+    @property
     def healthy(self) -> str:
         """A set: the ids of the workers that may have a health record."""
         return f"{self.queue}:health-checks"

@@ -19,6 +19,7 @@ from worker.broker.records import Completion, now_ms
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import milliseconds
+from worker.engine.measuring import Measuring
 from worker.engine.outcome import Outcome, OutcomeKind
 from worker.engine.pickles import dump_result
 from worker.engine.recording import RECORDING, Action
@@ -32,8 +33,9 @@ _BATCH = 500  # outcomes a round trip
 _ENOUGH = 16  # outcomes for which a round trip is made at once
 _BATCH_BYTES = 8 * 1024 * 1024  # bytes of results a round trip
 _LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
+_LARGE = 4096  # bytes of a result of which no second copy is kept
 
-_Waiting = deque[tuple[Execution, Completion]]
+_Waiting = deque[tuple[Execution, Completion, Outcome]]
 
 
 class BrokerCompleter:
@@ -41,11 +43,15 @@ class BrokerCompleter:
 
     Args:
         executions: an execution is removed from these once Redis has its outcome.
+        measuring: counts the outcomes (default: they are not counted).
     """
 
-    def __init__(self, broker: Broker, executions: Executions) -> None:
+    def __init__(self, broker: Broker, executions: Executions, measuring: Measuring | None = None) -> None:
         self._broker = broker
         self._executions = executions
+        self._measuring = measuring
+        self._repeated: set[Execution] = set()
+        """Executions whose outcome Redis may have already: the reply was lost."""
         self._waiting: defaultdict[str, _Waiting] = defaultdict(deque)
         self._has_outcomes = asyncio.Event()
         self._is_empty = asyncio.Event()
@@ -56,9 +62,14 @@ class BrokerCompleter:
         action = RECORDING[outcome.kind].action
         if action is None:
             self._executions.remove(execution)
+            if self._measuring is not None:
+                self._measuring.abandoned(execution)
             return
         execution.phase = _FINISHING
-        self._waiting[execution.queue].append((execution, completion(execution, outcome, action)))
+        encoded = completion(execution, outcome, action)
+        if len(outcome.result) > _LARGE:
+            outcome = outcome._replace(result=b"")
+        self._waiting[execution.queue].append((execution, encoded, outcome))
         self._is_empty.clear()
         self._has_outcomes.set()
 
@@ -91,17 +102,28 @@ class BrokerCompleter:
         batch = _next_batch(waiting)
         if not batch:
             return
-        replies = await self._broker.finish(queue, [entry for _, entry in batch])
-        for (execution, _), is_ours in zip(batch, replies, strict=True):
+        try:
+            replies = await self._broker.finish(queue, [entry for _, entry, _ in batch])
+        except (RedisError, OSError):
+            self._repeated.update(execution for execution, *_ in batch)
+            raise
+        for (execution, _, outcome), is_ours in zip(batch, replies, strict=True):
             waiting.popleft()
             self._executions.remove(execution)
             if not is_ours:
                 logger.warning("the outcome of %s is not written: another worker has taken it over", execution.job_id)
+            if self._measuring is not None:
+                if is_ours or execution in self._repeated:
+                    self._measuring.ended(execution, outcome)
+                else:
+                    self._measuring.abandoned(execution)
+        if self._repeated:
+            self._repeated.difference_update(execution for execution, *_ in batch)
 
 
-def _next_batch(waiting: _Waiting) -> list[tuple[Execution, Completion]]:
+def _next_batch(waiting: _Waiting) -> list[tuple[Execution, Completion, Outcome]]:
     """Return as many outcomes as one round trip may carry."""
-    batch: list[tuple[Execution, Completion]] = []
+    batch: list[tuple[Execution, Completion, Outcome]] = []
     size = 0
     for entry in islice(waiting, _BATCH):
         size += len(entry[1].value)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from db.aio.threads import in_thread
+from db.database import PoolUsage
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
@@ -32,10 +33,13 @@ from worker.engine.job_log import JobLog
 from worker.engine.ledger_completer import LedgerCompleter
 from worker.engine.limits import Limits, limits_of
 from worker.engine.loops import Loop, Loops
+from worker.engine.measuring import Measuring
 from worker.engine.payload_recovery import PayloadRecovery
 from worker.engine.pruner import Pruner
 from worker.engine.recording import COUNTERS
 from worker.engine.relay import Relay
+from worker.engine.report_source import ReportSource
+from worker.engine.reporter import Reporter
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
 from worker.engine.slots import Slots
@@ -44,6 +48,7 @@ from worker.engine.supervision import EngineError
 from worker.engine.unknown_jobs import UnknownJobs
 from worker.keeper.table import LeaseTable
 from worker.ledger import Ledger
+from worker.metrics.meter import Meter
 from worker.task import Task
 
 logger = logging.getLogger("worker")
@@ -61,6 +66,7 @@ class Engine:
         ask_database: checks that the default database answers.
         ledger: the job rows (default: none are kept).
         after_job: called after each job that has run, once its outcome is recorded.
+        pool: returns how the pool of the default database is used.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Engine:
         ask_database: Callable[[], Awaitable[None]],
         ledger: Ledger | None = None,
         after_job: AfterJob | None = None,
+        pool: Callable[[], PoolUsage | None] = lambda: None,
     ) -> None:
         self._after_job = after_job
         names = config.queue_names
@@ -85,7 +92,10 @@ class Engine:
         self.counts = log.counts
         """How many attempts were done, failed and retried."""
         self._unknown_jobs = UnknownJobs(broker, unknown_for=config.unknown_for)
-        broker_completer = BrokerCompleter(broker, executions)
+        self.meter = Meter(tasks)
+        """What the jobs of this worker have done."""
+        measuring = Measuring(self.meter, has_ledger=ledger is not None)
+        broker_completer = BrokerCompleter(broker, executions, measuring)
         self._ledger_completer = LedgerCompleter(ledger, broker_completer)
         runner = Runner(
             executions,
@@ -116,6 +126,19 @@ class Engine:
         self._draining = draining = Draining(executions, config.grace)
         source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
         self._health = Health(broker, names, config.id, snapshot=source.snapshot, ask_database=ask_database)
+        report = ReportSource(
+            config, executions, slots, log, self._heartbeat, self._claimer, draining, self._health, pool
+        )
+        self._reporter = Reporter(
+            broker,
+            names,
+            self.meter,
+            worker_id=config.id,
+            process=report.process,
+            scheduled=[name for name, task in tasks.items() if task.schedule is not None],
+            describe=report.describe,
+            running=report.running,
+        )
         scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
         self._idle = Idle(executions, broker, names, relay, scheduler)
         self._parts: dict[str, Loop | None] = {
@@ -125,6 +148,7 @@ class Engine:
             "broker completer": broker_completer,
             "scheduler": scheduler,
             "health": self._health,
+            "reporter": self._reporter,
             "relay": relay,
             "pruner": None if ledger is None else Pruner(ledger, config.keep_jobs),
             "stuck slots": StuckSlots(executions, draining.hurry),
@@ -165,7 +189,7 @@ class Engine:
         await self._draining.interrupt()
         if self._after_job is not None:
             self._after_job.give_up()
-        await self._loops.end("health")  # it would write down again what is to be forgotten
+        await self._loops.end("health", "reporter")  # they would write down again what is to be forgotten
         await self._flush()
         await self._loops.end()
         await in_thread(self._heartbeat.stop)  # jobs may have left work in all of asyncio's own threads
@@ -173,10 +197,11 @@ class Engine:
         return not self._executions.tasks
 
     async def _flush(self) -> None:
-        """Write the last outcomes, and delete the health record. Give up after a while if Redis is away."""
+        """Write the last outcomes and counts, and delete the worker's records. Give up if Redis stays away."""
         with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_FLUSHING):
                 await self._ledger_completer.flushed()
                 await self._health.forget()
+                await self._reporter.forget()
         if unwritten := sum(execution.phase is Phase.FINISHING for execution in self._executions):
             logger.error("%d outcomes could not be written: their jobs run again after their leases", unwritten)

@@ -59,6 +59,10 @@ class Execution:
     """arq's ``ctx`` of this attempt, which the hooks and the task share. Set only if one of them asks for it."""
     has_run: bool = False
     """Whether its hooks or its body have begun."""
+    ended_at: int = 0
+    """When its outcome was known, in milliseconds since the epoch."""
+    is_unwritable: bool = False
+    """Whether the ledger cannot store its row."""
     recorded: "asyncio.Future[None] | None" = None
     """Done when Redis knows the outcome. Set only if a hook waits for that."""
     job_id: str = field(init=False)

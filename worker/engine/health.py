@@ -76,16 +76,21 @@ class Health:
         self._snapshot = snapshot
         self._ask_database = ask_database
         self._last_failure = -_FRESH
+        self._failure = ""
+        self.trouble = ""
+        """Why the worker is unhealthy. Empty while it is healthy."""
 
     def record_failure(self, failure: str) -> None:
         """Record that a loop of the engine has failed. The loop is run again within 2 seconds."""
         logger.debug("unhealthy: %s", failure)
         self._last_failure = time.monotonic()
+        self._failure = failure
 
     async def run(self) -> None:
         """Write the record every second while the worker is healthy."""
         while True:
-            if await self._is_well():
+            self.trouble = await self._look_for_trouble()
+            if not self.trouble:
                 await self._write()
             await asyncio.sleep(_INTERVAL)
 
@@ -101,16 +106,20 @@ class Health:
             record = to_json(_record(snapshot, depths) | {"arq": as_arq})
             await self._workers.record_health(name, self._worker_id, record, _LIFETIME, arq_record=as_arq)
 
-    async def _is_well(self) -> bool:
+    async def _look_for_trouble(self) -> str:
+        """The reason why the worker cannot run jobs, or an empty text."""
         snapshot, now = self._snapshot(), time.monotonic()
-        return (
-            not snapshot.slots_are_held
-            and now - self._last_failure > _FRESH
-            and (not snapshot.is_claiming or now - snapshot.last_claim < _FRESH)
-            and now - snapshot.last_beat < _FRESH
-            and snapshot.standstill < _STANDSTILL
-            and await self._database_answers()
-        )
+        if snapshot.slots_are_held:
+            return "jobs that have passed their timeout and do not end hold all slots"
+        if now - self._last_failure <= _FRESH:
+            return self._failure
+        if snapshot.is_claiming and now - snapshot.last_claim >= _FRESH:
+            return "Redis does not answer its claims"
+        if now - snapshot.last_beat >= _FRESH:
+            return "leases are not renewed"
+        if snapshot.standstill >= _STANDSTILL:
+            return f"the ledger has taken no outcome for {snapshot.standstill:.0f} s"
+        return "" if await self._database_answers() else "the database does not answer"
 
     async def _database_answers(self) -> bool:
         try:

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Literal
 
 from db.text.printable import first_line
-from worker.broker.records import now_ms
 from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome
 from worker.engine.recording import ASKED_TO_RUN_AGAIN, RECORDING, Recording
@@ -55,7 +54,7 @@ class JobLog:
             return
         error = outcome.error
         fields = {
-            "took": (now_ms() - execution.started_at) / 1000,
+            "took": (execution.ended_at - execution.started_at) / 1000,
             "job": execution.job_id,
             "task": execution.message.task,
             "result": "" if outcome.result == b"null" else _decoded(outcome.result),

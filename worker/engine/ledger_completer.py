@@ -164,6 +164,7 @@ class LedgerCompleter:
             entry.row, entry.failures = small, 0
             return
         self._waiting.remove(entry)
+        entry.execution.is_unwritable = True
         self._broker_completer.complete(entry.execution, entry.outcome)
 
 

@@ -50,6 +50,7 @@ class Runner:
     async def _run(self, execution: Execution) -> None:
         try:
             outcome = await self._outcome(execution)
+            execution.ended_at = now_ms()
             self.log.ended(execution, outcome)
             after_job = self.after_job if execution.has_run else None
             if after_job is not None:

@@ -103,6 +103,7 @@ class Runtime:
             ask_database=database.check,
             ledger=ledger,
             after_job=None if self._after_job_end is None else AfterJob(self._after_job_end, arq_context),
+            pool=lambda: database.pool_usage,
         )
 
     async def close(self) -> None:

@@ -119,7 +119,7 @@ class Seen:
 
     def left(self) -> set[str]:
         """All keys but results, what workers say of themselves, and the epoch."""
-        kept = (":result:", ":health-check", ":epoch", ":tasks")
+        kept = (":result:", ":health-check", ":epoch", ":tasks", ":metrics:")
         return {key for key in self._observer.keys("*") if not any(part in key for part in kept)}
 
 

@@ -1,0 +1,91 @@
+"""``ReportSource``: describe this worker for its record: see `worker.metrics.records.WorkerReport`."""
+
+import os
+import platform
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+
+from db.database import PoolUsage
+from worker.broker.records import now_ms
+from worker.config import Config
+from worker.engine.claimer import Claimer
+from worker.engine.draining import Draining
+from worker.engine.execution import Phase
+from worker.engine.executions import Executions
+from worker.engine.health import Health
+from worker.engine.heartbeat import Heartbeat
+from worker.engine.job_log import JobLog
+from worker.engine.slots import Slots
+from worker.metrics.records import WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSource:
+    """The parts of an engine that its record describes."""
+
+    config: Config
+    executions: Executions
+    slots: Slots
+    log: JobLog
+    heartbeat: Heartbeat
+    claimer: Claimer
+    draining: Draining
+    health: Health
+    pool: Callable[[], PoolUsage | None]
+    started_at: int = field(default_factory=now_ms)
+    process: str = field(default_factory=lambda: secrets.token_hex(8))
+    """The id of this process, which no other one has."""
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of the record, without the running jobs."""
+        counts, pool, config = self.log.counts, self.pool(), self.config
+        return {
+            "id": config.id,
+            "state": self.state,
+            "why": self.health.trouble,
+            "queues": config.queue_names,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "version": _version(),
+            "started_at": self.started_at,
+            "slots": self.slots.total,
+            "busy": self.slots.total - self.slots.free,
+            "pool": None if pool is None else pool._asdict(),
+            "loop_lag": round(self.heartbeat.lag, 4),
+            "memory": psutil.Process().memory_info().rss,
+            "done": counts["done"],
+            "failed": counts["failed"],
+            "retried": counts["retried"],
+            "metrics_port": config.metrics_port,
+        }
+
+    @property
+    def state(self) -> WorkerState:
+        """What the worker does now."""
+        if self.draining.has_begun:
+            return WorkerState.DRAINING
+        if self.health.trouble:
+            return WorkerState.UNWELL
+        return WorkerState.WORKING if self.claimer.last_answer else WorkerState.STARTING
+
+    def running(self, queue: str) -> list[Sequence[Any]]:
+        """The running jobs of a queue, as `RunningJob` has them."""
+        return [
+            (execution.job_id, execution.message.task, queue, execution.claim.tries + 1, execution.started_at)
+            for execution in self.executions
+            if execution.queue == queue and execution.phase is Phase.RUNNING
+        ]
+
+
+@cache
+def _version() -> str:
+    try:
+        return version("tandem-jobs")
+    except PackageNotFoundError:  # the packages were copied, not installed
+        return ""

@@ -1,0 +1,93 @@
+"""``Meter``: count what the jobs of one process do.
+
+1. Each job costs a few additions in memory. The engine's `Reporter` writes what has changed to Redis once a second.
+2. Tasks of the registry have counts of their own. All others, whose names come from outside, share one row.
+3. Counts only grow, so Prometheus reads them as they are. The meter remembers what Redis has.
+"""
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from worker.broker.metrics import MOST_LATEST
+from worker.metrics.counts import BUSY, LANES, add
+from worker.metrics.records import EndedJob
+
+OTHER_TASKS = "(other)"
+"""The name under which the jobs of tasks are counted that the registry does not list."""
+ALL_TASKS = ""
+"""The name under which Redis has the sum of a queue's tasks."""
+WAITED_SUM = LANES
+"""The lane of all waiting times, in milliseconds. Rows in Redis do not have it."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What has changed in one queue since Redis was last told."""
+
+    queue: str
+    rows: dict[str, list[int]]
+    """By task, and the sum of all."""
+    latest: deque[EndedJob]
+    seen: dict[str, list[int]]
+    """The counts of these tasks when this was made."""
+
+
+class Meter:
+    """Counts the outcomes of a process's jobs.
+
+    Args:
+        tasks: the names of the registry's tasks.
+    """
+
+    def __init__(self, tasks: Collection[str]) -> None:
+        self.tasks = frozenset(tasks)
+        self.rows: dict[str, dict[str, list[int]]] = {}
+        """The counts since the start, by queue and task, in the lanes of `worker.metrics.counts` and `WAITED_SUM`.
+
+        `BUSY` is in milliseconds.
+        """
+        self.crashes = 0
+        """Deaths of workers during jobs that this process has then ended or put back."""
+        self.leases_lost = 0
+        """Leases of jobs of this process that had ended or were another worker's."""
+        self._told: dict[str, dict[str, list[int]]] = {}
+        self._latest: dict[str, deque[EndedJob]] = {}
+
+    def row(self, queue: str, task: str) -> list[int]:
+        """The counts of a task, to be increased."""
+        name = task if task in self.tasks else OTHER_TASKS
+        return self.rows.setdefault(queue, {}).setdefault(name, [0] * (LANES + 1))
+
+    def ended_without_row(self, queue: str, job: EndedJob) -> None:
+        """Keep an ended job that has no job row, until Redis is told."""
+        latest = self._latest.get(queue)
+        if latest is None:
+            latest = self._latest[queue] = deque(maxlen=MOST_LATEST)
+        latest.append(job)
+
+    def changes(self, queue: str) -> Changes:
+        """What Redis has to be told about a queue. Then call `confirm`, or `keep` if that failed."""
+        told = self._told.get(queue, {})
+        seen = {task: row[:] for task, row in self.rows.get(queue, {}).items() if row != told.get(task)}
+        rows = {task: _difference(row, told.get(task)) for task, row in seen.items()}
+        if rows:
+            rows[ALL_TASKS] = add(rows.values())
+        return Changes(queue, rows, self._latest.pop(queue, deque()), seen)
+
+    def confirm(self, changes: Changes) -> None:
+        """Record that Redis has these changes."""
+        self._told.setdefault(changes.queue, {}).update(changes.seen)
+
+    def keep(self, changes: Changes) -> None:
+        """Keep changes that Redis has not taken, to tell them later."""
+        newer = self._latest.get(changes.queue, ())
+        self._latest[changes.queue] = deque([*changes.latest, *newer], maxlen=MOST_LATEST)
+
+
+def _difference(row: list[int], told: list[int] | None) -> list[int]:
+    """What a row of Redis has to grow by. The rest of a second of `BUSY` is told later."""
+    before = told or [0] * len(row)
+    difference = [now - then for now, then in zip(row[:LANES], before, strict=False)]
+    difference[BUSY] = row[BUSY] // 1000 - before[BUSY] // 1000
+    return difference
