@@ -73,7 +73,9 @@ class LedgerStatus:
                 # Encoded and decoded as a result in Redis is, so that both give equal errors.
                 return error_from(error_data(JobExpiredError("job expired: it waited longer than it may")))
             case State.DISCARDED:
-                return JobFailed("discarded", "it had failed, and was discarded by hand", traceback)
+                had_failed = self._row["error"] is not None
+                why = "it had failed, and was discarded" if had_failed else "it waited, and its queue was purged"
+                return JobFailed("discarded", f"{why} by hand", traceback)
             case State.ABORTED:
                 return asyncio.CancelledError()
             case State.DONE | State.PENDING:

@@ -9,7 +9,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -172,6 +172,30 @@ class JobAdmin:
                 await execute(session, self._discard, [{"of_id": key.id, "of_time": key.enqueued_at} for key in failed])
         return _rejected(keys, failed)
 
+    async def discard_pending(self, ids: Sequence[str], remove: Callable[[], Awaitable[Collection[str]]]) -> int:
+        """Discard the pending rows of jobs that are removed from their queue. Return how many there were.
+
+        Args:
+            ids: the ids of the jobs, up to `BATCH`.
+            remove: removes the jobs, and returns the ids of those that it has removed. Meanwhile their rows are locked,
+                so that no relay publishes them again. Rows that another transaction holds stay pending.
+        """
+        job = self._jobs.c
+        pending = (
+            select(job.id, job.enqueued_at)
+            .where(job.state == State.PENDING.value, job.id.in_(ids))
+            .order_by(job.id)
+            .with_for_update(skip_locked=True)
+        )
+        async with scope() as work:
+            session = await work.session(default_database())
+            locked = [Key(*row) for row in (await execute(session, pending)).all()]
+            removed = set(await remove())
+            keys = [{"of_id": key.id, "of_time": key.enqueued_at} for key in locked if key.id in removed]
+            if keys:
+                await execute(session, self._discard, keys)
+        return len(keys)
+
     async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[NewJob], list[Rejection]]:
         async with scope() as work:
             session = await work.session(default_database())
@@ -255,7 +279,7 @@ class JobAdmin:
         return (
             update(self._jobs)
             .where(self._has_key)
-            .values(state=State.DISCARDED.value, payload=null(), finished_at=now_ms())
+            .values(state=State.DISCARDED.value, payload=null(), finished_at=now_ms(), check_at=null())
         )
 
     @property

@@ -5,9 +5,10 @@ A row stands for a pause as long as it exists and its end has not come, by the d
 
 from collections.abc import Collection
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import delete, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from db import default_database
 from db.scope import scope
@@ -15,6 +16,8 @@ from worker.ledger.control_tables import PAUSES, control_table
 from worker.ledger.execute import AnySession, execute
 from worker.ledger.schema_check import explained
 from worker.ledger.table import NAME, now_ms, table
+
+_INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 class PauseKind(StrEnum):
@@ -70,9 +73,11 @@ class Pauses:
 
     async def write(self, session: AnySession, row: PauseRow) -> None:
         """Write a pause in the session's transaction, in place of an earlier one."""
-        await self.end(session, row.kind, row.name)
+        insert = _INSERT[session.get_bind().dialect.name]
+        written = insert(self._pauses).values(row._asdict() | {"kind": row.kind.value})
+        replaced = {field: written.excluded[field] for field in ("since", "actor", "until", "due_before")}
         with explained(self._name):
-            await execute(session, insert(self._pauses).values(row._asdict() | {"kind": row.kind.value}))
+            await execute(session, written.on_conflict_do_update(index_elements=["kind", "name"], set_=replaced))
 
     async def end(self, session: AnySession, kind: PauseKind, name: str) -> bool:
         """Delete a pause in the session's transaction. False if there was none, or its end had come."""
