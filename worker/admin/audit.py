@@ -106,7 +106,7 @@ class Recorder:
         row_id = None if self._audit is None else await self._audit.begin(row)
         try:
             yield outcome
-        except BaseException as error:
+        except Exception as error:
             outcome.text = f"failed: {type(error).__name__}: {error}"
             raise
         finally:
