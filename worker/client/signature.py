@@ -3,15 +3,17 @@
 1. Parameters annotated `AsyncSession`, `Session`, `JobContext` or `Annotated[..., Resource(name)]` are injected. A
    first parameter named ``ctx`` gets arq's context. All others are payload.
 2. Pydantic validates the payload when a job is enqueued, and again from JSON in the worker.
+   An annotation is read when it is needed. Those of the first parameter ``ctx`` and of the result need not resolve.
 3. Arguments arrive as they were enqueued. If the annotations do not ensure that (none, `Any`, a union, a model), the
    arguments are decoded again when they are enqueued, and refused if JSON has changed them. Time zones are checked too.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NotRequired, get_args, get_origin
 
 import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
@@ -21,6 +23,7 @@ from pydantic_core.core_schema import CoreConfig
 from typing_extensions import TypedDict
 
 from db import AsyncSession, Database, Session
+from worker.client.annotations import RESULT, annotation, parameters, source, with_default
 from worker.client.json_round_trip import has_times, is_exact, require_offset, require_same
 from worker.context import JobContext, Resource
 from worker.errors import PayloadNotJSONError, TaskDefinitionError
@@ -35,6 +38,7 @@ _CODEC = ConfigDict(
 )
 _RESULT_CODEC = ConfigDict(val_json_bytes="base64")
 _SURELY_READABLE = 200  # bytes: shorter JSON has neither too deep nesting nor too long numbers
+_ASKS_FOR_INJECTION = re.compile(r"(Annotated\[)?[\w.]*\b(JobContext|AsyncSession|Session)\b")
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
@@ -72,7 +76,7 @@ class Signature:
         self.function = _function(fn)
         """The function that has the name, the code and the annotations."""
         self._is_arq = is_arq
-        self._signature = inspect.signature(fn)
+        self._signature = parameters(fn)
 
     def check(self) -> None:
         """Read all annotations now. Raises as the class does."""
@@ -164,25 +168,41 @@ class Signature:
         for position, (name, parameter) in enumerate(self._signature.parameters.items()):
             if parameter.kind in _VARIADIC:
                 raise self._error(f"{_VARIADIC[parameter.kind]}{name} cannot be validated: name the parameters")
-            if position == 0 and (self._is_arq or name == "ctx") and not _is_injected(self._hints.get(name)):
-                found[name] = InjectedArqContext()
-            elif (injected := _injected(self._hints.get(name))) is not None:
+            may_be_arqs = position == 0 and (self._is_arq or name == "ctx")
+            injected = self._injected_first(name) if may_be_arqs else _injected(self._annotation(name))
+            if injected is not None:
                 found[name] = injected
         return found
 
     @cached_property
     def text(self) -> str:
         """The payload parameters as source text, in parentheses."""
-        return f"({', '.join(str(parameter) for parameter in self.payload.values())})"
+        # Read again, as a type may have been defined since the declaration.
+        known = parameters(self._fn).parameters
+        return f"({', '.join(str(known[name]) for name in self.payload)})"
 
-    @cached_property
-    def _hints(self) -> dict[str, Any]:
+    def _injected_first(self, name: str) -> Injected:
+        """What the first parameter gets: arq's context, unless its annotation asks for something else."""
         try:
-            return get_type_hints(self.function, include_extras=True)
-        except NameError as error:
-            raise self._error(f"its annotations name {error.name}, which its module does not define") from None
+            return _injected(annotation(self.function, name)) or InjectedArqContext()
         except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise any error
-            raise self._error(f"its annotations cannot be read: {type(error).__name__}: {error}") from None
+            if _ASKS_FOR_INJECTION.match(source(self.function, name)):
+                raise self._unreadable(name, error) from None
+            return InjectedArqContext()  # whatever its type is to a type checker
+
+    def _annotation(self, name: str) -> Any:
+        try:
+            return annotation(self.function, name)
+        except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise any error
+            raise self._unreadable(name, error) from None
+
+    def _unreadable(self, parameter: str, error: Exception) -> TaskDefinitionError:
+        if isinstance(error, NameError):
+            return self._error(
+                f"its annotations name {error.name}, which its module does not define when it runs, and {parameter} "
+                "needs it: import it outside of TYPE_CHECKING"
+            )
+        return self._error(f"its annotations cannot be read: {parameter}: {type(error).__name__}: {error}")
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
@@ -202,13 +222,11 @@ class Signature:
 
     @cached_property
     def _returns(self) -> TypeAdapter[Any] | None:
-        promised = self._hints.get("return", Any)
-        if promised is Any:
-            return None
         try:
-            return TypeAdapter(_shape("Result", {"result": promised}, _RESULT_CODEC))
+            promised = annotation(self.function, RESULT)
+            return None if promised is Any else TypeAdapter(_shape("Result", {"result": promised}, _RESULT_CODEC))
         except Exception:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
-            return None  # a type that pydantic does not know: its JSON is returned
+            return None  # a type that pydantic does not know, or only a type checker: its JSON is returned
 
     def _unusable_parameter(self) -> str | None:
         for name in self.payload:
@@ -222,7 +240,7 @@ class Signature:
         return None
 
     def _hint(self, name: str) -> Any:
-        return self._hints.get(name, Any)
+        return with_default(self._annotation(name), self._signature.parameters[name].default)
 
     @cached_property
     def _inexact(self) -> frozenset[str]:
@@ -235,8 +253,8 @@ class Signature:
     @cached_property
     def _positional_only(self) -> tuple[tuple[str, Any], ...]:
         """The names and defaults of positional-only parameters."""
-        parameters = self._signature.parameters.values()
-        return tuple((p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_ONLY)
+        known = self._signature.parameters.values()
+        return tuple((p.name, p.default) for p in known if p.kind is p.POSITIONAL_ONLY)
 
     @cached_property
     def _positional(self) -> tuple[str, ...]:
@@ -278,24 +296,24 @@ def _message(error: Exception) -> str:
     return str(error).splitlines()[0].split(". ")[0].rstrip(".")
 
 
-def _injected(annotation: Any) -> Injected | None:
+def _injected(hint: Any) -> Injected | None:
     """The injected value that an annotation asks for, or None."""
-    annotation = getattr(annotation, "__value__", annotation)  # type Session = Annotated[...], since Python 3.12
+    hint = getattr(hint, "__value__", hint)  # type Session = Annotated[...], since Python 3.12
     extras: tuple[Any, ...] = ()
-    if get_origin(annotation) is Annotated:
-        annotation, *rest = get_args(annotation)
+    if get_origin(hint) is Annotated:
+        hint, *rest = get_args(hint)
         extras = tuple(rest)
     for extra in extras:
         if isinstance(extra, Resource):
             return extra
-    if not isinstance(annotation, type):
+    if not isinstance(hint, type):
         return None
-    if issubclass(annotation, JobContext):
+    if issubclass(hint, JobContext):
         return InjectedContext()
     database = next((extra for extra in extras if isinstance(extra, Database)), None)
-    if issubclass(annotation, sqlalchemy.ext.asyncio.AsyncSession):
+    if issubclass(hint, sqlalchemy.ext.asyncio.AsyncSession):
         return InjectedSession(database, sync=False)
-    if issubclass(annotation, sqlalchemy.orm.Session):
+    if issubclass(hint, sqlalchemy.orm.Session):
         return InjectedSession(database, sync=True)
     return None
 
@@ -305,10 +323,6 @@ def _is_equal(one: Any, other: Any) -> bool:
         return one is other or bool(one == other)
     except Exception:  # noqa: BLE001 - a comparison is a class's own code
         return False
-
-
-def _is_injected(annotation: Any) -> bool:
-    return _injected(annotation) is not None
 
 
 __all__ = [

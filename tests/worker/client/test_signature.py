@@ -1,5 +1,8 @@
 """Signatures: which parameters are payload, which are injected, and that arguments arrive as they were sent."""
 
+import inspect
+import sys
+import textwrap
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -591,6 +594,98 @@ class TestInjected:
         """The alias of Python 3.12's `type Session = Annotated[AsyncSession, replica]` is resolved."""
         alias = TypeAliasType("alias", Annotated[db.AsyncSession, REPLICA])
         assert signature_of(alias).injected == {"value": InjectedSession(REPLICA, sync=False)}
+
+    def test_annotations_of_ctx_and_the_result_may_be_for_type_checkers_alone(self) -> None:
+        async def adopted(_ctx: "Ctx", value: int) -> "Ctx": ...  # type: ignore[name-defined]  # noqa: F821
+        async def own(ctx: "Ctx", value: int) -> "Ctx": ...  # type: ignore[name-defined]  # noqa: F821
+
+        for signature in (Signature(adopted, is_arq=True), Signature(own)):
+            signature.check()
+            assert list(signature.injected.values()) == [InjectedArqContext()]
+            assert signature.validate((1,), {}) == b'{"value":1}'
+            assert signature.restore_result(b'{"x":1}') == {"x": 1}
+
+    @pytest.mark.parametrize("name", ["JobContext", "worker.JobContext", "Annotated[AsyncSession, replica]"])
+    def test_ctx_is_not_taken_for_arqs_if_its_annotation_asks_for_something_else(self, name: str) -> None:
+        """With `JobContext` under TYPE_CHECKING the task would get a dict."""
+
+        async def own(ctx: Any) -> None: ...
+
+        own.__annotations__["ctx"] = name.replace("Job", "Missing").replace("Async", "Missing")
+        assert Signature(own).injected == {"ctx": InjectedArqContext()}
+        own.__annotations__["ctx"] = name
+        own.__globals__.pop("worker", None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delitem(own.__globals__, "JobContext")
+            patch.delitem(own.__globals__, "Annotated")
+            with pytest.raises(TaskDefinitionError, match="and ctx needs it: import it outside of TYPE_CHECKING"):
+                Signature(own).check()
+
+    def test_a_type_that_is_missing_at_the_first_use_may_come_later(self) -> None:
+        async def early(value: "ComesLater") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+        signature = Signature(early)
+        with pytest.raises(TaskDefinitionError, match="ComesLater"):
+            signature.check()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(globals(), "ComesLater", int)
+            assert signature.validate((1,), {}) == b'{"value":1}'
+
+    def test_annotations_are_read_late_in_a_module_of_any_python(self) -> None:
+        """Python 3.14 reads annotations late by itself; before, the future import does."""
+        source = """
+            from typing import TYPE_CHECKING
+            from worker.client.signature import Signature
+
+            if TYPE_CHECKING:
+                from somewhere import Ctx
+
+            async def late(ctx: Ctx, first: Below, second: list[Below] | None = None) -> Ctx: ...
+
+            signature = Signature(late)
+            class Below(int): ...
+        """
+        future = "" if sys.version_info >= (3, 14) else "from __future__ import annotations\n"
+        module: dict[str, Any] = {"__name__": "late_annotations"}
+        exec(compile(future + textwrap.dedent(source), "late", "exec", dont_inherit=True), module)
+        signature: Signature = module["signature"]
+        assert list(signature.payload) == ["first", "second"]
+        with pytest.raises(TaskDefinitionError, match=r"pydantic cannot validate first: .*Below"):
+            signature.check()  # it has found the class
+
+    def test_a_default_of_none_lets_none_in(self) -> None:
+        async def sloppy(number: int = None, when: Annotated[date, Field(gt=date.min)] = None) -> None: ...  # type: ignore[assignment]  # noqa: RUF013
+
+        signature = Signature(sloppy)
+        assert signature.validate((None,), {"when": None}) == b'{"number":null,"when":null}'
+        assert signature.restore((), {"number": None, "when": "2026-01-01"}) == {
+            "number": None,
+            "when": date(2026, 1, 1),
+        }
+        with pytest.raises(ValidationError):
+            signature.validate(("x",), {})
+
+    def test_a_session_with_a_default_of_none_is_injected(self) -> None:
+        async def lazy(session: db.AsyncSession = None) -> None: ...  # type: ignore[assignment]
+
+        assert Signature(lazy).injected == {"session": InjectedSession(None, sync=False)}
+
+    @pytest.mark.parametrize(
+        "value", [None, True, 7, 10**30, 1.0, -0.5, "7", "\u00e9", [1, [2.0, "x"]], {"a": {"b": None}, "1": [False]}]
+    )
+    @pytest.mark.parametrize("default", [inspect.Parameter.empty, None, 5])
+    def test_arguments_without_annotations_keep_their_json_values(self, value: Any, default: Any) -> None:
+        if default is inspect.Parameter.empty:
+
+            async def bare(value): ...  # type: ignore[no-untyped-def]
+        else:
+
+            async def bare(value=default): ...  # type: ignore[no-untyped-def, misc]
+
+        signature = Signature(bare)
+        message = Message.decode("id", encode("fn", signature.validate((value,), {}), 1))
+        received = signature.restore(message.args, message.kwargs)["value"]
+        assert (received, repr(received)) == (value, repr(value))
 
     def test_annotations_in_quotes_may_name_types_that_are_defined_later(self) -> None:
         """A task may be defined above the types of its parameters."""
