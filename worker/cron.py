@@ -1,12 +1,14 @@
 """``@cron``: a task that workers enqueue on a schedule."""
 
 import logging
-from collections.abc import Callable, Collection
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from datetime import tzinfo
 from typing import Any
 
 from worker.client.options import LONGEST, TaskOptions, text
 from worker.client.schedule import Misfire, Schedule
+from worker.client.zones import local_name, name_of
 from worker.errors import TaskDefinitionError
 from worker.task import Task, task
 
@@ -36,7 +38,7 @@ def cron(
         crontab: five fields, or six with seconds first.
         month, day, weekday, hour, minute, second: arq's keywords, instead of a crontab. A keyword that is left out
             matches every value, except that `second` is then 0.
-        timezone: the IANA name of the zone whose clock the schedule follows.
+        timezone: the IANA name of the zone whose clock the schedule follows, or an offset, as in "UTC+09:00".
         misfire: how to handle cron slots that passed while no worker ran: ``"skip"``, ``"once"`` or ``"all"``.
         run_at_startup: also run once when a worker starts.
         options: the options of `task`. By default a scheduled task keeps no result. A second schedule of a function
@@ -70,37 +72,25 @@ def cron(
             misfire=misfire,
         )
     )
+    schedule = replace(schedule, run_at_startup=run_at_startup)
 
     def scheduled(fn: Callable[..., Any]) -> Task[Any, Any]:
         if not isinstance(fn, Task):
-            return on_schedule(task(**{"keep_result": 0, **options})(fn), schedule, run_at_startup=run_at_startup)
+            return _scheduled(task(**{"keep_result": 0, **options})(fn), schedule)
         if fn.schedule is not None:
             raise _second_schedule(fn, fn.schedule.expression, schedule.expression)
         if others := options.keys() - {"name"}:
             raise TaskDefinitionError(
                 f"{fn.name} is a task already: move {', '.join(sorted(others))} from @cron to its @task"
             )
-        return on_schedule(fn, schedule, name=_checked(options.get("name")), run_at_startup=run_at_startup)
+        return _scheduled(fn, schedule, name=_checked(options.get("name")))
 
     return scheduled
 
 
-def on_schedule(
-    plain: Task[Any, Any], schedule: Schedule, *, name: str | None = None, run_at_startup: bool
-) -> Task[Any, Any]:
-    """Make a scheduled task of `plain`.
-
-    Args:
-        name: the scheduled task's name on the wire (default: that of `plain`).
-    """
-    return Task(
-        plain.fn,
-        name or plain.name,
-        plain.options,
-        schedule=schedule,
-        run_at_startup=run_at_startup,
-        is_arq=plain.is_arq,
-    )
+def _scheduled(plain: Task[Any, Any], schedule: Schedule, *, name: str | None = None) -> Task[Any, Any]:
+    """Make a scheduled task of `plain`, under another name if one is given."""
+    return Task(plain.fn, name or plain.name, plain.options, schedules=(schedule,), is_arq=plain.is_arq)
 
 
 def _checked(name: object) -> str | None:
@@ -119,13 +109,16 @@ def _second_schedule(scheduled: Task[Any, Any], first: str, second: str) -> Task
     )
 
 
-def from_arq(job: Any) -> Task[Any, Any]:
+def from_arq(job: Any, *, timezone: tzinfo | str | None = None) -> Task[Any, Any]:
     """Make a task of the result of arq's ``func()`` or ``cron()`` (arq 0.28: `worker.Function`, `cron.CronJob`).
 
     They are recognized by their attributes, as importing arq would load its worker into every web app.
 
+    Args:
+        timezone: arq's setting: the zone whose clock the schedule of ``cron()`` follows (default: this system's).
+
     Raises:
-        TaskDefinitionError: `job` is something else.
+        TaskDefinitionError: `job` is something else, or its schedule or the zone is wrong.
     """
     try:
         options = TaskOptions(
@@ -137,19 +130,35 @@ def from_arq(job: Any) -> Task[Any, Any]:
         if not hasattr(job, "calculate_next"):
             return adopted
         fields = ("month", "day", "weekday", "hour", "minute", "second", "microsecond")
-        schedule = Schedule.from_keywords(**{name: getattr(job, name) for name in fields})
+        keywords = {name: getattr(job, name) for name in fields}
+        further = {name: getattr(job, name) for name in ("run_at_startup", "unique", "job_id")}
     except AttributeError:
         raise TaskDefinitionError(f"{job!r} is neither a task nor the result of arq's func() or cron()") from None
-    if _here_is_not_utc() and any(getattr(job, name) is not None for name in ("month", "day", "weekday", "hour")):
+    name = local_name() if timezone is None else name_of(timezone)
+    return _scheduled(adopted, replace(Schedule.from_keywords(**keywords, timezone=name), **further))
+
+
+def merge_schedules(tasks: Iterable[Task[Any, Any]]) -> list[Task[Any, Any]]:
+    """Make one task of those that arq's ``cron()`` made of one function under one name: it has all of their schedules.
+
+    As in arq, the options of the last one hold for all. Other tasks stay as they are.
+    """
+    merged: dict[object, Task[Any, Any]] = {}
+    for each in tasks:
+        key = (each.name, id(each.fn)) if each.is_arq and each.schedules else object()
+        merged[key] = _with_schedules_of(merged[key], each) if key in merged else each
+    return [*merged.values()]
+
+
+def _with_schedules_of(first: Task[Any, Any], last: Task[Any, Any]) -> Task[Any, Any]:
+    if first.options != last.options:
         logger.warning(
-            "%s is declared with arq's cron() and runs by UTC here; arq runs it in the machine's time zone: "
-            "write @cron(..., timezone=...) with that zone, or with 'UTC'",
-            job.name,
+            "%s has several schedules with different options: as in arq, the last one's hold for all of them "
+            "(timeout=%s, max_tries=%s, keep_result=%s). Give each cron() a name of its own to keep its options",
+            last.name,
+            last.options.timeout,
+            last.options.max_tries,
+            last.options.keep_result,
         )
-    return on_schedule(adopted, schedule, run_at_startup=job.run_at_startup)
-
-
-def _here_is_not_utc() -> bool:
-    """Whether the machine's time zone differs from UTC, in winter or in summer."""
-    now = datetime.now(UTC)
-    return any(now.replace(month=month, day=1).astimezone().utcoffset() for month in (1, 7))
+    schedules = tuple(dict.fromkeys((*first.schedules, *last.schedules)))
+    return Task(last.fn, last.name, last.options, schedules=schedules, is_arq=True)

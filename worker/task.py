@@ -58,19 +58,28 @@ class Task(Generic[P, R]):
         name: str,
         options: TaskOptions,
         *,
-        schedule: Schedule | None = None,
-        run_at_startup: bool = False,
+        schedules: tuple[Schedule, ...] = (),
         is_arq: bool = False,
     ) -> None:
         update_wrapper(self, fn)
         self.fn = fn
         self.name = name
         self.options = options
-        self.schedule = schedule
-        self.run_at_startup = run_at_startup
+        self.schedules = schedules
+        """The schedules that workers run the task on. Tasks that arq's `cron()` made may have several."""
         self.is_arq = is_arq
         """Whether the function came by arq's list or `func()`. Its first parameter is then arq's context."""
         self.signature = Signature(fn, is_arq=is_arq)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The first schedule. None if the task has none."""
+        return self.schedules[0] if self.schedules else None
+
+    @property
+    def run_at_startup(self) -> bool:
+        """Whether a worker also queues a job when it starts."""
+        return any(schedule.run_at_startup for schedule in self.schedules)
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -183,7 +192,7 @@ class Task(Generic[P, R]):
             )
 
     def _missing_defaults(self) -> str | None:
-        if self.schedule is None:
+        if not self.schedules:
             return None
         missing = [name for name, parameter in self.signature.payload.items() if parameter.default is parameter.empty]
         if not missing:

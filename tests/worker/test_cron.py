@@ -1,17 +1,20 @@
 """`@cron`, and tasks that are made of arq's `cron()` and `func()`."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import timezone as datetime_timezone
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import arq
 import pytest
+from arq.cron import next_cron
 from arq.worker import func
 
 import db
 from worker import cron, task
-from worker.cron import from_arq
+from worker.cron import from_arq, merge_schedules
 from worker.errors import TaskDefinitionError
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -128,29 +131,52 @@ class TestAdopt:
         assert (adopted.name, adopted.run_at_startup) == ("cron:clean", True)
 
     @pytest.mark.parametrize(
-        ("zone", "when", "warns"),
+        ("timezone", "expected"),
         [
-            ("Europe/London", {"hour": 3}, True),
-            ("America/New_York", {"weekday": "mon"}, True),
-            ("Europe/Berlin", {"minute": 5}, False),
-            ("UTC", {"hour": 3}, False),
+            (None, "Asia/Tokyo"),
+            ("America/New_York", "America/New_York"),
+            (ZoneInfo("Europe/Berlin"), "Europe/Berlin"),
+            (datetime_timezone(timedelta(hours=5, minutes=30)), "UTC+05:30"),
+            (UTC, "UTC"),
         ],
     )
-    def test_adopting_arqs_cron_warns_where_the_machines_time_zone_made_a_difference(
-        self,
-        zone: str,
-        when: dict[str, Any],
-        warns: bool,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+    def test_arqs_cron_follows_arqs_time_zone_or_that_of_the_system(
+        self, timezone: tzinfo | str | None, expected: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """arq goes by the machine's time zone, Tandem by UTC: a warning says so, and what to write instead."""
+        """Each slot is the one that arq computes."""
         with monkeypatch.context() as patch:
-            patch.setenv("TZ", zone)
+            patch.setenv("TZ", "Asia/Tokyo")
             time.tzset()
-            from_arq(arq.cron(clean, **when))
+            adopted = from_arq(arq.cron(clean, weekday={1, 4}, hour={3, 17}, minute=30), timezone=timezone)
+            arqs = datetime.now().astimezone().tzinfo if timezone is None else timezone
         time.tzset()
-        assert ("cron:clean is declared with arq's cron() and runs by UTC here" in caplog.text) == warns
+        assert adopted.schedule is not None
+        assert adopted.schedule.timezone == expected
+        now = MIDNIGHT.astimezone(ZoneInfo(arqs) if isinstance(arqs, str) else arqs)
+        for _ in range(8):
+            arqs_next = next_cron(now, weekday={1, 4}, hour={3, 17}, minute=30)
+            assert adopted.schedule.next_after(now) == arqs_next
+            now = arqs_next
+
+    def test_a_schedule_of_our_own_follows_utc_unless_it_names_a_zone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        scheduled = cron(hour=3)(clean)
+        assert scheduled.schedule is not None
+        assert scheduled.schedule.timezone == "UTC"
+
+    def test_an_unknown_time_zone_is_refused(self) -> None:
+        with pytest.raises(TaskDefinitionError, match="timezone='Mars/Olympus' is not a time zone"):
+            from_arq(arq.cron(clean, hour=3), timezone="Mars/Olympus")
+
+    def test_arqs_cron_keeps_its_job_id_and_whether_it_is_unique(self) -> None:
+        (plain,) = from_arq(arq.cron(clean, hour=3)).schedules
+        (single,) = from_arq(arq.cron(clean, hour=3, job_id="cleaning")).schedules
+        (each,) = from_arq(arq.cron(clean, hour=3, unique=False)).schedules
+        assert [(one.job_id, one.unique) for one in (plain, single, each)] == [
+            (None, True),
+            ("cleaning", True),
+            (None, False),
+        ]
 
     def test_the_first_parameter_of_arqs_function_is_ctx_whatever_its_name(self) -> None:
         async def charge(_ctx: object, amount: int = 100) -> None: ...
@@ -174,6 +200,39 @@ class TestAdopt:
         adopted = from_arq(func(resize))
         adopted.check()
         assert adopted.signature.validate(("a.png",), {}) == b'{"image":"a.png"}'
+
+    def test_the_schedules_of_one_function_under_one_name_become_one_task(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Functions that differ, names that differ, and tasks that are not arq's stay apart, in their order."""
+        own = cron("* * * * *", name="cron:clean")(clean)
+        jobs = [
+            arq.cron(clean, hour=1),
+            arq.cron(clean, hour=5, name="other"),
+            func(clean),
+            arq.cron(clean, hour=13, job_id="x"),
+            arq.cron(resize, hour=2, name="cron:clean"),
+        ]
+        merged = merge_schedules([own, *map(from_arq, jobs)])
+        assert [(one.name, one.fn, len(one.schedules)) for one in merged] == [
+            ("cron:clean", clean, 1),
+            ("cron:clean", clean, 2),
+            ("other", clean, 1),
+            ("clean", clean, 0),
+            ("cron:clean", resize, 1),
+        ]
+        assert merged[0] is own
+        assert [one.expression.split()[2] for one in merged[1].schedules] == ["1", "13"]
+        assert "several schedules" not in caplog.text
+
+    def test_the_options_of_the_last_schedule_hold_for_all_with_a_warning(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As in arq, which keeps its cron jobs by name."""
+        first, last = arq.cron(clean, hour=1, timeout=10), arq.cron(clean, hour=13, timeout=20)
+        (merged,) = merge_schedules(map(from_arq, (first, last)))
+        assert merged.options.timeout == 20
+        assert "cron:clean has several schedules with different options" in caplog.text
 
     @pytest.mark.parametrize("thing", [clean, "clean", None, object()])
     def test_adopting_anything_else_is_refused(self, thing: Any) -> None:

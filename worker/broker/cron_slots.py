@@ -23,16 +23,16 @@ class CronSlots:
         """Queue the jobs of slots, oldest first.
 
         Returns:
-            For each slot, whether it was new: no worker had queued it before.
+            For each slot, whether it was new: no worker had queued or recorded it before.
         """
         keys = Keys.of(queue)
-        arguments: list[Any] = [keys.prefix, keys.wake, A_DAY]
+        arguments: list[Any] = [keys.prefix, keys.wake, "", A_DAY]
         for slot in slots:
-            arguments += slot
+            arguments += (slot.series, slot.moment, slot.job_id, slot.payload, slot.if_free)
         return [bool(reply) for reply in await self._connections.run("slots", queue, arguments)]
 
     async def last(self, queue: str) -> dict[str, datetime]:
-        """The last slot of each scheduled task whose job was queued, by the task's name."""
+        """The last slot of each series that was queued or recorded, by the series' name."""
         last: dict[bytes, bytes] = await self._connections.client.hgetall(Keys.of(queue).slots)  # type: ignore[misc]
         # Other software may have written fields that are no times.
         moments = {task: moment for task, moment in last.items() if moment.isdigit() and len(moment) < _NO_TIME}

@@ -107,6 +107,18 @@ class CronSlot(NamedTuple):
     job_id: str
     payload: bytes
     """If empty, the slot is only recorded as passed."""
+    if_free: int = 0
+    """1 to add the job only if no job waits or runs under its id, which other slots share; else 0."""
+
+    @property
+    def series(self) -> str:
+        """The name under which the last slot is recorded."""
+        return series_name(self.task, self.job_id if self.if_free else None)
+
+
+def series_name(task: str, job_id: str | None) -> str:
+    """The name of a task's cron slots, or of those whose jobs share an id."""
+    return task if job_id is None else f"{task} {job_id}"
 
 
 def now_ms() -> int:

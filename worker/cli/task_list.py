@@ -38,8 +38,8 @@ def _properties(task: Task[Any, Any], config: Config) -> dict[str, str]:
     shown_as = {"payload": task.signature_text, "queue": task.options.queue or config.queue}
     if task.injected:
         shown_as["injected"] = ", ".join(f"{name}: {_describe(what)}" for name, what in task.injected.items())
-    if task.schedule is not None:
-        shown_as["schedule"] = _describe_schedule(task.schedule)
+    if task.schedules:
+        shown_as["schedule"] = "; ".join(map(_describe_schedule, task.schedules))
     return shown_as
 
 
@@ -57,7 +57,10 @@ def _describe(injected: Injected) -> str:
 
 
 def _describe_schedule(schedule: Schedule) -> str:
-    return f"{schedule.describe()}, next at {schedule.next_after(datetime.now(UTC)):%Y-%m-%d %H:%M:%S} UTC"
+    described = f"{schedule.describe()}, next at {schedule.next_after(datetime.now(UTC)):%Y-%m-%d %H:%M:%S} UTC"
+    if schedule.job_id is not None:
+        return f"{described}, not while job {schedule.job_id} waits or runs"
+    return described if schedule.unique else f"{described}, a job for each worker"
 
 
 def _count(number: int, noun: str) -> str:

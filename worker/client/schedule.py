@@ -16,16 +16,18 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, get_args
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+from zoneinfo import ZoneInfoNotFoundError, available_timezones
 
 from cronsim import CronSim, CronSimError
 from cronsim.explain import Expression
 
 from worker.client.clock_changes import ClockChange, first_change, offset_at
+from worker.client.zones import zone
 from worker.errors import TaskDefinitionError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from datetime import tzinfo
     from typing import Self
 
 __all__ = ["Misfire", "Schedule"]
@@ -64,13 +66,20 @@ class Schedule:
     expression: str
     """A crontab of five fields, or of six with seconds in front."""
     timezone: str = "UTC"
-    """The IANA name of the zone whose wall clock the crontab refers to."""
+    """The IANA name of the zone whose wall clock the crontab refers to, or its offset, as in "UTC+09:00"."""
     misfire: Misfire = "skip"
     """The treatment of slots that passed while no worker ran."""
     both_days: bool = False
     """Whether day of month and weekday must both match, as in arq. In a crontab either is enough if both are given."""
     microsecond: int = 0
     """The microsecond of each slot."""
+    run_at_startup: bool = False
+    """Whether a worker also queues a job when it starts."""
+    job_id: str | None = None
+    """The id of each slot's job. While a job of this id waits or runs, or its result is kept, a slot adds none."""
+    unique: bool = True
+    """Whether the first worker that reaches a slot queues its job. Otherwise each worker queues one. With `job_id` this
+    has no effect."""
 
     @classmethod
     def parse(cls, expression: str, *, timezone: str = "UTC", misfire: Misfire = "skip") -> Self:
@@ -187,9 +196,9 @@ class Schedule:
         return matches
 
     @cached_property
-    def _zone(self) -> ZoneInfo:
+    def _zone(self) -> tzinfo:
         try:
-            return ZoneInfo(self.timezone)
+            return zone(self.timezone)
         except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
             raise _wrong_timezone(self.timezone) from None
 

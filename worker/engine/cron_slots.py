@@ -1,7 +1,7 @@
 """The history of cron slots: read the last slot of a task, and queue each slot once.
 
 Redis keeps the last slot of each task. With a ledger, each slot is also a job row with its own id and time. So no slot
-is missed and none runs twice, even if Redis loses its data.
+is missed and none runs twice, even if Redis loses its data. Slots whose jobs share an id are rows of that id.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from worker.broker.broker import Broker
 from worker.broker.cron_slots import CronSlots
 from worker.broker.records import CronSlot
+from worker.engine.cron_series import CronSeries, slot_id
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import NewJob
-from worker.task import Task
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -29,9 +29,9 @@ class SlotHistory:
         """Return the time by the clock for cron slots, in UTC. It is the clock of the server that holds `queue`."""
         return await self._slots.now(queue)
 
-    async def last(self, task: Task[..., object], queue: str) -> datetime | None:
-        """Return the last slot of a task that was queued."""
-        return (await self._slots.last(queue)).get(task.name)
+    async def last(self, series: CronSeries, queue: str) -> datetime | None:
+        """Return the last slot of a series that was queued."""
+        return (await self._slots.last(queue)).get(series.name)
 
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         """Queue the jobs of these slots, oldest first. Slots that were queued before are skipped."""
@@ -45,23 +45,26 @@ class LedgerSlotHistory(SlotHistory):
         super().__init__(broker)
         self._ledger = ledger
 
-    async def last(self, task: Task[..., object], queue: str) -> datetime | None:
-        written = await self._ledger.last_enqueued(task.name, slot_id(task.name, ""))
+    async def last(self, series: CronSeries, queue: str) -> datetime | None:
+        task = series.task.name
+        if series.job_id is None:
+            written = await self._ledger.last_enqueued(task, slot_id(task, ""))
+        else:
+            written = await self._ledger.last_enqueued_as(task, series.job_id)
         in_ledger = None if written is None else _EPOCH + timedelta(milliseconds=written)
-        moments = (await super().last(task, queue), in_ledger)
+        moments = (await super().last(series, queue), in_ledger)
         return max((moment for moment in moments if moment is not None), default=None)
 
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
-        jobs = [_new_job(slot, queue) for slot in slots if slot.payload]
+        jobs = [_new_job(slot, queue) for slot in slots if slot.payload and not await self._is_held(slot, queue)]
         new = await self._ledger.add_new(jobs) if jobs else []
         # The relay publishes the jobs that do not reach Redis now.
         await super().put(queue, [slot._replace(payload=b"") for slot in slots])
         await self._broker.publish(new)
 
-
-def slot_id(task: str, moment: object) -> str:
-    """Return the id of a slot's job."""
-    return f"cron:{task}:{moment}"
+    async def _is_held(self, slot: CronSlot, queue: str) -> bool:
+        """Whether a job has the id that the slots of this series share, and waits or runs, or its result is kept."""
+        return bool(slot.if_free) and (await self._broker.status(queue, slot.job_id)).holds_id
 
 
 def _new_job(slot: CronSlot, queue: str) -> NewJob:

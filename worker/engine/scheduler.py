@@ -5,6 +5,8 @@
    was away.
 3. The task's misfire policy decides about cron slots that passed while no worker ran: :mod:`worker.engine.cron_slots`.
 4. Skipped cron slots are logged.
+5. A task has one series of slots, or several: :mod:`worker.engine.cron_series`. The slots of a series that is not
+   shared are queued by each worker from its start on.
 """
 
 import asyncio
@@ -16,8 +18,8 @@ from uuid import uuid4
 
 from worker.broker.broker import Broker
 from worker.broker.records import CronSlot, to_ms
-from worker.client.schedule import Schedule
-from worker.engine.cron_slots import LedgerSlotHistory, SlotHistory, slot_id
+from worker.engine.cron_series import CronSeries, slot_id
+from worker.engine.cron_slots import LedgerSlotHistory, SlotHistory
 from worker.ledger import Ledger
 from worker.message import encode
 from worker.new_job import A_DAY, NewJob
@@ -25,8 +27,8 @@ from worker.task import Task
 
 logger = logging.getLogger("worker")
 
-_Passed = tuple[Task[..., Any], datetime, bool]
-"""A cron slot of a task, and whether it is to run. Otherwise it is only recorded."""
+_Passed = tuple[CronSeries, datetime, bool]
+"""A cron slot of a series, and whether it is to run. Otherwise it is only recorded."""
 
 _LONGEST_SLEEP = 10.0  # seconds; then the clock of Redis is read again
 _LATE = timedelta(minutes=1)  # since the last round; then the slots that other workers have queued are read first
@@ -52,20 +54,21 @@ class Scheduler:
     ) -> None:
         self._broker = broker
         self._slots = SlotHistory(broker) if ledger is None else LedgerSlotHistory(broker, ledger)
-        self._tasks = [task for task in tasks.values() if task.schedule is not None]
+        self._series = [series for task in tasks.values() for series in CronSeries.of(task)]
         self._default_queue = default_queue
         self._seen: datetime | None = None
-        # Each task has a fixed job id, so that a repeated enqueue adds no second job.
-        self._at_startup = {uuid4().hex: task for task in self._tasks if task.run_at_startup}
+        # Each series has a fixed job id, so that a repeated enqueue adds no second job.
+        self._at_startup = {each.job_id or uuid4().hex: each.task for each in self._series if each.run_at_startup}
+        self._id = uuid4().hex  # part of the ids of jobs that each worker queues for itself
 
     @property
     def has_begun(self) -> bool:
         """Whether the jobs that are due at its start are queued, if there are any."""
-        return not self._tasks or (self._seen is not None and not self._at_startup)
+        return not self._series or (self._seen is not None and not self._at_startup)
 
     async def run(self) -> None:
         """Queue cron slots as they pass, for ever."""
-        while self._tasks:
+        while self._series:
             now = await self._slots.now(self._default_queue)
             await self._queue_slots(await self._passed(now))
             self._seen = now
@@ -77,15 +80,15 @@ class Scheduler:
             return await self._missed(now)
         if now - self._seen > _LATE:
             return await self._overdue(self._seen, now)
-        return [slot for task in self._tasks for slot in _to_run(task, self._seen, now)]
+        return [slot for series in self._series for slot in _to_run(series, self._seen, now)]
 
     async def _missed(self, now: datetime) -> list[_Passed]:
         """The cron slots that passed before this worker ran, by each task's misfire policy."""
         missed: list[_Passed] = []
-        for task in self._tasks:
-            last = await self._slots.last(task, self._queue_of(task))
+        for series in self._shared:
+            last = await self._slots.last(series, self._queue_of(series.task))
             # With no record, this is the first worker of this task: cron slots count from now on.
-            missed += [(task, now, False)] if last is None else _by_misfire(task, last, now)
+            missed += [(series, now, False)] if last is None else _by_misfire(series, last, now)
         return missed
 
     async def _overdue(self, seen: datetime, now: datetime) -> list[_Passed]:
@@ -94,9 +97,9 @@ class Scheduler:
         The record of the last slot is read, because the ledger row of a queued slot may have been pruned.
         """
         overdue: list[_Passed] = []
-        for task in self._tasks:
-            last = await self._slots.last(task, self._queue_of(task))
-            overdue += _to_run(task, seen if last is None else max(seen, last), now)
+        for series in self._series:
+            last = await self._slots.last(series, self._queue_of(series.task)) if series.is_shared else None
+            overdue += _to_run(series, seen if last is None else max(seen, last), now)
         if overdue:
             late = (now - seen).total_seconds()
             logger.warning("%d cron slots are queued late: the last round was %.0f s ago", len(overdue), late)
@@ -114,49 +117,53 @@ class Scheduler:
 
     async def _queue_slots(self, slots: Iterable[_Passed]) -> None:
         by_queue: dict[str, list[CronSlot]] = {}
-        for task, moment, runs in slots:
-            at = to_ms(moment)
-            payload = encode(task.name, b"{}", at) if runs else b""
-            by_queue.setdefault(self._queue_of(task), []).append(
-                CronSlot(task.name, at, slot_id(task.name, at), payload)
-            )
+        own: list[NewJob] = []
+        for series, moment, runs in slots:
+            if series.is_shared:
+                by_queue.setdefault(self._queue_of(series.task), []).append(series.slot(moment, runs=runs))
+            else:
+                at = to_ms(moment)
+                job_id = f"{slot_id(series.task.name, at)}:{self._id}"
+                own.append(self._new_job(job_id, series.task, at)._replace(due=at))
         for name, found in by_queue.items():
             await self._slots.put(name, found)
+        await self._broker.enqueue(own)
 
     def _until_next(self, now: datetime) -> float:
-        next_slot = min(_schedule(task).next_after(now) for task in self._tasks)
+        next_slot = min(series.next_after(now) for series in self._series)
         return min(max((next_slot - now).total_seconds(), 0.0), _LONGEST_SLEEP)
+
+    @property
+    def _shared(self) -> Iterable[CronSeries]:
+        return (series for series in self._series if series.is_shared)
 
     def _queue_of(self, task: Task[..., Any]) -> str:
         return task.options.queue or self._default_queue
 
 
-def _by_misfire(task: Task[..., Any], last: datetime, now: datetime) -> list[_Passed]:
+def _by_misfire(series: CronSeries, last: datetime, now: datetime) -> list[_Passed]:
     """The cron slots after `last` that the misfire policy lets run."""
     # Skipped slots are not recorded: another worker may be about to queue the slot of this moment.
-    misfire = _schedule(task).misfire
-    most = {"skip": 0, "once": 1, "all": _MOST_SLOTS}[misfire]
-    return _to_run(task, last, now, most, why=f"no worker ran, and misfire is {misfire!r}")
+    most = {"skip": 0, "once": 1, "all": _MOST_SLOTS}[series.misfire]
+    return _to_run(series, last, now, most, why=f"no worker ran, and misfire is {series.misfire!r}")
 
 
 def _to_run(
-    task: Task[..., Any], start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = _TOO_MANY
+    series: CronSeries, start: datetime, end: datetime, most: int = _MOST_SLOTS, *, why: str = _TOO_MANY
 ) -> list[_Passed]:
     """The latest cron slots after `start`, at most `most`. Earlier slots are skipped, and logged with the reason."""
-    schedule = _schedule(task)
-    slots = schedule.slots_between(start, end, limit=most) if most else ()
-    first, until = schedule.next_after(start), slots[0] if slots else end
+    slots = series.slots_between(start, end, limit=most) if most else ()
+    first, until = series.next_after(start), slots[0] if slots else end
     if first <= end and first not in slots:
         logger.warning(
-            "task %s: skipped its cron slots from %s until %s: %s", task.name, _format(first), _format(until), why
+            "task %s: skipped its cron slots from %s until %s: %s",
+            series.task.name,
+            _format(first),
+            _format(until),
+            why,
         )
-    return [(task, moment, True) for moment in slots]
+    return [(series, moment, True) for moment in slots]
 
 
 def _format(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _schedule(task: Task[..., Any]) -> Schedule:
-    assert task.schedule is not None  # noqa: S101 - the constructor keeps only scheduled tasks
-    return task.schedule

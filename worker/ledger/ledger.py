@@ -196,9 +196,16 @@ class Ledger:
 
         In milliseconds since the epoch. None if there is no such row.
         """
+        return await self._last_enqueued(task, f"{prefix}0", f"{prefix}:")  # : is the character after 9
+
+    async def last_enqueued_as(self, task: str, job_id: str) -> int | None:
+        """The enqueue time of the last row of `task` with this id, as `last_enqueued`."""
+        return await self._last_enqueued(task, job_id, f"{job_id}\x01")
+
+    async def _last_enqueued(self, task: str, first: str, end: str) -> int | None:
         async with scope() as work:
             session = await work.session(default_database())
-            parameters = {"task": task, "first": f"{prefix}0", "end": f"{prefix}:"}  # : is the character after 9
+            parameters = {"task": task, "first": first, "end": end}
             row = await self._first(session, self._of(session).last_enqueued, parameters)
         last: int | None = None if row is None else row["enqueued_at"]
         return last

@@ -162,7 +162,7 @@ def _reading(jobs: Table) -> dict[str, Executable]:
         "sizes": select(job.id, job.enqueued_at, func.length(job.payload).label("size")).where(of_ids),
         "last_enqueued": select(job.enqueued_at)
         .where(*ids_between, job.task == bindparam("task", type_=Text))
-        .order_by(job.id.desc())
+        .order_by(job.id.desc(), job.enqueued_at.desc())
         .limit(1),
     }
 

@@ -24,7 +24,7 @@ from typing import Any
 from arq.cron import CronJob
 from arq.worker import Function
 
-from worker.cron import from_arq
+from worker.cron import from_arq, merge_schedules
 from worker.errors import RegistryError, TaskDefinitionError
 from worker.registry.imports import Importer, MissingModuleError, NotImportableError, imported_files, shown
 from worker.task import Task
@@ -86,7 +86,7 @@ def load(path: str = "tasks.registry") -> Registry:
 
     if problems:
         raise RegistryError(problems)
-    tasks = MappingProxyType({one.task.name: one.task for one in listed})
+    tasks = MappingProxyType({task.name: task for task in merge_schedules(one.task for one in listed)})
     return Registry(path, module.__file__ or path, tasks, lifespan)
 
 
@@ -179,7 +179,9 @@ def _clashing_names(listed: Sequence[_Listed]) -> Iterator[str]:
                 f"two tasks are called {later.task.name!r}, {first.entry} ({first.place}) and {later.entry} "
                 f"({later.place}): rename one, or give it another name for its jobs, as in @task(name='other')."
             )
-        elif (first.task.options, first.task.schedule) != (later.task.options, later.task.schedule):
+        elif (first.task.options, first.task.schedules) != (later.task.options, later.task.schedules):
+            if all(one.task.is_arq and one.task.schedules for one in (first, later)):
+                continue  # `merge_schedules` makes one task of them
             yield (
                 f"{first.entry} and {later.entry} are two tasks of one function ({later.place}), both called "
                 f"{later.task.name!r}: give one of them another name, as in cron('0 7 * * *', name='other')(function)."

@@ -6,12 +6,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from arq import cron as arq_cron
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.servers import Observer
@@ -20,18 +22,23 @@ from tests.worker.engine.conftest import StartWorker
 from worker import Broker, cron, current_job, task
 from worker.broker.cron_slots import CronSlots
 from worker.broker.records import Completion, CronSlot, to_ms
+from worker.client.options import TaskOptions
 from worker.client.schedule import Misfire, Schedule
+from worker.cron import from_arq, merge_schedules
 from worker.engine import scheduler
-from worker.engine.cron_slots import LedgerSlotHistory, slot_id
+from worker.engine.cron_series import CronSeries, slot_id
+from worker.engine.cron_slots import LedgerSlotHistory
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
 from worker.ledger import FinalRow, Ledger, State
 from worker.message import encode
+from worker.new_job import NewJob
 from worker.task import Task
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SPRING_FORWARD, FALL_BACK = datetime(2024, 3, 31, tzinfo=BERLIN), datetime(2024, 10, 27, tzinfo=BERLIN)
 QUEUE = "arq:queue"
+TOKEN = "0" * 28
 
 
 def hourly(misfire: Misfire = "skip", *, run_at_startup: bool = False) -> Task[Any, Any]:
@@ -402,3 +409,132 @@ async def test_a_scheduler_without_scheduled_tasks_returns(broker: Broker) -> No
     async def plain() -> None: ...
 
     await asyncio.wait_for(Scheduler(broker, {plain.name: plain}, QUEUE).run(), 1)
+
+
+async def adopted(**when: Any) -> None: ...
+
+
+def of_arq(*schedules: dict[str, Any], name: str = "cron:adopted") -> Task[Any, Any]:
+    """The task of arq's `cron()` of one function, with these keywords of each schedule. UTC is the zone."""
+    given: Any = adopted
+    (merged,) = merge_schedules(from_arq(arq_cron(given, name=name, **each), timezone="UTC") for each in schedules)
+    return merged
+
+
+async def pass_slots(one: Scheduler, since: datetime, until: datetime) -> None:
+    """Let a scheduler that looked at `since` look again at `until`."""
+    one._seen = since
+    await one._queue_slots(await one._passed(until))
+
+
+MINUTE = timedelta(minutes=1)
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+async def test_a_schedule_with_a_job_id_adds_no_job_while_one_waits_or_runs(
+    broker: Broker, observer: Any, ledger: Ledger | None
+) -> None:
+    """Also if another task has queued it. When it has ended, the next slot adds one again, under the same id."""
+    every_minute = {"minute": None, "second": 0, "microsecond": 0, "job_id": "single"}
+    one, other = (Scheduler(broker, {"a": of_arq(every_minute, name=name)}, QUEUE, ledger) for name in ("a", "b"))
+    await pass_slots(one, NOON - MINUTE, NOON)
+    await pass_slots(one, NOON, NOON + MINUTE)
+    await pass_slots(other, NOON, NOON + MINUTE)
+    assert observer.zrange(QUEUE, 0, -1, withscores=True) == [("single", to_ms(NOON))]
+    (job,) = (await broker.claim(QUEUE, TOKEN, 60_000, 100)).jobs
+    await pass_slots(one, NOON + MINUTE, NOON + 2 * MINUTE)
+    assert (await broker.claim(QUEUE, TOKEN, 60_000, 100)).jobs == []
+    if ledger is not None:
+        await ledger.complete([FinalRow("single", to_ms(NOON), "a", QUEUE, State.DONE)])
+    await broker.finish(QUEUE, [Completion(job.raw_id, TOKEN, "end")])
+    assert observer.zcard(QUEUE) == 0
+    await pass_slots(one, NOON, NOON + 2 * MINUTE)
+    assert observer.zcard(QUEUE) == 0  # a worker that looks late adds no job for slots that have passed
+    await pass_slots(one, NOON + 2 * MINUTE, NOON + 3 * MINUTE)
+    assert observer.zrange(QUEUE, 0, -1) == ["single"]
+
+
+async def test_a_schedule_with_a_job_id_waits_for_a_job_that_a_producer_has_queued(
+    broker: Broker, observer: Any, ledger: Ledger | None, postgres: Observer
+) -> None:
+    await broker.enqueue([NewJob("single", b"{}", "cron:adopted", QUEUE, 1)])
+    one = Scheduler(broker, {"a": of_arq({"second": None, "microsecond": 0, "job_id": "single"})}, QUEUE, ledger)
+    await pass_slots(one, NOON, NOON + timedelta(seconds=3))
+    assert observer.get("arq:job:single") == "{}"
+    assert await postgres.fetchval("SELECT count(*) FROM tandem_jobs") == 0
+
+
+async def test_a_slot_of_a_job_id_is_queued_once_by_several_workers_also_when_its_job_has_ended(
+    broker: Broker, observer: Any, ledger: Ledger | None
+) -> None:
+    """And also if Redis has lost its memory meanwhile, if there is a ledger."""
+    task = of_arq({"minute": None, "second": 0, "microsecond": 0, "job_id": "single"})
+    one, other, third = (Scheduler(broker, {"a": task}, QUEUE, ledger) for _ in range(3))
+    await pass_slots(one, NOON - MINUTE, NOON)
+    (job,) = (await broker.claim(QUEUE, TOKEN, 60_000, 100)).jobs
+    if ledger is not None:
+        await ledger.complete([FinalRow("single", to_ms(NOON), task.name, QUEUE, State.DONE)])
+    await broker.finish(QUEUE, [Completion(job.raw_id, TOKEN, "end")])
+    await pass_slots(other, NOON - MINUTE, NOON)
+    if ledger is not None:
+        observer.flushdb()
+        await pass_slots(third, NOON - 2 * MINUTE, NOON)
+        last = await LedgerSlotHistory(broker, ledger).last(next(CronSeries.of(task)), QUEUE)
+        assert last == NOON
+    assert observer.zcard(QUEUE) == 0
+
+
+async def test_schedules_of_one_task_queue_a_time_that_both_match_once(
+    broker: Broker, observer: Any, ledger: Ledger | None
+) -> None:
+    """Those with ids of their own count for themselves."""
+    task = of_arq(
+        {"minute": {0, 20}, "microsecond": 0},
+        {"minute": {0, 40}, "microsecond": 0},
+        {"minute": 40, "microsecond": 0, "job_id": "x"},
+        {"minute": 40, "microsecond": 0, "job_id": "y"},
+    )
+    for _ in range(2):
+        await pass_slots(Scheduler(broker, {"a": task}, QUEUE, ledger), NOON - timedelta(seconds=1), NOON + 59 * MINUTE)
+    at = [slot_id(task.name, to_ms(NOON + minutes * MINUTE)) for minutes in (0, 20, 40)]
+    assert set(observer.zrange(QUEUE, 0, -1)) == {*at, "x", "y"}
+
+
+async def test_a_schedule_that_is_not_unique_is_queued_by_each_worker(
+    broker: Broker, observer: Any, ledger: Ledger | None
+) -> None:
+    """Once by each, also if a round is repeated. A worker that starts makes up for none."""
+    task = of_arq({"minute": 0, "microsecond": 0, "unique": False})
+    one, other, new = (Scheduler(broker, {"a": task}, QUEUE, ledger) for _ in range(3))
+    for each in (one, other, one):
+        await pass_slots(each, NOON - MINUTE, NOON)
+    await new._queue_slots(await new._passed(NOON))
+    found = observer.zrange(QUEUE, 0, -1, withscores=True)
+    assert [score for _, score in found] == [to_ms(NOON)] * 2
+    assert all(job_id.startswith(f"{slot_id(task.name, to_ms(NOON))}:") for job_id, _ in found)
+
+
+async def test_a_startup_job_has_the_job_id_of_its_schedule(broker: Broker, observer: Any) -> None:
+    """So two workers that start together run it once."""
+    task = of_arq({"month": 1, "day": 1, "job_id": "single", "run_at_startup": True})
+    async with scheduling(broker, task) as one, scheduling(broker, task) as other:
+        await eventually(lambda: one.has_begun and other.has_begun)
+    assert observer.zrange(QUEUE, 0, -1) == ["single"]
+
+
+async def test_workers_run_a_schedule_with_a_job_id_one_at_a_time(start: StartWorker) -> None:
+    running, most, ids = 0, 0, set()
+
+    async def slow() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        ids.add(current_job().job_id)
+        await asyncio.sleep(1.5)
+        running -= 1
+
+    schedule = replace(Schedule.parse("* * * * * *"), job_id="single")
+    task: Task[Any, Any] = Task(slow, "slow", TaskOptions(keep_result=0), schedules=(schedule,))
+    async with start(task, id="a"), start(task, id="b"):
+        await asyncio.sleep(4.5)
+    assert (most, ids) == (1, {"single"})

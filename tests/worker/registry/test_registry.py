@@ -345,7 +345,8 @@ class TestNames:
         "two",
         [
             "from worker import cron\nasync def send(): ...\na, b = cron(minute=1)(send), cron(minute=2)(send)\n",
-            "import arq\nasync def send(ctx): ...\na, b = arq.cron(send, minute=1), arq.cron(send, minute=2)\n",
+            "import arq\nfrom arq.worker import func\nasync def send(ctx): ...\n"
+            "a, b = func(send), arq.cron(send, minute=2, name='send')\n",
             "from worker import cron, task\n@task\nasync def a(): ...\nb = cron(minute=2)(a)\n",
         ],
     )
@@ -355,6 +356,13 @@ class TestNames:
         line = problem()
         assert "tasks.mail.a and tasks.mail.b are two tasks of one function (tasks/mail.py:" in line
         assert "name='other'" in line
+
+    def test_several_of_arqs_crons_of_one_function_are_one_task(self, root: Path) -> None:
+        """As in arq, which names a job by its function."""
+        two = "import arq\nasync def f(ctx): ...\na, b = (arq.cron(f, hour=hour) for hour in (1, 13))\n"
+        write(root, {"tasks/mail.py": two, "tasks/registry.py": "from tasks.mail import a, b\nTASKS = (a, b)"})
+        (task,) = load().tasks.values()
+        assert (task.name, len(task.schedules)) == ("cron:f", 2)
 
     def test_two_schedules_of_one_function_with_two_names_are_two_tasks(self, root: Path) -> None:
         """Two schedules of one function are two tasks if they have two names."""

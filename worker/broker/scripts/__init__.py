@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-_PREFIXES = {"enqueue": "new_jobs", "publish": "new_jobs"}
+_PREFIXES = {"enqueue": "new_jobs", "publish": "new_jobs", "slots": "new_jobs"}
 """The script that is put before another one, by the name of the other one."""
 
 

@@ -7,15 +7,11 @@
 local added, scores = {}, {}
 for i = 4, #ARGV, 3 do
     local id, payload, when = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    local job, holder, result = prefix .. 'job:' .. id, prefix .. 'in-progress:' .. id, prefix .. 'result:' .. id
-    local taken = redis.call('EXISTS', job, result, holder)
-    if taken == 1 and redis.pcall('GET', holder) == 'ended' then taken = 0 end  -- a tombstone: see finish.lua
-    if taken == 1 and set_aside(id, result) then taken = 0 end
-    if taken > 0 then
+    if is_taken(id) then
         added[#added + 1] = 0
     else
         local score, expiry = times(when)
-        redis.call('SET', job, payload, 'PX', expiry)
+        redis.call('SET', prefix .. 'job:' .. id, payload, 'PX', expiry)
         if aborts then redis.pcall('ZREM', abort, id) end
         scores[#scores + 1] = score
         scores[#scores + 1] = id

@@ -1,4 +1,4 @@
--- The common beginning of enqueue.lua and publish.lua: the arguments of new jobs, their times, and rules for ids.
+-- The common beginning of enqueue.lua, publish.lua and slots.lua: the arguments of new jobs, their times, rules for ids.
 --
 -- KEYS[1]  the queue: a sorted set of ids by due time
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
@@ -35,6 +35,16 @@ local function set_aside(id, result)
     local aborted = type(head) == 'string' and string.match(head, '^{"aborted":(%d+),')  -- see worker/message.py
     if aborted then redis.call('RENAME', result, prefix .. 'aborted:' .. id .. ':' .. aborted) end
     return aborted, head ~= ''
+end
+
+-- Return whether an id is taken: by a job that waits or runs, or by a kept result. The result of an aborted job is set
+-- aside.
+local function is_taken(id)
+    local holder, result = prefix .. 'in-progress:' .. id, prefix .. 'result:' .. id
+    local taken = redis.call('EXISTS', prefix .. 'job:' .. id, result, holder)
+    if taken == 1 and redis.pcall('GET', holder) == 'ended' then taken = 0 end  -- a tombstone: see finish.lua
+    if taken == 1 and set_aside(id, result) then taken = 0 end
+    return taken > 0
 end
 
 -- Return 1, or 0 if no worker serves the queue: neither a health record, nor known tasks, nor a stock worker's record.
