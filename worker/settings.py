@@ -13,8 +13,11 @@ from arq.connections import RedisSettings
 from arq.worker import Worker, func
 
 from worker.arq_host.client import ArqClient
-from worker.arq_host.command import end_with, leave_on_signal_meanwhile, prepare
+from worker.arq_host.command import end_with, leave_on_signal_meanwhile, prepare, refuse
+from worker.arq_host.current_worker import current_worker
 from worker.arq_host.host import Host
+from worker.arq_host.replacements import REPLACEMENTS
+from worker.arq_host.worker_arguments import refuse_arguments
 from worker.broker.connection import connect_as
 from worker.broker.keys import Keys
 from worker.broker.redis_url import RedisAddress
@@ -77,8 +80,8 @@ def build(
 class BaseSettings:
     """The base of Settings classes.
 
-    A subclass may define arq's hooks and ``ctx``, and inherits the rest. arq reads only the ``__dict__`` of the class
-    itself, so `__init_subclass__` sets every setting on each subclass.
+    A subclass may define arq's hooks, ``ctx`` and settings that are passed on to arq's worker. It inherits the rest.
+    arq reads only the ``__dict__`` of the class itself, so `__init_subclass__` sets every setting on each subclass.
     """
 
     _config: ClassVar[Config]
@@ -89,16 +92,15 @@ class BaseSettings:
         """Set every setting of arq's on the new class.
 
         Raises:
-            ConfigError: the class sets one of arq's settings that Tandem's own settings replace.
+            ConfigError: the class sets arq's settings that Tandem's own settings replace. Under arq's command the
+                process ends instead, with a line for each.
         """
         own: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             if base is cls or not issubclass(base, BaseSettings):  # the settings of other bases are in `_given`
                 own |= {name: value for name, value in vars(base).items() if name in _ARQ_SETTINGS}
-        for name in own.keys() - _HOOKS - {"ctx"}:
-            raise ConfigError(
-                f"{name} in {cls.__qualname__}: {_INSTEAD.get(name, 'it has no effect here: leave it out')}"
-            )
+        if replaced := sorted(own.keys() & REPLACEMENTS.keys()):
+            refuse(ConfigError("\n".join(f"{name} in {cls.__qualname__}: {REPLACEMENTS[name]}" for name in replaced)))
         cls._given = {**cls._given, **own}
         for name, value in _settings(cls._config, cls._registry, cls._given).items():
             setattr(cls, name, value)
@@ -106,21 +108,18 @@ class BaseSettings:
 
 _ARQ_SETTINGS = frozenset(inspect.signature(Worker).parameters)
 _HOOKS = frozenset({"on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end"})
-_INSTEAD = {
-    "functions": "list them in the registry's TASKS",
-    "cron_jobs": "list them in the registry's TASKS",
-    "redis_settings": "set REDIS_URL",
-    "redis_pool": "set REDIS_URL",
-    "queue_name": "set WORKER_QUEUE, or build(Config.load(queue=...))",
-    "max_jobs": "set WORKER_CONCURRENCY, or build(Config.load(concurrency=...))",
-    "job_timeout": "set WORKER_JOB_TIMEOUT, or build(Config.load(job_timeout=...))",
-    "max_tries": "set WORKER_MAX_TRIES, or build(Config.load(max_tries=...))",
-    "keep_result": "set WORKER_KEEP_RESULT, or build(Config.load(keep_result=...))",
-    "job_completion_wait": "set WORKER_GRACE, or build(Config.load(grace=...))",
-    "health_check_key": "set WORKER_ID, which is part of it",
-    "timezone": "give it to @cron",
-    "job_deserializer": "set WORKER_ACCEPT_PICKLE=true to take pickled jobs",
-}
+_PASSED_ON = frozenset(
+    {
+        "burst",
+        "expires_extra_ms",
+        "handle_signals",
+        "health_check_key",
+        "log_results",
+        "max_burst_jobs",
+        "retry_jobs",
+    }
+)
+"""Settings that arq's worker gets as they are. The host reads them from there."""
 
 
 def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,20 +128,25 @@ def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> d
     host = Host(Runtime(config, registry, **hooks))
     redis_url = require_urls(config)
     never: Any = _never_called  # arq's protocol wants *args
+    settings: dict[str, Any] = {}
 
     async def startup(ctx: dict[Any, Any]) -> None:
         try:
+            if (worker := current_worker()) is not None:
+                refuse_arguments(worker, settings)
             await host.startup(ctx)
+        except ConfigError as error:
+            end_with(str(error), code=2)
         except StartupError as error:
             end_with(str(error), code=1)
 
     async def shutdown(ctx: dict[Any, Any]) -> None:
         await host.shutdown(ctx)
 
-    return {
+    settings |= {
         "functions": [func(never, name=name) for name in registry.tasks],
         "redis_settings": redis_settings(redis_url),  # for --check; the worker uses `redis_pool`
-        "redis_pool": _arq_client(config, redis_url),
+        "redis_pool": _arq_client(config, redis_url, given),
         "queue_name": config.queue_names[0],
         "on_startup": startup,
         "on_shutdown": shutdown,
@@ -154,6 +158,8 @@ def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> d
         "health_check_interval": _NEVER,  # the engine writes the health record, not arq
         "health_check_key": Keys.of(config.queue_names[0]).health(config.id),
     }
+    settings |= {name: value for name, value in given.items() if name in _PASSED_ON}
+    return settings
 
 
 def _function(hook: Any) -> Hook:
@@ -220,12 +226,13 @@ def redis_settings(url: str) -> RedisSettings:
 _SSL_FIELDS = frozenset(name for name in RedisSettings.__dataclass_fields__ if name.startswith("ssl_"))
 
 
-def _arq_client(config: Config, url: str) -> ArqClient:
+def _arq_client(config: Config, url: str, given: Mapping[str, Any]) -> ArqClient:
     """The client for arq's setting `redis_pool`, which tasks get as ``ctx["redis"]``."""
     client = connect_as(ArqClient, url)
     client.connect_wait = config.connect_wait
     use_codec(client, config)
     client.default_queue_name = config.queue_names[0]
+    client.expires_extra_ms = given.get("expires_extra_ms", client.expires_extra_ms)
     return client
 
 

@@ -120,3 +120,63 @@ class TestEmbedded:
             assert await program.ends() == 0, program.output
             assert "first: 2" in program.output
             assert "failed: 1 done: 3" in program.output
+
+    @pytest.mark.parametrize(
+        ("arguments", "line"),
+        [
+            ("max_jobs=5", "max_jobs given to arq's Worker: set WORKER_CONCURRENCY"),
+            ("keep_result=5", "keep_result given to arq's Worker: set WORKER_KEEP_RESULT"),
+            ("on_job_start=main", "on_job_start given to arq's Worker: set it in the Settings class"),
+            ("functions=[main]", "functions given to arq's Worker: list them in the registry's TASKS"),
+        ],
+    )
+    async def test_an_argument_of_arqs_worker_without_effect_is_refused(
+        self, project: Project, arguments: str, line: str
+    ) -> None:
+        """In one line, with what takes its place. It would be ignored."""
+        project.write(
+            "embedded.py", EMBEDDED.format(f"await create_worker(worker.Settings, burst=True, {arguments}).run_check()")
+        )
+        with project.command("embedded") as program:
+            assert await program.ends() == 2
+            assert line in program.output
+            assert "Traceback" not in program.output
+
+    async def test_arguments_of_arqs_worker_and_of_run_check_that_the_engine_follows(self, project: Project) -> None:
+        """`max_burst_jobs`, also for the next run of the same worker, and `retry_jobs`."""
+        project.write("tasks/mail.py", "from worker import Retry, task\n\n@task\nasync def send(to: str) -> str:\n"
+                      "    if to == 'again':\n        raise Retry\n    return to\n")  # fmt: skip
+        for to in ("a", "b", "c", "d"):
+            await send.enqueue(to)
+        project.write(
+            "embedded.py",
+            EMBEDDED.format(
+                """arq = create_worker(worker.Settings, burst=True, max_burst_jobs=1)
+    print("first:", await arq.run_check())
+    print("second:", await arq.run_check())
+    print("third:", await arq.run_check(max_burst_jobs=2))
+    await arq.pool.enqueue_job("send", "again")
+    try:
+        await arq.run_check(max_burst_jobs=-1, retry_jobs=False)
+    except FailedJobs as error:
+        print("failed:", error.count, "retried:", arq.jobs_retried)
+    await arq.close()"""
+            ),
+        )
+        with project.command("embedded") as program:
+            assert await program.ends() == 0, program.output
+            for expected in ("first: 1", "second: 2", "third: 4", "failed: 1 retried: 0"):
+                assert expected in program.output
+
+
+class TestRefusedSettings:
+    async def test_a_setting_that_is_refused_ends_the_command_with_one_line(self, project: Project) -> None:
+        """With code 2 and without a traceback."""
+        project.write("settings.py", "import worker\n\nclass Settings(worker.Settings):\n    max_jobs = 5\n"
+                      "    timezone = None\n")  # fmt: skip
+        with project.arq("settings.Settings", "--burst") as arq:
+            assert await arq.ends() == 2
+            assert arq.output.splitlines() == [
+                "max_jobs in Settings: set WORKER_CONCURRENCY, or build(Config.load(concurrency=...))",
+                "timezone in Settings: give it to @cron",
+            ]

@@ -106,6 +106,9 @@ class TestSubclass:
             ("queue_name", "queue_name in Mine: set WORKER_QUEUE"),
             ("functions", "functions in Mine: list them in the registry's TASKS"),
             ("poll_delay", "poll_delay in Mine: it has no effect here"),
+            ("keep_result_forever", "keep_result_forever in Mine: set WORKER_KEEP_RESULT=3153600000"),
+            ("allow_abort_jobs", "allow_abort_jobs in Mine: it has no effect here: jobs can always be aborted"),
+            ("timezone", "timezone in Mine: give it to @cron"),
         ],
     )
     def test_a_setting_of_arqs_that_has_no_effect_here_is_refused(self, config: Config, name: str, advice: str) -> None:
@@ -113,6 +116,28 @@ class TestSubclass:
         settings = build(config, registry(nothing))
         with pytest.raises(ConfigError, match=advice):
             type("Mine", (settings,), {name: 5})
+
+    def test_every_setting_of_arqs_is_served_or_refused_with_a_reason(self, config: Config) -> None:
+        """None is ignored."""
+        settings = build(config, registry(nothing))
+        hooks = {"on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end"}
+        own = {"burst", "handle_signals", "retry_jobs", "log_results", "max_burst_jobs"}
+        own |= {"expires_extra_ms", "health_check_key", "ctx"}
+        for name in inspect.signature(Worker).parameters:
+            if name in hooks | own:
+                assert name in read_by_arq(type("Mine", (settings,), {name: hook if name in hooks else {}}))
+            else:
+                with pytest.raises(ConfigError, match=f"^{name} in Mine: "):
+                    type("Mine", (settings,), {name: 5})
+
+    def test_settings_of_a_subclass_that_arqs_worker_follows_are_passed_on(self, config: Config) -> None:
+        """The engine reads them from arq's worker, so arguments of `create_worker` count as well."""
+        settings = build(config, registry(nothing))
+        passed: dict[str, Any] = {"burst": True, "retry_jobs": False, "log_results": False, "max_burst_jobs": 3}
+        read = read_by_arq(type("Mine", (settings,), passed))
+        assert {name: read[name] for name in passed} == passed
+        client = read_by_arq(type("Mine", (settings,), {"expires_extra_ms": 5000}))["redis_pool"]
+        assert client.expires_extra_ms == 5000
 
     def test_other_attributes_of_a_subclass_are_left_alone(self, config: Config) -> None:
         """An attribute that arq does not know stays as it is."""

@@ -22,6 +22,8 @@ class ArqClient(ArqRedis):
 
     connect_wait: float | None = None
     """Seconds that arq's first pipeline without a transaction waits for Redis. None after that pipeline."""
+    health_check_key: str | None = None
+    """The key of the health record that arq's worker would delete."""
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         if transaction or self.connect_wait is None:
@@ -31,7 +33,7 @@ class ArqClient(ArqRedis):
         return waiting
 
     async def delete(self, *names: Any) -> Any:
-        if len(names) == 1 and Keys.is_health(names[0]):
+        if len(names) == 1 and (Keys.is_health(names[0]) or names[0] == self.health_check_key):
             return 0
         return await super().delete(*names)
 

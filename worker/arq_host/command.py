@@ -61,6 +61,13 @@ def _set_loop() -> None:
     asyncio.set_event_loop(new_event_loop())
 
 
+def refuse(error: Exception) -> NoReturn:
+    """Raise `error`. arq's command ends with its lines instead, and code 2."""
+    if _context() is None:
+        raise error
+    end_with(str(error), code=2)
+
+
 def end_with(message: str, *, code: int) -> NoReturn:
     """Print `message` on standard error, and end the process."""
     print(printable_lines(message), file=sys.stderr)  # noqa: T201 - logging may not be set up

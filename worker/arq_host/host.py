@@ -10,6 +10,8 @@ What arq's sources (0.28, ``worker.py``) require:
 3. In burst mode arq leaves its main task by itself when its one queue is empty. So ``on_startup`` returns only when the
    engine has found all queues empty and has ended. arq then leaves because it may start no jobs.
 4. arq's worker counts its jobs in attributes, which `run_check` and embedding programs read.
+5. Settings that change how arq's worker runs jobs are attributes of it, too. A program may give them to the worker
+   itself, or to `run_check`.
 """
 
 import asyncio
@@ -19,7 +21,11 @@ from typing import Any
 from arq.worker import Worker
 
 from worker.aio.cancel_tasks import cancel_tasks
+from worker.arq_host.burst_end import BurstEnd, given_limit
+from worker.arq_host.client import ArqClient
 from worker.arq_host.current_worker import current_worker
+from worker.broker.keys import Keys
+from worker.engine.arq_options import ArqOptions
 from worker.process.lifecycle import Lifecycle
 from worker.process.logs import log_as_arq_does
 from worker.process.runtime import Runtime
@@ -45,6 +51,11 @@ class Host:
         main, worker = asyncio.current_task(), current_worker()
         assert main is not None  # noqa: S101 - coroutines run in tasks
         is_burst = worker is not None and worker.burst
+        if worker is not None:
+            options = _options_of(worker)
+            self._runtime.use_arq_options(options)
+            if isinstance(worker.pool, ArqClient):
+                worker.pool.health_check_key = options.health_check_key
         if is_burst:
             self._runtime.fail_unknown_jobs_at_once()
         self._lifecycle = Lifecycle(self._runtime)  # a worker may run more than once
@@ -71,7 +82,7 @@ class Host:
         await asyncio.wait({asyncio.create_task(self._ended(counting))})
         if self._lifecycle.stopped_by is not None or self._lifecycle.exit_code:
             raise asyncio.CancelledError
-        worker.max_burst_jobs = 0
+        worker.max_burst_jobs = BurstEnd.of(worker)
 
     async def _leave(self, main: asyncio.Task[Any], counting: asyncio.Task[None]) -> None:
         await self._ended(counting)
@@ -81,6 +92,16 @@ class Host:
         with suppress(Exception, SystemExit, KeyboardInterrupt):  # `shutdown` raises it to arq
             await self._lifecycle.ended()
         await cancel_tasks([counting])
+
+
+def _options_of(worker: Worker) -> ArqOptions:
+    limit, key = given_limit(worker), worker.health_check_key
+    return ArqOptions(
+        retry_jobs=worker.retry_jobs,
+        log_results=worker.log_results,
+        max_burst_jobs=limit if worker.burst and limit >= 0 else None,
+        health_check_key=None if Keys.is_health(key) else key,
+    )
 
 
 async def _count(lifecycle: Lifecycle, worker: Worker | None) -> None:

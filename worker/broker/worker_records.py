@@ -13,23 +13,31 @@ class WorkerRecords:
         self._connections = connections
 
     async def record_health(
-        self, queue: str, worker_id: str, record: bytes, lifetime: int, *, arq_record: str = ""
+        self,
+        queue: str,
+        worker_id: str,
+        record: bytes,
+        lifetime: int,
+        *,
+        arq_record: str = "",
+        arq_key: str | None = None,
     ) -> None:
         """Write a worker's health record, which expires after `lifetime` milliseconds.
 
         Args:
             arq_record: the record as arq's workers write it (default: none is written).
+            arq_key: its key (default: arq's for the queue).
         """
         keys = Keys.of(queue)
         async with self._connections.client.pipeline(transaction=False) as pipe:
             pipe.set(keys.health(worker_id), record, px=lifetime)
             if arq_record:
-                pipe.set(keys.arq_health, arq_record, px=lifetime)
+                pipe.set(arq_key or keys.arq_health, arq_record, px=lifetime)
             pipe.sadd(keys.healthy, worker_id)
             pipe.pexpire(keys.healthy, lifetime)
             await pipe.execute()
 
-    async def forget_health(self, queue: str, worker_id: str) -> None:
+    async def forget_health(self, queue: str, worker_id: str, *, arq_key: str | None = None) -> None:
         """Delete a worker's health record, and after the last worker's also the one in arq's form."""
         keys = Keys.of(queue)
         async with self._connections.client.pipeline(transaction=False) as pipe:
@@ -38,7 +46,7 @@ class WorkerRecords:
             pipe.scard(keys.healthy)
             _, _, others = await pipe.execute()
         if not others:
-            await self._connections.client.delete(keys.arq_health)
+            await self._connections.client.delete(arq_key or keys.arq_health)
 
     async def health_records(self, queue: str) -> dict[str, bytes]:
         """The health records of the workers of `queue`, by worker id.

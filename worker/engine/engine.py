@@ -17,9 +17,10 @@ from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
 from worker.engine.admission import Admission
-from worker.engine.after_job import AfterJob
 from worker.engine.announcer import Announcer
+from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
 from worker.engine.broker_completer import BrokerCompleter
+from worker.engine.burst_slots import slots_for
 from worker.engine.claimer import Claimer
 from worker.engine.draining import Draining
 from worker.engine.execution import Phase
@@ -42,7 +43,6 @@ from worker.engine.report_source import ReportSource
 from worker.engine.reporter import Reporter
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
-from worker.engine.slots import Slots
 from worker.engine.stuck_slots import StuckSlots
 from worker.engine.supervision import EngineError
 from worker.engine.unknown_jobs import UnknownJobs
@@ -65,8 +65,8 @@ class Engine:
         executor: executes admitted jobs.
         ask_database: checks that the default database answers.
         ledger: the job rows (default: none are kept).
-        after_job: called after each job that has run, once its outcome is recorded.
         pool: returns how the pool of the default database is used.
+        arq: what arq's settings change.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Engine:
         *,
         ask_database: Callable[[], Awaitable[None]],
         ledger: Ledger | None = None,
-        after_job: AfterJob | None = None,
         pool: Callable[[], PoolUsage | None] = lambda: None,
+        arq: ArqOptions = NO_ARQ_OPTIONS,
     ) -> None:
-        self._after_job = after_job
+        self._after_job = arq.after_job
         names = config.queue_names
         limits = limits_of(tasks, config)
         widest = Limits.of_unknown(config, limits)
         table = LeaseTable(_ROOM * config.concurrency)
         self._executions = executions = Executions(config.concurrency)
-        self._slots = slots = Slots(config.concurrency)
-        log = JobLog(config.log_jobs)
+        self._slots = slots = slots_for(config.concurrency, arq.max_burst_jobs)
+        log = JobLog(config.log_jobs, log_results=arq.log_results)
         self.counts = log.counts
         """How many attempts were done, failed and retried."""
         self._unknown_jobs = UnknownJobs(broker, unknown_for=config.unknown_for)
@@ -106,7 +106,7 @@ class Engine:
             self._unknown_jobs,
             self._ledger_completer,
             log,
-            after_job,
+            arq.after_job,
         )
         relay = None if ledger is None else Relay(broker, ledger, names)
         self._heartbeat = Heartbeat.of(executions, table, broker, config)
@@ -125,7 +125,7 @@ class Engine:
             relay.on_unguarded = self._claimer.wake
         self._draining = draining = Draining(executions, config.grace)
         source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
-        self._health = Health(broker, names, config.id, snapshot=source.snapshot, ask_database=ask_database)
+        self._health = Health(broker, names, config.id, source.snapshot, ask_database, arq_key=arq.health_check_key)
         report = ReportSource(
             config, executions, slots, log, self._heartbeat, self._claimer, draining, self._health, pool
         )
@@ -140,7 +140,7 @@ class Engine:
             running=report.running,
         )
         scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
-        self._idle = Idle(executions, broker, names, relay, scheduler)
+        self._idle = Idle(executions, broker, names, relay, scheduler, slots)
         self._parts: dict[str, Loop | None] = {
             "announcer": Announcer(broker, names, list(tasks)),
             "claimer": self._claimer,

@@ -20,7 +20,7 @@ from worker.aio.deadline import Deadline
 from worker.context import JobContext, enter_job, enter_pickled_job, from_milliseconds
 from worker.engine.execution import Execution
 from worker.engine.once import CompletedBeforeError, Once
-from worker.engine.outcome import Outcome, OutcomeKind, Rerun, count_as_try, judge
+from worker.engine.outcome import Outcome, OutcomeKind, Rerun, asks_to_run_again, count_as_try, judge
 from worker.engine.rerun_policy import BusyRows, RerunPolicy
 from worker.engine.task_caller import TaskCaller
 from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
@@ -41,6 +41,7 @@ class Executor:
         max_result: bytes that a result may have as JSON.
         resources: what the registry's lifespan yielded, by name.
         once: keeps effects from happening twice (default: without a ledger they may).
+        retry_jobs: whether a job may ask to run again.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Executor:
         max_result: int = MAX_RESULT,
         resources: Mapping[str, Any] | None = None,
         once: Once | None = None,
+        retry_jobs: bool = True,
     ) -> None:
         self._caller = caller
         self._max_result = max_result
         self._resources = resources or {}
         self._once = once or Once(None)
+        self._retry_jobs = retry_jobs
         self._busy_rows = BusyRows()
         self._warned_of: set[str] = set()
 
@@ -128,6 +131,8 @@ class Executor:
             if delay is None:
                 return _counted_as_try(Rerun(Transient.CONFLICT, error), execution)
             return Outcome(OutcomeKind.POSTPONED, error=error, delay=delay)
+        if not self._retry_jobs and asks_to_run_again(error):
+            return Outcome.failed(error)
         return judge(error, execution.task, tries=execution.claim.tries, max_tries=execution.limits.max_tries)
 
     def _serialized(self, value: object) -> bytes:

@@ -58,6 +58,7 @@ class Health:
         queue_names: the record gives their depths, and each queue gets a copy of it.
         snapshot: returns the state of the engine.
         ask_database: checks that the default database answers.
+        arq_key: the key of the record in arq's form (default: one for each queue).
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Health:
         broker: Broker,
         queue_names: tuple[str, ...],
         worker_id: str,
-        *,
         snapshot: Callable[[], HealthSnapshot],
         ask_database: Callable[[], Awaitable[None]],
+        *,
+        arq_key: str | None = None,
     ) -> None:
         self._broker = broker
         self._workers = WorkerRecords(broker.connections)
@@ -75,6 +77,7 @@ class Health:
         self._worker_id = worker_id
         self._snapshot = snapshot
         self._ask_database = ask_database
+        self._arq_key = arq_key
         self._last_failure = -_FRESH
         self._failure = ""
         self.trouble = ""
@@ -97,14 +100,16 @@ class Health:
     async def forget(self) -> None:
         """Delete the record at the end of the worker, before it expires."""
         for name in self._names:
-            await self._workers.forget_health(name, self._worker_id)
+            await self._workers.forget_health(name, self._worker_id, arq_key=self._arq_key)
 
     async def _write(self) -> None:
         snapshot, depths = self._snapshot(), await self._broker.depths(self._names)
         for name in self._names:
             as_arq = _as_arq_writes_it(snapshot, depths[name])
             record = to_json(_record(snapshot, depths) | {"arq": as_arq})
-            await self._workers.record_health(name, self._worker_id, record, _LIFETIME, arq_record=as_arq)
+            await self._workers.record_health(
+                name, self._worker_id, record, _LIFETIME, arq_record=as_arq, arq_key=self._arq_key
+            )
 
     async def _look_for_trouble(self) -> str:
         """The reason why the worker cannot run jobs, or an empty text."""

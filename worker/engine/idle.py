@@ -8,19 +8,21 @@ from worker.broker.broker import Broker
 from worker.engine.executions import Executions
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
+from worker.engine.slots import Slots
 
 _INTERVAL = 0.1  # seconds between two checks
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """The state in which no job runs, all queues are empty and no pending row is unpublished."""
+    """The state in which no job runs, all queues are empty and no pending row is unpublished, or no job may start."""
 
     executions: Executions
     broker: Broker
     queue_names: Sequence[str]
     relay: Relay | None
     scheduler: Scheduler
+    slots: Slots
 
     async def reached(self) -> None:
         """Wait for this state."""
@@ -33,6 +35,8 @@ class Idle:
         return bool(self.executions or self.executions.tasks)  # a hook may still run for a job that is not held
 
     async def _nothing_is_left(self) -> bool:
+        if self.slots.are_used_up:
+            return True
         try:
             if any((await self.broker.depths(self.queue_names)).values()):
                 return False

@@ -24,11 +24,13 @@ class JobLog:
 
     Args:
         log_jobs: the jobs that get lines.
+        log_results: whether the lines have the results.
     """
 
-    def __init__(self, log_jobs: LogJobs) -> None:
+    def __init__(self, log_jobs: LogJobs, *, log_results: bool = True) -> None:
         self._all = log_jobs == "all" and logger.isEnabledFor(logging.INFO)
         self._failed = log_jobs != "off"
+        self._results = log_results
         self.counts: Counter[str | None] = Counter()
         """Outcomes by counter, since the worker started."""
 
@@ -57,7 +59,7 @@ class JobLog:
             "took": (execution.ended_at - execution.started_at) / 1000,
             "job": execution.job_id,
             "task": execution.message.task,
-            "result": "" if outcome.result == b"null" else _decoded(outcome.result),
+            "result": _decoded(outcome.result) if self._results and outcome.result != b"null" else "",
             "delay": outcome.delay,
             "type": type(error).__name__,
             "error": "" if error is None else first_line(message_of(error)),

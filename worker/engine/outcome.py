@@ -97,6 +97,11 @@ def judge(error: BaseException, task: Task[..., object], *, tries: int, max_trie
     return _retry_or_fail(error, tries, max_tries, wait)
 
 
+def asks_to_run_again(error: BaseException) -> bool:
+    """Whether a task raised arq's `Retry` or `RetryJob`, Tandem's `Retry`, or a `CancelledError`."""
+    return all(_is_retry(member) or isinstance(member, asyncio.CancelledError) for member in _members(error))
+
+
 def judge_outside_body(
     error: BaseException, job_id: str, cancelled_as: OutcomeKind | None, *, is_read: bool
 ) -> Outcome:

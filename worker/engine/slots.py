@@ -20,6 +20,11 @@ class Slots:
         self.on_free: Callable[[], None] = lambda: None
         """Called whenever a slot becomes free."""
 
+    @property
+    def are_used_up(self) -> bool:
+        """Whether no slot will ever be free again: see `BurstSlots`."""
+        return False
+
     def take(self, claims: Sequence[Claim]) -> None:
         """Take a slot for each of these jobs."""
         self.free -= len(claims)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import db
@@ -20,6 +21,7 @@ from worker.client.signature import InjectedSession
 from worker.config import Config
 from worker.context import Resource
 from worker.engine.after_job import AfterJob
+from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.limits import limits_of
@@ -59,6 +61,7 @@ class Runtime:
         self._on_shutdown = on_shutdown
         self._hooks = {"on_job_start": on_job_start, "on_job_end": on_job_end}
         self._after_job_end = after_job_end
+        self._arq = NO_ARQ_OPTIONS
         self._open = AsyncExitStack()
 
     async def open(self, arq_context: dict[Any, Any]) -> Engine:
@@ -94,6 +97,7 @@ class Runtime:
             max_result=self._config.max_result,
             resources=resources,
             once=Once(ledger),
+            retry_jobs=self._arq.retry_jobs,
         )
         return Engine(
             self._config,
@@ -102,8 +106,8 @@ class Runtime:
             executor,
             ask_database=database.check,
             ledger=ledger,
-            after_job=None if self._after_job_end is None else AfterJob(self._after_job_end, arq_context),
             pool=lambda: database.pool_usage,
+            arq=self._arq_options(arq_context),
         )
 
     async def close(self) -> None:
@@ -114,6 +118,15 @@ class Runtime:
         """Let a job of an unknown task fail when it is claimed, unless ``WORKER_UNKNOWN_FOR`` is set. Call it first."""
         if "unknown_for" not in self._config.model_fields_set:
             self._config = self._config.model_copy(update={"unknown_for": 0.0})
+
+    def use_arq_options(self, options: ArqOptions) -> None:
+        """Let the settings of arq's worker change what the engine does. Call it first."""
+        self._arq = options
+
+    def _arq_options(self, arq_context: dict[Any, Any]) -> ArqOptions:
+        if self._after_job_end is None:
+            return self._arq
+        return replace(self._arq, after_job=AfterJob(self._after_job_end, arq_context))
 
     @property
     def longest_timeout(self) -> float:

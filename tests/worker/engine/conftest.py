@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import worker
 from worker import Broker
 from worker.config import Config
 from worker.engine.after_job import AfterJob
+from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
@@ -40,6 +42,7 @@ class Worker:
         after_job_end: Hook | None = None,
         on_job_start: Hook | None = None,
         ledger: Ledger | None = None,
+        arq: ArqOptions = NO_ARQ_OPTIONS,
         **settings: Any,
     ) -> None:
         defaults = {"lease": 1.0, "grace": 5.0, "log_jobs": "off", "id": "w", "concurrency": 10}
@@ -52,10 +55,10 @@ class Worker:
             self.config,
             by_name,
             self.broker,
-            Executor(self._caller, once=Once(ledger)),
+            Executor(self._caller, once=Once(ledger), retry_jobs=arq.retry_jobs),
             ask_database=ask_database,
             ledger=ledger,
-            after_job=None if after_job_end is None else AfterJob(after_job_end, {}),
+            arq=arq if after_job_end is None else replace(arq, after_job=AfterJob(after_job_end, {})),
         )
 
     async def idle(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - how long the test waits
