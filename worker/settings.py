@@ -1,7 +1,7 @@
 """Settings classes for arq's command: ``arq worker.Settings``.
 
-`build` makes a Settings class. `resolve` makes the class of this process from the environment and the registry, and
-prints one line for each problem.
+`build` makes a Settings class. `from_arq` makes one of a project's own settings of arq. `resolve` makes the class of
+this process from the environment and the registry, and prints one line for each problem.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from arq.worker import Worker, func
 
 from worker.arq_host.client import ArqClient
 from worker.arq_host.command import end_with, leave_on_signal_meanwhile, prepare, refuse
+from worker.arq_host.conversion import Conversion
 from worker.arq_host.current_worker import current_worker
 from worker.arq_host.host import Host
 from worker.arq_host.replacements import REPLACEMENTS
@@ -73,8 +74,49 @@ def build(
         "after_job_end": after_job_end,
         "ctx": ctx,
     }
-    base = {"_config": config, "_registry": registry or load(config.registry)}
-    return type("Settings", (BaseSettings,), base | {name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    return _new_class(config, registry or load(config.registry), given)
+
+
+def from_arq(settings: Any, **overrides: Any) -> "type[BaseSettings]":
+    """A Settings class for ``arq module.Settings``, made of a project's settings of arq.
+
+    No registry is needed: the tasks are the project's ``functions`` and ``cron_jobs``. ``tandem check --arq`` prints
+    what each setting becomes.
+
+    Args:
+        settings: the class that arq is started with, or a dict or a module with the same names.
+        overrides: settings of Tandem's own by the fields of `Config`. They count instead of the project's.
+
+    Raises:
+        ConfigError: a setting is refused, missing or wrong, or this is ``arq --watch``. The message has a line for
+            each. Under arq's command the process ends instead, with these lines and code 2.
+    """
+    leave_on_signal_meanwhile()
+    try:
+        prepare()
+        conversion = convert(settings, **overrides)
+        config = conversion.config()
+        for note in conversion.notes:
+            logger.warning("%s", note)
+        return _new_class(config, conversion.registry(), conversion.given)
+    except ConfigError as error:
+        refuse(error)
+
+
+def convert(settings: Any, **overrides: Any) -> Conversion:
+    """What a project's settings of arq become. Nothing connects.
+
+    Raises:
+        ConfigError: these are no settings of arq's.
+    """
+    if isinstance(settings, type) and issubclass(settings, BaseSettings):
+        raise ConfigError(f"{settings.__qualname__} is a Settings class of Tandem's already: give arq's own class")
+    return Conversion.of(settings, **overrides)
+
+
+def _new_class(config: Config, registry: Registry, given: Mapping[str, Any]) -> "type[BaseSettings]":
+    return type("Settings", (BaseSettings,), {"_config": config, "_registry": registry, **given})
 
 
 class BaseSettings:

@@ -102,8 +102,17 @@ def check(
         str | None,
         typer.Option(metavar="MODULE", help="Module that lists the tasks. Default: WORKER_REGISTRY."),
     ] = None,
+    arq: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Show what arq's settings class becomes, instead: app.WorkerSettings."),
+    ] = None,
 ) -> int:
     """Import and show every task of the registry, or show every problem."""
+    if arq is not None:
+        from worker.cli.arq_check import check_arq  # noqa: PLC0415 - imports arq's worker
+
+        _warn_of_typos()
+        return check_arq(arq)
     config = Config.load() if registry is None else Config.load(registry=registry)
     _warn_of_typos()
     try:
