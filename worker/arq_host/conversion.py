@@ -45,6 +45,7 @@ _AS_GIVEN: Mapping[str, str] = {
     "ctx": "as in arq",
     "retry_jobs": "as in arq, but a job that a shutdown interrupts runs again",
     "max_burst_jobs": "as in arq",
+    "timezone": "the zone of the cron jobs, as in arq",
     "expires_extra_ms": "as in arq, for jobs that ctx['redis'] enqueues",
     "log_results": "as in arq",
 }
@@ -57,7 +58,6 @@ _WITHOUT_EFFECT: Mapping[str, str] = {
 }
 _REFUSED: Mapping[str, str] = {
     "redis_pool": "Tandem opens connections of its own: give redis_settings, or set REDIS_URL",
-    "timezone": "give it to @cron",
 }
 _PICKLE = "arq's pickles: "
 _CODECS = {"job_serializer": (serialize, pickle.dumps), "job_deserializer": (deserialize, pickle.loads)}
@@ -164,7 +164,7 @@ class Conversion:
                 raise ConfigError(_REFUSED[name])
             case _ if name in _FIELDS:
                 return self._set(name, _seconds(value) if isinstance(value, timedelta) else value)
-        if name in _AS_GIVEN and value is not None:
+        if name in _AS_GIVEN and name != "timezone" and value is not None:
             self.given[name] = value
         return _AS_GIVEN.get(name) or _WITHOUT_EFFECT[name]
 
@@ -235,6 +235,7 @@ class Conversion:
             arq.get("functions"),
             arq.get("cron_jobs") or (),
             keep_result,
+            arq.get("timezone"),
             self.refusals.append,
         )
         if not self.tasks and not self.refusals:

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import tzinfo
 from typing import Any
 
 from arq.cron import CronJob
 from arq.worker import Function, func
 
-from worker.cron import from_arq
+from worker.cron import from_arq, merge_schedules
 from worker.errors import TaskDefinitionError
 from worker.task import Task
 
-_Entry = tuple[str, Callable[[Any], Function | CronJob], Any]
+_Read = Callable[[Any], Function | CronJob]
+_Entry = tuple[str, _Read, Any]
 """Where it stands, how it is read, and what stands there."""
 
 
@@ -35,28 +37,46 @@ class ResultDefaults:
 
 
 def tasks_of(
-    functions: Sequence[Any], cron_jobs: Sequence[Any], keep_result: ResultDefaults, refuse: Callable[[str], None]
+    functions: Sequence[Any],
+    cron_jobs: Sequence[Any],
+    keep_result: ResultDefaults,
+    timezone: tzinfo | None,
+    refuse: Callable[[str], None],
 ) -> dict[str, Task[Any, Any]]:
-    """The tasks by name. As in arq, the last one of a name counts.
+    """The tasks by name. As in arq, the last one of a name counts, and has the schedules of all of its function's.
 
     Args:
         functions: what arq's ``func()`` takes, its results, and Tandem's own tasks.
         cron_jobs: results of arq's ``cron()``.
         keep_result: for functions that do not say how long a result is kept.
+        timezone: arq's setting, for the cron jobs.
         refuse: gets a line for each entry that cannot be a task.
     """
-    tasks: dict[str, Task[Any, Any]] = {}
+    tasks: list[Task[Any, Any]] = []
     entries: list[_Entry] = [(f"functions[{number}]", _function, entry) for number, entry in enumerate(functions)]
     entries += [(f"cron_jobs[{number}]", _cron_job, entry) for number, entry in enumerate(cron_jobs)]
     for place, read, entry in entries:
         try:
-            task = entry if isinstance(entry, Task) else from_arq(keep_result.fill_in(read(entry)))
-            task.check()
+            task = _task(entry, read, keep_result, timezone)
+            _require_same_function(task, tasks)
         except TaskDefinitionError as error:
             refuse(f"{place}: {error}")
         else:
-            tasks[task.name] = task
-    return tasks
+            tasks.append(task)
+    return {task.name: task for task in merge_schedules(tasks)}
+
+
+def _task(entry: Any, read: _Read, keep_result: ResultDefaults, timezone: tzinfo | None) -> Task[Any, Any]:
+    task = entry if isinstance(entry, Task) else from_arq(keep_result.fill_in(read(entry)), timezone=timezone)
+    task.check()
+    return task
+
+
+def _require_same_function(task: Task[Any, Any], earlier: Sequence[Task[Any, Any]]) -> None:
+    """Check that no other function has the name of a scheduled one. arq would run the last one on both schedules."""
+    for other in earlier:
+        if other.name == task.name and other.fn is not task.fn and (other.schedules or task.schedules):
+            raise TaskDefinitionError(f"another function is called {task.name!r}, too: write cron(..., name='other')")
 
 
 def _cron_job(entry: Any) -> CronJob:
