@@ -83,4 +83,4 @@ def _changed(settings: RedisSettings, *names: str) -> tuple[str, ...]:
 
 
 def _query(options: dict[str, Any]) -> str:
-    return f"?{urlencode(options)}" if options else ""
+    return f"?{urlencode(options, quote_via=quote)}" if options else ""
