@@ -113,9 +113,10 @@ class TestSources:
 class TestFunctions:
     def test_what_arqs_func_takes_becomes_tasks_of_the_same_names(self) -> None:
         """Functions, partials, names to import, `func()`; and Tandem's own tasks, for a move step by step."""
+        plus: Any = functools.partial(add, y=1)
         entries = [
             add,
-            func(functools.partial(add, y=1), name="plus"),
+            func(plus, name="plus"),
             f"{__name__}.hook",
             func(rest, max_tries=2),
             own,
