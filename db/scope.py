@@ -119,6 +119,8 @@ class Scope:
             raise WrongLoopError("this scope belongs to another event loop: open a scope on this loop")
         scoped = self._by_database.get(database)
         if scoped is not None:
+            if scoped.sync_session.is_released:
+                await self._reopen(scoped)
             return scoped
         if not database.has_hook:
             return self._open_session(database, {})
@@ -126,6 +128,12 @@ class Scope:
         self._opening = self._opening or asyncio.Lock()
         async with self._opening:
             return self._by_database.get(database) or self._open_session(database, await database.session_arguments())
+
+    async def _reopen(self, scoped: ScopedSession) -> None:
+        self._opening = self._opening or asyncio.Lock()
+        async with self._opening:
+            if scoped.is_released:
+                await scoped.reopen()
 
     def before_commit(self, callback: BeforeCommit, database: Database[Any]) -> None:
         """See :func:`db.before_commit`."""
@@ -192,7 +200,7 @@ class Scope:
         await self._end_early(database, lambda scoped: scoped.rollback(cancel_running=cancel_running))
 
     async def close(self, database: Database[Any] | None = None) -> None:
-        """Roll back uncommitted work and release the connections. The sessions take new ones at their next use."""
+        """Roll back uncommitted work and release the connections. At its next use a session is like a new one."""
         await self._end_early(database, ScopedSession.close)
 
     async def end(self, error: BaseException | None) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import copy_context
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from db.aio.cancellation import shielded
+from db.aio.contexts import run_in_context
 from db.aio.threads import in_thread
 from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
@@ -90,11 +92,17 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
 async def isolated(fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `fn` in a new scope with its own connections. It is committed when `fn` returns, independently of the caller.
 
+    `fn` has a copy of the caller's context variables, so the caller does not see what `fn` sets.
+
     For concurrent queries: ``await asyncio.gather(isolated(load, 1), isolated(load, 2))``.
 
     Raises:
         NestedWriterError: on SQLite, where the caller's scope holds the write lock.
     """
+    return await run_in_context(_in_new_scope(fn, *args, **kwargs), copy_context())
+
+
+async def _in_new_scope(fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
     async with scope():
         return await fn(*args, **kwargs)
 
@@ -144,6 +152,8 @@ async def rollback(database: Database[Any] | None = None) -> None:
 
 async def close(database: Database[Any] | None = None) -> None:
     """Release the connection of one database, or of all, now. Uncommitted work is rolled back.
+
+    The next use of a session calls `before_session`, and connects to the host of then.
 
     Raises:
         NoScopeError: no scope is open here.

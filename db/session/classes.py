@@ -20,6 +20,21 @@ from db.session.callbacks import Callbacks
 from db.session.owned_session import OwnedSession, TransactionOwner, copy_name
 from db.session.transaction_blocks import OwnedBlock, Savepoint, Transaction
 
+# The attributes of a SQLAlchemy session that its constructor sets from arguments.
+_SETTINGS = (
+    "autoflush",
+    "bind",
+    "binds",
+    "_Session__binds",  # SQLAlchemy 2.0's name of `binds`
+    "execution_options",
+    "expire_on_commit",
+    "join_transaction_mode",
+    "twophase",
+)
+
+# Those of an AsyncSession itself: in SQLAlchemy 2.0, and in 2.1.
+_ASYNC_SETTINGS = ("bind", "binds", "_async_bind", "_async_binds")
+
 _Maker: TypeAlias = "sa_async.async_sessionmaker[Any] | sa_orm.sessionmaker[Any]"
 
 
@@ -66,6 +81,8 @@ class Session(OwnedSession):
         if not self.access.ended:
             with self.access.transaction_end():
                 super().close()
+            if self.owner is not None:
+                self.owner.release_in_thread()
 
     def begin(self, nested: bool = False) -> sa_orm.SessionTransaction:
         """Begin a block that is committed at its end, or a savepoint. See SQLAlchemy."""
@@ -164,13 +181,24 @@ def adapt_sessionmaker(maker: _Maker) -> _Maker:
     if isinstance(maker, sa_async.async_sessionmaker):
         inner = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
         maker.class_ = _mixed(AsyncSession, maker.class_)
-        maker.kw["sync_session_class"] = _mixed(_LoopSession, inner)
+        maker.kw["sync_session_class"] = (
+            _mixed_maker(inner) if isinstance(inner, sa_orm.sessionmaker) else _mixed(_LoopSession, inner)
+        )
     else:
         maker.class_ = _mixed(Session, maker.class_)
     return maker
 
 
+def _mixed_maker(given: sa_orm.sessionmaker[Any]) -> sa_orm.sessionmaker[Any]:
+    """A sessionmaker of ours, with the options and the event listeners of the given one."""
+    made: sa_orm.sessionmaker[Any] = sa_orm.sessionmaker(class_=_mixed(_LoopSession, given.class_))
+    made.kw = given.kw  # shared, as `given.configure` may change them later
+    return made
+
+
 def _mixed(ours: type, given: type) -> type:
+    if not isinstance(given, type):
+        raise TypeError(f"a sessionmaker makes sessions of a class, and {given!r} is none")
     return given if issubclass(given, ours) else type(given.__name__, (ours, given), {})
 
 
@@ -182,6 +210,18 @@ def sync_session_of(session: AsyncSession | Session) -> OwnedSession:
 def joins_transaction(session: AsyncSession | Session) -> bool:
     """Whether the session joins a connection's transaction, as in tests. Its own COMMIT does not end that one."""
     return isinstance(sync_session_of(session).bind, Connection)
+
+
+def take_settings(session: AsyncSession | Session, fresh: AsyncSession | Session) -> None:
+    """Make `session`, which is closed, talk to the engine of `fresh`, and behave like that new session."""
+    mine, theirs = sync_session_of(session), sync_session_of(fresh)
+    for name in _SETTINGS:
+        if hasattr(theirs, name):
+            setattr(mine, name, getattr(theirs, name))
+    mine.info.update(theirs.info)
+    if isinstance(session, AsyncSession):
+        vars(session).update({name: value for name, value in vars(fresh).items() if name in _ASYNC_SETTINGS})
+        vars(session).pop("_translate_binds", None)  # SQLAlchemy's cache of them
 
 
 def flush(session: AsyncSession | Session) -> Awaitable[None]:

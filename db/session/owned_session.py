@@ -21,7 +21,10 @@ class TransactionOwner(Protocol):
     async def commit(self) -> None: ...
     async def rollback(self, *, cancel_running: bool = False) -> None: ...
     async def close(self) -> None: ...
+    async def reopen(self) -> None: ...
+    def reopen_here(self) -> None: ...
     def commit_in_thread(self) -> None: ...
+    def release_in_thread(self) -> None: ...
 
 
 class OwnedSession(sa_orm.Session):
@@ -30,6 +33,8 @@ class OwnedSession(sa_orm.Session):
     access: SessionAccess
     callbacks: Callbacks
     owner: TransactionOwner | None = None
+    is_released = False
+    """Whether a close has released the engine. The next use takes the engine of then (:meth:`reopen_here`)."""
 
     @property
     def has_pending(self) -> bool:
@@ -39,6 +44,8 @@ class OwnedSession(sa_orm.Session):
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         # Every statement and every flush asks for its bind first, also inside an operation.
         self.access.check()
+        if self.is_released and self.owner is not None:
+            self.owner.reopen_here()
         return super().get_bind(*args, **kwargs)
 
     def add(self, instance: object, *, _warn: bool = True) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Generic, Protocol
 
+from sqlalchemy.util.concurrency import await_only, in_greenlet
 from typing_extensions import TypeVar
 
 from db.aio.cancellation import shielded
@@ -19,11 +20,13 @@ from db.session.classes import (
     commit_here,
     discard,
     flush,
+    joins_transaction,
     rollback_here,
     send_close,
     send_commit,
     send_rollback,
     sync_session_of,
+    take_settings,
 )
 from db.session.transaction_blocks import rolled_back_error
 
@@ -38,6 +41,10 @@ class SessionDatabase(Protocol):
     command_timeout: float
 
     def is_same_as(self, other: Any) -> bool: ...
+    @property
+    def has_hook(self) -> bool: ...
+    async def session_arguments(self) -> dict[str, Any]: ...
+    def open_session(self, arguments: Mapping[str, Any]) -> tuple[Any, LeasedEngine]: ...
 
 
 D = TypeVar("D", bound=SessionDatabase, default=Any)
@@ -56,6 +63,7 @@ class ScopedSession(Generic[D]):
         self.owned = lease is not None
         """Whether the scope made the session, and so ends its transactions."""
         self._lease = lease
+        self._releasing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -87,9 +95,62 @@ class ScopedSession(Generic[D]):
         await shielded(self._rollback())
 
     async def close(self) -> None:
-        """Roll back uncommitted work and release the connection. The next use takes a new one."""
+        """Roll back uncommitted work and release the connection. The next use takes one of the engine of then."""
         self.access.refuse_if_busy()
-        await shielded(self._close())
+        await shielded(self._close_early())
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the session was closed early and not used since."""
+        return self.sync_session.is_released
+
+    async def reopen(self) -> None:
+        """Make the session, after an early close, like a new one: ask the hook, and lease the engine of now.
+
+        The object stays the same, as code may hold it, such as a task that got it as an argument.
+        """
+        if not self.owned:
+            if self.sync_session.owner is not None:  # the session is lent: its maker is its owner
+                await self.sync_session.owner.reopen()
+            return
+        arguments = await self.database.session_arguments()
+        if not self.is_released:  # another task was here meanwhile
+            return
+        self.access.check()
+        before = self._reopen(arguments)
+        if before is not None:
+            await before.release()
+
+    def reopen_here(self) -> None:
+        """Do as `reopen`, in the middle of a statement of the session's user.
+
+        Raises:
+            WrongThreadError: this is the event loop's own thread, which cannot wait for a hook.
+        """
+        if isinstance(self.session, Session):
+            if not self._is_loop_thread():
+                self._on_loop(self.reopen())
+                return
+        elif in_greenlet():
+            await_only(self.reopen())
+            return
+        if self.database.has_hook:
+            if isinstance(self.session, AsyncSession):
+                return  # get_bind() was called: no statement is sent without a greenlet
+            raise WrongThreadError(
+                "the session was closed, and before_session cannot be called here: call 'await db.session(database)'"
+            )
+        before = self._reopen({})
+        if before is not None:
+            self._releasing = self._loop.create_task(before.release())
+
+    def release_in_thread(self) -> None:
+        """Release the engine of a `Session` that was closed in this thread."""
+        if joins_transaction(self.session):
+            return
+        self.sync_session.is_released = True
+        if not self._is_loop_thread():
+            self._on_loop(self._release())
 
     async def prepare(self) -> None:
         """Take the steps that may still refuse the COMMIT: send pending changes, then run the before-commit callbacks.
@@ -152,8 +213,7 @@ class ScopedSession(Generic[D]):
                 await self.access.cancel_running(ScopeEndedError(), self._release_timeout)
             await self._close()
         finally:
-            if self._lease is not None:
-                await self._lease.release()
+            await self._release()
 
     async def _prepare_commit(self) -> None:
         await self.prepare()
@@ -193,6 +253,26 @@ class ScopedSession(Generic[D]):
             await self._rollback()
         self.callbacks.drop()  # also where a session class of the user's own fails in its close
         await send_close(self.session)
+
+    async def _close_early(self) -> None:
+        await self._close()
+        # The transaction that a test's session joins is that session's own, so it must not get another engine.
+        if self.owned and not joins_transaction(self.session):
+            self.sync_session.is_released = True
+            await self._release()
+
+    async def _release(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await lease.release()
+
+    def _reopen(self, arguments: Mapping[str, Any]) -> LeasedEngine | None:
+        """Take the engine of now, and return the one that is still leased, if any."""
+        fresh, lease = self.database.open_session(arguments)
+        take_settings(self.session, fresh)
+        self.sync_session.is_released = False
+        before, self._lease = self._lease, lease
+        return before
 
     async def _discard(self) -> None:
         # A thread that still waits for the ROLLBACK's answer must be freed first.

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import uvloop
-from sqlalchemy import NullPool, make_url, text
+from sqlalchemy import NullPool, event, make_url, text
 from sqlalchemy import orm as sa_orm
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext import asyncio as sa_async
@@ -207,6 +207,45 @@ async def test_users_sync_session_class_is_kept_and_owned(
         assert isinstance(session, Own)
         await asyncio.to_thread(session.execute, INSERT, {"words": "a"})
     assert await rows() == 1
+    await own.dispose()
+
+
+@pytest.mark.parametrize("given_by", ["maker", "class"])
+async def test_sync_session_class_may_be_a_sessionmaker(database: db.Database, rows: Count, given_by: str) -> None:
+    """`sync_session_class=sessionmaker()`: its options count, and its listeners are called, early and late ones."""
+    heard: list[str] = []
+    inner = sa_orm.sessionmaker(info={"shop": 7})
+
+    class Own(sa_async.AsyncSession):
+        sync_session_class = inner  # type: ignore[assignment]
+
+    def make_sessions(engine: Any) -> sa_async.async_sessionmaker[Any]:
+        if given_by == "class":
+            return sa_async.async_sessionmaker(engine, class_=Own)
+        return sa_async.async_sessionmaker(engine, sync_session_class=inner)
+
+    own = db.Database(database.url, sessions=make_sessions, default=True)
+    event.listen(inner, "before_commit", lambda _session: heard.append("early"))
+    async with db.scope():
+        session = await db.session()
+        assert session.info == {"shop": 7}
+        assert session.sync_session.owner is not None
+        await insert("a")
+        event.listen(inner, "before_commit", lambda _session: heard.append("late"))
+    assert heard == ["early", "late"]
+    assert await rows() == 1
+    assert not isinstance(inner(), type(session.sync_session))
+    await own.dispose()
+
+
+async def test_sync_session_class_that_is_no_class_is_refused(database: db.Database) -> None:
+    """In one line that says so."""
+    own = db.Database(
+        database.url, sessions=lambda engine: sa_async.async_sessionmaker(engine, sync_session_class=print)
+    )
+    async with db.scope():
+        with pytest.raises(TypeError, match="built-in function print"):
+            await db.session(own)
     await own.dispose()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, get_args
 
 import pytest
@@ -183,6 +184,52 @@ async def test_isolated_rolls_back_only_its_own_work(rows: Count) -> None:
         with pytest.raises(ZeroDivisionError):
             await db.isolated(fail)
     assert await rows() == 1
+
+
+async def test_isolated_has_a_context_of_its_own(rows: Count) -> None:
+    """It sees a copy of the caller's context variables; what it sets, its child tasks see, and the caller does not."""
+    user = ContextVar[str]("user")
+    seen: list[str] = []
+
+    async def child() -> None:
+        await insert(user.get())
+
+    async def fn() -> None:
+        seen.append(user.get())
+        user.set("inner")
+        await asyncio.sleep(0)
+        await asyncio.create_task(child())
+        seen.append(user.get())
+
+    user.set("outer")
+    task = asyncio.current_task()
+    async with db.scope():
+        await insert("a")
+        await db.isolated(fn)
+        assert user.get() == "outer"
+        await db.isolated(asyncio.sleep, 0)
+        assert asyncio.current_task() is task
+        await db.rollback()
+    assert seen == ["outer", "inner"]
+    assert await rows() == 1
+
+
+async def test_isolated_that_is_closed_before_its_end_is_rolled_back(rows: Count) -> None:
+    """As a task that its loop drops at the end: what was isolated is left in the right context."""
+    user = ContextVar[str]("user", default="none")
+    left: list[str] = []
+
+    async def fn() -> None:
+        user.set("inner")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.append(user.get())
+
+    running = db.isolated(fn)
+    running.send(None)
+    running.close()
+    assert left == ["inner"]
 
 
 async def test_isolated_queries_run_at_once() -> None:
