@@ -6,16 +6,19 @@
 4. The default database is the one that ``DATABASE_URL`` names, unless `Database(url, default=True)` takes its place.
 """
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias
 
-from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, text
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, StaticPool, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from typing_extensions import TypeVar
 
+from db.aio.once import Once
 from db.aio.threads import in_thread
 from db.engine import guards, libpq, postgres, sqlite
 from db.engine.leases import LeasedEngine
@@ -35,6 +38,8 @@ __all__ = [
     "set_default_database",
 ]
 
+logger = logging.getLogger("db")
+
 S = TypeVar("S", bound=AsyncSession | Session, default=AsyncSession)
 AnyDatabase: TypeAlias = "Database[AsyncSession] | Database[Session]"
 
@@ -44,6 +49,9 @@ SessionFactory: TypeAlias = Callable[[Any], "async_sessionmaker[Any] | sessionma
 """engine -> sessionmaker."""
 BeforeSession: TypeAlias = Callable[["Database[Any]", dict[str, Any]], Awaitable[None]]
 """Gets the database and the session's arguments. May `await database.change_host(...)`, or set `bind` and others."""
+
+BeforeFirstSession: TypeAlias = Callable[["Database[Any]"], Awaitable[Any]]
+"""Gets the database. Sessions that it opens do not wait for its own end."""
 
 # Engine options that are meant for one driver alone.
 _OF_ONE_DRIVER = ("connect_args", "pool", "poolclass", "creator", "async_creator")
@@ -64,7 +72,7 @@ class Database(Generic[S]):
 
     Args:
         url: the database's URL, e.g. ``postgresql+asyncpg://app:secret@db-1/app``. Without a driver, asyncpg or
-            aiosqlite is used.
+            aiosqlite is used. Also SQLAlchemy's `URL`, or a dict with the arguments of `URL.create`.
         engine: instead of a URL, a factory `host -> engine`. The engine is used unchanged: the limits below, and the
             set-up of SQLite, are for URLs.
         bind: instead of a URL, an existing engine, or a connection. Sessions join the transaction of a connection
@@ -72,6 +80,8 @@ class Database(Generic[S]):
         host: the first host, for `engine`. A URL has its own.
         sessions: a factory `engine -> sessionmaker`. Default: a sessionmaker without `expire_on_commit`.
         before_session: an async hook, called before each session with the database and the session's arguments.
+        before_first_session: an async hook, called with the database before the first session, e.g. to create tables.
+            Other sessions wait for its end. If it raises, the session is not opened, and the next one calls it again.
         default: make this the default database.
         name: the database's name in errors. Default: the database name in the URL.
         pool_size: connections that are kept, and open at most (default 10).
@@ -97,13 +107,14 @@ class Database(Generic[S]):
 
     def __init__(
         self,
-        url: str | URL | None = None,
+        url: str | URL | Mapping[str, Any] | None = None,
         *,
         engine: EngineFactory | None = None,
         bind: AsyncEngine | AsyncConnection | Engine | Connection | None = None,
         host: str | None = None,
         sessions: SessionFactory | None = None,
         before_session: BeforeSession | None = None,
+        before_first_session: BeforeFirstSession | None = None,
         default: bool = False,
         name: str | None = None,
         pool_size: int = 10,
@@ -142,6 +153,7 @@ class Database(Generic[S]):
         self._bind = bind
         self._sessions = sessions
         self._before_session = before_session
+        self._first_session = None if before_first_session is None else Once(partial(before_first_session, self))
         self._limits: dict[str, Any] = {
             "connect_timeout": connect_timeout,
             "statement_timeout": statement_timeout,
@@ -197,6 +209,7 @@ class Database(Generic[S]):
                 url,
                 name=self.name,
                 before_session=self._before_session,
+                before_first_session=None if self._first_session is None else self._prepare_twin,
                 engine_options=self._engine_options_for_twin(),
                 pool_size=self.pool_size or 0,
                 reset=self._reset,
@@ -205,6 +218,10 @@ class Database(Generic[S]):
             twin.host = self.host
             self._twin = twin
         return self._twin
+
+    async def _prepare_twin(self, _twin: "Database[Session]") -> None:
+        if self._first_session is not None:
+            await self._first_session()
 
     def _engine_options_for_twin(self) -> dict[str, Any]:
         options = {key: value for key, value in self._engine_options.items() if key not in _OF_ONE_DRIVER}
@@ -286,10 +303,12 @@ class Database(Generic[S]):
     @property
     def has_hook(self) -> bool:
         """Whether `session_arguments` calls a hook."""
-        return self._before_session is not None
+        return self._before_session is not None or not (self._first_session is None or self._first_session.is_done)
 
     async def session_arguments(self) -> dict[str, Any]:
-        """The arguments of the next session, as `before_session` sets them."""
+        """Call the hooks, and return the arguments of the next session, as `before_session` sets them."""
+        if self._first_session is not None:
+            await self._first_session()
         arguments: dict[str, Any] = {}
         if self._before_session is not None:
             await self._before_session(self, arguments)
@@ -370,6 +389,12 @@ class Database(Generic[S]):
             ConnectionReset(engine, self._reset, timeout=self.connect_timeout, pooler=pooler)
 
     def _bound(self, bind: AsyncEngine | AsyncConnection | Engine | Connection) -> LeasedEngine:
+        if isinstance(bind, AsyncEngine | Engine) and isinstance(bind.pool, StaticPool):
+            logger.warning(
+                "%s: the engine has a StaticPool, so all sessions share one connection and one transaction: "
+                "give it poolclass=AsyncAdaptedQueuePool (QueuePool), pool_size=1 and max_overflow=0",
+                self.name,
+            )
         _install_guards(bind)
         maker = self._maker(bind)
         if isinstance(bind, AsyncConnection | Connection):

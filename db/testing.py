@@ -20,26 +20,30 @@ As pytest fixtures::
 One connection has its limits. A constraint that waits for the COMMIT is not checked. Isolated work goes with the
 rollback of the scope around it, and sees that scope's uncommitted work. Transactions that would run at the same time
 take turns. A cancellation in the middle of a statement closes the connection. Test such things on committed data.
+
+For tests on committed data, `clear` empties a database of its own. `prepare_sqlite` is for one in memory.
 """
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, overload
 
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from db.database import Database, S, default_database
+from db.engine import sqlite
+from db.engine.clear import drop_all
 from db.scope import open_scope
 from db.session.classes import AsyncSession, Session
 from db.session.savepoints import InterleavedTransactionsError, SavepointStack
 from db.sessions import independent
 
-__all__ = ["InterleavedTransactionsError", "rolled_back", "savepoints"]
+__all__ = ["InterleavedTransactionsError", "clear", "prepare_sqlite", "rolled_back", "savepoints"]
 
 
 @overload
@@ -92,6 +96,36 @@ async def savepoints(*databases: Database[Any]) -> AsyncIterator[None]:
             connection = await stack.enter_async_context(_outer_transaction(database))
             stack.enter_context(database.bound_to(connection))
         yield
+
+
+async def clear(database: Database[Any], *, schemas: Iterable[str] = ()) -> None:
+    """Drop all tables, views and enum types of a test's database, and commit that.
+
+    This includes the ledger's table, which `tandem migrate` makes again.
+
+    Args:
+        database: the database. There is no default, as nothing brings back what is dropped.
+        schemas: further schemas than the default one.
+    """
+    async with independent(database) as session:
+        if isinstance(session, Session):
+            await asyncio.to_thread(lambda: drop_all(session.connection(), schemas))
+            await asyncio.to_thread(session.commit)
+        else:
+            await (await session.connection()).run_sync(drop_all, schemas)
+            await session.commit()
+
+
+def prepare_sqlite(engine: AsyncEngine | Engine) -> None:
+    """Give an engine of your own the transactions that `Database(url)` gives to a SQLite file.
+
+    The driver alone begins its transactions late: DDL and savepoints are then not part of them. Call this before the
+    engine's first connection.
+    """
+    sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if sync_engine.dialect.name != "sqlite":
+        raise ValueError(f"this engine is for {sync_engine.dialect.name}, and not for SQLite")
+    sqlite.prepare(sync_engine, busy_timeout=10.0)
 
 
 @asynccontextmanager

@@ -1,6 +1,9 @@
 """Database URLs: parse them, name their driver, and derive others from them."""
 
 import re
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -18,16 +21,22 @@ _SYNC_DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"
 # The part before the hosts, several hosts, and the rest.
 _SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(.*)", re.DOTALL)
 _HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(\d+))?")
+_PARTS = tuple(signature(URL.create).parameters)
 _EXAMPLE = "postgresql+asyncpg://user:password@host/name"
 
 
-def parse_url(url: str | URL) -> URL:
+def parse_url(url: str | URL | Mapping[str, Any]) -> URL:
     """Parse `url`, name its driver, and give PostgreSQL's parameters libpq's names.
+
+    A mapping has the arguments of SQLAlchemy's `URL.create`: ``drivername``, ``username``, ``password``, ``host``,
+    ``port``, ``database`` and ``query``.
 
     Raises:
         DatabaseURLError: the URL cannot be parsed, its driver is unknown or not installed, its driver does not support
             a parameter, or it names a shared ``:memory:``.
     """
+    if isinstance(url, Mapping):
+        url = _created(url)
     try:
         parsed = _make_url(url)
         parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
@@ -40,6 +49,17 @@ def parse_url(url: str | URL) -> URL:
     if parsed.get_backend_name() == "sqlite":
         sqlite.refuse_memory(parsed)
     return libpq.checked(parsed) if parsed.get_backend_name() == "postgresql" else parsed
+
+
+def _created(parts: Mapping[str, Any]) -> URL:
+    unknown = sorted(str(name) for name in parts if name not in _PARTS)
+    if unknown or "drivername" not in parts:
+        wrong = f"has no part {unknown[0]!r}" if unknown else "needs a drivername"
+        raise DatabaseURLError(f"a database URL {wrong}: its parts are {', '.join(_PARTS)}")
+    try:
+        return URL.create(**parts)
+    except TypeError as error:  # its text names the part, and has no value
+        raise DatabaseURLError(f"not a database URL: {error}") from None
 
 
 def sync_twin(url: URL) -> URL | None:

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import pytest
 from fastapi import Depends, FastAPI
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import text
+from sqlalchemy import AsyncAdaptedQueuePool, inspect, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 import db
 from db.asgi import SessionMiddleware, get_session
 from db.session import savepoints as savepoint_stack
-from db.testing import InterleavedTransactionsError, rolled_back, savepoints
+from db.testing import InterleavedTransactionsError, clear, prepare_sqlite, rolled_back, savepoints
 from tests.servers import Observer
 
 pytest_plugins = ["pytester"]
@@ -470,3 +470,123 @@ async def test_fixtures_work_under_pytest_asyncio_and_anyio(
     pytester.makeini("[pytest]\nfilterwarnings = error")
     result = await asyncio.to_thread(pytester.runpytest_subprocess, *options.split())
     result.assert_outcomes(passed=4)
+
+
+async def tables_of(database: db.Database[Any]) -> list[str]:
+    async with db.independent(database) as session:
+        if isinstance(session, db.Session):
+            return await asyncio.to_thread(lambda: inspect(session.connection()).get_table_names())
+        connection = await session.connection()
+        names: list[str] = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        return names
+
+
+@pytest.mark.parametrize("through", ["async", "sync"])
+async def test_clear_empties_a_database(database_url: str, sqlite_url: str, through: str) -> None:
+    """Tables that refer to each other, with rows, and views: all are dropped, and nothing else is needed."""
+    for url in (database_url, sqlite_url):
+        made = db.Database(url)
+        cleared: Any = made.sync if through == "sync" else made
+        async with db.atomic(database=made) as session:
+            for statement in (
+                "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
+                "CREATE TABLE child (id INTEGER PRIMARY KEY REFERENCES parent)",
+                'CREATE TABLE "Odd name" (id INTEGER PRIMARY KEY REFERENCES child)',
+                "INSERT INTO parent VALUES (1)",
+                "INSERT INTO child VALUES (1)",
+                "CREATE VIEW seen AS SELECT id FROM child",
+                "CREATE VIEW twice AS SELECT id FROM seen",
+            ):
+                await session.execute(text(statement))
+        await clear(cleared)
+        assert await tables_of(made) == []
+        await clear(cleared)
+        await made.dispose()
+
+
+async def test_clear_drops_types_materialized_views_and_other_schemas(database_url: str) -> None:
+    """On PostgreSQL; a schema that is not named stays as it is."""
+    database = db.Database(database_url)
+    statements = [
+        "CREATE TYPE colour AS ENUM ('red')",
+        "CREATE TABLE one (id int PRIMARY KEY, colour colour)",
+        "CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM one",
+        'CREATE SCHEMA "Other"',
+        'CREATE TABLE "Other".two (id int REFERENCES one, next int UNIQUE)',
+        'ALTER TABLE one ADD COLUMN two int REFERENCES "Other".two (next)',
+        "CREATE SCHEMA kept",
+        "CREATE TABLE kept.three (id int)",
+    ]
+    async with db.atomic(database=database) as session:
+        for statement in statements:
+            await session.execute(text(statement))
+    await clear(database, schemas=["Other"])
+    async with db.atomic(database=database) as session:
+        left = await session.execute(
+            text("SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname IN ('public', 'Other', 'kept')")
+        )
+        assert left.scalars().all() == ["kept.three"]
+        for statement in statements[:3]:
+            await session.execute(text(statement))
+    await database.dispose()
+
+
+def in_memory(**options: Any) -> AsyncEngine:
+    """The engine of the recipe in docs/web.md."""
+    engine = create_async_engine(
+        "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, **options
+    )
+    prepare_sqlite(engine)
+    return engine
+
+
+async def test_sqlite_in_memory_is_bound_by_the_recipe() -> None:
+    """Scopes take turns at its one connection; rollbacks, savepoints and `db.testing` work as on a file."""
+    engine = in_memory()
+    database = db.Database(bind=engine, default=True)
+    async with db.atomic() as session:
+        await session.execute(text("CREATE TABLE note (words text UNIQUE)"))
+
+    async def count() -> int:
+        async with db.independent() as session:
+            return int(await session.scalar(COUNT) or 0)
+
+    with pytest.raises(ZeroDivisionError):
+        async with db.scope():
+            async with (await db.session()).begin_nested():
+                await write("lost")
+            raise ZeroDivisionError
+    assert await count() == 0
+    ended = await asyncio.gather(
+        db.isolated(write_slowly, "a"), db.isolated(fail_slowly), db.isolated(write_slowly, "b"), return_exceptions=True
+    )
+    assert [type(each) for each in ended] == [type(None), ZeroDivisionError, type(None)]
+    assert await count() == 4
+    async with db.scope():
+        await write("c")
+        with pytest.raises(db.NestedWriterError):
+            await db.isolated(write, "d")
+        await db.rollback()
+    async with savepoints():
+        await db.isolated(write, "e")
+        assert await count() == 5
+    assert await count() == 4
+    db.set_default_database(None)
+    await database.dispose()
+    await engine.dispose()
+
+
+async def test_engine_whose_sessions_share_one_transaction_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """As that of SQLAlchemy's default for SQLite in memory; the line says what takes its place."""
+    engine = create_async_engine("sqlite+aiosqlite://")
+    database = db.Database(bind=engine)
+    async with db.independent(database) as session:
+        await session.execute(text("SELECT 1"))
+    assert "share one connection and one transaction: give it poolclass=" in caplog.text
+    await engine.dispose()
+
+
+async def test_prepare_sqlite_refuses_other_engines(database_url: str) -> None:
+    """With a ValueError that names the kind."""
+    with pytest.raises(ValueError, match="postgresql"):
+        prepare_sqlite(create_async_engine(database_url))

@@ -22,6 +22,41 @@ def test_url_without_a_driver_gets_an_async_one(written: str, driver: str) -> No
     assert parse_url(written).drivername == driver
 
 
+def test_url_may_be_an_object_or_its_parts() -> None:
+    """SQLAlchemy's `URL`, and a dict with the arguments of `URL.create`, mean the same as the text."""
+    written = "postgresql://app:hunter2@db-1:5433/shop?sslmode=require"
+    parts = {
+        "drivername": "postgresql",
+        "username": "app",
+        "password": "hunter2",
+        "host": "db-1",
+        "port": 5433,
+        "database": "shop",
+        "query": {"sslmode": "require"},
+    }
+    assert parse_url(written) == parse_url(make_url(written)) == parse_url(parts)
+    assert db.Database(parts).host == "db-1"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"drivername": "postgresql", "user": "app", "password": "hunter2"},
+            "no part 'user': its parts are drivername",
+        ),
+        ({"host": "db-1", "password": "hunter2"}, "needs a drivername"),
+        ({"drivername": "postgresql", "password": "hunter2", "port": "five"}, "Port"),
+        ({"drivername": "nonsense", "password": "hunter2"}, "not a database URL"),
+    ],
+)
+def test_parts_that_are_no_url_are_refused_by_name(parts: dict[str, object], message: str) -> None:
+    """In one line that shows no password."""
+    with pytest.raises(db.DatabaseURLError, match=message) as refused:
+        db.Database(parts)
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
