@@ -58,6 +58,8 @@ def _created(parts: Mapping[str, Any]) -> URL:
         raise DatabaseURLError(f"a database URL {wrong}: its parts are {', '.join(_PARTS)}")
     try:
         return URL.create(**parts)
+    except ValueError:
+        raise DatabaseURLError("not a database URL: its port is not a number") from None
     except TypeError as error:  # its text names the part, and has no value
         raise DatabaseURLError(f"not a database URL: {error}") from None
 

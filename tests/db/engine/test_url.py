@@ -46,7 +46,8 @@ def test_url_may_be_an_object_or_its_parts() -> None:
             "no part 'user': its parts are drivername",
         ),
         ({"host": "db-1", "password": "hunter2"}, "needs a drivername"),
-        ({"drivername": "postgresql", "password": "hunter2", "port": "five"}, "Port"),
+        ({"drivername": "postgresql", "password": "hunter2", "port": "five"}, "port is not a number"),
+        ({"drivername": "postgresql", "password": "hunter2", "host": 7}, "host must be a string"),
         ({"drivername": "nonsense", "password": "hunter2"}, "not a database URL"),
     ],
 )
