@@ -123,7 +123,7 @@ class UnownedSessionError(ScopeError):
     def __init__(self) -> None:
         super().__init__(
             "this scope uses a session that you made yourself, whose COMMIT runs no callbacks and publishes no jobs: "
-            "lend a session of db.independent() or of another scope"
+            "lend a session of db.independent() or of another scope, or enqueue with using(session=session)"
         )
 
 

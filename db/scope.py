@@ -15,7 +15,6 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncSession as AnyAsyncSession
 from sqlalchemy.orm import SessionTransaction
 
 from db.aio.cancellation import shielded
@@ -38,6 +37,7 @@ from db.session.callbacks import (
     call_at_each_begin,
 )
 from db.session.classes import AsyncSession, Session, sync_session_of
+from db.session.lending import LentSession, as_ours, checked
 from db.session.owner import ScopedSession, run_on_commit
 from db.session.waiting_callbacks import WaitingCallbacks
 
@@ -400,19 +400,20 @@ class scope:  # noqa: N801 - used as a function
 
     Args:
         join: use the scope that is open here, if any. The code that opened it ends it.
-        session: a session of the caller's for the default database (or `database`). The scope uses it and does not end
-            it: no COMMIT, no ROLLBACK and no close at the scope's end, and none of the callbacks around them.
+        session: a session of the caller's for the default database (or `database`), also one of SQLAlchemy's own. The
+            scope uses it and does not end it: no COMMIT, no ROLLBACK and no close at the scope's end, and none of the
+            callbacks around them.
         database: the database of `session`.
 
     Raises:
-        TypeError: `session` is not a `db.AsyncSession` or `db.Session`, or the arguments exclude each other.
+        TypeError: `session` is not a session, or the arguments exclude each other.
     """
 
     def __init__(
         self,
         *,
         join: bool = False,
-        session: AsyncSession | Session | None = None,
+        session: LentSession | None = None,
         database: Database[Any] | None = None,
     ) -> None:
         if session is None and database is not None:
@@ -420,7 +421,7 @@ class scope:  # noqa: N801 - used as a function
         if session is not None and join:
             raise TypeError("scope(session=...) is a new scope, which cannot join another")
         self._join = join
-        self._session = None if session is None else _checked(session)
+        self._lent = None if session is None else as_ours(checked(session))
         self._database = database
         self._scope: Scope | None = None
 
@@ -431,8 +432,8 @@ class scope:  # noqa: N801 - used as a function
         if self._join and enclosing is not None:
             return enclosing
         opened = Scope(enclosing)
-        if self._session is not None:
-            opened.lend(self._database or default_database(), self._session)
+        if self._lent is not None:
+            opened.lend(self._database or default_database(), self._lent.__enter__())
         # No token, as an async generator may be closed in another context, where a token is refused.
         _current.set(opened)
         self._scope = opened
@@ -447,12 +448,7 @@ class scope:  # noqa: N801 - used as a function
         try:
             await ending.end(error)
         finally:
+            if self._lent is not None:
+                self._lent.__exit__(None, None, None)
             if _current.get() is ending:
                 _current.set(ending.parent)
-
-
-def _checked(session: Any) -> AsyncSession | Session:
-    if not isinstance(session, AsyncSession | Session):
-        kind = "AsyncSession" if isinstance(session, AnyAsyncSession) else "Session"
-        raise TypeError(f"scope(session=...) takes a db.{kind}: make it with db.testing, or class_=db.{kind}")
-    return session

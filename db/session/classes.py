@@ -41,23 +41,15 @@ _Maker: TypeAlias = "sa_async.async_sessionmaker[Any] | sa_orm.sessionmaker[Any]
 class _LoopSession(OwnedSession):
     """The sync session inside an :class:`AsyncSession`."""
 
+    access_class = LoopAccess
     access: LoopAccess
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.access = LoopAccess()
-        self.callbacks = Callbacks()
-        super().__init__(*args, **kwargs)
 
 
 class Session(OwnedSession):
     """SQLAlchemy's `Session` over a synchronous driver, owned by a scope. Use it through `asyncio.to_thread`."""
 
+    access_class = ThreadAccess
     access: ThreadAccess
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.access = ThreadAccess()
-        self.callbacks = Callbacks()
-        super().__init__(*args, **kwargs)
 
     def commit(self) -> None:
         """Commit now, in this thread. In a scope, also run the callbacks registered so far, on the scope's event loop.
@@ -194,6 +186,13 @@ def _mixed_maker(given: sa_orm.sessionmaker[Any]) -> sa_orm.sessionmaker[Any]:
     made: sa_orm.sessionmaker[Any] = sa_orm.sessionmaker(class_=_mixed(_LoopSession, given.class_))
     made.kw = given.kw  # shared, as `given.configure` may change them later
     return made
+
+
+def mixed_classes(outer: type, inner: type) -> tuple[type, type]:
+    """Our subclasses of a session's class and of that of the sync session inside, which may be the same."""
+    if issubclass(outer, sa_async.AsyncSession):
+        return _mixed(AsyncSession, outer), _mixed(_LoopSession, inner)
+    return _mixed(Session, outer), _mixed(Session, inner)
 
 
 def _mixed(ours: type, given: type) -> type:

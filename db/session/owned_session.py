@@ -11,7 +11,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy import Connection, Engine, event
 
 from db.errors import RawTransactionError
-from db.session.access import SessionAccess
+from db.session.access import LoopAccess, SessionAccess, ThreadAccess
 from db.session.callbacks import Callbacks, follow_savepoints
 
 
@@ -30,11 +30,17 @@ class TransactionOwner(Protocol):
 class OwnedSession(sa_orm.Session):
     """A SQLAlchemy session that knows its owner, its callbacks and its current user."""
 
+    access_class: type[LoopAccess] | type[ThreadAccess]
     access: SessionAccess
     callbacks: Callbacks
     owner: TransactionOwner | None = None
     is_released = False
     """Whether a close has released the engine. The next use takes the engine of then (:meth:`reopen_here`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.access = self.access_class()
+        self.callbacks = Callbacks()
+        super().__init__(*args, **kwargs)
 
     @property
     def has_pending(self) -> bool:

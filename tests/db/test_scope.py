@@ -182,14 +182,6 @@ async def test_callbacks_of_a_lent_session_run_at_the_lenders_commit() -> None:
     assert told == ["before", "on"]
 
 
-async def test_session_of_sqlalchemy_cannot_be_lent(database: db.Database) -> None:
-    """A session that is not one of ours is refused, and the message says how to make one."""
-    from sqlalchemy.ext.asyncio import AsyncSession
-
-    with pytest.raises(TypeError, match=r"db\.AsyncSession"):
-        db.scope(session=AsyncSession())  # type: ignore[arg-type]
-
-
 async def test_scope_in_a_generator_closed_elsewhere_rolls_back(rows: Count, postgres: Observer) -> None:
     """C5: a scope inside an async generator that another task, in another context, closes: rolled back, no error."""
 
