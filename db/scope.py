@@ -41,7 +41,18 @@ from db.session.lending import LentSession, as_ours, checked
 from db.session.owner import ScopedSession, run_on_commit
 from db.session.waiting_callbacks import WaitingCallbacks
 
-__all__ = ["Scope", "ScopedSession", "current_scope", "open_scope", "refuse_nested_writer", "scope"]
+__all__ = [
+    "Block",
+    "Scope",
+    "ScopedSession",
+    "current_scope",
+    "enter_block",
+    "innermost_place",
+    "leave_block",
+    "open_scope",
+    "refuse_nested_writer",
+    "scope",
+]
 
 logger = logging.getLogger("db")
 
@@ -57,10 +68,22 @@ class _State(Enum):
 _OPEN, _ENDED = _State  # read often: CPython 3.11 takes 100 ns to read an enum's member, and 7 to read a global
 
 
+class Block:
+    """A block with a session of its own: that of `independent()` in tests. No scope, but scopes may be inside of it."""
+
+    is_open = False
+    is_lent = False
+    scoped_sessions: tuple[ScopedSession, ...] = ()
+
+    def __init__(self, parent: "Scope | Block | None") -> None:
+        self.parent = parent
+        self.is_entered = True
+
+
 class Scope:
     """The sessions that end together. Opened by :func:`scope`."""
 
-    def __init__(self, parent: "Scope | None") -> None:
+    def __init__(self, parent: "Scope | Block | None") -> None:
         self.parent = parent
         self._state = _OPEN
         self.scoped_sessions: tuple[ScopedSession, ...] = ()
@@ -318,6 +341,7 @@ class Scope:
             self._waiting.move_to(database, sync_session_of(session))
         scoped = ScopedSession(database, session, lease)
         scoped.sync_session.owner = scoped
+        scoped.sync_session.place = self
         if self._at_each_begin is not None:
             call_at_each_begin(scoped.sync_session, self._at_each_begin)
         self._add(scoped)
@@ -356,7 +380,7 @@ def _in_order_of_commit(*scoped_sessions: ScopedSession) -> tuple[ScopedSession,
     return tuple(sorted(scoped_sessions, key=lambda each: is_default(each.database)))
 
 
-_current: ContextVar[Scope | None] = ContextVar("db.scope", default=None)
+_current: ContextVar[Scope | Block | None] = ContextVar("db.scope", default=None)
 
 
 def open_scope() -> Scope | None:
@@ -364,7 +388,29 @@ def open_scope() -> Scope | None:
     current = _current.get()
     while current is not None and not current.is_open:
         current = current.parent
+    return current  # type: ignore[return-value]  # a block is never open
+
+
+def innermost_place() -> Scope | Block | None:
+    """The innermost open scope or entered block here, or None."""
+    current = _current.get()
+    while current is not None and not (current.is_open or (isinstance(current, Block) and current.is_entered)):
+        current = current.parent
     return current
+
+
+def enter_block() -> Block:
+    """Enter a block, in which code that runs from now on here, and child tasks, will be."""
+    block = Block(innermost_place())
+    _current.set(block)
+    return block
+
+
+def leave_block(block: Block) -> None:
+    """Leave a block, also from another context than the one that has entered it."""
+    block.is_entered = False
+    if _current.get() is block:
+        _current.set(block.parent)
 
 
 def current_scope() -> Scope:
@@ -375,6 +421,8 @@ def current_scope() -> Scope:
         ScopeEndedError: the scope that this code was started in has ended.
     """
     current = _current.get()
+    while isinstance(current, Block):
+        current = current.parent
     if current is None:
         raise NoScopeError
     if not current.is_open:
@@ -382,7 +430,7 @@ def current_scope() -> Scope:
     return current
 
 
-def refuse_nested_writer(database: Database[Any], enclosing: Scope | None) -> None:
+def refuse_nested_writer(database: Database[Any], enclosing: Scope | Block | None) -> None:
     """Raise :class:`NestedWriterError` if `enclosing`, or a scope around it, holds the write lock of a SQLite file."""
     if not database.is_sqlite:
         return
@@ -428,10 +476,9 @@ class scope:  # noqa: N801 - used as a function
     async def __aenter__(self) -> Scope:
         if self._scope is not None:
             raise RuntimeError("this scope is entered already: call scope() again for another one")
-        enclosing = open_scope()
-        if self._join and enclosing is not None:
+        if self._join and (enclosing := open_scope()) is not None:
             return enclosing
-        opened = Scope(enclosing)
+        opened = Scope(innermost_place())
         if self._lent is not None:
             opened.lend(self._database or default_database(), self._lent.__enter__())
         # No token, as an async generator may be closed in another context, where a token is refused.

@@ -10,9 +10,17 @@ from db.aio.contexts import run_in_context
 from db.aio.threads import in_thread
 from db.database import Database, S, default_database
 from db.errors import TransactionOpenError
-from db.scope import ScopedSession, current_scope, open_scope, refuse_nested_writer, scope
+from db.scope import (
+    ScopedSession,
+    current_scope,
+    enter_block,
+    leave_block,
+    open_scope,
+    refuse_nested_writer,
+    scope,
+)
 from db.session.callbacks import BeforeCommit, OnCommit
-from db.session.classes import AsyncSession, Session, sync_session_of
+from db.session.classes import AsyncSession, Session, joins_transaction, sync_session_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,10 +130,15 @@ async def independent(database: Database[Any] | None = None) -> AsyncIterator[An
     refuse_nested_writer(chosen, open_scope())
     opened, lease = chosen.open_session(await chosen.session_arguments())
     scoped = ScopedSession(chosen, opened, lease)
-    sync_session_of(opened).owner = scoped
+    inner = sync_session_of(opened)
+    inner.owner = scoped
+    # Only in a test's transaction does it matter which code is inside of which.
+    inner.place = block = enter_block() if joins_transaction(opened) else None
     try:
         yield opened
     finally:
+        if block is not None:
+            leave_block(block)
         await scoped.end_shielded()
 
 

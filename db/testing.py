@@ -27,7 +27,7 @@ For tests on committed data, `clear` empties a database of its own. `prepare_sql
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, overload
@@ -38,7 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from db.database import Database, S, default_database
 from db.engine import sqlite
 from db.engine.clear import drop_all
-from db.scope import open_scope
+from db.scope import innermost_place
 from db.session.classes import AsyncSession, Session
 from db.session.savepoints import InterleavedTransactionsError, SavepointStack
 from db.sessions import independent
@@ -133,11 +133,12 @@ async def _outer_transaction(database: Database[Any]) -> AsyncIterator[AsyncConn
     async with independent(database) as outer:
         if isinstance(outer, Session):
             connection: Any = await asyncio.to_thread(outer.connection)
-            SavepointStack(connection, open_scope)
+            stack = SavepointStack(connection, innermost_place)
         else:
             connection = await outer.connection()
-            SavepointStack(connection.sync_connection, open_scope)
-        yield connection
+            stack = SavepointStack(connection.sync_connection, innermost_place)
+        with closing(stack):
+            yield connection
 
 
 def _the_database() -> Database[Any]:

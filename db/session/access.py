@@ -104,6 +104,11 @@ class SessionAccess(ABC):
         """Whether an operation is in flight."""
 
     @property
+    def is_held_by_caller(self) -> bool:
+        """Whether the operation in flight, if any, is one of the caller's."""
+        return self.is_busy and self._is_held_by_caller
+
+    @property
     @abstractmethod
     def _is_held_by_caller(self) -> bool: ...
     @abstractmethod

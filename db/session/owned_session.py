@@ -34,6 +34,8 @@ class OwnedSession(sa_orm.Session):
     access: SessionAccess
     callbacks: Callbacks
     owner: TransactionOwner | None = None
+    place: Any = None
+    """The scope, or the block of `independent()`, that the session is made for."""
     is_released = False
     """Whether a close has released the engine. The next use takes the engine of then (:meth:`reopen_here`)."""
 

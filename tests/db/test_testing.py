@@ -472,6 +472,67 @@ async def test_fixtures_work_under_pytest_asyncio_and_anyio(
     result.assert_outcomes(passed=4)
 
 
+async def note(words: str) -> None:
+    """A note through a session outside of scopes, with a pause in its transaction."""
+    async with db.independent() as session:
+        await session.execute(WRITE, {"words": words})
+        await asyncio.sleep(0.01)
+        await session.commit()
+
+
+async def count_notes() -> int:
+    async with db.independent() as session:
+        return int(await session.scalar(COUNT) or 0)
+
+
+@pytest.mark.parametrize("in_scope", [True, False])
+async def test_sessions_outside_of_scopes_take_turns(on_postgres: db.Database, in_scope: bool) -> None:
+    """Those of `independent()` that run at once, wherever they are; a second one in the block of another goes first."""
+
+    async def nested() -> None:
+        async with db.independent() as outer:
+            await outer.execute(WRITE, {"words": "outer"})
+            await asyncio.gather(note("inner"), db.isolated(write_slowly, "isolated"))
+            await outer.commit()
+
+    async with savepoints():
+        async with db.scope() if in_scope else contextlib.nullcontext():
+            await asyncio.gather(note("a"), note("b"), nested(), note("c"))
+        assert await count_notes() == 7
+
+
+async def test_concurrent_work_of_all_kinds_takes_turns(on_postgres: db.Database) -> None:
+    """The example of concurrent queries of context-async-sqlalchemy: one with the scope's session, four without."""
+
+    async def committed_by_hand(words: str) -> None:
+        await write(words)
+        await db.commit()
+        await db.close()
+
+    async def in_a_block(words: str) -> None:
+        async with db.independent() as session, session.begin():
+            await session.execute(WRITE, {"words": words})
+
+    async with savepoints():
+        async with db.scope():
+            await asyncio.gather(
+                write("a"), db.isolated(write, "b"), db.isolated(committed_by_hand, "c"), in_a_block("d"), note("e")
+            )
+        assert await count_notes() == 5
+
+
+async def test_interleaved_sessions_outside_of_scopes_are_an_error(
+    on_postgres: db.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One connection cannot commit the earlier of two open transactions first. Nothing is written to the wrong one."""
+    monkeypatch.setattr(savepoint_stack, "_WAIT_LIMIT", 0.05)
+    with pytest.raises(InterleavedTransactionsError):
+        async with savepoints(), db.independent() as first, db.independent() as second:
+            await first.execute(WRITE, {"words": "first"})
+            await second.execute(WRITE, {"words": "second"})
+            await first.commit()
+
+
 async def tables_of(database: db.Database[Any]) -> list[str]:
     async with db.independent(database) as session:
         if isinstance(session, db.Session):
