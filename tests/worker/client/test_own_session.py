@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -202,6 +202,36 @@ class TestAsyncSessions:
         await database.dispose()
         assert await jobs.ids() == {job.job_id, own.job_id}
 
+    async def test_a_session_that_is_lent_to_a_scope_is_still_its_own(
+        self, sessions: async_sessionmaker[AsyncSession], database_url: str, jobs: Jobs
+    ) -> None:
+        """A plain `enqueue` there is refused by name; `using(session=...)` follows the session."""
+        database = db.Database(database_url)
+        async with sessions() as session:
+            async with db.scope(session=session, database=database):
+                job = await ship.using(session=await db.session(database)).enqueue(1)
+            assert await jobs.ids() == set()
+            await session.commit()
+            async with db.scope(session=session, database=database):
+                early = await ship.using(session=session).enqueue(2)
+                await db.commit(database)
+                assert await jobs.ids() == {job.job_id, early.job_id}
+                await ship.using(session=session).enqueue(3)
+                await db.close(database)
+        assert await jobs.ids() == {job.job_id, early.job_id}
+        await database.dispose()
+
+    async def test_a_session_of_psycopg_is_as_good(self, sync_database_url: str, jobs: Jobs) -> None:
+        """Its savepoints too, and an id of the caller's."""
+        engine = create_async_engine(sync_database_url.replace("+psycopg", "+psycopg_async"))
+        async with AsyncSession(engine) as session, session.begin():
+            async with session.begin_nested() as savepoint:
+                await ship.using(session=session).enqueue(1)
+                await savepoint.rollback()
+            await ship.using(session=session, job_id="named").enqueue(2)
+        assert await jobs.ids() == {"named"}
+        await engine.dispose()
+
     async def test_a_session_of_another_threads_loop_publishes_there(
         self, database_url: str, sessions: async_sessionmaker[AsyncSession], jobs: Jobs
     ) -> None:
@@ -310,6 +340,25 @@ class TestSyncSessions:
             other = await ship.using(session=session.sync_session).enqueue(2)
             await session.commit()
         assert await jobs.ids() == {job.job_id, other.job_id}
+
+    async def test_a_listener_enqueues_in_the_commit_that_it_listens_to(self, sync_engine: Engine, jobs: Jobs) -> None:
+        """`before_commit` of SQLAlchemy's, for example in a library that knows each session of a project."""
+        enqueued: list[str] = []
+
+        def work() -> None:
+            with Session(sync_engine) as session:
+
+                @event.listens_for(session, "before_commit")
+                def _(committed: Session) -> None:
+                    enqueued.append(ship.using(session=committed).enqueue_sync(1).job_id)
+
+                session.execute(text("SELECT 1"))
+                session.commit()
+                session.execute(text("SELECT 1"))
+
+        await asyncio.to_thread(work)
+        assert len(enqueued) == 1
+        assert await jobs.ids() == set(enqueued)
 
     @pytest.mark.usefixtures("broker")
     async def test_a_session_of_sqlite_is_as_good(self, sqlite_url: str, observer: redis.Redis) -> None:
