@@ -15,6 +15,7 @@ LentSession: TypeAlias = (
 )
 
 _OURS = "_tandem_classes"
+_LENT = "_tandem_lent"
 
 
 def checked(session: object) -> sa_async.AsyncSession | sa_orm.Session:
@@ -33,20 +34,37 @@ def checked(session: object) -> sa_async.AsyncSession | sa_orm.Session:
 @contextmanager
 def as_ours(session: Any) -> Iterator[AsyncSession | Session]:
     """A block in which `session` is one of ours. The object stays the same, as its lender holds it."""
-    if isinstance(session, AsyncSession | Session):
+    inner: Any = session.sync_session if isinstance(session, sa_async.AsyncSession) else session
+    lent: _Lent | None = vars(inner).get(_LENT)
+    if lent is None and isinstance(session, AsyncSession | Session):
         yield session
         return
-    inner: Any = session.sync_session if isinstance(session, sa_async.AsyncSession) else session
-    # Listeners of the lender's are kept with the dispatch of the session's own class, which is made now if ever.
-    _ = inner.dispatch
-    before = type(session), type(inner)
-    session.__class__, inner.__class__ = _our_classes(*before)
-    inner.access, inner.callbacks = inner.access_class(), Callbacks()
+    if lent is None:
+        lent = vars(inner)[_LENT] = _Lent(session, inner)
+    lent.scopes += 1
     try:
         yield session
     finally:
-        session.__class__, inner.__class__ = before
-        del inner.access, inner.callbacks
+        lent.scopes -= 1
+        if lent.scopes == 0:
+            lent.give_back(session, inner)
+
+
+class _Lent:
+    """A session that is one of ours until the last of its scopes has ended. They may overlap."""
+
+    def __init__(self, session: Any, inner: Any) -> None:
+        self.scopes = 0
+        # Listeners of the lender's are kept with the dispatch of the session's own class, which is made now if ever.
+        _ = inner.dispatch
+        self._classes = type(session), type(inner)
+        session.__class__, inner.__class__ = _our_classes(*self._classes)
+        inner.access, inner.callbacks = inner.access_class(), Callbacks()
+
+    def give_back(self, session: Any, inner: Any) -> None:
+        """Make it what it was."""
+        session.__class__, inner.__class__ = self._classes
+        del inner.access, inner.callbacks, vars(inner)[_LENT]
 
 
 def _our_classes(outer: type, inner: type) -> tuple[type, type]:

@@ -107,6 +107,26 @@ async def test_scoped_session_can_be_lent(sessions: async_sessionmaker[AsyncSess
     assert await rows() == 3
 
 
+async def test_scopes_that_are_lent_one_session_may_overlap(
+    sessions: async_sessionmaker[AsyncSession], rows: Count
+) -> None:
+    """The session is given back when the last of them has ended."""
+    async with sessions() as session:
+        kind = type(session)
+        first, second = db.scope(session=session), db.scope(session=session)
+        await first.__aenter__()
+
+        async def overlap() -> None:
+            async with second:
+                await first.__aexit__(None, None, None)
+                await insert("a")
+
+        await asyncio.create_task(overlap())
+        assert type(session) is kind
+        await session.commit()
+    assert await rows() == 1
+
+
 async def test_session_inside_a_tests_transaction_can_be_lent(
     sessions: async_sessionmaker[AsyncSession], rows: Count
 ) -> None:
