@@ -23,6 +23,7 @@ from db.aio.threads import in_thread
 from db.engine import guards, libpq, postgres, sqlite
 from db.engine.leases import LeasedEngine
 from db.engine.reset import ConnectionReset, Reset
+from db.engine.sqlalchemy_version import POOL_OF_AIOSQLITE
 from db.engine.url import host_of, parse_url, same_database, sync_twin, with_host
 from db.errors import DatabaseURLError, WrongLoopError
 from db.session.classes import AsyncSession, Session, adapt_sessionmaker
@@ -425,6 +426,8 @@ class Database(Generic[S]):
 
     def _sqlite_engine(self, url: URL) -> AsyncEngine | Engine:
         options = {key: value for key, value in self._engine_options.items() if key != "pool_pre_ping"}
+        if url.get_dialect().is_async and _has_pool(options):
+            options.setdefault("poolclass", POOL_OF_AIOSQLITE)
         engine = create_async_engine(url, **options) if url.get_dialect().is_async else create_engine(url, **options)
         sqlite.prepare(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, self.connect_timeout)
         return engine

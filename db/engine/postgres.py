@@ -14,6 +14,7 @@ from sqlalchemy.util import await_only
 
 from db.engine.libpq import options_for, settings_in
 from db.engine.reset import driver_connection_of
+from db.engine.sqlalchemy_version import asyncpg_error
 from db.errors import DatabaseUnreachableError, DatabaseURLError
 
 # Messages of asyncpg that have no class or code of their own.
@@ -184,6 +185,10 @@ async def _connect(*args: Any, socket_options: Sequence[tuple[int, int, int]] = 
         connection = await asyncpg.connect(*args, **kwargs)
     except OSError as error:  # TimeoutError is one
         raise _unreachable(error) from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if made := asyncpg_error(error):
+            raise made from error
+        raise
     if socket_options:
         _set(connection, socket_options)
     return connection

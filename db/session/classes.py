@@ -14,6 +14,7 @@ from sqlalchemy import Connection, event
 
 from db.aio.cancellation import shielded
 from db.aio.threads import in_thread
+from db.engine.sqlalchemy_version import OPERATIONS
 from db.errors import PoisonedTransactionError
 from db.session.access import LoopAccess, ThreadAccess
 from db.session.callbacks import Callbacks
@@ -164,7 +165,7 @@ def _as_operation(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
 
 # Set by name, so that the types stay SQLAlchemy's. Each of these methods is one operation, whether it talks to the
 # database several times or not at all.
-for _name in ("delete", "delete_all", "get", "get_one", "merge", "merge_all", "refresh", "run_sync"):
+for _name in OPERATIONS:
     setattr(AsyncSession, _name, _as_operation(_name))
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from db.engine.sqlalchemy_version import storage_parameters
 from worker.ledger.control_tables import add_control_tables
 
 NAME = "tandem_jobs"
@@ -121,7 +122,7 @@ def table(name: str = NAME) -> Table:
         Index(f"{bare}_prune", "finished_at", **_where(FINAL)),
         Index(f"{bare}_parent", "parent", **_where("parent IS NOT NULL")),
         # Each pending job leaves a dead row. The server's default waits for 20 % of the rows, a week's jobs: too many.
-        postgresql_with={"autovacuum_vacuum_scale_factor": 0.02},
+        **storage_parameters(autovacuum_vacuum_scale_factor=0.02),
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from alembic.operations import Operations
 from sqlalchemy import BigInteger, Column, Integer, LargeBinary, String, Text, text
 
+from db.engine.sqlalchemy_version import storage_parameters
+
 revision = "0001"
 down_revision = None
 
@@ -37,7 +39,7 @@ def upgrade(op: Operations, table: str, schema: str | None) -> None:
         Column("check_at", BigInteger),
         Column("checks", Integer, nullable=False, server_default="0"),
         schema=schema,
-        postgresql_with={"autovacuum_vacuum_scale_factor": 0.02},
+        **storage_parameters(autovacuum_vacuum_scale_factor=0.02),
     )
     for name, (column, condition) in _INDEXES.items():
         where: Any = {"postgresql_where": text(condition), "sqlite_where": text(condition)}
