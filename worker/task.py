@@ -11,11 +11,12 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial, update_wrapper
 from secrets import token_hex
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from db import AsyncSession, Session
 from db.errors import ScopeEndedError
@@ -35,6 +36,10 @@ from worker.errors import EnqueueError, PayloadTooLargeError, TaskDefinitionErro
 from worker.job import Job
 from worker.message import Envelope
 from worker.new_job import NewJob
+from worker.telemetry.tracing import active_tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -219,11 +224,20 @@ class BoundTask(Generic[P, R]):
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As `Task.enqueue`."""
-        (job,) = await self._submit([self.task.signature.validate(args, kwargs)])
+        payloads = [self.task.signature.validate(args, kwargs)]
+        (job,) = await (self._submit(payloads) if active_tracing() is None else self._submit_in_span(payloads))
         return job
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As `Task.enqueue_sync`. With `using(session=...)` it may be called where an event loop runs."""
+        if active_tracing() is None:
+            return self._enqueue_sync(args, kwargs)
+        with _producer_span(self.task) as span:
+            job = self._enqueue_sync(args, kwargs)
+            _describe(span, [job])
+        return job
+
+    def _enqueue_sync(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[R]:
         if self.options.session is not None:
             new = self._new_jobs([self.task.signature.validate(args, kwargs)], in_transaction=True)
             (job,) = self._handles(new, *enqueue_in_session_sync(self.options.session, *new, is_named=self._is_named))
@@ -244,7 +258,13 @@ class BoundTask(Generic[P, R]):
         payloads = [self.task.signature.validate((), call) for call in calls]
         if self.options.job_id is not None and len(payloads) > 1:
             raise ValueError(f"one job_id ({self.options.job_id}) cannot name {len(payloads)} jobs")
-        return await self._submit(payloads)
+        return await (self._submit(payloads) if active_tracing() is None else self._submit_in_span(payloads))
+
+    async def _submit_in_span(self, payloads: list[bytes]) -> list[Job[R]]:
+        with _producer_span(self.task) as span:
+            jobs = await self._submit(payloads)
+            _describe(span, jobs)
+        return jobs
 
     async def _submit(self, payloads: list[bytes]) -> list[Job[R]]:
         if self.options.session is not None:
@@ -439,6 +459,22 @@ def task(
         raise TaskDefinitionError(f"@task: {error}") from None
     decorator = _Decorator(name, options)
     return decorator if fn is None else decorator(fn)
+
+
+def _producer_span(task: Task[..., Any]) -> AbstractContextManager["Span"]:
+    tracing = active_tracing()
+    assert tracing is not None  # noqa: S101 - the caller has asked
+    return tracing.producer(task.name)
+
+
+def _describe(span: "Span", jobs: list[Job[Any]]) -> None:
+    """Set the attributes of a span that are known once its jobs are enqueued."""
+    if jobs:
+        span.set_attribute("messaging.destination.name", jobs[0].queue_name)
+    if len(jobs) == 1:
+        span.set_attribute("messaging.message.id", jobs[0].job_id)
+    else:
+        span.set_attribute("messaging.batch.message_count", len(jobs))
 
 
 def _refuse_on_loop(name: str) -> None:

@@ -138,7 +138,11 @@ class ExecutorHarness:
     def start(self, task: worker.Task[..., Any], execution: Execution) -> "asyncio.Task[Outcome]":
         """Execute a job of `task` in an asyncio task of its own, as the engine does."""
         execution.task = task
-        return asyncio.create_task(self._executor.execute(execution))
+        return asyncio.create_task(self._execute(execution))
+
+    async def _execute(self, execution: Execution) -> Outcome:
+        self._executor.enter(execution)
+        return await self._executor.execute(execution)
 
     @cached_property
     def _executor(self) -> Executor:

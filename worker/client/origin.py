@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from worker.context import running_job
+from worker.telemetry.tracing import active_tracing
 
 
 class Origin(NamedTuple):
@@ -19,8 +20,9 @@ _NONE = Origin()
 
 def current_origin() -> Origin:
     """The origin of a job that the calling code enqueues."""
-    job = running_job()
+    job, tracing = running_job(), active_tracing()
+    traceparent = None if tracing is None else tracing.traceparent()
     if job is None:
-        return _NONE
+        return _NONE if traceparent is None else Origin(None, traceparent)
     # Other producers may write any bytes as an id. One that a text of the database cannot hold must not fail its child.
-    return Origin(job.job_id if job.job_id.isprintable() else None, job.traceparent)
+    return Origin(job.job_id if job.job_id.isprintable() else None, traceparent or job.traceparent)

@@ -70,9 +70,9 @@ class Execution:
     task: Task[..., Any] = field(init=False, repr=False)
     """Set when the job is admitted."""
     arguments: Mapping[str, Any] = field(init=False, repr=False)
-    """Set when the arguments are validated, as is `context`."""
+    """Set when the arguments are validated."""
     context: JobContext = field(init=False, repr=False)
-    """The job as its task sees it."""
+    """The job as its task sees it. Set when the job is admitted."""
     returned: Any = field(init=False, repr=False)
     """The value that the body returned. Set only if the job came as a pickle: its result is then a pickle, too."""
 

@@ -10,7 +10,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from db.errors import PartialCommitError
@@ -58,14 +58,34 @@ class Executor:
         self._resources = resources or {}
         self._once = once or Once(None)
         self._retry_jobs = retry_jobs
+        self._open_scope: Callable[[], scope] = scope
         self._busy_rows = BusyRows()
         self._warned_of: set[str] = set()
+
+    def enter(self, execution: Execution) -> None:
+        """Make the job the current one of this asyncio task. Its log lines and all code that it calls see it."""
+        claim, message = execution.claim, execution.message
+        execution.context = context = JobContext(
+            job_id=message.job_id,
+            task=execution.task.name,
+            queue=execution.queue,
+            attempt=claim.tries + 1,
+            previous=claim.tries + claim.crashes,
+            enqueued_at=from_milliseconds(message.enqueued_at),
+            score=execution.due,
+            resources=self._resources,
+            parent=message.parent,
+            traceparent=message.traceparent,
+        )
+        enter_job(context)
+        if message.is_pickled:
+            enter_pickled_job()
 
     async def execute(self, execution: Execution) -> Outcome:
         """Execute one job and return its outcome. An error of the job is an outcome, and is not raised.
 
-        Call it in an asyncio task of its own, and cancel that task once at most (`Execution.cancel` does so): a second
-        cancellation would interrupt the rollback. Elsewhere, wrap the call in `in_private_task`.
+        Call `enter` first, in the same asyncio task. Cancel that task once at most (`Execution.cancel` does so): a
+        second cancellation would interrupt the rollback. Elsewhere, wrap the call in `in_private_task`.
         """
         task, message = execution.task, execution.message
         try:
@@ -77,10 +97,6 @@ class Executor:
                 call = f"{task.name}{task.signature.text}"
                 return Outcome(OutcomeKind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
             return Outcome.failed(error)
-        execution.context = self._context(execution)
-        enter_job(execution.context)
-        if message.is_pickled:
-            enter_pickled_job()
         return await self._attempt_until_final(execution)
 
     async def _attempt_until_final(self, execution: Execution) -> Outcome:
@@ -108,7 +124,7 @@ class Executor:
             if look_first and (earlier := await attempt.completed_before()) is not None:
                 return earlier
             execution.has_run = True
-            async with scope() as work:
+            async with self._open_scope() as work:
                 value = await (self._call_between_hooks if self._caller.has_hooks else self._call)(execution, work)
                 result = self._serialized(value)
                 if execution.message.is_pickled:
@@ -194,21 +210,6 @@ class Executor:
                 "%s commits before it returns: if it fails after that and runs again, the committed part happens twice",
                 task.name,
             )
-
-    def _context(self, execution: Execution) -> JobContext:
-        claim, message = execution.claim, execution.message
-        return JobContext(
-            job_id=message.job_id,
-            task=execution.task.name,
-            queue=execution.queue,
-            attempt=claim.tries + 1,
-            previous=claim.tries + claim.crashes,
-            enqueued_at=from_milliseconds(message.enqueued_at),
-            score=execution.due,
-            resources=self._resources,
-            parent=message.parent,
-            traceparent=message.traceparent,
-        )
 
 
 def _counted_as_try(rerun: Rerun, execution: Execution) -> Outcome:

@@ -70,6 +70,7 @@ class Runner:
             if not execution.is_read:
                 await self.recovery.identify(execution)
             if outcome is None:
+                self.executor.enter(execution)
                 self.log.started(execution)
                 outcome = await self.executor.execute(execution)
             return outcome if outcome.kind is not _POSTPONED else await self.unknown_jobs.judge(execution, outcome)

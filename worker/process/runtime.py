@@ -23,10 +23,10 @@ from worker.context import Resource
 from worker.engine.after_job import AfterJob
 from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
 from worker.engine.engine import Engine
-from worker.engine.executor import Executor
 from worker.engine.limits import limits_of
 from worker.engine.once import Once
 from worker.engine.task_caller import Hook, TaskCaller, own_items
+from worker.engine.traced_executor import make_executor
 from worker.errors import ConfigError, LedgerError, WorkerError
 from worker.ledger import Ledger
 from worker.ledger.default import set_default_ledger
@@ -92,7 +92,7 @@ class Runtime:
         self._warn_of_unserved(broker)
         caller = TaskCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
-        executor = Executor(
+        executor = make_executor(
             caller,
             max_result=self._config.max_result,
             resources=resources,

@@ -15,9 +15,9 @@ from worker.config import Config
 from worker.engine.after_job import AfterJob
 from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
 from worker.engine.engine import Engine
-from worker.engine.executor import Executor
 from worker.engine.once import Once
 from worker.engine.task_caller import Hook, TaskCaller
+from worker.engine.traced_executor import make_executor
 from worker.ledger import Ledger
 
 
@@ -55,7 +55,7 @@ class Worker:
             self.config,
             by_name,
             self.broker,
-            Executor(self._caller, once=Once(ledger), retry_jobs=arq.retry_jobs),
+            make_executor(self._caller, once=Once(ledger), retry_jobs=arq.retry_jobs),
             ask_database=ask_database,
             ledger=ledger,
             arq=arq if after_job_end is None else replace(arq, after_job=AfterJob(after_job_end, {})),
