@@ -106,6 +106,7 @@ TableName = Annotated[
     StringConstraints(strip_whitespace=True, pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)?$"),
     _Expected("the name of a table", "tandem_jobs"),
 ]
+LogFormat = Annotated[Literal["json", "text"], _Expected("json or text", "json")]
 LoggedJobs = Annotated[Literal["all", "failed", "off"], _Expected("all, failed or off", "failed")]
 
 
@@ -183,6 +184,9 @@ class Config(BaseSettings):
 
     log_jobs: LoggedJobs = "all"
     """Jobs that get lines in the log: `all`, `failed` or `off`."""
+
+    log: LogFormat | None = None
+    """Log lines as `json` or `text`, with the job, task, attempt, queue and trace of each. Default: arq's format."""
 
     metrics_port: Port | None = None
     """Port of the worker's metrics for Prometheus. With `--processes` each process has the next port. Default: none."""

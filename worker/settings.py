@@ -13,7 +13,7 @@ from arq.connections import RedisSettings
 from arq.worker import Worker, func
 
 from worker.arq_host.client import ArqClient
-from worker.arq_host.command import end_with, leave_on_signal_meanwhile, prepare, refuse
+from worker.arq_host.command import end_with, leave_on_signal_meanwhile, prepare, refuse, runs_here
 from worker.arq_host.conversion import Conversion
 from worker.arq_host.current_worker import current_worker
 from worker.arq_host.host import Host
@@ -27,6 +27,7 @@ from worker.engine.task_caller import Hook
 from worker.errors import ConfigError, RegistryError
 from worker.process.arq_codec import use_codec
 from worker.process.errors import StartupError
+from worker.process.logs import log_under_arq_from_its_first_line
 from worker.process.runtime import Runtime, require_urls
 from worker.process.server_wait import await_redis
 from worker.registry import Registry, load
@@ -66,6 +67,8 @@ def build(
     leave_on_signal_meanwhile()
     prepare()
     config = config or Config.load()
+    if config.log is not None and runs_here():
+        log_under_arq_from_its_first_line(config.log)
     given = {
         "on_startup": on_startup,
         "on_shutdown": on_shutdown,

@@ -46,6 +46,11 @@ def prepare() -> None:
         _set_loop()
 
 
+def runs_here() -> bool:
+    """Whether this process runs arq's command."""
+    return _context() is not None
+
+
 def _context() -> click.Context | None:
     context = click.get_current_context(silent=True)
     return context if context is not None and context.command is cli else None

@@ -27,7 +27,7 @@ from worker.arq_host.current_worker import current_worker
 from worker.broker.keys import Keys
 from worker.engine.arq_options import ArqOptions
 from worker.process.lifecycle import Lifecycle
-from worker.process.logs import log_as_arq_does
+from worker.process.logs import log_under_arq
 from worker.process.runtime import Runtime
 
 _INTERVAL = 0.5  # seconds between two updates of arq's counts, as arq polls
@@ -47,7 +47,7 @@ class Host:
         Raises:
             asyncio.CancelledError: in burst mode, the engine has ended before the queues were empty.
         """
-        log_as_arq_does()
+        log_under_arq(self._runtime.log_format)
         main, worker = asyncio.current_task(), current_worker()
         assert main is not None  # noqa: S101 - coroutines run in tasks
         is_burst = worker is not None and worker.burst

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from db.text.printable import printable
-from worker.process.logs import log_without_arq
+from worker.process.logs import LogFormat, log_without_arq
 
 logger = logging.getLogger("worker")
 
@@ -99,12 +99,12 @@ class OnTerminal:
 
 
 @contextmanager
-def display() -> Iterator[Display]:
+def display(log_format: LogFormat | None) -> Iterator[Display]:
     """The terminal, if standard error is one; else the log. Log lines inside the block go to the same output."""
     if not sys.stderr.isatty():
-        log_without_arq()
+        log_without_arq(log_format)
         yield InLog()
         return
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-        log_without_arq()
+        log_without_arq(log_format)
         yield OnTerminal(live)

@@ -37,7 +37,7 @@ def supervise(config: Config, processes: int, *, until_empty: bool = False) -> i
         until_empty: the workers end by themselves when all queues are empty and no job runs.
     """
     worker_ids = [f"{config.id}-{number}" for number in range(1, processes + 1)]
-    with display() as shown:
+    with display(config.log) as shown:
         return asyncio.run(_supervise(config, worker_ids, shown, until_empty=until_empty))
 
 

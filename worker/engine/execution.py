@@ -84,6 +84,10 @@ class Execution:
         return self.message is not UNREAD
 
     @property
+    def is_admitted(self) -> bool:
+        return hasattr(self, "context")
+
+    @property
     def due(self) -> int:
         """The due time of the job, in milliseconds since the epoch."""
         try:

@@ -10,6 +10,7 @@ from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome
 from worker.engine.recording import ASKED_TO_RUN_AGAIN, RECORDING, Recording
 from worker.exception_codec import message_of
+from worker.telemetry.log_lines import JobFields
 
 logger = logging.getLogger("worker")
 
@@ -66,7 +67,10 @@ class JobLog:
         }
         with_traceback = error if recording.level >= logging.ERROR else None
         line = ASKED_TO_RUN_AGAIN if error is not None and _asks_to_run_again(error, recording) else recording.line
-        logger.log(recording.level, line, fields, exc_info=with_traceback, extra=_extra(with_traceback))
+        extra = _extra(with_traceback)
+        if error is not None and not execution.is_admitted:
+            extra = {**_fields(execution), **(extra or {})}
+        logger.log(recording.level, line, fields, exc_info=with_traceback, extra=extra)
 
 
 def _delay(execution: Execution) -> str:
@@ -79,6 +83,13 @@ def _asks_to_run_again(error: BaseException, recording: Recording) -> bool:
     """Whether it runs again by arq's `RetryJob`, or a `CancelledError` of its own. arq has another line for that."""
     asks = isinstance(error, asyncio.CancelledError) or any(kind.__name__ == "RetryJob" for kind in type(error).__mro__)
     return asks and recording.counter == "retried"
+
+
+def _fields(execution: Execution) -> dict[str, object]:
+    """The fields of a job that was refused: it has never been the running one, where log lines find theirs."""
+    message = execution.message
+    attempt = execution.claim.tries + 1
+    return JobFields.of(execution.job_id, message.task, attempt, execution.queue, message.traceparent)._asdict()
 
 
 def _extra(error: BaseException | None) -> dict[str, object] | None:

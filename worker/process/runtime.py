@@ -32,6 +32,7 @@ from worker.ledger import Ledger
 from worker.ledger.default import set_default_ledger
 from worker.ledger.schema_check import check
 from worker.process.errors import StartupError
+from worker.process.logs import LogFormat
 from worker.process.pickled_jobs import log_pickled_jobs
 from worker.process.served import warn_of_unserved
 from worker.process.server_wait import await_server
@@ -127,6 +128,11 @@ class Runtime:
         if self._after_job_end is None:
             return self._arq
         return replace(self._arq, after_job=AfterJob(self._after_job_end, arq_context))
+
+    @property
+    def log_format(self) -> LogFormat | None:
+        """The format of log lines, if the settings name one."""
+        return self._config.log
 
     @property
     def longest_timeout(self) -> float:

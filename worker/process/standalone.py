@@ -41,7 +41,7 @@ def work(
     """
     registry = load(config.registry)
     redis_url = require_urls(config)
-    log_without_arq(log_as)
+    log_without_arq(config.log, log_as)
     await_redis(redis_url, config.connect_wait)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_work(config, registry, started=started, until_empty=until_empty))
