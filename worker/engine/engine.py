@@ -41,8 +41,8 @@ from worker.engine.recording import COUNTERS
 from worker.engine.relay import Relay
 from worker.engine.report_source import ReportSource
 from worker.engine.reporter import Reporter
-from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
+from worker.engine.sentry_runner import runner_class
 from worker.engine.stuck_slots import StuckSlots
 from worker.engine.supervision import EngineError
 from worker.engine.unknown_jobs import UnknownJobs
@@ -97,7 +97,7 @@ class Engine:
         measuring = Measuring(self.meter, has_ledger=ledger is not None)
         broker_completer = BrokerCompleter(broker, executions, measuring)
         self._ledger_completer = LedgerCompleter(ledger, broker_completer)
-        runner = Runner(
+        runner = runner_class()(
             executions,
             slots,
             PayloadRecovery(ledger),
