@@ -17,6 +17,7 @@ REGISTRY = """
 import json, pathlib
 import arq.worker
 import sentry_sdk
+from sentry_sdk.integrations.dedupe import DedupeIntegration
 from sentry_sdk.transport import Transport
 
 class ToFile(Transport):
@@ -142,6 +143,14 @@ async def test_without_the_integrations_of_its_own_choice_it_reports_the_same(sh
     shop.write("tasks/registry.py", REGISTRY.replace("OPTIONS", "default_integrations=False"))
     await enqueue(broker, "fail", password="hunter2")
     assert len(await events(shop, "arq", "worker.Settings")) == 1
+
+
+async def test_an_error_is_sent_once_without_the_integration_that_drops_doubles(shop: Project, broker: Broker) -> None:
+    """The logging integration alone would report the log line of a failed job once more."""
+    shop.write("tasks/registry.py", REGISTRY.replace("OPTIONS", "disabled_integrations=[DedupeIntegration()]"))
+    await enqueue(broker, "fail", password="hunter2")
+    await enqueue(broker, "captures")
+    assert len(await events(shop, "arq", "worker.Settings")) == 2
 
 
 async def test_without_a_client_nothing_is_reported(shop: Project, broker: Broker) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextvars import Context
 from typing import Any
 
 from redis.asyncio import Redis
@@ -91,7 +92,8 @@ class Subscriber:
                 async with self._lock:
                     await self._send_subscribe(await self._open(), {channel})
         if self._reader is None or self._reader.done():  # a job's code may have cancelled the reader
-            self._reader = asyncio.create_task(self._read(), name="subscriber")
+            # In an empty context: it outlives the job or request that is the first to wait, and is part of neither.
+            self._reader = asyncio.create_task(self._read(), name="subscriber", context=Context())
 
     async def _unsubscribe(self, channel: str) -> None:
         with contextlib.suppress(RedisError, OSError):
