@@ -1,37 +1,13 @@
 """``WorkerAdmin``: list live workers, and quiet, resume and stop one from afar."""
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+import asyncio
 
+from worker.admin.audit import Recorder
 from worker.admin.deployment import Deployment
-
-
-@dataclass(frozen=True, slots=True)
-class RunningJob:
-    """A job that a worker runs."""
-
-    id: str
-    task: str
-    attempt: int
-    since: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """A live worker, from the record that it writes every second. None: its version does not tell."""
-
-    id: str
-    queues: tuple[str, ...]
-    state: str
-    """``working``, ``quiet``, ``draining``, ``starting`` or ``unwell``."""
-    why: str = ""
-    """Why it is unwell."""
-    running: int = 0
-    slots: int | None = None
-    jobs: tuple[RunningJob, ...] = ()
-    record: dict[str, Any] | None = None
-    """The whole record."""
+from worker.broker.worker_commands import Command, GivenCommand, WorkerCommands
+from worker.ledger.audit import AuditRow
+from worker.metrics.reader import MetricsReader
+from worker.metrics.records import WorkerReport
 
 
 class WorkerAdmin:
@@ -43,27 +19,38 @@ class WorkerAdmin:
 
     def __init__(self, deployment: Deployment | None = None) -> None:
         self._deployment = deployment or Deployment.of_process()
+        self._reader = MetricsReader(self._deployment.broker)
+        self._commands = WorkerCommands(self._deployment.broker.connections)
+        self._recorder = Recorder(self._deployment)
 
-    async def list(self) -> list[WorkerInfo]:
-        """The workers that have a record, by id."""
-        raise NotImplementedError
+    async def list(self) -> list[WorkerReport]:
+        """The workers that have a record, by id. A worker that has died or hangs is listed for a minute, as unwell."""
+        return await self._reader.workers(self._deployment.queues)
 
-    async def quiet(self, worker_id: str, *, actor: str) -> bool:
+    async def quiet(self, worker: str, *, actor: str) -> int:
         """Let a worker claim nothing more. Its running jobs go on, and it stays up until it is stopped or resumed.
 
-        Returns:
-            Whether a worker of this id has a record. The command is sent in any case, and holds for a minute.
-        """
-        raise NotImplementedError
+        Args:
+            worker: the id of the worker, or of its process if several workers have the same id.
 
-    async def resume(self, worker_id: str, *, actor: str) -> bool:
+        Returns:
+            The number of processes that were told: 0 if no worker of this id has a record.
+        """
+        return await self._tell(worker, Command.QUIET, actor)
+
+    async def resume(self, worker: str, *, actor: str) -> int:
         """Let a quiet worker claim again. Returns as `quiet`."""
-        raise NotImplementedError
+        return await self._tell(worker, Command.RESUME, actor)
 
-    async def stop(self, worker_id: str, *, actor: str) -> bool:
-        """Let a worker drain and exit with 0, as on SIGTERM. Its process manager may start another one.
+    async def stop(self, worker: str, *, actor: str) -> int:
+        """Let a worker drain and exit, as on SIGTERM. Its process manager may start another one. Returns as `quiet`."""
+        return await self._tell(worker, Command.STOP, actor)
 
-        Returns:
-            As `quiet`.
-        """
-        raise NotImplementedError
+    async def _tell(self, worker: str, command: Command, actor: str) -> int:
+        row = AuditRow(actor, f"worker.{command.value}", worker, {})
+        async with self._recorder.around(row) as outcome:
+            found = [each for each in await self.list() if worker in (each.id, each.process)]
+            given = GivenCommand(command, actor)
+            await asyncio.gather(*(self._commands.send(each.queues[0], each.process, given) for each in found))
+            outcome.text = f"told {len(found)} processes" if found else "no such worker"
+        return len(found)

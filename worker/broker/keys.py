@@ -56,6 +56,14 @@ class Keys:
         """A random value, which is missing after Redis has lost its data."""
         return f"{self.queue}:epoch"
 
+    def command(self, process: str) -> str:
+        """The last command to the worker of this process."""
+        return f"{self.queue}:command:{process}"
+
+    def commands(self, process: str) -> str:
+        """The channel on which the worker of this process is notified of a command."""
+        return f"{self.prefix}commands:{process}"
+
     @property
     def paused(self) -> str:
         """The copy of the queue's pause: see `worker.broker.pauses`. Missing if the queue is not paused."""

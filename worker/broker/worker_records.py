@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from worker.broker.connections import Connections
 from worker.broker.keys import Keys
+from worker.broker.worker_commands import GivenCommand
 
 
 class WorkerRecords:
@@ -63,9 +64,15 @@ class WorkerRecords:
             await redis.srem(keys.healthy, *gone)  # type: ignore[misc]
         return {worker_id: record for worker_id, record in zip(ids, records, strict=True) if record is not None}
 
-    async def announce(self, queue: str, tasks: Sequence[str], lifetime: int) -> None:
-        """Record for `lifetime` milliseconds that a live worker of `queue` knows these tasks."""
-        await self._connections.run("announce", queue, [Keys.of(queue).tasks, lifetime, *tasks])
+    async def announce(self, queue: str, tasks: Sequence[str], lifetime: int, process: str = "") -> GivenCommand | None:
+        """Record for `lifetime` milliseconds that a live worker of `queue` knows these tasks.
+
+        Returns:
+            The last command to the worker of `process`.
+        """
+        keys = Keys.of(queue)
+        command = await self._connections.run("announce", queue, [keys.tasks, lifetime, keys.command(process), *tasks])
+        return None if command is None else GivenCommand.decode(command)
 
     async def announced(self, queue: str) -> frozenset[str]:
         """The tasks that live workers of `queue` know. Empty if no worker serves the queue."""

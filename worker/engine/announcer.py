@@ -1,9 +1,13 @@
-"""``Announcer``: announces in Redis the tasks that this worker knows, so that no other worker fails their jobs."""
+"""``Announcer``: announces in Redis the tasks that this worker knows, so that no other worker fails their jobs.
+
+The reply to an announcement is the last command to this worker: see :mod:`worker.engine.commander`.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from worker.broker.broker import Broker
+from worker.broker.worker_commands import GivenCommand
 from worker.broker.worker_records import WorkerRecords
 
 _INTERVAL = 5.0  # seconds between two announcements
@@ -16,16 +20,28 @@ class Announcer:
     Args:
         queues: the names of the queues.
         tasks: the names of the tasks.
+        process: the id of this process.
+        obey: gets the last command to this worker of each queue.
     """
 
-    def __init__(self, broker: Broker, queues: Sequence[str], tasks: Sequence[str]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        queues: Sequence[str],
+        tasks: Sequence[str],
+        *,
+        process: str,
+        obey: Callable[[str, GivenCommand | None], None],
+    ) -> None:
         self._workers = WorkerRecords(broker.connections)
         self._queues = tuple(queues)
         self._tasks = tuple(tasks)
+        self._process = process
+        self._obey = obey
 
     async def run(self) -> None:
         """Announce the tasks now, and again before the announcement expires."""
         while True:
             for name in self._queues:
-                await self._workers.announce(name, self._tasks, _LIFETIME)
+                self._obey(name, await self._workers.announce(name, self._tasks, _LIFETIME, self._process))
             await asyncio.sleep(_INTERVAL)

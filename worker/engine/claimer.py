@@ -74,6 +74,8 @@ class Claimer:
         self._keeps_leases = keeps_leases
         self._guarded = guarded
         self._stopped = self._begun = False
+        self.is_quiet = False
+        """Whether it claims nothing until `resume` is called."""
         self._wake_up = asyncio.Event()
         self._tokens = (f"{secrets.token_hex(8)}{number:012x}" for number in itertools.count())
         self._rounds = itertools.count()
@@ -86,6 +88,15 @@ class Claimer:
     def wake(self) -> None:
         """Claim soon, and do not sleep until the next job is due."""
         self._wake_up.set()
+
+    def be_quiet(self) -> None:
+        """Claim nothing more until `resume` is called."""
+        self.is_quiet = True
+
+    def resume(self) -> None:
+        """Claim again."""
+        self.is_quiet = False
+        self.wake()
 
     def stop(self) -> None:
         """Claim nothing more. Jobs of a claim that Redis has not yet answered are still started."""
@@ -105,7 +116,8 @@ class Claimer:
                 await subscriptions.enter_async_context(self._broker.woken(name, self._wake_up))
             while not self._stopped:
                 self._wake_up.clear()
-                pause = await self._claim_together() if self._slots.free > 0 else None
+                may_claim = self._slots.free > 0 and not self.is_quiet
+                pause = await self._claim_together() if may_claim else None
                 if pause != 0:
                     await self._sleep(pause)
 

@@ -22,6 +22,7 @@ from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
 from worker.engine.broker_completer import BrokerCompleter
 from worker.engine.burst_slots import slots_for
 from worker.engine.claimer import Claimer
+from worker.engine.commander import Commander
 from worker.engine.draining import Draining
 from worker.engine.execution import Phase
 from worker.engine.executions import Executions
@@ -139,10 +140,12 @@ class Engine:
             describe=report.describe,
             running=report.running,
         )
+        self._commander = Commander(broker, names, report.process, self._claimer)
         scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
         self._idle = Idle(executions, broker, names, relay, scheduler, slots)
         self._parts: dict[str, Loop | None] = {
-            "announcer": Announcer(broker, names, list(tasks)),
+            "announcer": Announcer(broker, names, list(tasks), process=report.process, obey=self._commander.obey),
+            "commander": self._commander,
             "claimer": self._claimer,
             "ledger completer": self._ledger_completer,
             "broker completer": broker_completer,
@@ -169,6 +172,10 @@ class Engine:
     async def idle(self) -> None:
         """Wait until no job runs, all queues are empty and no pending row is unpublished (``--burst``)."""
         await self._idle.reached()
+
+    async def told_to_stop(self) -> None:
+        """Wait until a person tells this worker to stop, from afar."""
+        await self._commander.told_to_stop.wait()
 
     def hurry(self) -> None:
         """Stop waiting for running jobs."""

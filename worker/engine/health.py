@@ -40,7 +40,7 @@ class HealthSnapshot:
     loop_lag: float
     """Seconds."""
     is_claiming: bool
-    """Whether it has a free slot, and is not stopping."""
+    """Whether it has a free slot, and is neither quiet nor stopping."""
     last_claim: float
     """Time of the last answer of Redis, by the monotonic clock."""
     last_beat: float

@@ -33,7 +33,7 @@ class HealthSource:
             failed=counts["failed"],
             retried=counts["retried"],
             loop_lag=self.heartbeat.lag,
-            is_claiming=not self.draining.has_begun and self.slots.free > 0,
+            is_claiming=not self.draining.has_begun and not self.claimer.is_quiet and self.slots.free > 0,
             last_claim=self.claimer.last_answer,
             last_beat=self.heartbeat.last_beat,
             standstill=self.ledger_completer.standstill,

@@ -72,6 +72,8 @@ class ReportSource:
             return WorkerState.DRAINING
         if self.health.trouble:
             return WorkerState.UNWELL
+        if self.claimer.is_quiet:
+            return WorkerState.QUIET
         return WorkerState.WORKING if self.claimer.last_answer else WorkerState.STARTING
 
     def running(self, queue: str) -> list[Sequence[Any]]:

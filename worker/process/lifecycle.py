@@ -149,7 +149,7 @@ class Lifecycle:
         tune_gc()
         engine.start()
         self._started.set()
-        watching = [asyncio.create_task(self._stop_when_failed(engine))]
+        watching = [asyncio.create_task(watch(engine)) for watch in (self._stop_when_failed, self._stop_when_told)]
         if until_empty:
             watching.append(asyncio.create_task(self._stop_when_empty(engine)))
         try:
@@ -170,6 +170,12 @@ class Lifecycle:
         error = await engine.failed()
         logger.critical("%s: ending the process", error)
         self.exit_code = error.exit_code
+        self._stopping.set()
+
+    async def _stop_when_told(self, engine: Engine) -> None:
+        """Stop as on SIGTERM when a person says so from afar."""
+        await engine.told_to_stop()
+        self.stopped_by = self.stopped_by or signal.SIGTERM
         self._stopping.set()
 
     async def _stop_when_empty(self, engine: Engine) -> None:
