@@ -92,10 +92,22 @@ class Completion(NamedTuple):
     """``end``, ``again``, ``back`` or ``later``: see ``scripts/finish.lua``."""
     value: bytes = b""
     """For ``end`` the result, or nothing. Otherwise the payload, in case Redis has lost it."""
-    keep: int = 0
-    """For ``end`` the milliseconds for which the result is kept. For ``again`` the number of failed tries."""
+    keep: int | str = 0
+    """For ``end`` the milliseconds for which the result is kept. For ``again`` and ``later`` the number of failed
+    tries, and after a space a `PutBack` as JSON."""
     delay: int = 0
     """Milliseconds until the job is due again."""
+
+
+class PutBack(NamedTuple):
+    """A note on why a job was put back."""
+
+    worker: str
+    """The id of the worker that has put it back."""
+    error: str
+    """The type of the error."""
+    why: str
+    """The error in one line."""
 
 
 class CronSlot(NamedTuple):

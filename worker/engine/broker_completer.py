@@ -12,10 +12,11 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from db.text.printable import first_line
 from worker.aio.batching import coalesce
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
-from worker.broker.records import Completion, now_ms
+from worker.broker.records import Completion, PutBack, now_ms
 from worker.engine.execution import Execution, Phase
 from worker.engine.executions import Executions
 from worker.engine.limits import milliseconds
@@ -23,7 +24,7 @@ from worker.engine.measuring import Measuring
 from worker.engine.outcome import Outcome, OutcomeKind
 from worker.engine.pickles import dump_result
 from worker.engine.recording import RECORDING, Action
-from worker.exception_codec import error_data
+from worker.exception_codec import error_data, message_of
 from worker.message import Message, serialize
 
 logger = logging.getLogger("worker")
@@ -33,6 +34,7 @@ _BATCH = 500  # outcomes a round trip
 _ENOUGH = 16  # outcomes for which a round trip is made at once
 _BATCH_BYTES = 8 * 1024 * 1024  # bytes of results a round trip
 _LARGEST_RESULT = 64 * 1024 * 1024  # bytes, the arguments included
+_LONGEST_NOTE = 200  # characters
 _LARGE = 4096  # bytes of a result of which no second copy is kept
 
 _Waiting = deque[tuple[Execution, Completion, Outcome]]
@@ -44,12 +46,16 @@ class BrokerCompleter:
     Args:
         executions: an execution is removed from these once Redis has its outcome.
         measuring: counts the outcomes (default: they are not counted).
+        worker_id: the worker that jobs are put back by.
     """
 
-    def __init__(self, broker: Broker, executions: Executions, measuring: Measuring | None = None) -> None:
+    def __init__(
+        self, broker: Broker, executions: Executions, measuring: Measuring | None = None, *, worker_id: str = ""
+    ) -> None:
         self._broker = broker
         self._executions = executions
         self._measuring = measuring
+        self._worker_id = worker_id
         self._repeated: set[Execution] = set()
         """Executions whose outcome Redis may have already: the reply was lost."""
         self._waiting: defaultdict[str, _Waiting] = defaultdict(deque)
@@ -66,7 +72,7 @@ class BrokerCompleter:
                 self._measuring.abandoned(execution)
             return
         execution.phase = _FINISHING
-        encoded = completion(execution, outcome, action)
+        encoded = completion(execution, outcome, action, self._worker_id)
         if len(outcome.result) > _LARGE:
             outcome = outcome._replace(result=b"")
         self._waiting[execution.queue].append((execution, encoded, outcome))
@@ -133,13 +139,20 @@ def _next_batch(waiting: _Waiting) -> list[tuple[Execution, Completion, Outcome]
     return batch
 
 
-def completion(execution: Execution, outcome: Outcome, action: Action) -> Completion:
-    """Encode an outcome for Redis."""
+def completion(execution: Execution, outcome: Outcome, action: Action, worker_id: str = "") -> Completion:
+    """Encode an outcome for Redis. If the job is put back because of an error, a note says why."""
     claim, keep = execution.claim, execution.limits.keep_result
     if action == "end":
         return Completion(claim.raw_id, execution.token, action, _result(execution, outcome) if keep > 0 else b"", keep)
-    delay = milliseconds(outcome.delay)
-    return Completion(claim.raw_id, execution.token, action, claim.payload or b"", claim.tries + 1, delay)
+    delay, tries = milliseconds(outcome.delay), str(claim.tries + 1)
+    if outcome.error is not None and action != "back":
+        tries += f" {_note(worker_id, outcome.error)}"
+    return Completion(claim.raw_id, execution.token, action, claim.payload or b"", tries, delay)
+
+
+def _note(worker_id: str, error: BaseException) -> str:
+    why = first_line(message_of(error))
+    return to_json(PutBack(worker_id, type(error).__name__, why[:_LONGEST_NOTE])).decode()
 
 
 def _result(execution: Execution, outcome: Outcome) -> bytes:

@@ -96,7 +96,7 @@ class Engine:
         self.meter = Meter(tasks)
         """What the jobs of this worker have done."""
         measuring = Measuring(self.meter, has_ledger=ledger is not None)
-        broker_completer = BrokerCompleter(broker, executions, measuring)
+        broker_completer = BrokerCompleter(broker, executions, measuring, worker_id=config.id)
         self._ledger_completer = LedgerCompleter(ledger, broker_completer)
         runner = runner_class()(
             executions,

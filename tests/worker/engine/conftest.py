@@ -120,6 +120,10 @@ class Seen:
         """Whether a worker says that it can work."""
         return bool(self._observer.exists(f"arq:queue:health-check:{worker_id}"))
 
+    def unfinished(self) -> list[str]:
+        """The jobs whose claim is neither finished nor put back."""
+        return [job for job, claim in self._observer.hgetall("arq:started").items() if not claim.startswith("0:")]
+
     def left(self) -> set[str]:
         """All keys but results, what workers say of themselves, and the epoch."""
         kept = (":result:", ":health-check", ":epoch", ":tasks", ":metrics:")

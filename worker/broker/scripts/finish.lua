@@ -2,8 +2,8 @@
 --
 -- KEYS[1]  the queue
 -- ARGV[1]  prefix of all other keys     ARGV[2]  channel that wakes idle workers
--- then for each job: id, token, action, the value, ms to keep the result (for again: how many tries have failed), ms
--- until the job is due again
+-- then for each job: id, token, action, the value, ms to keep the result (for again and later: how many tries have
+-- failed, and after a space a note on why the job is put back, or nothing), ms until the job is due again
 -- Actions: end (the job has ended), again (a try failed, another one follows), back (to its place in the queue, without
 -- costing a try), later (due again after the delay, without costing a try)
 -- The value is for end the result ('' for none), otherwise the payload
@@ -26,7 +26,7 @@ for i = 3, #ARGV, 6 do
     local id, token, action, value, keep, delay = unpack(ARGV, i, i + 5)
     local holder = prefix .. 'in-progress:' .. id
     jobs[#jobs + 1] = {
-        id = id, token = token, action = action, value = value, keep = tonumber(keep), delay = tonumber(delay),
+        id = id, token = token, action = action, value = value, keep = keep, delay = tonumber(delay),
         holder = holder, body = prefix .. 'job:' .. id, retry = prefix .. 'retry:' .. id,
         result = prefix .. 'result:' .. id,
     }
@@ -62,10 +62,11 @@ if #ended > 0 then
 end
 
 local function keep_result(job)
-    if job.keep > 0 and job.value ~= '' then
+    local keep = tonumber(job.keep)
+    if keep > 0 and job.value ~= '' then
         -- If the job is gone because another worker has ended it, that worker's result stays.
-        if job.lost then redis.call('SET', job.result, job.value, 'PX', job.keep, 'NX')
-        else redis.call('SET', job.result, job.value, 'PX', job.keep) end
+        if job.lost then redis.call('SET', job.result, job.value, 'PX', keep, 'NX')
+        else redis.call('SET', job.result, job.value, 'PX', keep) end
     end
     if not job.held and redis.call('EXISTS', job.result) == 0 then
         -- A heartbeat may be about to reacquire the lost lease. This tombstone keeps it from bringing the job back.
@@ -76,7 +77,11 @@ end
 
 local function put_back(job)
     redis.call('DEL', job.holder)
-    redis.pcall('HDEL', started, job.id)
+    local tries, note = string.match(job.keep, '^(%d+) ?(.*)$')
+    tries = tonumber(tries) or 0
+    -- The note takes the place of the claim: no claim is unfinished. It is deleted with the job, or by the next claim.
+    if note and note ~= '' then redis.pcall('HSET', started, job.id, string.format('0:%.0f:%s', now, note))
+    else redis.pcall('HDEL', started, job.id) end
     if job.lost and redis.call('EXISTS', job.result) == 1 then return end
     -- Redis may have lost the payload since the claim. If it was lost before, the ledger gives it again.
     if job.value ~= '' then redis.call('SET', job.body, job.value, 'NX') end
@@ -84,8 +89,8 @@ local function put_back(job)
     if job.action == 'again' then
         -- A producer may have given the number of the first try, so more may have failed than are counted.
         local failed = redis.pcall('INCR', job.retry)
-        if type(failed) ~= 'number' or failed < job.keep then
-            redis.call('SET', job.retry, string.format('%.0f', math.max(job.keep, 1)))
+        if type(failed) ~= 'number' or failed < tries then
+            redis.call('SET', job.retry, string.format('%.0f', math.max(tries, 1)))
         end
         redis.call('PEXPIRE', job.retry, REMEMBER)
     elseif job.action == 'back' then
