@@ -39,6 +39,8 @@ class JobInspection(NamedTuple):
     pause: QueuePause | None
     tasks: frozenset[str]
     """The tasks that live workers of the queue know."""
+    is_served: bool
+    """Whether a healthy worker serves the queue, perhaps a stock one."""
 
     @property
     def is_due(self) -> bool:
@@ -65,7 +67,7 @@ class JobInspector:
     async def inspect(self, queue: str, job_id: str) -> JobInspection:
         """Read the state of a job, in one round trip."""
         reply = await self._connections.run("inspect", queue, [Keys.of(queue).prefix, job_id])
-        now, score, rank, payload, result, holder, left, abort_at, claim, tries, copy, tasks = reply
+        now, score, rank, payload, result, holder, left, abort_at, claim, tries, copy, tasks, is_served = reply
         crashes, put_back, put_back_at = _claim(claim)
         return JobInspection(
             now=now,
@@ -82,6 +84,7 @@ class JobInspector:
             tries=int(tries) if tries is not None and tries.isdigit() else 0,
             pause=None if copy is None else QueuePause.decode(copy),
             tasks=frozenset(task.decode(errors="replace") for task in tasks),
+            is_served=bool(is_served),
         )
 
 

@@ -24,6 +24,7 @@ from worker.engine.measuring import Measuring
 from worker.engine.outcome import Outcome, OutcomeKind
 from worker.engine.pickles import dump_result
 from worker.engine.recording import RECORDING, Action
+from worker.errors import TriesExhaustedError
 from worker.exception_codec import error_data, message_of
 from worker.message import Message, serialize
 
@@ -151,7 +152,11 @@ def completion(execution: Execution, outcome: Outcome, action: Action, worker_id
 
 
 def _note(worker_id: str, error: BaseException) -> str:
+    if isinstance(error, TriesExhaustedError) and error.__cause__ is not None:
+        error = error.__cause__  # the `Retry`; the error itself is for the case that no try is left
     why = first_line(message_of(error))
+    if error.__cause__ is not None:
+        why += f" ({type(error.__cause__).__name__}: {first_line(message_of(error.__cause__))})"
     return to_json(PutBack(worker_id, type(error).__name__, why[:_LONGEST_NOTE])).decode()
 
 

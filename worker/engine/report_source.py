@@ -24,6 +24,8 @@ from worker.engine.job_log import JobLog
 from worker.engine.slots import Slots
 from worker.metrics.records import WorkerState
 
+_STARTING = 3000  # milliseconds: before that a worker has not been asked for its health often enough
+
 
 @dataclass(frozen=True, slots=True)
 class ReportSource:
@@ -71,7 +73,8 @@ class ReportSource:
         if self.draining.has_begun:
             return WorkerState.DRAINING
         if self.health.trouble:
-            return WorkerState.UNWELL
+            is_new = now_ms() - self.started_at < _STARTING
+            return WorkerState.STARTING if is_new else WorkerState.UNWELL
         if self.claimer.is_quiet:
             return WorkerState.QUIET
         return WorkerState.WORKING if self.claimer.last_answer else WorkerState.STARTING

@@ -4,8 +4,8 @@
 -- ARGV[1]  prefix of all other keys     ARGV[2]  id
 -- Returns the time; the job's score (or false), and how many jobs of the queue have a lower one; its payload (or false),
 -- result (or false) and lease (or false), and the ms for which the lease holds; when an abort was requested (or false);
--- its entry among the claims (or false); failed tries (or false); the copy of the queue's pause (or false); and the tasks
--- that live workers of the queue know.
+-- its entry among the claims (or false); failed tries (or false); the copy of the queue's pause (or false); the tasks
+-- that live workers of the queue know; and 1 if a worker, perhaps a stock one, has a health record.
 local queue, prefix, id = KEYS[1], ARGV[1], ARGV[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -28,4 +28,5 @@ return {
     text(redis.pcall('GET', prefix .. 'retry:' .. id)),
     text(redis.pcall('GET', queue .. ':paused')),
     redis.call('ZRANGEBYSCORE', queue .. ':tasks', '(' .. now, '+inf'),
+    redis.call('EXISTS', queue .. ':health-check'),
 }
