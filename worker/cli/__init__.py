@@ -24,6 +24,7 @@ from db.text.printable import printable
 from worker.broker.broker import Broker
 from worker.broker.errors import AuthenticationError, RedisError, ResponseError
 from worker.cli.child_process import ParentLink
+from worker.cli.doctor import doctor
 from worker.cli.enqueue import enqueue
 from worker.cli.jobs import app as jobs_app
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 app.add_typer(jobs_app, name="jobs")
 app.command()(enqueue)
+app.command()(doctor)
 
 Queues = Annotated[
     str | None,
