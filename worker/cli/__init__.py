@@ -23,15 +23,19 @@ from rich.text import Text
 from db.text.printable import printable
 from worker.broker.broker import Broker
 from worker.broker.errors import AuthenticationError, RedisError, ResponseError
+from worker.cli.audit import audit
 from worker.cli.child_process import ParentLink
 from worker.cli.doctor import doctor
 from worker.cli.enqueue import enqueue
 from worker.cli.jobs import app as jobs_app
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
+from worker.cli.queues import app as queues_app
+from worker.cli.schedules import app as schedules_app
 from worker.cli.supervisor import supervise
 from worker.cli.task_list import describe_problems, describe_tasks
 from worker.cli.worker_records import WorkerRecord, read_worker_records
 from worker.cli.worker_table import describe_workers
+from worker.cli.workers import app as workers_app
 from worker.config import Config
 from worker.embedded import EmbeddedServerError
 from worker.embedded.local_servers import as_shell, find, local_servers, message
@@ -53,8 +57,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(queues_app, name="queues")
+app.add_typer(workers_app, name="workers")
+app.add_typer(schedules_app, name="schedules")
 app.command()(enqueue)
 app.command()(doctor)
+app.command()(audit)
 
 Queues = Annotated[
     str | None,

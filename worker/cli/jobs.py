@@ -1,4 +1,4 @@
-"""``python -m worker jobs``: list, show, retry and discard the jobs in the ledger.
+"""``tandem jobs``: list, show, retry and discard the jobs in the ledger.
 
 Jobs that are named by id are changed at once. For a filter or --all, the command counts the jobs first and asks for
 confirmation.
@@ -16,7 +16,9 @@ from rich.progress import Progress
 from db.text.printable import printable
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
+from worker.cli.confirmation import confirm
 from worker.cli.database import opened
+from worker.cli.job_control import abort, explain_job, run_now
 from worker.cli.job_text import as_data, describe_counts, describe_job, describe_rows
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
@@ -31,7 +33,10 @@ T = TypeVar("T")
 
 _STATEMENT_TIMEOUT = 600.0  # seconds, as counting reads every row
 
-app = typer.Typer(help="List, show, retry and discard the jobs in the ledger.", add_completion=False)
+app = typer.Typer(help="List, show, explain, retry, discard and abort jobs.", add_completion=False)
+app.command("why")(explain_job)
+app.command()(abort)
+app.command()(run_now)
 
 Task = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
 OfQueue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Only jobs of this queue.")]
@@ -169,9 +174,8 @@ async def _choose(
     keys = await admin.keys(job_filter)
     if keys and not yes:
         print_all(describe_counts(job_filter, 0, await admin.tallies(job_filter)), err)
-        if not sys.stdin.isatty():
-            raise ConfigError(f"stdin is not a terminal: pass --yes to {verb} {len(keys):,} jobs")
-        if not await asyncio.to_thread(_agrees, f"{verb.capitalize()} {len(keys):,} jobs?"):
+        count = f"{len(keys):,} jobs"
+        if not await asyncio.to_thread(confirm, f"{verb.capitalize()} {count}?", f"{verb} {count}"):
             raise typer.Exit(FAILED)
     return _Chosen(keys)
 
@@ -187,13 +191,6 @@ async def _by_id(admin: JobAdmin, ids: Sequence[str]) -> _Chosen:
         else:
             keys.append(latest[0])
     return _Chosen(keys, rejections)
-
-
-def _agrees(question: str) -> bool:
-    try:
-        return typer.confirm(question, err=True)
-    except typer.Abort:
-        return False
 
 
 async def _in_batches(

@@ -1,0 +1,61 @@
+"""The servers of the project, for commands that look at the fleet and act on it."""
+
+import asyncio
+import getpass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from worker.admin.deployment import Deployment
+from worker.admin.job_actions import ActionRefusedError
+from worker.broker.broker import Broker, set_default_broker
+from worker.broker.errors import RedisError
+from worker.cli.database import opened
+from worker.config import Config
+from worker.process.errors import StartupError
+
+T = TypeVar("T")
+
+_STATEMENT_TIMEOUT = 30.0  # seconds
+
+
+def with_deployment(act: Callable[[Deployment], Awaitable[T]], config: Config | None = None) -> T:
+    """Open the project's Redis and, if ``DATABASE_URL`` is set, its database; return what `act` returns.
+
+    Raises:
+        ConfigError: ``REDIS_URL`` is not set.
+        StartupError: a server does not answer, or refuses; or the action is refused.
+    """
+
+    async def run() -> T:
+        async with _deployment(config or Config.load()) as deployment:
+            return await act(deployment)
+
+    try:
+        return asyncio.run(run())
+    except (RedisError, OSError) as error:
+        raise StartupError(f"REDIS_URL: no answer ({error}); is the server up?") from None
+    except ActionRefusedError as error:
+        raise StartupError(str(error)) from None
+
+
+def actor() -> str:
+    """The name that the audit rows of this command have: the user of this machine."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        return "unknown"
+
+
+@asynccontextmanager
+async def _deployment(config: Config) -> AsyncIterator[Deployment]:
+    broker = Broker(config.require_redis_url(), name=config.queue, max_payload=config.max_payload, default=True)
+    try:
+        if config.database_url is None:
+            yield Deployment.of_process(config)
+        else:
+            async with opened(config, statement_timeout=_STATEMENT_TIMEOUT):
+                yield Deployment.of_process(config)
+    finally:
+        set_default_broker(None)
+        await broker.close()

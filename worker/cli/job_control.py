@@ -1,0 +1,63 @@
+"""``tandem jobs why``, ``abort`` and ``run-now``: one job, wherever it is."""
+
+from typing import Annotated
+
+import typer
+from pydantic_core import to_json
+
+from worker.admin.job_actions import JobActions
+from worker.admin.why import Reason, ReasonKind, why
+from worker.cli.deployment import actor, with_deployment
+from worker.cli.output import FAILED, out, printable_text
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")]
+OfQueue = Annotated[
+    str | None, typer.Option("--queue", metavar="NAME", help="Queue of the job, if WORKER_QUEUES lacks it.")
+]
+
+_STYLES = {
+    ReasonKind.RUNNING: "green",
+    ReasonKind.DONE: "green",
+    ReasonKind.SCHEDULED: "cyan",
+    ReasonKind.BEHIND: "cyan",
+    ReasonKind.FAILED: "red",
+    ReasonKind.NO_WORKER: "red",
+    ReasonKind.UNKNOWN_TASK: "red",
+}
+
+
+def explain_job(
+    job_id: Id, *, queue: OfQueue = None, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> int:
+    """Say why a job does not run, or what became of it, and what to do."""
+    reason = with_deployment(lambda deployment: why(job_id, queue=queue, deployment=deployment))
+    if json:
+        typer.echo(to_json(reason))
+    else:
+        _print(reason)
+    return FAILED if reason.kind is ReasonKind.UNKNOWN else 0
+
+
+def abort(job_id: Id, *, queue: OfQueue = None) -> int:
+    """Abort a job that waits or runs. A waiting job ends without running; a running one is rolled back."""
+    with_deployment(lambda deployment: JobActions(deployment).abort(job_id, actor=actor(), queue=queue))
+    typer.echo(f"{job_id} is being aborted")
+    return 0
+
+
+def run_now(job_id: Id, *, queue: OfQueue = None) -> int:
+    """Make a job due now that is scheduled, or that a worker has put back."""
+    with_deployment(lambda deployment: JobActions(deployment).run_now(job_id, actor=actor(), queue=queue))
+    typer.echo(f"{job_id} is due now")
+    return 0
+
+
+def _print(reason: Reason) -> None:
+    style = _STYLES.get(reason.kind, "yellow")
+    out.print(printable_text((reason.job_id, "bold"), "  ", (reason.kind.replace("_", " "), style)))
+    place = ", ".join(f"{name} {value}" for name, value in (("task", reason.task), ("queue", reason.queue)) if value)
+    if place:
+        out.print(printable_text(f"  {place}", style="dim"))
+    out.print(printable_text(f"  {reason.sentence}"))
+    if reason.next_step:
+        out.print(printable_text("  ", ("→ ", style), (reason.next_step, "bold")))
