@@ -33,6 +33,7 @@ from worker.cli.queues import app as queues_app
 from worker.cli.schedules import app as schedules_app
 from worker.cli.supervisor import supervise
 from worker.cli.task_list import describe_problems, describe_tasks
+from worker.cli.top import top
 from worker.cli.worker_records import WorkerRecord, read_worker_records
 from worker.cli.worker_table import describe_workers
 from worker.cli.workers import app as workers_app
@@ -63,6 +64,7 @@ app.add_typer(schedules_app, name="schedules")
 app.command()(enqueue)
 app.command()(doctor)
 app.command()(audit)
+app.command()(top)
 
 Queues = Annotated[
     str | None,
