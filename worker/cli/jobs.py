@@ -19,6 +19,7 @@ from worker.broker.errors import RedisError
 from worker.cli.confirmation import confirm
 from worker.cli.database import opened
 from worker.cli.job_control import abort, explain_job, run_now
+from worker.cli.job_run import run_here
 from worker.cli.job_text import as_data, describe_counts, describe_job, describe_rows
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
@@ -37,6 +38,7 @@ app = typer.Typer(help="List, show, explain, retry, discard and abort jobs.", ad
 app.command("why")(explain_job)
 app.command()(abort)
 app.command()(run_now)
+app.command("run")(run_here)
 
 Task = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
 OfQueue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Only jobs of this queue.")]

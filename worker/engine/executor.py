@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 from db.errors import PartialCommitError
@@ -61,6 +62,12 @@ class Executor:
         self._open_scope: Callable[[], scope] = scope
         self._busy_rows = BusyRows()
         self._warned_of: set[str] = set()
+
+    def with_once(self, once: Once) -> "Executor":
+        """The same executor with another `once`."""
+        other = copy(self)
+        other._once = once  # noqa: SLF001 - of this class
+        return other
 
     def enter(self, execution: Execution) -> None:
         """Make the job the current one of this asyncio task. Its log lines and all code that it calls see it."""

@@ -23,6 +23,7 @@ from worker.context import Resource
 from worker.engine.after_job import AfterJob
 from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
 from worker.engine.engine import Engine
+from worker.engine.executor import Executor
 from worker.engine.limits import limits_of
 from worker.engine.once import Once
 from worker.engine.task_caller import Hook, TaskCaller, own_items
@@ -64,6 +65,8 @@ class Runtime:
         self._after_job_end = after_job_end
         self._arq = NO_ARQ_OPTIONS
         self._open = AsyncExitStack()
+        self.executor: Executor
+        """Executes the jobs. Set by `open`."""
 
     async def open(self, arq_context: dict[Any, Any]) -> Engine:
         """Connect, enter the resources, and make the engine. After an error, close what was opened.
@@ -93,7 +96,7 @@ class Runtime:
         self._warn_of_unserved(broker)
         caller = TaskCaller(threads=self._config.concurrency, arq_context=arq_context, **self._hooks)
         self._open.callback(caller.close)
-        executor = make_executor(
+        self.executor = executor = make_executor(
             caller,
             max_result=self._config.max_result,
             resources=resources,
