@@ -54,17 +54,18 @@ _PROGRAM = "tandem" if Path(sys.argv[0]).stem == "tandem" else "python -m worker
 
 app = typer.Typer(
     help="Run and inspect Tandem's background jobs. `arq worker.Settings` also starts a worker.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(jobs_app, name="jobs")
-app.add_typer(queues_app, name="queues")
-app.add_typer(workers_app, name="workers")
-app.add_typer(schedules_app, name="schedules")
-app.command()(enqueue)
-app.command()(doctor)
-app.command()(audit)
-app.command()(top)
+_RUN, _SEE, _ACT = "Run", "See", "See and act"
+app.add_typer(jobs_app, name="jobs", rich_help_panel=_ACT)
+app.add_typer(queues_app, name="queues", rich_help_panel=_ACT)
+app.add_typer(workers_app, name="workers", rich_help_panel=_ACT)
+app.add_typer(schedules_app, name="schedules", rich_help_panel=_ACT)
+app.command(rich_help_panel=_RUN)(enqueue)
+app.command(rich_help_panel=_SEE)(top)
+app.command(rich_help_panel=_SEE)(doctor)
+app.command(rich_help_panel=_SEE)(audit)
 
 Queues = Annotated[
     str | None,
@@ -110,7 +111,7 @@ def _commands(
         raise typer.Exit(MISTAKE)
 
 
-@app.command()
+@app.command(rich_help_panel=_SEE)
 def check(
     registry: Annotated[
         str | None,
@@ -146,7 +147,7 @@ class Under(StrEnum):
     WATCH = "watch"
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def run(
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Number of worker processes.")] = 1,
     queues: Queues = None,
@@ -199,7 +200,7 @@ def run(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=_SEE)
 def health(
     queues: Queues = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -219,7 +220,7 @@ def health(
     return 0 if workers else explain(f"no healthy worker serves {', '.join(config.queue_names)}", FAILED)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def migrate(
     *, sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, without a connection.")] = False
 ) -> int:
@@ -234,7 +235,7 @@ def migrate(
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def env() -> int:
     """Print the URLs of the servers that `run` or the demo has started in this folder.
 

@@ -29,7 +29,7 @@ _STYLES = {
 def explain_job(
     job_id: Id, *, queue: OfQueue = None, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> int:
-    """Say why a job does not run, or what became of it, and what to do."""
+    """Say why a job does not run, or how it ended, and what to do."""
     reason = with_deployment(lambda deployment: why(job_id, queue=queue, deployment=deployment))
     if json:
         typer.echo(to_json(reason))
