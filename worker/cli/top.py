@@ -18,24 +18,17 @@ from worker.admin.deployment import Deployment
 from worker.admin.queues import QueueAdmin, QueueInfo, QueueState
 from worker.broker.errors import RedisError
 from worker.cli.deployment import with_deployment
+from worker.cli.live_workers import describe_workers
 from worker.cli.output import out, printable_text, wide_out
 from worker.cli.times import length
 from worker.config import Config
 from worker.metrics.counts import Counts
 from worker.metrics.reader import MetricsReader, Window
-from worker.metrics.records import WorkerReport, WorkerState
+from worker.metrics.records import WorkerReport
 
 _RATE = Window(120, 60)
 """Rates are those of the last minute that is over, and of the present one."""
-_MIB = 1024 * 1024
 _QUEUE_STYLES = {QueueState.ACTIVE: "green", QueueState.PAUSED: "yellow", QueueState.DRAINING: "cyan"}
-_WORKER_STYLES = {
-    WorkerState.STARTING: "cyan",
-    WorkerState.WORKING: "green",
-    WorkerState.QUIET: "yellow",
-    WorkerState.DRAINING: "cyan",
-    WorkerState.UNWELL: "red",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +96,7 @@ async def _show_live(fleet: _Fleet, interval: float) -> None:
 
 def describe(moment: Moment) -> Group:
     """The moment as a heading and two tables."""
-    return Group(_heading(moment), Text(), _queue_table(moment), Text(), _worker_table(moment.workers))
+    return Group(_heading(moment), Text(), _queue_table(moment), Text(), describe_workers(moment.workers))
 
 
 def _heading(moment: Moment) -> Text:
@@ -144,30 +137,6 @@ def _queue_table(moment: Moment) -> Table:
             *(("", "", "") if counts is None else map(_length, (counts.waited.p95, counts.ran.p50, counts.ran.p95))),
             _length(queue.due / rate) if queue.due and rate else "",
         )
-    return table
-
-
-def _worker_table(workers: Sequence[WorkerReport]) -> Table:
-    table = _table("worker", "state")
-    for column in ("slots", "pool", "loop lag", "memory"):
-        table.add_column(column, justify="right")
-    table.add_column("running", overflow="fold")
-    now = datetime.now(UTC)
-    for worker in workers:
-        jobs = [f"{job.task} {length(max((now - job.since).total_seconds(), 0))}" for job in worker.jobs[:3]]
-        more = [f"and {len(worker.jobs) - 3} more"] if len(worker.jobs) > 3 else []
-        pool = "" if worker.pool is None else f"{worker.pool.used}/{worker.pool.size}"
-        table.add_row(
-            printable_text(worker.id),
-            printable_text(f"{worker.state} {worker.why}".rstrip(), style=_WORKER_STYLES[worker.state]),
-            f"{worker.busy}/{worker.slots}",
-            pool,
-            f"{worker.loop_lag * 1000:.1f} ms",
-            f"{worker.memory / _MIB:.0f} MiB",
-            printable_text(", ".join([*jobs, *more])),
-        )
-    if not workers:
-        table.add_row(Text("no worker", style="red"))
     return table
 
 
