@@ -39,6 +39,9 @@ class State(StrEnum):
 FINAL = "state IN ('done', 'aborted', 'discarded', 'expired')"
 """The condition for rows that will not change any more. The planner needs the index's condition, word for word."""
 
+DROPPED = "state IN ('aborted', 'discarded', 'expired')"
+"""The condition for final rows of jobs that have no effects. They are few, and listed by themselves."""
+
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - an SQL function
     """The database's current clock, in milliseconds since the epoch. Not the time of the transaction's begin."""
@@ -121,6 +124,7 @@ def table(name: str = NAME) -> Table:
         Index(f"{bare}_failed", "finished_at", **_where("state = 'failed'")),
         Index(f"{bare}_prune", "finished_at", **_where(FINAL)),
         Index(f"{bare}_parent", "parent", **_where("parent IS NOT NULL")),
+        Index(f"{bare}_dropped", "finished_at", **_where(DROPPED)),
         # Each pending job leaves a dead row. The server's default waits for 20 % of the rows, a week's jobs: too many.
         **storage_parameters(autovacuum_vacuum_scale_factor=0.02),
     )
