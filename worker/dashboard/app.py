@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 from worker.admin.jobs import Redact
 from worker.dashboard.auth import Auth, decided
 from worker.dashboard.guard import Guard
+from worker.dashboard.pages.failures import FailurePages
 from worker.dashboard.pages.jobs import JobPages
 from worker.dashboard.pages.sign_in import SignIn
 from worker.dashboard.redaction import mask_secrets
@@ -42,7 +43,7 @@ def dashboard(
         ConfigError: `auth` is missing.
     """
     site = Site(decided(auth), redact, title, queues)
-    jobs, sign_in = JobPages(site), SignIn(site)
+    jobs, failures, sign_in = JobPages(site), FailurePages(site), SignIn(site)
 
     async def not_found(request: Request, error: Exception) -> Response:
         status, reason = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
@@ -56,6 +57,11 @@ def dashboard(
             Route("/job", jobs.show),
             Route("/job/download", jobs.download),
             Route("/job/act", jobs.act, methods=["POST"]),
+            Route("/failures", failures.index),
+            Route("/failures/confirm", failures.confirm),
+            Route("/failures/act", failures.start, methods=["POST"]),
+            Route("/bulk/{run}", failures.progress),
+            Route("/bulk/{run}/stop", failures.stop, methods=["POST"]),
             Route("/sign-in", sign_in.show, methods=["GET"]),
             Route("/sign-in", sign_in.enter, methods=["POST"]),
             Route("/sign-out", sign_in.leave, methods=["POST"]),

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from worker.admin.deployment import Deployment
+from worker.admin.failures import Failures
 from worker.admin.jobs import Jobs, Redact
-from worker.dashboard import text
+from worker.dashboard import plots, text
 from worker.dashboard.auth import Auth, Token, Visitor
 
 LARGEST_FORM = 256 * 1024
@@ -46,6 +47,7 @@ class Site:
             lstrip_blocks=True,
         )
         self._templates.filters.update(text.FILTERS)
+        self._templates.filters["bar"] = plots.bar
         self._templates.tests["long"] = text.is_long
         self._templates.globals["longest"] = text.LONGEST_SHOWN
 
@@ -57,6 +59,10 @@ class Site:
     @cached_property
     def jobs(self) -> Jobs:
         return Jobs(self.deployment, redact=self.redact)
+
+    @cached_property
+    def failures(self) -> Failures:
+        return Failures(self.deployment)
 
     def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Write a page, or only its changing parts if the page itself asks for them again."""

@@ -188,6 +188,13 @@ class JobSearch:
         statement = select(self._jobs).where(job.id == job_id).order_by(job.enqueued_at.desc()).limit(limit)
         return [dict(zip(job.keys(), row, strict=True)) for row in await self._read(statement)]
 
+    async def row_of(self, job_id: str, enqueued_at: int) -> Mapping[str, Any] | None:
+        """The state and error of one row."""
+        job = self._jobs.c
+        statement = select(job.state, job.error).where(job.id == job_id, job.enqueued_at == enqueued_at)
+        rows = await self._read(statement)
+        return {"state": rows[0].state, "error": rows[0].error} if rows else None
+
     async def payloads(self, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], bytes | None]:
         """The whole payloads of rows, given by id and enqueue time."""
         job = self._jobs.c
@@ -282,7 +289,7 @@ class JobSearch:
 
     def _keys(self, row_filter: RowFilter, kind: str | None, after: Place | None, limit: int) -> Select[Any]:
         job = self._jobs.c
-        begins = true() if kind is None else job.error.startswith(kind.partition("#")[0], autoescape=True)
+        begins = true() if not kind else job.error.startswith(kind.partition("#")[0], autoescape=True)
         statement = select(job.id, job.enqueued_at, job.finished_at, job.error).where(
             self._at(State.FAILED, row_filter, after), self._matches(row_filter), begins
         )

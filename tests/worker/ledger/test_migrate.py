@@ -24,7 +24,7 @@ from worker.ledger.schema_check import check
 from worker.new_job import NewJob
 
 ROW = NewJob("j1", b"{}", "send", "arq:queue", 1_000)
-NEWEST = "0003"
+NEWEST = "0004"
 TABLES = {"tandem_jobs", "tandem_jobs_audit", "tandem_jobs_pauses"}
 RUN_MIGRATE = "run 'python -m worker migrate'"
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class SlowValue(Generic[T]):
         if time.monotonic() - self._read_at < self._fresh:
             return self._value
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_again())
+            self._reading = asyncio.create_task(self._read_again(), context=Context())
         reading = self._reading
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(reading), _PATIENCE)
