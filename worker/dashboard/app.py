@@ -13,9 +13,14 @@ from starlette.staticfiles import StaticFiles
 from worker.admin.jobs import Redact
 from worker.dashboard.auth import Auth, decided
 from worker.dashboard.guard import Guard
+from worker.dashboard.pages.audit import AuditPage
 from worker.dashboard.pages.failures import FailurePages
 from worker.dashboard.pages.jobs import JobPages
+from worker.dashboard.pages.overview import OverviewPage
+from worker.dashboard.pages.queues import QueuePages
+from worker.dashboard.pages.schedules import SchedulePages
 from worker.dashboard.pages.sign_in import SignIn
+from worker.dashboard.pages.workers import WorkerPages
 from worker.dashboard.redaction import mask_secrets
 from worker.dashboard.site import Site
 
@@ -43,7 +48,8 @@ def dashboard(
         ConfigError: `auth` is missing.
     """
     site = Site(decided(auth), redact, title, queues)
-    jobs, failures, sign_in = JobPages(site), FailurePages(site), SignIn(site)
+    jobs, failures, queue_pages = JobPages(site), FailurePages(site), QueuePages(site)
+    schedules, workers, sign_in = SchedulePages(site), WorkerPages(site), SignIn(site)
 
     async def not_found(request: Request, error: Exception) -> Response:
         status, reason = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
@@ -52,6 +58,7 @@ def dashboard(
 
     return Starlette(
         routes=[
+            Route("/", OverviewPage(site).show),
             Route("/jobs", jobs.index),
             Route("/jobs/act", jobs.act_on_selected, methods=["POST"]),
             Route("/job", jobs.show),
@@ -62,6 +69,13 @@ def dashboard(
             Route("/failures/act", failures.start, methods=["POST"]),
             Route("/bulk/{run}", failures.progress),
             Route("/bulk/{run}/stop", failures.stop, methods=["POST"]),
+            Route("/queues", queue_pages.index),
+            Route("/queues/act", queue_pages.act, methods=["POST"]),
+            Route("/schedules", schedules.index),
+            Route("/schedules/act", schedules.act, methods=["POST"]),
+            Route("/workers", workers.index),
+            Route("/workers/act", workers.act, methods=["POST"]),
+            Route("/audit", AuditPage(site).index),
             Route("/sign-in", sign_in.show, methods=["GET"]),
             Route("/sign-in", sign_in.enter, methods=["POST"]),
             Route("/sign-out", sign_in.leave, methods=["POST"]),

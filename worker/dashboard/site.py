@@ -10,11 +10,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from worker.admin.audit import AuditLog
 from worker.admin.deployment import Deployment
 from worker.admin.failures import Failures
 from worker.admin.jobs import Jobs, Redact
+from worker.admin.overview import OverviewReader
+from worker.admin.queues import QueueAdmin
+from worker.admin.workers import WorkerAdmin
+from worker.config import Config
 from worker.dashboard import plots, text
 from worker.dashboard.auth import Auth, Token, Visitor
+from worker.metrics.reader import MetricsReader
+from worker.registry import load
+from worker.task import Task
 
 LARGEST_FORM = 256 * 1024
 """Bytes of a form that are read."""
@@ -63,6 +71,35 @@ class Site:
     @cached_property
     def failures(self) -> Failures:
         return Failures(self.deployment)
+
+    @cached_property
+    def metrics(self) -> MetricsReader:
+        return MetricsReader(self.deployment.broker)
+
+    @cached_property
+    def overview(self) -> OverviewReader:
+        return OverviewReader(self.deployment, self.metrics)
+
+    @cached_property
+    def queues(self) -> QueueAdmin:
+        return QueueAdmin(self.deployment)
+
+    @cached_property
+    def workers(self) -> WorkerAdmin:
+        return WorkerAdmin(self.deployment)
+
+    @cached_property
+    def audit(self) -> AuditLog:
+        return AuditLog(self.deployment)
+
+    @staticmethod
+    def load_tasks() -> Mapping[str, Task[..., Any]]:
+        """The tasks of the registry, by name.
+
+        Raises:
+            RegistryError: the registry cannot be loaded.
+        """
+        return load(Config.load().registry).tasks
 
     def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Write a page, or only its changing parts if the page itself asks for them again."""

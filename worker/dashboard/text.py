@@ -89,6 +89,16 @@ def clock(value: datetime | int | None) -> str:
     return f"{when:%H:%M:%S}" if when.date() == datetime.now(UTC).date() else f"{when:%d %b %H:%M}"
 
 
+def clock_short(value: datetime) -> str:
+    """The hour and minute in UTC, with the day where that is not today."""
+    return f"{value:%H:%M}" if value.date() == datetime.now(UTC).date() else f"{value:%a %H:%M}"
+
+
+def elapsed(value: datetime) -> str:
+    """How long something has gone on."""
+    return duration(max(time.time() - value.timestamp(), 0.0))
+
+
 def iso(value: datetime | int | None) -> str:
     when = _as_datetime(value)
     return "" if when is None else when.isoformat(timespec="milliseconds")
@@ -198,8 +208,10 @@ FILTERS = {
     "arguments": arguments,
     "capitalize_first": capitalize_first,
     "clock": clock,
+    "clock_short": clock_short,
     "colored_json": colored_json,
     "duration": duration,
+    "elapsed": elapsed,
     "evidence": evidence,
     "first_line": first_line,
     "iso": iso,

@@ -218,6 +218,10 @@ class JobSearch:
         final = await self._count(text(FINAL), MOST_COUNTED + 1 + others)
         return min(max(final - others, 0), MOST_COUNTED + 1)
 
+    async def clock(self) -> int:
+        """The database's time, in milliseconds since the epoch."""
+        return int((await self._read(select(now_ms())))[0][0])
+
     async def overdue(self) -> tuple[int, int | None]:
         """How many pending rows the relay should have checked by now (up to `MOST_COUNTED`), and since when."""
         job = self._jobs.c

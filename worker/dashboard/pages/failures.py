@@ -67,9 +67,8 @@ class FailurePages:
     async def start(self, request: Request) -> Response:
         """Begin a bulk action."""
         form = await form_of(request)
-        selection = _selection(
-            *(form[name][-1] if name in form else None for name in ("task", "kind", "queue")), one(form, "until")
-        )
+        task, kind, queue = (form[name][-1] if name in form else None for name in ("task", "kind", "queue"))
+        selection = _selection(task, kind, queue, one(form, "until"))
         pace = one(form, "pace")
         if pace not in _PACES:
             raise HTTPException(400, "There is no such pace.")
