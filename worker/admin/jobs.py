@@ -1,6 +1,7 @@
 """``Jobs``: finding jobs in every state, and all that is known of one job.
 
-1. Scheduled, waiting and running jobs are read from Redis, ended ones from the ledger.
+1. Scheduled, waiting and running jobs are read from Redis, ended ones from the ledger. Of ended jobs without a job row
+   Redis has the latest thousand of each queue.
 2. A page is read by its place (keyset). A filter that no index serves ends with the page or with its time, and the next
    page goes on there.
 3. `Redact` sees each value before it is shown or searched. So a search finds nothing that is masked.
@@ -9,7 +10,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -17,17 +18,21 @@ from pydantic_core import from_json, to_json
 
 from worker.admin.deployment import Deployment
 from worker.broker.queue_pages import QueuedJob, QueuePages
+from worker.broker.records import to_ms
 from worker.errors import PayloadError
 from worker.ledger import State
 from worker.ledger.admin import earlier_ends
 from worker.ledger.search import MOST_COUNTED, FoundRow, JobSearch, Place, RowFilter
 from worker.message import PICKLE_MAGIC, Message
+from worker.metrics.reader import MetricsReader
+from worker.metrics.records import EndedJob, RunningJob
 
 PAGE = 50
 """Jobs on one page."""
 _BUDGET = 0.12  # seconds after which a search in a queue reads no more of it
 _SCAN = 500  # jobs of a queue that are read at once
 _RUNNING = 1_000  # the most running jobs of a queue that are listed
+_DONE_OUTCOMES = ("completed", "duplicate")
 _TASK = re.compile(rb'"f":"((?:[^"\\]|\\.)*)"')
 _ENQUEUED_AT = re.compile(rb'"et":(\d+)(?:,"ledger":true)?}\s*$')
 
@@ -99,6 +104,12 @@ class JobLine:
     error: str | None = None
     is_published: bool = True
     """False: its row is pending, and Redis does not have it."""
+    worker: str = ""
+    """The worker that runs it, or ran it last. Empty if that is not known."""
+
+    @property
+    def place(self) -> Place:
+        return Place(self.finished_at or 0, self.id, self.enqueued_at or 0)
 
 
 class JobPage(NamedTuple):
@@ -180,6 +191,7 @@ class Jobs:
         self._deployment = deployment or Deployment.of_process()
         self._redact = redact
         self._queues = QueuePages(self._deployment.broker.connections)
+        self._metrics = MetricsReader(self._deployment.broker)
         ledger = self._deployment.ledger
         self._search = None if ledger is None else JobSearch(ledger.name)
 
@@ -225,9 +237,9 @@ class Jobs:
         live = await self._live(job_id, rows)
         if live is not None and (enqueued_at is None or live.enqueued_at in (enqueued_at, None)):
             row = next((row for row in rows if row["enqueued_at"] == live.enqueued_at), None)
-            return self._live_detail(live, row, rows)
+            return self._live_detail(live, row, rows, (await self._holders()).get(job_id))
         row = next((row for row in rows if enqueued_at in (None, row["enqueued_at"])), None)
-        return None if row is None else self._row_detail(row, rows)
+        return await self._without_row(job_id, enqueued_at) if row is None else self._row_detail(row, rows)
 
     async def children(self, job_id: str, limit: int = 20) -> list[JobLine]:
         """The jobs that a job has enqueued, as far as the ledger knows."""
@@ -235,22 +247,34 @@ class Jobs:
         return [self._of_row(row) for row in rows]
 
     async def _ended(self, query: JobQuery, after: str | None, limit: int) -> JobPage:
-        if self._search is None:
-            return JobPage([], None, None)
         place = None if after is None else _row_place(after)
-        row_filter = RowFilter(query.task, query.queue, query.error, query.text, query.since, query.until)
-        found = await self._search.ended(State(query.state), row_filter, place, limit + 1)
-        rows, has_more = found.rows[:limit], len(found.rows) > limit
-        following = rows[-1].place if has_more else found.searched_to
-        lines = [self._of_row(row) for row in rows]
-        if query.text is not None:
-            payloads = await self._search.payloads([(row.id, row.enqueued_at) for row in rows])
-            lines = [line for line in lines if self._shows(line, payloads.get((line.id, line.enqueued_at or 0)), query)]
+        lines, searched_to = await self._ended_rows(query, place, limit + 1)
+        if query.text is None:  # their arguments are not known
+            others = await self._ended_without_row(query, place)
+            lines += [line for line in others if searched_to is None or line.place > searched_to]
+        lines.sort(key=lambda line: line.place, reverse=True)
+        shown, has_more = lines[:limit], len(lines) > limit
+        following = shown[-1].place if has_more else searched_to
+        if query.text is not None and self._search is not None:
+            payloads = await self._search.payloads([(line.id, line.enqueued_at or 0) for line in shown])
+            shown = [line for line in shown if self._shows(line, payloads.get((line.id, line.enqueued_at or 0)), query)]
         return JobPage(
-            lines,
+            shown,
             None if following is None else to_json(following).decode(),
-            None if found.searched_to is None or has_more else found.searched_to.finished_at,
+            None if searched_to is None or has_more else searched_to.finished_at,
         )
+
+    async def _ended_rows(self, query: JobQuery, place: Place | None, limit: int) -> tuple[list[JobLine], Place | None]:
+        if self._search is None:
+            return [], None
+        row_filter = RowFilter(query.task, query.queue, query.error, query.text, query.since, query.until)
+        found = await self._search.ended(State(query.state), row_filter, place, limit)
+        return [self._of_row(row) for row in found.rows], found.searched_to
+
+    async def _ended_without_row(self, query: JobQuery, place: Place | None) -> list[JobLine]:
+        queues = [name for name in self._deployment.queues if query.queue in (None, name)]
+        lines = [self._of_ended(queue, job) for queue in queues for job in await self._metrics.latest(queue)]
+        return [line for line in lines if _matches(line, query) and (place is None or line.place < place)]
 
     async def _queued(self, query: JobQuery, after: str | None, limit: int) -> JobPage:
         """Scheduled or waiting jobs in the order of their due times, one queue after the other."""
@@ -287,14 +311,20 @@ class Jobs:
         return JobPage(lines, None, None)
 
     async def _running(self, query: JobQuery, limit: int) -> JobPage:
-        now = await self._queues.now()
+        now, holders = await self._queues.now(), await self._holders()
         lines: list[JobLine] = []
         for name in self._deployment.queues:
             if query.queue in (None, name):
                 for job in await self._queues.running(name, now, _RUNNING):
                     if len(lines) < limit and (line := await self._matching(job, query, now)) is not None:
-                        lines.append(line)
+                        holder = holders.get(line.id)
+                        lines.append(line if holder is None else holder.on(line))
         return JobPage(lines, None, None)
+
+    async def _holders(self) -> dict[str, "_Holder"]:
+        """The workers that run jobs now, by the job's id."""
+        workers = await self._metrics.workers(self._deployment.queues)
+        return {job.id: _Holder(worker.id, job) for worker in workers if not worker.is_silent for job in worker.jobs}
 
     async def _with_id(self, prefix: str, limit: int) -> JobPage:
         """Jobs whose ids begin so in the ledger, and the job of exactly this id in Redis."""
@@ -365,8 +395,69 @@ class Jobs:
         (payload,) = await self._queues.payloads(found[0].queue, [job_id])
         return _Live(found[0], payload, _enqueued_at(found[0].tail), await self._queues.now())
 
+    async def _without_row(self, job_id: str, enqueued_at: int | None) -> JobDetail | None:
+        """An ended job that has no row, from the list of the latest ones, and from its result if that is kept."""
+        for queue in self._deployment.queues:
+            for job in await self._metrics.latest(queue):
+                if job.id == job_id and enqueued_at in (None, job.enqueued_at):
+                    return self._ended_detail(self._of_ended(queue, job), job, await self._kept_result(queue, job))
+        return None
+
+    async def _kept_result(self, queue: str, job: EndedJob) -> Mapping[str, Any]:
+        snapshot = await self._deployment.broker.status(queue, job.id, job.enqueued_at)
+        try:
+            data = from_json(snapshot.result or b"{}")
+        except ValueError:  # a pickle, for an arq client
+            return {}
+        return data if isinstance(data, dict) and data.get("et") == job.enqueued_at else {}
+
+    def _ended_detail(self, line: JobLine, job: EndedJob, kept: Mapping[str, Any]) -> JobDetail:
+        arguments, problem = None, "They are no longer known."
+        if "k" in kept:
+            value = {"args": kept.get("a") or [], "kwargs": kept["k"]}
+            arguments, problem = self._redact(line.task, "arguments", value), ""
+        has_result = kept.get("s") is True
+        return JobDetail(
+            line.id,
+            line.enqueued_at,
+            line.task,
+            line.queue,
+            line.state,
+            arguments,
+            problem,
+            result=self._redact(line.task, "result", kept.get("r")) if has_result else None,
+            has_result=has_result,
+            error=line.error,
+            tries=job.attempt,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            attempts=(Attempt(job.attempt, line.state, job.worker, job.started_at, job.finished_at, line.error),),
+        )
+
+    def _of_ended(self, queue: str, job: EndedJob) -> JobLine:
+        state = JobState.DONE if job.outcome in _DONE_OUTCOMES else JobState(job.outcome)
+        error = self._redact(job.task, "error", job.error) if job.error else None
+        return JobLine(
+            job.id,
+            job.enqueued_at,
+            job.task,
+            queue,
+            state,
+            None,
+            job.attempt,
+            None,
+            job.started_at,
+            job.finished_at,
+            error,
+            worker=job.worker,
+        )
+
     def _live_detail(
-        self, live: "_Live", row: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]
+        self,
+        live: "_Live",
+        row: Mapping[str, Any] | None,
+        rows: Sequence[Mapping[str, Any]],
+        holder: "_Holder | None",
     ) -> JobDetail:
         line = self._of_queued(live.job, live.now)
         payload = live.payload or (None if row is None else row["payload"])
@@ -387,7 +478,8 @@ class Jobs:
             has_row=row is not None,
             parent=origin[0],
             trace_id=origin[1],
-            attempts=self._attempts(row),
+            started_at=None if holder is None else to_ms(holder.job.since),
+            attempts=(*(() if holder is None else (holder.attempt,)), *self._attempts(row)),
             others=self._others(rows, live.enqueued_at),
         )
 
@@ -478,6 +570,33 @@ class _Live(NamedTuple):
     payload: bytes | None
     enqueued_at: int | None
     now: int
+
+
+class _Holder(NamedTuple):
+    """The worker that runs a job."""
+
+    worker: str
+    job: RunningJob
+
+    @property
+    def attempt(self) -> Attempt:
+        return Attempt(self.job.attempt, "running", self.worker, to_ms(self.job.since))
+
+    def on(self, line: JobLine) -> JobLine:
+        """The line of the job, with its worker."""
+        return replace(line, worker=self.worker, started_at=to_ms(self.job.since))
+
+
+def _matches(line: JobLine, query: JobQuery) -> bool:
+    """Whether an ended job without a row belongs into a list."""
+    finished_at = line.finished_at or 0
+    return (
+        line.state is query.state
+        and query.task in (None, line.task)
+        and (query.error is None or query.error.casefold() in (line.error or "").casefold())
+        and (query.since is None or finished_at >= query.since)
+        and (query.until is None or finished_at <= query.until)
+    )
 
 
 def _queued_state(job: QueuedJob, now: int) -> JobState:

@@ -94,9 +94,10 @@ def clock_short(value: datetime) -> str:
     return f"{value:%H:%M}" if value.date() == datetime.now(UTC).date() else f"{value:%a %H:%M}"
 
 
-def elapsed(value: datetime) -> str:
+def elapsed(value: datetime | int) -> str:
     """How long something has gone on."""
-    return duration(max(time.time() - value.timestamp(), 0.0))
+    when = _as_datetime(value)
+    return NONE if when is None else duration(max(time.time() - when.timestamp(), 0.0))
 
 
 def iso(value: datetime | int | None) -> str:

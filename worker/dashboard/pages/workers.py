@@ -22,18 +22,18 @@ class WorkerPages:
     async def act(self, request: Request) -> Response:
         """Quiet, resume or stop a worker."""
         form = await form_of(request)
-        worker, action = one(form, "worker"), one(form, "action")
+        worker, name, action = one(form, "worker"), one(form, "name", "The worker"), one(form, "action")
         actor, workers = request.state.visitor.name, self._site.workers
         match action:
             case "quiet":
                 is_there = await workers.quiet(worker, actor=actor)
-                note = f"{worker} claims nothing more. Its running jobs go on."
+                note = f"{name} claims nothing more. Its running jobs go on."
             case "resume":
                 is_there = await workers.resume(worker, actor=actor)
-                note = f"{worker} claims jobs again."
+                note = f"{name} claims jobs again."
             case "stop":
                 is_there = await workers.stop(worker, actor=actor)
-                note = f"{worker} drains and ends."
+                note = f"{name} drains and ends."
             case _:
                 raise HTTPException(400, "There is no such action.")
-        return self._site.back(request, "workers", note if is_there else f"No worker {worker} answers.")
+        return self._site.back(request, "workers", note if is_there else f"{name} does not answer any more.")
