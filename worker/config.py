@@ -77,6 +77,11 @@ DottedPath = Annotated[
     _Expected("the absolute dotted path of a module", "tasks.registry"),
 ]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), _Expected("a name", "mail")]
+Secret = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=12),
+    _Expected("a secret of 12 characters or more", "$(openssl rand -hex 24)"),
+]
 Count = Annotated[int, Field(ge=1), _Expected("a whole number, 1 or more", "8")]
 Bytes = Annotated[ByteSize, Field(ge=1), _Expected("a number of bytes, 1 or more", "2MiB")]
 # Redis accepts values of up to 512 MiB, but other clients wait while it reads one.
@@ -197,6 +202,12 @@ class Config(BaseSettings):
     require_scope: Switch = False
     """Refuse to enqueue outside of a scope or session, unless the call or the task says `transactional=False`."""
 
+    dashboard_token: Secret | None = Field(default=None, repr=False)
+    """The secret with which an operator signs in to `tandem dashboard`: 12 characters or more."""
+
+    dashboard_viewer_token: Secret | None = Field(default=None, repr=False)
+    """A second secret, for people who may look at `tandem dashboard` and not act."""
+
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """Load the settings: from `overrides` by field name, else from the environment, else the defaults.
@@ -267,6 +278,7 @@ class Config(BaseSettings):
         return tuple(lines)
 
 
+_SECRETS = ("dashboard_token", "dashboard_viewer_token")
 _FOLLOWS_FROM_ANOTHER = "default_factory_not_called"
 _EXAMPLES = {"database_url": _DATABASE_EXAMPLE, "redis_url": _REDIS_EXAMPLE}
 
@@ -284,7 +296,8 @@ def _describe(problem: ErrorDetails) -> str:
     if field in _EXAMPLES:
         return f"{variable}: {problem['msg'].removeprefix('Value error, ')}"
     value = _expected_of(field)
-    return f"{variable}={problem['input']!r} is not {value.expected}. Example: {variable}={value.example}"
+    given = "***" if field in _SECRETS else repr(problem["input"])
+    return f"{variable}={given} is not {value.expected}. Example: {variable}={value.example}"
 
 
 def _expected_of(field: str) -> _Expected:

@@ -25,6 +25,7 @@ from worker.broker.broker import Broker
 from worker.broker.errors import AuthenticationError, RedisError, ResponseError
 from worker.cli.audit import audit
 from worker.cli.child_process import ParentLink
+from worker.cli.dashboard import show_dashboard
 from worker.cli.doctor import doctor
 from worker.cli.enqueue import enqueue
 from worker.cli.jobs import app as jobs_app
@@ -63,6 +64,7 @@ app.add_typer(queues_app, name="queues", rich_help_panel=_ACT)
 app.add_typer(workers_app, name="workers", rich_help_panel=_ACT)
 app.add_typer(schedules_app, name="schedules", rich_help_panel=_ACT)
 app.command(rich_help_panel=_RUN)(enqueue)
+app.command("dashboard", rich_help_panel=_SEE)(show_dashboard)
 app.command(rich_help_panel=_SEE)(top)
 app.command(rich_help_panel=_SEE)(doctor)
 app.command(rich_help_panel=_SEE)(audit)
