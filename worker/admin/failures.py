@@ -13,7 +13,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextvars import Context
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DbError
 from worker.admin.deployment import Deployment
+from worker.aio.background import Background
 from worker.broker.bulk_runs import BulkRuns
 from worker.broker.errors import RedisError
 from worker.errors import LedgerError
@@ -172,11 +172,19 @@ class Failures:
 
     Args:
         deployment: where they are (default: the servers of this process).
+        background: where counts and bulk actions run (default: its own, which ends with the event loop).
         accept_pickle: whether jobs that an arq producer has pickled may be read, to retry them.
     """
 
-    def __init__(self, deployment: Deployment | None = None, *, accept_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        deployment: Deployment | None = None,
+        *,
+        background: Background | None = None,
+        accept_pickle: bool = False,
+    ) -> None:
         self._deployment = deployment or Deployment.of_process()
+        self._background = background or Background()
         self._runs = BulkRuns(self._deployment.broker.connections)
         self._accept_pickle = accept_pickle
         ledger = self._deployment.ledger
@@ -186,13 +194,12 @@ class Failures:
         self._counted = _Counted()
         self._last_read = self._last_check = self._last_scan = -_WHOLE
         self._reading: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def overview(self) -> FailureOverview:
         """The groups as far as they are counted. Starts a new count if the last one is old."""
         is_old = time.monotonic() - self._last_read > _FRESH
         if self._search is not None and is_old and (self._reading is None or self._reading.done()):
-            self._reading = asyncio.create_task(self._read(self._search), context=Context())
+            self._reading = self._background.start(self._read(self._search))
         if self._reading is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._reading), _PATIENCE)
@@ -256,10 +263,7 @@ class Failures:
         )
         run = _BulkRun(self, self._admin, self._search, progress)
         await run.begin()
-        # Without the request's context, in which a scope may be open that ends with the request.
-        task = asyncio.create_task(run.go_on(), context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(run.go_on())
         return run.progress
 
     async def progress(self, run_id: str) -> BulkProgress | None:

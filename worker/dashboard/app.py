@@ -1,6 +1,7 @@
 """``dashboard``: the ASGI application."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -56,7 +57,14 @@ def dashboard(
         reason = "There is no such page." if reason == "Not Found" else reason
         return site.page(request, "failed.html", status=status, reason=reason, section="")
 
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        # A mounted application has no lifespan. Then what runs in the background ends with the event loop.
+        yield
+        await site.background.close()
+
     return Starlette(
+        lifespan=lifespan,
         routes=[
             Route("/", OverviewPage(site).show),
             Route("/jobs", jobs.index),

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -17,6 +18,7 @@ from worker.admin.jobs import Jobs, Redact
 from worker.admin.overview import OverviewReader
 from worker.admin.queues import QueueAdmin
 from worker.admin.workers import WorkerAdmin
+from worker.aio.background import Background
 from worker.config import Config
 from worker.dashboard import plots, text
 from worker.dashboard.auth import Auth, Token, Visitor
@@ -46,6 +48,8 @@ class Site:
         self.auth = auth
         self.redact = redact
         self.title = title
+        self.background = Background()
+        """What goes on after the response."""
         self._queues = tuple(queues)
         self._templates = Environment(
             loader=PackageLoader("worker.dashboard"),
@@ -70,7 +74,7 @@ class Site:
 
     @cached_property
     def failures(self) -> Failures:
-        return Failures(self.deployment)
+        return Failures(self.deployment, background=self.background)
 
     @cached_property
     def metrics(self) -> MetricsReader:
@@ -167,7 +171,7 @@ async def form_of(request: Request) -> Mapping[str, list[str]]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > LARGEST_FORM:
-            raise ValueError(f"a form has at most {LARGEST_FORM:,} bytes")
+            raise HTTPException(413, f"A form has at most {LARGEST_FORM:,} bytes.")
     fields: dict[str, list[str]] = {}
     for name, value in parse_qsl(body.decode(errors="replace"), keep_blank_values=True):
         fields.setdefault(name, []).append(value)
@@ -177,6 +181,14 @@ async def form_of(request: Request) -> Mapping[str, list[str]]:
 def one(fields: Mapping[str, list[str]], name: str, default: str = "") -> str:
     """The last value of a field."""
     return fields[name][-1] if fields.get(name) else default
+
+
+def outside(fields: Mapping[str, list[str]], name: str) -> str:
+    """The last value of a field for what comes from outside: an id, a name. Percent-encoded, as pages write it.
+
+    Browsers would change its line breaks, and a page must not hold its control characters.
+    """
+    return unquote(one(fields, name))
 
 
 def query(**values: object) -> str:

@@ -17,6 +17,7 @@ NONE = "—"
 LONGEST_SHOWN = 24_000
 """Characters of a value that a page shows. The rest can be downloaded."""
 _JSON = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|\b(true|false|null|NaN|Infinity)\b|(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
@@ -177,6 +178,8 @@ def evidence(value: Any) -> str | Markup:
     """A fact that a reason was read from."""
     if isinstance(value, datetime):
         return when(value)
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        return when(datetime.fromisoformat(value))
     if isinstance(value, list | tuple | set | frozenset):
         return line(", ".join(map(str, value)))
     return line(as_json(value, indent=None)) if isinstance(value, dict) else line(value)

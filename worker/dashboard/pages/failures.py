@@ -7,7 +7,7 @@ from starlette.responses import Response
 from worker.admin.failures import OTHER_ERRORS, BulkAction, BulkProgress, Selection
 from worker.broker.records import now_ms
 from worker.dashboard.plots import spark
-from worker.dashboard.site import Site, form_of, one
+from worker.dashboard.site import Site, form_of, one, outside
 
 _PACES = {"": None, "100": 100.0, "10": 10.0, "1": 1.0}
 _BARS = "failures an hour, of the last 24 hours"
@@ -67,7 +67,7 @@ class FailurePages:
     async def start(self, request: Request) -> Response:
         """Begin a bulk action."""
         form = await form_of(request)
-        task, kind, queue = (form[name][-1] if name in form else None for name in ("task", "kind", "queue"))
+        task, kind, queue = (outside(form, name) if name in form else None for name in ("task", "kind", "queue"))
         selection = _selection(task, kind, queue, one(form, "until"))
         pace = one(form, "pace")
         if pace not in _PACES:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,10 +11,10 @@ from starlette.responses import Response
 
 from worker.admin.job_actions import ActionRefusedError, JobActions
 from worker.admin.jobs import Count, JobDetail, JobQuery, JobState
-from worker.admin.why import why
+from worker.admin.why import Reason, why
 from worker.context import from_milliseconds
 from worker.dashboard.pages.slow import SlowValue
-from worker.dashboard.site import Site, form_of, one, query
+from worker.dashboard.site import Site, form_of, one, outside, query
 from worker.dashboard.text import as_json
 
 _FILTERS = ("task", "queue", "error", "text", "id", "since", "until")
@@ -27,7 +28,7 @@ class JobPages:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._counts = SlowValue(self._count)
+        self._counts = SlowValue(self._count, site.background)
 
     async def _count(self) -> dict[JobState, Count]:
         return await self._site.jobs.counts()
@@ -78,7 +79,7 @@ class JobPages:
         action, selected = one(form, "action"), form.get("job", [])[:_MOST_AT_ONCE]
         done, refused = 0, ""
         for key in selected:
-            at, queue, job_id = (*key.split(" ", 2), "", "")[:3]
+            at, queue, job_id = map(unquote, (*key.split(" ", 2), "", "")[:3])
             try:
                 await self._act(request, action, job_id, queue, at)
                 done += 1
@@ -92,20 +93,21 @@ class JobPages:
     async def show(self, request: Request) -> Response:
         """Show one job."""
         job = await self._detail(request)
-        deployment = self._site.deployment
-        at = None if job.enqueued_at is None else from_milliseconds(job.enqueued_at)
-        reason = await why(job.id, queue=job.queue, enqueued_at=at, deployment=deployment)
         return self._site.page(
             request,
             "job.html",
             section="jobs",
             job=job,
-            reason=None if job.state.is_ended else reason,
+            reason=None if job.state.is_ended else await self._why(job),
             progress=None,
             children=await self._site.jobs.children(job.id),
             key=query(id=job.id, at=job.enqueued_at),
             actions=_actions_on(job.state, is_published=job.is_published),
         )
+
+    async def _why(self, job: JobDetail) -> Reason:
+        at = None if job.enqueued_at is None else from_milliseconds(job.enqueued_at)
+        return await why(job.id, queue=job.queue, enqueued_at=at, deployment=self._site.deployment)
 
     async def download(self, request: Request) -> Response:
         """The whole arguments, result or traceback of a job, redacted."""
@@ -126,10 +128,10 @@ class JobPages:
     async def act(self, request: Request) -> Response:
         """Do one action on one job."""
         form = await form_of(request)
-        action, job_id = one(form, "action"), one(form, "id")
+        action, job_id = one(form, "action"), outside(form, "id")
         back = f"job?{query(id=job_id, at=one(form, 'at'))}"
         try:
-            await self._act(request, action, job_id, one(form, "queue"), one(form, "at"))
+            await self._act(request, action, job_id, outside(form, "queue"), one(form, "at"))
         except ActionRefusedError as error:
             return self._site.back(request, back, f"Left as it is: {error}.")
         self._counts.forget()

@@ -21,7 +21,7 @@ class OverviewPage:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._matters = SlowValue(self._read_matters)
+        self._matters = SlowValue(self._read_matters, site.background)
 
     async def show(self, request: Request) -> Response:
         """Show the overview, over the window that the URL names."""

@@ -1,7 +1,5 @@
 """The queues: how full they are, and pausing, draining and purging them."""
 
-import asyncio
-from contextvars import Context
 from datetime import UTC, datetime, timedelta
 
 from starlette.exceptions import HTTPException
@@ -9,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from worker.admin.queues import PurgeProgress
-from worker.dashboard.site import Site, form_of, one
+from worker.dashboard.site import Site, form_of, one, outside
 
 PAUSES = {"": "until resumed", "15": "15 minutes", "60": "1 hour", "480": "8 hours", "1440": "1 day"}
 """How long a pause may last, by minutes."""
@@ -21,7 +19,6 @@ class QueuePages:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._purges: dict[str, PurgeProgress] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def index(self, request: Request) -> Response:
         """List the queues."""
@@ -40,7 +37,7 @@ class QueuePages:
     async def act(self, request: Request) -> Response:
         """Pause, drain, resume or purge a queue."""
         form = await form_of(request)
-        name, action, minutes = one(form, "queue"), one(form, "action"), one(form, "minutes")
+        name, action, minutes = outside(form, "queue"), one(form, "action"), one(form, "minutes")
         if not name or minutes not in PAUSES:
             raise HTTPException(400, "The queue is missing, or there is no such time.")
         until = datetime.now(UTC) + timedelta(minutes=int(minutes)) if minutes else None
@@ -56,10 +53,7 @@ class QueuePages:
                 was_paused = await queues.resume(name, actor=actor)
                 note = f"{name} goes on." if was_paused else f"{name} was not paused."
             case "purge":
-                # Without the request's context, in which a scope may be open that ends with the request.
-                task = asyncio.create_task(self._purge(name, actor), context=Context())
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._site.background.start(self._purge(name, actor))
                 note = f"The waiting jobs of {name} are being removed."
             case _:
                 raise HTTPException(400, "There is no such action.")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from worker.admin.schedules import ScheduleAdmin
 from worker.dashboard.pages.queues import PAUSES
-from worker.dashboard.site import Site, form_of, one
+from worker.dashboard.site import Site, form_of, one, outside
 from worker.errors import RegistryError
 
 
@@ -34,7 +34,7 @@ class SchedulePages:
     async def act(self, request: Request) -> Response:
         """Run, pause or resume a schedule."""
         form = await form_of(request)
-        task, action, minutes = one(form, "task"), one(form, "action"), one(form, "minutes")
+        task, action, minutes = outside(form, "task"), one(form, "action"), one(form, "minutes")
         if minutes not in PAUSES:
             raise HTTPException(400, "There is no such time.")
         until = datetime.now(UTC) + timedelta(minutes=int(minutes)) if minutes else None

@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import Context
 from typing import Generic, TypeVar
+
+from worker.aio.background import Background
 
 T = TypeVar("T")
 
@@ -18,11 +19,13 @@ class SlowValue(Generic[T]):
 
     Args:
         read: reads the value.
+        background: where it is read.
         fresh: seconds for which a value is not read again.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[T]], *, fresh: float = _FRESH) -> None:
+    def __init__(self, read: Callable[[], Awaitable[T]], background: Background, *, fresh: float = _FRESH) -> None:
         self._read = read
+        self._background = background
         self._fresh = fresh
         self._value: T | None = None
         self._read_at = -fresh
@@ -36,7 +39,7 @@ class SlowValue(Generic[T]):
         if time.monotonic() - self._read_at < self._fresh:
             return self._value
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_again(), context=Context())
+            self._reading = self._background.start(self._read_again())
         reading = self._reading
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(reading), _PATIENCE)
