@@ -6,7 +6,8 @@
 2. A job with a row in the ledger also has ``"ledger": true``, which arq ignores. The result of an aborted job begins
    with ``"aborted"`` and the job's enqueue time, because such a result does not reserve the id.
 3. The scripts in Redis read the beginning of a result and the enqueue time at the end of a job without parsing the
-   rest. Nothing else may be written in these places.
+   rest. Nothing else may be written in these places. They tell a job of Tandem's by its beginning, ``{"f":``; arq's
+   jobs begin with ``t``.
    A job with an origin (`parent`, `traceparent`) has it after its task's name. A job without one has no byte of it.
 4. An error is written as data. Built-in exceptions and `CancelledError` are read as themselves, others as `JobFailed`.
 5. Pickle is loaded only if the caller accepts it. A person who can write to Redis could then run code in this process.
@@ -96,7 +97,7 @@ class Envelope:
         origin = b"" if parent is None else b',"parent":%b' % to_json(parent)
         if traceparent is not None:
             origin += b',"traceparent":%b' % to_json(traceparent)
-        self._head = b'{"t":null,"f":%b%b,"a":[],"k":' % (to_json(task), origin)
+        self._head = b'{"f":%b%b,"t":null,"a":[],"k":' % (to_json(task), origin)
         self._tail = b',"et":%d%b}' % (enqueued_at, b',"ledger":true' if in_ledger else b"")
 
     def around(self, kwargs: bytes) -> bytes:

@@ -266,6 +266,33 @@ async def test_a_job_that_keeps_asking_for_retries_fails_after_max_tries(both: B
     assert await both.see(seen) == (False, b"3")
 
 
+async def test_a_job_that_expires_before_its_retry_fails(both: Both) -> None:
+    """Where its producer set `_expires`."""
+    both.write("""
+    async def download(ctx):
+        await ctx["redis"].incr("tries")
+        raise Retry(defer=3)
+
+    class WorkerSettings:
+        functions = [download]
+        redis_settings = SERVER
+    """)
+
+    async def seen(fleet: Fleet) -> Any:
+        with fleet() as worker:
+            await eventually(lambda: both.client.exists("arq:queue:health-check"), timeout=PATIENCE)
+            job = await both.client.enqueue_job("download", _expires=2.5)
+            assert job is not None
+            success = (await result(job))[3]
+            worker.send(signal.SIGTERM)
+            await worker.ends()
+        with pytest.raises(RuntimeError, match="job expired"):
+            await job.result(timeout=1)
+        return success, await both.client.get("tries")
+
+    assert await both.see(seen) == (False, b"1")
+
+
 async def test_a_job_that_runs_is_aborted(both: Both) -> None:
     """Its producer gets a `CancelledError`."""
     both.write("""

@@ -68,6 +68,13 @@ class Claim(NamedTuple):
     """The time at which an abort was requested, in milliseconds since the epoch."""
     unread: int = 0
     """The size in bytes of a payload that was too large to be read, else 0."""
+    expires_in: int = 0
+    """Milliseconds until the payload expires although the job has begun: a stock producer set `_expires`. 0: never."""
+
+    @property
+    def payload_to_restore(self) -> bytes:
+        """The payload, in case Redis loses it. Empty if there is none, or if it may have expired."""
+        return b"" if self.payload is None or self.expires_in else self.payload
 
     @property
     def is_suspect(self) -> bool:

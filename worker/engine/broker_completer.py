@@ -148,7 +148,7 @@ def completion(execution: Execution, outcome: Outcome, action: Action, worker_id
     delay, tries = milliseconds(outcome.delay), str(claim.tries + 1)
     if outcome.error is not None and action != "back":
         tries += f" {_note(worker_id, outcome.error)}"
-    return Completion(claim.raw_id, execution.token, action, claim.payload or b"", tries, delay)
+    return Completion(claim.raw_id, execution.token, action, claim.payload_to_restore, tries, delay)
 
 
 def _note(worker_id: str, error: BaseException) -> str:

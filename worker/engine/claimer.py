@@ -174,7 +174,7 @@ class Claimer:
             held = await self._renew(claims, queue, token)
             lost = [claim for claim, is_held in zip(claims, held, strict=True) if not is_held]
             if lost:
-                back = [Completion(claim.raw_id, token, "back", claim.payload or b"") for claim in lost]
+                back = [Completion(claim.raw_id, token, "back", claim.payload_to_restore) for claim in lost]
                 await self._broker.finish(queue, back)
         except BaseException:
             _release(places)

@@ -97,7 +97,7 @@ class Execution:
 
     @property
     def for_renewal(self) -> HeldLease:
-        return HeldLease(self.claim.raw_id, self.token, self.claim.score, self.claim.payload)
+        return HeldLease(self.claim.raw_id, self.token, self.claim.score, self.claim.payload_to_restore)
 
     def keep_lease(self) -> None:
         """Keep the lease for as long as one attempt may take, from now on.

@@ -18,13 +18,14 @@ from db.errors import PartialCommitError
 from db.scope import Scope, scope
 from db.transient import Transient, transient
 from worker.aio.deadline import Deadline
+from worker.broker.records import now_ms
 from worker.context import JobContext, enter_job, enter_pickled_job, from_milliseconds
 from worker.engine.execution import Execution
 from worker.engine.once import CompletedBeforeError, Once
 from worker.engine.outcome import Outcome, OutcomeKind, Rerun, asks_to_run_again, count_as_try, judge
 from worker.engine.rerun_policy import BusyRows, RerunPolicy
 from worker.engine.task_caller import TaskCaller
-from worker.errors import LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
+from worker.errors import JobExpiredError, LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
 from worker.message import dump
 from worker.task import Task
 
@@ -156,7 +157,8 @@ class Executor:
             return Outcome(OutcomeKind.POSTPONED, error=error, delay=delay)
         if not self._retry_jobs and asks_to_run_again(error):
             return Outcome.failed(error)
-        return judge(error, execution.task, tries=execution.claim.tries, max_tries=execution.limits.max_tries)
+        outcome = judge(error, execution.task, tries=execution.claim.tries, max_tries=execution.limits.max_tries)
+        return _unless_expired(outcome, execution) if execution.claim.expires_in else outcome
 
     def _serialized(self, value: object) -> bytes:
         if value is None:
@@ -221,6 +223,17 @@ class Executor:
 
 def _counted_as_try(rerun: Rerun, execution: Execution) -> Outcome:
     return count_as_try(rerun, tries=execution.claim.tries, max_tries=execution.limits.max_tries)
+
+
+def _unless_expired(outcome: Outcome | Rerun, execution: Execution) -> Outcome | Rerun:
+    """The outcome of a job whose producer has set arq's `_expires`: it does not run again after that time."""
+    if isinstance(outcome, Rerun) or outcome.kind is not OutcomeKind.RETRIED:
+        return outcome
+    if now_ms() + outcome.delay * 1000 < execution.started_at + execution.claim.expires_in:
+        return outcome
+    expired = JobExpiredError("job expired: it would run again after its _expires")
+    expired.__cause__ = outcome.error
+    return Outcome(OutcomeKind.EXPIRED, error=expired)
 
 
 def _is_in_doubt(error: BaseException) -> bool:

@@ -1,7 +1,9 @@
 """The Lua scripts: what each of them does to a job's keys, also after other software has changed the keys."""
 
 import asyncio
+import pickle
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from redis import Redis
@@ -22,6 +24,10 @@ QUEUE = "arq:queue"
 OURS, THEIRS = "o" * 28, "t" * 28
 """Tokens of two workers."""
 LEASE = 10_000  # ms
+DAY = 86_400_000  # ms: arq's expires_extra_ms
+STOCK_JSON = b'{"t":null,"f":"send","a":[],"k":{},"et":1}'
+STOCK_PICKLE = pickle.dumps({"t": None, "f": "send", "a": (), "k": {}, "et": 1})
+TANDEMS = encode("send", b"{}", 1)
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)
@@ -310,6 +316,56 @@ class TestClaim:
         observer.execute_command("ZADD", QUEUE, score, "x")
         assert len(await claim(broker)) == (float(score) < 1)
         assert await claim(broker) == []
+
+    @pytest.mark.parametrize(
+        ("payload", "expires", "is_asked"),
+        [
+            (STOCK_PICKLE, 60_000, True),
+            (STOCK_JSON, 60_000, True),
+            (STOCK_JSON, 36 * 3_600_000, True),
+            (STOCK_JSON, DAY, False),
+            (TANDEMS, 60_000, False),
+        ],
+    )
+    async def test_a_stock_producers_expires_goes_on_while_the_job_runs(
+        self, broker: Broker, observer: Any, payload: bytes, expires: int, is_asked: bool
+    ) -> None:
+        """If it has set `_expires`. A job that waits for arq's day, or is Tandem's, does not expire once it runs."""
+        await broker.enqueue([entry(payload=payload, expires=expires)])
+        left: Any = pytest.approx(expires if is_asked else 0, abs=5_000)
+        assert await claim_one(broker) == Claim(b"a", payload, ANY, 0, 0, None, expires_in=left)
+        assert observer.pttl("arq:job:a") == (pytest.approx(expires, abs=5_000) if is_asked else -1)
+
+    async def test_a_deferred_job_of_a_stock_producer_has_arqs_day_after_its_due_time(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """So that is no `_expires` of its own; a shorter expiry is one."""
+        for job_id, expires in (("a", DAY), ("b", DAY - 3_600_000)):
+            await broker.enqueue([entry(job_id, STOCK_JSON, delay=100, expires=expires)])
+        await eventually(lambda: _is_due(observer, "a", "b"))
+        assert {job.raw_id: job.expires_in > 0 for job in await claim(broker)} == {b"a": False, b"b": True}
+
+    @pytest.mark.parametrize("action", ["again", "later", "back"])
+    async def test_the_payload_of_a_job_that_expires_while_it_runs_is_not_restored(
+        self, broker: Broker, observer: Any, action: str
+    ) -> None:
+        """Its next claim finds none, as in arq. One that has not expired keeps its expiry."""
+        for job_id, expires in (("a", 60_000), ("b", 60_000)):
+            await broker.enqueue([entry(job_id, STOCK_JSON, expires=expires)])
+        observer.pexpire("arq:job:a", 20)
+        jobs = await claim(broker)
+        await eventually(lambda: not observer.exists("arq:job:a"))
+        await broker.finish(
+            QUEUE, [Completion(job.raw_id, OURS, action, job.payload_to_restore, keep=1) for job in jobs]
+        )
+        found = {job.raw_id: (job.payload, job.expires_in > 0) for job in await claim(broker)}
+        assert found == {b"a": (None, False), b"b": (STOCK_JSON, True)}
+        assert observer.pttl("arq:job:b") == pytest.approx(60_000, abs=5_000)
+
+
+def _is_due(observer: Any, *job_ids: str) -> bool:
+    now = float(observer.time()[0]) * 1000 + observer.time()[1] / 1000
+    return all(observer.zscore(QUEUE, job_id) < now for job_id in job_ids)
 
 
 class TestFinish:

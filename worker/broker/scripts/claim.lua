@@ -7,8 +7,9 @@
 -- ARGV[6]  the most bytes that a payload may have
 -- ARGV[7]  '1' to take nothing while the queue has no complete epoch: Redis may have lost that the queue is paused
 -- Returns the time, the due time of the next job (or false), and for each taken job: id, payload (or false), its score,
--- failed tries, claims that were never finished, when an abort was requested (or false). A payload that is too large is
--- not read: its size is returned instead. After ENOUGH bytes no more jobs are taken, so that the reply arrives in time.
+-- failed tries, claims that were never finished, when an abort was requested (or false), and ms until its payload expires
+-- (0: never). A payload that is too large is not read: its size is returned instead. After ENOUGH bytes no more jobs are
+-- taken, so that the reply arrives in time.
 -- Of a paused queue only jobs up to a score are taken, and jobs that are to be aborted: see worker/broker/pauses.py. The
 -- end of the pause (or false) takes the place of the next due time.
 --
@@ -18,6 +19,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local suspects = tonumber(ARGV[5])
 local largest, bytes = tonumber(ARGV[6]), 0
+local DAY, SKEW, F = 24 * 60 * 60 * 1000, 5 * 60 * 1000, 102  -- the code of 'f'
 local MOST_SKIPPED, AT_ONCE, MOST, SUSPECT_CRASHES, LATER, ENOUGH = 1000, 1000, 1000000000, 2, 500, 4 * 1024 * 1024
 local MOST_ABORTED = 100
 local started, abort, paused = prefix .. 'started', prefix .. 'abort', queue .. ':paused'
@@ -43,16 +45,30 @@ local function keys(kind, ids)
     return names
 end
 
-local function read(job)
-    local size = redis.pcall('STRLEN', job)
-    if type(size) ~= 'number' then
+-- Whether a stock producer has asked for an expiry (`_expires`), which is to end retries, too. Without it the payload
+-- expires a day after the due time. That holds for the first claim: later ones find it without an expiry.
+local function is_asked(ttl, score, is_first)
+    return ttl > 0 and not (is_first and math.abs(now + ttl - tonumber(score) - DAY) < SKEW)
+end
+
+-- The payload, and ms until it expires, or 0.
+local function read(job, score, is_first)
+    local payload = redis.pcall('GETRANGE', job, 0, largest)  -- a byte more than it may have
+    if type(payload) ~= 'string' then
         -- Without the right to read the key this raises: the job has not expired.
-        if not string.find(size.err, 'WRONGTYPE', 1, true) then redis.call('STRLEN', job) end
-        return false
+        if not string.find(payload.err, 'WRONGTYPE', 1, true) then redis.call('STRLEN', job) end
+        return false, 0
     end
-    if size > largest then return size end
-    bytes = bytes + size
-    return text(redis.pcall('GETEX', job, 'PERSIST'))  -- a job that has started does not expire any more
+    if payload == '' then return redis.call('GET', job), 0 end
+    if #payload > largest then return redis.call('STRLEN', job), 0 end
+    bytes = bytes + #payload
+    -- Tandem's own jobs begin with {"f": and those of stock producers do not.
+    if string.byte(payload, 3) ~= F then
+        local ttl = redis.call('PTTL', job)
+        if is_asked(ttl, score, is_first) then return payload, ttl end
+    end
+    redis.call('PERSIST', job)  -- a job that has started does not expire any more
+    return payload, 0
 end
 
 -- Without a complete epoch, Redis has lost its data, and perhaps no worker has restored the pauses yet.
@@ -104,14 +120,9 @@ while taken < wanted and skipped < MOST_SKIPPED do
                 redis.call('SET', holders[i], token .. ':' .. score, 'PX', lease)
                 claims[#claims + 1] = id
                 claims[#claims + 1] = crashes == 0 and first_claim or string.format('%.0f:%s', crashes + 1, token)
-                reply[#reply + 1] = {
-                    id,
-                    read(jobs[i]),
-                    score,
-                    count(retries[i]),
-                    crashes,
-                    abort_at,
-                }
+                local tries = count(retries[i])
+                local payload, expires_in = read(jobs[i], score, crashes == 0 and tries == 0)
+                reply[#reply + 1] = { id, payload, score, tries, crashes, abort_at, expires_in }
             end
         else
             -- The job runs. A lower score, as a stock client's abort sets it, must not start it twice.
