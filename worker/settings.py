@@ -191,7 +191,7 @@ def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> d
     settings |= {
         "functions": [func(never, name=name) for name in registry.tasks],
         "redis_settings": redis_settings(redis_url),  # for --check; the worker uses `redis_pool`
-        "redis_pool": _arq_client(config, redis_url, given),
+        "redis_pool": _arq_client(config, redis_url, registry, given),
         "queue_name": config.queue_names[0],
         "on_startup": startup,
         "on_shutdown": shutdown,
@@ -271,12 +271,13 @@ def redis_settings(url: str) -> RedisSettings:
 _SSL_FIELDS = frozenset(name for name in RedisSettings.__dataclass_fields__ if name.startswith("ssl_"))
 
 
-def _arq_client(config: Config, url: str, given: Mapping[str, Any]) -> ArqClient:
+def _arq_client(config: Config, url: str, registry: Registry, given: Mapping[str, Any]) -> ArqClient:
     """The client for arq's setting `redis_pool`, which tasks get as ``ctx["redis"]``."""
     client = connect_as(ArqClient, url)
     client.connect_wait = config.connect_wait
     use_codec(client, config)
     client.default_queue_name = config.queue_names[0]
+    client.tasks = registry.tasks
     client.expires_extra_ms = given.get("expires_extra_ms", client.expires_extra_ms)
     return client
 

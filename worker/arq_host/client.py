@@ -8,16 +8,16 @@ How arq's sources (0.28, ``worker.py``) use it:
 
 from typing import Any
 
-from arq.connections import ArqRedis
 from redis.asyncio.client import Pipeline
 
 from worker.arq_host.command import end_with
 from worker.broker.keys import Keys
+from worker.process.arq_client import CheckedArqRedis
 from worker.process.errors import StartupError
 from worker.process.server_wait import await_server
 
 
-class ArqClient(ArqRedis):
+class ArqClient(CheckedArqRedis):
     """arq's client. Tasks get it as ``ctx["redis"]``."""
 
     connect_wait: float | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.context import from_milliseconds
+from worker.engine.arq_time import in_arqs_zone
 from worker.engine.execution import Execution
 from worker.engine.task_caller import Hook
 
@@ -53,6 +54,6 @@ class AfterJob:
             **self._arq_context,
             "job_id": execution.job_id,
             "job_try": execution.claim.tries + 1,
-            "enqueue_time": from_milliseconds(execution.message.enqueued_at),
+            "enqueue_time": in_arqs_zone(from_milliseconds(execution.message.enqueued_at)),
             "score": execution.due,
         }

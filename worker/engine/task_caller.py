@@ -13,6 +13,7 @@ from db.scope import Scope
 from db.session.classes import Session
 from worker.client.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.context import JobContext, Resource
+from worker.engine.arq_time import in_arqs_zone
 from worker.engine.execution import Execution
 from worker.task import Task
 
@@ -101,7 +102,7 @@ class TaskCaller:
             **self._own_items,
             "job_id": job.job_id,
             "job_try": job.attempt,
-            "enqueue_time": job.enqueued_at,
+            "enqueue_time": in_arqs_zone(job.enqueued_at),
             "score": job.score,
         }
 

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from arq.connections import ArqRedis
-
 from worker.broker.connection import connect_as
 from worker.broker.redis_url import CLUSTER
 from worker.config import Config
+from worker.process.arq_client import CheckedArqRedis
 from worker.process.arq_codec import use_codec
 from worker.process.event_loop import new_event_loop
 from worker.process.lifecycle import Lifecycle
@@ -49,7 +48,7 @@ def work(
 
 async def _work(config: Config, registry: Registry, *, started: Callable[[], None] | None, until_empty: bool) -> int:
     lifecycle = Lifecycle(Runtime(config, registry))
-    async with _arq_context(config) as context:
+    async with _arq_context(config, registry) as context:
         try:
             await lifecycle.begin(context, until_empty=until_empty)
         except asyncio.CancelledError:
@@ -64,13 +63,14 @@ async def _work(config: Config, registry: Registry, *, started: Callable[[], Non
 
 
 @asynccontextmanager
-async def _arq_context(config: Config) -> AsyncIterator[dict[Any, Any]]:
+async def _arq_context(config: Config, registry: Registry) -> AsyncIterator[dict[Any, Any]]:
     """The ``ctx`` of tasks, with arq's client as ``redis``. For a cluster it is empty, as arq has no client for one."""
     url = config.require_redis_url()
     if url.startswith(CLUSTER):
         yield {}
         return
-    client = connect_as(ArqRedis, url)
+    client = connect_as(CheckedArqRedis, url)
+    client.tasks = registry.tasks
     use_codec(client, config)
     client.default_queue_name = config.queue_names[0]
     try:
