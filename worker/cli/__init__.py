@@ -224,16 +224,24 @@ def health(
 
 @app.command(rich_help_panel=_RUN)
 def migrate(
-    *, sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, without a connection.")] = False
+    *,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, without a connection.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Take over a table that other migrations have made.")] = False,
+    release: Annotated[bool, typer.Option("--release", help="Leave the table to other migrations.")] = False,
 ) -> int:
     """Create the ledger's table in the default database, or update it.
 
     Run this command at each deploy, before the workers start. It does nothing if the table is up to date.
     """
-    from worker.cli.migration import migrated, sql_of  # noqa: PLC0415 - Alembic takes a while to import
+    from worker.cli.migration import migrated, released, sql_of  # noqa: PLC0415 - Alembic takes a while to import
 
+    if sql + adopt + release > 1:
+        raise ConfigError("give only one of --sql, --adopt and --release")
     config = Config.load()
-    typer.echo(sql_of(config) if sql else migrated(config), nl=not sql)
+    if sql:
+        typer.echo(sql_of(config), nl=False)
+    else:
+        typer.echo(released(config) if release else migrated(config, adopt=adopt))
     return 0
 
 

@@ -7,20 +7,30 @@ import asyncio
 
 from worker.cli.database import opened, project_database
 from worker.config import Config
-from worker.ledger.migrate import Upgrade, upgrade, upgrade_sql
+from worker.ledger.migrate import Upgrade, release, upgrade, upgrade_sql
 
 _STATEMENT_TIMEOUT = 24 * 3600.0  # seconds, for a large table, or while another process migrates it
 
 
-def migrated(config: Config) -> str:
+def migrated(config: Config, *, adopt: bool = False) -> str:
     """Migrate the ledger's table; a line that says what was done.
+
+    Args:
+        adopt: whether to take over a table that other migrations have made.
 
     Raises:
         ConfigError: there is no default database.
         StartupError: the database does not answer, or refuses.
         LedgerError: the database can hold no ledger, or the table belongs to another version or to other software.
     """
-    return f"{config.ledger}: {_describe(asyncio.run(_migrate(config)))}"
+    return f"{config.ledger}: {_describe(asyncio.run(_migrate(config, adopt=adopt)))}"
+
+
+def released(config: Config) -> str:
+    """Leave the ledger's table to other migrations; a line that says what was done. Raises as `migrated`."""
+    if asyncio.run(_release(config)):
+        return f"{config.ledger}: released: other migrations manage the table from now on"
+    return f"{config.ledger}: 'migrate' does not manage the table: nothing to do"
 
 
 def sql_of(config: Config) -> str:
@@ -33,9 +43,14 @@ def sql_of(config: Config) -> str:
     return asyncio.run(_sql(config))
 
 
-async def _migrate(config: Config) -> Upgrade:
+async def _migrate(config: Config, *, adopt: bool) -> Upgrade:
     async with opened(config, statement_timeout=_STATEMENT_TIMEOUT) as database:
-        return await upgrade(database, config.ledger)
+        return await upgrade(database, config.ledger, adopt=adopt)
+
+
+async def _release(config: Config) -> bool:
+    async with opened(config, statement_timeout=_STATEMENT_TIMEOUT) as database:
+        return await release(database, config.ledger)
 
 
 async def _sql(config: Config) -> str:
@@ -46,6 +61,8 @@ def _describe(done: Upgrade) -> str:
     match done:
         case Upgrade(after=None):
             return "the table is complete, and other migrations manage it: nothing to do"
+        case Upgrade(before, after, adopted=True):
+            return f"taken over at version {before}" + ("" if before == after else f", and updated to {after}")
         case Upgrade(before=None, after=after):
             return f"created, version {after}"
         case Upgrade(before, after) if before == after:
