@@ -1,6 +1,8 @@
 """A project with its own Alembic, and the ledger's tables beside its own: by real commands, on a real PostgreSQL."""
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.commands import bare_environment
+from tests.commands import Command, bare_environment
 from tests.servers import Databases, as_dsn, as_url
 from worker.ledger.revisions import versions
 
@@ -38,7 +40,7 @@ import worker.ledger
 from models import Base
 from worker.ledger.alembic import include_object
 
-engine = create_engine(os.environ["DATABASE_URL"])
+engine = create_engine(os.environ["DATABASE_URL"].replace("asyncpg", "psycopg"))
 with engine.connect() as connection:
     context.configure(
         connection=connection, target_metadata=TARGET, include_object=include_object, include_schemas=SCHEMAS
@@ -228,3 +230,49 @@ def test_tables_of_migrate_are_handed_to_the_metadata(project: Project) -> None:
     project.alembic("upgrade", "head")
     assert "released" in project.migrate("--release")
     assert project.sees_no_difference()
+
+
+def alembic_in_shell(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """``alembic upgrade head`` on the servers of the run in this folder."""
+    script = f"eval $({sys.executable} -m worker env) && {sys.executable} -m alembic upgrade head"
+    return subprocess.run(
+        ["sh", "-c", script],
+        cwd=folder,
+        env=bare_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("metadata", [OWN_METADATA, BOTH_METADATA], ids=["revision that calls Tandem", "metadata"])
+async def test_alembic_finds_no_table_in_the_way_on_the_servers_of_a_run(project: Project, metadata: str) -> None:
+    """A run whose Alembic makes the ledger's table by itself waits for it; another run makes it."""
+    project.make(metadata)
+    if metadata == BOTH_METADATA:
+        project.autogenerate()
+    else:
+        project.add_revision(LEDGER_REVISION)
+    registry = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
+    with Command("worker", "run", folder=project.folder, environment=registry) as run:
+        if metadata == BOTH_METADATA:
+            await run.says("This project's Alembic makes the table tandem_jobs. The run begins when it has.")
+        else:
+            await run.says("works on")
+        done = await asyncio.to_thread(alembic_in_shell, project.folder)
+        assert done.returncode == 0, done.stderr
+        await run.says("works on")
+        run.send(signal.SIGTERM)
+        assert await run.ends() == 0
+
+
+async def test_a_run_that_waits_for_alembic_can_be_stopped(project: Project) -> None:
+    project.make(BOTH_METADATA)
+    project.autogenerate()
+    registry = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
+    with Command("worker", "run", folder=project.folder, environment=registry) as run:
+        await run.says("The run begins when it has.")
+        run.send(signal.SIGINT)
+        await run.ends()
+        assert "Traceback" not in run.output

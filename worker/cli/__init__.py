@@ -40,7 +40,14 @@ from worker.cli.worker_table import describe_workers
 from worker.cli.workers import app as workers_app
 from worker.config import Config
 from worker.embedded import EmbeddedServerError
-from worker.embedded.local_servers import as_shell, find, local_servers, message
+from worker.embedded.local_servers import (
+    alembic_message,
+    as_shell,
+    await_alembic,
+    find,
+    local_servers,
+    message,
+)
 from worker.errors import ConfigError, LedgerError, RegistryError
 from worker.process.errors import StartupError
 from worker.process.served import describe, queues_not_served_here, unserved
@@ -188,6 +195,9 @@ def run(
     with local_servers(config) as urls:
         if (note := message(config)) is not None:
             err.print(Text(note))
+        if (note := alembic_message(config)) is not None:
+            err.print(Text(note))
+            await_alembic(config, urls)
         _set_for_children(DATABASE_URL=urls.database, REDIS_URL=urls.redis)
         config = Config.load()
         if watch:

@@ -19,6 +19,7 @@ from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls, servers
+from worker.embedded.project_alembic import await_ledger, makes_ledger
 
 _FOLDER = Path(".tandem")
 _TIMEOUT = 5.0  # seconds for the servers to answer
@@ -29,13 +30,14 @@ _SERVER_NAMES = {"DATABASE_URL": "PostgreSQL", "REDIS_URL": "Redis"}
 def local_servers(config: Config) -> Iterator[Urls]:
     """The URLs of both servers. A server without a URL is started for the block, and `find` finds it meanwhile.
 
-    A database that is started gets the ledger's table.
+    A database that is started gets the ledger's table, unless the project's own Alembic makes it: see
+    `await_alembic`.
 
     Raises:
         EmbeddedServerError: a server cannot be started, or its URL cannot be written to a file.
     """
     with servers(config.database_url, config.redis_url) as urls:
-        if config.database_url is None:
+        if config.database_url is None and not makes_ledger(config.ledger):
             asyncio.run(_make_ledger(urls.database, config.ledger))
         with _published(_started(config, urls)):
             yield urls
@@ -53,6 +55,21 @@ def message(config: Config) -> str | None:
         f"{'It is' if one else 'They are'} empty, and deleted when the run ends.\n"
         f"To use {'it' if one else 'them'} in another shell, type: eval $(python -m worker env)"
     )
+
+
+def alembic_message(config: Config) -> str | None:
+    """The message to the user if this run begins only when the project's Alembic has made the ledger's table."""
+    if config.database_url is not None or not makes_ledger(config.ledger):
+        return None
+    return (
+        f"This project's Alembic makes the table {config.ledger}. The run begins when it has. In another shell, type: "
+        "eval $(python -m worker env) && alembic upgrade head"
+    )
+
+
+def await_alembic(config: Config, urls: Urls) -> None:
+    """Wait until the project's Alembic has made the ledger's table."""
+    asyncio.run(await_ledger(urls.database, config.ledger))
 
 
 def find() -> dict[str, str] | None:
