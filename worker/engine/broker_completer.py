@@ -39,6 +39,7 @@ _LONGEST_NOTE = 200  # characters
 _LARGE = 4096  # bytes of a result of which no second copy is kept
 
 _Waiting = deque[tuple[Execution, Completion, Outcome]]
+_Batch = list[tuple[Execution, Completion, Outcome]]
 
 
 class BrokerCompleter:
@@ -114,23 +115,31 @@ class BrokerCompleter:
         except (RedisError, OSError):
             self._repeated.update(execution for execution, *_ in batch)
             raise
-        for (execution, _, outcome), is_ours in zip(batch, replies, strict=True):
+        for (execution, _, _), is_ours in zip(batch, replies, strict=True):
             waiting.popleft()
             self._executions.remove(execution)
             if not is_ours:
                 logger.warning("the outcome of %s is not written: another worker has taken it over", execution.job_id)
-            if self._measuring is not None:
+        if self._measuring is not None:
+            self._measure(self._measuring, batch, replies)
+
+    def _measure(self, measuring: Measuring, batch: _Batch, replies: list[bool]) -> None:
+        """Count the outcomes of a batch. After a lost reply, an outcome that is not ours was written before."""
+        if all(replies):
+            measuring.recorded([(execution, outcome) for execution, _, outcome in batch])
+        else:
+            for (execution, _, outcome), is_ours in zip(batch, replies, strict=True):
                 if is_ours or execution in self._repeated:
-                    self._measuring.ended(execution, outcome)
+                    measuring.recorded([(execution, outcome)])
                 else:
-                    self._measuring.abandoned(execution)
+                    measuring.abandoned(execution)
         if self._repeated:
             self._repeated.difference_update(execution for execution, *_ in batch)
 
 
-def _next_batch(waiting: _Waiting) -> list[tuple[Execution, Completion, Outcome]]:
+def _next_batch(waiting: _Waiting) -> _Batch:
     """Return as many outcomes as one round trip may carry."""
-    batch: list[tuple[Execution, Completion, Outcome]] = []
+    batch: _Batch = []
     size = 0
     for entry in islice(waiting, _BATCH):
         size += len(entry[1].value)
@@ -202,7 +211,7 @@ def _head(execution: Execution, outcome: Outcome, message: Message) -> dict[str,
         "et": message.enqueued_at,
         "s": outcome.error is None,
         "st": execution.started_at,
-        "ft": now_ms(),
+        "ft": execution.ended_at or now_ms(),
         "q": execution.queue,
         "id": execution.job_id,
     }

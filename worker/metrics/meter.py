@@ -6,12 +6,17 @@
 """
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from worker.broker.metrics import MOST_LATEST
 from worker.metrics.counts import BUSY, LANES, add
-from worker.metrics.records import EndedJob
+
+EndedJob = tuple[str, str, str, int, int, int, int, BaseException | None]
+"""An ended job without a job row: the fields of `worker.metrics.records.EndedJob` up to `attempt`, and its error.
+
+A plain tuple, as a no-op job pays for it.
+"""
 
 OTHER_TASKS = "(other)"
 """The name under which the jobs of tasks are counted that the registry does not list."""
@@ -28,7 +33,7 @@ class Changes:
     queue: str
     rows: dict[str, list[int]]
     """By task, and the sum of all."""
-    latest: deque[EndedJob]
+    latest: Sequence[EndedJob]
     seen: dict[str, list[int]]
     """The counts of these tasks when this was made."""
 
@@ -59,12 +64,9 @@ class Meter:
         name = task if task in self.tasks else OTHER_TASKS
         return self.rows.setdefault(queue, {}).setdefault(name, [0] * (LANES + 1))
 
-    def ended_without_row(self, queue: str, job: EndedJob) -> None:
-        """Keep an ended job that has no job row, until Redis is told."""
-        latest = self._latest.get(queue)
-        if latest is None:
-            latest = self._latest[queue] = deque(maxlen=MOST_LATEST)
-        latest.append(job)
+    def latest(self, queue: str) -> deque[EndedJob]:
+        """The latest ended jobs of a queue without a job row that Redis has not been told of, to be appended to."""
+        return self._latest.setdefault(queue, deque(maxlen=MOST_LATEST))
 
     def changes(self, queue: str) -> Changes:
         """What Redis has to be told about a queue. Then call `confirm`, or `keep` if that failed."""
@@ -73,7 +75,10 @@ class Meter:
         rows = {task: _difference(row, told.get(task)) for task, row in seen.items()}
         if rows:
             rows[ALL_TASKS] = add(rows.values())
-        return Changes(queue, rows, self._latest.pop(queue, deque()), seen)
+        waiting = self.latest(queue)
+        latest = list(waiting)
+        waiting.clear()
+        return Changes(queue, rows, latest, seen)
 
     def confirm(self, changes: Changes) -> None:
         """Record that Redis has these changes."""
@@ -81,8 +86,9 @@ class Meter:
 
     def keep(self, changes: Changes) -> None:
         """Keep changes that Redis has not taken, to tell them later."""
-        newer = self._latest.get(changes.queue, ())
-        self._latest[changes.queue] = deque([*changes.latest, *newer], maxlen=MOST_LATEST)
+        waiting = self.latest(changes.queue)
+        room = MOST_LATEST - len(waiting)
+        waiting.extendleft(reversed(changes.latest[-room:] if room else ()))
 
 
 def _difference(row: list[int], told: list[int] | None) -> list[int]:
