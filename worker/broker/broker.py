@@ -17,7 +17,7 @@ from typing import Any
 from worker.broker.connection import AsyncClient
 from worker.broker.connections import Connections
 from worker.broker.keys import Keys
-from worker.broker.records import Claim, Claims, Completion, JobSnapshot
+from worker.broker.records import Claim, Claims, Completion, JobSnapshot, RunNow
 from worker.broker.unserved import is_check_due, record_check
 from worker.config import Config
 from worker.new_job import NewJob
@@ -96,6 +96,16 @@ class Broker:
         keys = Keys.of(queue)
         arguments = [keys.prefix, keys.wake, job_id, "" if enqueued_at is None else enqueued_at]
         return bool(await self.connections.run("abort", queue, arguments))
+
+    async def run_now(self, queue: str, job_id: str, enqueued_at: int | None = None) -> RunNow:
+        """Make a waiting job due now. A job that is due already keeps its place.
+
+        Args:
+            enqueued_at: only a job that was enqueued at this time.
+        """
+        keys = Keys.of(queue)
+        arguments = [keys.prefix, keys.wake, job_id, "" if enqueued_at is None else enqueued_at]
+        return RunNow(await self.connections.run("run_now", queue, arguments))
 
     async def claim(
         self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1, guarded: bool = False

@@ -2,7 +2,7 @@
 
 import time
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 ABORTED = b'{"aborted":'
@@ -19,6 +19,18 @@ class JobStatus(StrEnum):
     in_progress = "in_progress"
     complete = "complete"
     not_found = "not_found"
+
+
+class RunNow(Enum):
+    """What came of making a job due now."""
+
+    NO_JOB = 0
+    """No such job waits or runs."""
+    DUE = 1
+    WAS_DUE = 2
+    """It was due already."""
+    RUNS = 3
+    """A worker runs it."""
 
 
 class JobSnapshot(NamedTuple):

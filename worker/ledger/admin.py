@@ -31,6 +31,7 @@ from sqlalchemy.exc import IntegrityError
 from db import default_database
 from db.scope import scope
 from worker.errors import PayloadError
+from worker.ledger.audit import Audit, AuditRow
 from worker.ledger.error_kind import beginning, kind_of, without_numbers
 from worker.ledger.execute import AnySession, execute
 from worker.ledger.ledger import Ledger
@@ -101,6 +102,7 @@ class JobAdmin:
     def __init__(self, name: str = NAME) -> None:
         self._jobs = table(name)
         self._ledger = Ledger(name)
+        self._audit = Audit(name)
 
     async def lines(self, job_filter: JobFilter, limit: int) -> list[JobRow]:
         """The rows that became final last. Of pending rows those that were enqueued last."""
@@ -141,35 +143,40 @@ class JobAdmin:
         fields = self._jobs.c.keys()
         return [dict(zip(fields, row, strict=True)) for row in await self._read(statement)]
 
-    async def retry(self, keys: Sequence[Key], *, accept_pickle: bool = False) -> tuple[list[NewJob], list[Rejection]]:
+    async def retry(
+        self, keys: Sequence[Key], *, accept_pickle: bool = False, audit: AuditRow | None = None
+    ) -> tuple[list[NewJob], list[Rejection]]:
         """Set a batch of failed jobs pending again. The caller publishes them once this has returned.
 
         Args:
             keys: one of `batches`.
             accept_pickle: whether jobs that an arq producer has pickled may be read. Retrying reads the payload.
+            audit: the audit row that is committed with the change, if any row is changed (default: none).
 
         Returns:
             The jobs to publish, and the rows that were left as they are.
         """
         for tries_left in reversed(range(_TRIES)):
             try:
-                return await self._retry(keys, accept_pickle=accept_pickle)
+                return await self._retry(keys, accept_pickle=accept_pickle, audit=audit)
             except IntegrityError:  # one of the ids was enqueued again meanwhile; the next try sees it
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")
 
-    async def discard(self, keys: Sequence[Key]) -> list[Rejection]:
+    async def discard(self, keys: Sequence[Key], *, audit: AuditRow | None = None) -> list[Rejection]:
         """Discard a batch of failed jobs. They are pruned as other final rows are.
 
         Args:
             keys: one of `batches`.
+            audit: as in `retry`.
         """
         async with scope() as work:
             session = await work.session(default_database())
             failed = await self._failed(session, keys)
             if failed:
                 await execute(session, self._discard, [{"of_id": key.id, "of_time": key.enqueued_at} for key in failed])
+                await self._write_audit(session, audit, "discarded", [key.id for key in failed])
         return _rejected(keys, failed)
 
     async def discard_pending(self, ids: Sequence[str], remove: Callable[[], Awaitable[Collection[str]]]) -> int:
@@ -196,7 +203,14 @@ class JobAdmin:
                 await execute(session, self._discard, keys)
         return len(keys)
 
-    async def _retry(self, keys: Sequence[Key], *, accept_pickle: bool) -> tuple[list[NewJob], list[Rejection]]:
+    async def _write_audit(self, session: AnySession, row: AuditRow | None, verb: str, ids: Sequence[str]) -> None:
+        if row is not None:
+            detail = {**row.detail, "jobs": len(ids), "ids": ids}
+            await self._audit.add(session, row._replace(detail=detail, outcome=f"{verb} {len(ids)} jobs"))
+
+    async def _retry(
+        self, keys: Sequence[Key], *, accept_pickle: bool, audit: AuditRow | None
+    ) -> tuple[list[NewJob], list[Rejection]]:
         async with scope() as work:
             session = await work.session(default_database())
             failed = await self._failed(session, keys)
@@ -222,6 +236,7 @@ class JobAdmin:
                 )
             if changes:
                 await execute(session, self._set_pending, changes)
+                await self._write_audit(session, audit, "retried", [job.id for job in retried])
         return retried, rejections
 
     def _matches(self, job_filter: JobFilter) -> ColumnElement[bool]:
