@@ -26,3 +26,8 @@ class NewJob(NamedTuple):
     """The id of the job that enqueues it."""
     traceparent: str | None = None
     """The trace and span that it is enqueued in."""
+
+
+def slot_id(task: str, moment: object) -> str:
+    """The id of the job of a cron slot, in milliseconds since the epoch."""
+    return f"cron:{task}:{moment}"

@@ -16,6 +16,7 @@ from typing import Any
 from worker.broker.records import CronSlot, series_name, to_ms
 from worker.client.schedule import Misfire, Schedule
 from worker.message import encode
+from worker.new_job import slot_id
 from worker.task import Task
 
 
@@ -69,11 +70,6 @@ class CronSeries:
         name, at = self.task.name, to_ms(moment)
         payload = encode(name, b"{}", at) if runs else b""
         return CronSlot(name, at, self.job_id or slot_id(name, at), payload, int(self.job_id is not None))
-
-
-def slot_id(task: str, moment: object) -> str:
-    """Return the id of a slot's job, unless its schedule has an id."""
-    return f"cron:{task}:{moment}"
 
 
 def _kind(schedule: Schedule) -> tuple[str, bool]:

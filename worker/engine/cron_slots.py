@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from worker.broker.broker import Broker
 from worker.broker.cron_slots import CronSlots
 from worker.broker.records import CronSlot
-from worker.engine.cron_series import CronSeries, slot_id
+from worker.engine.cron_series import CronSeries
 from worker.ledger import Ledger
 from worker.message import encode
-from worker.new_job import NewJob
+from worker.new_job import NewJob, slot_id
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 

@@ -7,6 +7,7 @@
 4. Skipped cron slots are logged.
 5. A task has one series of slots, or several: :mod:`worker.engine.cron_series`. The slots of a series that is not
    shared are queued by each worker from its start on.
+6. Cron slots of a paused schedule are recorded as passed, and skipped. The pauses are read only when a slot has passed.
 """
 
 import asyncio
@@ -18,11 +19,12 @@ from uuid import uuid4
 
 from worker.broker.broker import Broker
 from worker.broker.records import CronSlot, to_ms
-from worker.engine.cron_series import CronSeries, slot_id
+from worker.engine.cron_series import CronSeries
 from worker.engine.cron_slots import LedgerSlotHistory, SlotHistory
 from worker.ledger import Ledger
+from worker.ledger.pauses import PauseKind, Pauses
 from worker.message import encode
-from worker.new_job import A_DAY, NewJob
+from worker.new_job import A_DAY, NewJob, slot_id
 from worker.task import Task
 
 logger = logging.getLogger("worker")
@@ -55,6 +57,7 @@ class Scheduler:
         self._broker = broker
         self._slots = SlotHistory(broker) if ledger is None else LedgerSlotHistory(broker, ledger)
         self._series = [series for task in tasks.values() for series in CronSeries.of(task)]
+        self._pauses = None if ledger is None else Pauses(ledger.name)
         self._default_queue = default_queue
         self._seen: datetime | None = None
         # Each series has a fixed job id, so that a repeated enqueue adds no second job.
@@ -70,7 +73,7 @@ class Scheduler:
         """Queue cron slots as they pass, for ever."""
         while self._series:
             now = await self._slots.now(self._default_queue)
-            await self._queue_slots(await self._passed(now))
+            await self._queue_slots(await self._without_paused(await self._passed(now)))
             self._seen = now
             await self._run_at_startup(now)
             await asyncio.sleep(self._until_next(now))
@@ -81,6 +84,16 @@ class Scheduler:
         if now - self._seen > _LATE:
             return await self._overdue(self._seen, now)
         return [slot for series in self._series for slot in _to_run(series, self._seen, now)]
+
+    async def _without_paused(self, passed: list[_Passed]) -> list[_Passed]:
+        """The cron slots, those of paused schedules as only recorded."""
+        if self._pauses is None or not any(runs for *_, runs in passed):
+            return passed
+        paused = await self._pauses.read(PauseKind.SCHEDULE)
+        names = {series.task.name for series, _, runs in passed if runs}
+        for name in sorted(names & paused.keys()):
+            logger.info("task %s: its schedule is paused by %s: skipped its cron slots", name, paused[name].actor)
+        return [(series, moment, runs and series.task.name not in paused) for series, moment, runs in passed]
 
     async def _missed(self, now: datetime) -> list[_Passed]:
         """The cron slots that passed before this worker ran, by each task's misfire policy."""

@@ -37,7 +37,7 @@ from worker.ledger.execute import AnySession, execute
 from worker.ledger.ledger import Ledger
 from worker.ledger.table import NAME, State, now_ms, table
 from worker.message import with_row
-from worker.new_job import NewJob
+from worker.new_job import NewJob, slot_id
 
 BATCH = 500
 """The most rows that one transaction changes."""
@@ -142,6 +142,15 @@ class JobAdmin:
         statement = select(self._jobs).where(job.id == job_id).order_by(job.enqueued_at.desc())
         fields = self._jobs.c.keys()
         return [dict(zip(fields, row, strict=True)) for row in await self._read(statement)]
+
+    async def latest_slots(self, task: str, limit: int) -> list[Mapping[str, Any]]:
+        """The rows of the last cron slots of a task, the latest first, as dicts by column without the payload."""
+        job, prefix = self._jobs.c, slot_id(task, "")
+        columns = (job.id, job.enqueued_at, job.queue, job.state, job.started_at, job.finished_at, job.error)
+        of_slots = (job.id >= f"{prefix}0", job.id < f"{prefix}:", job.task == task)  # : is the character after 9
+        statement = select(*columns).where(*of_slots).order_by(job.id.desc()).limit(limit)
+        names = [column.name for column in columns]
+        return [dict(zip(names, row, strict=True)) for row in await self._read(statement)]
 
     async def retry(
         self, keys: Sequence[Key], *, accept_pickle: bool = False, audit: AuditRow | None = None

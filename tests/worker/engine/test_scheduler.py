@@ -26,13 +26,13 @@ from worker.client.options import TaskOptions
 from worker.client.schedule import Misfire, Schedule
 from worker.cron import from_arq, merge_schedules
 from worker.engine import scheduler
-from worker.engine.cron_series import CronSeries, slot_id
+from worker.engine.cron_series import CronSeries
 from worker.engine.cron_slots import LedgerSlotHistory
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
 from worker.ledger import FinalRow, Ledger, State
 from worker.message import encode
-from worker.new_job import NewJob
+from worker.new_job import NewJob, slot_id
 from worker.task import Task
 
 BERLIN = ZoneInfo("Europe/Berlin")
