@@ -2,15 +2,21 @@
 
 import json
 import logging
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.commands import REPOSITORY, bare_environment
 from worker import JobContext
 from worker.context import _running
 from worker.telemetry.log_lines import JobFilter, JsonFormatter, TextFormatter, current_fields
 
+PAGE = Path(REPOSITORY, "docs/logging.md").read_text()
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 JOB = JobContext("j1", "send", "mail", 2, datetime.now(UTC), traceparent=TRACE)
 FIELDS = {
@@ -63,6 +69,21 @@ class TestInAJob:
         """Also where they are named as ours."""
         found = as_json(record("hello", order=7, task="billing"))
         assert (found["order"], found["task"], found["job_id"]) == (7, "billing", "j1")
+
+
+class TestThePage:
+    def test_the_configuration_of_the_page_works(self) -> None:
+        """docs/logging.md has a `dictConfig` with the filter and the formatter."""
+        (block,) = re.findall(r"```python\n(LOGGING = .*?)```", PAGE, re.DOTALL)
+        script = (
+            f"{block}\nimport logging.config\nfrom datetime import UTC, datetime\n"
+            "from worker.context import JobContext, enter_job\nlogging.config.dictConfig(LOGGING)\n"
+            "enter_job(JobContext('j1', 'send', 'mail', 2, datetime.now(UTC)))\nlogging.getLogger('app').info('hello')"
+        )
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=bare_environment(), capture_output=True, text=True, check=True)
+        found = json.loads(done.stderr)
+        assert (found["message"], found["job_id"], found["attempt"]) == ("hello", "j1", 2)
 
 
 class TestAnyLine:
