@@ -51,7 +51,7 @@ _AS_GIVEN: Mapping[str, str] = {
 }
 """Settings that the Settings class gets as they are."""
 _WITHOUT_EFFECT: Mapping[str, str] = {
-    "poll_delay": "not needed: workers are told of new jobs, and look for those of stock producers twice a second",
+    "poll_delay": "not needed: a new job wakes a worker, which looks for a stock producer's twice a second",
     "queue_read_limit": "not needed: a worker reads as many jobs as it has free slots",
     "health_check_interval": "not needed: a healthy worker writes its record every second, and it lives four seconds",
     "allow_abort_jobs": "not needed: jobs can always be aborted",
@@ -82,7 +82,7 @@ class Conversion:
     refusals: list[str] = field(default_factory=list)
     """A line for each setting that is refused, with what takes its place."""
     notes: list[str] = field(default_factory=list)
-    """A line for each value that does not count, though somebody has set it."""
+    """A line for each value that is set and does not count."""
     fields: dict[str, Any] = field(default_factory=dict)
     """Values for `Config`."""
     given: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ REPLACEMENTS: Mapping[str, str] = {
     "job_serializer": "jobs are JSON here: give worker.serialize to the producers",
     "job_deserializer": "set WORKER_ACCEPT_PICKLE=true to take pickled jobs",
     "allow_abort_jobs": "it has no effect here: jobs can always be aborted",
-    "poll_delay": "it has no effect here: workers are told of new jobs, and look for a stock producer's twice a second",
+    "poll_delay": "it has no effect here: a new job wakes a worker, which looks for a stock producer's twice a second",
     "queue_read_limit": "it has no effect here: a worker reads as many jobs as it has free slots",
     "health_check_interval": "it has no effect here: a healthy worker writes its record every second",
 }

@@ -95,6 +95,8 @@ class TestSources:
             assert conversion.arq.name.startswith(name)
             assert list(conversion.tasks) == ["add"]
             assert conversion.config().concurrency == 10
+        without_cron_jobs = {**vars(WorkerSettings), "cron_jobs": ()}  # for the time when two fleets run
+        assert list(convert(without_cron_jobs).tasks) == ["add"]
         (note,) = convert(WorkerSettings).notes
         assert note.startswith("max_jobs does not count: a base class of ")
 

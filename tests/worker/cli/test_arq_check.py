@@ -49,7 +49,7 @@ def test_it_prints_each_task_and_what_each_setting_becomes(project: Path) -> Non
         "redis_settings       RedisSettings     REDIS_URL=redis://:***@redis.example:6379/0",
         "on_startup           startup           called before the first job, with the database open",
         "max_jobs             20                WORKER_CONCURRENCY=20",
-        "poll_delay           0.1               not needed: workers are told of new jobs",
+        "poll_delay           0.1               not needed: a new job wakes a worker",
         "job_completion_wait  0, arq's default  a job that runs at a shutdown gets WORKER_GRACE seconds to end",
         "job_serializer       arq's default     arq's pickles: they fail and are kept until WORKER_ACCEPT_PICKLE=true",
     ):
