@@ -16,7 +16,6 @@
 job_deserializer=deserialize)``.
 """
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -24,11 +23,11 @@ from typing import Any, NamedTuple, TypeGuard
 
 from pydantic_core import from_json, to_json
 
+from worker import foreign_codec
 from worker.errors import PayloadError
 from worker.exception_codec import error_data, error_from
+from worker.foreign_codec import OWN_HEAD, PICKLE_MAGIC
 
-PICKLE_MAGIC = b"\x80"
-"""The first byte of a pickle of protocol 2 or later."""
 LATEST = 253_402_300_799_999
 """The last millisecond that a datetime can express."""
 _SEQUENCES = (list, tuple)
@@ -49,7 +48,8 @@ class Message(NamedTuple):
     in_ledger: bool = False
     """Whether the job was enqueued in a transaction, and so has a pending row."""
     is_pickled: bool = False
-    """Whether the job came as a pickle. Its producer can only read a result that is one, too."""
+    """Whether the job came as a pickle, or in the project's own format. Its producer can only read a result that is in
+    it, too: see `worker.foreign_codec`."""
     first_try: int = 0
     """The number of its first try, if its producer gave one: arq's ``_job_try``."""
     parent: str | None = None
@@ -64,8 +64,8 @@ class Message(NamedTuple):
         Raises:
             PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
         """
-        data = _job(_decode(raw, accept_pickle=accept_pickle))
-        is_pickled = accept_pickle and raw[:1] == PICKLE_MAGIC
+        data, is_foreign = _decode(raw, accept_pickle=accept_pickle)
+        data = _job(data)
         message = cls(
             job_id,
             data["f"],
@@ -73,7 +73,7 @@ class Message(NamedTuple):
             data["k"],
             data["et"],
             data.get("ledger") is True,
-            is_pickled,
+            is_foreign,
             data.get("t") or 0,
         )
         if "parent" in data or "traceparent" in data:
@@ -97,7 +97,7 @@ class Envelope:
         origin = b"" if parent is None else b',"parent":%b' % to_json(parent)
         if traceparent is not None:
             origin += b',"traceparent":%b' % to_json(traceparent)
-        self._head = b'{"f":%b%b,"t":null,"a":[],"k":' % (to_json(task), origin)
+        self._head = OWN_HEAD + b'%b%b,"t":null,"a":[],"k":' % (to_json(task), origin)
         self._tail = b',"et":%d%b}' % (enqueued_at, b',"ledger":true' if in_ledger else b"")
 
     def around(self, kwargs: bytes) -> bytes:
@@ -120,9 +120,10 @@ def with_row(raw: bytes, *, accept_pickle: bool = False, enqueued_at: int | None
     Raises:
         PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
     """
-    data = _job(_decode(raw, accept_pickle=accept_pickle))
-    if raw[:1] == PICKLE_MAGIC:
-        return pickle.dumps({**data, "et": data["et"] if enqueued_at is None else enqueued_at, "ledger": True})
+    data, is_foreign = _decode(raw, accept_pickle=accept_pickle)
+    data = _job(data)
+    if is_foreign:
+        return foreign_codec.dump({**data, "et": data["et"] if enqueued_at is None else enqueued_at, "ledger": True})
     if data.get("ledger") is True:
         return raw
     # Appended, as decoding and encoding might change a number. Of two members of one name the last one counts.
@@ -164,22 +165,26 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     Raises:
         PayloadError: `raw` is neither a job nor a result, or not JSON.
     """
-    return _job_or_result(_decode(raw, accept_pickle=False))
+    return _job_or_result(_decode(raw, accept_pickle=False)[0])
 
 
 def deserialize_trusting(raw: bytes) -> dict[str, Any]:
     """Decode like `deserialize`, and load pickles too, for a queue that only trusted producers can write to."""
-    return _job_or_result(_decode(raw, accept_pickle=True))
+    return _job_or_result(_decode(raw, accept_pickle=True)[0])
 
 
-def _decode(raw: bytes, *, accept_pickle: bool) -> dict[str, Any]:
+def _decode(raw: bytes, *, accept_pickle: bool) -> tuple[dict[str, Any], bool]:
+    """Decode a job or a result. Say whether it was in the format of producers that have not moved."""
     try:
-        data = pickle.loads(raw) if accept_pickle and raw[:1] == PICKLE_MAGIC else from_json(raw)  # noqa: S301 - asked for
+        data = foreign_codec.load(raw, accept_pickle=accept_pickle)
+        is_foreign = data is not None
+        if data is None:
+            data = from_json(raw)
     except Exception as error:  # noqa: BLE001 - a pickle may raise anything
         raise PayloadError(_why_undecodable(raw, error, accept_pickle=accept_pickle)) from None
     if not isinstance(data, dict):
         raise PayloadError(f"not a job: expected an object, got {type(data).__name__}")
-    return data
+    return data, is_foreign
 
 
 def _why_undecodable(raw: bytes, error: Exception, *, accept_pickle: bool) -> str:

@@ -25,6 +25,7 @@ from worker.broker.redis_url import RedisAddress
 from worker.config import Config
 from worker.engine.task_caller import Hook
 from worker.errors import ConfigError, RegistryError
+from worker.foreign_codec import use_serializers
 from worker.process.arq_codec import use_codec
 from worker.process.errors import StartupError
 from worker.process.logs import log_under_arq_from_its_first_line
@@ -119,7 +120,7 @@ def convert(settings: Any, **overrides: Any) -> Conversion:
 
 
 def _new_class(config: Config, registry: Registry, given: Mapping[str, Any]) -> "type[BaseSettings]":
-    return type("Settings", (BaseSettings,), {"_config": config, "_registry": registry, **given})
+    return type("Settings", (BaseSettings,), {"_config": config, "_registry": registry, "_given": given})
 
 
 class BaseSettings:
@@ -170,6 +171,8 @@ _PASSED_ON = frozenset(
 def _settings(config: Config, registry: Registry, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings for arq."""
     hooks = {name: _function(hook) for name, hook in given.items() if name in _HOOKS}
+    if "job_serializer" in given:
+        use_serializers(given["job_serializer"], given["job_deserializer"])
     host = Host(Runtime(config, registry, **hooks))
     redis_url = require_urls(config)
     never: Any = _never_called  # arq's protocol wants *args

@@ -4,7 +4,9 @@ What arq's README and documentation show, as projects of our own: each runs with
 and for producers that have not changed. The results are compared.
 """
 
+import json
 import signal
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -440,6 +442,49 @@ async def test_synchronous_jobs_in_a_pool_of_processes(both: Both) -> None:
 
     ((_, args, _, success, value, _, _),) = await both.see(seen)
     assert (args, success, value) == ((21,), True, 42)
+
+
+async def test_serializers_of_the_projects_own(both: Both, redis_url: str) -> None:
+    """Producers give them to `create_pool`. A job that such a job enqueues has their format, too."""
+    both.write("""
+    import json, zlib
+
+    def pack(data):
+        return zlib.compress(json.dumps(data).encode())
+
+    def unpack(raw):
+        return json.loads(zlib.decompress(raw))
+
+    async def the_task(ctx, x, *, y):
+        await ctx["redis"].enqueue_job("child", x, _job_id="child")
+        return [x, y]
+
+    async def child(ctx, x):
+        return x
+
+    class WorkerSettings:
+        functions = [the_task, child]
+        job_serializer = pack
+        job_deserializer = unpack
+        redis_settings = SERVER
+    """)
+
+    def pack(data: Any) -> bytes:
+        return zlib.compress(json.dumps(data).encode())
+
+    def unpack(raw: bytes) -> Any:
+        return json.loads(zlib.decompress(raw))
+
+    client = await create_pool(redis_settings(redis_url), job_serializer=pack, job_deserializer=unpack)
+
+    async def seen(fleet: Fleet) -> Any:
+        job = await client.enqueue_job("the_task", 1, y={"a": None})
+        return await both.results(fleet, [job, Job("child", client, _deserializer=unpack)])
+
+    parent, child = await both.see(seen)
+    await client.aclose()
+    assert parent == ("the_task", [1], {"y": {"a": None}}, True, [1, {"a": None}], 1, "arq:queue")
+    assert child[3:5] == (True, 1)
 
 
 async def test_settings_and_functions_of_every_kind(both: Both) -> None:

@@ -20,10 +20,11 @@ from worker.admin.deployment import Deployment
 from worker.broker.queue_pages import QueuedJob, QueuePages
 from worker.broker.records import to_ms
 from worker.errors import PayloadError
+from worker.foreign_codec import PICKLE_MAGIC
 from worker.ledger import State
 from worker.ledger.admin import earlier_ends
 from worker.ledger.search import MOST_COUNTED, FoundRow, JobSearch, Place, RowFilter
-from worker.message import PICKLE_MAGIC, Message
+from worker.message import Message
 from worker.metrics.reader import MetricsReader
 from worker.metrics.records import EndedJob, RunningJob
 

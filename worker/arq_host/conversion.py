@@ -60,8 +60,9 @@ _REFUSED: Mapping[str, str] = {
     "redis_pool": "Tandem opens connections of its own: give redis_settings, or set REDIS_URL",
 }
 _PICKLE = "arq's pickles: "
-_CODECS = {"job_serializer": (serialize, pickle.dumps), "job_deserializer": (deserialize, pickle.loads)}
-"""Tandem's own codec, and arq's default."""
+_OWN_CODEC = (serialize, deserialize)
+_PICKLES = ((None, None), (pickle.dumps, pickle.loads), (None, pickle.loads), (pickle.dumps, None))
+"""arq's default."""
 
 
 class Line(NamedTuple):
@@ -153,7 +154,7 @@ class Conversion:
             case "redis_settings":
                 return self._convert_redis(value)
             case "job_serializer" | "job_deserializer":
-                return self._convert_codec(name, value)
+                return self._convert_codec(name)
             case "keep_result_forever":
                 return "results are kept for a hundred years" if value else "as in arq"
             case "queue_name" if value is None:
@@ -194,16 +195,18 @@ class Conversion:
             self.fields["connect_wait"] = wait
         return f"REDIS_URL={SecretUrl(url).masked}" + ("" if wait is None else f", WORKER_CONNECT_WAIT={wait:g}")
 
-    def _convert_codec(self, name: str, value: Any) -> str:
-        own, default = _CODECS[name]
-        if value is own:
+    def _convert_codec(self, name: str) -> str:
+        codec = self.arq.get("job_serializer"), self.arq.get("job_deserializer")
+        if codec == _OWN_CODEC:
             return "Tandem's codec"
-        if value is None or value is default:
+        if codec in _PICKLES:
             return _PICKLE + _pickles()
-        raise ConfigError(
-            f"Tandem writes JSON, and reads pickles with WORKER_ACCEPT_PICKLE=true: give the producers "
-            f"worker.{own.__name__}, and leave it out here"
-        )
+        if None in codec:
+            raise ConfigError("job_serializer and job_deserializer belong together: give both, or none")
+        if not all(map(callable, codec)):
+            raise ConfigError("it is not a function: give one, or leave it out")
+        self.given[name] = self.arq.get(name)
+        return "a job in this format runs, and is answered in it; Tandem's own jobs are JSON"
 
     def _convert_defaults(self) -> None:
         """The settings whose defaults differ from Tandem's, or depend on others."""

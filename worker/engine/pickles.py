@@ -4,14 +4,17 @@ Nothing here loads a message. `pickletools` only reads the operations of a pickl
 """
 
 import asyncio
+import contextlib
 import pickle
 import pickletools
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
+from worker import foreign_codec
 from worker.exception_codec import message_of
-from worker.message import LATEST, PICKLE_MAGIC
+from worker.foreign_codec import PICKLE_MAGIC
+from worker.message import LATEST
 
 _HEAD = 40  # operations, more than arq's dict needs up to the task's name
 _TAIL = 64  # bytes, more than the last key and its value need
@@ -45,9 +48,18 @@ def glimpse(raw: bytes) -> Glimpse:
 
 
 def dump_result(data: Mapping[str, Any]) -> bytes:
-    """Encode a result as arq does by default. An exception that its reader could not load becomes a `RuntimeError`."""
+    """Encode a result as arq does. An exception that its reader could not load becomes a `RuntimeError`.
+
+    In a project's own format that cannot express exceptions, an exception is its name and its text.
+    """
     value = data["r"]
-    return pickle.dumps({**data, "r": _loadable(value) if isinstance(value, BaseException) else value})
+    if not isinstance(value, BaseException):
+        return foreign_codec.dump({**data})
+    if foreign_codec.are_given():
+        with contextlib.suppress(Exception):
+            return foreign_codec.dump({**data, "r": value})
+        return foreign_codec.dump({**data, "r": _described(value)})
+    return pickle.dumps({**data, "r": _loadable(value)})
 
 
 def _task(raw: bytes) -> str | None:
@@ -84,5 +96,10 @@ def _loadable(error: BaseException) -> BaseException:
             copy = None
         if type(copy) is kind:
             return error
+    return RuntimeError(_described(error))
+
+
+def _described(error: BaseException) -> str:
+    kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return RuntimeError(f"{name}: {message_of(error)}")
+    return f"{name}: {message_of(error)}"

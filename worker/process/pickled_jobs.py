@@ -7,7 +7,7 @@ from contextlib import suppress
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
-from worker.message import PICKLE_MAGIC
+from worker.foreign_codec import PICKLE_MAGIC
 
 logger = logging.getLogger("worker")
 

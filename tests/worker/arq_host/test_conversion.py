@@ -64,7 +64,7 @@ def converted(**settings: Any) -> Conversion:
 
 def becomes(**settings: Any) -> str:
     """What the one setting becomes, as ``check --arq`` prints it."""
-    (name,) = settings
+    name = next(iter(settings))
     return {line.setting: line.becomes for line in converted(**settings).lines}[name]
 
 
@@ -308,7 +308,8 @@ class TestSettings:
         [
             ({"redis_pool": object()}, "redis_pool: Tandem opens connections of its own: give redis_settings"),
             ({"queue_name": None}, "queue_name: Tandem does not ask redis_pool for the queue's name: give queue_name"),
-            ({"job_serializer": repr}, "job_serializer: Tandem writes JSON, and reads pickles"),
+            ({"job_serializer": repr}, "job_serializer: job_serializer and job_deserializer belong together"),
+            ({"job_deserializer": repr}, "job_deserializer: job_serializer and job_deserializer belong together"),
             ({"redis_settings": "redis://"}, "redis_settings: str is not arq's RedisSettings"),
         ],
     )
@@ -319,7 +320,8 @@ class TestSettings:
 
     def test_tandems_codec_and_arqs_default_are_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is said what becomes of pickles."""
-        assert becomes(job_serializer=worker.serialize) == "Tandem's codec"
+        codec = {"job_serializer": worker.serialize, "job_deserializer": worker.deserialize}
+        assert becomes(**codec) == "Tandem's codec"
         assert "until WORKER_ACCEPT_PICKLE=true is set" in becomes(job_serializer=pickle.dumps)
         monkeypatch.setenv("WORKER_ACCEPT_PICKLE", "true")
         assert "they run, as WORKER_ACCEPT_PICKLE is set" in becomes(job_deserializer=None)
