@@ -24,6 +24,7 @@ from typing import Any
 from arq.cron import CronJob
 from arq.worker import Function
 
+from worker.client.annotations import parameters
 from worker.cron import from_arq, merge_schedules
 from worker.errors import RegistryError, TaskDefinitionError
 from worker.registry.imports import Importer, MissingModuleError, NotImportableError, imported_files, shown
@@ -224,7 +225,7 @@ def _import_lifespan(importer: Importer, module: ModuleType) -> Lifespan | None:
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:
     try:
-        inspect.signature(function).bind()
+        parameters(function).bind()
     except TypeError:
         return False
     return True

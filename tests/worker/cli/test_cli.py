@@ -99,6 +99,22 @@ class TestCheck:
         served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=broker.url)
         assert (served.returncode, served.stderr) == (0, "")
 
+    def test_check_shows_each_schedule_of_arqs_crons(self, project: Path) -> None:
+        """With its zone, its job id, and whether each worker runs it."""
+        (project / "tasks/old.py").write_text("async def f(ctx): ...\n")
+        (project / "tasks/registry.py").write_text(
+            "from arq import cron\nfrom tasks.old import f\n"
+            "TASKS = (cron(f, hour=1), cron(f, hour=2, job_id='one'), cron(f, hour=3, unique=False))\n"
+        )
+        done = run("check", cwd=project, TZ="Asia/Tokyo")
+        assert (done.returncode, done.stderr) == (0, "")
+        schedules = done.stdout.partition("schedule ")[2].split(";")
+        assert all("(Asia/Tokyo)" in schedule for schedule in schedules)
+        first, second, third = (" ".join(schedule.split()) for schedule in schedules)
+        assert first.endswith("UTC")
+        assert second.endswith("not while job one waits or runs")
+        assert third.endswith("a job for each worker")
+
     def test_check_reports_every_problem_of_the_registry_and_exits_with_1(self, project: Path) -> None:
         """Every problem is a line on stderr, no task is shown, and the exit code is 1."""
         (project / "tasks/registry.py").write_text('TASKS = ("tasks.mail.sned", "tasks.mail.send", "tasks.sms.send")\n')

@@ -8,6 +8,9 @@ from sqlalchemy import make_url
 
 from tests.servers import Databases, as_dsn, as_url
 from tests.worker.cli.test_cli import run
+from worker.ledger.revisions import versions
+
+LATEST = versions()[-1]
 
 
 @pytest.fixture
@@ -23,6 +26,27 @@ def test_migrate_creates_the_table_and_then_has_nothing_to_do(here: Path, databa
         first, second = (run("migrate", cwd=here, **settings) for _ in range(2))
     assert (first.returncode, first.stdout, first.stderr) == (0, "work.jobs: created, version 0001\n", "")
     assert (second.returncode, second.stdout) == (0, "work.jobs: version 0001: nothing to do\n")
+
+
+def test_migrate_hands_the_table_to_other_migrations_and_takes_it_back(here: Path, databases: Databases) -> None:
+    """Each command says what it did. They exclude each other."""
+    with databases.bare() as url:
+        settings = {"DATABASE_URL": as_url(url, "asyncpg")}
+        runs = [
+            run("migrate", *options, cwd=here, **settings)
+            for options in ([], ["--release"], ["--release"], [], ["--adopt"], ["--adopt"])
+        ]
+    assert [(done.returncode, done.stderr) for done in runs] == [(0, "")] * 6
+    assert [done.stdout.removeprefix("tandem_jobs: ").strip() for done in runs] == [
+        f"created, version {LATEST}",
+        "released: other migrations manage the table from now on",
+        "'migrate' does not manage the table: nothing to do",
+        "the table is complete, and other migrations manage it: nothing to do",
+        f"taken over at version {LATEST}",
+        f"version {LATEST}: nothing to do",
+    ]
+    done = run("migrate", "--adopt", "--release", cwd=here)
+    assert (done.returncode, done.stderr) == (2, "give only one of --sql, --adopt and --release\n")
 
 
 def test_migrate_sql_prints_the_statements_without_a_server(here: Path, databases: Databases) -> None:
