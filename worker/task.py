@@ -24,7 +24,13 @@ from db.scope import Scope, open_scope
 from worker.aio import loop_thread
 from worker.broker.broker import Broker, default_broker
 from worker.broker.records import now_ms
-from worker.client.enqueue import EnclosingTransaction, Transaction, enqueue_in, refuse_if_required
+from worker.client.enqueue import (
+    EnclosingTransaction,
+    Transaction,
+    borrowed_session,
+    enqueue_in,
+    refuse_if_required,
+)
 from worker.client.enqueue_time import enqueue_time
 from worker.client.options import JobOptions, TaskOptions, text
 from worker.client.origin import current_origin
@@ -281,6 +287,8 @@ class BoundTask(Generic[P, R]):
         if scope is not None and not scope.is_open:
             raise ScopeEndedError
         new = self._new_jobs(payloads, in_transaction=scope is not None)
+        if scope is not None and (borrowed := borrowed_session(scope)) is not None:
+            return self._handles(new, *await enqueue_in_session(borrowed, *new, is_named=self._is_named))
         transaction = None if scope is None else Transaction(scope)
         if transaction is None:
             are_new = await new.broker.enqueue(new.jobs)

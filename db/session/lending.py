@@ -59,12 +59,12 @@ class _Lent:
         _ = inner.dispatch
         self._classes = type(session), type(inner)
         session.__class__, inner.__class__ = _our_classes(*self._classes)
-        inner.access, inner.callbacks = inner.access_class(), Callbacks()
+        inner.access, inner.callbacks, inner.is_borrowed = inner.access_class(), Callbacks(), True
 
     def give_back(self, session: Any, inner: Any) -> None:
         """Make it what it was."""
         session.__class__, inner.__class__ = self._classes
-        del inner.access, inner.callbacks, vars(inner)[_LENT]
+        del inner.access, inner.callbacks, inner.is_borrowed, vars(inner)[_LENT]
 
 
 def _our_classes(outer: type, inner: type) -> tuple[type, type]:

@@ -36,6 +36,8 @@ class OwnedSession(sa_orm.Session):
     owner: TransactionOwner | None = None
     place: Any = None
     """The scope, or the block of `independent()`, that the session is made for."""
+    is_borrowed = False
+    """Whether the session is one of SQLAlchemy's own, lent to a scope. Its COMMITs come without an owner."""
     is_released = False
     """Whether a close has released the engine. The next use takes the engine of then (:meth:`reopen_here`)."""
 

@@ -110,6 +110,17 @@ async def enqueue_in(transaction: Transaction, jobs: list[NewJob], broker: Broke
     return are_free
 
 
+def borrowed_session(scope: Scope) -> Any | None:
+    """The session that the scope writes rows in, if it is one of SQLAlchemy's own. Its COMMIT is not the scope's."""
+    if not scope.is_lent:
+        return None
+    database = _database_of(scope)
+    for scoped in scope.scoped_sessions:
+        if scoped.database is database and scoped.sync_session.is_borrowed:
+            return scoped.session
+    return None
+
+
 def refuse_if_required(task: str) -> None:
     """Check that jobs may be enqueued outside of a transaction.
 

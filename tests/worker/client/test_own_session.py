@@ -202,23 +202,36 @@ class TestAsyncSessions:
         await database.dispose()
         assert await jobs.ids() == {job.job_id, own.job_id}
 
-    async def test_a_session_that_is_lent_to_a_scope_is_still_its_own(
+    async def test_jobs_in_a_scope_follow_the_session_that_it_was_lent(
         self, sessions: async_sessionmaker[AsyncSession], database_url: str, jobs: Jobs
     ) -> None:
-        """A plain `enqueue` there is refused by name; `using(session=...)` follows the session."""
-        database = db.Database(database_url)
+        """One of SQLAlchemy's own: a plain `enqueue` is part of its transaction, as with `using(session=...)`."""
+        database = db.Database(database_url, default=True)
         async with sessions() as session:
-            async with db.scope(session=session, database=database):
-                job = await ship.using(session=await db.session(database)).enqueue(1)
-            assert await jobs.ids() == set()
+            async with db.scope(session=session):
+                kept = [await ship.enqueue(1), await ship.using(session=session).enqueue(2)]
+                async with session.begin_nested() as savepoint:
+                    await ship.enqueue(3)
+                    await savepoint.rollback()
+                kept.append(await asyncio.to_thread(ship.using(job_id="named").enqueue_sync, 4))
+                with pytest.raises(JobNotCommittedError, match="commit the session first"):
+                    await kept[0].result()
+                isolated = await db.isolated(ship.enqueue, 5)
+                assert await jobs.ids() == {isolated.job_id}
+            kept.append(isolated)
             await session.commit()
-            async with db.scope(session=session, database=database):
-                early = await ship.using(session=session).enqueue(2)
-                await db.commit(database)
-                assert await jobs.ids() == {job.job_id, early.job_id}
-                await ship.using(session=session).enqueue(3)
-                await db.close(database)
-        assert await jobs.ids() == {job.job_id, early.job_id}
+            assert await jobs.ids() == {job.job_id for job in kept}
+            async with db.scope(session=session):
+                kept.append(await ship.enqueue(6))
+                await db.commit()
+                assert await jobs.ids() == {job.job_id for job in kept}
+                await ship.enqueue(7)
+                await db.rollback()
+                await ship.enqueue(8)
+                await db.close()
+                await ship.enqueue(9)
+        assert await jobs.ids() == {job.job_id for job in kept}
+        db.set_default_database(None)
         await database.dispose()
 
     async def test_a_session_of_psycopg_is_as_good(self, sync_database_url: str, jobs: Jobs) -> None:
@@ -323,6 +336,23 @@ class TestSyncSessions:
         await asyncio.to_thread(thread.join)
         assert len(made) == 3
         assert await jobs.ids() == made
+
+    async def test_jobs_in_a_scope_follow_the_sync_session_that_it_was_lent(
+        self, sync_engine: Engine, sync_database_url: str, jobs: Jobs
+    ) -> None:
+        """With a default database of the same driver."""
+        database = db.Database(sync_database_url, default=True)
+        with Session(sync_engine) as session:
+            async with db.scope(session=session):
+                job = await ship.enqueue(1)
+            assert await jobs.ids() == set()
+            await asyncio.to_thread(session.commit)
+            assert await jobs.ids() == {job.job_id}
+            async with db.scope(session=session):
+                await ship.enqueue(2)
+        assert await jobs.ids() == {job.job_id}
+        db.set_default_database(None)
+        await database.dispose()
 
     async def test_a_sync_session_can_be_awaited_with_on_a_loop(self, sync_engine: Engine, jobs: Jobs) -> None:
         """An `async def` endpoint with a blocking session."""
