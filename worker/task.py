@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial, update_wrapper
+from itertools import compress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -32,6 +33,7 @@ from worker.client.enqueue import (
     refuse_if_required,
 )
 from worker.client.enqueue_time import enqueue_time
+from worker.client.enqueued import count_enqueued
 from worker.client.options import JobOptions, TaskOptions, text
 from worker.client.origin import current_origin
 from worker.client.own_session import OwnSession, enqueue_in_session, enqueue_in_session_sync
@@ -292,6 +294,7 @@ class BoundTask(Generic[P, R]):
         transaction = None if scope is None else Transaction(scope)
         if transaction is None:
             are_new = await new.broker.enqueue(new.jobs)
+            count_enqueued([*compress(new.jobs, are_new)])
         else:
             are_new = await enqueue_in(transaction, *new, is_named=self._is_named)
         return self._handles(new, transaction, are_new)

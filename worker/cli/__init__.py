@@ -233,6 +233,23 @@ def health(
 
 
 @app.command(rich_help_panel=_RUN)
+def exporter(
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to serve on.")] = 9465,
+    queues: Queues = None,
+) -> int:
+    """Serve the metrics of all queues, workers and job rows to Prometheus.
+
+    One exporter is enough. Each worker serves its own metrics on WORKER_METRICS_PORT.
+    """
+    from worker.cli.exporter import export  # noqa: PLC0415 - other commands do not need it
+
+    config = Config.load() if queues is None else Config.load(queues=queues)
+    config.require_redis_url()
+    err.print(Text(f"metrics: http://localhost:{port}/metrics"))
+    return export(config, port)
+
+
+@app.command(rich_help_panel=_RUN)
 def migrate(
     *,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, without a connection.")] = False,

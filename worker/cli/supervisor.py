@@ -46,7 +46,9 @@ async def _supervise(config: Config, worker_ids: Sequence[str], shown: Display, 
     showing = asyncio.create_task(progress.run())
     shown.open()
     try:
-        return await Supervisor(worker_ids, progress, shown.output, until_empty=until_empty).run()
+        return await Supervisor(
+            worker_ids, progress, shown.output, until_empty=until_empty, metrics_port=config.metrics_port
+        ).run()
     finally:
         await cancel_tasks({showing})
         await progress.close()
@@ -58,13 +60,23 @@ class Supervisor:
 
     Args:
         output: the descriptor that the workers print to; None: the supervisor's own output.
+        metrics_port: the port of the first worker's metrics; each next worker has the next one. None: there are none.
     """
 
-    def __init__(self, worker_ids: Sequence[str], progress: Progress, output: int | None, *, until_empty: bool) -> None:
+    def __init__(
+        self,
+        worker_ids: Sequence[str],
+        progress: Progress,
+        output: int | None,
+        *,
+        until_empty: bool,
+        metrics_port: int | None = None,
+    ) -> None:
         self._ids = worker_ids
         self._progress = progress
         self._output = output
         self._until_empty = until_empty
+        self._metrics_port = metrics_port
         self._children: dict[str, ChildProcess] = {}
         self._first_works = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -119,10 +131,15 @@ class Supervisor:
         until_empty = ["--burst"] if self._until_empty else []
         return await ChildProcess.start(
             ["run", "--under=supervisor", *until_empty],
-            {**os.environ, "WORKER_ID": worker_id, "PYTHONUNBUFFERED": "1"},
+            {**os.environ, "WORKER_ID": worker_id, "PYTHONUNBUFFERED": "1", **self._metrics_setting(worker_id)},
             stdout=self._output if sys.stdout.isatty() else None,
             stderr=self._output,
         )
+
+    def _metrics_setting(self, worker_id: str) -> dict[str, str]:
+        if self._metrics_port is None:
+            return {}
+        return {"WORKER_METRICS_PORT": str(self._metrics_port + self._ids.index(worker_id))}
 
     async def _wait_until_started(self, child: ChildProcess) -> None:
         if await child.started():

@@ -20,6 +20,7 @@ from db.session.callbacks import Callback
 from db.session.classes import joins_transaction
 from worker.broker.broker import Broker, default_broker
 from worker.broker.errors import RedisError
+from worker.client.enqueued import count_enqueued
 from worker.config import Config
 from worker.errors import EnqueueError
 from worker.ledger import State, StoredResult
@@ -195,6 +196,9 @@ async def _publish(batches: list[Batch]) -> None:
     """Publish committed jobs. An error of Redis is only logged, as the jobs exist, and the relay publishes them."""
     if joined := _jobs(batch for batch in batches if batch.transaction.is_joined):
         logger.info("%d jobs are not published yet: their transaction is part of an open one", len(joined))
+    for batch in batches:
+        if not batch.transaction.is_joined:
+            count_enqueued(batch.jobs)
     committed = _jobs(batch for batch in batches if not batch.transaction.is_joined)
     try:
         await default_broker().publish(committed)

@@ -30,6 +30,7 @@ from db.aio.threads import in_thread
 from worker.aio import loop_thread
 from worker.broker.broker import Broker
 from worker.client.enqueue import is_queued, require_pending
+from worker.client.enqueued import count_enqueued
 from worker.errors import EnqueueError
 from worker.ledger.connection import ConnectionLedger
 from worker.ledger.default import default_ledger
@@ -172,6 +173,7 @@ class _Watch:
         for transaction, broker, jobs in self.enqueued:
             kept = [job for job in jobs if (job.id, job.enqueued_at) in saved]
             transaction.is_open, transaction.is_committed = False, bool(kept)
+            count_enqueued(kept)
             if kept:
                 by_broker.setdefault(broker, []).extend(kept)
         self.enqueued.clear()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from worker.broker.broker import Broker
 from worker.broker.cron_slots import CronSlots
 from worker.broker.records import CronSlot
+from worker.client.enqueued import count_enqueued
 from worker.engine.cron_series import CronSeries
 from worker.ledger import Ledger
 from worker.message import encode
@@ -35,7 +36,10 @@ class SlotHistory:
 
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         """Queue the jobs of these slots, oldest first. Slots that were queued before are skipped."""
-        await self._slots.add(queue, slots)
+        new = await self._slots.add(queue, slots)
+        for slot, is_new in zip(slots, new, strict=True):
+            if is_new and slot.payload:
+                count_enqueued([_new_job(slot, queue)])
 
 
 class LedgerSlotHistory(SlotHistory):
@@ -58,6 +62,8 @@ class LedgerSlotHistory(SlotHistory):
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         jobs = [_new_job(slot, queue) for slot in slots if slot.payload and not await self._is_held(slot, queue)]
         new = await self._ledger.add_new(jobs) if jobs else []
+        for job in new:
+            count_enqueued([job])
         # The relay publishes the jobs that do not reach Redis now.
         await super().put(queue, [slot._replace(payload=b"") for slot in slots])
         await self._broker.publish(new)

@@ -95,6 +95,9 @@ class Engine:
         self._unknown_jobs = UnknownJobs(broker, unknown_for=config.unknown_for)
         self.meter = Meter(tasks)
         """What the jobs of this worker have done."""
+        for name, task in tasks.items():
+            if (queue := task.options.queue or config.queue) in names:
+                self.meter.row(queue, name)  # so that Prometheus sees the first job of a task as an increase from 0
         measuring = Measuring(self.meter, has_ledger=ledger is not None)
         broker_completer = BrokerCompleter(broker, executions, measuring, worker_id=config.id)
         self._ledger_completer = LedgerCompleter(ledger, broker_completer)
@@ -127,8 +130,19 @@ class Engine:
         self._draining = draining = Draining(executions, config.grace)
         source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
         self._health = Health(broker, names, config.id, source.snapshot, ask_database, arq_key=arq.health_check_key)
-        report = ReportSource(
-            config, executions, slots, log, self._heartbeat, self._claimer, draining, self._health, pool
+        self.report = report = ReportSource(
+            config=config,
+            executions=executions,
+            slots=slots,
+            log=log,
+            heartbeat=self._heartbeat,
+            claimer=self._claimer,
+            draining=draining,
+            health=self._health,
+            pool=pool,
+            meter=self.meter,
+            executor=executor,
+            relay=relay,
         )
         self._reporter = Reporter(
             broker,

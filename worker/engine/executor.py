@@ -63,6 +63,8 @@ class Executor:
         self._open_scope: Callable[[], scope] = scope
         self._busy_rows = BusyRows()
         self._warned_of: set[str] = set()
+        self.conflict_reruns = 0
+        """Attempts that were run again after a conflict in the database."""
 
     def with_once(self, once: Once) -> "Executor":
         """The same executor with another `once`."""
@@ -119,7 +121,9 @@ class Executor:
             if not policy.allows(outcome):
                 return _counted_as_try(outcome, execution)
             logger.info("%s:%s runs again: %s", execution.job_id, execution.task.name, outcome.why.value)
-            look_first = look_first or outcome.why is Transient.CONFLICT  # perhaps with another attempt of this job
+            is_conflict = outcome.why is Transient.CONFLICT
+            self.conflict_reruns += is_conflict
+            look_first = look_first or is_conflict  # perhaps with another attempt of this job
             try:
                 await policy.pause(outcome.why)
             except asyncio.CancelledError as error:

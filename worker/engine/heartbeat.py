@@ -76,6 +76,8 @@ class Heartbeat:
         self._last_warning = -_WARN_AGAIN
         self.last_beat = 0.0
         """Time of the last renewal of all leases, by the monotonic clock."""
+        self.reacquired = 0
+        """Leases that had ended or were lost, and were acquired again."""
 
     @classmethod
     def of(cls, executions: Executions, table: LeaseTable, broker: Broker, config: Config) -> "Heartbeat":
@@ -98,6 +100,11 @@ class Heartbeat:
     def lag(self) -> float:
         """Seconds that the event loop took to answer the last beat."""
         return self._loop.lag
+
+    @property
+    def lag_now(self) -> float:
+        """As `lag`, or the seconds for which the event loop has not answered, if these are more. Any thread may ask."""
+        return max(self._loop.lag, self._loop.silence_now)
 
     def start(self) -> None:
         """Start the thread and the keeper, and watch the event loop that runs now."""
@@ -190,6 +197,7 @@ class Heartbeat:
 
     def _reacquire(self, lost: list[Execution], client: LeaseClient) -> None:
         taken = client.reacquire([job.for_renewal for job in lost])
+        self.reacquired += sum(taken)
         logger.warning("%d leases of running jobs had ended or were lost; %d acquired again", len(lost), sum(taken))
         for job, ours in zip(lost, taken, strict=True):
             if not ours:
@@ -225,6 +233,11 @@ class _WatchedLoop:
             self.silent_for += min(now - self._seen_at, self._most_at_once)
         self._seen_at = now
         return self.silent_for > max(allowance, self._silence)
+
+    @property
+    def silence_now(self) -> float:
+        """Seconds since the loop was asked, if it has not answered yet."""
+        return 0.0 if self._answered else time.monotonic() - self._asked_at
 
     def call(self, callback: Callable[..., None], *arguments: object) -> None:
         """Call `callback` on the loop, soon."""

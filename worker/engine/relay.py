@@ -57,6 +57,8 @@ class Relay:
         relay looked last. At first all, as any may be paused."""
         self.on_unguarded: Callable[[], None] = lambda: None
         """Called when `guarded` may have become smaller."""
+        self.published = 0
+        """Jobs that were not in Redis and that this relay has published."""
 
     async def run(self) -> None:
         """Check pending rows, for ever."""
@@ -151,6 +153,7 @@ class Relay:
     async def _publish(self, rows: Sequence[RelayRow]) -> int:
         """Publish the rows that have not expired, and make the others final. Return how many were published."""
         published = await self._broker.publish([new_job(row) for row in rows if not row.expired])
+        self.published += sum(published)
         expired = [final_row(row, State.EXPIRED) for row in rows if row.expired]
         if expired:
             await self._ledger.complete(expired)

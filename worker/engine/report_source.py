@@ -18,10 +18,14 @@ from worker.engine.claimer import Claimer
 from worker.engine.draining import Draining
 from worker.engine.execution import Phase
 from worker.engine.executions import Executions
+from worker.engine.executor import Executor
 from worker.engine.health import Health
 from worker.engine.heartbeat import Heartbeat
 from worker.engine.job_log import JobLog
+from worker.engine.relay import Relay
 from worker.engine.slots import Slots
+from worker.metrics.meter import Meter
+from worker.metrics.process import ProcessSnapshot
 from worker.metrics.records import WorkerState
 
 _STARTING = 3000  # milliseconds: before that a worker has not been asked for its health often enough
@@ -40,6 +44,9 @@ class ReportSource:
     draining: Draining
     health: Health
     pool: Callable[[], PoolUsage | None]
+    meter: Meter
+    executor: Executor
+    relay: Relay | None
     started_at: int = field(default_factory=now_ms)
     process: str = field(default_factory=lambda: secrets.token_hex(8))
     """The id of this process, which no other one has."""
@@ -66,6 +73,19 @@ class ReportSource:
             "retried": counts["retried"],
             "metrics_port": config.metrics_port,
         }
+
+    def snapshot(self) -> ProcessSnapshot:
+        """What the process's own Prometheus metrics say. Any thread may ask."""
+        return ProcessSnapshot(
+            slots=self.slots.total,
+            busy=self.slots.total - self.slots.free,
+            loop_lag=self.heartbeat.lag_now,
+            pool=self.pool(),
+            crashes=self.meter.crashes,
+            leases_lost=self.meter.leases_lost + self.heartbeat.reacquired,
+            conflict_reruns=self.executor.conflict_reruns,
+            relay_published=0 if self.relay is None else self.relay.published,
+        )
 
     @property
     def state(self) -> WorkerState:

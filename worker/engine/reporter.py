@@ -11,20 +11,18 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from db.text.printable import first_line
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.metrics import Measurements, MetricsStore
-from worker.exception_codec import message_of
+from worker.engine.measuring import fields_of
 from worker.metrics.counts import LANES, OUTCOMES, encode
-from worker.metrics.meter import Changes, EndedJob, Meter
-from worker.metrics.records import encode_ended, encode_report
+from worker.metrics.meter import Changes, Meter
+from worker.metrics.records import encode_report
 
 logger = logging.getLogger("worker")
 
 _INTERVAL = 1.0  # seconds between two reports
 _WARN_AGAIN = 30.0  # seconds between two warnings
-_LONGEST_ERROR = 200  # characters
 _COMPLETED = OUTCOMES.index("completed")
 
 
@@ -97,14 +95,11 @@ class Reporter:
         rows = changes.rows
         measurements = Measurements(
             counts={task: encode(row) for task, row in rows.items()},
-            latest=self._encoded(changes.latest),
+            latest=[fields_of(job, self._worker_id).encode() for job in changes.latest],
             succeeded=[task for task, row in rows.items() if task in self._scheduled and row[_COMPLETED]],
             record=encode_report(described, self._running(queue)),
         )
         await self._store.add(queue, self._process, LANES, measurements)
-
-    def _encoded(self, jobs: Sequence[EndedJob]) -> list[bytes]:
-        return [encode_ended((*fields, self._worker_id, _text(error))) for *fields, error in jobs]
 
     def _warn(self, error: Exception) -> None:
         now = time.monotonic()
@@ -115,10 +110,3 @@ class Reporter:
             logger.warning("metrics cannot be written: %s: %s", type(error).__name__, error)
         else:
             logger.error("internal error while writing metrics; the worker goes on", exc_info=error)
-
-
-def _text(error: BaseException | None) -> str:
-    """The type and the first line of an error, for a list."""
-    if error is None:
-        return ""
-    return first_line(f"{type(error).__name__}: {message_of(error)}"[: 4 * _LONGEST_ERROR])[:_LONGEST_ERROR]

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from worker.broker.broker import Broker
 from worker.broker.records import CronSlot, to_ms
+from worker.client.enqueued import count_enqueued
 from worker.engine.cron_series import CronSeries
 from worker.engine.cron_slots import LedgerSlotHistory, SlotHistory
 from worker.ledger import Ledger
@@ -120,9 +121,10 @@ class Scheduler:
 
     async def _run_at_startup(self, now: datetime) -> None:
         if self._at_startup:
-            await self._broker.enqueue(
-                [self._new_job(job_id, task, to_ms(now)) for job_id, task in self._at_startup.items()]
-            )
+            jobs = [self._new_job(job_id, task, to_ms(now)) for job_id, task in self._at_startup.items()]
+            for job, is_new in zip(jobs, await self._broker.enqueue(jobs), strict=True):
+                if is_new:
+                    count_enqueued([job])
             self._at_startup.clear()
 
     def _new_job(self, job_id: str, task: Task[..., Any], now: int) -> NewJob:

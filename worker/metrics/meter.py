@@ -8,15 +8,10 @@
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from worker.broker.metrics import MOST_LATEST
 from worker.metrics.counts import BUSY, LANES, add
-
-EndedJob = tuple[str, str, str, int, int, int, int, BaseException | None]
-"""An ended job without a job row: the fields of `worker.metrics.records.EndedJob` up to `attempt`, and its error.
-
-A plain tuple, as a no-op job pays for it.
-"""
 
 OTHER_TASKS = "(other)"
 """The name under which the jobs of tasks are counted that the registry does not list."""
@@ -24,6 +19,8 @@ ALL_TASKS = ""
 """The name under which Redis has the sum of a queue's tasks."""
 WAITED_SUM = LANES
 """The lane of all waiting times, in milliseconds. Rows in Redis do not have it."""
+
+_ZEROS = [0] * (LANES + 1)
 
 
 @dataclass(slots=True)
@@ -33,7 +30,7 @@ class Changes:
     queue: str
     rows: dict[str, list[int]]
     """By task, and the sum of all."""
-    latest: Sequence[EndedJob]
+    latest: Sequence[Any]
     seen: dict[str, list[int]]
     """The counts of these tasks when this was made."""
 
@@ -57,22 +54,25 @@ class Meter:
         self.leases_lost = 0
         """Leases of jobs of this process that had ended or were another worker's."""
         self._told: dict[str, dict[str, list[int]]] = {}
-        self._latest: dict[str, deque[EndedJob]] = {}
+        self._latest: dict[str, deque[Any]] = {}
 
     def row(self, queue: str, task: str) -> list[int]:
         """The counts of a task, to be increased."""
         name = task if task in self.tasks else OTHER_TASKS
-        return self.rows.setdefault(queue, {}).setdefault(name, [0] * (LANES + 1))
+        return self.rows.setdefault(queue, {}).setdefault(name, _ZEROS[:])
 
-    def latest(self, queue: str) -> deque[EndedJob]:
-        """The latest ended jobs of a queue without a job row that Redis has not been told of, to be appended to."""
+    def latest(self, queue: str) -> deque[Any]:
+        """The latest ended jobs of a queue without a job row that Redis has not been told of, to be appended to.
+
+        What stands for a job here is the engine's own.
+        """
         return self._latest.setdefault(queue, deque(maxlen=MOST_LATEST))
 
     def changes(self, queue: str) -> Changes:
         """What Redis has to be told about a queue. Then call `confirm`, or `keep` if that failed."""
         told = self._told.get(queue, {})
-        seen = {task: row[:] for task, row in self.rows.get(queue, {}).items() if row != told.get(task)}
-        rows = {task: _difference(row, told.get(task)) for task, row in seen.items()}
+        seen = {task: row[:] for task, row in self.rows.get(queue, {}).items() if row != told.get(task, _ZEROS)}
+        rows = {task: _difference(row, told.get(task, _ZEROS)) for task, row in seen.items()}
         if rows:
             rows[ALL_TASKS] = add(rows.values())
         waiting = self.latest(queue)
@@ -91,9 +91,8 @@ class Meter:
         waiting.extendleft(reversed(changes.latest[-room:] if room else ()))
 
 
-def _difference(row: list[int], told: list[int] | None) -> list[int]:
+def _difference(row: list[int], told: list[int]) -> list[int]:
     """What a row of Redis has to grow by. The rest of a second of `BUSY` is told later."""
-    before = told or [0] * len(row)
-    difference = [now - then for now, then in zip(row[:LANES], before, strict=False)]
-    difference[BUSY] = row[BUSY] // 1000 - before[BUSY] // 1000
+    difference = [now - then for now, then in zip(row[:LANES], told, strict=False)]
+    difference[BUSY] = row[BUSY] // 1000 - told[BUSY] // 1000
     return difference

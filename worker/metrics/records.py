@@ -104,10 +104,9 @@ class EndedJob(NamedTuple):
         except (TypeError, ValueError):
             return None
 
-
-def encode_ended(fields: Sequence[Any]) -> bytes:
-    """Encode an ended job, given as the fields of `EndedJob`."""
-    return to_json(fields)
+    def encode(self) -> bytes:
+        """Encode the job for Redis."""
+        return to_json(self)
 
 
 def encode_report(fields: dict[str, Any], jobs: Iterable[Sequence[Any]]) -> bytes:

@@ -103,7 +103,7 @@ class Runtime:
             once=Once(ledger),
             retry_jobs=self._arq.retry_jobs,
         )
-        return Engine(
+        engine = Engine(
             self._config,
             self._registry.tasks,
             broker,
@@ -113,6 +113,8 @@ class Runtime:
             pool=lambda: database.pool_usage,
             arq=self._arq_options(arq_context),
         )
+        self._serve_metrics(engine)
+        return engine
 
     async def close(self) -> None:
         """Leave the resources, then close all connections."""
@@ -175,6 +177,29 @@ class Runtime:
         with suppress(RedisError, OSError):  # the engine's loops wait for Redis, and log that they do
             await broker.connections.open()
         return broker
+
+    def _serve_metrics(self, engine: Engine) -> None:
+        """Serve the worker's metrics if ``WORKER_METRICS_PORT`` is set.
+
+        Raises:
+            StartupError: the port is in use, or the package prometheus-client is not installed.
+        """
+        if self._config.metrics_port is None:
+            return
+        try:
+            from worker.metrics import prometheus  # noqa: PLC0415 - prometheus-client need not be installed
+        except ModuleNotFoundError as error:
+            raise StartupError(
+                f"WORKER_METRICS_PORT needs the package prometheus-client ({error}): pip install 'tandem-jobs[metrics]'"
+            ) from None
+        collectors = [
+            prometheus.WorkerCollector(engine.meter, engine.report.snapshot),
+            prometheus.EnqueuedCollector(),
+        ]
+        try:
+            self._open.callback(prometheus.serve(collectors, self._config.metrics_port))
+        except ConfigError as error:
+            raise StartupError(f"WORKER_METRICS_PORT: {error}") from None
 
     def _warn_of_unserved(self, broker: Broker) -> None:
         """Log, after a few seconds, the tasks whose queue no worker serves."""
