@@ -21,7 +21,7 @@ from worker import siblings as _siblings  # noqa: F401 - the import is the check
 from db.text.log_records import keep_printable
 from worker.broker.broker import Broker, default_broker, set_default_broker
 from worker.broker.records import JobStatus
-from worker.context import JobContext, Resource, current_job, injected
+from worker.context import JobContext, Progress, Resource, current_job, injected
 from worker.cron import cron
 from worker.errors import JobFailed, Retry, WorkerError
 from worker.job import Job, JobInfo
@@ -35,6 +35,7 @@ __all__ = [
     "JobFailed",
     "JobInfo",
     "JobStatus",
+    "Progress",
     "Queue",
     "Resource",
     "Retry",

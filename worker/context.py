@@ -1,12 +1,35 @@
 """`JobContext`, which describes the running job to its task, and `Resource`, which injects a resource."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.errors import WorkerError
+
+
+class Progress(NamedTuple):
+    """How far a job is, as its task has reported it."""
+
+    done: float
+    total: float | None
+    """None: the task does not know."""
+    note: str
+    attempt: int
+    """The number of the try that has reported it."""
+    at: datetime
+    """When it was reported, in UTC by the worker's clock."""
+
+
+class _NextTurn:
+    """An awaitable that lets other tasks of the event loop run once."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+_NEXT_TURN = _NextTurn()
 
 
 @dataclass(slots=True, eq=False)  # not frozen: a frozen one takes five times as long to make, for every job
@@ -32,6 +55,23 @@ class JobContext:
     """The id of the job that enqueued this one."""
     traceparent: str | None = None
     """The trace and span that the job was enqueued in, as W3C Trace Context writes them."""
+    send_progress: "Callable[[JobContext, float, float | None, str], None] | None" = field(default=None, repr=False)
+    """Takes what `progress` reports. Set by the worker."""
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> Awaitable[None]:
+        """Report how far the job is: ``await job.progress(done, total, "importing")``.
+
+        `Job.info` and `Job.progress` show it at once. Call it as often as you like: the latest report goes out at most
+        once every half a second, in the background. A plain function calls it without ``await``.
+
+        Args:
+            done: how much is done.
+            total: how much there is to do (default: not known).
+            note: what the job does now.
+        """
+        if self.send_progress is not None:
+            self.send_progress(self, done, total, note)
+        return _NEXT_TURN
 
 
 @dataclass(frozen=True, slots=True)

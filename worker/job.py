@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from db.errors import NestedWriterError
 from worker.broker.broker import Broker, default_broker
+from worker.broker.progress import ProgressRecords
 from worker.broker.records import JobSnapshot, JobStatus, to_ms
 from worker.client.enqueue import EnclosingTransaction
 from worker.client.ledger_status import LedgerStatus, abort_pending, ledger_status
 from worker.client.signature import Signature
-from worker.context import from_milliseconds
+from worker.context import Progress, from_milliseconds
 from worker.errors import JobFailed, JobNotCommittedError, LedgerAwayError, PayloadError, ResultNotFoundError
 from worker.message import Message, deserialize, dump
 
@@ -41,6 +43,8 @@ class JobInfo:
     """The id of the job that enqueued this one."""
     traceparent: str | None = None
     """The trace and span that the job was enqueued in, as W3C Trace Context writes them."""
+    progress: Progress | None = None
+    """The last progress that the running job has reported."""
 
 
 class _Result(NamedTuple):
@@ -113,7 +117,8 @@ class Job(Generic[R]):
         if snapshot.payload is None:
             stored = await self._ledger_status()
             return None if stored is None else self._info_of_row(stored)
-        return self._info_of_message(Message.decode(self.job_id, snapshot.payload), snapshot.status)
+        info = self._info_of_message(Message.decode(self.job_id, snapshot.payload), snapshot.status)
+        return replace(info, progress=await self._last_progress()) if snapshot.in_progress else info
 
     async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - arq's own name for it
         """Wait for the job and return its result, or raise the exception that ended it.
@@ -157,6 +162,53 @@ class Job(Generic[R]):
         except ResultNotFoundError:
             return False
         return not result.success and isinstance(result.value, asyncio.CancelledError)
+
+    async def progress(self) -> AsyncIterator[Progress]:
+        """Yield the progress that the job has reported, and each later report, until the job has ended.
+
+            async for progress in job.progress():
+                print(progress.done, progress.total, progress.note)
+
+        Reports may be skipped: what is yielded is the latest one. A job may end without any report.
+
+        Raises:
+            ResultNotFoundError: neither Redis nor the ledger has the job.
+            JobNotCommittedError: the transaction that the job was enqueued in is not committed.
+        """
+        self._require_committed()
+        news, seen, was_found = asyncio.Event(), None, False
+        queue, broker = self.queue_name, self._redis
+        followed = ProgressRecords(broker.connections).follow(queue, self.job_id, news)
+        async with followed, broker.ended(queue, self.job_id, news):
+            while True:
+                news.clear()
+                # Asked first: the last report is written before the end.
+                has_ended = await self._has_ended(was_found=was_found)
+                was_found = True
+                progress = await self._last_progress()
+                if progress is not None and progress != seen:
+                    seen = progress
+                    yield progress
+                if has_ended:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL_INTERVAL):
+                        await news.wait()
+
+    async def _has_ended(self, *, was_found: bool) -> bool:
+        """Whether the job has ended. A job that was there and is not there any more has: its result is not kept."""
+        try:
+            return await self._read_result() is not None
+        except ResultNotFoundError:
+            if not was_found and await self._last_progress() is None:
+                raise
+            return True
+
+    async def _last_progress(self) -> Progress | None:
+        record = await ProgressRecords(self._redis.connections).read(self.queue_name, self.job_id)
+        if record is None or self._enqueued_ms not in (None, record.enqueued_at):
+            return None
+        return Progress(record.done, record.total, record.note, record.attempt, from_milliseconds(record.at))
 
     async def _wait_for_end(self, timeout: float | None) -> "_Result":  # noqa: ASYNC109 - see `result`
         try:

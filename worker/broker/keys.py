@@ -37,6 +37,14 @@ class Keys:
         """The lease: ``token:score`` of the worker that runs the job."""
         return f"{self.prefix}in-progress:{job_id}"
 
+    def progress(self, job_id: str) -> str:
+        """The last progress that the job has reported."""
+        return f"{self.prefix}progress:{job_id}"
+
+    def progressed(self, job_id: str) -> str:
+        """The channel that is notified when the job has reported progress."""
+        return f"{self.prefix}progressed:{job_id}"
+
     def ended(self, job_id: str) -> str:
         """The channel that is notified when the job has ended."""
         return f"{self.prefix}ended:{job_id}"

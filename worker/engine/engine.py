@@ -37,6 +37,7 @@ from worker.engine.limits import Limits, limits_of
 from worker.engine.loops import Loop, Loops
 from worker.engine.measuring import Measuring
 from worker.engine.payload_recovery import PayloadRecovery
+from worker.engine.progress import ProgressSender
 from worker.engine.pruner import Pruner
 from worker.engine.recording import COUNTERS
 from worker.engine.relay import Relay
@@ -154,6 +155,8 @@ class Engine:
             describe=report.describe,
             running=report.running,
         )
+        self._progress = ProgressSender(broker)
+        executor.use_progress(self._progress)
         self._commander = Commander(broker, names, report.process, self._claimer)
         scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
         self._idle = Idle(executions, broker, names, relay, scheduler, slots)
@@ -175,6 +178,7 @@ class Engine:
     def start(self) -> None:
         """Start the heartbeat and every loop."""
         self._heartbeat.start()
+        self._progress.start()
         for name, loop in self._parts.items():
             if loop is not None:
                 self._loops.start(name, loop)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -23,6 +24,7 @@ from worker.context import JobContext, enter_job, enter_pickled_job, from_millis
 from worker.engine.execution import Execution
 from worker.engine.once import CompletedBeforeError, Once
 from worker.engine.outcome import Outcome, OutcomeKind, Rerun, asks_to_run_again, count_as_try, judge
+from worker.engine.progress import ProgressSender
 from worker.engine.rerun_policy import BusyRows, RerunPolicy
 from worker.engine.task_caller import TaskCaller
 from worker.errors import JobExpiredError, LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
@@ -61,6 +63,8 @@ class Executor:
         self._once = once or Once(None)
         self._retry_jobs = retry_jobs
         self._open_scope: Callable[[], scope] = scope
+        self._progress: ProgressSender | None = None
+        self._send_progress: Callable[[JobContext, float, float | None, str], None] | None = None
         self._busy_rows = BusyRows()
         self._warned_of: set[str] = set()
         self.conflict_reruns = 0
@@ -86,10 +90,15 @@ class Executor:
             resources=self._resources,
             parent=message.parent,
             traceparent=message.traceparent,
+            send_progress=self._send_progress,
         )
         enter_job(context)
         if message.is_pickled:
             enter_pickled_job()
+
+    def use_progress(self, sender: ProgressSender) -> None:
+        """Let `sender` send what jobs report of their progress (default: nothing is sent)."""
+        self._progress, self._send_progress = sender, sender.report
 
     async def execute(self, execution: Execution) -> Outcome:
         """Execute one job and return its outcome. An error of the job is an outcome, and is not raised.
@@ -107,7 +116,11 @@ class Executor:
                 call = f"{task.name}{task.signature.text}"
                 return Outcome(OutcomeKind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
             return Outcome.failed(error)
-        return await self._attempt_until_final(execution)
+        outcome = await self._attempt_until_final(execution)
+        if self._progress is not None and self._progress.has_reports:
+            with suppress(asyncio.CancelledError):  # too late: the outcome stands
+                await self._progress.ended(execution.context)
+        return outcome
 
     async def _attempt_until_final(self, execution: Execution) -> Outcome:
         """Attempt the job until its outcome is final. Run it again after transient errors of the database."""
