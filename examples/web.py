@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import db
 from db.asgi import SessionMiddleware, get_session
+from examples import job_events
 from tasks.census import scan_folder
 from tasks.models import Module, Scan, create_tables
 from worker import Job, JobStatus, default_broker
@@ -32,6 +33,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(title="Census of Python source", lifespan=lifespan)
 app.add_middleware(SessionMiddleware)
+app.include_router(job_events.router)
 
 
 def _readable_folder(path: Path) -> Path:

@@ -45,7 +45,7 @@ class Pause:
     since: datetime
     actor: str
     until: datetime | None = None
-    """The end of the pause. None: until somebody resumes it."""
+    """The end of the pause. None: until a person resumes it."""
     drains: bool = False
     """Whether jobs that were due at `since` still start."""
     is_durable: bool = True

@@ -1,4 +1,4 @@
-"""``Reason``: why a job does not run, or what became of it."""
+"""``Reason``: why a job does not run, or how it ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class ReasonKind(StrEnum):
     PUT_BACK = "put_back"
     """A worker has put it back, to run it again later."""
     WORKER_DIED = "worker_died"
-    """Nobody renews its lease. It runs again once the lease has ended."""
+    """Its lease is not renewed. It runs again once the lease has ended."""
     NOT_PUBLISHED = "not_published"
     """Its row is committed, and the job is not in Redis yet."""
     SUSPECT = "suspect"
@@ -43,7 +43,7 @@ class ReasonKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a job does not run, or what became of it."""
+    """Why a job does not run, or how it ended."""
 
     kind: ReasonKind
     sentence: str

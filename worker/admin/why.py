@@ -1,4 +1,4 @@
-"""``why``: the one reason why a job does not run, or what became of it.
+"""``why``: the one reason why a job does not run, or how it ended.
 
 1. Redis is asked first: a job that waits or runs there has no other reason than the one that is found there.
 2. Then the ledger: a row that is pending is not published yet, and any other row tells how the job ended.
@@ -56,7 +56,7 @@ async def why(
     enqueued_at: datetime | None = None,
     deployment: Deployment | None = None,
 ) -> Reason:
-    """Find the one reason why a job does not run, or what became of it.
+    """Find the one reason why a job does not run, or how it ended.
 
     Args:
         queue: the queue of the job (default: searched for among those of `deployment`, and in the ledger).

@@ -22,7 +22,7 @@ class QueuePause(NamedTuple):
     since: int
     actor: str
     until: int | None = None
-    """None: until somebody resumes the queue."""
+    """None: until a person resumes the queue."""
     due_before: int | None = None
     """The jobs that were due before this time, by the clock of Redis, still start. None: no job starts."""
 

@@ -35,7 +35,7 @@ class PauseRow(NamedTuple):
     since: int
     actor: str
     until: int | None = None
-    """None: until somebody ends it."""
+    """None: until a person ends it."""
     due_before: int | None = None
     """Of a queue: the jobs that were due before this time still start. None: no job starts."""
 
