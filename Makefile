@@ -2,7 +2,7 @@
 # You need only make and Python 3.11 or newer with venv and pip. Everything else, also the servers, comes from wheels.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench bench-peers check clean
+.PHONY: help demo test chaos bench bench-peers pictures check clean
 
 # `make test PYTHON=python3.13` uses that Python, in an environment of its own.
 ifdef PYTHON
@@ -25,6 +25,7 @@ help:
 	@echo 'make chaos [SECONDS=60 SEED=1] kill processes and cut connections at random, then count the effects of jobs'
 	@echo 'make bench [ARGS=--quick]      compare Tandem with other libraries (about an hour); writes bench/results.md'
 	@echo 'make bench-peers               install those libraries, each in an environment of its own'
+	@echo 'make pictures                  take the pictures of docs/dashboard.md again, with Chromium'
 	@echo 'make check                     check lint, format, types and import contracts'
 	@echo 'make clean                     remove environments, caches and local data'
 	@echo
@@ -45,6 +46,9 @@ bench: $(INSTALLED)
 
 bench-peers: $(INSTALLED)
 	@$(RUN) bench.environments
+
+pictures: $(INSTALLED)
+	@$(RUN) tests.worker.dashboard.pictures $(ARGS)
 
 check: $(INSTALLED)
 	@$(RUN) ruff check --no-cache

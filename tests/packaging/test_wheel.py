@@ -27,10 +27,11 @@ def test_the_wheel_holds_db_and_worker_and_nothing_else(names: list[str]) -> Non
 
 
 def test_the_wheel_holds_all_that_the_packages_need_at_run_time(names: list[str]) -> None:
-    """Markers for type checkers and the Lua scripts are there as the modules are."""
+    """Markers for type checkers, Lua scripts and the dashboard's files are there as the modules are."""
     checkout = [file for package in ("db", "worker") for file in (PROJECT / package).rglob("*") if file.is_file()]
     wanted = {str(file.relative_to(PROJECT)) for file in checkout if "__pycache__" not in file.parts}
     assert {"db/py.typed", "worker/py.typed", "worker/broker/scripts/claim.lua"} <= wanted
+    assert {"worker/dashboard/templates/layout.html", "worker/dashboard/static/dashboard.css"} <= wanted
     assert wanted - set(names) == set()
 
 

@@ -32,6 +32,7 @@ PAGE = 50
 """Jobs on one page."""
 _BUDGET = 0.12  # seconds after which a search in a queue reads no more of it
 _SCAN = 500  # jobs of a queue that are read at once
+_SCAN_WHOLE = 100  # likewise, with their whole payloads
 _RUNNING = 1_000  # the most running jobs of a queue that are listed
 _DONE_OUTCOMES = ("completed", "duplicate")
 _TASK = re.compile(rb'"f":"((?:[^"\\]|\\.)*)"')
@@ -287,13 +288,14 @@ class Jobs:
         scheduled = query.state is JobState.SCHEDULED
         first = float(max(now if scheduled else 0, query.since or 0))
         ends = time.monotonic() + _BUDGET
-        size = _SCAN if query.is_filtered or scheduled else limit + 1
+        size = limit + 1 if not (query.is_filtered or scheduled) else _SCAN if query.text is None else _SCAN_WHOLE
         lines: list[JobLine] = []
         last: QueuedJob | None = None
         for name in queues:
             at = None if place is None or place[0] != name else place[1:]
             while True:
                 jobs = await self._queues.scan(name, at, first, size)
+                payloads = await self._payloads(jobs, query)
                 for job in jobs:
                     if (not scheduled and job.score > now) or (query.until is not None and job.score > query.until):
                         jobs = []
@@ -302,7 +304,8 @@ class Jobs:
                         assert last is not None  # noqa: S101 - there are lines
                         return JobPage(lines, _queue_cursor(last), None)
                     last = job
-                    if not job.in_progress and (line := await self._matching(job, query, now)) is not None:
+                    line = None if job.in_progress else self._matching(job, query, now, payloads)
+                    if line is not None:
                         lines.append(line)
                 if len(jobs) < size:
                     break
@@ -316,8 +319,10 @@ class Jobs:
         lines: list[JobLine] = []
         for name in self._deployment.queues:
             if query.queue in (None, name):
-                for job in await self._queues.running(name, now, _RUNNING):
-                    if len(lines) < limit and (line := await self._matching(job, query, now)) is not None:
+                jobs = await self._queues.running(name, now, _RUNNING)
+                payloads = await self._payloads(jobs, query)
+                for job in jobs:
+                    if len(lines) < limit and (line := self._matching(job, query, now, payloads)) is not None:
                         holder = holders.get(line.id)
                         lines.append(line if holder is None else holder.on(line))
         return JobPage(lines, None, None)
@@ -336,22 +341,31 @@ class Jobs:
         lines += [self._of_row(row) for row in rows if (row.id, row.enqueued_at) not in known]
         return JobPage(lines[:limit], None, None)
 
-    async def _matching(self, job: QueuedJob, query: JobQuery, now: int) -> JobLine | None:
+    async def _payloads(self, jobs: Sequence[QueuedJob], query: JobQuery) -> dict[str, bytes | None]:
+        """The whole payloads of jobs of one queue, if the query needs them."""
+        if query.text is None or not jobs:
+            return {}
+        ids = [job.id for job in jobs]
+        return dict(zip(ids, await self._queues.payloads(jobs[0].queue, ids), strict=True))
+
+    def _matching(
+        self, job: QueuedJob, query: JobQuery, now: int, payloads: Mapping[str, bytes | None]
+    ) -> JobLine | None:
         line = self._of_queued(job, now)
         if query.task is not None and line.task != query.task:
             return None
         if query.error is not None:
             return None  # only ended jobs have an error
-        if query.text is not None:
-            (payload,) = await self._queues.payloads(job.queue, [job.id])
-            if not self._shows(line, payload, query):
-                return None
+        if query.text is not None and not self._shows(line, payloads.get(job.id), query):
+            return None
         return line
 
     def _shows(self, line: JobLine, payload: bytes | None, query: JobQuery) -> bool:
         """Whether the arguments, as they are shown, contain the text of the query."""
-        arguments, _ = self._arguments(line.task, payload)
         part = to_json(query.text)[1:-1]
+        if payload is None or part not in payload:  # most are not decoded
+            return False
+        arguments, _ = self._arguments(line.task, payload)
         return arguments is not None and part in to_json(arguments, inf_nan_mode="constants", fallback=repr)
 
     def _of_row(self, row: FoundRow) -> JobLine:

@@ -20,7 +20,8 @@ from worker.message import encode
 NOW = time.time_ns() // 1_000_000
 _INSERT = """
     INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, payload, tries, error, finished_at)
-    SELECT $1 || g, 1000, $2, $3, 'failed', $4, 3, replace($5, '{n}', g::text), $6::bigint - g FROM generate_series(1, $7::int) g
+    SELECT $1 || g, 1000, $2, $3, 'failed', $4, 3, replace($5, '{n}', g::text), $6::bigint - g
+    FROM generate_series(1, $7::int) g
 """
 
 
@@ -80,7 +81,7 @@ async def states(postgres: Observer) -> dict[str, int]:
 class TestGroups:
     async def test_errors_that_differ_in_numbers_are_one_group(self, failures: Failures, add: Any) -> None:
         await add("a", 30)
-        await add("b", 5, error="ValueError: user{n}-x of 7")
+        await add("b", 5, error="ValueError: user{n}-x of 7", ended=NOW - 100)
         await add("c", 2, task="build", ended=NOW - 7_200_000, queue="reports")
         groups = (await counted(failures)).groups
         assert [(group.task, group.kind, group.jobs) for group in groups] == [

@@ -54,7 +54,7 @@ async def _world() -> AsyncIterator[World]:
         database, broker = db.Database(postgres.url, default=True), Broker(redis.url, default=True)
         connection = await asyncpg.connect(as_dsn(make_url(postgres.url)))
         world = World(broker, connection)
-        await world.furnish()
+        await world.furnish(days=3)
         await QueueAdmin().pause("reports", actor="ann", until=datetime.now(UTC) + timedelta(hours=2))
         async with world.workers():
             yield world

@@ -94,12 +94,16 @@ class World:
     chance: Random = field(default_factory=lambda: Random(18))
     running: list[tuple[str, Kind, int]] = field(default_factory=list)
 
-    async def furnish(self) -> None:
-        """Fill the servers."""
+    async def furnish(self, *, days: int = 1) -> None:
+        """Fill the servers.
+
+        Args:
+            days: for how long the workers have measured.
+        """
         await self._ended()
         await self._failed()
         await self._waiting()
-        await self._measured()
+        await self._measured(days)
         await self._without_rows()
 
     @asynccontextmanager
@@ -186,8 +190,8 @@ class World:
         store = MetricsStore(self.broker.connections)
         await store.add("arq:queue", "9f2c01", LANES, Measurements({}, latest=latest))
 
-    async def _measured(self) -> None:
-        for resolution, count in ((60, 480), (600, 432)):
+    async def _measured(self, days: int) -> None:
+        for resolution, count in ((60, 60), (600, 144 * days)):
             last = self.now // (resolution * 1000)
             for queue in QUEUES:
                 async with self.broker.redis.pipeline(transaction=False) as pipe:
