@@ -23,7 +23,7 @@ from worker.broker.worker_records import WorkerRecords
 from worker.message import encode
 from worker.metrics.counts import BOUNDS, BUSY, LANES, OUTCOMES, RAN, WAITED
 from worker.metrics.counts import encode as encode_row
-from worker.metrics.records import EndedJob, encode_ended, encode_report
+from worker.metrics.records import EndedJob, encode_report
 from worker.new_job import NewJob
 
 QUEUES = ("arq:queue", "mail", "reports")
@@ -184,7 +184,7 @@ class World:
 
     async def _without_rows(self) -> None:
         latest = [
-            encode_ended(EndedJob(self.id(), "search.reindex", "completed", at - 90, at - 60, at, 1, "web-1"))
+            to_json(EndedJob(self.id(), "search.reindex", "completed", at - 90, at - 60, at, 1, "web-1"))
             for at in range(self.now - 90_000, self.now, 9_000)
         ]
         store = MetricsStore(self.broker.connections)
