@@ -16,27 +16,17 @@ from db.database import PoolUsage
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
-from worker.engine.admission import Admission
 from worker.engine.announcer import Announcer
 from worker.engine.arq_options import NO_ARQ_OPTIONS, ArqOptions
-from worker.engine.broker_completer import BrokerCompleter
-from worker.engine.burst_slots import slots_for
-from worker.engine.claimer import Claimer
 from worker.engine.commander import Commander
 from worker.engine.draining import Draining
 from worker.engine.execution import Phase
-from worker.engine.executions import Executions
 from worker.engine.executor import Executor
 from worker.engine.health import Health
 from worker.engine.health_source import HealthSource
-from worker.engine.heartbeat import Heartbeat
 from worker.engine.idle import Idle
-from worker.engine.job_log import JobLog
-from worker.engine.ledger_completer import LedgerCompleter
-from worker.engine.limits import Limits, limits_of
+from worker.engine.job_flow import JobFlow
 from worker.engine.loops import Loop, Loops
-from worker.engine.measuring import Measuring
-from worker.engine.payload_recovery import PayloadRecovery
 from worker.engine.progress import ProgressSender
 from worker.engine.pruner import Pruner
 from worker.engine.recording import COUNTERS
@@ -44,19 +34,14 @@ from worker.engine.relay import Relay
 from worker.engine.report_source import ReportSource
 from worker.engine.reporter import Reporter
 from worker.engine.scheduler import Scheduler
-from worker.engine.sentry_runner import runner_class
 from worker.engine.stuck_slots import StuckSlots
 from worker.engine.supervision import EngineError
-from worker.engine.unknown_jobs import UnknownJobs
-from worker.keeper.table import LeaseTable
 from worker.ledger import Ledger
-from worker.metrics.meter import Meter
 from worker.task import Task
 
 logger = logging.getLogger("worker")
 
 _FLUSHING = 10.0  # seconds that the last outcomes have to reach Redis; later, their jobs run again after their leases
-_ROOM = 4  # batches a slot in the keeper's table, which also holds jobs whose outcomes are being written
 
 
 class Engine:
@@ -83,72 +68,30 @@ class Engine:
         pool: Callable[[], PoolUsage | None] = lambda: None,
         arq: ArqOptions = NO_ARQ_OPTIONS,
     ) -> None:
-        self._after_job = arq.after_job
         names = config.queue_names
-        limits = limits_of(tasks, config)
-        widest = Limits.of_unknown(config, limits)
-        table = LeaseTable(_ROOM * config.concurrency)
-        self._executions = executions = Executions(config.concurrency)
-        self._slots = slots = slots_for(config.concurrency, arq.max_burst_jobs)
-        log = JobLog(config.log_jobs, log_results=arq.log_results)
-        self.counts = log.counts
-        """How many attempts were done, failed and retried."""
-        self._unknown_jobs = UnknownJobs(broker, unknown_for=config.unknown_for)
-        self.meter = Meter(tasks)
-        """What the jobs of this worker have done."""
-        for name, task in tasks.items():
-            if (queue := task.options.queue or config.queue) in names:
-                self.meter.row(queue, name)  # so that Prometheus sees the first job of a task as an increase from 0
-        measuring = Measuring(self.meter, has_ledger=ledger is not None)
-        broker_completer = BrokerCompleter(broker, executions, measuring, worker_id=config.id)
-        self._ledger_completer = LedgerCompleter(ledger, broker_completer)
-        runner = runner_class()(
-            executions,
-            slots,
-            PayloadRecovery(ledger),
-            Admission(tasks, limits, widest, max_crashes=config.max_crashes, accept_pickle=config.accept_pickle),
-            executor,
-            self._unknown_jobs,
-            self._ledger_completer,
-            log,
-            arq.after_job,
-        )
         relay = None if ledger is None else Relay(broker, ledger, names)
-        self._heartbeat = Heartbeat.of(executions, table, broker, config)
-        self._claimer = Claimer(
+        self.jobs = jobs = JobFlow(
+            config,
+            tasks,
             broker,
-            names,
-            slots=slots,
-            lease=config.lease,
-            start=runner.start,
-            table=table,
-            longest_lease=widest.lease,
-            keeps_leases=lambda: not executions or self._heartbeat.is_fresh,
+            executor,
+            ledger,
             guarded=lambda name: relay is not None and name in relay.guarded,
+            arq=arq,
         )
         if relay is not None:
-            relay.on_unguarded = self._claimer.wake
-        self._draining = draining = Draining(executions, config.grace)
-        source = HealthSource(executions, slots, log, self._heartbeat, self._claimer, self._ledger_completer, draining)
-        self._health = Health(broker, names, config.id, source.snapshot, ask_database, arq_key=arq.health_check_key)
-        self.report = report = ReportSource(
-            config=config,
-            executions=executions,
-            slots=slots,
-            log=log,
-            heartbeat=self._heartbeat,
-            claimer=self._claimer,
-            draining=draining,
-            health=self._health,
-            pool=pool,
-            meter=self.meter,
-            executor=executor,
-            relay=relay,
-        )
+            relay.on_unguarded = jobs.claimer.wake
+        self.counts = jobs.log.counts
+        """How many attempts were done, failed and retried."""
+        self._after_job = arq.after_job
+        self._draining = draining = Draining(jobs.executions, config.grace)
+        health = HealthSource(jobs, draining)
+        self._health = Health(broker, names, config.id, health.snapshot, ask_database, arq_key=arq.health_check_key)
+        self.report = report = ReportSource(config, jobs, draining, self._health, pool, executor, relay)
         self._reporter = Reporter(
             broker,
             names,
-            self.meter,
+            jobs.meter,
             worker_id=config.id,
             process=report.process,
             scheduled=[name for name, task in tasks.items() if task.schedule is not None],
@@ -157,27 +100,27 @@ class Engine:
         )
         self._progress = ProgressSender(broker)
         executor.use_progress(self._progress)
-        self._commander = Commander(broker, names, report.process, self._claimer)
+        self._commander = Commander(broker, names, report.process, jobs.claimer)
         scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
-        self._idle = Idle(executions, broker, names, relay, scheduler, slots)
+        self._idle = Idle(jobs.executions, broker, names, relay, scheduler, jobs.slots)
         self._parts: dict[str, Loop | None] = {
             "announcer": Announcer(broker, names, list(tasks), process=report.process, obey=self._commander.obey),
             "commander": self._commander,
-            "claimer": self._claimer,
-            "ledger completer": self._ledger_completer,
-            "broker completer": broker_completer,
+            "claimer": jobs.claimer,
+            "ledger completer": jobs.ledger_completer,
+            "broker completer": jobs.broker_completer,
             "scheduler": scheduler,
             "health": self._health,
             "reporter": self._reporter,
             "relay": relay,
             "pruner": None if ledger is None else Pruner(ledger, config.keep_jobs),
-            "stuck slots": StuckSlots(executions, draining.hurry),
+            "stuck slots": StuckSlots(jobs.executions, draining.hurry),
         }
         self._loops = Loops(self._health.record_failure)
 
     def start(self) -> None:
         """Start the heartbeat and every loop."""
-        self._heartbeat.start()
+        self.jobs.heartbeat.start()
         self._progress.start()
         for name, loop in self._parts.items():
             if loop is not None:
@@ -207,7 +150,7 @@ class Engine:
             after its lease, so the process should not wait for it.
         """
         self._draining.begin()
-        self._claimer.stop()
+        self.jobs.claimer.stop()
         await self._loops.returned("claimer", within=_FLUSHING)  # the jobs of a claim on its way are ours
         await self._loops.end("claimer")
         await self._draining.finish()
@@ -217,16 +160,16 @@ class Engine:
         await self._loops.end("health", "reporter")  # they would write down again what is to be forgotten
         await self._flush()
         await self._loops.end()
-        await in_thread(self._heartbeat.stop)  # jobs may have left work in all of asyncio's own threads
+        await in_thread(self.jobs.heartbeat.stop)  # jobs may have left work in all of asyncio's own threads
         logger.info("stopped: %d jobs done, %d failed, %d retried", *(self.counts[each] for each in COUNTERS))
-        return not self._executions.tasks
+        return not self.jobs.executions.tasks
 
     async def _flush(self) -> None:
         """Write the last outcomes and counts, and delete the worker's records. Give up if Redis stays away."""
         with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_FLUSHING):
-                await self._ledger_completer.flushed()
+                await self.jobs.ledger_completer.flushed()
                 await self._health.forget()
                 await self._reporter.forget()
-        if unwritten := sum(execution.phase is Phase.FINISHING for execution in self._executions):
+        if unwritten := sum(execution.phase is Phase.FINISHING for execution in self.jobs.executions):
             logger.error("%d outcomes could not be written: their jobs run again after their leases", unwritten)

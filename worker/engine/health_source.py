@@ -2,40 +2,30 @@
 
 from dataclasses import dataclass
 
-from worker.engine.claimer import Claimer
 from worker.engine.draining import Draining
-from worker.engine.executions import Executions
 from worker.engine.health import HealthSnapshot
-from worker.engine.heartbeat import Heartbeat
-from worker.engine.job_log import JobLog
-from worker.engine.ledger_completer import LedgerCompleter
-from worker.engine.slots import Slots
+from worker.engine.job_flow import JobFlow
 
 
 @dataclass(frozen=True, slots=True)
 class HealthSource:
     """The parts of an engine whose state shows whether it can work."""
 
-    executions: Executions
-    slots: Slots
-    log: JobLog
-    heartbeat: Heartbeat
-    claimer: Claimer
-    ledger_completer: LedgerCompleter
+    jobs: JobFlow
     draining: Draining
 
     def snapshot(self) -> HealthSnapshot:
         """Return the state at this moment."""
-        counts = self.log.counts
+        jobs, counts = self.jobs, self.jobs.log.counts
         return HealthSnapshot(
-            running=self.executions.running,
+            running=jobs.executions.running,
             done=counts["done"],
             failed=counts["failed"],
             retried=counts["retried"],
-            loop_lag=self.heartbeat.lag,
-            is_claiming=not self.draining.has_begun and not self.claimer.is_quiet and self.slots.free > 0,
-            last_claim=self.claimer.last_answer,
-            last_beat=self.heartbeat.last_beat,
-            standstill=self.ledger_completer.standstill,
-            slots_are_held=self.executions.hold_all_slots_overdue,
+            loop_lag=jobs.heartbeat.lag,
+            is_claiming=not self.draining.has_begun and not jobs.claimer.is_quiet and jobs.slots.free > 0,
+            last_claim=jobs.claimer.last_answer,
+            last_beat=jobs.heartbeat.last_beat,
+            standstill=jobs.ledger_completer.standstill,
+            slots_are_held=jobs.executions.hold_all_slots_overdue,
         )

@@ -14,17 +14,12 @@ import psutil
 from db.database import PoolUsage
 from worker.broker.records import now_ms
 from worker.config import Config
-from worker.engine.claimer import Claimer
 from worker.engine.draining import Draining
 from worker.engine.execution import Phase
-from worker.engine.executions import Executions
 from worker.engine.executor import Executor
 from worker.engine.health import Health
-from worker.engine.heartbeat import Heartbeat
-from worker.engine.job_log import JobLog
+from worker.engine.job_flow import JobFlow
 from worker.engine.relay import Relay
-from worker.engine.slots import Slots
-from worker.metrics.meter import Meter
 from worker.metrics.process import ProcessSnapshot
 from worker.metrics.records import WorkerState
 
@@ -36,15 +31,10 @@ class ReportSource:
     """The parts of an engine that its record describes."""
 
     config: Config
-    executions: Executions
-    slots: Slots
-    log: JobLog
-    heartbeat: Heartbeat
-    claimer: Claimer
+    jobs: JobFlow
     draining: Draining
     health: Health
     pool: Callable[[], PoolUsage | None]
-    meter: Meter
     executor: Executor
     relay: Relay | None
     started_at: int = field(default_factory=now_ms)
@@ -53,7 +43,8 @@ class ReportSource:
 
     def describe(self) -> dict[str, Any]:
         """The fields of the record, without the running jobs."""
-        counts, pool, config = self.log.counts, self.pool(), self.config
+        jobs, config, pool = self.jobs, self.config, self.pool()
+        counts = jobs.log.counts
         return {
             "id": config.id,
             "state": self.state,
@@ -63,10 +54,10 @@ class ReportSource:
             "pid": os.getpid(),
             "version": _version(),
             "started_at": self.started_at,
-            "slots": self.slots.total,
-            "busy": self.slots.total - self.slots.free,
+            "slots": jobs.slots.total,
+            "busy": jobs.slots.total - jobs.slots.free,
             "pool": None if pool is None else pool._asdict(),
-            "loop_lag": round(self.heartbeat.lag, 4),
+            "loop_lag": round(jobs.heartbeat.lag, 4),
             "memory": psutil.Process().memory_info().rss,
             "done": counts["done"],
             "failed": counts["failed"],
@@ -76,13 +67,14 @@ class ReportSource:
 
     def snapshot(self) -> ProcessSnapshot:
         """What the process's own Prometheus metrics say. Any thread may ask."""
+        jobs = self.jobs
         return ProcessSnapshot(
-            slots=self.slots.total,
-            busy=self.slots.total - self.slots.free,
-            loop_lag=self.heartbeat.lag_now,
+            slots=jobs.slots.total,
+            busy=jobs.slots.total - jobs.slots.free,
+            loop_lag=jobs.heartbeat.lag_now,
             pool=self.pool(),
-            crashes=self.meter.crashes,
-            leases_lost=self.meter.leases_lost + self.heartbeat.reacquired,
+            crashes=jobs.meter.crashes,
+            leases_lost=jobs.meter.leases_lost + jobs.heartbeat.reacquired,
             conflict_reruns=self.executor.conflict_reruns,
             relay_published=0 if self.relay is None else self.relay.published,
         )
@@ -95,15 +87,15 @@ class ReportSource:
         if self.health.trouble:
             is_new = now_ms() - self.started_at < _STARTING
             return WorkerState.STARTING if is_new else WorkerState.UNWELL
-        if self.claimer.is_quiet:
+        if self.jobs.claimer.is_quiet:
             return WorkerState.QUIET
-        return WorkerState.WORKING if self.claimer.last_answer else WorkerState.STARTING
+        return WorkerState.WORKING if self.jobs.claimer.last_answer else WorkerState.STARTING
 
     def running(self, queue: str) -> list[Sequence[Any]]:
         """The running jobs of a queue, as `RunningJob` has them."""
         return [
             (execution.job_id, execution.message.task, queue, execution.claim.tries + 1, execution.started_at)
-            for execution in self.executions
+            for execution in self.jobs.executions
             if execution.queue == queue and execution.phase is Phase.RUNNING
         ]
 

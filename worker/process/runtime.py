@@ -193,7 +193,7 @@ class Runtime:
                 f"WORKER_METRICS_PORT needs the package prometheus-client ({error}): pip install 'tandem-jobs[metrics]'"
             ) from None
         collectors = [
-            prometheus.WorkerCollector(engine.meter, engine.report.snapshot),
+            prometheus.WorkerCollector(engine.jobs.meter, engine.report.snapshot),
             prometheus.EnqueuedCollector(),
         ]
         try:

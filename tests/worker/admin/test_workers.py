@@ -77,7 +77,7 @@ class TestQuiet:
             await eventually(lambda: is_listed(workers, WorkerState.WORKING))
             one.engine._commander._notified.set = lambda: None  # type: ignore[method-assign]
             await workers.quiet("w", actor=ACTOR)
-            await eventually(lambda: one.engine._claimer.is_quiet, timeout=AT_ONCE)
+            await eventually(lambda: one.engine.jobs.claimer.is_quiet, timeout=AT_ONCE)
 
     async def test_a_worker_that_takes_the_place_of_another_one_does_not_obey_its_command(
         self, workers: WorkerAdmin, start: StartWorker

@@ -310,7 +310,7 @@ class TestFailures:
         async with start(fail, double, concurrency=2, unknown_for=0) as worker:
             await fail.enqueue_many({"how": n % 3} for n in range(30))
             await worker.idle()
-            assert worker.engine._slots.free == 2
+            assert worker.engine.jobs.slots.free == 2
             assert await (await double.enqueue(3)).result(timeout=30) == 6
 
 

@@ -76,7 +76,7 @@ class TestRenewedLeases:
             other.start()
             time.sleep(3.2)  # noqa: ASYNC251 - the mistake under test
             await asyncio.sleep(0)  # now the loop answers; the next beat asks anew
-            lags.append(worker.engine._heartbeat.lag)
+            lags.append(worker.engine.jobs.heartbeat.lag)
 
         async with start(block, lease=1.0) as worker:
             job = await block.enqueue()
@@ -183,7 +183,7 @@ class TestLostLeases:
             observer.set(f"arq:in-progress:{job.job_id}", f"{successor}:1", px=60_000)
             observer.hset("arq:started", job.job_id, f"2:{successor}")
             await eventually(lambda: attempts.ended == ["cancelled"])
-            await eventually(lambda: worker.engine._executions.running == 0)
+            await eventually(lambda: worker.engine.jobs.executions.running == 0)
             assert observer.get(f"arq:in-progress:{job.job_id}") == f"{successor}:1"
             assert seen.left() >= {"arq:queue", f"arq:job:{job.job_id}"}
 
@@ -277,12 +277,12 @@ class TestGivenUpLeases:
             try:
                 first = await stay.enqueue()
                 await eventually(told)
-                await asyncio.sleep(2 * worker.engine._heartbeat._interval)
-                assert len(worker.engine._executions.overdue) == 1
+                await asyncio.sleep(2 * worker.engine.jobs.heartbeat._interval)
+                assert len(worker.engine.jobs.executions.overdue) == 1
                 second = await stay.enqueue()
                 await eventually(lambda: len(told()) == 2)
                 assert [told()[number].split(":")[0] for number in (0, 1)] == [first.job_id, second.job_id]
-                assert len(worker.engine._executions.overdue) == 2
+                assert len(worker.engine.jobs.executions.overdue) == 2
                 error = await asyncio.wait_for(failed, 30)
                 assert (type(error), error.exit_code) == (SlotsHeldError, 70)
             finally:
@@ -304,7 +304,7 @@ class TestGivenUpLeases:
         async with start(need, **BUSY) as worker:
             job = await need.enqueue()
             await eventually(lambda: time.monotonic() > until - 0.2)
-            assert len(worker.engine._executions) == 1  # not claimed a second time, by itself
+            assert len(worker.engine.jobs.executions) == 1  # not claimed a second time, by itself
             assert await job.result(timeout=30) == "done"
         assert worker.engine.counts["done"] == 1
         assert seen.left() == set()

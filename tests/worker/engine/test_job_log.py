@@ -35,7 +35,7 @@ async def logged_lines(caplog: pytest.LogCaptureFixture, start: StartWorker, log
             await keep_retrying.enqueue()
             await worker_.idle()
             job = await sleep_for_a_minute.enqueue()
-            await eventually(lambda: worker_.engine._executions.running)
+            await eventually(lambda: worker_.engine.jobs.executions.running)
             await job.abort(timeout=5)
     lines = [record.getMessage() for record in caplog.records if re.search("[→←↻!⊘]", record.getMessage())]
     return [re.sub(r"^ *\d+\.\d\ds |[0-9a-f]{32}:", "", line) for line in lines]

@@ -308,7 +308,7 @@ class TestOutages:
             await eventually(lambda: worker_.engine.counts["failed"] == 1)
             await asyncio.sleep(1.5)  # longer than the lease
             assert seen.result(job.job_id) == {}
-            assert len(worker_.engine._executions) == 1
+            assert len(worker_.engine.jobs.executions) == 1
             await proxy.resume()
             with pytest.raises(worker.JobFailed):
                 await job.result(timeout=30)
@@ -333,7 +333,7 @@ class TestOutages:
             await eventually(seen.well)
             proxy.blackhole()
             job = await fail.enqueue("words")
-            await eventually(lambda: worker_.engine._ledger_completer.standstill > 1)
+            await eventually(lambda: worker_.engine.jobs.ledger_completer.standstill > 1)
             await eventually(lambda: not seen.well())
             await worker_.drain()
             assert seen.result(job.job_id) == {}

@@ -123,7 +123,7 @@ async def test_a_job_without_a_payload_is_put_back_until_the_database_is_up(
         proxy.refuse()
         async with start(echo, ledger=Ledger()) as worker_:
             await eventually(lambda: observer.zscore("arq:queue", job_id) > 1000 * time.time() + 100)
-            await eventually(lambda: not worker_.engine._executions)
+            await eventually(lambda: not worker_.engine.jobs.executions)
             assert not observer.exists(f"arq:job:{job_id}")
             await proxy.resume()
             assert await Job[int](job_id).result(timeout=20) == 7

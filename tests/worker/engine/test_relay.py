@@ -514,7 +514,7 @@ class TestDueTimes:
             now: Any = observer.time()
             assert 590 < due / 1000 - now[0] < 602
             observer.zrem("arq:queue", later.job_id)
-            await eventually(lambda: not one.engine._executions)
+            await eventually(lambda: not one.engine.jobs.executions)
 
     async def test_an_expired_job_is_not_published_and_its_row_is_set_expired(
         self, relay: Relay, ledger: Ledger, observer: redis.Redis, postgres: Observer

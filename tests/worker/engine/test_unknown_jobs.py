@@ -43,7 +43,7 @@ class TestUnknownTasks:
         """It waits for a worker that knows the task."""
         job = await double.enqueue(3)
         async with start() as old:
-            await eventually(lambda: old.engine._unknown_jobs._met)
+            await eventually(lambda: old.engine.jobs.unknown_jobs._met)
             await eventually(lambda: not seen.unfinished())
             assert await job.status() == "deferred"
         # While both work it may come back to the old one, which puts it back for longer each time.
@@ -54,7 +54,7 @@ class TestUnknownTasks:
     async def test_an_unknown_job_not_seen_for_long_is_forgotten(self, start: StartWorker) -> None:
         """Another worker must have taken it by now."""
         async with start(unknown_for=5) as old:
-            met, now = old.engine._unknown_jobs._met, time.monotonic()
+            met, now = old.engine.jobs.unknown_jobs._met, time.monotonic()
             met[b"long gone", 1] = _Met(now - 71)
             met[b"may come again", 1] = _Met(now - 60)
             job = await double.enqueue(3)
@@ -91,10 +91,10 @@ class TestTasksOfAnotherService:
         """Two services share a queue. The job waits however long the other service is busy."""
         async with start(double, hold, id="theirs", concurrency=1) as theirs:
             await hold.enqueue(3.0)
-            await eventually(lambda: theirs.engine._executions.running)
+            await eventually(lambda: theirs.engine.jobs.executions.running)
             async with start(hold, id="ours", unknown_for=0.2) as ours:
                 job = await double.enqueue(3)
-                met = await eventually(lambda: ours.engine._unknown_jobs._met)
+                met = await eventually(lambda: ours.engine.jobs.unknown_jobs._met)
                 assert [job_id for job_id, _ in met] == [job.job_id.encode()]
                 await eventually(lambda: all(time.monotonic() - each.first > 1.5 for each in met.values()))
                 assert await job.status() in ("deferred", "in_progress")
@@ -141,7 +141,7 @@ class TestTasksOfAnotherService:
 
         monkeypatch.setattr(WorkerRecords, "announced", count)
         async with start(concurrency=50) as old:
-            await eventually(lambda: len(old.engine._unknown_jobs._met), equals=len(jobs))
+            await eventually(lambda: len(old.engine.jobs.unknown_jobs._met), equals=len(jobs))
         assert asked == ["arq:queue"]
         async with start(double, id="new") as one:
             await one.idle(timeout=60)
@@ -166,7 +166,7 @@ class TestUnknownArguments:
         """Producers are deployed first: the job waits for a worker that takes its arguments."""
         (job,) = await double_with_more.enqueue_many([call])
         async with start(double) as old:
-            await eventually(lambda: old.engine._unknown_jobs._met)
+            await eventually(lambda: old.engine.jobs.unknown_jobs._met)
             await eventually(lambda: not seen.unfinished())
             assert await job.status() == "deferred"
         async with start(double_with_more, id="new"):
