@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import worker
+from tests.waiting import eventually
 from worker import Broker
 from worker.config import Config
 from worker.engine.after_job import AfterJob
@@ -65,6 +66,11 @@ class Worker:
         """Wait until nothing waits and nothing runs."""
         async with asyncio.timeout(timeout):
             await self.engine.idle()
+
+    async def trusts_redis(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - how long the test waits
+        """Wait until the relay has read the pauses: before, nothing is claimed, as Redis may have lost one."""
+        relay: Any = self.engine._parts["relay"]
+        await eventually(lambda: not relay.guarded, timeout)
 
     async def drain(self) -> bool:
         """Drain the engine, once; whether all jobs have ended."""

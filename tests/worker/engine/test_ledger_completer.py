@@ -302,6 +302,7 @@ class TestOutages:
     ) -> None:
         """The lease is kept, and the outcome is written when the database is back."""
         async with start(fail, ledger=Ledger()) as worker_:
+            await worker_.trusts_redis()
             proxy.refuse()
             await proxy.drop()
             job = await fail.enqueue("late")

@@ -1,6 +1,5 @@
 """Payload recovery: a claimed job whose payload Redis has lost, on a real Redis and PostgreSQL."""
 
-import time
 from typing import Any
 
 import pytest
@@ -116,13 +115,16 @@ async def test_a_job_without_a_payload_is_put_back_until_the_database_is_up(
     start: StartWorker, observer: Any, database_url: str
 ) -> None:
     """Until then no payload is made up for it. Then it runs."""
-    job_id = await lost(observer)
     async with Proxy(database_url) as proxy:
         theirs = db.default_database()
         away = Database[db.AsyncSession](proxy.url, default=True)
-        proxy.refuse()
         async with start(echo, ledger=Ledger()) as worker_:
-            await eventually(lambda: observer.zscore("arq:queue", job_id) > 1000 * time.time() + 100)
+            await worker_.trusts_redis()
+            job_id = await lost(observer, delay=1)
+            due = observer.zscore("arq:queue", job_id)
+            proxy.refuse()
+            await proxy.drop()
+            await eventually(lambda: observer.zscore("arq:queue", job_id) > due + 100)
             await eventually(lambda: not worker_.engine.jobs.executions)
             assert not observer.exists(f"arq:job:{job_id}")
             await proxy.resume()
