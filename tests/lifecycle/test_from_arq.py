@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis, create_pool
 from arq.jobs import Job, JobStatus
+from arq.worker import JobExecutionFailed
 
 from tests.commands import Command
 from tests.lifecycle.conftest import Project
@@ -246,7 +247,7 @@ async def test_retries_with_growing_pauses(both: Both) -> None:
 
 
 async def test_a_job_that_keeps_asking_for_retries_fails_after_max_tries(both: Both) -> None:
-    """With a RuntimeError. The text is another one, and Tandem does not count the try that there was not."""
+    """With arq's error. The text is another one, and Tandem does not count the try that there was not."""
     both.write("""
     async def download(ctx):
         await ctx["redis"].incr("tries")
@@ -261,7 +262,7 @@ async def test_a_job_that_keeps_asking_for_retries_fails_after_max_tries(both: B
         job = await both.client.enqueue_job("download")
         ((_, _, _, success, _, _, _),) = await both.results(fleet, [job])
         assert job is not None
-        with pytest.raises(RuntimeError, match=r"tries|retries"):
+        with pytest.raises(JobExecutionFailed, match=r"tries|retries"):
             await job.result(timeout=1)
         return success, await both.client.get("tries")
 
@@ -288,7 +289,7 @@ async def test_a_job_that_expires_before_its_retry_fails(both: Both) -> None:
             success = (await result(job))[3]
             worker.send(signal.SIGTERM)
             await worker.ends()
-        with pytest.raises(RuntimeError, match="job expired"):
+        with pytest.raises(JobExecutionFailed, match="job expired"):
             await job.result(timeout=1)
         return success, await both.client.get("tries")
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import pickle
 import pickletools
+import sys
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NamedTuple
@@ -88,8 +89,10 @@ def _enqueued_at(raw: bytes) -> int | None:
 
 def _loadable(error: BaseException) -> BaseException:
     kind = type(error)
+    if kind.__module__.partition(".")[0] in _OWN:
+        return _job_execution_failed(_described(error))
     is_rebuilt = isinstance(error, Exception | asyncio.CancelledError)  # not SystemExit: it would end the reader
-    if is_rebuilt and kind.__module__.partition(".")[0] not in _OWN:
+    if is_rebuilt:
         try:
             copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - this process has just written it
         except Exception:  # noqa: BLE001 - a class may raise anything where it is copied
@@ -97,6 +100,13 @@ def _loadable(error: BaseException) -> BaseException:
         if type(copy) is kind:
             return error
     return RuntimeError(_described(error))
+
+
+def _job_execution_failed(text: str) -> RuntimeError:
+    """arq's own error for jobs that it ends itself, which its producers have. Without arq there is no such producer."""
+    kind = getattr(sys.modules.get("arq.worker"), "JobExecutionFailed", RuntimeError)
+    error: RuntimeError = kind(text)
+    return error
 
 
 def _described(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job as StockJob
 from arq.jobs import serialize_job
+from arq.worker import JobExecutionFailed
 from redis import Redis
 
 from tests.worker.engine.conftest import StartWorker
@@ -118,14 +119,14 @@ class TestGlimpse:
 
 class TestDumpResult:
     def test_an_exception_that_the_reader_cannot_load_becomes_a_runtime_error_with_its_name(self) -> None:
-        """Errors of Tandem's, those whose class does not load, and those that would end the reader."""
-        for error, text in (
-            (TriesExhaustedError("gave up"), "worker.errors.TriesExhaustedError: gave up"),
-            (UnloadableError(1, 2), f"{__name__}.UnloadableError: 1 and 2"),
-            (SystemExit(3), "SystemExit: 3"),
+        """Those whose class does not load, and those that would end the reader. For Tandem's it is arq's own."""
+        for error, kind, text in (
+            (TriesExhaustedError("gave up"), JobExecutionFailed, "worker.errors.TriesExhaustedError: gave up"),
+            (UnloadableError(1, 2), RuntimeError, f"{__name__}.UnloadableError: 1 and 2"),
+            (SystemExit(3), RuntimeError, "SystemExit: 3"),
         ):
             read = pickle.loads(dump_result({"r": error}))["r"]
-            assert (type(read), str(read)) == (RuntimeError, text)
+            assert (type(read), str(read)) == (kind, text)
 
     def test_other_exceptions_stay_themselves(self) -> None:
         """Built-in ones, cancellations and a project's own."""
