@@ -20,7 +20,7 @@ from tests.conftest import StartPostgres
 from tests.proxy import Proxy
 from tests.servers import Observer
 from tests.waiting import eventually
-from tests.worker.conftest import NOTES, Count, Execute, ExecutorHarness, Note, create_ledger
+from tests.worker.conftest import NOTES, Count, Execute, ExecutorHarness, MakeHarness, Note, create_ledger
 from worker import task
 from worker.broker.records import now_ms
 from worker.engine.execution import Execution
@@ -129,6 +129,39 @@ class TestSessionStateLeftByTheTask:
         assert (await harness.start(leaves, execution)).in_ledger
         assert await known(execution) == StoredResult(State.DONE, b"null")
         assert await rows() == 1
+
+    @pytest.mark.parametrize("kind", ["async", "sync"])
+    async def test_a_job_that_closes_its_session_half_way_commits_its_row_with_the_later_effects(
+        self, database_url: str, rows: Count, make_harness: MakeHarness, kind: str
+    ) -> None:
+        """The parameter goes on as a new session: `before_session` is called again. Nothing earlier is kept."""
+        asked: list[str] = []
+
+        async def hook(hooked: Database[Any], _arguments: dict[str, Any]) -> None:
+            asked.append(hooked.name)
+
+        @task(max_tries=1)
+        async def closes(session: db.AsyncSession) -> None:
+            await session.execute(INSERT, {"words": "lost"})
+            await session.close()
+            await session.execute(INSERT, {"words": "a"})
+
+        @task(max_tries=1)
+        def closes_in_a_thread(session: db.Session) -> None:
+            session.execute(INSERT, {"words": "lost"})
+            session.close()
+            session.execute(INSERT, {"words": "a"})
+
+        hooked = Database[db.AsyncSession](database_url, default=True, before_session=hook)
+        harness = make_harness()
+        chosen: Any = closes if kind == "async" else closes_in_a_thread
+        execution = harness.deliver(chosen)
+        outcome = await harness.start(chosen, execution)
+        assert (outcome.kind, outcome.in_ledger) == (OutcomeKind.COMPLETED, True)
+        assert await known(execution) == StoredResult(State.DONE, b"null")
+        assert await rows() == 1
+        assert len(asked) == 3  # twice for the job, once to look its row up
+        await hooked.dispose()
 
     @pytest.mark.parametrize("how", ["statement", "option", "sync", "default"])
     async def test_a_job_in_a_read_only_transaction_completes_without_writing_a_row(
