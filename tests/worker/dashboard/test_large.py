@@ -21,8 +21,8 @@ LIMIT = 0.3  # seconds for one page
 TRIES = 5  # the fastest one counts: other processes run on this machine
 
 _ROWS = """
-    INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, payload, due, check_at, tries, started_at, finished_at,
-                             error, traceback, result)
+    INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, payload, due, check_at, tries,
+                             started_at, finished_at, error, traceback, result)
     SELECT $1 || lpad(g::text, 8, '0'), $2::bigint - g * 50, (ARRAY['send', 'build', 'index', 'charge'])[1 + g % 4],
            (ARRAY['arq:queue', 'mail'])[1 + g % 2], $1, $3, $2::bigint - g * 50,
            CASE WHEN $1 = 'pending' THEN $2::bigint + 600000 END, 1,
@@ -77,7 +77,8 @@ async def filled(empty_world: World) -> AsyncIterator[World]:
         await postgres.execute(row["indexdef"], timeout=600)
     await postgres.execute("VACUUM ANALYZE tandem_jobs", timeout=600)
     for first in range(1, ROWS + 1, 20_000):
-        await redis.eval(_QUEUE, 1, "arq:queue", first, min(first + 19_999, ROWS), now, payload)  # type: ignore[misc]
+        last = min(first + 19_999, ROWS)
+        await redis.eval(_QUEUE, 1, "arq:queue", str(first), str(last), str(now), payload.decode())  # type: ignore[misc]
     async with empty_world.workers():
         yield empty_world
 
