@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json, to_json
 
 from worker.admin.deployment import Deployment
+from worker.broker.progress import ProgressRecord, ProgressRecords
 from worker.broker.queue_pages import QueuedJob, QueuePages
 from worker.broker.records import to_ms
 from worker.errors import PayloadError
@@ -31,7 +32,7 @@ from worker.metrics.records import EndedJob, RunningJob
 PAGE = 50
 """Jobs on one page."""
 _BUDGET = 0.12  # seconds after which a search in a queue reads no more of it
-_SCAN = 500  # jobs of a queue that are read at once
+_SCAN = 250  # jobs of a queue that are read at once
 _SCAN_WHOLE = 100  # likewise, with their whole payloads
 _RUNNING = 1_000  # the most running jobs of a queue that are listed
 _DONE_OUTCOMES = ("completed", "duplicate")
@@ -177,6 +178,8 @@ class JobDetail:
     parent: str | None = None
     trace_id: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    progress: ProgressRecord | None = None
+    """What the running job has reported last."""
     others: tuple[JobLine, ...] = field(default=())
     """Other jobs that have used this id, the latest first."""
 
@@ -239,9 +242,16 @@ class Jobs:
         live = await self._live(job_id, rows)
         if live is not None and (enqueued_at is None or live.enqueued_at in (enqueued_at, None)):
             row = next((row for row in rows if row["enqueued_at"] == live.enqueued_at), None)
-            return self._live_detail(live, row, rows, (await self._holders()).get(job_id))
+            detail = self._live_detail(live, row, rows, (await self._holders()).get(job_id))
+            return replace(detail, progress=await self._progress_of(detail))
         row = next((row for row in rows if enqueued_at in (None, row["enqueued_at"])), None)
         return await self._without_row(job_id, enqueued_at) if row is None else self._row_detail(row, rows)
+
+    async def _progress_of(self, job: JobDetail) -> ProgressRecord | None:
+        if job.state is not JobState.RUNNING:
+            return None
+        record = await ProgressRecords(self._deployment.broker.connections).read(job.queue, job.id)
+        return record if record is not None and job.enqueued_at in (None, record.enqueued_at) else None
 
     async def children(self, job_id: str, limit: int = 20) -> list[JobLine]:
         """The jobs that a job has enqueued, as far as the ledger knows."""

@@ -178,6 +178,8 @@ def evidence(value: Any) -> str | Markup:
     """A fact that a reason was read from."""
     if isinstance(value, datetime):
         return when(value)
+    if isinstance(value, float):
+        return f"{value:,.4g}"
     if isinstance(value, str) and _TIME.fullmatch(value):
         return when(datetime.fromisoformat(value))
     if isinstance(value, list | tuple | set | frozenset):

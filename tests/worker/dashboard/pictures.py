@@ -69,23 +69,19 @@ async def _take(browser: "Browser", url: str, world: World, only: list[str]) -> 
         "SELECT id FROM tandem_jobs WHERE state = 'failed' AND history IS NOT NULL AND task = 'billing.charge'"
     )
     (waiting,) = await world.broker.redis.zrange("arq:queue", 40, 40)
-    pages = {
-        "overview": "/",
-        "jobs": "/jobs?state=running",
-        "failures": "/failures",
-        "job": f"/job?id={quote(failed)}",
-        "why": f"/job?id={quote(waiting.decode())}",
-        "queues": "/queues",
-        "workers": "/workers",
-        "schedules": "/schedules",
-        "audit": "/audit",
-    }
+    running = world.running[4][0]
     shots = [
-        *[(name, path, 1280, 860, "light") for name, path in pages.items()],
-        ("overview-dark", "/", 1280, 860, "dark"),
-        ("failures-dark", "/failures", 1280, 860, "dark"),
-        ("overview-narrow", "/", 375, 780, "light"),
-        ("jobs-narrow", "/jobs?state=failed", 375, 780, "dark"),
+        ("overview", "/", 1280, 800, "light"),
+        ("overview-dark", "/", 1280, 800, "dark"),
+        ("overview-narrow", "/", 375, 720, "dark"),
+        ("jobs", "/jobs?state=running", 1280, 560, "light"),
+        ("job", f"/job?id={quote(failed)}", 1280, 860, "light"),
+        ("why", f"/job?id={quote(waiting.decode())}", 1280, 480, "light"),
+        ("progress", f"/job?id={quote(running)}", 1280, 540, "dark"),
+        ("failures", "/failures", 1280, 540, "light"),
+        ("queues", "/queues", 1280, 420, "light"),
+        ("schedules", "/schedules", 1280, 300, "light"),
+        ("workers", "/workers", 1280, 560, "dark"),
     ]
     for name, path, width, height, theme in shots:
         if only and name not in only:

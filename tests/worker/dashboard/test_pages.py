@@ -141,6 +141,14 @@ class TestLists:
             assert (await client.get("/jobs?state=nothing")).status_code == 400
             assert (await client.get("/jobs?since=yesterday")).status_code == 400
 
+    async def test_a_running_job_shows_its_worker_and_its_progress(self, world: World) -> None:
+        async with as_operator() as client:
+            page = await page_of(client, f"/job?id={world.running[4][0]}")
+            assert "writing November" in page
+            assert "61,400 of 182,000" in page
+            assert "batch-1" in page
+            assert "batch-1" in await page_of(client, "/jobs?state=running&queue=reports")
+
 
 class TestHostile:
     async def test_nothing_from_outside_is_markup_or_a_control_character(self, empty_world: World) -> None:

@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from worker import Broker
 from worker.broker.keys import Keys
 from worker.broker.metrics import Measurements, MetricsStore
+from worker.broker.progress import ProgressRecord, ProgressRecords
 from worker.broker.worker_records import WorkerRecords
 from worker.message import encode
 from worker.metrics.counts import BOUNDS, BUSY, LANES, OUTCOMES, RAN, WAITED
@@ -67,7 +68,7 @@ KINDS = (
     Kind(
         "reports.build",
         "reports",
-        {"month": "2026-11", "format": "xlsx", "rows": 182_000},
+        {"month": "2026-11", "rows": 182_000},
         9.4,
         0.08,
         "reports/11.xlsx",
@@ -181,6 +182,8 @@ class World:
             await self.broker.enqueue([job])
             await self.broker.claim(kind.queue, f"token-{nth}", 3_000_000, 1)
             self.running.append((job.id, kind, at))
+        record = ProgressRecord(61_400, 182_000, "writing November", 1, self.running[4][2], self.now - 400)
+        await ProgressRecords(self.broker.connections).write("reports", self.running[4][0], record, HOUR)
 
     async def _without_rows(self) -> None:
         latest = [

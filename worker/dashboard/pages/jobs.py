@@ -99,7 +99,6 @@ class JobPages:
             section="jobs",
             job=job,
             reason=None if job.state.is_ended else await self._why(job),
-            progress=None,
             children=await self._site.jobs.children(job.id),
             key=query(id=job.id, at=job.enqueued_at),
             actions=_actions_on(job.state, is_published=job.is_published),

@@ -1,7 +1,7 @@
 """The first page: what has happened of late, the queues, the workers, and what needs attention."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,7 +32,7 @@ class OverviewPage:
         names = [queue.name for queue in queues]
         activity = await site.overview.activity(window, names)
         workers = await site.metrics.workers(names)
-        moments = _joined(activity.moments, _POINTS)
+        moments = _joined(_begun(activity.moments), _POINTS)
         return site.page(
             request,
             "overview.html",
@@ -55,6 +55,14 @@ class OverviewPage:
         queues = await self._site.queues.list()
         workers = await self._site.metrics.workers([queue.name for queue in queues])
         return await self._site.overview.matters(queues, workers, await self._site.failures.overview())
+
+
+def _begun(moments: Sequence[Moment]) -> Sequence[Moment]:
+    """The moments without the last one, if that has just begun: it would show as a fall to nothing."""
+    if not moments:
+        return moments
+    passed = (datetime.now(UTC) - moments[-1].start).total_seconds()
+    return moments if passed > _seconds(moments) / 2 else moments[:-1]
 
 
 def _joined(moments: Sequence[Moment], most: int) -> list[Moment]:
@@ -83,8 +91,12 @@ def _throughput(moments: Sequence[Moment]) -> object:
         f"{moment.counts.retried:,} retried"
         for moment in moments
     ]
-    done = [moment.counts.finished / seconds for moment in moments]
-    failed = [moment.counts.failed / seconds for moment in moments]
+    lasted = [seconds] * len(moments)
+    if moments:  # the last one is not over yet
+        passed = (datetime.now(UTC) - moments[-1].start).total_seconds()
+        lasted[-1] = min(max(passed, seconds / 4), seconds)
+    done = [moment.counts.finished / time for moment, time in zip(moments, lasted, strict=True)]
+    failed = [moment.counts.failed / time for moment, time in zip(moments, lasted, strict=True)]
     return plots.area(done, failed, titles, "Jobs a second that ended, and those that failed")
 
 
