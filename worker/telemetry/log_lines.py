@@ -117,7 +117,7 @@ class TextFormatter(logging.Formatter):
 def _encoded(line: dict[str, Any]) -> str:
     # As ASCII: the stream may have any encoding, and a lone surrogate has none.
     try:
-        return json.dumps(line, default=_shown, allow_nan=False)
+        return _ENCODER.encode(line)
     except (TypeError, ValueError, RecursionError):  # a key that is no text, a NaN, or an object within itself
         plain = {name: value if isinstance(value, str | int) else _shown(value) for name, value in line.items()}
         return json.dumps(plain)
@@ -128,3 +128,6 @@ def _shown(value: Any) -> str:
         return str(value)
     except Exception as error:  # noqa: BLE001 - a `__str__` may raise anything, and logging must go on
         return f"<cannot be printed: {type(error).__name__}>"
+
+
+_ENCODER = json.JSONEncoder(default=_shown, allow_nan=False)
