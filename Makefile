@@ -20,7 +20,8 @@ INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 
 help:
-	@echo 'make demo [SOURCE=folder]      index a folder of Python files, with real servers and a real worker'
+	@echo 'make demo [SOURCE=folder]      index a folder of Python files, with real servers and a real worker;'
+	@echo '                               KEEP=1 leaves them running, with a web application and the dashboard'
 	@echo 'make test [ARGS="-k scope"]    run the tests on real servers; pytest gets ARGS'
 	@echo 'make chaos [SECONDS=60 SEED=1] kill processes and cut connections at random, then count the effects of jobs'
 	@echo 'make bench [ARGS=--quick]      compare Tandem with other libraries (about an hour); writes bench/results.md'
@@ -33,7 +34,7 @@ help:
 	@echo 'DATABASE_URL, REDIS_URL        servers for demo and test. Default: servers from wheels'
 
 demo: $(INSTALLED)
-	@$(RUN) examples.demo $(if $(SOURCE),'$(patsubst ~%,$(HOME)%,$(SOURCE))')
+	@$(RUN) examples.demo $(if $(KEEP),--keep) $(if $(SOURCE),'$(patsubst ~%,$(HOME)%,$(SOURCE))')
 
 test: $(INSTALLED)
 	@$(RUN) pytest $(TOGETHER) $(ARGS)

@@ -4,7 +4,8 @@
 2. It enqueues `scan_folder`, as `examples/web.py` does, and shows the progress of the jobs. Meanwhile it kills the
    worker once.
 3. It prints the census, and checks that the rows in the database are those of the jobs that succeeded.
-4. It stops everything that it started, also after Ctrl-C. If the demo itself is killed, watchdogs do so.
+4. With ``make demo KEEP=1`` it then also starts the web application and the dashboard, and all stay until Ctrl-C.
+5. It stops everything that it started, also after Ctrl-C. If the demo itself is killed, watchdogs do so.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 import db
+from examples.background_process import WORKER, BackgroundProcess, ProcessDiedError
 from examples.findings import Outcomes, compare, read_census
 from examples.progress import Counts, show
 from examples.report import print_census, print_check, print_failed
-from examples.worker_process import WorkerDiedError, WorkerProcess
+from examples.served import web_and_dashboard
 from tasks.census import scan_folder
 from tasks.models import Scan, create_tables
 from worker import Broker, Job
@@ -59,17 +61,18 @@ def main() -> int:
     """Run the demo; the exit code: 0, 1 if a check or the work failed, 2 if the demo could not start."""
     # A shell makes background processes ignore Ctrl-C. Here Ctrl-C always stops the demo and cleans up.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    folder = _folder()
+    given = _arguments()
+    folder = _folder(given.folder)
     try:
         config = Config.load()
         console.print(message(config) or "DATABASE_URL and REDIS_URL are set: this run uses those servers.")
         with local_servers(config) as urls:
-            return asyncio.run(_demo(folder, urls))
+            return asyncio.run(_demo(folder, urls, keep=given.keep))
     except (ConfigError, EmbeddedServerError) as error:
         return _explain(str(error), 2)
     except DemoError as error:
         return _explain(str(error), error.exit_code)
-    except WorkerDiedError as error:
+    except ProcessDiedError as error:
         return _explain(str(error), 1)
     except (db.DbError, SQLAlchemyError, RedisError) as error:
         return _explain(f"The demo failed: {_first_line(error)}", 1)
@@ -79,11 +82,26 @@ def main() -> int:
         return _explain("Terminated. The worker and the servers that the demo started are stopped.", _TERMINATED)
 
 
-async def _demo(folder: Path, urls: Urls) -> int:
+async def _demo(folder: Path, urls: Urls, *, keep: bool) -> int:
     _treat_terminate_as_cancel()
-    async with _connected(urls) as broker, WorkerProcess(_settings(urls, broker)) as worker:
-        console.print(f"Started a worker, arq worker.Settings (process {worker.pid}).")
-        return await worker.while_it_runs(_census(folder, worker))
+    async with _connected(urls) as broker:
+        settings = _settings(urls, broker)
+        async with BackgroundProcess("worker", WORKER, settings) as worker:
+            console.print(f"Started a worker, arq worker.Settings (process {worker.pid}).")
+            result = await worker.while_it_runs(_census(folder, worker))
+            if keep:
+                await worker.while_it_runs(_serve(settings))
+            return result
+
+
+async def _serve(settings: Mapping[str, str]) -> None:
+    """Run the web application and the dashboard beside the worker, for ever."""
+    async with web_and_dashboard(settings) as addresses:
+        console.print()
+        for name, address in addresses.items():
+            console.print(f"The {name}: {address}")
+        console.print("The worker goes on. Ctrl-C ends everything.")
+        await asyncio.Event().wait()
 
 
 def _settings(urls: Urls, broker: Broker) -> dict[str, str]:
@@ -99,7 +117,7 @@ def _settings(urls: Urls, broker: Broker) -> dict[str, str]:
     }
 
 
-async def _census(folder: Path, worker: WorkerProcess) -> int:
+async def _census(folder: Path, worker: BackgroundProcess) -> int:
     scan_id = await _scan(folder)
     outcomes = Outcomes(await _jobs_of(scan_id))
     await show(_killing_once(worker, _progress(outcomes)), console)
@@ -134,7 +152,7 @@ async def _jobs_of(scan_id: int) -> dict[str, Job[int]]:
     return {path: Job(job_id) for path, job_id in (scan.jobs or {}).items()}
 
 
-async def _killing_once(worker: WorkerProcess, progress: AsyncIterator[Counts]) -> AsyncIterator[Counts]:
+async def _killing_once(worker: BackgroundProcess, progress: AsyncIterator[Counts]) -> AsyncIterator[Counts]:
     """Pass `progress` on, and kill the worker once after a third of the jobs. A new worker continues."""
     killed = False
     async for counts in progress:
@@ -191,10 +209,14 @@ async def _answering(variable: str, question: Coroutine[Any, Any, object]) -> No
         raise DemoError(f"{variable}: {_first_line(error)}", 2) from error
 
 
-def _folder() -> Path:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("folder", nargs="?", help="folder of Python source (default: this Python's standard library)")
-    given = parser.parse_args().folder
+    parser.add_argument("--keep", action="store_true", help="then serve the web application and the dashboard")
+    return parser.parse_args()
+
+
+def _folder(given: str | None) -> Path:
     folder = Path(given or sysconfig.get_path("stdlib")).expanduser().resolve()
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         sys.exit(_explain(f"{given} is not a folder that can be read. Example: make demo SOURCE=~/code", 2))

@@ -10,8 +10,8 @@ import pytest
 import redis
 
 import db
+from examples.background_process import WORKER, BackgroundProcess
 from examples.web import app
-from examples.worker_process import WorkerProcess
 from tests.servers import Observer
 from tests.waiting import eventually
 from tests.web import serving
@@ -81,7 +81,7 @@ async def test_a_scan_is_done_by_the_worker(
         seen.append(await progress(client, 1))
         return bool(seen[-1]["done"])
 
-    async with WorkerProcess({"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
+    async with BackgroundProcess("worker", WORKER, {"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
         await eventually(done, timeout=30)
     assert seen[-1] == {"id": 1, "folder": str(folder), "files": 3, "indexed": 2, "failed": 1, "done": True}
     for earlier in seen[:-1]:
@@ -99,7 +99,7 @@ async def test_a_scan_of_an_empty_folder_has_ended_at_once(
     async def done() -> bool:
         return bool((await progress(client, scan["id"]))["done"])
 
-    async with WorkerProcess({"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
+    async with BackgroundProcess("worker", WORKER, {"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
         await eventually(done, timeout=30)
     assert await progress(client, scan["id"]) == {**scan, "files": 0, "indexed": 0, "failed": 0, "done": True}
 
@@ -113,7 +113,7 @@ async def test_two_scans_of_one_folder_count_their_own_rows(
     async def all_done() -> bool:
         return all([(await progress(client, scan["id"]))["done"] for scan in scans])
 
-    async with WorkerProcess({"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
+    async with BackgroundProcess("worker", WORKER, {"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
         await eventually(all_done, timeout=30)
     assert [(await progress(client, scan["id"]))["indexed"] for scan in scans] == [2, 2]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -216,6 +217,24 @@ def test_ctrl_c_stops_the_worker_and_the_servers(large_folder: Path) -> None:
         code, _, errors = running.wait()
         assert not running.alive()
     assert (code, errors) == (130, "Interrupted. The worker and the servers that the demo started are stopped.\n")
+
+
+def test_keep_leaves_the_worker_a_web_application_and_the_dashboard_running(folder: Path) -> None:
+    """Their addresses are printed and answer. Ctrl-C ends all of them."""
+    reading, writing = os.pipe()
+    with demo("--keep", str(folder), stdout=writing) as running:
+        os.close(writing)
+        with os.fdopen(reading) as output:
+            lines = list(iter(output.readline, "The worker goes on. Ctrl-C ends everything.\n"))
+            addresses = [found[0] for line in lines if (found := re.search(r"http://\S+", line))]
+            pages = [urlopen(address, timeout=_TIMEOUT).read().decode() for address in addresses]
+            running.until(lambda: True)
+            running.process.send_signal(signal.SIGINT)
+            code = running.process.wait(_TIMEOUT)
+        assert not running.alive()
+    assert code == 130
+    assert ["swagger" in pages[0], "Overview · Census" in pages[1]] == [True, True]
+    assert len(running.started) >= 5  # the servers, the worker, and both
 
 
 def test_sigterm_stops_the_demo_and_removes_its_jobs_from_a_given_redis(

@@ -1,4 +1,4 @@
-"""``WorkerProcess``: runs ``arq worker.Settings`` for the length of a block."""
+"""``BackgroundProcess``: runs a command for the length of a block, a worker or a web server."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -19,23 +19,29 @@ _PROJECT = Path(__file__).parent.parent
 _STOP_TIMEOUT = 10.0  # seconds that the worker gets to finish its jobs
 
 
-class WorkerDiedError(Exception):
-    """The worker ended by itself. The message has its exit code and the last lines of its log."""
+class ProcessDiedError(Exception):
+    """The process ended by itself. The message has its exit code and the last lines of its log."""
 
 
-class WorkerProcess:
-    """Runs ``arq worker.Settings`` in the background, for the length of an ``async with`` block.
+WORKER = (sys.executable, "-m", "arq", "worker.Settings")
 
-    1. Leaving the block drains the worker: running jobs may finish. A cancellation meanwhile kills the worker.
-    2. If this process is killed, a watchdog stops the worker.
-    3. `while_it_runs` ends the caller's work if the worker has ended by itself.
-    4. `kill_and_replace` simulates a power cut and a supervisor that starts the worker again.
+
+class BackgroundProcess:
+    """Runs a command in the background, for the length of an ``async with`` block.
+
+    1. Leaving the block ends the process by SIGTERM, so that a worker drains. A cancellation meanwhile kills it.
+    2. If this process is killed, a watchdog stops the other one.
+    3. `while_it_runs` ends the caller's work if the process has ended by itself.
+    4. `kill_and_replace` simulates a power cut and a supervisor that starts the process again.
 
     Args:
+        name: what the process is, for errors.
         settings: environment variables, in place of those of this process.
     """
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], settings: Mapping[str, str]) -> None:
+        self._name = name
+        self._command = command
         self._settings = settings
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block
         self._watchdog = Watchdog(signal.SIGTERM)
@@ -51,7 +57,7 @@ class WorkerProcess:
         return self
 
     async def kill_and_replace(self) -> None:
-        """Kill the worker with ``kill -9`` while it runs jobs, and start a new one."""
+        """Kill the process with ``kill -9``, and start a new one."""
         self._is_running.clear()
         self._running.kill()
         await self._running.wait()
@@ -59,13 +65,13 @@ class WorkerProcess:
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "arq", "worker.Settings"),
+            *self._command,
             cwd=_PROJECT,  # the folder of `tasks`
             env={**os.environ, **self._settings},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            start_new_session=True,  # a Ctrl-C in the terminal reaches this process only, which stops the worker
+            start_new_session=True,  # a Ctrl-C in the terminal reaches this process only, which stops the other one
         )
         self._watchdog.end(self._process.pid)
         self._is_running.set()
@@ -80,10 +86,10 @@ class WorkerProcess:
             self._log.close()
 
     async def while_it_runs(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`, as long as the worker runs; the result of `work`.
+        """Await `work`, as long as the process runs; the result of `work`.
 
         Raises:
-            WorkerDiedError: the worker ended by itself before `work` did.
+            ProcessDiedError: the process ended by itself before `work` did.
         """
         working = asyncio.create_task(work)
         dying = asyncio.create_task(self._death())
@@ -91,8 +97,8 @@ class WorkerProcess:
             await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
-            raise WorkerDiedError(
-                f"The worker ended with exit code {dying.result()}. The end of its log: {self._end_of_log()}"
+            raise ProcessDiedError(
+                f"The {self._name} ended with exit code {dying.result()}. The end of its log: {self._end_of_log()}"
             )
         finally:
             working.cancel()
@@ -100,7 +106,7 @@ class WorkerProcess:
             await asyncio.gather(working, dying, return_exceptions=True)
 
     async def _death(self) -> int:
-        """Wait until the worker ends without `kill_and_replace`; its exit code."""
+        """Wait until the process ends without `kill_and_replace`; its exit code."""
         while True:
             process = self._running
             exit_code = await process.wait()
@@ -110,7 +116,7 @@ class WorkerProcess:
 
     @property
     def _running(self) -> Process:
-        assert self._process is not None, "use WorkerProcess in an `async with` block"  # noqa: S101 - a caller's mistake
+        assert self._process is not None, "use BackgroundProcess in an `async with` block"  # noqa: S101 - a caller's mistake
         return self._process
 
     async def _stop(self, process: Process) -> None:
