@@ -227,10 +227,10 @@ def test_keep_leaves_the_worker_a_web_application_and_the_dashboard_running(fold
         with os.fdopen(reading) as output:
             lines = list(iter(output.readline, "The worker goes on. Ctrl-C ends everything.\n"))
             addresses = [found[0] for line in lines if (found := re.search(r"http://\S+", line))]
-            pages = [urlopen(address, timeout=_TIMEOUT).read().decode() for address in addresses]
+            pages = [page(address) for address in addresses]
             running.until(lambda: True)
             running.process.send_signal(signal.SIGINT)
-            code = running.process.wait(_TIMEOUT)
+            code, _, _ = running.wait()
         assert not running.alive()
     assert code == 130
     assert ["swagger" in pages[0], "Overview · Census" in pages[1]] == [True, True]
@@ -331,6 +331,12 @@ def test_help_lists_what_the_demo_accepts() -> None:
     assert code == 0
     for word in ("folder", "REDIS_URL", "DATABASE_URL"):
         assert word in output
+
+
+def page(address: str) -> str:
+    with urlopen(address, timeout=_TIMEOUT) as response:
+        text: bytes = response.read()
+    return text.decode()
 
 
 def keys_of_demos(urls: Mapping[str, str]) -> list[bytes]:
