@@ -27,6 +27,8 @@ UNHEALTHY_WITHIN = 5.0
 _FRESH = 3.0  # seconds for which an answer counts as recent
 _STANDSTILL = 15.0  # seconds that outcomes may wait for the ledger while none is written
 _DATABASE_TIMEOUT = 2.0  # seconds
+NOT_YET = "it has not asked for jobs yet"
+"""`Health.trouble` of a worker that starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Health:
         self._arq_key = arq_key
         self._last_failure = -_FRESH
         self._failure = ""
-        self.trouble = ""
+        self.trouble = NOT_YET
         """Why the worker is unhealthy. Empty while it is healthy."""
 
     def record_failure(self, failure: str) -> None:
@@ -118,6 +120,8 @@ class Health:
             return "jobs that have passed their timeout and do not end hold all slots"
         if now - self._last_failure <= _FRESH:
             return self._failure
+        if not snapshot.last_claim:
+            return NOT_YET
         if snapshot.is_claiming and now - snapshot.last_claim >= _FRESH:
             return "Redis does not answer its claims"
         if now - snapshot.last_beat >= _FRESH:

@@ -17,13 +17,11 @@ from worker.config import Config
 from worker.engine.draining import Draining
 from worker.engine.execution import Phase
 from worker.engine.executor import Executor
-from worker.engine.health import Health
+from worker.engine.health import NOT_YET, Health
 from worker.engine.job_flow import JobFlow
 from worker.engine.relay import Relay
 from worker.metrics.process import ProcessSnapshot
 from worker.metrics.records import WorkerState
-
-_STARTING = 3000  # milliseconds: before that a worker has not been asked for its health often enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class ReportSource:
         return {
             "id": config.id,
             "state": self.state,
-            "why": self.health.trouble,
+            "why": self.health.trouble if self.state is WorkerState.UNWELL else "",
             "queues": config.queue_names,
             "host": platform.node(),
             "pid": os.getpid(),
@@ -84,12 +82,11 @@ class ReportSource:
         """What the worker does now."""
         if self.draining.has_begun:
             return WorkerState.DRAINING
+        if self.health.trouble == NOT_YET:
+            return WorkerState.STARTING
         if self.health.trouble:
-            is_new = now_ms() - self.started_at < _STARTING
-            return WorkerState.STARTING if is_new else WorkerState.UNWELL
-        if self.jobs.claimer.is_quiet:
-            return WorkerState.QUIET
-        return WorkerState.WORKING if self.jobs.claimer.last_answer else WorkerState.STARTING
+            return WorkerState.UNWELL
+        return WorkerState.QUIET if self.jobs.claimer.is_quiet else WorkerState.WORKING
 
     def running(self, queue: str) -> list[Sequence[Any]]:
         """The running jobs of a queue, as `RunningJob` has them."""
