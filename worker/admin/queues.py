@@ -158,6 +158,10 @@ class QueueAdmin:
         was_paused = await self._recorder.commit(
             row._replace(outcome="done"), lambda session: rows.end(session, PauseKind.QUEUE, name)
         )
+        copy = (await self._pauses.copies([name])).get(name)
+        if copy is not None and not copy.is_durable:  # a process without a ledger has paused it
+            await self._pauses.set_copy(name, None)
+            was_paused = True
         await self._pauses.restore([name])
         return was_paused
 
@@ -191,7 +195,7 @@ class QueueAdmin:
     async def _set(self, name: str, action: str, actor: str, until: datetime | None, *, drains: bool) -> Pause:
         now = await self._inspector.now(name)
         end = end_of_pause(until, now)
-        pause = QueuePause(now, actor, end, now if drains else None)
+        pause = QueuePause(now, actor, end, now if drains else None, is_durable=self._rows is not None)
         row = AuditRow(actor, action, name, {"until": until})
         if self._rows is None:
             async with self._recorder.around(row):
@@ -251,7 +255,7 @@ class QueueAdmin:
             actor=pause.actor,
             until=None if pause.until is None else from_milliseconds(pause.until),
             drains=pause.due_before is not None,
-            is_durable=self._rows is not None,
+            is_durable=pause.is_durable,
         )
 
 

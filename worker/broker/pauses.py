@@ -25,9 +25,11 @@ class QueuePause(NamedTuple):
     """None: until a person resumes the queue."""
     due_before: int | None = None
     """The jobs that were due before this time, by the clock of Redis, still start. None: no job starts."""
+    is_durable: bool = True
+    """Whether the pause is a copy of a row in the ledger's database."""
 
     def encode(self) -> bytes:
-        about = {"since": self.since, "actor": self.actor, "until": self.until}
+        about = {"since": self.since, "actor": self.actor, "until": self.until, "durable": self.is_durable}
         return f"{_NO_JOBS if self.due_before is None else self.due_before} ".encode() + to_json(about)
 
     @classmethod
@@ -37,9 +39,10 @@ class QueuePause(NamedTuple):
         try:
             fields = from_json(about)
             since, actor, until = int(fields["since"]), str(fields["actor"]), fields["until"]
+            is_durable = fields["durable"] is not False
         except (ValueError, TypeError, KeyError):
-            since, actor, until = 0, "", None
-        return cls(since, actor, until, int(score) if score.isdigit() else None)
+            since, actor, until, is_durable = 0, "", None, True
+        return cls(since, actor, until, int(score) if score.isdigit() else None, is_durable)
 
 
 class PauseCopies:

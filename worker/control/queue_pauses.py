@@ -4,7 +4,7 @@
 2. Whoever changes a row, or finds a copy that differs from its row, writes the copies and then reads the rows again. So
    the last one who writes a copy has written what the row says, however many do so at the same time.
 3. Workers compare rows and copies at each lap of the relay, and when Redis has lost its data.
-4. Without a ledger there are no rows, and the copies in Redis are the truth.
+4. A process without a ledger writes a pause to Redis alone. Such a pause says so, and is left as it is.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class QueuePauses:
         return {queue: QueuePause.decode(copy) for queue, copy in copies.items() if copy is not None}
 
     async def set_copy(self, queue: str, pause: QueuePause | None) -> None:
-        """Write the copy of one pause, where there are no rows."""
+        """Write a pause to Redis alone, where there are no rows, or end such a pause."""
         await self._copies.write(queue, pause)
 
     async def restore(self, queues: Sequence[str]) -> list[str]:
@@ -42,14 +42,18 @@ class QueuePauses:
         rows = await self._rows.read(PauseKind.QUEUE, queues)
         while True:
             copies = await self._copies.read(queues)
-            pauses = {queue: _pause_of(rows.get(queue)) for queue in queues}
+            pauses = {queue: _right_pause(rows.get(queue), copies[queue]) for queue in queues}
             wrong = [queue for queue, pause in pauses.items() if copies[queue] != (pause and pause.encode())]
             for queue in wrong:
                 await self._copies.write(queue, pauses[queue])
             before, rows = rows, await self._rows.read(PauseKind.QUEUE, queues) if wrong else rows
             if rows == before:
-                return [*rows]
+                return [queue for queue, pause in pauses.items() if pause is not None]
 
 
-def _pause_of(row: PauseRow | None) -> QueuePause | None:
-    return None if row is None else QueuePause(row.since, row.actor, row.until, row.due_before)
+def _right_pause(row: PauseRow | None, copy: bytes | None) -> QueuePause | None:
+    """The pause that Redis should have: the row's, or one that was made without a ledger."""
+    if row is not None:
+        return QueuePause(row.since, row.actor, row.until, row.due_before)
+    pause = None if copy is None else QueuePause.decode(copy)
+    return None if pause is None or pause.is_durable else pause

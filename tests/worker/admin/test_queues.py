@@ -188,6 +188,21 @@ class TestLostRedis:
             assert await queues.resume(QUEUE, actor=ACTOR)
             assert await job.result(timeout=AT_ONCE) == "n"
 
+    async def test_workers_with_a_ledger_obey_a_pause_that_was_made_without_one(
+        self, without_ledger: Deployment, queues: QueueAdmin, start: StartWorker
+    ) -> None:
+        """A process with a ledger can end it, too."""
+        await QueueAdmin(without_ledger).pause(QUEUE, actor=ACTOR)
+        async with start(note):
+            job = await note.enqueue("n")
+            await a_while()
+            assert RUNS == []
+            pause = (await queues.get(QUEUE)).pause
+            assert pause is not None
+            assert not pause.is_durable
+            assert await queues.resume(QUEUE, actor=ACTOR)
+            assert await job.result(timeout=AT_ONCE) == "n"
+
 
 class TestDrain:
     async def test_a_drained_queue_works_off_what_is_due_and_starts_nothing_later(
@@ -242,8 +257,9 @@ class TestPurge:
                 rows = [await note.enqueue(f"row {number}") for number in range(3)]
             async with db.scope():
                 unpublished = await note.enqueue("unpublished")
+            await eventually(partial(observer.zscore, QUEUE, unpublished.job_id))
             observer.zrem(QUEUE, unpublished.job_id)
-            assert await queues.waiting(QUEUE) == len(plain) + 1 + len(rows)
+            await eventually(partial(queues.waiting, QUEUE), equals=len(plain) + 1 + len(rows))
             seen = [progress async for progress in queues.purge(QUEUE, actor=ACTOR)]
             assert seen[0] == PurgeProgress(1207, 0)
             assert seen[-1] == PurgeProgress(1207, 1208, is_over=True)
