@@ -24,8 +24,7 @@ from worker.ledger.audit import AuditRow
 from worker.ledger.pauses import PauseKind, PauseRow, Pauses
 
 _BATCH = 500  # jobs that are removed in one transaction
-_COUNTED = 1000  # jobs that one round trip counts
-_FOREVER = 2**53  # milliseconds, as Lua counts them exactly
+_COUNTED = 5000  # jobs that one round trip counts
 
 
 class QueueState(StrEnum):
@@ -169,8 +168,8 @@ class QueueAdmin:
         """The number of jobs in Redis that `purge` would remove now."""
         counted = first = 0
         while True:
-            read, ids = await self._inspector.waiting(name, first, _COUNTED, _FOREVER)
-            counted, first = counted + len(ids), first + read
+            read, number = await self._inspector.count_waiting(name, first, _COUNTED)
+            counted, first = counted + number, first + read
             if read < _COUNTED:
                 return counted
 

@@ -62,6 +62,15 @@ class QueueInspector:
         read, *ids = await self._connections.run("waiting", queue, [Keys.of(queue).prefix, first, limit, before])
         return read, ids
 
+    async def count_waiting(self, queue: str, first: int, limit: int) -> tuple[int, int]:
+        """Count the jobs of a part of the queue that wait. Arguments as of `waiting`.
+
+        Returns:
+            The number of jobs that were read, and of those that wait.
+        """
+        read, counted = await self._connections.run("waiting", queue, [Keys.of(queue).prefix, first, limit, ""])
+        return read, counted
+
     async def remove(self, queue: str, raw_ids: Sequence[bytes]) -> list[bytes]:
         """Remove jobs that wait. Return the ids of those that were removed: the others run, or are gone."""
         removed: list[bytes] = await self._connections.run("remove", queue, [Keys.of(queue).prefix, *raw_ids])

@@ -13,9 +13,12 @@ from tests.waiting import eventually
 from tests.worker.new_jobs import new_job
 from worker import Broker, JobStatus
 from worker.broker.cron_slots import CronSlots
+from worker.broker.job_inspector import JobInspector
 from worker.broker.keys import Keys
 from worker.broker.leases import HeldLease, LeaseClient, LeaseOwner
-from worker.broker.records import ABORTED, Claim, Completion, CronSlot
+from worker.broker.pauses import PauseCopies, QueuePause
+from worker.broker.queue_state import QueueInspector
+from worker.broker.records import ABORTED, Claim, Completion, CronSlot, PutBack, RunNow
 from worker.broker.scripts import Script
 from worker.message import encode
 from worker.new_job import NewJob
@@ -809,3 +812,112 @@ async def test_all_keys_of_a_hash_tagged_queue_have_its_tag(broker: Broker, obse
     assert observer.keys() == [key for key in observer.keys("*") if key.startswith("{mail}")]
     await broker.finish("{mail}", [Completion(job.raw_id, OURS, "end", b"1", 60_000, 0)])
     assert observer.keys() == ["{mail}:result:a"]
+
+
+class TestPause:
+    async def test_of_a_paused_queue_nothing_is_claimed_but_aborted_jobs(self, broker: Broker) -> None:
+        """Once the pause is over, everything is."""
+        copies = PauseCopies(broker.connections)
+        await broker.enqueue([entry("a"), entry("b"), entry("later", delay=60_000)])
+        await copies.write(QUEUE, QueuePause(1, "ann"))
+        assert await claim(broker) == []
+        await broker.abort(QUEUE, "b")
+        assert [job.raw_id for job in await claim(broker)] == [b"b"]
+        assert await claim(broker) == []
+        await copies.write(QUEUE, None)
+        assert [job.raw_id for job in await claim(broker)] == [b"a"]
+
+    async def test_of_a_drained_queue_only_jobs_that_were_due_before_are_claimed(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A job with the same due time as the drain is one of them."""
+        await broker.enqueue([entry("a"), entry("b", delay=5)])
+        due = int(observer.zscore(QUEUE, "a"))
+        await asyncio.sleep(0.01)
+        await PauseCopies(broker.connections).write(QUEUE, QueuePause(1, "ann", due_before=due))
+        assert [job.raw_id for job in await claim(broker)] == [b"a"]
+        assert await claim(broker) == []
+
+    async def test_a_pause_is_read_as_it_was_written_and_expires_at_its_end(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """The claim tells when it ends, so that a worker claims again then."""
+        end = int(float(observer.time()[0]) * 1000) + 60_000
+        pause = QueuePause(1, "ann\x1b", end, 7, is_durable=False)
+        await PauseCopies(broker.connections).write(QUEUE, pause)
+        (copy,) = (await PauseCopies(broker.connections).read([QUEUE])).values()
+        assert copy is not None
+        assert QueuePause.decode(copy) == pause
+        assert 0 < observer.pttl(f"{QUEUE}:paused") <= 60_000
+        await broker.enqueue([entry("a")])
+        claims = await broker.claim(QUEUE, OURS, LEASE, 1)
+        assert claims.jobs == []
+        assert claims.next_due == pytest.approx(60, abs=2)
+
+    @pytest.mark.parametrize("copy", ["", "x", "-inf {}", "12 []", "nan"])
+    async def test_a_copy_of_other_software_pauses_the_queue(self, broker: Broker, observer: Any, copy: str) -> None:
+        """It stops neither the claim nor its reading."""
+        await broker.enqueue([entry("a")])
+        observer.set(f"{QUEUE}:paused", copy)
+        assert await claim(broker) == []
+        assert QueuePause.decode(copy.encode()).actor == ""
+
+    async def test_a_guarded_claim_takes_nothing_without_a_complete_epoch(self, broker: Broker, observer: Any) -> None:
+        """Redis may have lost that the queue is paused."""
+        await broker.enqueue([entry("a")])
+        for epoch in (None, "?begun"):
+            if epoch is not None:
+                observer.set(f"{QUEUE}:epoch", epoch)
+            assert (await broker.claim(QUEUE, OURS, LEASE, 1, 1, True)).jobs == []
+        observer.set(f"{QUEUE}:epoch", "complete")
+        assert len((await broker.claim(QUEUE, OURS, LEASE, 1, 1, True)).jobs) == 1
+
+
+class TestPutBack:
+    async def test_a_note_is_kept_until_the_next_claim_and_is_no_crash(self, broker: Broker, observer: Any) -> None:
+        """It takes the place of the claim, so no key is left after the job's end."""
+        await broker.enqueue([entry()])
+        await claim_one(broker)
+        note = '["w", "ValueError", "not: yet"]'
+        assert await broker.finish(QUEUE, [Completion(b"a", OURS, "again", b"{}", f"1 {note}", 0)]) == [True]
+        assert observer.get("arq:retry:a") == "1"
+        inspection = await JobInspector(broker.connections).inspect(QUEUE, "a")
+        assert inspection.put_back == PutBack("w", "ValueError", "not: yet")
+        assert (inspection.tries, inspection.crashes, inspection.lease) == (1, 0, None)
+        job = await claim_one(broker, THEIRS)
+        assert (job.tries, job.crashes) == (1, 0)
+        assert (await JobInspector(broker.connections).inspect(QUEUE, "a")).put_back is None
+        await finish(broker, "end", THEIRS, keep=0)
+        assert observer.keys() == []
+
+
+class TestRemoval:
+    async def test_jobs_that_wait_are_listed_counted_and_removed_with_all_their_keys(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """A running job stays, and so does one that was enqueued later."""
+        inspector = QueueInspector(broker.connections)
+        await broker.enqueue([entry("runs")])
+        await claim_one(broker)
+        await broker.enqueue([entry("old", encode("f", b"{}", 1_000)), entry("new", encode("f", b"{}", 9_000))])
+        observer.set("arq:retry:old", 2)
+        observer.hset("arq:started", "old", "0:1:[]")
+        assert await inspector.count_waiting(QUEUE, 0, 10) == (3, 2)
+        assert await inspector.waiting(QUEUE, 0, 10, 5_000) == (3, [b"old"])
+        assert await inspector.remove(QUEUE, [b"old", b"runs", b"nowhere"]) == [b"old"]
+        assert not [key for key in observer.keys("*") if "old" in key]
+        assert not observer.hexists("arq:started", "old")
+        assert set(observer.zrange(QUEUE, 0, -1)) == {"runs", "new"}
+
+
+class TestRunNow:
+    async def test_a_waiting_job_becomes_due_and_others_keep_their_times(self, broker: Broker) -> None:
+        """Only the job that was enqueued at the given time."""
+        await broker.enqueue([entry("later", encode("f", b"{}", 1_000), delay=60_000), entry("due"), entry("runs")])
+        assert await broker.run_now(QUEUE, "later", 2_000) is RunNow.NO_JOB
+        assert await broker.run_now(QUEUE, "nowhere") is RunNow.NO_JOB
+        assert await broker.run_now(QUEUE, "due") is RunNow.WAS_DUE
+        assert await broker.run_now(QUEUE, "later", 1_000) is RunNow.DUE
+        assert await broker.run_now(QUEUE, "later") is RunNow.WAS_DUE
+        assert len(await claim(broker)) == 3
+        assert await broker.run_now(QUEUE, "runs") is RunNow.RUNS
