@@ -129,7 +129,7 @@ class BulkState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     STOPPED = "stopped"
-    """Somebody has asked it to stop, or the first job failed again."""
+    """An operator has asked it to stop, or the first job failed again."""
     BROKEN = "broken"
     """An error has ended it."""
 

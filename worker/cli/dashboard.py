@@ -25,7 +25,7 @@ def show_dashboard(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="The port to listen on.")] = 9181,
     loopback_only: Annotated[
-        bool, typer.Option("--loopback-only", help="Let everyone on this machine see and act, and nobody else.")
+        bool, typer.Option("--loopback-only", help="Let all users of this machine see and act, and no others.")
     ] = False,
     title: Annotated[str, typer.Option(metavar="NAME", help="The name in the corner of each page.")] = "Tandem",
 ) -> int:

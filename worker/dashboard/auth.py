@@ -148,7 +148,7 @@ class Basic:
 
 @dataclass(frozen=True)
 class LoopbackOnly:
-    """Everyone on this machine, and nobody else. For development.
+    """All users of this machine, and no others. For development.
 
     Behind a proxy every request comes from the proxy's address, so a request with a proxy's headers is refused. So is
     one for another host name, as a foreign page may give its own name the address 127.0.0.1.
@@ -173,7 +173,7 @@ _DECIDE = """the dashboard needs a decision about who may see and who may act:
   dashboard(auth=Token("a long secret"))             one secret; Token(operator=..., viewer=...) for two roles
   dashboard(auth=Basic({"ann": "a password"}))       names and passwords
   dashboard(auth=function)                           function(request) -> "viewer", "operator" or None
-  dashboard(auth=LoopbackOnly())                     everyone on this machine, nobody else"""
+  dashboard(auth=LoopbackOnly())                     all users of this machine, and no others"""
 
 
 def decided(auth: object) -> Auth:

@@ -112,6 +112,7 @@ class TestUpgrade:
         for statement in (
             "DROP TABLE tandem_jobs_audit",
             "DROP TABLE tandem_jobs_pauses",
+            "DROP INDEX tandem_jobs_dropped",
             "DROP INDEX tandem_jobs_parent",
             "ALTER TABLE tandem_jobs DROP COLUMN parent",
             "ALTER TABLE tandem_jobs DROP COLUMN traceparent",
