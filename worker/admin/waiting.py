@@ -91,7 +91,7 @@ def unknown_task_put_back(job: WaitingJob) -> Reason | None:
 
 
 def put_back(job: WaitingJob) -> Reason | None:
-    if job.seen.is_due or not (job.seen.put_back or job.seen.tries or job.seen.crashes):
+    if job.seen.is_due or not (job.seen.put_back or job.seen.tries):
         return None
     note, tries = job.seen.put_back, job.seen.tries
     at = "" if note is None else f" by worker {note.worker}, {note.error}: {note.why}"
@@ -106,6 +106,11 @@ def put_back(job: WaitingJob) -> Reason | None:
         error=note and f"{note.error}: {note.why}",
         put_back_at=None if job.seen.put_back_at is None else from_milliseconds(job.seen.put_back_at),
     )
+
+
+def suspect_put_off(job: WaitingJob) -> Reason | None:
+    """A worker that runs another suspect moves this one by half a second."""
+    return None if job.seen.is_due else suspect(job)
 
 
 def scheduled(job: WaitingJob) -> Reason | None:
@@ -213,6 +218,7 @@ _RULES: tuple[Callable[[WaitingJob], Reason | None], ...] = (
     expired,
     unknown_task_put_back,
     put_back,
+    suspect_put_off,
     scheduled,
     paused,
     no_worker,

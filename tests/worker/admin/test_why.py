@@ -282,6 +282,21 @@ async def test_a_suspect_of_killing_workers(ask: Ask, start: StartWorker, observ
     assert reason.sentence.startswith("3 workers have died while they ran it")
 
 
+async def test_a_suspect_beside_another_one(ask: Ask, start: StartWorker, observer: Any) -> None:
+    """The worker has free slots, and puts it off again and again."""
+    async with start(hold, note, concurrency=4):
+        jobs = []
+        for number in range(2):
+            jobs.append(await hold.using(job_id=f"suspect-{number}", delay=1).enqueue(30))
+            observer.hset("arq:started", jobs[-1].job_id, "3:" + "x" * 28)
+        await eventually(jobs[0].status, equals=JobStatus.in_progress)
+        await asyncio.sleep(0.3)
+        running = [await job.status() for job in jobs].count(JobStatus.in_progress)
+        assert running == 1
+        assert (await ask(jobs[1])).kind is ReasonKind.SUSPECT
+        await jobs[0].abort(timeout=AT_ONCE)
+
+
 async def test_a_job_that_has_expired(ask: Ask, start: StartWorker, observer: Any) -> None:
     """Before a worker has found that out, and after that."""
     job = await note.using(expires=0.1).enqueue()
