@@ -24,8 +24,8 @@ def test_migrate_creates_the_table_and_then_has_nothing_to_do(here: Path, databa
     with databases.bare() as url:
         settings = {"DATABASE_URL": as_url(url, "asyncpg"), "WORKER_LEDGER": "work.jobs"}
         first, second = (run("migrate", cwd=here, **settings) for _ in range(2))
-    assert (first.returncode, first.stdout, first.stderr) == (0, "work.jobs: created, version 0001\n", "")
-    assert (second.returncode, second.stdout) == (0, "work.jobs: version 0001: nothing to do\n")
+    assert (first.returncode, first.stdout, first.stderr) == (0, f"work.jobs: created, version {LATEST}\n", "")
+    assert (second.returncode, second.stdout) == (0, f"work.jobs: version {LATEST}: nothing to do\n")
 
 
 def test_migrate_hands_the_table_to_other_migrations_and_takes_it_back(here: Path, databases: Databases) -> None:
@@ -89,7 +89,7 @@ def test_migrate_uses_the_default_database_of_the_project_without_a_url(here: Pa
     (here / "listed.py").write_text("TASKS = ('shop.send',)\n")
     done = run("migrate", cwd=here, WORKER_REGISTRY="listed")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "tandem_jobs: created, version 0001\n"
+    assert done.stdout == f"tandem_jobs: created, version {LATEST}\n"
     assert (here / "shop.sqlite").exists()
 
 
