@@ -12,5 +12,5 @@ local oldest = redis.call('ZRANGEBYSCORE', queue, LEAST, now, 'WITHSCORES', 'LIM
 return {
     redis.call('ZCARD', queue),
     redis.call('ZCOUNT', queue, '-inf', now),
-    oldest[2] and math.floor(now - oldest[2]),
+    oldest[2] and math.floor(now - oldest[2]) or false,
 }
