@@ -35,8 +35,10 @@ from worker.broker.connection import (
 )
 from worker.broker.dedicated import DedicatedConnection
 from worker.broker.epochs import Epochs
+from worker.broker.metrics import MetricsStore
 from worker.broker.worker_records import WorkerRecords
 from worker.embedded import EmbeddedRedis
+from worker.metrics.reader import HOUR, MetricsReader
 from worker.process.errors import StartupError
 from worker.process.server_wait import await_redis
 
@@ -324,6 +326,29 @@ async def test_a_worker_waits_for_a_killed_cluster_and_runs_jobs_once_it_is_back
         job = await eventually_enqueued(worker.broker)
         assert await job.result(timeout=20) == 10
     assert "failed; it is started again" not in caplog.text
+
+
+async def test_workers_of_a_cluster_measure_the_jobs_of_each_queue(cluster: str) -> None:
+    """Two queues on two nodes: counts, ended jobs and workers of each."""
+    queues = ["{mail}", "{reports}"]
+    async with working(cluster, queue="{mail}", queues=",".join(queues)) as worker:
+        jobs = [await double.using(queue=queue).enqueue(4) for queue in queues]
+        for job in jobs:
+            assert await job.result(timeout=30) == 8
+        await worker.idle()
+        await worker.engine._reporter.report()
+        reader = MetricsReader(worker.broker)
+        series = await reader.throughput(HOUR, queues)
+        assert [each.total.outcomes for each in series] == [{"completed": 1}] * 2
+        assert [(each.queue, each.task) for each in await reader.by_task(HOUR, queues)] == [
+            (queue, "double") for queue in queues
+        ]
+        assert [[job.id for job in await reader.latest(queue)] for queue in queues] == [[job.job_id] for job in jobs]
+        assert [each.id for each in await reader.workers(queues)] == ["w"]
+        store = MetricsStore(worker.broker.connections)
+        assert [(await store.depth(queue)).total for queue in queues] == [0, 0]
+        await worker.drain()
+        assert await reader.workers(queues) == []
 
 
 async def test_a_cluster_of_one_node_is_waited_for_and_found_again_after_a_restart(own_redis: StartRedis) -> None:

@@ -1,10 +1,14 @@
 """What workers have counted, in Redis: how it adds up, how long it is kept, and how much memory it takes."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
+from tests.conftest import StartRedis
 from tests.redis_programs import PROGRAMS, running
 from worker import Broker
 from worker.broker.metrics import RESOLUTIONS, Measurements, MetricsStore
@@ -14,6 +18,7 @@ from worker.metrics.reader import HOUR, MetricsReader
 from worker.metrics.records import WorkerState, encode_report
 
 QUEUE = "arq:queue"
+ENGINE_PAGE = Path(__file__).parents[3] / "docs" / "engine.md"
 
 
 def row(**lanes: int) -> list[int]:
@@ -141,3 +146,31 @@ async def test_records_of_one_worker_in_several_queues_are_joined(broker: Broker
     (found,) = await MetricsReader(broker).workers([QUEUE, "low"])
     assert {job.id for job in found.jobs} == {"job of arq:queue", "job of low"}
     assert found.queues == (QUEUE, "low")
+
+
+async def test_the_rights_of_a_worker_are_enough_to_measure(own_redis: StartRedis) -> None:
+    """The Redis user that docs/engine.md describes. The exporter needs one right more."""
+    server = own_redis()
+    rule = re.search(r"ACL SETUSER worker on >password (.+?)```", ENGINE_PAGE.read_text(), re.DOTALL)
+    assert rule is not None
+    rights = rule[1].replace("\\\n", " ").split()
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "worker", "on", ">password", *rights)
+    broker = Broker(server.url.replace("redis://", "redis://worker:password@"))
+    store, reader = MetricsStore(broker.connections), MetricsReader(broker)
+    record = encode_report({"id": "w", "state": "working", "queues": [QUEUE], "started_at": 0, "pool": None}, [])
+    measurements = Measurements({"": encode(row(completed=2)), "a": encode(row(completed=2))}, [b"[]"], ["a"], record)
+    await store.add(QUEUE, "p", LANES, measurements)
+    (series,) = await reader.throughput(HOUR, [QUEUE])
+    assert series.total.completed == 2
+    assert [each.task for each in await reader.by_task(HOUR, [QUEUE])] == ["a"]
+    assert [worker.id for worker in await reader.workers([QUEUE])] == ["w"]
+    assert await reader.successes(QUEUE)
+    assert await reader.latest(QUEUE) == []
+    await store.forget_worker(QUEUE, "p")
+    with pytest.raises(redis.ResponseError, match=r"can.t run this command|permission"):
+        await store.depth(QUEUE)
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "worker", "+zcount")
+    assert (await store.depth(QUEUE)).total == 0
+    await broker.close()
