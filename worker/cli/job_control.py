@@ -15,7 +15,7 @@ OfQueue = Annotated[
     str | None, typer.Option("--queue", metavar="NAME", help="Queue of the job, if WORKER_QUEUES lacks it.")
 ]
 
-_STYLES = {
+STYLES = {
     ReasonKind.RUNNING: "green",
     ReasonKind.DONE: "green",
     ReasonKind.SCHEDULED: "cyan",
@@ -53,7 +53,7 @@ def run_now(job_id: Id, *, queue: OfQueue = None) -> int:
 
 
 def _print(reason: Reason) -> None:
-    style = _STYLES.get(reason.kind, "yellow")
+    style = STYLES.get(reason.kind, "yellow")
     out.print(printable_text((reason.job_id, "bold"), "  ", (reason.kind.replace("_", " "), style)))
     place = ", ".join(f"{name} {value}" for name, value in (("task", reason.task), ("queue", reason.queue)) if value)
     if place:

@@ -21,6 +21,7 @@ from worker.cli.database import opened
 from worker.cli.job_control import abort, explain_job, run_now
 from worker.cli.job_run import run_here
 from worker.cli.job_text import as_data, describe_counts, describe_job, describe_rows
+from worker.cli.job_watch import watch
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
 from worker.errors import ConfigError
@@ -34,11 +35,12 @@ T = TypeVar("T")
 
 _STATEMENT_TIMEOUT = 600.0  # seconds, as counting reads every row
 
-app = typer.Typer(help="List, show, explain, retry, discard and abort jobs.", add_completion=False)
+app = typer.Typer(help="List, show, explain, watch, retry, discard and abort jobs.", add_completion=False)
 app.command("why")(explain_job)
 app.command()(abort)
 app.command()(run_now)
 app.command("run")(run_here)
+app.command()(watch)
 
 Task = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
 OfQueue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Only jobs of this queue.")]
