@@ -535,7 +535,7 @@ async def test_settings_and_functions_of_every_kind(both: Both) -> None:
             await worker.ends()
         kept = await both.client.pttl(f"arq:result:{jobs[1].job_id}")  # type: ignore[union-attr]
         after: Any = both.client.lrange("after", 0, -1)
-        return results, await after, kept < 0 or kept > 10**12
+        return results, sorted(await after), kept < 0 or kept > 10**12
 
     results, after, is_kept = await both.see(seen)
     assert [each[4] for each in results] == [[7, "hello", ["start", "body"]], 5]
