@@ -31,6 +31,7 @@
         part.replaceWith(other);
         if (here >= 0) focusRow(here);
       }
+      count();
       mark(false);
     } catch (error) {
       mark(true);
@@ -94,23 +95,25 @@
     else if (key === "?") document.getElementById("keys").showModal();
   });
 
-  // Selection: the bar with the actions appears with the first selected row.
-  const bar = document.querySelector("[data-act-bar]");
-  const all = document.querySelector("[data-all]");
+  // Selection: the bar with the actions appears with the first selected row. Live updates may replace all of it.
   const boxes = () => [...document.querySelectorAll("input[name=job]")];
   function count() {
     const selected = boxes().filter((box) => box.checked).length;
+    const bar = document.querySelector("[data-act-bar]");
+    const all = document.querySelector("[data-all]");
     if (bar) {
       bar.classList.toggle("is-empty", selected === 0);
       bar.querySelector("[data-selected]").textContent = `${selected} selected`;
     }
-    if (all) all.checked = selected > 0 && selected === boxes().length;
+    if (all) {
+      all.hidden = false;
+      all.checked = selected > 0 && selected === boxes().length;
+    }
   }
-  if (all) {
-    all.hidden = false;
-    all.addEventListener("change", () => { for (const box of boxes()) box.checked = all.checked; count(); });
-  }
-  document.addEventListener("change", (event) => { if (event.target.matches("input[name=job]")) count(); });
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-all]")) for (const box of boxes()) box.checked = event.target.checked;
+    if (event.target.matches("[data-all], input[name=job]")) count();
+  });
   count();
 
   document.addEventListener("click", (event) => {
