@@ -29,8 +29,10 @@ class Measurements:
 
     counts: Mapping[str, bytes]
     """A row of counts for each task."""
-    latest: Sequence[bytes] = ()
-    """Ended jobs, the oldest first."""
+    ended: int = 0
+    """How many ended jobs `latest` lists."""
+    latest: bytes = b""
+    """A list of ended jobs."""
     succeeded: Sequence[str] = ()
     """Tasks of which a job was completed just now."""
     record: bytes = b""
@@ -120,9 +122,9 @@ class MetricsStore:
         return found
 
     async def latest(self, queue: str) -> list[bytes]:
-        """The latest ended jobs of a queue that have no job row, in no order."""
-        ring: dict[bytes, bytes] = await self._connections.client.hgetall(f"{Keys.of(queue).metrics}latest")  # type: ignore[misc]
-        return [entry for place, entry in ring.items() if place != b"next"]
+        """The lists of the latest ended jobs of a queue that have no job row, in no order."""
+        found: dict[bytes, bytes] = await self._connections.client.hgetall(f"{Keys.of(queue).metrics}latest")  # type: ignore[misc]
+        return [entry.partition(b":")[2] for number, entry in found.items() if number.isdigit()]
 
     async def successes(self, queue: str) -> dict[str, int]:
         """The time of the last success of each scheduled task, in milliseconds since the epoch."""
@@ -133,9 +135,9 @@ class MetricsStore:
         self, queue: str, process: str, lanes: int, tasks: Sequence[tuple[str, bytes]], rest: Measurements
     ) -> None:
         arguments: list[Any] = [Keys.of(queue).metrics, lanes, process, rest.record, _RECORD_KEPT]
-        arguments += (MOST_LATEST, _LATEST_KEPT, len(RESOLUTIONS), len(tasks), len(rest.latest))
+        arguments += (MOST_LATEST, _LATEST_KEPT, rest.ended, rest.latest, len(RESOLUTIONS), len(tasks))
         for resolution, kept in RESOLUTIONS.items():
             arguments += (resolution * 1000, (kept + resolution) * 1000)
         for task in tasks:
             arguments += task
-        await self._connections.run("measure", queue, [*arguments, *rest.latest, *rest.succeeded])
+        await self._connections.run("measure", queue, [*arguments, *rest.succeeded])

@@ -126,13 +126,13 @@ class BrokerCompleter:
     def _measure(self, measuring: Measuring, batch: _Batch, replies: list[bool]) -> None:
         """Count the outcomes of a batch. After a lost reply, an outcome that is not ours was written before."""
         if all(replies):
-            measuring.recorded([(execution, outcome) for execution, _, outcome in batch])
+            measuring.recorded(batch)
         else:
-            for (execution, _, outcome), is_ours in zip(batch, replies, strict=True):
-                if is_ours or execution in self._repeated:
-                    measuring.recorded([(execution, outcome)])
+            for entry, is_ours in zip(batch, replies, strict=True):
+                if is_ours or entry[0] in self._repeated:
+                    measuring.recorded([entry])
                 else:
-                    measuring.abandoned(execution)
+                    measuring.abandoned(entry[0])
         if self._repeated:
             self._repeated.difference_update(execution for execution, *_ in batch)
 

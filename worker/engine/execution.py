@@ -131,13 +131,6 @@ class Execution:
         self.cancelled_as = outcome
         self.asyncio_task.cancel()
 
-    def forget_arguments(self) -> None:
-        """Drop what may be large. Call it when Redis has the outcome."""
-        self.claim = self.claim._replace(payload=None)
-        self.message = self.message._replace(args=(), kwargs={})
-        self.arguments = {}
-        self.returned = None
-
     def release(self) -> None:
         """Remove the job from the keeper's table: Redis has its outcome, or another worker holds it."""
         if self.place is not None:

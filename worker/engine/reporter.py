@@ -14,10 +14,9 @@ from typing import Any
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.metrics import Measurements, MetricsStore
-from worker.engine.measuring import fields_of
 from worker.metrics.counts import LANES, OUTCOMES, encode
 from worker.metrics.meter import Changes, Meter
-from worker.metrics.records import encode_report
+from worker.metrics.records import encode_ended, encode_report
 
 logger = logging.getLogger("worker")
 
@@ -95,7 +94,8 @@ class Reporter:
         rows = changes.rows
         measurements = Measurements(
             counts={task: encode(row) for task, row in rows.items()},
-            latest=[fields_of(job, self._worker_id).encode() for job in changes.latest],
+            ended=len(changes.latest),
+            latest=encode_ended(self._worker_id, changes.latest) if changes.latest else b"",
             succeeded=[task for task, row in rows.items() if task in self._scheduled and row[_COMPLETED]],
             record=encode_report(described, self._running(queue)),
         )

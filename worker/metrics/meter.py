@@ -8,7 +8,6 @@
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from worker.broker.metrics import MOST_LATEST
 from worker.metrics.counts import BUSY, LANES, add
@@ -20,6 +19,9 @@ ALL_TASKS = ""
 WAITED_SUM = LANES
 """The lane of all waiting times, in milliseconds. Rows in Redis do not have it."""
 
+EndedFields = tuple[str, str, str, int, int, int, int, str]
+"""The fields of `worker.metrics.records.EndedJob` up to `error`. A plain tuple, as a no-op job pays for it."""
+
 _ZEROS = [0] * (LANES + 1)
 
 
@@ -30,7 +32,7 @@ class Changes:
     queue: str
     rows: dict[str, list[int]]
     """By task, and the sum of all."""
-    latest: Sequence[Any]
+    latest: Sequence[EndedFields]
     seen: dict[str, list[int]]
     """The counts of these tasks when this was made."""
 
@@ -54,18 +56,15 @@ class Meter:
         self.leases_lost = 0
         """Leases of jobs of this process that had ended or were another worker's."""
         self._told: dict[str, dict[str, list[int]]] = {}
-        self._latest: dict[str, deque[Any]] = {}
+        self._latest: dict[str, deque[EndedFields]] = {}
 
     def row(self, queue: str, task: str) -> list[int]:
         """The counts of a task, to be increased."""
         name = task if task in self.tasks else OTHER_TASKS
         return self.rows.setdefault(queue, {}).setdefault(name, _ZEROS[:])
 
-    def latest(self, queue: str) -> deque[Any]:
-        """The latest ended jobs of a queue without a job row that Redis has not been told of, to be appended to.
-
-        What stands for a job here is the engine's own.
-        """
+    def latest(self, queue: str) -> deque[EndedFields]:
+        """The latest ended jobs of a queue without a job row that Redis has not been told of, to be appended to."""
         return self._latest.setdefault(queue, deque(maxlen=MOST_LATEST))
 
     def changes(self, queue: str) -> Changes:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from worker.broker.broker import Broker
-from worker.broker.metrics import MetricsStore
+from worker.broker.metrics import MOST_LATEST, MetricsStore
 from worker.context import from_milliseconds
 from worker.metrics.counts import NOTHING, Counts, add, decode
 from worker.metrics.meter import ALL_TASKS
-from worker.metrics.records import EndedJob, WorkerReport, decode_reports
+from worker.metrics.records import EndedJob, WorkerReport, decode_ended, decode_reports
 
 _MOST_CACHED = 2000  # buckets of all tasks: those of three days in four queues
 _LATE = 2  # buckets that may still grow: the present one, and the last one on its way
@@ -117,8 +117,8 @@ class MetricsReader:
 
     async def latest(self, queue: str) -> list[EndedJob]:
         """The latest ended jobs of a queue that have no job row, the newest first: 1,000 at most."""
-        jobs = [EndedJob.decode(raw) for raw in await self._store.latest(queue)]
-        return sorted((job for job in jobs if job is not None), key=lambda job: (-job.finished_at, job.id))
+        jobs = [job for raw in await self._store.latest(queue) for job in decode_ended(raw)]
+        return sorted(jobs, key=lambda job: (-job.finished_at, job.id))[:MOST_LATEST]
 
     async def successes(self, queue: str) -> dict[str, datetime]:
         """When each scheduled task has last succeeded in this queue."""

@@ -92,21 +92,23 @@ class EndedJob(NamedTuple):
     started_at: int
     finished_at: int
     attempt: int
+    error: str
+    """The type and the first line of the error, or an empty text."""
     worker: str = ""
-    error: str = ""
-    """The type and the first line of the error."""
 
-    @classmethod
-    def decode(cls, raw: bytes) -> "EndedJob | None":
-        """Decode an ended job. None if a later version has written it in another form."""
-        try:
-            return cls(*from_json(raw))
-        except (TypeError, ValueError):
-            return None
 
-    def encode(self) -> bytes:
-        """Encode the job for Redis."""
-        return to_json(self)
+def encode_ended(worker: str, jobs: Sequence[tuple[Any, ...]]) -> bytes:
+    """Encode ended jobs, given as the fields of `EndedJob` up to `error`."""
+    return to_json([worker, jobs])
+
+
+def decode_ended(raw: bytes) -> list[EndedJob]:
+    """Decode ended jobs. Empty if a later version has written them in another form."""
+    try:
+        worker, jobs = from_json(raw)
+        return [EndedJob._make([*job[:8], worker]) for job in jobs]
+    except (TypeError, ValueError):
+        return []
 
 
 def encode_report(fields: dict[str, Any], jobs: Iterable[Sequence[Any]]) -> bytes:

@@ -114,7 +114,7 @@ async def test_the_rest_of_a_second_is_told_later(broker: Broker) -> None:
 async def test_a_hash_tagged_queue_keeps_its_metrics_in_its_slot(broker: Broker, observer: Any) -> None:
     """Every key has the tag, so a cluster has all of them on one node."""
     record = encode_report({"id": "w", "state": "working", "queues": ["{mail}"], "started_at": 0, "pool": None}, [])
-    measurements = Measurements({"a": encode(row(completed=1))}, [b"[]"], ["a"], record)
+    measurements = Measurements({"a": encode(row(completed=1))}, 1, b"[]", ["a"], record)
     await MetricsStore(broker.connections).add("{mail}", "p", LANES, measurements)
     keys = observer.keys("*")
     assert len(keys) == 6
@@ -159,7 +159,7 @@ async def test_the_rights_of_a_worker_are_enough_to_measure(own_redis: StartRedi
     broker = Broker(server.url.replace("redis://", "redis://worker:password@"))
     store, reader = MetricsStore(broker.connections), MetricsReader(broker)
     record = encode_report({"id": "w", "state": "working", "queues": [QUEUE], "started_at": 0, "pool": None}, [])
-    measurements = Measurements({"": encode(row(completed=2)), "a": encode(row(completed=2))}, [b"[]"], ["a"], record)
+    measurements = Measurements({"": encode(row(completed=2)), "a": encode(row(completed=2))}, 1, b"[]", ["a"], record)
     await store.add(QUEUE, "p", LANES, measurements)
     (series,) = await reader.throughput(HOUR, [QUEUE])
     assert series.total.completed == 2

@@ -4,10 +4,10 @@
 -- ARGV[1]  beginning of the keys of the metrics     ARGV[2]  numbers in a row of counts
 -- ARGV[3]  id of the worker's process     ARGV[4]  its record ('' for none)     ARGV[5]  ms for which the record is kept
 -- ARGV[6]  most ended jobs that are kept     ARGV[7]  ms for which they are kept
--- ARGV[8]  resolutions r     ARGV[9]  tasks t     ARGV[10]  ended jobs e
+-- ARGV[8]  ended jobs     ARGV[9]  a list of them
+-- ARGV[10]  resolutions r     ARGV[11]  tasks t
 -- then r times: ms of a bucket, ms for which it is kept
 -- then t times: name of the task, its counts
--- then e ended jobs
 -- then names of tasks that have succeeded
 --
 -- A bucket is a hash: by task the counts of that time, by the server's clock. Counts are a row of unsigned numbers, low
@@ -37,12 +37,12 @@ local function sum(old, new)
     return struct.pack(formats[width * lanes], unpack(counts, 1, lanes))
 end
 
-local resolutions, tasks, ended = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local first = 11 + 2 * resolutions
+local resolutions, tasks, ended = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[8])
+local first = 12 + 2 * resolutions
 if tasks > 0 then
     local names = {}
     for i = first, first + 2 * tasks - 1, 2 do names[#names + 1] = ARGV[i] end
-    for r = 11, first - 1, 2 do
+    for r = 12, first - 1, 2 do
         local key = prefix .. ARGV[r] .. ':' .. string.format('%.0f', math.floor(now / ARGV[r]))
         local old = redis.call('HMGET', key, unpack(names))
         local written = {}
@@ -55,24 +55,26 @@ if tasks > 0 then
     end
 end
 
--- The ended jobs are a ring: a hash by place, in which the next one takes the place of the oldest.
-local next = first + 2 * tasks
+-- The lists of ended jobs are in a hash by number: what each report had. The oldest are dropped once the others have
+-- enough. One list a report costs a tenth of one entry a job.
 if ended > 0 then
     local key, most = prefix .. 'latest', tonumber(ARGV[6])
-    local place = tonumber(redis.call('HGET', key, 'next') or '') or 0
-    local written = {}
-    for i = next, next + ended - 1 do
-        written[#written + 1] = place
-        written[#written + 1] = ARGV[i]
-        place = (place + 1) % most
+    local known = redis.call('HMGET', key, 'first', 'next', 'jobs')
+    local oldest, next, jobs = tonumber(known[1]) or 0, tonumber(known[2]) or 0, (tonumber(known[3]) or 0) + ended
+    redis.call('HSET', key, next, ARGV[8] .. ':' .. ARGV[9])
+    while oldest < next do
+        local count = tonumber(string.match(redis.call('HGET', key, oldest) or '', '^%d+')) or 0
+        if jobs - count < most then break end
+        redis.call('HDEL', key, oldest)
+        oldest, jobs = oldest + 1, jobs - count
     end
-    redis.call('HSET', key, 'next', place, unpack(written))
+    redis.call('HSET', key, 'first', oldest, 'next', next + 1, 'jobs', jobs)
     redis.call('PEXPIRE', key, ARGV[7])
 end
 
-if next + ended <= #ARGV then
+if first + 2 * tasks <= #ARGV then
     local key = prefix .. 'succeeded'
-    for i = next + ended, #ARGV do redis.call('HSET', key, ARGV[i], string.format('%.0f', now)) end
+    for i = first + 2 * tasks, #ARGV do redis.call('HSET', key, ARGV[i], string.format('%.0f', now)) end
     redis.call('PEXPIRE', key, KEEP_SUCCESSES)
 end
 
