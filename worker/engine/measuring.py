@@ -1,15 +1,17 @@
 """``Measuring``: count each job in the `Meter` when Redis has its outcome, so that no outcome is counted twice.
 
-This costs a no-op job a microsecond, and no I/O: `Reporter` writes the counts to Redis. Jobs are counted a batch at a
-time, and short times are looked up in a table: without that a job would pay half as much again. What the list of ended
-jobs shows is copied here. Keeping the executions until the report costs more: their memory is not used again at once.
+This costs a no-op job half a microsecond, and no I/O: `Reporter` writes the counts to Redis. Jobs are counted a batch
+at a time, and short times are looked up in a table: without that a job would pay twice as much. Of more than a thousand
+ended jobs between two reports only the first are listed, as most of the others could not be seen in any case.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from db.text.printable import first_line
+from worker.broker.metrics import MOST_LATEST
 from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome, OutcomeKind
 from worker.engine.recording import RECORDING
@@ -26,8 +28,8 @@ _LONGEST_ERROR = 200  # characters
 _LONG = 1000  # milliseconds
 _SHORT = tuple(bisect_left(BOUNDS, duration) for duration in range(_LONG))
 
-_Place = tuple[list[int], Callable[[EndedFields], None]]
-"""Where the jobs of a task are counted: its row, and what keeps its queue's latest ended jobs."""
+_Place = tuple[list[int], deque[EndedFields]]
+"""Where the jobs of a task are counted: its row, and the latest ended jobs of its queue."""
 
 
 class Measuring:
@@ -48,9 +50,9 @@ class Measuring:
         for execution, _, outcome in recorded:
             message, kind = execution.message, outcome.kind
             try:
-                row, keep = places[execution.queue][message.task]
+                row, latest = places[execution.queue][message.task]
             except KeyError:
-                row, keep = self._place(execution.queue, message.task)
+                row, latest = self._place(execution.queue, message.task)
             row[lanes[kind]] += 1
             if execution.has_run:
                 began = execution.started_at
@@ -67,12 +69,15 @@ class Measuring:
             claim = execution.claim
             if claim.crashes:
                 self._meter.crashes += claim.crashes
-            if not (message.in_ledger or outcome.in_ledger) and (
-                kind is _COMPLETED or self._ends_without_row(execution, kind)
+            if (
+                len(latest) < MOST_LATEST
+                and not (message.in_ledger or outcome.in_ledger)
+                and (kind is _COMPLETED or self._ends_without_row(execution, kind))
             ):
                 ended = message.enqueued_at, execution.started_at, execution.ended_at, claim.tries + 1
                 error = outcome.error
-                keep((execution.job_id, message.task, names[kind], *ended, "" if error is None else _text(error)))
+                text = "" if error is None else _text(error)
+                latest.append((execution.job_id, message.task, names[kind], *ended, text))
 
     def abandoned(self, execution: Execution) -> None:
         """Count an attempt whose job another worker holds by now."""
@@ -81,7 +86,7 @@ class Measuring:
         self._meter.leases_lost += 1
 
     def _place(self, queue: str, task: str) -> _Place:
-        place = self._meter.row(queue, task), self._meter.latest(queue).append
+        place = self._meter.row(queue, task), self._meter.latest(queue)
         if task in self._meter.tasks:  # other names come from outside, and there may be any number of them
             self._places.setdefault(queue, {})[task] = place
         return place
