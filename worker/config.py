@@ -229,7 +229,7 @@ class Config(BaseSettings):
         """
         if self.database_url is None or self.redis_url is None:
             urls = {"database_url": self.database_url, "redis_url": self.redis_url}
-            raise ConfigError("\n".join(_missing(field) for field, url in urls.items() if url is None))
+            raise URLMissingError("\n".join(_missing(field) for field, url in urls.items() if url is None))
         return self.database_url, self.redis_url
 
     def require_database_url(self) -> SecretUrl:
@@ -239,7 +239,7 @@ class Config(BaseSettings):
             ConfigError: ``DATABASE_URL`` is not set.
         """
         if self.database_url is None:
-            raise ConfigError(_missing("database_url"))
+            raise URLMissingError(_missing("database_url"))
         return self.database_url
 
     def require_redis_url(self) -> SecretUrl:
@@ -249,7 +249,7 @@ class Config(BaseSettings):
             ConfigError: ``REDIS_URL`` is not set.
         """
         if self.redis_url is None:
-            raise ConfigError(_missing("redis_url"))
+            raise URLMissingError(_missing("redis_url"))
         return self.redis_url
 
     @property
@@ -276,6 +276,10 @@ class Config(BaseSettings):
             near = difflib.get_close_matches(name.removeprefix(_PREFIX), variables, n=1, cutoff=0.82)
             lines += [f"{name} is not a setting: did you mean {variables[field]}?" for field in near]
         return tuple(lines)
+
+
+class URLMissingError(ConfigError):
+    """``DATABASE_URL`` or ``REDIS_URL`` is not set."""
 
 
 _SECRETS = ("dashboard_token", "dashboard_viewer_token")

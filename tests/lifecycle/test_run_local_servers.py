@@ -11,10 +11,10 @@ from tests.waiting import eventually
 REGISTRY = {"WORKER_REGISTRY": "tests.lifecycle.run_tasks"}
 
 
-def env(folder: Path) -> "subprocess.CompletedProcess[str]":
-    """`python -m worker env`."""
+def env(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m worker env`, or another command, without URLs."""
     return subprocess.run(
-        [sys.executable, "-m", "worker", "env"],
+        [sys.executable, "-m", "worker", *(command or ("env",))],
         cwd=folder,
         env=bare_environment(),
         capture_output=True,
@@ -38,6 +38,11 @@ async def test_other_processes_reach_the_local_servers_through_worker_env(tmp_pa
             return done.returncode == 0
 
         await eventually(is_healthy, timeout=20)
+        unset = env(tmp_path, "queues", "list")
+        assert unset.returncode == 2
+        assert unset.stderr.splitlines()[1:] == [
+            "To use the servers that this project's run has started, type: eval $(python -m worker env)"
+        ]
         assert (tmp_path / ".tandem").stat().st_mode & 0o077 == 0
         run.send(signal.SIGTERM)
         assert await run.ends() == 0

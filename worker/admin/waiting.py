@@ -1,10 +1,12 @@
 """Why a job that is in Redis does not run: one function for each reason, in the order in which they are asked.
 
 1. What the job itself waits for comes first: an abort, its due time.
-2. Then what keeps its whole queue from running: a pause, no worker, no worker that knows its task.
-3. Then its place: suspects run one at a time, all slots may be taken, other jobs may come first.
+2. Then a pause of its queue, and the crashes of workers that ran it: suspects run one at a time.
+3. Then what else keeps its queue from running: no worker, or no worker that knows its task.
+4. Then its place: all slots may be taken, other jobs may come first.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,9 +59,19 @@ class WaitingJob:
         return ((self.seen.due or 0) - self.seen.now) / 1000
 
     @property
+    def wait_or_run_now(self) -> str:
+        """The next step of a job that is due later."""
+        return f"wait, or run it now: {command('jobs run-now', self.job_id)} --queue {shlex.quote(self.queue)}"
+
+    @property
     def claiming(self) -> list[WorkerReport]:
         """The workers that claim jobs when they have free slots."""
         return [worker for worker in self.workers if worker.state in _CLAIMING]
+
+    @property
+    def is_unserved(self) -> bool:
+        """Whether no worker would claim it. A stock worker has no record of ours."""
+        return not self.claiming and (bool(self.workers) or not self.seen.is_served)
 
     @property
     def running(self) -> list[tuple[RunningJob, WorkerReport]]:
@@ -99,7 +111,7 @@ def put_back(job: WaitingJob) -> Reason | None:
     return job.reason(
         ReasonKind.PUT_BACK,
         f"it was put back until {clock(job.due)}{counted}{at}",
-        "wait, or run it now",
+        job.wait_or_run_now,
         due=job.due,
         failed_tries=tries,
         worker=note and note.worker,
@@ -117,7 +129,7 @@ def scheduled(job: WaitingJob) -> Reason | None:
     if job.seen.is_due:
         return None
     sentence = f"it is scheduled for {clock(job.due)}, in {job.seconds_until_due:,.0f} s"
-    return job.reason(ReasonKind.SCHEDULED, sentence, "wait, or run it now", due=job.due)
+    return job.reason(ReasonKind.SCHEDULED, sentence, job.wait_or_run_now, due=job.due)
 
 
 def paused(job: WaitingJob) -> Reason | None:
@@ -130,16 +142,16 @@ def paused(job: WaitingJob) -> Reason | None:
     sentence += f", by {pause.actor}" if pause.actor else ""
     sentence += f", until {clock(until)}" if until else ""
     return job.reason(
-        ReasonKind.PAUSED, sentence, f"tandem queues resume {job.queue}", since=since, actor=pause.actor, until=until
+        ReasonKind.PAUSED, sentence, command("queues resume", job.queue), since=since, actor=pause.actor, until=until
     )
 
 
 def no_worker(job: WaitingJob) -> Reason | None:
-    if job.claiming or (not job.workers and job.seen.is_served):
+    if not job.is_unserved:
         return None
     if not job.workers:
         sentence = f"no worker serves its queue {job.queue}"
-        return job.reason(ReasonKind.NO_WORKER, sentence, f"start one: WORKER_QUEUES={job.queue} python -m worker run")
+        return job.reason(ReasonKind.NO_WORKER, sentence, f"start one: {start(job.queue)}")
     states = ", ".join(f"{worker.id} is {worker.state}{worker.why and f' ({worker.why})'}" for worker in job.workers)
     are_quiet = any(worker.state is WorkerState.QUIET for worker in job.workers)
     return job.reason(
@@ -165,13 +177,20 @@ def unknown_task(job: WaitingJob) -> Reason | None:
 
 
 def suspect(job: WaitingJob) -> Reason | None:
+    """Asked before `no_worker`, as a job that kills each worker leaves its queue without one."""
     crashes = job.seen.crashes
     if crashes < SUSPECT_CRASHES:
         return None
+    sentence = f"{crashes} workers have died while they ran it"
+    if job.is_unserved:
+        sentence += f", and no worker serves its queue {job.queue} now"
+    else:
+        sentence += ": a worker runs one such job at a time"
+    abort = f"{command('jobs abort', job.job_id)} --queue {shlex.quote(job.queue)}"
     return job.reason(
         ReasonKind.SUSPECT,
-        f"{crashes} workers have died while they ran it: a worker runs one such job at a time",
-        "look at the workers' logs, or abort it; it fails after WORKER_MAX_CRASHES crashes",
+        sentence,
+        f"look at the workers' logs, or abort it: {abort}; it fails after WORKER_MAX_CRASHES crashes",
         crashes=crashes,
     )
 
@@ -221,9 +240,9 @@ _RULES: tuple[Callable[[WaitingJob], Reason | None], ...] = (
     suspect_put_off,
     scheduled,
     paused,
+    suspect,
     no_worker,
     unknown_task,
-    suspect,
     slots_taken,
 )
 
@@ -234,6 +253,16 @@ def why_waiting(job: WaitingJob) -> Reason:
         if (reason := rule(job)) is not None:
             return reason
     return behind(job)
+
+
+def command(words: str, argument: str) -> str:
+    """A command to type."""
+    return f"tandem {words} {shlex.quote(argument)}"
+
+
+def start(queue: str) -> str:
+    """The command that starts a worker of this queue alone."""
+    return f"WORKER_QUEUES={shlex.quote(queue)} python -m worker run"
 
 
 def clock(moment: datetime) -> str:

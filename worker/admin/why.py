@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.errors import DbError
 from worker.admin.deployment import Deployment
 from worker.admin.reason import Reason, ReasonKind
-from worker.admin.waiting import WaitingJob, clock, why_waiting
+from worker.admin.waiting import WaitingJob, clock, command, why_waiting
 from worker.broker.job_inspector import JobInspection, JobInspector
 from worker.broker.records import ABORTED, to_ms
 from worker.context import from_milliseconds
@@ -100,14 +100,36 @@ class _Search:
         for name in searched:
             if (found := await self._ended(name)) is not None:
                 return found
+        return await self._unknown(searched)
+
+    async def _unknown(self, searched: Sequence[str]) -> Reason:
+        evidence = {"queues": searched, "ledger": self._deployment.ledger is not None}
+        if (message := await self._waiting_elsewhere(searched)) is not None:
+            return Reason(
+                ReasonKind.UNKNOWN,
+                f"it is in another queue than {', '.join(searched)}: Redis has its arguments",
+                f"name its queue: {command('jobs why', self._job_id)} --queue NAME, or add it to WORKER_QUEUES here",
+                self._job_id,
+                task=message.task,
+                enqueued_at=from_milliseconds(message.enqueued_at),
+                evidence=evidence,
+            )
         return Reason(
             ReasonKind.UNKNOWN,
             "neither Redis nor the ledger has a job of this id",
             "check the id and the queue: the transaction that it was enqueued in may not be committed, its result may "
             "not be kept any more, or WORKER_QUEUES of this process may not have its queue",
             self._job_id,
-            evidence={"queues": searched, "ledger": self._deployment.ledger is not None},
+            evidence=evidence,
         )
+
+    async def _waiting_elsewhere(self, searched: Sequence[str]) -> Message | None:
+        """The message of a job in a queue that was not searched. Queues share the keys of their payloads."""
+        for name in searched[:1]:
+            message = self._message(await self._inspector.inspect(name, self._job_id))
+            if message is not None and self._enqueued_at in (None, message.enqueued_at):
+                return message
+        return None
 
     async def _in_queue(self, queue: str) -> Reason | None:
         """The reason of a job that waits or runs in this queue. None if it is not there."""
@@ -213,9 +235,11 @@ class _Search:
         workers = await self._reader.workers([*self._deployment.queues, row["queue"]])
         due = row["due"] if row["due"] is not None and row["due"] > row["now"] else None
         when = "" if due is None else f"; it is due at {clock(from_milliseconds(due))}"
-        next_step = "wait a few seconds: a worker publishes it, or run it now"
+        next_step = "wait until it is due" if due is not None else "wait a few seconds"
+        next_step += ": a worker publishes it"
         if not any(not worker.is_silent for worker in workers):
-            next_step = "start a worker: its relay publishes pending rows, or run it now"
+            next_step = "start a worker: its relay publishes pending rows"
+        next_step += f"; or run it now: {command('jobs run-now', self._job_id)}"
         return Reason(
             ReasonKind.NOT_PUBLISHED,
             f"its row is committed, and the job is not in Redis yet{when}",
@@ -274,7 +298,7 @@ class _Search:
         at = None if finished_at is None else from_milliseconds(finished_at)
         sentence += "" if at is None else f", at {clock(at)}"
         sentence += f": {error}" if error and state is State.FAILED else ""
-        retry = f"tandem jobs retry {self._job_id}" if in_ledger else "enqueue it again: it has no job row"
+        retry = command("jobs retry", self._job_id) if in_ledger else "enqueue it again: it has no job row"
         return Reason(
             kind,
             sentence,

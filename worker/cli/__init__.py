@@ -8,7 +8,7 @@ Only `worker.__main__` may import it. Code that is useful without a terminal mus
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from importlib.metadata import version
@@ -38,9 +38,10 @@ from worker.cli.top import top
 from worker.cli.worker_records import WorkerRecord, read_worker_records
 from worker.cli.worker_table import describe_workers
 from worker.cli.workers import app as workers_app
-from worker.config import Config
+from worker.config import Config, URLMissingError
 from worker.embedded import EmbeddedServerError
 from worker.embedded.local_servers import (
+    USE_LOCAL_SERVERS,
     alembic_message,
     as_shell,
     await_alembic,
@@ -95,10 +96,18 @@ def _exit_code() -> int:
     except RegistryError as error:
         print_all(describe_problems(Config.load().registry, error), err)
         return MISTAKE
+    except URLMissingError as error:
+        return explain("\n".join((str(error), *_local_servers())), MISTAKE)
     except (ConfigError, EmbeddedServerError) as error:
         return explain(str(error), MISTAKE)
     except (StartupError, LedgerError) as error:
         return explain(str(error), FAILED)
+
+
+def _local_servers() -> Iterator[str]:
+    """A line on how to use the servers that a run of this project has started, if there are any."""
+    if find() is not None:
+        yield f"To use the servers that this project's run has started, type: {USE_LOCAL_SERVERS}"
 
 
 def _print_version(asked: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from worker.broker.broker import Broker, set_default_broker
 from worker.cli.database import opened
+from worker.cli.deployment import queues_of_tasks
 from worker.cli.output import err, printable_text
 from worker.config import Config
 from worker.errors import ConfigError
@@ -38,7 +39,8 @@ def show_dashboard(
     from worker.dashboard import dashboard  # noqa: PLC0415 - other commands need no templates and no web framework
 
     config = Config.load()
-    app = dashboard(auth=_auth(config, host, loopback_only=loopback_only), title=title)
+    auth = _auth(config, host, loopback_only=loopback_only)
+    app = dashboard(auth=auth, title=title, queues=queues_of_tasks(config))
     if find_spec("uvicorn") is None:
         raise ConfigError("the dashboard needs the package uvicorn: pip install 'tandem-jobs[web]'")
     asyncio.run(_serve(app, config, host, port))

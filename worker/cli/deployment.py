@@ -12,7 +12,9 @@ from worker.broker.broker import Broker, set_default_broker
 from worker.broker.errors import RedisError
 from worker.cli.database import opened
 from worker.config import Config
+from worker.errors import LedgerAwayError, RegistryError
 from worker.process.errors import StartupError
+from worker.registry import load
 
 T = TypeVar("T")
 
@@ -35,8 +37,22 @@ def with_deployment(act: Callable[[Deployment], Awaitable[T]], config: Config | 
         return asyncio.run(run())
     except (RedisError, OSError) as error:
         raise StartupError(f"REDIS_URL: no answer ({error}); is the server up?") from None
-    except ActionRefusedError as error:
+    except (ActionRefusedError, LedgerAwayError) as error:
         raise StartupError(str(error)) from None
+
+
+def queues_of_tasks(config: Config) -> list[str]:
+    """The queues of the registry's tasks, if ``WORKER_QUEUES`` does not say which queues there are.
+
+    A task may name a queue that no worker serves. Without a registry there are none.
+    """
+    if config.queues is not None:
+        return []
+    try:
+        tasks = load(config.registry).tasks.values()
+    except RegistryError:  # other commands tell that: this one only looks at servers
+        return []
+    return sorted({task.options.queue or config.queue for task in tasks})
 
 
 def actor() -> str:
@@ -49,13 +65,14 @@ def actor() -> str:
 
 @asynccontextmanager
 async def _deployment(config: Config) -> AsyncIterator[Deployment]:
-    broker = Broker(config.require_redis_url(), name=config.queue, max_payload=config.max_payload, default=True)
+    url, others = config.require_redis_url(), queues_of_tasks(config)
+    broker = Broker(url, name=config.queue, max_payload=config.max_payload, default=True)
     try:
         if config.database_url is None:
-            yield Deployment.of_process(config)
+            yield Deployment.of_process(config).with_queues(others)
         else:
             async with opened(config, statement_timeout=_STATEMENT_TIMEOUT):
-                yield Deployment.of_process(config)
+                yield Deployment.of_process(config).with_queues(others)
     finally:
         set_default_broker(None)
         await broker.close()

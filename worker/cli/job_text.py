@@ -62,7 +62,7 @@ def describe_job(rows: Sequence[Mapping[str, Any]], *, accept_pickle: bool) -> I
     row, *earlier = rows
     yield printable_text((row["id"], "bold cyan"), f"  {row['state']}")
     for label, value in _properties(row, accept_pickle=accept_pickle):
-        yield Text.assemble((f"  {label:<10}", "dim"), printable_lines(value, indent=" " * 12))
+        yield Text.assemble((f"  {label:<9} ", "dim"), printable_lines(value, indent=" " * 12))
     if row["traceback"]:
         yield Text(f"  {printable_lines(row['traceback'].strip(), indent='  ')}")
     for end in earlier_ends(row):

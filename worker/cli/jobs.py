@@ -5,6 +5,7 @@ confirmation.
 """
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
@@ -89,7 +90,8 @@ def show(job_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
     config = _config()
     rows = _with_admin(config, lambda admin: admin.all_of(job_id))
     if not rows:
-        return explain(f"{printable(job_id)}: the ledger has no such job", FAILED)
+        why = f"tandem jobs why {shlex.quote(printable(job_id))}"
+        return explain(f"{printable(job_id)}: the ledger has no such job; to look in Redis, too: {why}", FAILED)
     print_all(describe_job(rows, accept_pickle=config.accept_pickle), out)
     return 0
 

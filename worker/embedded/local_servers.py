@@ -21,6 +21,9 @@ from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls, servers
 from worker.embedded.project_alembic import await_ledger, makes_ledger
 
+USE_LOCAL_SERVERS = "eval $(python -m worker env)"
+"""What to type so that a shell uses the servers of this project's run."""
+
 _FOLDER = Path(".tandem")
 _TIMEOUT = 5.0  # seconds for the servers to answer
 _SERVER_NAMES = {"DATABASE_URL": "PostgreSQL", "REDIS_URL": "Redis"}

@@ -297,6 +297,45 @@ async def test_a_suspect_beside_another_one(ask: Ask, start: StartWorker, observ
         await jobs[0].abort(timeout=AT_ONCE)
 
 
+async def test_a_job_that_kills_each_worker_is_a_suspect_although_no_worker_is_left(ask: Ask, observer: Any) -> None:
+    """It is the reason why there is none. The next step is the command that aborts it."""
+    job = await note.enqueue()
+    observer.hset("arq:started", job.job_id, "2:" + "x" * 28)
+    reason = await ask(job)
+    assert reason.kind is ReasonKind.SUSPECT
+    assert reason.sentence == (f"2 workers have died while they ran it, and no worker serves its queue {QUEUE} now")
+    assert f"abort it: tandem jobs abort {job.job_id} --queue {QUEUE};" in reason.next_step
+
+
+async def test_a_row_that_is_due_later_is_published_when_it_is_due(ask: Ask, observer: Any) -> None:
+    """The next step does not promise it within seconds, and is the command that runs it now."""
+    async with db.scope():
+        job = await note.using(delay=3600).enqueue()
+    observer.flushdb()
+    reason = await ask(job)
+    assert reason.kind is ReasonKind.NOT_PUBLISHED
+    assert reason.next_step.endswith(f"; or run it now: tandem jobs run-now {job.job_id}")
+    assert "seconds" not in reason.next_step
+
+
+async def test_a_job_of_a_queue_that_is_not_searched(ask: Ask) -> None:
+    """Its arguments are in Redis, under a key that all queues share: only its queue is to be named."""
+    job = await note.using(queue="other").enqueue()
+    reason = await ask(job)
+    assert (reason.kind, reason.task) == (ReasonKind.UNKNOWN, note.name)
+    assert reason.sentence == f"it is in another queue than {QUEUE}: Redis has its arguments"
+    assert reason.next_step.startswith(f"name its queue: tandem jobs why {job.job_id} --queue NAME")
+    named = await why(job.job_id, queue="other", deployment=ask.deployment)
+    assert named.kind is ReasonKind.NO_WORKER
+
+
+async def test_a_name_with_blanks_is_quoted_in_the_next_step(ask: Ask) -> None:
+    """As the next step is typed into a shell."""
+    job = await note.using(queue="my mail").enqueue()
+    reason = await why(job.job_id, queue="my mail", deployment=ask.deployment)
+    assert reason.next_step == "start one: WORKER_QUEUES='my mail' python -m worker run"
+
+
 async def test_a_job_that_has_expired(ask: Ask, start: StartWorker, observer: Any) -> None:
     """Before a worker has found that out, and after that."""
     job = await note.using(expires=0.1).enqueue()

@@ -75,6 +75,17 @@ class TestDoctor:
         assert {finding["level"] for finding in findings.values()} <= {"ok", "note"}
         assert findings["workers"]["text"] == "2 healthy: one, two"
 
+    async def test_a_paused_queue_is_a_warning_with_the_command_that_resumes_it(
+        self, doctor: Doctor, tmp_path: Path, database_url: str, redis_url: str
+    ) -> None:
+        """Also a queue that this shell's WORKER_QUEUES lacks, and a task names."""
+        urls = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+        paused = await asyncio.to_thread(run, "queues", "pause", "mail", "--until", "2h", cwd=tmp_path, **urls)
+        assert paused.returncode == 0, paused.stderr
+        finding = (await doctor.findings(0, WORKER_QUEUES="arq:queue"))["pauses"]
+        assert (finding["level"], finding["fix"]) == ("warning", "tandem queues resume mail")
+        assert finding["text"].startswith("mail is paused since 2")
+
     async def test_a_queue_without_a_worker_is_a_warning(self, doctor: Doctor) -> None:
         finding = (await doctor.findings(0))["workers"]
         assert (finding["level"], finding["fix"]) == ("warning", "tandem run")

@@ -194,7 +194,7 @@ class TestShow:
         """An id that the ledger does not have is one line, and the exit code is 1."""
         done = jobs("show", "nobody")
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "nobody: the ledger has no such job\n"
+        assert done.stderr == "nobody: the ledger has no such job; to look in Redis, too: tandem jobs why nobody\n"
 
 
 class TestRetry:

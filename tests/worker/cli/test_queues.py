@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.servers import Observer
-from tests.worker.cli.test_cli import run
+from tests.worker.cli.test_cli import MAIL, run
 from worker import Broker
 from worker.broker.records import now_ms
 from worker.message import encode
@@ -107,6 +107,36 @@ class TestQueues:
         assert done.returncode == 1
         assert done.stderr.startswith("REDIS_URL: no answer (")
         assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project whose task `send` has the queue `mail`."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/__init__.py").touch()
+    (tmp_path / "tasks/mail.py").write_text(MAIL)
+    (tmp_path / "tasks/registry.py").write_text('TASKS = ("tasks.mail.send", "tasks.mail.clean_up")\n')
+    return tmp_path
+
+
+@pytest.mark.usefixtures("project")
+class TestQueuesOfTasks:
+    """A task may name a queue that is not in WORKER_QUEUES, and that no worker serves."""
+
+    async def test_the_queues_of_the_registrys_tasks_are_listed_and_searched(self, command: Command) -> None:
+        """`queues list`, `top` and `jobs why` find a job that waits there."""
+        enqueued = await command("enqueue", "send", "--arg", "order=7")
+        job_id = enqueued.stdout.strip()
+        listed = json.loads((await command("queues", "list", "--json")).stdout)
+        assert [(queue["name"], queue["depth"]) for queue in listed] == [("arq:queue", 0), ("mail", 1)]
+        shown = json.loads((await command("top", "--json")).stdout)
+        assert [queue["name"] for queue in shown["queues"]] == ["arq:queue", "mail"]
+        reason = json.loads((await command("jobs", "why", job_id, "--json")).stdout)
+        assert (reason["kind"], reason["queue"]) == ("no_worker", "mail")
+
+    async def test_queues_that_are_named_are_all_that_is_listed(self, command: Command) -> None:
+        listed = await command("queues", "list", "--json", WORKER_QUEUES="arq:queue")
+        assert [queue["name"] for queue in json.loads(listed.stdout)] == ["arq:queue"]
 
 
 class TestTop:

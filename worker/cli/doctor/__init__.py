@@ -17,12 +17,13 @@ from worker.broker.errors import RedisError
 from worker.broker.server_info import redis_info
 from worker.cli.database import opened
 from worker.cli.doctor.finding import Finding, Level
-from worker.cli.doctor.fleet_checks import check_unpublished, check_workers
+from worker.cli.doctor.fleet_checks import check_pauses, check_unpublished, check_workers
 from worker.cli.doctor.postgres_checks import check_server, check_table
 from worker.cli.doctor.redis_checks import check_redis
 from worker.cli.output import FAILED, out, printable_text
 from worker.cli.worker_records import read_worker_records
 from worker.config import Config
+from worker.embedded.local_servers import USE_LOCAL_SERVERS, find
 from worker.errors import LedgerError, RegistryError
 from worker.ledger.ledger import Ledger
 from worker.ledger.server_info import postgres_info
@@ -44,7 +45,11 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     The exit code is 0 unless there is an error. Warnings and notes do not count as errors.
     """
-    findings = asyncio.run(_all_findings(Config.load(), show=not json))
+    config = Config.load()
+    set_url = "export REDIS_URL=redis://localhost:6379/0"
+    if config.redis_url is None and find() is not None:
+        set_url = USE_LOCAL_SERVERS
+    findings = asyncio.run(_all_findings(config, set_url, show=not json))
     if json:
         typer.echo(to_json([{name: getattr(each, name) for name in Finding.__slots__} for each in findings]))
     else:
@@ -52,16 +57,16 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     return FAILED if any(finding.level is Level.ERROR for finding in findings) else 0
 
 
-async def _all_findings(config: Config, *, show: bool) -> list[Finding]:
+async def _all_findings(config: Config, set_url: str, *, show: bool) -> list[Finding]:
     findings = []
-    async for finding in _examine(config):
+    async for finding in _examine(config, set_url):
         findings.append(finding)
         if show:
             _print(finding)
     return findings
 
 
-async def _examine(config: Config) -> AsyncIterator[Finding]:
+async def _examine(config: Config, set_url: str) -> AsyncIterator[Finding]:
     registry = None
     try:
         registry = load(config.registry)
@@ -70,7 +75,7 @@ async def _examine(config: Config) -> AsyncIterator[Finding]:
         for problem in error.problems:
             yield Finding(Level.ERROR, "registry", problem, "tandem check")
     if config.redis_url is None:
-        yield Finding(Level.ERROR, "REDIS_URL", "is not set", "export REDIS_URL=redis://localhost:6379/0")
+        yield Finding(Level.ERROR, "REDIS_URL", "is not set", set_url)
         async for finding in _database(config, None, workers=0):
             yield finding
         return
@@ -92,10 +97,11 @@ async def _with_redis(config: Config, registry: Registry | None, broker: Broker)
         workers = await read_worker_records(broker, config.queue_names)
         for finding in check_workers(workers, config.queue_names):
             yield finding
-        if registry is not None:
-            elsewhere = queues_not_served_here(registry.tasks.values(), config)
-            for line in describe(await unserved(elsewhere, broker), config):
-                yield Finding(Level.WARNING, "queues", line)
+        elsewhere = {} if registry is None else queues_not_served_here(registry.tasks.values(), config)
+        for line in describe(await unserved(elsewhere, broker), config):
+            yield Finding(Level.WARNING, "queues", line)
+        async for finding in check_pauses(broker, [*config.queue_names, *elsewhere]):
+            yield finding
         reached = broker
     except (RedisError, OSError) as error:
         yield Finding(Level.ERROR, "REDIS_URL", f"no answer: {error}", "start the server, or correct the URL")

@@ -1,11 +1,14 @@
 """What ``tandem doctor`` checks in the fleet: live workers, their versions, and jobs that are not published."""
 
+import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from worker.broker.broker import Broker
+from worker.broker.queue_state import QueueInspector
 from worker.cli.doctor.finding import Finding, Level
 from worker.cli.worker_records import WorkerRecord
+from worker.context import from_milliseconds
 from worker.ledger.ledger import Ledger
 
 _SAMPLE = 500  # of the pending rows that the relay checks, those that are due first
@@ -28,6 +31,23 @@ def check_workers(workers: Mapping[str, WorkerRecord], queue_names: Sequence[str
             f"the workers' versions differ: {versions}",
             "finish the deploy, or roll it back",
         )
+
+
+async def check_pauses(broker: Broker, queue_names: Sequence[str]) -> AsyncIterator[Finding]:
+    """The findings for paused queues, whose jobs wait until somebody resumes them.
+
+    Raises:
+        RedisError, OSError: Redis does not answer.
+    """
+    inspector = QueueInspector(broker.connections)
+    for queue in queue_names:
+        pause = (await inspector.snapshot(queue)).pause
+        if pause is None:
+            continue
+        until = f" until {from_milliseconds(pause.until):%Y-%m-%d %H:%M:%S} UTC" if pause.until else ""
+        by = f", by {pause.actor}" if pause.actor else ""
+        text = f"{queue} is paused since {from_milliseconds(pause.since):%Y-%m-%d %H:%M:%S} UTC{until}{by}"
+        yield Finding(Level.WARNING, "pauses", text, f"tandem queues resume {shlex.quote(queue)}")
 
 
 async def check_unpublished(ledger: Ledger, broker: Broker) -> Finding:
