@@ -1,6 +1,7 @@
 """``python -m worker dashboard``: serve the dashboard by itself."""
 
 import asyncio
+import socket
 from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,15 +74,35 @@ async def _serve(app: Any, config: Config, host: str, port: int) -> None:
     set_default_broker(broker)
     try:
         async with opened(config, statement_timeout=_STATEMENT_TIMEOUT):
-            settings = uvicorn.Config(
-                app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=_GRACE
-            )
-            server = uvicorn.Server(settings)
-            err.print(printable_text(f"The dashboard: http://{host}:{port}/ (Ctrl-C ends it)"))
-            await server.serve()
+            settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_GRACE)
+            with _bound(host, port) as listener:
+                port = listener.getsockname()[1]
+                err.print(printable_text(f"The dashboard: http://{_in_url(host)}:{port}/ (Ctrl-C ends it)"))
+                await uvicorn.Server(settings).serve(sockets=[listener])
     finally:
         await broker.close()
         set_default_broker(None)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket on the address. Port 0 is a free port.
+
+    Raises:
+        ConfigError: there is no such address, or the port is in use.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror}. Choose another --port") from None
+    return listener
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_loopback(host: str) -> bool:
