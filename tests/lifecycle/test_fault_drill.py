@@ -15,7 +15,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -56,10 +55,14 @@ async def hold(file: str) -> None:
 async def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 """
-_UNKNOWN = """
-import asyncio
+_ENQUEUE = """
+import asyncio, json, sys
+from pathlib import Path
 
-from worker import default_broker, task
+import db
+from db.database import default_database
+from tasks.mail import hold, hold_report, kill, report, send
+from worker import Broker, default_broker, task
 
 
 @task
@@ -67,27 +70,24 @@ async def forgotten() -> None: ...
 
 
 async def main() -> None:
-    print((await forgotten.enqueue()).job_id)
+    slots = [Path(sys.argv[1]) / name for name in ("first slot", "second slot")]
+    for slot in slots:
+        await hold.enqueue(str(slot))
+    while not all(slot.exists() for slot in slots):
+        await asyncio.sleep(0.05)
+    jobs = {
+        "behind": await send.enqueue("ann"),
+        "unknown": await forgotten.enqueue(),
+        "unserved": await report.enqueue(),
+        "held": await hold_report.enqueue(sys.argv[1] + "/held"),
+        "poison": await kill.enqueue(),
+    }
     await default_broker().close()
-
-
-asyncio.run(main())
-"""
-_UNPUBLISHED = """
-import asyncio
-
-import db
-from db.database import default_database
-from tasks.mail import send
-from worker import Broker
-
-
-async def main() -> None:
-    broker = Broker("redis://127.0.0.1:1", default=True)  # as Redis is away after the COMMIT
+    away = Broker("redis://127.0.0.1:1", default=True)  # Redis is away after the COMMIT
     async with db.scope():
-        job = await send.using(delay=3600).enqueue("ann")
-    print(job.job_id)
-    await broker.close()
+        jobs["unpublished"] = await send.using(delay=3600).enqueue("bob")
+    print(json.dumps({name: job.job_id for name, job in jobs.items()}))
+    await away.close()
     await default_database().dispose()
 
 
@@ -105,34 +105,23 @@ class Drill:
         self.settings = settings
         self._page = page
 
-    async def __call__(self, *command: str, exit_code: int = 0, **settings: str) -> str:
-        """What ``tandem`` prints."""
+    async def python(self, *arguments: str) -> str:
+        """What ``python`` prints."""
         done = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", *command],
+            [sys.executable, *arguments],
             cwd=self.folder,
-            env=bare_environment(**(self.settings | settings)),
+            env=bare_environment(**self.settings),
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        assert done.returncode == exit_code, done.stdout + done.stderr
-        return done.stdout.strip()
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
-    async def tandem(self, *command: str, **settings: str) -> str:
-        return await self("worker", *command, **settings)
-
-    async def enqueue(self, *arguments: str) -> str:
-        return await self.tandem("enqueue", *arguments)
-
-    async def script(self, source: str) -> str:
-        file = self.folder / "script.py"
-        file.write_text(source)
-        return await self("script")
-
-    def worker(self, **settings: str) -> Command:
-        return Command("worker", "run", folder=self.folder, environment=self.settings | settings)
+    async def tandem(self, *command: str) -> str:
+        return await self.python("-m", "worker", *command)
 
     async def type(self, next_step: str) -> None:
         """Type the command of a next step."""
@@ -140,31 +129,48 @@ class Drill:
         assert program == "tandem"
         await self.tandem(*command)
 
-    async def why(self, job_id: str, kind: str) -> dict[str, Any]:
-        """The reason, once it is of this kind: from the terminal, and the same from the page."""
-        asked: list[dict[str, Any]] = []
+    def worker(self, **settings: str) -> Command:
+        return Command("worker", "run", folder=self.folder, environment=self.settings | settings)
 
-        async def is_kind() -> bool:
-            asked.append(json.loads(await self.tandem("jobs", "why", job_id, "--json")))
-            return asked[-1]["kind"] == kind
+    async def why(self, job_id: str, kind: str, sentence: str) -> str:
+        """Wait until the job's page has the reason. Ask the command line for the same one; return its next step."""
+        on_page = await self.page_says(job_id, sentence)
+        reason = json.loads(await self.tandem("jobs", "why", job_id, "--json"))
+        assert reason["kind"] == kind
+        assert tuple(map(_comparable, on_page)) == (
+            _comparable(reason["sentence"]),
+            _comparable(reason["next_step"]),
+        )
+        return str(reason["next_step"])
 
-        await eventually(is_kind, timeout=15)
-        reason = asked[-1]
-        sentence, next_step = await self.shown(job_id)
-        assert _without_times(sentence) == _without_times(reason["sentence"])
-        assert _without_times(next_step) == _without_times(reason["next_step"])
-        return reason
+    async def page_says(self, job_id: str, sentence: str) -> tuple[str, str]:
+        """Wait until the sentence on the job's page begins like this; the sentence and the next step."""
+
+        async def says() -> tuple[str, str] | None:
+            shown = await self.shown(job_id)
+            return shown if shown[0].lower().startswith(sentence) else None
+
+        found: tuple[str, str] = await eventually(says, timeout=30, every=0.1)
+        return found
+
+    async def state(self, job_id: str) -> str:
+        """The state on the job's page."""
+        page = (await self._page.get("/job", params={"id": job_id})).text
+        title = re.search(r'id="live-state".*?</p>', page, re.DOTALL)
+        assert title is not None
+        return re.sub(r"<[^>]+>", " ", title[0].partition(">")[2]).split()[0]
 
     async def shown(self, job_id: str) -> tuple[str, str]:
         """The sentence and the next step of the job's page."""
         response = await self._page.get("/job", params={"id": job_id})
         assert response.status_code == 200, response.text
         sentence, next_step = _SENTENCE.search(response.text), _NEXT.search(response.text)
-        assert sentence is not None
+        if sentence is None:
+            return "", ""  # it has ended
         return html.unescape(sentence[1]), "" if next_step is None else html.unescape(next_step[1])
 
 
-def _without_times(text: str) -> str:
+def _comparable(text: str) -> str:
     """The text in small letters, as the page begins it with a capital, and without times."""
     return re.sub(r"\d\d:\d\d:\d\d", "", text).lower()
 
@@ -175,7 +181,7 @@ async def drill(tmp_path: Path) -> AsyncIterator[Drill]:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/__init__.py").touch()
     (tmp_path / "tasks/mail.py").write_text(_TASKS)
-    names = ", ".join(f'"tasks.mail.{name}"' for name in ("send", "report", "hold", "kill"))
+    names = ", ".join(f'"tasks.mail.{name}"' for name in ("send", "report", "hold", "hold_report", "kill"))
     (tmp_path / "tasks/registry.py").write_text(f"TASKS = ({names})\n")
     with ExitStack() as started:
         run = Command("worker", "run", folder=tmp_path, environment={"WORKER_ID": "first", "WORKER_CONCURRENCY": "2"})
@@ -201,72 +207,53 @@ async def _urls(folder: Path) -> dict[str, str]:
 
 async def test_each_fault_has_its_reason_in_the_terminal_and_on_the_page(drill: Drill) -> None:
     """And the next step, typed as it is written, does what it says."""
-    await _not_published(drill, await drill.script(_UNPUBLISHED))
-    await _unknown_task(drill, await drill.script(_UNKNOWN))
-    unserved = await drill.enqueue("report")
-    for slot in range(2):
-        await drill.enqueue("hold", "--arg", f"file={drill.folder / str(slot)}")
-    for slot in range(2):
-        await eventually((drill.folder / str(slot)).exists)
-    behind = await drill.enqueue("send", "--arg", "to=ann")
-    await _full_pool_and_pause(drill, behind)
-    await _no_worker_and_its_death(drill, unserved)
-    await _poison(drill)
+    (drill.folder / "produce.py").write_text(_ENQUEUE)
+    jobs = json.loads(await drill.python("produce.py", str(drill.folder)))
+    await _unpublished_row(drill, jobs["unpublished"])
+    await drill.why(jobs["unknown"], "unknown_task", "no worker of its queue arq:queue knows the task forgotten")
+    await _full_pool_and_pause(drill, jobs["behind"])
+    await _no_worker_and_its_death(drill, jobs["unserved"], jobs["held"])
+    await _poison(drill, jobs["poison"])
 
 
-async def _unknown_task(drill: Drill, job_id: str) -> None:
-    reason = await drill.why(job_id, "unknown_task")
-    assert reason["sentence"] == "no worker of its queue arq:queue knows the task forgotten"
-    assert reason["next_step"].startswith("start a worker that lists forgotten in TASKS")
-
-
-async def _not_published(drill: Drill, job_id: str) -> None:
+async def _unpublished_row(drill: Drill, job_id: str) -> None:
     """It is due in an hour. The next step publishes it now."""
-    reason = await drill.why(job_id, "not_published")
-    await drill.type(reason["next_step"])
-    assert json.loads((await drill.tandem("jobs", "watch", job_id, "--json")).splitlines()[-1])["state"] == "done"
+    next_step = await drill.why(job_id, "not_published", "its row is committed, and the job is not in redis yet")
+    await drill.type(next_step)
+    await drill.page_says(job_id, "2 due jobs come before it in its queue arq:queue")
 
 
 async def _full_pool_and_pause(drill: Drill, job_id: str) -> None:
-    reason = await drill.why(job_id, "slots_taken")
-    assert reason["sentence"].startswith("all 2 slots of the workers of its queue arq:queue are taken, the longest by")
-    assert {job["task"] for job in reason["evidence"]["jobs"]} == {"hold"}
-
+    """The next step of a pause resumes the queue."""
+    full = "all 2 slots of the workers of its queue arq:queue are taken, the longest by job "
+    await drill.why(job_id, "slots_taken", full)
     await drill.tandem("queues", "pause", "arq:queue")
-    reason = await drill.why(job_id, "paused")
-    doctor = json.loads(await drill.tandem("doctor", "--json"))
-    assert reason["next_step"] in [finding["fix"] for finding in doctor]
-    await drill.type(reason["next_step"])
-    await drill.why(job_id, "slots_taken")
+    await drill.type(await drill.why(job_id, "paused", "its queue arq:queue is paused since "))
+    await drill.page_says(job_id, full)
 
 
-async def _no_worker_and_its_death(drill: Drill, job_id: str) -> None:
-    """The next step starts a worker of the queue. Then it dies, and nobody gives back its job before its lease ends."""
-    reason = await drill.why(job_id, "no_worker")
-    assert reason["next_step"] == "start one: WORKER_QUEUES=reports python -m worker run"
-    settings = {"WORKER_QUEUES": "reports", "WORKER_LEASE": "120", "WORKER_ID": "second"}
-    with drill.worker(**settings) as second:
-        assert json.loads((await drill.tandem("jobs", "watch", job_id, "--json")).splitlines()[-1])["state"] == "done"
-        held = await drill.enqueue("hold_report", "--arg", f"file={drill.folder / 'held'}")
-        await eventually((drill.folder / "held").exists)
+async def _no_worker_and_its_death(drill: Drill, job_id: str, held: str) -> None:
+    """The next step starts a worker of the queue. When it dies with its keeper, its lease is left."""
+    next_step = await drill.why(job_id, "no_worker", "no worker serves its queue reports")
+    assert next_step == "start one: WORKER_QUEUES=reports python -m worker run"
+    with drill.worker(WORKER_QUEUES="reports", WORKER_LEASE="120", WORKER_ID="second") as second:
+        await eventually((drill.folder / "held").exists, timeout=30)
+        await eventually(lambda: drill.state(job_id), equals="done", every=0.1)
         worker = psutil.Process(second.pid)
         worker.suspend()
         for keeper in worker.children(recursive=True):
             keeper.kill()
         second.send(signal.SIGKILL)
         await second.ends()
-        reason = await drill.why(held, "worker_died")
-        assert "does not renew its lease" in reason["sentence"]
+        await drill.why(held, "worker_died", "worker second does not renew its lease, so it has died or stands still")
 
 
-async def _poison(drill: Drill) -> None:
-    """It has killed two workers, and no worker is left. The next step ends it."""
-    job_id = await drill.enqueue("kill")
-    for number in range(2):
-        with drill.worker(WORKER_QUEUES="poison", WORKER_ID=f"victim {number}") as victim:
+async def _poison(drill: Drill, job_id: str) -> None:
+    """It has killed two workers, and no worker is left. The next step aborts it."""
+    for name in ("victim", "another victim"):
+        with drill.worker(WORKER_QUEUES="poison", WORKER_ID=name) as victim:
             assert await victim.ends() == -signal.SIGKILL
-            await victim.says("gave back 1 of its 1 jobs")
-    reason = await drill.why(job_id, "suspect")
-    assert reason["sentence"].startswith("2 workers have died while they ran it")
-    await drill.type(reason["next_step"].partition(";")[0])
-    await drill.why(job_id, "aborted")
+            await eventually(lambda: "gave back 1 of its 1 jobs" in victim.output)
+    next_step = await drill.why(job_id, "suspect", "2 workers have died while they ran it")
+    await drill.type(next_step.partition(";")[0])
+    await drill.page_says(job_id, "an abort was requested")
