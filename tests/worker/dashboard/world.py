@@ -187,11 +187,11 @@ class World:
 
     async def _without_rows(self) -> None:
         latest = [
-            to_json(EndedJob(self.id(), "search.reindex", "completed", at - 90, at - 60, at, 1, "web-1"))
+            EndedJob(self.id(), "search.reindex", "completed", at - 90, at - 60, at, 1, "web-1")
             for at in range(self.now - 90_000, self.now, 9_000)
         ]
         store = MetricsStore(self.broker.connections)
-        await store.add("arq:queue", "9f2c01", LANES, Measurements({}, latest=latest))
+        await store.add("arq:queue", "9f2c01", LANES, Measurements({}, ended=len(latest), latest=to_json(latest)))
 
     async def _measured(self, days: int) -> None:
         for resolution, count in ((60, 60), (600, 144 * days)):
