@@ -30,6 +30,7 @@ from db.engine import postgres, sqlite
 from db.engine.effects import Effect, effects
 from db.engine.executemany import honor_cancellation
 from db.engine.reset import driver_connection_of, forget_effects, may_have, note_effects
+from db.engine.sqlalchemy_version import hide_class
 from db.errors import ConcurrentUseError, ConnectionEndedError, PoisonedTransactionError, RawTransactionError
 from db.transient import sqlstate
 
@@ -123,6 +124,7 @@ def _translate_error(idle_limit: float | None, context: ExceptionContext) -> Bas
     if context.is_pre_ping:  # the pool replaces a dead connection without an error
         return None
     if context.dialect.name == "postgresql" and _came_from_driver(context):
+        hide_class(context.sqlalchemy_exception, error)
         if context.engine is not None and context.engine.hide_parameters:
             postgres.hide_detail(context.sqlalchemy_exception, error)
         if sqlstate(error) == _READ_ONLY and _is_server_read_only(context.connection):

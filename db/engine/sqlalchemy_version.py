@@ -1,5 +1,6 @@
 """What SQLAlchemy 2.0 lacks of 2.1, or does differently. All other code of Tandem is the same on both."""
 
+import re
 from typing import Any
 
 import sqlalchemy
@@ -7,6 +8,7 @@ import sqlalchemy.ext.asyncio
 from sqlalchemy import AsyncAdaptedQueuePool
 
 _IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
+_CLASS_OF_ASYNCPG = re.compile(r"<class 'asyncpg\.[\w.]+'>: ")
 
 OPERATIONS = tuple(
     name
@@ -34,6 +36,13 @@ def asyncpg_error(error: Exception) -> Exception | None:
     made: Any = next(kinds[kind] for kind in type(error).__mro__ if kind in kinds)(str(error))
     made.pgcode = made.sqlstate = getattr(error, "sqlstate", None)
     return made  # type: ignore[no-any-return]
+
+
+def hide_class(*errors: BaseException | None) -> None:
+    """Take the name of asyncpg's class from the text of these errors, where 2.0 puts it before the server's message."""
+    for error in errors:
+        if _IS_2_0 and error is not None and error.args and isinstance(error.args[0], str):
+            error.args = (_CLASS_OF_ASYNCPG.sub("", error.args[0]), *error.args[1:])
 
 
 def storage_parameters(**parameters: float) -> dict[str, Any]:
