@@ -19,7 +19,7 @@ from worker.admin.deployment import Deployment
 from worker.admin.failures import FailureOverview
 from worker.admin.queues import QueueInfo, QueueState
 from worker.broker.errors import RedisError
-from worker.broker.server_facts import ServerFacts
+from worker.broker.server_info import RedisInfo, redis_info
 from worker.errors import LedgerError, WorkerError
 from worker.ledger.schema_check import check
 from worker.ledger.search import MOST_COUNTED, JobSearch
@@ -99,7 +99,7 @@ class OverviewReader:
     def __init__(self, deployment: Deployment, reader: MetricsReader) -> None:
         self._deployment = deployment
         self._reader = reader
-        self._facts = ServerFacts(deployment.broker.connections)
+        self._connections = deployment.broker.connections
         self._search = None if deployment.ledger is None else JobSearch(deployment.ledger.name)
         self._schema: tuple[float, Matter | None] = (-_SCHEMA_FRESH, None)
 
@@ -141,20 +141,7 @@ class OverviewReader:
         return sorted(matters, key=lambda matter: matter.level.rank)
 
     async def _redis(self) -> list[Matter]:
-        facts = await self._facts.read()
-        matters = []
-        policy = facts.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            detail = f"maxmemory-policy is {policy}: Redis may delete jobs when it is full. Set it to noeviction."
-            matters.append(Matter(BAD, "Redis evicts keys", detail))
-        used, most = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
-        if most and used > 0.9 * most:
-            detail = f"{used / most:.0%} of its maxmemory are in use. It refuses new jobs when it is full."
-            matters.append(Matter(BAD, "Redis is nearly full", detail))
-        apart = await self._facts.clock() - time.time() * 1000
-        if abs(apart) > _CLOCKS:
-            matters.append(_clocks("Redis", apart))
-        return matters
+        return [matter for server in await redis_info(self._connections) for matter in _of_redis(server)]
 
     async def _database_clock(self) -> list[Matter]:
         assert self._search is not None  # noqa: S101 - see `matters`
@@ -193,6 +180,20 @@ async def _answered(ask: Callable[[], Awaitable[Sequence[Matter]]]) -> Sequence[
     except (SQLAlchemyError, DbError, RedisError, WorkerError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
         return [Matter(BAD, "A check has failed", reason or type(error).__name__)]
+
+
+def _of_redis(server: RedisInfo) -> list[Matter]:
+    matters = []
+    if server.policy != "noeviction":
+        detail = f"maxmemory-policy is {server.policy}: Redis may delete jobs when it is full. Set it to noeviction."
+        matters.append(Matter(BAD, "Redis evicts keys", detail))
+    used, most = server.used_memory, server.max_memory
+    if most and used > 0.9 * most:
+        detail = f"{used / most:.0%} of its maxmemory are in use. It refuses new jobs when it is full."
+        matters.append(Matter(BAD, "Redis is nearly full", detail))
+    if abs(apart := server.clock_ahead * 1000) > _CLOCKS:
+        matters.append(_clocks("Redis", apart))
+    return matters
 
 
 def _of_queue(queue: QueueInfo, workers: Sequence[WorkerReport]) -> list[Matter]:

@@ -1,4 +1,4 @@
-"""``RedisInfo``: what a Redis server says of itself, for ``tandem doctor``."""
+"""``RedisInfo``: what a Redis server says of itself, for ``tandem doctor`` and the dashboard."""
 
 import time
 from dataclasses import dataclass

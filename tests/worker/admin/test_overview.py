@@ -100,7 +100,7 @@ class TestMatters:
         async def fail(*_: object) -> None:
             raise ConnectionRefusedError("refused")
 
-        monkeypatch.setattr("worker.broker.server_facts.ServerFacts.read", fail)
+        monkeypatch.setattr("worker.admin.overview.redis_info", fail)
         assert [(each.title, each.detail) for each in await overview.matters([], [], CALM)] == [
             ("A check has failed", "refused")
         ]
