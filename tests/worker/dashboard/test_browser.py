@@ -61,7 +61,7 @@ async def visiting(
         await visit.go("audit")
         await visit.page.fill("#token", token)
         await visit.page.click("text=Sign in >> nth=-1")
-        assert visit.page.url == f"{url}/audit"
+        await visit.page.wait_for_url(f"{url}/audit")  # and until its script has run
         yield visit
         await context.close()
     assert visit.complaints == []
