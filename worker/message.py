@@ -176,7 +176,7 @@ def deserialize_trusting(raw: bytes) -> dict[str, Any]:
 def _decode(raw: bytes, *, accept_pickle: bool) -> tuple[dict[str, Any], bool]:
     """Decode a job or a result. Say whether it was in the format of producers that have not moved."""
     try:
-        data = foreign_codec.load(raw, accept_pickle=accept_pickle)
+        data = None if raw.startswith(OWN_HEAD) else foreign_codec.load(raw, accept_pickle=accept_pickle)
         is_foreign = data is not None
         if data is None:
             data = from_json(raw)

@@ -121,7 +121,7 @@ class Broker:
         arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects, self.largest_read, "1" if guarded else ""]
         now, next_score, *jobs = await self.connections.run("claim", queue, arguments)
         claims = [
-            Claim(raw_id, payload, score, tries, crashes, _time(abort_at), expires_in=expires_in)
+            Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at), 0, expires_in)
             if not isinstance(payload, int)  # the size of a payload that was not read
             else Claim(raw_id, None, score, tries, crashes, None, unread=payload)
             for raw_id, payload, score, tries, crashes, abort_at, expires_in in jobs
@@ -253,10 +253,6 @@ def _times(delay: int, due: int | None, expires: int | None) -> str:
     """A job's times, as ``scripts/new_jobs.lua`` reads them. Cached: most jobs of one call have equal times."""
     expires = _NEVER if expires is None else expires
     return f"in {delay:d} {expires:d}" if due is None else f"at {due:d} {expires:d}"
-
-
-def _time(score: bytes | None) -> float | None:
-    return None if score is None else float(score)
 
 
 _default: Broker | None = None
