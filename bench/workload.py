@@ -38,6 +38,8 @@ class Workload:
     """More than end in all slices beside a backlog."""
     backlog_slices: int
     """Slices of time that each of the two programs gets in a round."""
+    observed: int
+    """No-op jobs that are drained while somebody looks at the dashboard."""
     memory: int
     waiting: int
     footprint: int
@@ -65,6 +67,7 @@ FULL = Workload(
     running_elsewhere=1_000,
     beside_backlog=100_000,
     backlog_slices=8,
+    observed=200_000,
     memory=1_000_000,
     waiting=16_000,
     footprint=20_000,
@@ -90,6 +93,7 @@ QUICK = Workload(
     running_elsewhere=20,
     beside_backlog=8_000,
     backlog_slices=2,
+    observed=2_000,
     memory=1_000,
     waiting=200,
     footprint=64,

@@ -3,7 +3,19 @@
 from collections.abc import Callable, Mapping
 
 from bench.context import BenchContext
-from bench.scenarios import backlog, bare, enqueue, footprint, insert, latency, memory, noop, processes, recovery
+from bench.scenarios import (
+    backlog,
+    bare,
+    enqueue,
+    footprint,
+    insert,
+    latency,
+    memory,
+    noop,
+    observed,
+    processes,
+    recovery,
+)
 from bench.section import Section
 
 SCENARIOS: Mapping[str, Callable[[BenchContext], Section]] = {
@@ -15,6 +27,7 @@ SCENARIOS: Mapping[str, Callable[[BenchContext], Section]] = {
     "processes": processes.run,
     "footprint": footprint.run,
     "backlog": backlog.run,
+    "observed": observed.run,
     "memory": memory.run,
     "recovery": recovery.run,
 }
