@@ -294,7 +294,7 @@ class BoundTask(Generic[P, R]):
         transaction = None if scope is None else Transaction(scope)
         if transaction is None:
             are_new = await new.broker.enqueue(new.jobs)
-            count_enqueued([*compress(new.jobs, are_new)])
+            count_enqueued(new.jobs if all(are_new) else [*compress(new.jobs, are_new)])
         else:
             are_new = await enqueue_in(transaction, *new, is_named=self._is_named)
         return self._handles(new, transaction, are_new)
