@@ -34,7 +34,6 @@ from examples.served import web_and_dashboard
 from tasks.census import scan_folder
 from tasks.models import Scan, create_tables
 from worker import Broker, Job
-from worker.broker.keys import Keys
 from worker.config import Config
 from worker.embedded import EmbeddedServerError, Urls
 from worker.embedded.local_servers import local_servers, message
@@ -193,10 +192,10 @@ async def _connected(urls: Urls) -> AsyncIterator[Broker]:
         await _answering("REDIS_URL", broker.ping())
         yield broker
     finally:
-        keys = Keys.of(broker.name)
         with suppress(RedisError):
             # Commands of a killed worker may reach Redis after its death.
-            while await broker.redis.delete(broker.name, keys.epoch, keys.tasks):  # noqa: ASYNC110 - there is no event for it
+            while found := [key async for key in broker.redis.scan_iter(f"{broker.name}*", count=10_000)]:
+                await broker.redis.delete(*found)
                 await asyncio.sleep(_PAUSE)
         await broker.close()
         await database.dispose()

@@ -27,8 +27,9 @@ _KEPT_KEYS = (
     *(names.slots for names in _NAMES),
     *(names.epoch for names in _NAMES),
     *(names.tasks for names in _NAMES),
+    *(names.metrics for names in _NAMES),
 )
-"""Prefixes of keys that may stay: results until they expire, and what outlives all jobs by design."""
+"""Prefixes of keys that may stay: results and metrics until they expire, and what outlives all jobs by design."""
 
 
 @dataclass(frozen=True)

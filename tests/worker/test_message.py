@@ -32,7 +32,7 @@ class TestMessage:
 
     def test_a_job_without_an_origin_has_no_byte_of_it(self) -> None:
         """What most jobs are on the wire does not change."""
-        assert encode("send", b'{"to":"ann"}', 5) == b'{"t":null,"f":"send","a":[],"k":{"to":"ann"},"et":5}'
+        assert encode("send", b'{"to":"ann"}', 5) == b'{"f":"send","t":null,"a":[],"k":{"to":"ann"},"et":5}'
 
     @pytest.mark.parametrize(
         "origin", [{"parent": "j1"}, {"traceparent": TRACE}, {"parent": "j 1", "traceparent": TRACE}]

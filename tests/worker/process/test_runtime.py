@@ -215,7 +215,8 @@ class TestLedger:
         self, config: Config, postgres: Observer
     ) -> None:
         """Code that enqueues in the worker's process writes to the same table."""
-        await postgres.execute("ALTER TABLE tandem_jobs RENAME TO mine")
+        for table in ("", "_pauses", "_audit"):
+            await postgres.execute(f"ALTER TABLE tandem_jobs{table} RENAME TO mine{table}")
         runtime = Runtime(changed(config, ledger="mine"), registry(plain))
         await runtime.open({})
         async with db.scope():
