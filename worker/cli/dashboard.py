@@ -95,6 +95,7 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # who connects once the address is printed waits for the server, and is not refused
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror}. Choose another --port") from None

@@ -24,7 +24,7 @@ from worker.broker.worker_records import WorkerRecords
 from worker.message import encode
 from worker.metrics.counts import BOUNDS, BUSY, LANES, OUTCOMES, RAN, WAITED
 from worker.metrics.counts import encode as encode_row
-from worker.metrics.records import EndedJob, encode_report
+from worker.metrics.records import encode_ended, encode_report
 from worker.new_job import NewJob
 
 QUEUES = ("arq:queue", "mail", "reports")
@@ -187,11 +187,13 @@ class World:
 
     async def _without_rows(self) -> None:
         latest = [
-            EndedJob(self.id(), "search.reindex", "completed", at - 90, at - 60, at, 1, "web-1")
+            (self.id(), "search.reindex", "completed", at - 90, at - 60, at, 1, "")
             for at in range(self.now - 90_000, self.now, 9_000)
         ]
         store = MetricsStore(self.broker.connections)
-        await store.add("arq:queue", "9f2c01", LANES, Measurements({}, ended=len(latest), latest=to_json(latest)))
+        await store.add(
+            "arq:queue", "9f2c01", LANES, Measurements({}, ended=len(latest), latest=encode_ended("web-1", latest))
+        )
 
     async def _measured(self, days: int) -> None:
         for resolution, count in ((60, 60), (600, 144 * days)):
