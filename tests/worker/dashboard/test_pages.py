@@ -11,6 +11,7 @@ import pytest
 from tests.worker.dashboard.conftest import as_operator
 from tests.worker.dashboard.world import World
 from worker.message import encode
+from worker.metrics.reader import MetricsReader
 from worker.new_job import NewJob
 
 EVIL = "<script>alert(1)</script>\x1b[31m"
@@ -124,8 +125,8 @@ class TestLists:
     async def test_ended_jobs_without_a_row_are_in_the_list(self, world: World) -> None:
         async with as_operator() as client:
             page = await page_of(client, "/jobs?state=done&task=search.reindex")
-            latest: list[bytes] = await world.broker.redis.hvals("arq:queue:metrics:latest")  # type: ignore[misc]
-            job_id = next(each for each in latest if b"web-1" in each).split(b'"')[1].decode()
+            latest = await MetricsReader(world.broker).latest("arq:queue")
+            job_id = next(job.id for job in latest if job.worker == "web-1")
             assert job_id in ids_of(page)
             shown = await page_of(client, f"/job?id={job_id}")
             assert "web-1" in shown
