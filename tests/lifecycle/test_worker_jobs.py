@@ -81,7 +81,7 @@ class TestResults:
             ("unprintable", JobFailed, "UnprintableError: <cannot be printed: LookupError>"),
             ("swallow", JobFailed, "PoisonedTransactionError"),
             ("result", TypeError, "JSON cannot express this builtin_function_or_method"),
-            ("deferred", JobFailed, "ForeignKeyViolation"),
+            ("deferred", JobFailed, "violates foreign key constraint"),
         ):
             job = await job_tasks.fail.enqueue(how)
             with pytest.raises(kind) as caught:

@@ -374,7 +374,7 @@ class TestConflicts:
 
         outcome = await execute(dangle)
         assert outcome.kind is OutcomeKind.FAILED
-        assert "ForeignKeyViolation" in repr(outcome.error)
+        assert "violates foreign key constraint" in repr(outcome.error)
         assert attempts.made == 1
         assert await rows() == 0
 

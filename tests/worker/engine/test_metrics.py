@@ -134,7 +134,7 @@ class TestOutcomes:
         async with start(succeed, concurrency=1) as worker:
             await succeed.using(delay=1).enqueue()
             await worker.idle()
-            await succeed.enqueue_many([{"milliseconds": 100}] * 4)
+            await succeed.enqueue_many([{"milliseconds": 130}] * 4)
             await worker.idle()
             total = (await series(worker)).total
             assert (total.ran.total, total.waited.total) == (5, 5)
