@@ -104,7 +104,7 @@ LOGS = pytest.mark.parametrize("log_jobs", ["all", "off"])
 async def test_a_job_that_fails_for_good_is_one_event_and_a_retry_none(
     shop: Project, broker: Broker, command: tuple[str, ...], log_jobs: str
 ) -> None:
-    """Whatever is logged, and whoever has reported the same error before. Other outcomes are no events."""
+    """The event does not depend on log lines, or on earlier reports of the error. Other outcomes send no event."""
     await enqueue(broker, "send", to="hunter2")
     await enqueue(broker, "retried")
     await enqueue(broker, "fail", password="hunter2")

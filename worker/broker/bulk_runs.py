@@ -13,7 +13,7 @@ class BulkRuns:
         self._connections = connections
 
     async def save(self, run_id: str, progress: bytes) -> bool:
-        """Write how far an action has come. Returns whether it may go on: nobody has asked it to stop."""
+        """Write how far an action has come. Returns False if a person has asked it to stop."""
         async with self._connections.client.pipeline(transaction=False) as pipe:
             pipe.set(_key(run_id), progress, px=_KEPT)
             pipe.exists(f"{_key(run_id)}:{_STOP}")

@@ -1,4 +1,4 @@
-"""Nobody sees or acts without a decision, a role, and a page of the dashboard's own."""
+"""Seeing and acting need a decision about auth, a role, and a page of the dashboard itself."""
 
 import time
 from typing import Any
