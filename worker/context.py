@@ -42,8 +42,8 @@ class JobContext:
     queue: str
     attempt: int
     """The number of this try, from 1."""
-    enqueued_at: datetime
-    """The enqueue time, in UTC."""
+    enqueued_ms: int
+    """The enqueue time, in milliseconds since the epoch."""
     previous: int = 0
     """Earlier starts of the job that are known: tries that failed, and crashes. Effects of these starts outside the
     database may happen again now."""
@@ -57,6 +57,11 @@ class JobContext:
     """The trace and span that the job was enqueued in, as W3C Trace Context writes them."""
     send_progress: "Callable[[JobContext, float, float | None, str], None] | None" = field(default=None, repr=False)
     """Takes what `progress` reports. Set by the worker."""
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """The enqueue time, in UTC."""
+        return from_milliseconds(self.enqueued_ms)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> Awaitable[None]:
         """Report how far the job is: ``await job.progress(done, total, "importing")``.

@@ -65,7 +65,7 @@ class Message(NamedTuple):
             PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
         """
         data, is_foreign = _decode(raw, accept_pickle=accept_pickle)
-        data = _job(data)
+        data = _job(data, is_foreign=is_foreign)
         message = cls(
             job_id,
             data["f"],
@@ -121,7 +121,7 @@ def with_row(raw: bytes, *, accept_pickle: bool = False, enqueued_at: int | None
         PayloadError: `raw` is not a job, or it is a pickle and pickles are not accepted.
     """
     data, is_foreign = _decode(raw, accept_pickle=accept_pickle)
-    data = _job(data)
+    data = _job(data, is_foreign=is_foreign)
     if is_foreign:
         return foreign_codec.dump({**data, "et": data["et"] if enqueued_at is None else enqueued_at, "ledger": True})
     if data.get("ledger") is True:
@@ -206,14 +206,15 @@ def _job_or_result(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _job(data: dict[str, Any]) -> dict[str, Any]:
-    """Check that `data` is a job, and return it.
+def _job(data: dict[str, Any], *, is_foreign: bool = True) -> dict[str, Any]:
+    """Check that `data` is a job, and return it. The keys of an object that came as JSON are texts.
 
     Raises:
         PayloadError: `data` is not a job.
     """
     name, args, kwargs, enqueued_at = data.get("f"), data.get("a"), data.get("k"), data.get("et")
-    if not isinstance(name, str) or not isinstance(args, _SEQUENCES) or not _is_object(kwargs):
+    is_object = _is_object(kwargs) if is_foreign else isinstance(kwargs, dict)
+    if not (isinstance(name, str) and isinstance(args, _SEQUENCES) and is_object):
         raise PayloadError("not a job: it needs f (the task's name), a (a list), k (an object) and et (a time)")
     if not _is_whole(enqueued_at) or not 0 <= enqueued_at <= LATEST:
         raise PayloadError("not a job: et, its enqueue time, must be milliseconds since the epoch")

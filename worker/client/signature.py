@@ -153,6 +153,8 @@ class Signature:
     def call(self, payload: Mapping[str, Any], injected: Mapping[str, Any]) -> Any:
         """Call the function with payload and injected arguments."""
         values = {**payload, **injected}
+        if not self._positional_only:
+            return self._fn(**values)
         positional = [values.pop(name, default) for name, default in self._positional_only]
         return self._fn(*positional, **values)
 

@@ -71,7 +71,6 @@ class Admission:
             return Outcome(OutcomeKind.POSTPONED, error=UnknownTaskError.of(message.task))
         execution.task = task
         execution.limits = self._limits[message.task]
-        execution.keep_lease()
         return None if message.first_try <= claim.tries + 1 else _begin_at(message.first_try, execution)
 
 

@@ -20,7 +20,7 @@ from db.scope import Scope, scope
 from db.transient import Transient, transient
 from worker.aio.deadline import Deadline
 from worker.broker.records import now_ms
-from worker.context import JobContext, enter_job, enter_pickled_job, from_milliseconds
+from worker.context import JobContext, enter_job, enter_pickled_job
 from worker.engine.execution import Execution
 from worker.engine.once import CompletedBeforeError, Once
 from worker.engine.outcome import Outcome, OutcomeKind, Rerun, asks_to_run_again, count_as_try, judge
@@ -64,6 +64,7 @@ class Executor:
         self._retry_jobs = retry_jobs
         self._open_scope: Callable[[], scope] = scope
         self._progress: ProgressSender | None = None
+        self._reports: Mapping[JobContext, object] = {}
         self._send_progress: Callable[[JobContext, float, float | None, str], None] | None = None
         self._busy_rows = BusyRows()
         self._warned_of: set[str] = set()
@@ -85,7 +86,7 @@ class Executor:
             queue=execution.queue,
             attempt=claim.tries + 1,
             previous=claim.tries + claim.crashes,
-            enqueued_at=from_milliseconds(message.enqueued_at),
+            enqueued_ms=message.enqueued_at,
             score=execution.due,
             resources=self._resources,
             parent=message.parent,
@@ -98,7 +99,7 @@ class Executor:
 
     def use_progress(self, sender: ProgressSender) -> None:
         """Let `sender` send what jobs report of their progress (default: nothing is sent)."""
-        self._progress, self._send_progress = sender, sender.report
+        self._progress, self._reports, self._send_progress = sender, sender.reports, sender.report
 
     async def execute(self, execution: Execution) -> Outcome:
         """Execute one job and return its outcome. An error of the job is an outcome, and is not raised.
@@ -117,7 +118,7 @@ class Executor:
                 return Outcome(OutcomeKind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
             return Outcome.failed(error)
         outcome = await self._attempt_until_final(execution)
-        if self._progress is not None and self._progress.has_reports:
+        if self._reports and self._progress is not None:
             with suppress(asyncio.CancelledError):  # too late: the outcome stands
                 await self._progress.ended(execution.context)
         return outcome

@@ -171,7 +171,7 @@ class LedgerCompleter:
 def _final_row(execution: Execution, outcome: Outcome) -> FinalRow | None:
     """The ledger row of a job that is over; None if the ledger needs no row for this outcome."""
     message, state = execution.message, RECORDING[outcome.kind].state
-    if state is None or not execution.is_read or not (message.in_ledger or outcome.kind is _FAILED):
+    if state is None or not (message.in_ledger or outcome.kind is _FAILED) or not execution.is_read:
         return None
     row = FinalRow(
         message.job_id,

@@ -28,6 +28,7 @@ class PayloadRecovery:
         if execution.claim.unread:
             return
         row = await self._pending_row(execution)
+        execution.keep_lease()  # the database may have taken long
         if row is not None and not row.expired:
             execution.claim = execution.claim._replace(payload=row.payload)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.progress import ProgressRecord, ProgressRecords
-from worker.broker.records import now_ms, to_ms
+from worker.broker.records import now_ms
 from worker.context import JobContext
 
 logger = logging.getLogger("worker")
@@ -41,14 +41,10 @@ class ProgressSender:
 
     def __init__(self, broker: Broker) -> None:
         self._records = ProgressRecords(broker.connections)
-        self._reported: dict[JobContext, _Reported] = {}
+        self.reports: dict[JobContext, _Reported] = {}
+        """What running jobs have reported."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-
-    @property
-    def has_reports(self) -> bool:
-        """Whether any running job has reported progress."""
-        return bool(self._reported)
 
     def start(self) -> None:
         """Send from the running event loop."""
@@ -63,7 +59,7 @@ class ProgressSender:
         if self._loop is None:
             return
         amounts = float(done), None if total is None else float(total)
-        record = ProgressRecord(*amounts, str(note)[:_LONGEST_NOTE], job.attempt, to_ms(job.enqueued_at), now_ms())
+        record = ProgressRecord(*amounts, str(note)[:_LONGEST_NOTE], job.attempt, job.enqueued_ms, now_ms())
         if threading.get_ident() == self._thread:
             self._accept(job, record)
         else:
@@ -71,7 +67,7 @@ class ProgressSender:
 
     async def ended(self, job: JobContext) -> None:
         """Send the last report of a job whose body has ended, if it has reported anything."""
-        reported = self._reported.pop(job, None)
+        reported = self.reports.pop(job, None)
         if reported is None:
             return
         if reported.sending is not None:
@@ -83,9 +79,9 @@ class ProgressSender:
             logger.debug("the last progress of job %s is not sent: Redis does not answer", job.job_id)
 
     def _accept(self, job: JobContext, record: ProgressRecord) -> None:
-        reported = self._reported.get(job)
+        reported = self.reports.get(job)
         if reported is None:
-            reported = self._reported[job] = _Reported(record)
+            reported = self.reports[job] = _Reported(record)
         reported.latest, reported.is_sent = record, False
         if reported.sending is None:
             assert self._loop is not None  # noqa: S101 - `report` has checked it

@@ -33,5 +33,6 @@ class Slots:
     def give_back(self, claim: Claim) -> None:
         """Free the slot of a job that is over."""
         self.free += 1
-        self.free_suspects += claim.is_suspect
+        if claim.crashes:
+            self.free_suspects += claim.is_suspect
         self.on_free()

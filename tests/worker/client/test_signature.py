@@ -221,6 +221,11 @@ def has_offset(moment: _Moment) -> bool:
     return offset is not None and offset % timedelta(minutes=1) == timedelta(0)
 
 
+def depends_on_fold(moment: _Moment) -> bool:
+    """Return whether the clock was set forward or back at this time: `==` then finds it in no other zone (PEP 495)."""
+    return moment.replace(fold=0).utcoffset() != moment.replace(fold=1).utcoffset()
+
+
 def told(value: Any) -> Any:
     """Return a value in a form to compare: of a moment its figures and offset too, which `==` ignores."""
     match value:
@@ -265,12 +270,13 @@ class TestRoundTrip:
     @pytest.mark.parametrize("annotation", CLOCKS, ids=str)
     @given(data=st.data())
     def test_a_datetime_or_a_time_arrives_unchanged_or_is_refused(self, annotation: Any, data: st.DataObject) -> None:
-        """No datetime or time is changed, in any zone, in a repeated hour, and in any container."""
+        """No datetime or time is changed, in any zone and any container. A set cannot tell repeated hours apart."""
         wrapped, moments = data.draw(CLOCKS[annotation])
         try:
             received = across(annotation, wrapped)
         except PayloadNotJSONError:
-            assert not all(map(has_offset, moments))
+            in_doubt = isinstance(wrapped, set) and any(map(depends_on_fold, moments))
+            assert in_doubt or not all(map(has_offset, moments))
             return
         assert all(map(has_offset, moments))
         assert told(received) == told(wrapped)

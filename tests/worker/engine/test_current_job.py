@@ -5,7 +5,6 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -175,7 +174,7 @@ class TestCurrentJob:
         monkeypatch.setattr(pubsub.Subscriber, "_read", read)
 
         async def wait_for_result() -> None:
-            enter_job(JobContext("j1", "send", broker.name, 1, datetime.now(UTC)))
+            enter_job(JobContext("j1", "send", broker.name, 1, 0))
             async with broker.ended(broker.name, "j2", asyncio.Event()):
                 await asyncio.sleep(0)
 
