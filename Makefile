@@ -31,7 +31,7 @@ help:
 	@echo 'make chaos [SECONDS=60 SEED=1] kill processes and cut connections at random, then count the effects of jobs'
 	@echo 'make bench [ARGS=--quick]      compare Tandem with other libraries (about an hour); writes bench/results.md'
 	@echo 'make bench-peers               install those libraries, each in an environment of its own'
-	@echo 'make pictures                  take the pictures of docs/dashboard.md again, with Chromium'
+	@echo 'make pictures                  take the pictures of docs/how-to/dashboard.md again, with Chromium'
 	@echo 'make check                     check lint, format, types and import contracts'
 	@echo 'make clean                     remove environments, caches and local data'
 	@echo

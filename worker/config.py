@@ -3,7 +3,7 @@
     config = Config.load()                       # one ConfigError with a line for each wrong setting
     database_url, redis_url = config.require_urls()
 
-The text under each field of `Config` is the setting's documentation. docs/settings.md has the same texts.
+The text under each field of `Config` is the setting's documentation. docs/reference/settings.md has the same texts.
 """
 
 import difflib

@@ -593,7 +593,7 @@ async def test_clear_drops_types_materialized_views_and_other_schemas(database_u
 
 
 def in_memory(**options: Any) -> AsyncEngine:
-    """The engine of the recipe in docs/web.md."""
+    """The engine of the recipe in docs/how-to/web.md."""
     engine = create_async_engine(
         "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, **options
     )

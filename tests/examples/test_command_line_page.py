@@ -1,4 +1,4 @@
-"""docs/command-line.md names the commands that the program has."""
+"""docs/reference/command-line.md names the commands that the program has."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer.main
 
 from worker.cli import app
 
-PAGE = (Path(__file__).parents[2] / "docs/command-line.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/reference/command-line.md").read_text()
 _ROWS = dict(re.findall(r"^\| `tandem ([a-z-]+)[^`]*` \| (.*) \|$", PAGE, re.MULTILINE))
 _GROUP: Any = typer.main.get_command(app)
 

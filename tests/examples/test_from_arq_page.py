@@ -1,4 +1,4 @@
-"""docs/from-arq.md has a row for everything of arq's, and each row names a test that exists."""
+"""docs/moving/from-arq.md has a row for everything of arq's, and each row names a test that exists."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from arq.jobs import Job
 from arq.worker import Worker
 
 PROJECT = Path(__file__).parents[2]
-PAGE = (PROJECT / "docs" / "from-arq.md").read_text()
+PAGE = (PROJECT / "docs" / "moving" / "from-arq.md").read_text()
 TABLES = dict(re.findall(r"^### (Every \w+)\n(.*?)(?=^##)", PAGE, re.MULTILINE | re.DOTALL))
 ROWS = {title: [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
         for title, table in TABLES.items()}  # fmt: skip

@@ -1,4 +1,4 @@
-"""docs/monitoring.md, its alert rules and its Grafana dashboard name metrics that exist, and every one that does."""
+"""docs/how-to/monitoring.md, its alert rules and its Grafana dashboard name all metrics that exist, and no others."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from worker.metrics.prometheus import ClusterCollector, EnqueuedCollector, Worke
 from worker.metrics.records import WorkerState
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = DOCS / "monitoring.md"
+PAGE = DOCS / "how-to" / "monitoring.md"
 RULES = DOCS / "monitoring" / "alerts.yaml"
 DASHBOARD = DOCS / "monitoring" / "grafana.json"
 PROMTOOL = shutil.which("promtool")

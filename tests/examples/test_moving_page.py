@@ -1,4 +1,4 @@
-"""The names of Tandem's in docs/moving.md exist: options, settings, commands and methods."""
+"""The names of Tandem's in docs/moving/arq-fleet.md exist: options, settings, commands and methods."""
 
 import ast
 import inspect
@@ -15,7 +15,7 @@ from worker import Job, Retry, Task, cron, task
 from worker.cli import app
 from worker.config import Config
 
-PAGE = (Path(__file__).parents[2] / "docs" / "moving.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "moving" / "arq-fleet.md").read_text()
 TABLES = dict(re.findall(r"^## (Names from \w+|What [^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 CALLEES: dict[str, Any] = {"task": task, "cron": cron, "using": Task.using, "result": Job.result, "Retry": Retry}
 METHODS = {"enqueue", "enqueue_sync", "using", "result", "status", "abort"}

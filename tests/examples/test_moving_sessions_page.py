@@ -1,4 +1,4 @@
-"""The names of Tandem's in docs/moving-sessions.md exist, and each row of its tables has a test that exists."""
+"""Tandem has the names in docs/moving/from-other-sessions.md, and each row of its tables has a test that exists."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ import db.asgi
 import db.testing
 
 PROJECT = Path(__file__).parents[2]
-PAGE = (PROJECT / "docs" / "moving-sessions.md").read_text()
+PAGE = (PROJECT / "docs" / "moving" / "from-other-sessions.md").read_text()
 TABLES = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 

@@ -1,4 +1,4 @@
-"""README.md's example and commands run, docs/settings.md matches the code, and no page has a broken table or link."""
+"""README's example and commands run, the table of settings matches the code, and no page has a broken table or link."""
 
 import asyncio
 import os
@@ -19,8 +19,8 @@ from worker.config import Config
 
 PROJECT = Path(__file__).parent.parent.parent
 README = (PROJECT / "README.md").read_text()
-SETTINGS = (PROJECT / "docs" / "settings.md").read_text()
-PAGES = [*sorted(PROJECT.glob("*.md")), PROJECT / "bench" / "results.md", *sorted((PROJECT / "docs").glob("*.md"))]
+SETTINGS = (PROJECT / "docs" / "reference" / "settings.md").read_text()
+PAGES = [*sorted(PROJECT.glob("*.md")), PROJECT / "bench" / "results.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 _CELL_END = re.compile(r"(?<!\\)\|")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -106,7 +106,7 @@ def test_the_settings_table_matches_config() -> None:
 
 def test_readme_links_to_every_page() -> None:
     """README has a link to each page in docs/."""
-    pages = {f"docs/{page.name}" for page in (PROJECT / "docs").glob("*.md")}
+    pages = {str(page.relative_to(PROJECT)) for page in (PROJECT / "docs").rglob("*.md")}
     assert pages <= {link.partition("#")[0] for link in local_links(README)}
 
 

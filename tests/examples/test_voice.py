@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from worker.cli import app
 
 PROJECT = Path(__file__).parent.parent.parent
-PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
 AVOIDED = (
     "anew",
     "as ever",

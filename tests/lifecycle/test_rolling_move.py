@@ -1,4 +1,4 @@
-"""A fleet of stock arq moves to Tandem and back, under load: the order that docs/moving.md gives, on real servers."""
+"""A fleet of stock arq moves to Tandem and back, under load, in the order of docs/moving/arq-fleet.md."""
 
 import asyncio
 import itertools

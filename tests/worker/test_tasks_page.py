@@ -1,4 +1,4 @@
-"""The code of docs/tasks.md runs, and its settings exist."""
+"""The code of docs/reference/tasks.md runs, and its settings exist."""
 
 import ast
 import asyncio
@@ -14,7 +14,7 @@ from worker.config import Config
 from worker.process.runtime import Runtime
 from worker.registry import Registry
 
-PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "tasks.md"
 
 
 def blocks() -> list[ast.Module]:

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/dashboard.md: ``make pictures``. Needs Chromium, and starts its own servers."""
+"""Take the pictures of docs/how-to/dashboard.md: ``make pictures``. Needs Chromium, and starts its own servers."""
 
 import asyncio
 import os

@@ -18,7 +18,7 @@ from worker.metrics.reader import HOUR, MetricsReader
 from worker.metrics.records import WorkerState, encode_report
 
 QUEUE = "arq:queue"
-ENGINE_PAGE = Path(__file__).parents[3] / "docs" / "engine.md"
+ENGINE_PAGE = Path(__file__).parents[3] / "docs" / "explanation" / "engine.md"
 
 
 def row(**lanes: int) -> list[int]:
@@ -149,7 +149,7 @@ async def test_records_of_one_worker_in_several_queues_are_joined(broker: Broker
 
 
 async def test_the_rights_of_a_worker_are_enough_to_measure(own_redis: StartRedis) -> None:
-    """The Redis user that docs/engine.md describes. They are enough for the exporter, too."""
+    """The Redis user that docs/explanation/engine.md describes. They are enough for the exporter, too."""
     server = own_redis()
     rule = re.search(r"ACL SETUSER worker on >password (.+?)```", ENGINE_PAGE.read_text(), re.DOTALL)
     assert rule is not None

@@ -16,7 +16,7 @@ from worker import JobContext
 from worker.context import _running
 from worker.telemetry.log_lines import JobFilter, JsonFormatter, TextFormatter, current_fields
 
-PAGE = Path(REPOSITORY, "docs/logging.md").read_text()
+PAGE = Path(REPOSITORY, "docs/how-to/logging.md").read_text()
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 JOB = JobContext("j1", "send", "mail", 2, 0, traceparent=TRACE)
 FIELDS = {
@@ -73,7 +73,7 @@ class TestInAJob:
 
 class TestThePage:
     def test_the_configuration_of_the_page_works(self) -> None:
-        """docs/logging.md has a `dictConfig` with the filter and the formatter."""
+        """docs/how-to/logging.md has a `dictConfig` with the filter and the formatter."""
         (block,) = re.findall(r"```python\n(LOGGING = .*?)```", PAGE, re.DOTALL)
         script = (
             f"{block}\nimport logging.config\nfrom datetime import UTC, datetime\n"
