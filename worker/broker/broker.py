@@ -71,6 +71,14 @@ class Broker:
         """
         return await self._send("publish", jobs)
 
+    def expect(self, jobs: Sequence[NewJob]) -> None:
+        """Check that jobs of one queue, which are enqueued in a transaction, can be published after its COMMIT.
+
+        Raises:
+            WorkerError: this Redis cannot serve the queue under its name.
+        """
+        self.connections.check_name(jobs[0].queue)
+
     async def exists(self, queue: str, job_ids: Sequence[str]) -> list[bool]:
         """Check for each of these jobs whether it waits or runs. A kept result does not count."""
         return [bool(reply) for reply in await self.connections.run("exists", queue, [Keys.of(queue).prefix, *job_ids])]

@@ -95,7 +95,7 @@ async def enqueue_in(transaction: Transaction, jobs: list[NewJob], broker: Broke
     """
     if not jobs:
         return []
-    broker.connections.check_name(jobs[0].queue)
+    broker.expect(jobs)
     scope = transaction.scope
     database = _database_of(scope)
     if is_named:

@@ -131,7 +131,7 @@ def _enqueue(
     transaction = OwnTransaction()
     if not jobs:
         return transaction, []
-    broker.connections.check_name(jobs[0].queue)
+    broker.expect(jobs)
     ledger = ConnectionLedger.of(session, default_ledger().name)
     watch = _watch(ledger.connection)
     if is_named:
