@@ -71,8 +71,11 @@ class Broker:
         """
         return await self._send("publish", jobs)
 
-    def expect(self, jobs: Sequence[NewJob]) -> None:
+    def expect(self, jobs: Sequence[NewJob], connection: Any = None) -> None:  # noqa: ARG002 - for a test's broker
         """Check that jobs of one queue, which are enqueued in a transaction, can be published after its COMMIT.
+
+        Args:
+            connection: SQLAlchemy's connection that has the transaction, if no scope owns it.
 
         Raises:
             WorkerError: this Redis cannot serve the queue under its name.

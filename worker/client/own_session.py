@@ -131,8 +131,8 @@ def _enqueue(
     transaction = OwnTransaction()
     if not jobs:
         return transaction, []
-    broker.expect(jobs)
     ledger = ConnectionLedger.of(session, default_ledger().name)
+    broker.expect(jobs, ledger.connection)
     watch = _watch(ledger.connection)
     if is_named:
         are_free = [_reserve(ledger, job, broker) for job in jobs]

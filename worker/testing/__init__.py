@@ -33,11 +33,23 @@ from typing import Any
 from worker.broker.broker import given_default_broker, set_default_broker
 from worker.config import Config
 from worker.task import Task
+from worker.testing.blocking import BlockingJobs, Portal, blocking
 from worker.testing.faults import CrashPoint
 from worker.testing.jobs import Jobs
 from worker.testing.records import EnqueuedJob, Run, RunOutcome, Tally
 
-__all__ = ["CrashPoint", "EnqueuedJob", "Jobs", "Run", "RunOutcome", "Tally", "jobs"]
+__all__ = [
+    "BlockingJobs",
+    "CrashPoint",
+    "EnqueuedJob",
+    "Jobs",
+    "Portal",
+    "Run",
+    "RunOutcome",
+    "Tally",
+    "blocking",
+    "jobs",
+]
 
 
 @asynccontextmanager

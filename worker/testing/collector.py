@@ -4,14 +4,19 @@ A test's own transaction is never committed. A commit of the code under test end
 job's row can be read. So the row decides, as it does for a relay: a job that was rolled back has none.
 """
 
+from sqlalchemy import Connection
+from sqlalchemy.util.concurrency import greenlet_spawn
+
 from db.database import given_default
 from db.scope import open_scope
 from worker.aio.background import Background
 from worker.config import Config
 from worker.errors import WorkerError
 from worker.ledger import Ledger
+from worker.ledger.connection import ConnectionLedger
 from worker.ledger.default import default_ledger
-from worker.testing.memory_broker import Key, MemoryBroker
+from worker.new_job import NewJob
+from worker.testing.memory_broker import Expected, Key, MemoryBroker
 
 _AT_ONCE = 1000  # rows a statement
 
@@ -40,25 +45,45 @@ class Collector:
         Raises:
             WorkerError: a scope is open here.
         """
-        if not self._broker.expected:
+        expected = self._broker.expected
+        if not expected:
             return
         refuse_inside_a_scope()
         background = Background()  # with a context of its own: a lent scope, too, is the test's
         try:
-            self._broker.publish_expected(await background.start(self._committed(self._broker.expected)))
+            self._broker.publish_expected(await background.start(self._found(expected)))
         finally:
             await background.close()
 
-    async def _committed(self, keys: list[Key]) -> list[Key]:
+    async def _found(self, expected: list[Expected]) -> list[Expected]:
+        """Those of the jobs whose rows are there, in the order in which they were enqueued."""
         ledger = self.ledger
         if ledger is None:
             return []
-        found: list[Key] = []
+        own = {each.connection for each in expected if each.connection is not None}
+        found = await self._in_scopes(ledger, [_key(each.job) for each in expected])
+        for connection in own:
+            jobs = [each.job for each in expected if each.connection is connection]
+            found |= await greenlet_spawn(_on_connection, connection, ledger.name, jobs)
+        return [each for each in expected if _key(each.job) in found]
+
+    async def _in_scopes(self, ledger: Ledger, keys: list[Key]) -> set[Key]:
+        found: set[Key] = set()
         for start in range(0, len(keys), _AT_ONCE):
             rows = await ledger.unpublished(keys[start : start + _AT_ONCE])
-            found += [(row.id, row.enqueued_at) for row in rows]
-        order = {key: position for position, key in enumerate(keys)}
-        return sorted(found, key=order.__getitem__)
+            found |= {(row.id, row.enqueued_at) for row in rows}
+        return found
+
+
+def _on_connection(connection: Connection, table: str, jobs: list[NewJob]) -> set[Key]:
+    """The jobs whose rows are in a session's own transaction, which the test holds open, and in no open savepoint."""
+    if connection.closed or connection.invalidated or connection.in_nested_transaction():
+        return set()
+    return {_key(job) for job in ConnectionLedger(connection, table).pending(jobs)}
+
+
+def _key(job: NewJob) -> Key:
+    return job.id, job.enqueued_at
 
 
 def refuse_inside_a_scope() -> None:

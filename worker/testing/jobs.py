@@ -313,6 +313,11 @@ class Jobs:
         while (job := self.broker.next_due(queue)) is not None:
             if first is not None and job.key not in first:
                 return
+            if not job.is_committed:
+                raise WorkerError(
+                    f"{self._described(job)} was enqueued in a session whose transaction this test holds open, so no "
+                    "other session sees its row: run it with savepoint_database, or commit, or use perform()"
+                )
             if len(tally) >= limit:
                 raise WorkerError(
                     f"{limit} jobs have run, and others are due: {self._described(job)} is the next. If that is no "

@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+from sqlalchemy import Connection
 
 from worker.broker.broker import Broker
 from worker.broker.connections import Connections
@@ -72,10 +74,22 @@ class QueuedJob:
     is_held: bool = False
     """Whether a worker runs it, or died while it ran it."""
     is_aborted: bool = False
+    is_committed: bool = True
+    """Whether a worker could see its row. It cannot in a transaction of a session that the test holds open."""
 
     @property
     def key(self) -> Key:
         return self.new.id, self.new.enqueued_at
+
+
+class Expected(NamedTuple):
+    """A job of a transaction."""
+
+    job: NewJob
+    since: int
+    """When it was enqueued, by the clock of the test, in milliseconds since the epoch."""
+    connection: Connection | None
+    """The connection that has the transaction. None: a scope has it."""
 
 
 class MemoryBroker(Broker):
@@ -103,17 +117,17 @@ class MemoryBroker(Broker):
         self._jobs: dict[str, dict[str, QueuedJob]] = {}
         self._results: dict[str, tuple[bytes, int]] = {}
         self._aborted: dict[Key, bytes] = {}
-        self._expected: dict[Key, tuple[NewJob, int]] = {}
+        self._expected: dict[Key, Expected] = {}
         self._ended: dict[str, list[asyncio.Event]] = {}
         self.known: dict[Key, NewJob] = {}
         """Every job that was published."""
 
     # What an application calls.
 
-    def expect(self, jobs: Sequence[NewJob]) -> None:
+    def expect(self, jobs: Sequence[NewJob], connection: Any = None) -> None:
         with self._lock:
             for job in jobs:
-                self._expected[job.id, job.enqueued_at] = job, self._clock.now
+                self._expected[job.id, job.enqueued_at] = Expected(job, self._clock.now, connection)
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[bool]:
         with self._lock:
@@ -204,17 +218,16 @@ class MemoryBroker(Broker):
     # What the kit calls.
 
     @property
-    def expected(self) -> list[Key]:
+    def expected(self) -> list[Expected]:
         """The jobs that were enqueued in a transaction and are not published."""
         with self._lock:
-            return list(self._expected)
+            return list(self._expected.values())
 
-    def publish_expected(self, keys: Iterable[Key]) -> None:
+    def publish_expected(self, found: Iterable[Expected]) -> None:
         """Publish jobs whose rows are there. Their delays count from when they were enqueued."""
         with self._lock:
-            for key in keys:
-                if (found := self._expected.get(key)) is not None:
-                    self._publish(*found)
+            for each in found:
+                self._publish(each.job, each.since, is_committed=each.connection is None)
 
     def waiting(self, queue: str | None = None) -> list[QueuedJob]:
         """The jobs that wait, in the order in which they are due."""
@@ -303,13 +316,17 @@ class MemoryBroker(Broker):
                     job.tries = int(str(completion.keep).split(" ")[0])
         return True
 
-    def _publish(self, job: NewJob, now: int) -> bool:
-        """Add a job that its row says is to run, unless it is queued. A kept result belongs to an earlier run."""
-        if job.id in self._jobs.get(job.queue, {}):
+    def _publish(self, job: NewJob, now: int, *, is_committed: bool = True) -> bool:
+        """Add a job that its row says is to run, unless it was added. A kept result belongs to an earlier run."""
+        if (job.id, job.enqueued_at) in self.known:
+            if (queued := self._jobs.get(job.queue, {}).get(job.id)) is not None:
+                queued.is_committed = queued.is_committed or is_committed
             return False
         self._set_aside(job.id)
         self._results.pop(job.id, None)
-        return self._put(job, now)
+        self._put(job, now)
+        self._jobs[job.queue][job.id].is_committed = is_committed
+        return True
 
     def _put(self, job: NewJob, now: int) -> bool:
         due = now + job.delay if job.due is None else job.due
