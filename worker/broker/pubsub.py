@@ -43,7 +43,7 @@ class Subscriber:
         self._connects = 0
         self._redis: Redis | None = None
         self._connection: AbstractConnection | None = None
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, list[asyncio.Event]] = {}  # one event may wait twice: queues may share a channel
         self._subscribed: set[str] = set()  # channels of the open connection
         self._reader: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -52,7 +52,7 @@ class Subscriber:
     @contextlib.asynccontextmanager
     async def subscribe(self, channel: str, event: asyncio.Event) -> AsyncIterator[None]:
         """Set `event` at each message on `channel`, and whenever a message may have been missed."""
-        self._waiting.setdefault(channel, set()).add(event)
+        self._waiting.setdefault(channel, []).append(event)
         try:
             if channel in self._subscribed:  # Redis will not confirm it again
                 event.set()
@@ -60,7 +60,7 @@ class Subscriber:
             yield
         finally:
             waiting = self._waiting[channel]
-            waiting.discard(event)
+            waiting.remove(event)
             if not waiting:
                 del self._waiting[channel]
                 self._run_in_background(self._unsubscribe(channel))

@@ -62,6 +62,15 @@ async def test_a_message_wakes_all_waiters_of_its_channel_and_no_others(redis_ur
         assert len(observer.client_list(_type="pubsub")) == 1
 
 
+async def test_one_event_may_wait_twice_on_a_channel(redis_url: str, observer: Any) -> None:
+    """A worker waits for the commands of each of its queues, and queues may share a channel."""
+    event = asyncio.Event()
+    async with listening(redis_url) as subscriber, subscriber.subscribe("c", event):
+        async with subscriber.subscribe("c", event):
+            await subscribed(event)
+        await hears(event, observer)
+
+
 async def test_a_channel_is_subscribed_to_when_the_block_begins(redis_url: str, observer: Any) -> None:
     """A message that is published once the block has begun arrives: a hundred times, each with its own channel."""
     async with listening(redis_url) as subscriber:
