@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 import db
 from tests.worker.testing.note_tasks import Address, write
-from worker import JobContext, Resource, Retry, Task, current_job, task
+from worker import JobContext, Resource, Retry, Task, current_job, injected, task
 
 
 class Label(BaseModel):
@@ -206,12 +206,12 @@ def plain_fails(number: int) -> int:
 
 
 @task
-async def with_resource(client: Annotated[str, Resource("http")]) -> str:
+async def with_resource(client: Annotated[str, Resource("http")] = injected) -> str:
     return client
 
 
 @task
-async def missing_resource(client: Annotated[str, Resource("no such resource")]) -> str:
+async def missing_resource(client: Annotated[str, Resource("no such resource")] = injected) -> str:
     return client
 
 
