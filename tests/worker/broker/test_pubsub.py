@@ -72,12 +72,15 @@ async def test_one_event_may_wait_twice_on_a_channel(redis_url: str, observer: A
 
 
 async def test_a_channel_is_subscribed_to_when_the_block_begins(redis_url: str, observer: Any) -> None:
-    """A message that is published once the block has begun arrives: a hundred times, each with its own channel."""
+    """No message is missed once the block has begun: a hundred times, each with its own channel.
+
+    The server may read the message before the subscription. The subscription's own confirmation then wakes the waiter.
+    """
     async with listening(redis_url) as subscriber:
         for number in range(100):
             event = asyncio.Event()
             async with subscriber.subscribe(f"c{number}", event):
-                assert observer.publish(f"c{number}", "1") == 1
+                observer.publish(f"c{number}", "1")
                 await asyncio.wait_for(event.wait(), 2)
 
 
