@@ -101,7 +101,7 @@ def _table(schedules: Sequence[ScheduleInfo]) -> Table:
         last = schedule.last_slots[0] if schedule.last_slots else None
         table.add_row(
             printable_text(schedule.task),
-            printable_text(f"{schedule.description} ({schedule.timezone})"),
+            printable_text(schedule.description),
             printable_text(schedule.queue),
             printable_text(next_run, style="yellow" if pause else ""),
             printable_text(
