@@ -147,11 +147,12 @@ class Task(Generic[P, R]):
             expires: seconds past the due time after which the job is not started (default: a day; for a job that is
                 enqueued in a transaction: never).
             transactional: False sends the job to Redis at once, even if the scope rolls back.
-            session: a session or connection of SQLAlchemy that you opened yourself. The job exists if and only if its
-                transaction commits, whether a scope is open or not.
+            session: a session or connection of SQLAlchemy that you opened yourself, or ``django.db.connection`` inside
+                ``transaction.atomic()``. The job exists if and only if its transaction commits, whether a scope is open
+                or not.
 
         Raises:
-            TypeError: `session` is not a session or connection of SQLAlchemy.
+            TypeError: `session` is not a session or connection of SQLAlchemy, nor a connection of Django.
             ValueError: both `delay` and `at` are given, the delay is negative, the time has no zone, the id or the
                 queue is empty, or `transactional` is False in a session.
         """

@@ -164,7 +164,7 @@ def _session(value: object, transactional: bool | None) -> Any:
     if not is_own_session(value):
         raise TypeError(
             f"session={value!r}: give a session or a connection of SQLAlchemy (AsyncSession, Session, a scoped one, "
-            "AsyncConnection, Connection)"
+            "AsyncConnection, Connection), or django.db.connection"
         )
     if transactional is False:
         raise ValueError("a job in a session is part of its transaction: leave out session or transactional=False")

@@ -8,62 +8,42 @@
    away, the relay publishes them.
 4. The watched transaction is the connection's outermost one. If the session is part of another transaction, for
    example a test's, the jobs are published when that one is committed.
+5. A connection of Django's is served by `django_transaction.py`.
 """
 
-import asyncio
-import logging
-from collections.abc import Coroutine
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import RootTransaction
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
-from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 import db
-from db.aio.cancellation import shielded
 from db.aio.threads import in_thread
-from worker.aio import loop_thread
 from worker.broker.broker import Broker
+from worker.client.django_transaction import enqueue_in_django, is_django_connection, refuse_await
 from worker.client.enqueue import is_queued, require_pending
 from worker.client.enqueued import count_enqueued
+from worker.client.own_transaction import OwnTransaction, publish, wait_for
 from worker.errors import EnqueueError
 from worker.ledger.connection import ConnectionLedger
 from worker.ledger.default import default_ledger
+from worker.ledger.django_connection import DjangoConnection
 from worker.new_job import NewJob
 
-logger = logging.getLogger("worker")
-
-OwnSession: TypeAlias = (
+_SQLAlchemySession: TypeAlias = (
     AsyncSession | async_scoped_session[Any] | AsyncConnection | Session | scoped_session[Any] | Connection
 )
+OwnSession: TypeAlias = _SQLAlchemySession | DjangoConnection
 _KINDS = (AsyncSession, async_scoped_session, AsyncConnection, Session, scoped_session, Connection)
-_PUBLISH_TIMEOUT = 3.0  # seconds; after that the relay publishes
-
-T = TypeVar("T")
 
 
 def is_own_session(value: object) -> bool:
     """Whether jobs can be enqueued in `value`."""
-    return isinstance(value, _KINDS)
-
-
-@dataclass(slots=True, eq=False)
-class OwnTransaction:
-    """The transaction that the jobs of one call were enqueued in."""
-
-    is_open: bool = True
-    is_committed: bool = False
-    is_joined: bool = False
-    """Never known: a transaction that is part of another one is open until that one ends."""
-
-    @property
-    def way_to_commit(self) -> str:
-        return "its session has committed: commit the session first"
+    return isinstance(value, _KINDS) or is_django_connection(value)
 
 
 class Enqueued(NamedTuple):
@@ -87,10 +67,12 @@ async def enqueue_in_session(
 
     Raises:
         WorkerError: Redis cannot serve a queue of this name, so the jobs could not be published.
-        EnqueueError: the session commits each statement or in two phases, or an earlier job has the same id and
-            enqueue time.
+        EnqueueError: the session commits each statement or in two phases, it is a connection of Django's, or an
+            earlier job has the same id and enqueue time.
         LedgerError: the session's database has no table of job rows.
     """
+    if is_django_connection(given):
+        raise refuse_await(given)
     session = _resolved(given)
     act = partial(_enqueue, jobs=jobs, broker=broker, is_named=is_named)
     if isinstance(session, AsyncSession | AsyncConnection):
@@ -109,6 +91,8 @@ def enqueue_in_session_sync(
     Raises:
         EnqueueError: besides, the session is asynchronous.
     """
+    if is_django_connection(given):
+        return enqueue_in_django(given, jobs, broker, is_named=is_named)
     session = _resolved(given)
     if isinstance(session, AsyncSession | AsyncConnection):
         raise EnqueueError(
@@ -118,7 +102,7 @@ def enqueue_in_session_sync(
     return _enqueue(session, jobs=jobs, broker=broker, is_named=is_named)
 
 
-def _resolved(given: OwnSession) -> AsyncSession | AsyncConnection | Session | Connection:
+def _resolved(given: _SQLAlchemySession) -> AsyncSession | AsyncConnection | Session | Connection:
     if isinstance(given, async_scoped_session | scoped_session):
         session: AsyncSession | Session = given()
         return session
@@ -146,7 +130,7 @@ def _enqueue(
 
 def _reserve(ledger: ConnectionLedger, job: NewJob, broker: Broker) -> bool:
     """Reserve the job's id. False if another job has it, in the ledger or in the queue."""
-    if _wait_for(is_queued(job, broker)):
+    if wait_for(is_queued(job, broker)):
         return False
     if ledger.reserve(job):
         return True
@@ -178,7 +162,7 @@ class _Watch:
                 by_broker.setdefault(broker, []).extend(kept)
         self.enqueued.clear()
         for broker, jobs in by_broker.items():
-            _publish(broker, jobs)
+            publish(broker, jobs)
 
     def rolled_back(self) -> None:
         for transaction, _, _ in self.enqueued:
@@ -233,26 +217,3 @@ class _WatchedTransaction(RootTransaction):
         # After a COMMIT, a second end of the same transaction must not touch the next one.
         if self.connection.get_transaction() is self and (watch := _watches.get(self.connection)) is not None:
             watch.rolled_back()
-
-
-def _publish(broker: Broker, jobs: list[NewJob]) -> None:
-    """Publish committed jobs. An error is only logged, as the jobs exist, and the relay publishes them."""
-    try:
-        _wait_for(shielded(_published(broker, jobs)))
-    except Exception as error:  # noqa: BLE001 - the COMMIT has succeeded, so its caller must not get an error
-        reason = str(error) or type(error).__name__
-        logger.warning("Redis did not take %d committed jobs, which the relay will publish: %s", len(jobs), reason)
-
-
-async def _published(broker: Broker, jobs: list[NewJob]) -> None:
-    # The session keeps its connection until this has ended.
-    async with asyncio.timeout(_PUBLISH_TIMEOUT):
-        await broker.publish(jobs)
-
-
-def _wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine from synchronous code: on the event loop that this greenlet belongs to, or the process's own."""
-    if not in_greenlet():
-        return loop_thread.run(coroutine)
-    result: T = await_only(coroutine)
-    return result
