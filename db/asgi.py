@@ -28,7 +28,8 @@ logger = logging.getLogger("db")
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-ASGIApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+# Starlette and Litestar have types of their own for the three arguments. These fit both.
+ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 CommitPolicy: TypeAlias = Callable[[int], bool]
 """Gets the response's status. Returns whether to commit; otherwise the request is rolled back."""
@@ -71,7 +72,7 @@ class SessionMiddleware:
         self.before_commit = before_commit
         self.on_commit = on_commit
 
-    async def __call__(self, connection: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, connection: Any, receive: Any, send: Any) -> None:
         if connection["type"] != "http" or in_scope():
             await self.app(connection, receive, send)
             return

@@ -5,41 +5,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import django
 import pytest
 import redis
-from django.conf import settings
 from django.db import connection, connections, transaction
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 
+from tests.django_project import use, use_postgres
 from tests.servers import Databases, Observer
 from worker import Broker, Job, JobContext, task
 from worker.context import enter_job
 from worker.errors import EnqueueError, JobNotCommittedError, LedgerError
 
-settings.configure(DATABASES={}, LOGGING_CONFIG=None)
-django.setup()
-
 
 @task
 async def ship(order_id: int) -> int:
     return order_id
-
-
-def use(**database: Any) -> None:
-    """Make a database Django's default one."""
-    connections.settings["default"] = connections.configure_settings({"default": database})["default"]
-
-
-def use_postgres(url: URL) -> None:
-    use(
-        ENGINE="django.db.backends.postgresql",
-        NAME=url.database,
-        USER=url.username,
-        PASSWORD=url.password or "",
-        HOST=url.host or url.query["host"],
-        PORT=url.port or url.query["port"],
-    )
 
 
 async def in_thread(act: Callable[[], Any]) -> Any:
