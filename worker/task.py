@@ -125,6 +125,10 @@ class Task(Generic[P, R]):
         """Enqueue many jobs, each with its arguments by name, in one round trip for each thousand."""
         return await BoundTask(self, _NO_OPTIONS).enqueue_many(calls)
 
+    def enqueue_many_sync(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
+        """Enqueue many jobs from code without an event loop, as `enqueue_many` does. Raises as `enqueue_sync`."""
+        return BoundTask(self, _NO_OPTIONS).enqueue_many_sync(calls)
+
     def using(
         self,
         *,
@@ -239,24 +243,33 @@ class BoundTask(Generic[P, R]):
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As `Task.enqueue_sync`. With `using(session=...)` it may be called where an event loop runs."""
-        if active_tracing() is None:
-            return self._enqueue_sync(args, kwargs)
-        with _producer_span(self.task) as span:
-            job = self._enqueue_sync(args, kwargs)
-            _describe(span, [job])
+        (job,) = self._enqueue_sync([self.task.signature.validate(args, kwargs)])
         return job
 
-    def _enqueue_sync(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[R]:
+    def enqueue_many_sync(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
+        """As `Task.enqueue_many_sync`. With `using(session=...)` it may be called where an event loop runs.
+
+        Raises:
+            ValueError: `using(job_id=...)` with more than one call.
+        """
+        return self._enqueue_sync(self._payloads(calls))
+
+    def _enqueue_sync(self, payloads: list[bytes]) -> list[Job[R]]:
+        if active_tracing() is None:
+            return self._submit_sync(payloads)
+        with _producer_span(self.task) as span:
+            jobs = self._submit_sync(payloads)
+            _describe(span, jobs)
+        return jobs
+
+    def _submit_sync(self, payloads: list[bytes]) -> list[Job[R]]:
         if self.options.session is not None:
-            new = self._new_jobs([self.task.signature.validate(args, kwargs)], in_transaction=True)
-            (job,) = self._handles(new, *enqueue_in_session_sync(self.options.session, *new, is_named=self._is_named))
-            return job
+            new = self._new_jobs(payloads, in_transaction=True)
+            return self._handles(new, *enqueue_in_session_sync(self.options.session, *new, is_named=self._is_named))
         _refuse_on_loop(self.task.name)
-        payloads = [self.task.signature.validate(args, kwargs)]
         scope = self._scope
         submitted = self._submit_here(payloads, scope)
-        (job,) = loop_thread.run(submitted) if scope is None else loop_thread.run_on(scope.loop, submitted)
-        return job
+        return loop_thread.run(submitted) if scope is None else loop_thread.run_on(scope.loop, submitted)
 
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Job[R]]:
         """As `Task.enqueue_many`.
@@ -264,10 +277,14 @@ class BoundTask(Generic[P, R]):
         Raises:
             ValueError: `using(job_id=...)` with more than one call.
         """
+        payloads = self._payloads(calls)
+        return await (self._submit(payloads) if active_tracing() is None else self._submit_in_span(payloads))
+
+    def _payloads(self, calls: Iterable[Mapping[str, Any]]) -> list[bytes]:
         payloads = [self.task.signature.validate((), call) for call in calls]
         if self.options.job_id is not None and len(payloads) > 1:
             raise ValueError(f"one job_id ({self.options.job_id}) cannot name {len(payloads)} jobs")
-        return await (self._submit(payloads) if active_tracing() is None else self._submit_in_span(payloads))
+        return payloads
 
     async def _submit_in_span(self, payloads: list[bytes]) -> list[Job[R]]:
         with _producer_span(self.task) as span:

@@ -117,6 +117,14 @@ async def test_jobs_of_a_rolled_back_savepoint_go_with_it(jobs: Jobs) -> None:
     assert await jobs.ids() == {kept}
 
 
+async def test_many_jobs_are_one_call(jobs: Jobs) -> None:
+    """They are written and published together."""
+    calls = [{"order_id": number} for number in range(1500)]
+    added = await in_transaction(lambda: ship.using(session=connection).enqueue_many_sync(calls))
+    assert await jobs.ids() == {job.job_id for job in added}
+    assert len(added) == 1500
+
+
 async def test_an_id_that_is_taken_adds_nothing(jobs: Jobs) -> None:
     """In the same transaction, where only the ledger knows the id, and later, when Redis knows it too."""
 

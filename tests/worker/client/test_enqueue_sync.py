@@ -64,6 +64,20 @@ class TestOutsideAScope:
         assert asyncio.run(later.status()) == "deferred"
 
     @pytest.mark.usefixtures("scripts_broker")
+    def test_many_jobs_are_one_round_trip_for_each_thousand(self, observer: redis.Redis) -> None:
+        """Also from a script. One call with wrong arguments queues nothing."""
+        ship.enqueue_sync(0)  # opens the connection, and loads the script
+        before: Any = observer.info("commandstats")
+        jobs = ship.enqueue_many_sync([{"order_id": number} for number in range(2500)])
+        after: Any = observer.info("commandstats")
+        calls = [stats.get("cmdstat_evalsha", {"calls": 0})["calls"] for stats in (before, after)]
+        assert calls[1] - calls[0] == 3
+        assert {job.job_id for job in jobs} < set(queued(observer))
+        with pytest.raises(ValidationError):
+            ship.enqueue_many_sync([{"order_id": 1}, {"order_id": "many"}])
+        assert len(queued(observer)) == 2501
+
+    @pytest.mark.usefixtures("scripts_broker")
     def test_jobs_of_many_threads_all_arrive_over_few_connections(self, observer: Any) -> None:
         """All jobs of many threads arrive, over the connections of one loop."""
         with ThreadPoolExecutor(20) as threads:
