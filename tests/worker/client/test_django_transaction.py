@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import redis
+from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
 from sqlalchemy import make_url
 
 from tests.django_project import use, use_postgres
 from tests.servers import Databases, Observer
 from worker import Broker, Job, JobContext, task
+from worker.broker.records import now_ms
 from worker.context import enter_job
 from worker.errors import EnqueueError, JobNotCommittedError, LedgerError
 
@@ -155,11 +156,25 @@ async def test_a_job_that_a_job_enqueues_names_its_parent(jobs: Jobs, postgres: 
     """The row has the columns of the origin, too."""
 
     def body() -> None:
-        enter_job(JobContext("first", "ship", "arq:queue", 1, datetime.now(UTC)))
+        enter_job(JobContext("first", "ship", "arq:queue", 1, now_ms()))
         ship.using(session=connection).enqueue_sync(7)
 
     await in_transaction(body)
     assert await postgres.fetchval("SELECT parent FROM tandem_jobs") == "first"
+
+
+async def test_async_code_enqueues_by_way_of_sync_to_async(jobs: Jobs) -> None:
+    """In the thread that asgiref gives to all synchronous code."""
+
+    def place() -> str:
+        try:
+            with transaction.atomic():
+                return ship.using(session=connection, job_id="seven").enqueue_sync(7).job_id
+        finally:
+            connections.close_all()
+
+    added = await sync_to_async(place)()
+    assert await jobs.ids() == {added}
 
 
 async def test_a_connection_can_be_one_of_several(jobs: Jobs) -> None:
