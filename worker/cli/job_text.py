@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from db.text.printable import first_line, printable_lines
+from worker.admin.jobs import JobDetail
 from worker.cli.output import printable_text
 from worker.context import from_milliseconds
 from worker.errors import PayloadError
@@ -62,13 +63,38 @@ def describe_job(rows: Sequence[Mapping[str, Any]], *, accept_pickle: bool) -> I
     row, *earlier = rows
     yield printable_text((row["id"], "bold cyan"), f"  {row['state']}")
     for label, value in _properties(row, accept_pickle=accept_pickle):
-        yield Text.assemble((f"  {label:<9} ", "dim"), printable_lines(value, indent=" " * 12))
+        yield _property(label, value)
     if row["traceback"]:
         yield Text(f"  {printable_lines(row['traceback'].strip(), indent='  ')}")
     for end in earlier_ends(row):
         yield _line("retried after", [_when(end["finished_at"]), f"tries {end['tries']}", end["error"]])
     for other in earlier:
         yield _line("the same id", [_when(other["enqueued_at"]), other["state"], other["error"]])
+
+
+def describe_without_row(job: JobDetail) -> Iterator[Text]:
+    """What Redis knows of a job that has no row, in the form of `describe_job`."""
+    yield printable_text((job.id, "bold cyan"), f"  {job.state}")
+    yield _property("task", job.task)
+    yield _property("queue", job.queue)
+    if job.arguments is None:
+        yield _property("arguments", job.arguments_problem)
+    else:
+        yield from (
+            _property(name, _shown(value)) for name, value in job.arguments.items() if value or name == "kwargs"
+        )
+    for label, field in _TIMES.items():
+        if (moment := getattr(job, field)) is not None:
+            yield _property(label, _when(moment))
+    yield _property("tries", str(job.tries))
+    if job.error is not None:
+        yield _property("error", job.error)
+    if job.has_result:
+        yield _property("result", _shown(job.result))
+
+
+def _property(label: str, value: str) -> Text:
+    return Text.assemble((f"  {label:<9} ", "dim"), printable_lines(value, indent=" " * 12))
 
 
 def _properties(row: Mapping[str, Any], *, accept_pickle: bool) -> Iterator[tuple[str, str]]:

@@ -15,13 +15,15 @@ from pydantic_core import to_json
 from rich.progress import Progress
 
 from db.text.printable import printable
+from worker.admin.jobs import Jobs
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.cli.confirmation import confirm
 from worker.cli.database import opened
+from worker.cli.deployment import with_deployment
 from worker.cli.job_control import abort, explain_job, run_now
 from worker.cli.job_run import run_here
-from worker.cli.job_text import as_data, describe_counts, describe_job, describe_rows
+from worker.cli.job_text import as_data, describe_counts, describe_job, describe_rows, describe_without_row
 from worker.cli.job_watch import watch
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
@@ -88,12 +90,22 @@ def show_list(
 def show(job_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
     """Show a job: arguments, times, result or error, and its earlier ends if it was retried."""
     config = _config()
-    rows = _with_admin(config, lambda admin: admin.all_of(job_id))
-    if not rows:
+    if rows := _with_admin(config, lambda admin: admin.all_of(job_id)):
+        print_all(describe_job(rows, accept_pickle=config.accept_pickle), out)
+        return 0
+    if config.redis_url is None:
+        return explain(f"{printable(job_id)}: the ledger has no such job; to look in Redis, too, set REDIS_URL", FAILED)
+    job = with_deployment(lambda deployment: Jobs(deployment, redact=_unchanged).detail(job_id), config)
+    if job is None:
         why = f"tandem jobs why {shlex.quote(printable(job_id))}"
-        return explain(f"{printable(job_id)}: the ledger has no such job; to look in Redis, too: {why}", FAILED)
-    print_all(describe_job(rows, accept_pickle=config.accept_pickle), out)
+        return explain(f"{printable(job_id)}: neither the ledger nor Redis has such a job: {why}", FAILED)
+    print_all(describe_without_row(job), out)
     return 0
+
+
+def _unchanged(_task: str, _part: str, value: Any) -> Any:
+    """Mask nothing: a person at a terminal sees arguments as they are, as those of job rows."""
+    return value
 
 
 @app.command()

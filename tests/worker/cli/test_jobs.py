@@ -41,6 +41,10 @@ class JobsCommand:
     def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         return run("jobs", *arguments, cwd=self._folder, **(self._settings | settings))
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command than `jobs`."""
+        return run(*arguments, cwd=self._folder, **self._settings)
+
     def answering(self, answer: str, *arguments: str) -> tuple[int, str]:
         """Run it on a terminal and answer its question; return the exit code and the output."""
         ours, theirs = pty.openpty()
@@ -194,7 +198,31 @@ class TestShow:
         """An id that the ledger does not have is one line, and the exit code is 1."""
         done = jobs("show", "nobody")
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "nobody: the ledger has no such job; to look in Redis, too: tandem jobs why nobody\n"
+        assert done.stderr == "nobody: neither the ledger nor Redis has such a job: tandem jobs why nobody\n"
+        done = jobs("show", "nobody", REDIS_URL="")
+        assert done.stderr == "nobody: the ledger has no such job; to look in Redis, too, set REDIS_URL\n"
+
+    def test_show_finds_a_job_without_a_row_in_redis(self, jobs: JobsCommand, tmp_path: Path) -> None:
+        """A job that was enqueued outside of a transaction: while it waits, and with its result when it has ended."""
+        (tmp_path / "tasks").mkdir()
+        (tmp_path / "tasks/__init__.py").touch()
+        (tmp_path / "tasks/mail.py").write_text(
+            "from worker import task\n\n@task\nasync def send(to: str) -> str:\n    return f'sent to {to}'\n"
+        )
+        (tmp_path / "tasks/registry.py").write_text('TASKS = ("tasks.mail.send",)\n')
+        assert jobs.command("enqueue", "send", "--arg", "to=ann", "--id", "a1").returncode == 0
+        waiting = jobs("show", "a1")
+        assert (waiting.returncode, waiting.stderr) == (0, "")
+        assert waiting.stdout.splitlines()[:4] == [
+            "a1  waiting",
+            "  task      send",
+            "  queue     arq:queue",
+            '  kwargs    {"to":"ann"}',
+        ]
+        assert jobs.command("run", "--burst").returncode == 0
+        done = jobs("show", "a1").stdout.splitlines()
+        assert done[:4] == ["a1  done", *waiting.stdout.splitlines()[1:4]]
+        assert done[-2:] == ["  tries     1", '  result    "sent to ann"']
 
 
 class TestRetry:
