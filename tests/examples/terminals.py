@@ -38,7 +38,9 @@ class Block:
 
     @property
     def commands(self) -> Iterator[tuple[str, str]]:
-        """The commands of a console block, each with the output that the page shows."""
+        """The commands of a console block, each with the output that the page shows. Other blocks have none."""
+        if self.language != "console":
+            return
         for part in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
             command, _, shown = part.partition("\n")
             yield command, shown.rstrip()

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 import pytest
@@ -58,7 +59,7 @@ async def test_all_text_lies_inside_the_diagram_and_apart() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_text_stands_out_from_its_ground(scheme: str) -> None:
+async def test_text_stands_out_from_its_ground(scheme: Literal["light", "dark"]) -> None:
     """In both colour schemes."""
     async with launched(chromium_or_skip()) as browser:
         page = await browser.new_page(color_scheme=scheme)

@@ -107,7 +107,7 @@ def put_back(job: WaitingJob) -> Reason | None:
         return None
     note, tries = job.seen.put_back, job.seen.tries
     at = "" if note is None else f" by worker {note.worker}, {note.error}: {note.why}"
-    counted = f", after {tries} failed tries" if tries else ""
+    counted = f", after {tries} failed {'try' if tries == 1 else 'tries'}" if tries else ""
     return job.reason(
         ReasonKind.PUT_BACK,
         f"it was put back until {clock(job.due)}{counted}{at}",

@@ -224,7 +224,7 @@ async def test_a_job_that_was_put_back(ask: Ask, start: StartWorker) -> None:
         await eventually(job.status, equals=JobStatus.deferred)
         reason = await ask(job)
     assert reason.kind is ReasonKind.PUT_BACK
-    assert reason.sentence.endswith("after 1 failed tries by worker w, Retry: run again in 60 s (ValueError: not yet)")
+    assert reason.sentence.endswith("after 1 failed try by worker w, Retry: run again in 60 s (ValueError: not yet)")
     assert reason.evidence["failed_tries"] == 1
     assert abs(reason.evidence["put_back_at"] - datetime.now(UTC)) < timedelta(seconds=10)
 

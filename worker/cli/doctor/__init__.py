@@ -70,7 +70,8 @@ async def _examine(config: Config, set_url: str) -> AsyncIterator[Finding]:
     registry = None
     try:
         registry = load(config.registry)
-        yield Finding(Level.OK, "registry", f"{config.registry}: {len(registry.tasks)} tasks")
+        count = len(registry.tasks)
+        yield Finding(Level.OK, "registry", f"{config.registry}: {count} {'task' if count == 1 else 'tasks'}")
     except RegistryError as error:
         for problem in error.problems:
             yield Finding(Level.ERROR, "registry", problem, "tandem check")
