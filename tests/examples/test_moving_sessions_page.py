@@ -1,8 +1,10 @@
-"""Tandem has the names in docs/moving/from-other-sessions.md, and each row of its tables has a test that exists."""
+"""Tandem has the names of the pages on moving sessions, and each row of their tables has a test that exists."""
 
 import ast
 import inspect
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,19 @@ import pytest
 import db
 import db.asgi
 import db.testing
+from tests.commands import bare_environment
+from tests.examples.terminals import Terminal, blocks
+from tests.servers import Observer
 
 PROJECT = Path(__file__).parents[2]
-PAGE = (PROJECT / "docs" / "moving" / "from-other-sessions.md").read_text()
-TABLES = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+PAGES = {
+    name: (PROJECT / "docs" / "moving" / f"{name}.md").read_text() for name in ("from-other-sessions", "from-asphalt")
+}
+TABLES = {
+    f"{title} ({name})": text
+    for name, page in PAGES.items()
+    for title, text in re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+}
 
 
 def rows(table: str) -> list[list[str]]:
@@ -52,9 +63,10 @@ def test_each_row_has_a_test(row: list[str]) -> None:
     assert not name or name in functions_of(PROJECT / path)
 
 
-def test_there_are_at_most_ten_differences_each_with_a_reason() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_there_are_at_most_ten_differences_each_with_a_reason(page: str) -> None:
     """A sentence each."""
-    differences = rows("What stays different")
+    differences = rows(f"What stays different ({page})")
     assert 0 < len(differences) <= 10
     for difference, reason, _ in differences:
         assert difference.endswith(".")
@@ -76,7 +88,7 @@ CALLEES: dict[str, Any] = {
 }
 
 
-def test_the_names_and_options_that_the_page_gives_exist() -> None:
+def test_the_names_and_options_that_the_pages_give_exist() -> None:
     """Each ``db.…`` is a name of db's, and each keyword a parameter of what it is given to."""
     names, keywords = set[str](), 0
     for code in OURS:
@@ -104,3 +116,16 @@ def test_the_names_and_options_that_the_page_gives_exist() -> None:
         for part in name.split("."):
             assert hasattr(module, part), name
             module = getattr(module, part)
+
+
+async def test_the_function_of_the_page_commits(database_url: str, tmp_path: Path, postgres: Observer) -> None:
+    """Its file and its command, as a reader uses them."""
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with Terminal(tmp_path, bare_environment(DATABASE_URL=database_url) | {"PATH": programs}) as terminal:
+        for block in blocks(PAGES["from-asphalt"]):
+            if block.language == "python" and block.text.startswith("# "):
+                name, text = block.file
+                (tmp_path / name).write_text(text)
+            for command, shown in block.commands:
+                await terminal.type(command, shown)
+    assert await postgres.fetchval("SELECT id FROM orders") == 7
