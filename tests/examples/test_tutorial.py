@@ -112,6 +112,7 @@ async def _look_at_the_failure(folder: Path) -> str:
     async with httpx.AsyncClient(base_url=DASHBOARD) as client:
         failures = (await client.get("/failures")).text
         assert "ValueError: a piano does not fit into a parcel" in failures
+        assert "1 failed job in 1 group." in failures
         job = html.unescape(re.findall(r'href="(/job\?[^"]*)"', failures)[0])
         page = (await client.get(job)).text
         assert "Traceback" in page

@@ -224,10 +224,12 @@ def _new_errors(failures: FailureOverview) -> list[Matter]:
         return []
     now = time.time() * 1000
     new = [group for group in failures.groups if now - group.oldest < _NEW]
-    matters = [
-        Matter(WARN, f"New error in {group.task}", f"{group.kind or 'no error text'} ({group.jobs:,} jobs)", "failures")
-        for group in new[:3]
-    ]
+    matters = []
+    for group in new[:3]:
+        count = f"{group.jobs:,} {'job' if group.jobs == 1 else 'jobs'}"
+        matters.append(
+            Matter(WARN, f"New error in {group.task}", f"{group.kind or 'no error text'} ({count})", "failures")
+        )
     if len(new) > len(matters):
         matters.append(
             Matter(WARN, f"{len(new) - 3} more new kinds of errors", "All within the last hour.", "failures")
