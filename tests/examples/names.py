@@ -62,11 +62,11 @@ def unknown_commands(commands: Iterable[str]) -> list[str]:
 def _is_command(text: str) -> bool:
     command: Any = get_command(app)
     words = shlex.split(text)[1:]
-    while words and hasattr(command, "commands") and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
-    if hasattr(command, "commands"):
-        return not words and bool(command.invoke_without_command)
     try:
+        while hasattr(command, "resolve_command") and words:  # a group
+            _, command, words = command.resolve_command(typer.Context(command), words)
+        if hasattr(command, "resolve_command"):
+            return bool(command.invoke_without_command)
         command.make_context("tandem", words).close()
     except (typer.TyperException, typer.Exit):
         return False
