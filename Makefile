@@ -31,7 +31,7 @@ help:
 	@echo 'make chaos [SECONDS=60 SEED=1] kill processes and cut connections at random, then count the effects of jobs'
 	@echo 'make bench [ARGS=--quick]      compare Tandem with other libraries (about an hour); writes bench/results.md'
 	@echo 'make bench-peers               install those libraries, each in an environment of its own'
-	@echo 'make pictures                  take the pictures of docs/how-to/dashboard.md again, with Chromium'
+	@echo 'make pictures                  take the pictures of the dashboard and the tutorial again, with Chromium'
 	@echo 'make check                     check lint, format, types and import contracts'
 	@echo 'make clean                     remove environments, caches and local data'
 	@echo
@@ -56,6 +56,7 @@ bench-peers: $(INSTALLED)
 
 pictures: $(INSTALLED)
 	@$(RUN) tests.worker.dashboard.pictures $(ARGS)
+	@$(if $(ARGS),:,PICTURES=docs/pictures $(RUN) pytest -n 0 -q tests/examples/test_tutorial.py)
 
 check: $(INSTALLED)
 	@$(RUN) ruff check --no-cache
