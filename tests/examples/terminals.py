@@ -31,7 +31,7 @@ class Block:
 
     @property
     def file(self) -> tuple[str, str]:
-        """The file that a Python block shows, and what is in it."""
+        """The file that a block shows, and what is in it."""
         first, _, text = self.text.partition("\n")
         assert first.startswith("# "), f"a block without a file name: {first}"
         return first.removeprefix("# "), text
