@@ -59,7 +59,7 @@ def enqueue_in_django(
     transaction = OwnTransaction(way_to_commit="transaction.atomic() has committed: leave its block first")
     if not jobs:
         return transaction, []
-    broker.connections.check_name(jobs[0].queue)
+    broker.expect(jobs)
     ledger = DjangoLedger(connection, default_ledger().name)
     if is_named:
         are_free = [_reserve(ledger, job, broker) for job in jobs]
