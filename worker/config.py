@@ -13,9 +13,17 @@ import socket
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, ByteSize, Field, GetCoreSchemaHandler, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from db.database import parse_url as parse_database_url
 from worker.broker.redis_url import RedisAddress
@@ -115,16 +123,19 @@ LogFormat = Annotated[Literal["json", "text"], _Expected("json or text", "json")
 LoggedJobs = Annotated[Literal["all", "failed", "off"], _Expected("all, failed or off", "failed")]
 
 
-class Config(BaseSettings):
-    """The settings of a process, from `DATABASE_URL`, `REDIS_URL` and `WORKER_*`. An empty variable counts as unset."""
+class Config(BaseModel):
+    """The settings of a process. `load` reads `DATABASE_URL`, `REDIS_URL` and `WORKER_*`.
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
-        env_ignore_empty=True,
+    Not pydantic-settings' class, whose import takes as long as that of pydantic: at the start of each worker, and at
+    the first `enqueue` of a web process.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
-        use_attribute_docstrings=True,
         populate_by_name=True,
+        validate_default=True,
     )
 
     database_url: DatabaseUrl | None = Field(default=None, validation_alias="DATABASE_URL")
@@ -212,14 +223,24 @@ class Config(BaseSettings):
     def load(cls, **overrides: Any) -> Self:
         """Load the settings: from `overrides` by field name, else from the environment, else the defaults.
 
+        An empty variable counts as unset. The case of a variable's name does not matter.
+
         Raises:
             ConfigError: settings are wrong. The message has a line for each.
         """
         try:
-            return cls(**overrides)
+            return cls(**(cls._from_environment() | overrides))
         except ValidationError as error:
             lines = [_describe(problem) for problem in error.errors() if problem["type"] != _FOLLOWS_FROM_ANOTHER]
         raise ConfigError("\n".join(lines))
+
+    @classmethod
+    def _from_environment(cls) -> dict[str, str]:
+        """The settings that the environment has, by field name."""
+        values = {name.upper(): value for name, value in os.environ.items() if value}
+        values.update((name, value) for name, value in os.environ.items() if value and name.isupper())
+        variables = {field: cls.variable(field) for field in cls.model_fields}
+        return {field: values[variable] for field, variable in variables.items() if variable in values}
 
     def require_urls(self) -> tuple[SecretUrl, SecretUrl]:
         """The URLs of the database and of Redis.

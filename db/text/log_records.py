@@ -16,10 +16,11 @@ _INDENT = "  "  # before a traceback's lines, so that none begins where a log li
 
 def keep_printable(logger: str) -> None:
     """Make every record of the logger with this name printable."""
-    logging.getLogger(logger).addFilter(_make_printable)
+    logging.getLogger(logger).addFilter(make_printable)
 
 
-def _make_printable(record: logging.LogRecord) -> bool:
+def make_printable(record: logging.LogRecord) -> bool:
+    """Make a record printable. A filter of a logger: it keeps every record."""
     record.msg = _as_printable(record.msg)
     if isinstance(record.args, tuple):
         record.args = tuple(map(_as_printable, record.args))

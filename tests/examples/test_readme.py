@@ -14,6 +14,7 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from tests.servers import Observer
+from tests.settings_texts import field_texts
 from tests.waiting import eventually
 from worker.config import Config
 
@@ -174,8 +175,9 @@ def anchors(text: str) -> set[str]:
 def settings_table() -> str:
     """The settings as a table: variable, default, and the text under the field."""
     rows = ["| Variable | Default | |", "|---|---|---|"]
+    texts = field_texts()
     for name, field in Config.model_fields.items():
-        rows.append(f"| `{Config.variable(name)}` | {_shown(field.default)} | {field.description} |")
+        rows.append(f"| `{Config.variable(name)}` | {_shown(field.default)} | {texts[name]} |")
     return "\n".join(rows) + "\n"
 
 

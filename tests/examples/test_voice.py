@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 from typer.testing import CliRunner
 
-from worker.cli import app
+from worker.cli import COMMANDS, app
 
 PROJECT = Path(__file__).parent.parent.parent
 PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -46,10 +45,9 @@ def avoided_words(text: str) -> list[str]:
 def help_texts() -> Iterator[tuple[str, str]]:
     """Each command with the text of its `--help`."""
     commands: list[tuple[str, ...]] = [()]
-    group = get_command(app)
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        commands.append((name,))
-        commands.extend((name, below) for below in getattr(command, "commands", {}))
+    for lazy in COMMANDS:
+        commands.append((lazy.name,))
+        commands.extend((lazy.name, below) for below in getattr(lazy.load(), "commands", {}))
     for words in commands:
         shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "300"})
         yield " ".join(words) or "tandem", shown.output

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.settings_texts import field_texts
 from worker.config import Config, SecretUrl
 from worker.errors import ConfigError
 
@@ -57,9 +58,18 @@ class TestLoad:
 
     def test_an_empty_variable_counts_as_unset(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An empty variable counts as unset: compose files produce such variables."""
+        unset = Config.load()
         monkeypatch.setenv("REDIS_URL", "")
         monkeypatch.setenv("WORKER_CONCURRENCY", "")
-        assert Config.load() == Config()
+        assert Config.load() == unset
+        assert Config.load().model_fields_set == unset.model_fields_set
+
+    def test_the_case_of_a_variable_does_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A variable in small letters counts, unless the one in capitals is set too."""
+        monkeypatch.setenv("worker_queue", "small")
+        assert Config.load().queue == "small"
+        monkeypatch.setenv("WORKER_QUEUE", "capital")
+        assert Config.load().queue == "capital"
 
     def test_arguments_win_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An argument of the caller wins over the environment."""
@@ -80,10 +90,10 @@ class TestLoad:
     @pytest.mark.parametrize("field", Config.model_fields)
     def test_every_setting_is_described_and_numbers_name_their_unit(self, field: str) -> None:
         """Every setting is described, and numbers name their unit."""
-        info = Config.model_fields[field]
-        assert info.description
-        if info.annotation is float:
-            assert info.description.startswith("Seconds ")
+        text = field_texts()[field]
+        assert text
+        if Config.model_fields[field].annotation is float:
+            assert text.startswith("Seconds ")
 
     def test_a_queue_that_is_named_twice_is_served_once(self) -> None:
         """A queue is served once, however often it is named."""

@@ -12,15 +12,15 @@ import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker.broker.connection import AsyncClient
-from worker.broker.connections import Connections
 from worker.broker.keys import Keys
 from worker.broker.records import Claim, Claims, Completion, JobSnapshot, RunNow
 from worker.broker.unserved import is_check_due, record_check
-from worker.config import Config
 from worker.new_job import NewJob
+
+if TYPE_CHECKING:
+    from worker.broker.connection import AsyncClient
 
 _NEVER = 100 * 365 * 24 * 60 * 60 * 1000  # milliseconds, for a job that does not expire, as SET needs a number
 _CHUNK = 1000  # jobs in one round trip; more would block Redis for longer than a few milliseconds
@@ -48,6 +48,8 @@ class Broker:
     def __init__(
         self, url: str, *, name: str = "arq:queue", max_payload: int = 1024 * 1024, default: bool = False
     ) -> None:
+        from worker.broker.connections import Connections  # noqa: PLC0415 - redis-py, which a first broker needs
+
         self.name = name
         self.max_payload = max_payload
         self.url = url
@@ -212,7 +214,7 @@ class Broker:
         await self.connections.close()
 
     @property
-    def redis(self) -> AsyncClient:
+    def redis(self) -> "AsyncClient":
         """The client of the running event loop."""
         return self.connections.client
 
@@ -277,6 +279,8 @@ def default_broker() -> Broker:
         ConfigError: no broker was set, and ``REDIS_URL`` is not set.
     """
     if _default is None:
+        from worker.config import Config  # noqa: PLC0415 - pydantic, for a process that uses the default
+
         with _creating:  # several threads may call this at the same time
             if _default is None:
                 config = Config.load()

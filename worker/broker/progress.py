@@ -2,12 +2,14 @@
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import from_json, to_json
 
-from worker.broker.connections import Connections
 from worker.broker.keys import Keys
+
+if TYPE_CHECKING:
+    from worker.broker.connections import Connections
 
 
 class ProgressRecord(NamedTuple):
@@ -34,7 +36,7 @@ class ProgressRecord(NamedTuple):
 class ProgressRecords:
     """The progress of the jobs of one Redis."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: "Connections") -> None:
         self._connections = connections
 
     async def write(self, queue: str, job_id: str, record: ProgressRecord, lifetime: int) -> None:

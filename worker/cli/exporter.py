@@ -3,9 +3,15 @@
 import asyncio
 import signal
 from contextlib import AsyncExitStack
+from typing import Annotated
+
+import typer
+from rich.text import Text
 
 import db
 from worker.broker.broker import Broker
+from worker.cli.options import Queues
+from worker.cli.output import err
 from worker.config import Config
 from worker.errors import ConfigError
 from worker.metrics.cluster import ClusterReader, ClusterSnapshot
@@ -15,12 +21,17 @@ _LONGEST_READ = 10.0  # seconds; each server has a shorter limit of its own
 _STATEMENT_TIMEOUT = 2.0  # seconds
 
 
-def export(config: Config, port: int) -> int:
-    """Serve the metrics until a signal comes; the exit code.
+def exporter(
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to serve on.")] = 9465,
+    queues: Queues = None,
+) -> int:
+    """Serve the metrics of all queues, workers and job rows to Prometheus.
 
-    Raises:
-        ConfigError: ``REDIS_URL`` is not set, prometheus-client is not installed, or the port is in use.
+    One exporter is enough. Each worker serves its own metrics on WORKER_METRICS_PORT.
     """
+    config = Config.load() if queues is None else Config.load(queues=queues)
+    config.require_redis_url()
+    err.print(Text(f"metrics: http://localhost:{port}/metrics"))
     return asyncio.run(_export(config, port))
 
 

@@ -1,15 +1,37 @@
-"""The command ``python -m worker migrate``.
-
-It is a module of its own because it needs Alembic, which is slow to import and of no use to other commands.
-"""
+"""``tandem migrate``: create or update the ledger's table."""
 
 import asyncio
+from typing import Annotated
+
+import typer
 
 from worker.cli.database import opened, project_database
 from worker.config import Config
-from worker.ledger.migrate import Upgrade, release, upgrade, upgrade_sql
+from worker.errors import ConfigError
+from worker.ledger.migrate import Upgrade, upgrade, upgrade_sql
+from worker.ledger.migrate import release as release_table
 
 _STATEMENT_TIMEOUT = 24 * 3600.0  # seconds, for a large table, or while another process migrates it
+
+
+def migrate(
+    *,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a new table, without a connection.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Take over a table that other migrations have made.")] = False,
+    release: Annotated[bool, typer.Option("--release", help="Leave the table to other migrations.")] = False,
+) -> int:
+    """Create the ledger's table in the default database, or update it.
+
+    Run this command at each deploy, before the workers start. It does nothing if the table is up to date.
+    """
+    if sql + adopt + release > 1:
+        raise ConfigError("give only one of --sql, --adopt and --release")
+    config = Config.load()
+    if sql:
+        typer.echo(sql_of(config), nl=False)
+    else:
+        typer.echo(released(config) if release else migrated(config, adopt=adopt))
+    return 0
 
 
 def migrated(config: Config, *, adopt: bool = False) -> str:
@@ -50,7 +72,7 @@ async def _migrate(config: Config, *, adopt: bool) -> Upgrade:
 
 async def _release(config: Config) -> bool:
     async with opened(config, statement_timeout=_STATEMENT_TIMEOUT) as database:
-        return await release(database, config.ledger)
+        return await release_table(database, config.ledger)
 
 
 async def _sql(config: Config) -> str:

@@ -18,10 +18,9 @@ from db import Database, default_database
 from db.scope import Scope
 from db.session.callbacks import Callback
 from db.session.classes import joins_transaction
+from worker.broker import errors as redis_errors
 from worker.broker.broker import Broker, default_broker
-from worker.broker.errors import RedisError
 from worker.client.enqueued import count_enqueued
-from worker.config import Config
 from worker.errors import EnqueueError
 from worker.ledger import State, StoredResult
 from worker.ledger.default import default_ledger
@@ -139,6 +138,8 @@ def refuse_if_required(task: str) -> None:
 
 @cache
 def _is_required(_value: str) -> bool:
+    from worker.config import Config  # noqa: PLC0415 - pydantic, for a process that sets the variable
+
     return Config.load().require_scope
 
 
@@ -180,7 +181,7 @@ async def is_queued(job: NewJob, broker: Broker) -> bool:
     """Whether a job of this id waits, runs, or has a kept result. False if Redis is away: enqueueing goes on."""
     try:
         return (await broker.status(job.queue, job.id)).holds_id
-    except (RedisError, OSError) as error:
+    except (redis_errors.RedisError, OSError) as error:
         logger.warning("job %s: Redis cannot say whether the id is free: %s", job.id, error)
         return False
 
@@ -202,7 +203,7 @@ async def _publish(batches: list[Batch]) -> None:
     committed = _jobs(batch for batch in batches if not batch.transaction.is_joined)
     try:
         await default_broker().publish(committed)
-    except (RedisError, OSError) as error:
+    except (redis_errors.RedisError, OSError) as error:
         logger.warning("Redis did not take %d committed jobs, which the relay will publish: %s", len(committed), error)
 
 

@@ -11,13 +11,15 @@ from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel
-
 from worker.errors import PayloadNotJSONError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _TIME_TYPES = frozenset({datetime, time})
 _EXACT = _TIME_TYPES | {bool, int, float, str, bytes, date, timedelta, Decimal, Path, UUID, None, types.NoneType}
@@ -91,7 +93,7 @@ def _is_same(sent: Any, received: Any) -> bool:
             return sent == received and all(_is_same(value, arrived[value]) for value in sent)
         case Enum():
             return sent is received
-        case BaseModel():
+        case _ if isinstance(sent, _base_model()):
             # Not by __dict__, which also holds the values of functools.cached_property.
             return _is_same(_contents(sent), _contents(received))
         case _ if is_dataclass(sent):
@@ -99,6 +101,13 @@ def _is_same(sent: Any, received: Any) -> bool:
         case _:
             # A type without its own equality cannot be compared; it was at least decoded.
             return bool(sent == received) or not _has_equality(type(sent))
+
+
+@cache
+def _base_model() -> "type[BaseModel]":
+    from pydantic import BaseModel  # noqa: PLC0415 - the first validation needs pydantic, and `import worker` does not
+
+    return BaseModel
 
 
 def _is_same_time(sent: datetime | time, received: datetime | time) -> bool:
@@ -131,7 +140,7 @@ def _has_offset(value: Any) -> bool:
             return True
 
 
-def _contents(model: BaseModel) -> dict[str, Any]:
+def _contents(model: "BaseModel") -> dict[str, Any]:
     """The values of a model: its fields, its extra fields, and its private attributes."""
     fields = {name: value for name, value in model.__dict__.items() if name in type(model).model_fields}
     return fields | (model.model_extra or {}) | (model.__pydantic_private__ or {})

@@ -12,7 +12,6 @@ from db.database import given_default
 from db.errors import DbError, NestedWriterError, PoolExhaustedError
 from db.transient import transient
 from worker.broker.records import JobStatus
-from worker.config import Config
 from worker.context import from_milliseconds
 from worker.errors import JobExpiredError, JobFailed, LedgerAwayError, LedgerError, PayloadError
 from worker.exception_codec import error_data, error_from
@@ -121,8 +120,11 @@ async def abort_pending(job_id: str, enqueued_at: int | None) -> bool:
 
 async def _query_ledger(query: Callable[[Ledger], Awaitable[T]], *, otherwise: T) -> T:
     """The ledger's answer, or `otherwise` if the process has no ledger: then only Redis is asked."""
-    if given_default() is None and Config.load().database_url is None:
-        return otherwise
+    if given_default() is None:
+        from worker.config import Config  # noqa: PLC0415 - pydantic, for a process that uses the default
+
+        if Config.load().database_url is None:
+            return otherwise
     try:
         return await query(default_ledger())
     except NestedWriterError as error:

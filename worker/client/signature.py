@@ -13,11 +13,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated, Any, NotRequired, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, get_args, get_origin
 
 import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
-from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic_core import SchemaSerializer, from_json, to_json
 from pydantic_core.core_schema import CoreConfig
 from typing_extensions import TypedDict
@@ -29,14 +28,17 @@ from worker.context import JobContext, Resource
 from worker.errors import PayloadNotJSONError, TaskDefinitionError
 from worker.message import require_readable
 
-_CODEC = ConfigDict(
-    extra="forbid",
-    arbitrary_types_allowed=False,
-    allow_inf_nan=False,  # JSON has neither
-    ser_json_bytes="base64",
-    val_json_bytes="base64",
-)
-_RESULT_CODEC = ConfigDict(val_json_bytes="base64")
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, TypeAdapter
+
+_CODEC: "ConfigDict" = {
+    "extra": "forbid",
+    "arbitrary_types_allowed": False,
+    "allow_inf_nan": False,  # JSON has neither
+    "ser_json_bytes": "base64",
+    "val_json_bytes": "base64",
+}
+_RESULT_CODEC: "ConfigDict" = {"val_json_bytes": "base64"}
 _SURELY_READABLE = 200  # bytes: shorter JSON has neither too deep nesting nor too long numbers
 _ASKS_FOR_INJECTION = re.compile(r"(Annotated\[)?[\w.]*\b(JobContext|AsyncSession|Session)\b")
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -207,13 +209,13 @@ class Signature:
         return self._error(f"its annotations cannot be read: {parameter}: {type(error).__name__}: {error}")
 
     @cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
+    def _adapter(self) -> "TypeAdapter[Any]":
         fields = {
             name: self._hint(name) if parameter.default is parameter.empty else NotRequired[self._hint(name)]
             for name, parameter in self.payload.items()
         }
         try:
-            return TypeAdapter(_shape(self.function.__name__, fields, _CODEC))
+            return _adapter_of(self.function.__name__, fields, _CODEC)
         except Exception as error:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
             raise self._error(self._unusable_parameter() or f"pydantic cannot validate it: {_message(error)}") from None
 
@@ -223,17 +225,17 @@ class Signature:
         return SchemaSerializer(self._adapter.core_schema, CoreConfig(ser_json_bytes="base64"))
 
     @cached_property
-    def _returns(self) -> TypeAdapter[Any] | None:
+    def _returns(self) -> "TypeAdapter[Any] | None":
         try:
             promised = annotation(self.function, RESULT)
-            return None if promised is Any else TypeAdapter(_shape("Result", {"result": promised}, _RESULT_CODEC))
+            return None if promised is Any else _adapter_of("Result", {"result": promised}, _RESULT_CODEC)
         except Exception:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
             return None  # a type that pydantic does not know, or only a type checker: its JSON is returned
 
     def _unusable_parameter(self) -> str | None:
         for name in self.payload:
             try:
-                TypeAdapter(_shape("Parameter", {name: self._hint(name)}, _CODEC))
+                _adapter_of("Parameter", {name: self._hint(name)}, _CODEC)
             except Exception as error:  # noqa: BLE001 - pydantic has many errors for an unusable annotation
                 return (
                     f"pydantic cannot validate {name}: {_message(error)}. "
@@ -288,9 +290,11 @@ def _function(fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn if inspect.isroutine(inspect.unwrap(fn)) else type(fn).__call__
 
 
-def _shape(name: str, fields: dict[str, Any], config: ConfigDict) -> Any:
-    """A typed dict of `fields`. Other types would not take this configuration, and pass it on to nested types."""
-    return with_config(config)(TypedDict(name, fields))  # type: ignore[operator]  # made at run time
+def _adapter_of(name: str, fields: dict[str, Any], config: "ConfigDict") -> "TypeAdapter[Any]":
+    """The adapter of a typed dict. Other types would not take this configuration, and pass it on to nested types."""
+    from pydantic import TypeAdapter, with_config  # noqa: PLC0415 - declaring tasks does not need it, using them does
+
+    return TypeAdapter(with_config(config)(TypedDict(name, fields)))  # type: ignore[operator]  # made at run time
 
 
 def _message(error: Exception) -> str:

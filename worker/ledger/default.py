@@ -1,6 +1,5 @@
 """The default ledger of a process."""
 
-from worker.config import Config
 from worker.ledger.ledger import Ledger
 
 _ledger: Ledger | None = None
@@ -9,6 +8,8 @@ _ledger: Ledger | None = None
 def default_ledger() -> Ledger:
     """The ledger that was set, else the table that ``WORKER_LEDGER`` names in the default database."""
     if _ledger is None:
+        from worker.config import Config  # noqa: PLC0415 - pydantic, for a process that uses the default
+
         set_default_ledger(Ledger(Config.load().ledger))
     assert _ledger is not None  # noqa: S101 - just set
     return _ledger

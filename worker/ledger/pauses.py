@@ -5,19 +5,17 @@ A row stands for a pause as long as it exists and its end has not come, by the d
 
 from collections.abc import Collection
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import delete, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import default_database
 from db.scope import scope
 from worker.ledger.control_tables import PAUSES, control_table
 from worker.ledger.execute import AnySession, execute
 from worker.ledger.schema_check import explained
+from worker.ledger.statements import insert_of
 from worker.ledger.table import NAME, now_ms, table
-
-_INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 class PauseKind(StrEnum):
@@ -73,7 +71,7 @@ class Pauses:
 
     async def write(self, session: AnySession, row: PauseRow) -> None:
         """Write a pause in the session's transaction, in place of an earlier one."""
-        insert = _INSERT[session.get_bind().dialect.name]
+        insert = insert_of(session.get_bind().dialect.name)
         written = insert(self._pauses).values(row._asdict() | {"kind": row.kind.value})
         replaced = {field: written.excluded[field] for field in ("since", "actor", "until", "due_before")}
         with explained(self._name):

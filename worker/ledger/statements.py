@@ -25,7 +25,6 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.ledger.rows import ORIGIN
 from worker.ledger.table import FINAL, State, now_ms, spread, table
@@ -36,9 +35,8 @@ GRACE = 3000
 # Keeps the row count of an INSERT: SQLAlchemy closes the cursor at once, and psycopg's cursor then loses the count.
 _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
 _Insert: TypeAlias = Callable[[Table], Any]
-_INSERT: dict[str, _Insert] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 _ROW_LOCATIONS = {"postgresql": "ctid", "sqlite": "rowid"}
-DIALECTS = frozenset(_INSERT)
+DIALECTS = frozenset(_ROW_LOCATIONS)
 """The kinds of databases that can hold a ledger."""
 
 
@@ -83,14 +81,25 @@ class Statements:
         Args:
             with_origin: whether those that insert rows write the columns of `ORIGIN`, too.
         """
-        jobs, origin = table(name), ORIGIN if with_origin else ()
+        jobs, insert, origin = table(name), insert_of(dialect), ORIGIN if with_origin else ()
         return cls(
-            **_enqueueing(jobs, _INSERT[dialect], origin),
-            **_completing(jobs, _INSERT[dialect], origin),
+            **_enqueueing(jobs, insert, origin),
+            **_completing(jobs, insert, origin),
             **_reading(jobs),
             **_relaying(jobs),
             **_pruning(jobs, dialect),
         )
+
+
+def insert_of(dialect: str) -> _Insert:
+    """The `insert` of a dialect, which knows ON CONFLICT."""
+    if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as insert_into_postgresql  # noqa: PLC0415 - the engine's own
+
+        return insert_into_postgresql
+    from sqlalchemy.dialects.sqlite import insert as insert_into_sqlite  # noqa: PLC0415 - the dialect of the engine
+
+    return insert_into_sqlite
 
 
 def _enqueueing(jobs: Table, insert: _Insert, origin: Sequence[str]) -> dict[str, Executable]:

@@ -12,6 +12,7 @@ from worker.config import Config
 from worker.process.arq_client import CheckedArqRedis
 from worker.process.arq_codec import use_codec
 from worker.process.event_loop import new_event_loop
+from worker.process.gc_tuning import rare_collections
 from worker.process.lifecycle import Lifecycle
 from worker.process.logs import log_without_arq
 from worker.process.runtime import Runtime, require_urls
@@ -38,7 +39,8 @@ def work(
         RegistryError: the registry cannot be loaded.
         StartupError: a server does not answer.
     """
-    registry = load(config.registry)
+    with rare_collections():
+        registry = load(config.registry)
     redis_url = require_urls(config)
     log_without_arq(config.log, log_as)
     await_redis(redis_url, config.connect_wait)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.process.gc_tuning import tune_gc
+from worker.process.gc_tuning import rare_collections, tune_gc
 
 
 @pytest.fixture(autouse=True)
@@ -37,4 +37,29 @@ def test_a_collector_that_is_switched_off_is_left_alone() -> None:
     """A collector that is switched off is left alone."""
     gc.disable()
     tune_gc()
+    assert gc.get_freeze_count() == 0
+
+
+def test_imports_are_collected_rarely_and_are_frozen_at_their_end() -> None:
+    """In the block collections are rare; after it the limits are as before, and what was loaded is not examined."""
+    before = gc.get_threshold()
+    with rare_collections():
+        assert gc.get_threshold() == (1_000_000, *before[1:])
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() > 0
+
+
+def test_limits_that_an_import_sets_stay() -> None:
+    """A module of the project that sets limits while it is imported keeps them."""
+    with rare_collections():
+        gc.set_threshold(5_000, 20, 20)
+    assert gc.get_threshold() == (5_000, 20, 20)
+
+
+@pytest.mark.parametrize("limits", [(0, 10, 10), (2_000_000, 5, 5)])
+def test_imports_leave_thresholds_that_are_higher_or_zero(limits: tuple[int, int, int]) -> None:
+    """Thresholds that are higher, or zero (never), stay in the block, too."""
+    gc.set_threshold(*limits)
+    with rare_collections():
+        assert gc.get_threshold() == limits
     assert gc.get_freeze_count() == 0
