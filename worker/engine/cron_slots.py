@@ -12,7 +12,7 @@ from worker.broker.cron_slots import CronSlots
 from worker.broker.records import CronSlot
 from worker.client.enqueued import count_enqueued
 from worker.engine.cron_series import CronSeries
-from worker.ledger import Ledger
+from worker.ledger import IdRange, Ledger
 from worker.message import encode
 from worker.new_job import NewJob, slot_id
 
@@ -30,9 +30,9 @@ class SlotHistory:
         """Return the time by the clock for cron slots, in UTC. It is the clock of the server that holds `queue`."""
         return await self._slots.now(queue)
 
-    async def last(self, series: CronSeries, queue: str) -> datetime | None:
-        """Return the last slot of a series that was queued."""
-        return (await self._slots.last(queue)).get(series.name)
+    async def last(self, series: Sequence[CronSeries], queue: str) -> dict[str, datetime]:
+        """Return the last slots that were queued, of those of the series that have one, by the names of the series."""
+        return await self._slots.last_of(queue, [each.name for each in series])
 
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         """Queue the jobs of these slots, oldest first. Slots that were queued before are skipped."""
@@ -49,15 +49,14 @@ class LedgerSlotHistory(SlotHistory):
         super().__init__(broker)
         self._ledger = ledger
 
-    async def last(self, series: CronSeries, queue: str) -> datetime | None:
-        task = series.task.name
-        if series.job_id is None:
-            written = await self._ledger.last_enqueued(task, slot_id(task, ""))
-        else:
-            written = await self._ledger.last_enqueued_as(task, series.job_id)
-        in_ledger = None if written is None else _EPOCH + timedelta(milliseconds=written)
-        moments = (await super().last(series, queue), in_ledger)
-        return max((moment for moment in moments if moment is not None), default=None)
+    async def last(self, series: Sequence[CronSeries], queue: str) -> dict[str, datetime]:
+        last = await super().last(series, queue)
+        written = await self._ledger.last_enqueued([_ids(each) for each in series])
+        for each, enqueued_at in zip(series, written, strict=True):
+            if enqueued_at is not None:
+                moment = _EPOCH + timedelta(milliseconds=enqueued_at)
+                last[each.name] = max(last.get(each.name, moment), moment)
+        return last
 
     async def put(self, queue: str, slots: Sequence[CronSlot]) -> None:
         jobs = [_new_job(slot, queue) for slot in slots if slot.payload and not await self._is_held(slot, queue)]
@@ -71,6 +70,11 @@ class LedgerSlotHistory(SlotHistory):
     async def _is_held(self, slot: CronSlot, queue: str) -> bool:
         """Whether a job has the id that the slots of this series share, and waits or runs, or its result is kept."""
         return bool(slot.if_free) and (await self._broker.status(queue, slot.job_id)).holds_id
+
+
+def _ids(series: CronSeries) -> IdRange:
+    task = series.task.name
+    return IdRange.of_numbers(task, slot_id(task, "")) if series.job_id is None else IdRange.of_id(task, series.job_id)
 
 
 def _new_job(slot: CronSlot, queue: str) -> NewJob:

@@ -9,7 +9,7 @@ Redis.
 """
 
 from worker.ledger.ledger import Ledger, NothingWrittenError
-from worker.ledger.rows import FinalRow, RelayRow, StoredResult
+from worker.ledger.rows import FinalRow, IdRange, RelayRow, StoredResult
 from worker.ledger.table import State, table
 
-__all__ = ["FinalRow", "Ledger", "NothingWrittenError", "RelayRow", "State", "StoredResult", "table"]
+__all__ = ["FinalRow", "IdRange", "Ledger", "NothingWrittenError", "RelayRow", "State", "StoredResult", "table"]

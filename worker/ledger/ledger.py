@@ -27,13 +27,14 @@ from worker.errors import LedgerBusyError
 from worker.ledger.batches import batches
 from worker.ledger.execute import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
-from worker.ledger.rows import FinalRow, RelayRow, StoredResult, has_origin, parameters
+from worker.ledger.rows import FinalRow, IdRange, RelayRow, StoredResult, has_origin, parameters
 from worker.ledger.schema_check import explain, explained, read_only
-from worker.ledger.statements import Statements
+from worker.ledger.statements import Statements, range_parameters
 from worker.ledger.table import NAME, State
 from worker.new_job import NewJob
 
 _AT_ONCE = 8 * 1024 * 1024  # bytes of payloads in one batch
+_RANGES = 500  # ranges of ids in one statement, which takes PostgreSQL some 10 ms
 _LATEST = 2**63 - 1  # milliseconds since the epoch: the largest value of the column
 _WRITE_STATE = text("SELECT current_setting('transaction_read_only')::bool, txid_current_if_assigned() IS NOT NULL")
 
@@ -191,23 +192,20 @@ class Ledger:
             session = await work.session(default_database())
             return [job for job in jobs if await self.reserve(session, job)]
 
-    async def last_enqueued(self, task: str, prefix: str) -> int | None:
-        """The enqueue time of the last row of `task` whose id is `prefix` and a number of a fixed length.
+    async def last_enqueued(self, ranges: Sequence[IdRange]) -> list[int | None]:
+        """The enqueue times of the last rows in ranges of ids, in milliseconds since the epoch. None if there is none.
 
-        In milliseconds since the epoch. None if there is no such row.
+        One statement for 500 ranges.
         """
-        return await self._last_enqueued(task, f"{prefix}0", f"{prefix}:")  # : is the character after 9
-
-    async def last_enqueued_as(self, task: str, job_id: str) -> int | None:
-        """The enqueue time of the last row of `task` with this id, as `last_enqueued`."""
-        return await self._last_enqueued(task, job_id, f"{job_id}\x01")
-
-    async def _last_enqueued(self, task: str, first: str, end: str) -> int | None:
+        last: list[int | None] = []
         async with scope() as work:
             session = await work.session(default_database())
-            parameters = {"task": task, "first": first, "end": end}
-            row = await self._first(session, self._of(session).last_enqueued, parameters)
-        last: int | None = None if row is None else row["enqueued_at"]
+            statements, dialect = self._of(session), session.get_bind().dialect.name
+            for begin in range(0, len(ranges), _RANGES):
+                some = ranges[begin : begin + _RANGES]
+                found = await execute(session, statements.last_enqueued, range_parameters(dialect, some))
+                by_position = {row.position: row.enqueued_at for row in found}
+                last += [by_position.get(position) for position in range(len(some))]
         return last
 
     async def due(self, after: tuple[int, str], limit: int) -> list[tuple[int, str, int, str]]:

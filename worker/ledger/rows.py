@@ -26,6 +26,25 @@ class RelayRow(NamedTuple):
     """Whether the job has expired."""
 
 
+class IdRange(NamedTuple):
+    """A range of ids of one task."""
+
+    task: str
+    first: str
+    end: str
+    """The first id after the range."""
+
+    @classmethod
+    def of_numbers(cls, task: str, prefix: str) -> "IdRange":
+        """The ids that are `prefix` and a number of a fixed length."""
+        return cls(task, f"{prefix}0", f"{prefix}:")  # : is the character after 9
+
+    @classmethod
+    def of_id(cls, task: str, job_id: str) -> "IdRange":
+        """One id."""
+        return cls(task, job_id, f"{job_id}\x01")
+
+
 class FinalRow(NamedTuple):
     """A row that records how a job has ended."""
 

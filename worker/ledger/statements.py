@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
+from pydantic_core import to_json
 from sqlalchemy import (
     BigInteger,
     BindParameter,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     case,
+    column,
     delete,
     func,
     literal,
@@ -26,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from worker.ledger.rows import ORIGIN
+from worker.ledger.rows import ORIGIN, IdRange
 from worker.ledger.table import FINAL, State, now_ms, spread, table
 
 GRACE = 3000
@@ -61,7 +63,7 @@ class Statements:
     abort: Executable
     """Set the pending row of an id aborted, if it was enqueued between two times."""
     last_enqueued: Executable
-    """The enqueue time of the last row in a range of a task's ids."""
+    """The positions of ranges of tasks' ids (`range_parameters`), and the enqueue times of the last rows in them."""
     due: Executable
     """Pending rows that the relay has to check, ordered by `check_at` and id."""
     unpublished: Executable
@@ -87,6 +89,7 @@ class Statements:
             **_completing(jobs, insert, origin),
             **_reading(jobs),
             **_relaying(jobs),
+            **_scheduling(jobs, dialect),
             **_pruning(jobs, dialect),
         )
 
@@ -153,7 +156,6 @@ def _reading(jobs: Table) -> dict[str, Executable]:
     ).where(job.state == State.PENDING.value)
     since = job.enqueued_at >= bindparam("since", type_=BigInteger)
     of_ids = job.id.in_(bindparam("ids", expanding=True))
-    ids_between = (job.id >= bindparam("first", type_=Text), job.id < bindparam("end", type_=Text))
     return {
         "stored_result": select(job.state, job.result).where(
             of_id, job.enqueued_at == bindparam("enqueued_at", type_=BigInteger)
@@ -169,10 +171,6 @@ def _reading(jobs: Table) -> dict[str, Executable]:
         # An id is unique among pending rows.
         "unpublished": unpublished.where(of_ids).with_for_update(read=True, skip_locked=True),
         "sizes": select(job.id, job.enqueued_at, func.length(job.payload).label("size")).where(of_ids),
-        "last_enqueued": select(job.enqueued_at)
-        .where(*ids_between, job.task == bindparam("task", type_=Text))
-        .order_by(job.id.desc(), job.enqueued_at.desc())
-        .limit(1),
     }
 
 
@@ -196,6 +194,41 @@ def _relaying(jobs: Table) -> dict[str, Executable]:
         .limit(bindparam("limit"))
     )
     return {"due": due, "pending_after": pending_after}
+
+
+def _scheduling(jobs: Table, dialect: str) -> dict[str, Executable]:
+    job = jobs.c
+    ranges = _ranges(dialect)
+    last = (
+        select(job.enqueued_at)
+        .where(job.id >= ranges.c.first, job.id < ranges.c.end, job.task == ranges.c.task)
+        .order_by(job.id.desc(), job.enqueued_at.desc())
+        .limit(1)
+        .correlate(ranges)
+        .scalar_subquery()
+    )
+    return {"last_enqueued": select(ranges.c.position, last.label("enqueued_at"))}
+
+
+def _ranges(dialect: str) -> Any:
+    """The ranges of ids in the parameters as rows, with their positions from 0 on."""
+    if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import ARRAY  # noqa: PLC0415 - the dialect of the engine
+
+        columns = [func.unnest(bindparam(name, type_=ARRAY(Text))) for name in IdRange._fields]
+        numbers = func.generate_subscripts(bindparam("task", type_=ARRAY(Text)), 1) - 1
+        names = ("position", *IdRange._fields)
+        return select(*(each.label(name) for name, each in zip(names, (numbers, *columns), strict=True))).cte("ranges")
+    given = func.json_each(bindparam("ranges", type_=Text)).table_valued(column("key"), column("value"), name="given")
+    fields = (func.json_extract(given.c.value, f"$[{n}]").label(name) for n, name in enumerate(IdRange._fields))
+    return select(given.c.key.label("position"), *fields).cte("ranges")
+
+
+def range_parameters(dialect: str, ranges: Sequence[IdRange]) -> dict[str, Any]:
+    """The parameters of `Statements.last_enqueued`."""
+    if dialect == "postgresql":
+        return {name: [each[n] for each in ranges] for n, name in enumerate(IdRange._fields)}
+    return {"ranges": to_json(ranges).decode()}
 
 
 def _pruning(jobs: Table, dialect: str) -> dict[str, Executable]:

@@ -30,6 +30,7 @@ from worker.engine.cron_series import CronSeries
 from worker.engine.cron_slots import LedgerSlotHistory
 from worker.engine.relay import Relay
 from worker.engine.scheduler import Scheduler
+from worker.engine.timetable import Timetable
 from worker.ledger import FinalRow, Ledger, State
 from worker.message import encode
 from worker.new_job import NewJob, slot_id
@@ -37,6 +38,7 @@ from worker.task import Task
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SPRING_FORWARD, FALL_BACK = datetime(2024, 3, 31, tzinfo=BERLIN), datetime(2024, 10, 27, tzinfo=BERLIN)
+_STEP = timedelta(seconds=50)
 QUEUE = "arq:queue"
 TOKEN = "0" * 28
 
@@ -70,16 +72,23 @@ def ledger(request: pytest.FixtureRequest, database: object) -> Ledger | None:
 
 
 class Day(Broker):
-    """A queue whose server's clock is our own: a step further at each look, by as much as those of the others."""
+    """A queue whose server's clock is our own: a step further at each look, by as much as those of the others.
 
-    def __init__(self, url: str, begin: datetime, barrier: asyncio.Barrier, offset: timedelta) -> None:
+    It stands still after a number of steps.
+    """
+
+    def __init__(self, url: str, begin: datetime, barrier: asyncio.Barrier, offset: timedelta, steps: int) -> None:
         super().__init__(url)
-        self._moments: Iterator[datetime] = (begin + offset + number * timedelta(seconds=50) for number in range(10**6))
+        self._moments: Iterator[datetime] = (begin + offset + number * _STEP for number in range(steps))
         self._barrier = barrier
 
     async def now(self, queue: str) -> datetime:  # noqa: ARG002 - there is one clock
         await self._barrier.wait()
-        self.last = next(self._moments)
+        moment = next(self._moments, None)
+        if moment is None:
+            await asyncio.Event().wait()
+        assert moment is not None
+        self.last = moment
         return self.last
 
 
@@ -100,7 +109,8 @@ async def test_five_workers_with_different_clocks_queue_each_slot_once(
     monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
     begin, end = day.astimezone(UTC), (day + timedelta(days=1)).astimezone(UTC)
     barrier = asyncio.Barrier(5)
-    clocks = [Day(redis_url, begin - timedelta(minutes=10), barrier, timedelta(seconds=s)) for s in (0, 90, 45, 13, 77)]
+    before, steps = begin - timedelta(minutes=10), (end - begin + timedelta(minutes=50)) // _STEP
+    clocks = [Day(redis_url, before, barrier, timedelta(seconds=s), steps) for s in (0, 90, 45, 13, 77)]
     ran: Counter[str] = Counter()
     async with contextlib.AsyncExitStack() as running:
         for clock in clocks:
@@ -184,7 +194,8 @@ async def test_repeated_flushes_of_redis_neither_repeat_nor_lose_a_slot(
     monkeypatch.setattr(scheduler, "_LONGEST_SLEEP", 0.0)
     ledger, relay, begin = Ledger(), Relay(broker, Ledger(), [QUEUE]), datetime(2024, 5, 1, 0, 30, tzinfo=UTC)
     barrier = asyncio.Barrier(5)
-    clocks = [Day(redis_url, begin, barrier, timedelta(seconds=s)) for s in (0, 90, 45, 13, 77)]
+    steps = timedelta(hours=8, minutes=20) // _STEP
+    clocks = [Day(redis_url, begin, barrier, timedelta(seconds=s), steps) for s in (0, 90, 45, 13, 77)]
     ran: Counter[str] = Counter()
     flushed = 0
 
@@ -265,9 +276,17 @@ async def test_run_at_startup_is_queued_once_redis_is_up(
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def has_looked(one: Scheduler, seen: datetime) -> None:
+    """Let a scheduler be as if it had looked at this time, and found nothing."""
+    await one._prepare()
+    one._seen, one._timetable = seen, Timetable()
+    await one._timetable.add([(series, series.next_after(seen)) for series in one._series])
+
+
 async def look_again(one: Scheduler, broker: Broker, away: timedelta) -> datetime:
     """Let a scheduler look for the first time in `away`; when it had looked before."""
-    one._seen = before = await CronSlots(broker.connections).now(QUEUE) - away
+    before = await CronSlots(broker.connections).now(QUEUE) - away
+    await has_looked(one, before)
     running = asyncio.create_task(one.run())
     await eventually(lambda: one._seen != before)
     running.cancel()
@@ -397,8 +416,9 @@ async def test_workers_of_different_queues_queue_each_slot_once_between_them(
     """They belong to one service and share its schedules."""
     for name in ("high", "low"):
         one = Scheduler(broker, {"tick": hourly()}, name, ledger)
-        one._seen = await CronSlots(broker.connections).now(name) - timedelta(hours=2)
-        await one._queue_slots(await one._passed(await CronSlots(broker.connections).now(name)))
+        now = await CronSlots(broker.connections).now(name)
+        await has_looked(one, now - timedelta(hours=2))
+        await one._look(now)
     assert (observer.zcard("high"), observer.zcard("low")) == (2, 0)
 
 
@@ -423,8 +443,8 @@ def of_arq(*schedules: dict[str, Any], name: str = "cron:adopted") -> Task[Any, 
 
 async def pass_slots(one: Scheduler, since: datetime, until: datetime) -> None:
     """Let a scheduler that looked at `since` look again at `until`."""
-    one._seen = since
-    await one._queue_slots(await one._passed(until))
+    await has_looked(one, since)
+    await one._look(until)
 
 
 MINUTE = timedelta(minutes=1)
@@ -479,7 +499,7 @@ async def test_a_slot_of_a_job_id_is_queued_once_by_several_workers_also_when_it
     if ledger is not None:
         observer.flushdb()
         await pass_slots(third, NOON - 2 * MINUTE, NOON)
-        last = await LedgerSlotHistory(broker, ledger).last(next(CronSeries.of(task)), QUEUE)
+        (last,) = (await LedgerSlotHistory(broker, ledger).last([*CronSeries.of(task)], QUEUE)).values()
         assert last == NOON
     assert observer.zcard(QUEUE) == 0
 
@@ -508,7 +528,8 @@ async def test_a_schedule_that_is_not_unique_is_queued_by_each_worker(
     one, other, new = (Scheduler(broker, {"a": task}, QUEUE, ledger) for _ in range(3))
     for each in (one, other, one):
         await pass_slots(each, NOON - MINUTE, NOON)
-    await new._queue_slots(await new._passed(NOON))
+    await new._prepare()
+    await new._look(NOON)
     found = observer.zrange(QUEUE, 0, -1, withscores=True)
     assert [score for _, score in found] == [to_ms(NOON)] * 2
     assert all(job_id.startswith(f"{slot_id(task.name, to_ms(NOON))}:") for job_id, _ in found)
@@ -538,3 +559,116 @@ async def test_workers_run_a_schedule_with_a_job_id_one_at_a_time(start: StartWo
     async with start(task, id="a"), start(task, id="b"):
         await asyncio.sleep(4.5)
     assert (most, ids) == (1, {"single"})
+
+
+def every(number: int) -> Task[Any, Any]:
+    """One of many tasks with a minute and an hour of its own, in a zone with summer time."""
+
+    async def nothing() -> None: ...
+
+    schedule = Schedule.parse(f"{number % 60} {number % 24} * * *", timezone="Europe/Berlin")
+    return Task(nothing, f"t{number}", TaskOptions(), schedules=(schedule,))
+
+
+class CountingSlots(LedgerSlotHistory):
+    """Counts how often the records are read, and how many names were asked for."""
+
+    reads = 0
+    names = 0
+
+    async def last(self, series: Any, queue: str) -> Any:
+        self.reads += 1
+        self.names += len(series)
+        return await super().last(series, queue)
+
+
+async def test_the_first_look_reads_the_records_of_all_tasks_at_once(
+    broker: Broker, observer: Any, database: object
+) -> None:
+    """One read for each queue, whatever the number of tasks; and one statement for 500 of them."""
+    assert database is not None
+    tasks = {f"t{number}": every(number) for number in range(1100)}
+    one = Scheduler(broker, tasks, QUEUE, Ledger())
+    one._slots = slots = CountingSlots(broker, Ledger())
+    now = await CronSlots(broker.connections).now(QUEUE)
+    await one._prepare()
+    await one._look(now)
+    assert (slots.reads, slots.names) == (1, 1100)
+    assert observer.hlen("arq:slots") == 1100
+    assert one._timetable.first == min(each.next_after(now) for each in one._series)
+
+
+async def test_a_look_computes_only_the_slots_that_have_passed(
+    broker: Broker, observer: Any, ledger: Ledger | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a thousand tasks of which one is due, one schedule is asked for its next slot."""
+    asked: list[str] = []
+    next_after = CronSeries.next_after
+
+    def counted(series: CronSeries, moment: datetime) -> datetime:
+        asked.append(series.task.name)
+        return next_after(series, moment)
+
+    one = Scheduler(broker, {f"t{number}": every(number) for number in range(1000)}, QUEUE, ledger)
+    await has_looked(one, NOON)
+    monkeypatch.setattr(CronSeries, "next_after", counted)
+    first = one._timetable.first
+    assert first is not None
+    due = [each.task.name for each in one._series if next_after(each, NOON) == first]
+    await one._look(first - timedelta(microseconds=1))
+    assert asked == []
+    await one._look(first)
+    assert sorted(asked) == sorted(due)
+    assert observer.zcard(QUEUE) == len(due) > 0
+
+
+async def test_slots_that_could_not_be_queued_are_queued_by_the_next_look(
+    broker: Broker, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis was away in the look that found them: none is lost, and each runs once."""
+    one = Scheduler(broker, {"tick": hourly()}, QUEUE)
+    await has_looked(one, NOON - MINUTE)
+    put = one._slots.put
+
+    async def fail(queue: str, slots: Any) -> None:
+        await put(queue, [])
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(one._slots, "put", fail)
+    for look in (NOON, NOON + MINUTE):
+        with pytest.raises(RedisConnectionError):
+            await one._look(look)
+    monkeypatch.undo()
+    await one._look(NOON + 2 * MINUTE)
+    await one._look(NOON + 61 * MINUTE)
+    name = hourly().name
+    assert observer.zrange(QUEUE, 0, -1) == [slot_id(name, to_ms(NOON + n * 60 * MINUTE)) for n in (0, 1)]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe"])
+async def test_looks_at_any_times_find_the_slots_that_a_schedule_has(broker: Broker, observer: Any, zone: str) -> None:
+    """However the looks lie, through changes of the clock, also if the clock of Redis goes back: each slot once."""
+    chance = random.Random(zone)
+    expressions = ("30 * * * *", "15 2 * * *", "0 0,12 * * *", "30 1 * * *", "*/20 1-3 * * *")
+    schedules = {f"t{n}": Schedule.parse(expression, timezone=zone) for n, expression in enumerate(expressions)}
+
+    async def nothing() -> None: ...
+
+    tasks: dict[str, Task[Any, Any]] = {
+        name: Task(nothing, name, TaskOptions(), schedules=(each,)) for name, each in schedules.items()
+    }
+    for begin in (datetime(2024, month, day, tzinfo=UTC) for month, day in ((3, 30), (10, 26), (4, 6))):
+        observer.flushdb()
+        one, moment = Scheduler(broker, tasks, QUEUE), begin
+        await has_looked(one, begin)
+        while moment < begin + timedelta(days=2):
+            moment += timedelta(seconds=chance.choice([-50, 0, 10, 59, 600, 4000]))
+            await one._look(moment)
+        end = one._timetable.first
+        assert end is not None
+        expected = {
+            slot_id(name, to_ms(slot))
+            for name, each in schedules.items()
+            for slot in each.slots_between(begin, end - timedelta(seconds=1))
+        }
+        assert set(observer.zrange(QUEUE, 0, -1)) == expected

@@ -11,7 +11,7 @@ import db
 from tests.servers import Observer
 from tests.waiting import eventually
 from worker.errors import LedgerBusyError
-from worker.ledger import FinalRow, Ledger, State, StoredResult, table
+from worker.ledger import FinalRow, IdRange, Ledger, State, StoredResult, table
 from worker.ledger.execute import execute
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME
@@ -185,8 +185,18 @@ class TestPendingRows:
             ROW._replace(id=f"cron:a:b:{others}", task="a:b", enqueued_at=others),
             ROW._replace(id=f"cron:a:9b:{others}", task="a:9b", enqueued_at=others),
         )
-        assert await ledger.last_enqueued("a", "cron:a:") == last
-        assert await ledger.last_enqueued("none", "cron:none:") is None
+        ranges = [IdRange.of_numbers(name, f"cron:{name}:") for name in ("none", "a", "a:b", "a:9b")]
+        assert await ledger.last_enqueued(ranges) == [None, last, others, others]
+        assert await ledger.last_enqueued([IdRange.of_id("a", "cron:a:later")]) == [others]
+        assert await ledger.last_enqueued([]) == []
+
+    async def test_the_last_slots_of_more_tasks_than_one_statement_takes_keep_their_order(self, ledger: Ledger) -> None:
+        """Each is that of its own range."""
+        await add(
+            ledger, *(ROW._replace(id=f"cron:t{n}:{n}", task=f"t{n}", enqueued_at=n) for n in range(0, 1200, 100))
+        )
+        last = await ledger.last_enqueued([IdRange.of_numbers(f"t{n}", f"cron:t{n}:") for n in range(1200)])
+        assert last == [None if n % 100 else n for n in range(1200)]
 
     async def test_a_row_is_read_only_by_its_id_and_its_enqueue_time(self, ledger: Ledger) -> None:
         """An earlier or later job of the id has another enqueue time, and so another row."""
@@ -259,7 +269,7 @@ class TestQueryPlans:
             ("pending_after", {"after": "a", "queues": ["mail"], "limit": 500}, "Index Cond: (id > "),
             ("stored_results", {"ids": ["a", "b"], "since": 1_000}, "Index Cond: ((id = ANY"),
             ("prune", {"limit": 500, "keep": 1000}, "Index Cond: (finished_at < "),
-            ("last_enqueued", {"first": "a", "end": "b", "task": "a"}, "Index Cond: ((id >= "),
+            ("last_enqueued", {"first": ["a"], "end": ["b"], "task": ["a"]}, "Index Cond: ((id >= "),
         ],
     )
     async def test_each_statement_reads_a_bounded_range_of_an_index(
