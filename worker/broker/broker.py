@@ -10,12 +10,12 @@
 import asyncio
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from worker.broker.keys import Keys
-from worker.broker.records import Claim, Claims, Completion, JobSnapshot, RunNow
+from worker.broker.records import Claim, Claims, Completion, JobSnapshot, QueueClaims, RunNow
 from worker.broker.unserved import is_check_due, record_check
 from worker.new_job import NewJob
 
@@ -123,23 +123,42 @@ class Broker:
     async def claim(
         self, queue: str, token: str, lease: int, wanted: int, suspects: int = 1, guarded: bool = False
     ) -> Claims:
+        """Take up to `wanted` due jobs of one queue, as `claim_from`."""
+        claims = await self.claim_from((queue,), token, lease, wanted, suspects, (queue,) if guarded else ())
+        return Claims(claims.jobs.get(queue, []), claims.next_due)
+
+    async def claim_from(
+        self,
+        queues: Sequence[str],
+        token: str,
+        lease: int,
+        wanted: int,
+        suspects: int = 1,
+        guarded: Collection[str] = (),
+    ) -> QueueClaims:
         """Take up to `wanted` due jobs, with a lease of `lease` milliseconds. Large jobs are taken in smaller numbers.
 
         A payload of more than `largest_read` bytes is not read.
 
         Args:
+            queues: the queues in the order of their priority. One round trip serves all of them: see
+                `Connections.together`.
             suspects: how many of the jobs may be suspects (`Claim.is_suspect`).
-            guarded: take nothing while the queue has no complete epoch, as Redis may have lost that it is paused.
+            guarded: the queues of which nothing is taken while they have no complete epoch, as Redis may have lost that
+                they are paused.
+
+        Raises:
+            redis.exceptions.ResponseError: no job was taken, and a queue could not be claimed from.
         """
-        arguments = [Keys.of(queue).prefix, token, lease, wanted, suspects, self.largest_read, "1" if guarded else ""]
-        now, next_score, *jobs = await self.connections.run("claim", queue, arguments)
-        claims = [
-            Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at), 0, expires_in)
-            if not isinstance(payload, int)  # the size of a payload that was not read
-            else Claim(raw_id, None, score, tries, crashes, None, unread=payload)
-            for raw_id, payload, score, tries, crashes, abort_at, expires_in in jobs
-        ]
-        return Claims(claims, None if next_score is None else max(float(next_score) - now, 0.0) / 1000)
+        queues = tuple(queues)
+        arguments = (token, lease, wanted, suspects, self.largest_read, *_claim_settings(queues, frozenset(guarded)))
+        now, next_due, refused, *found = await self.connections.run_on("claim", queues, arguments)
+        jobs = {
+            queues[number - 1]: [_claim(*job) for job in of_queue]
+            for number, of_queue in zip(found[::2], found[1::2], strict=True)
+        }
+        pause = None if next_due is None else max(float(next_due) - now, 0.0) / 1000
+        return QueueClaims(jobs, pause, None if refused is None else refused.decode(errors="replace"))
 
     async def renew(self, queue: str, token: str, lease: int, raw_ids: Sequence[bytes]) -> list[bool]:
         """Renew the leases of one claim for `lease` milliseconds.
@@ -245,6 +264,27 @@ class Broker:
         if is_checking:
             record_check(queue, is_served=bool(answers.pop()))
         return answers
+
+
+def _claim(
+    raw_id: bytes,
+    payload: bytes | int | None,
+    score: bytes,
+    tries: int,
+    crashes: int,
+    abort_at: bytes | None,
+    expires_in: int,
+) -> Claim:
+    """A job of the claim script's reply."""
+    if isinstance(payload, int):  # the size of a payload that was not read
+        return Claim(raw_id, None, score, tries, crashes, None, unread=payload)
+    return Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at), 0, expires_in)
+
+
+@functools.lru_cache(maxsize=64)
+def _claim_settings(queues: tuple[str, ...], guarded: frozenset[str]) -> tuple[str, ...]:
+    """What the claim script has to know of each queue. Cached: a worker claims from the same queues all the time."""
+    return tuple(f"{queue in guarded:d}{Keys.of(queue).prefix}" for queue in queues)
 
 
 def _chunks(positions: Sequence[int], jobs: Sequence[NewJob]) -> Iterator[list[int]]:

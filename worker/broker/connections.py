@@ -37,6 +37,7 @@ class Connections:
     def __init__(self, url: str) -> None:
         self.url = url
         RedisAddress.parse(url)  # raises if the URL is wrong
+        self.is_cluster = url.startswith(CLUSTER)
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopConnections] = {}
 
     @property
@@ -50,25 +51,48 @@ class Connections:
         return self._here.subscriber
 
     async def run(self, script: str, queue: str, arguments: Sequence[Any]) -> Any:
-        """Run a script on the keys of `queue`, and return its reply.
+        """Run a script on the keys of `queue`, and return its reply. Raises as `run_on`."""
+        return await self.run_on(script, (queue,), arguments)
+
+    async def run_on(self, script: str, queues: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run a script on the keys of several queues, which one call can serve (`together`), and return its reply.
 
         Raises:
-            WorkerError: this Redis cannot serve the queue under its name.
+            WorkerError: this Redis cannot serve a queue under its name.
             redis.exceptions.RedisError, OSError: as redis-py raises them.
         """
-        self.check_name(queue)
+        if self.is_cluster:
+            for queue in queues:
+                self.check_name(queue)
         here = self._here
         dedicated = here.dedicated(script) if script in _DEDICATED else None
         try:
-            return await Script.named(script).run(dedicated or here.client, queue, arguments)
+            return await Script.named(script).run(dedicated or here.client, queues, arguments)
         except ReadOnlyError:
             await drop_connections(here.client)
             await here.close_dedicated()
             raise
 
+    async def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of these keys, in one round trip. None for a missing key."""
+        if not keys:
+            return []
+        if not self.is_cluster:
+            values: list[bytes | None] = await self.client.mget(keys)
+            return values
+        async with self.client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.get(key)
+            found: list[bytes | None] = await pipe.execute()
+            return found
+
+    def together(self, queues: Sequence[str]) -> list[Sequence[str]]:
+        """The queues in groups that one call of a script can serve: all, but in a cluster each queue by itself."""
+        return [(queue,) for queue in queues] if self.is_cluster else [queues]
+
     def check_name(self, queue: str) -> None:
         """Raise :class:`~worker.errors.WorkerError` for a queue that this Redis cannot serve under its name."""
-        if self.url.startswith(CLUSTER) and not Keys.of(queue).in_one_slot:
+        if self.is_cluster and not Keys.of(queue).in_one_slot:
             raise WorkerError(f"a Redis Cluster serves hash-tagged queues only: call it {{{queue}}} instead of {queue}")
 
     async def open(self) -> None:

@@ -102,6 +102,17 @@ class Claims(NamedTuple):
     """Seconds until the next job of the queue is due. None if the queue is empty."""
 
 
+class QueueClaims(NamedTuple):
+    """The jobs that one claim has taken from several queues."""
+
+    jobs: dict[str, list[Claim]]
+    """By queue, in the order in which the queues were given. A queue of which no job was taken is missing."""
+    next_due: float | None
+    """Seconds until the next job of any of the queues is due. None if all are empty."""
+    refused: str | None = None
+    """The error of a queue that could not be claimed from."""
+
+
 class Completion(NamedTuple):
     """The end of an attempt at a held job, for Redis."""
 

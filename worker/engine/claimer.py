@@ -1,7 +1,8 @@
 """``Claimer``: claim due jobs for free slots.
 
-1. One round trip a queue claims as many jobs as there are free slots, the first queue first, but at most half of all
-   slots: while one half runs, the next is on its way. Slots that are about to become free share it.
+1. One round trip claims as many jobs as there are free slots, from the first queue first, but at most half of all
+   slots: while one half runs, the next is on its way. Slots that are about to become free share it. In a cluster, where
+   each queue may be on another node, each queue takes a round trip.
 2. Every few claims a lower queue comes first, so that a busy queue does not starve it.
 3. With nothing due it sleeps until a job is queued or falls due. It also polls: stock producers send no notice.
 4. While Redis is away leases end although no worker has died. After an outage heartbeats come first, so that jobs which
@@ -19,12 +20,12 @@ import itertools
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from worker.aio.batching import coalesce
 from worker.broker.broker import Broker
-from worker.broker.errors import ResponseError
-from worker.broker.records import Claim, Completion
+from worker.broker.errors import RedisError, ResponseError
+from worker.broker.records import Claim, Completion, QueueClaims
 from worker.engine.slots import Slots
 from worker.keeper.table import LeaseTable, Place
 
@@ -48,7 +49,8 @@ class Claimer:
         table: the memory that the keeper reads.
         longest_lease: seconds for which the lease of a job is kept until it begins.
         keeps_leases: whether the leases of all running jobs are known to hold.
-        guarded: whether nothing may be claimed from a queue without a complete epoch: see :mod:`worker.engine.relay`.
+        guarded: returns the queues of which nothing may be claimed without a complete epoch: see
+            :mod:`worker.engine.relay`.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Claimer:
         table: LeaseTable,
         longest_lease: float,
         keeps_leases: Callable[[], bool] = lambda: True,
-        guarded: Callable[[str], bool] = lambda _name: False,
+        guarded: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._broker = broker
         self._queues = tuple(queues)
@@ -131,30 +133,39 @@ class Claimer:
         if not self._keeps_leases():
             return _HEARTBEAT_POLL
         pause = _POLL
-        refused: ResponseError | None = None
-        for name in self._queue_order():
+        failure: Exception | None = None
+        for names in self._broker.connections.together(self._queue_order()):
             if self._stopped:
                 break
             token = next(self._tokens)
             wanted = min(self._slots.free, self._most_at_once)
             asked = time.monotonic()
             try:
-                claims = await self._broker.claim(
-                    name, token, self._lease, wanted, self._slots.free_suspects, self._guarded(name)
+                claims = await self._broker.claim_from(
+                    names, token, self._lease, wanted, self._slots.free_suspects, self._guarded()
                 )
             except ResponseError as error:  # an error of one queue must not delay the others
-                refused = error
+                failure = error
                 continue
             self.last_answer = time.monotonic()
-            if claims.jobs:
-                await self._start_all(claims.jobs, name, token, asked)
-            if len(claims.jobs) == wanted:
+            failure = await self._start_claims(claims, token, asked) or failure
+            if sum(map(len, claims.jobs.values())) == wanted and failure is None:
                 return 0.0
             if claims.next_due is not None:
                 pause = min(pause, claims.next_due)
-        if refused is not None:
-            raise refused
+        if failure is not None:
+            raise failure
         return pause
+
+    async def _start_claims(self, claims: QueueClaims, token: str, asked: float) -> Exception | None:
+        """Start the jobs of each queue. Return the error of one, which must not keep back the jobs of the others."""
+        failure: Exception | None = None if claims.refused is None else ResponseError(claims.refused)
+        for queue, jobs in claims.jobs.items():
+            try:
+                await self._start_all(jobs, queue, token, asked)
+            except (RedisError, OSError) as error:
+                failure = error
+        return failure
 
     async def _start_all(self, claims: list[Claim], queue: str, token: str, asked: float) -> None:
         """Start claimed jobs. Renew their leases first if the claim was answered late."""

@@ -76,7 +76,7 @@ class Engine:
             broker,
             executor,
             ledger,
-            guarded=lambda name: relay is not None and name in relay.guarded,
+            guarded=lambda: frozenset() if relay is None else relay.guarded,
             arq=arq,
         )
         if relay is not None:

@@ -1,6 +1,6 @@
 """``JobFlow``: the parts of an engine that a job passes, from its claim to its recorded outcome."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from worker.broker.broker import Broker
@@ -35,7 +35,7 @@ class JobFlow:
         tasks: the tasks of the worker, by name.
         executor: executes admitted jobs.
         ledger: the job rows. None: none are kept.
-        guarded: whether nothing may be claimed of a queue while Redis may have lost its pause.
+        guarded: returns the queues of which nothing may be claimed while Redis may have lost their pauses.
         arq: what arq's settings change.
     """
 
@@ -47,7 +47,7 @@ class JobFlow:
         executor: Executor,
         ledger: Ledger | None,
         *,
-        guarded: Callable[[str], bool],
+        guarded: Callable[[], Collection[str]],
         arq: ArqOptions,
     ) -> None:
         limits = limits_of(tasks, config)

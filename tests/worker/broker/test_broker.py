@@ -187,3 +187,10 @@ def test_the_deprecated_names_still_work(broker: Broker) -> None:
     )
     named = Broker(broker.url, name="of the old name")
     assert worker.Job("a", queue=named).queue_name == worker.Job("a", broker=named).queue_name == "of the old name"
+
+
+def test_one_call_serves_all_queues_of_a_redis_and_each_queue_of_a_cluster_by_itself() -> None:
+    """A cluster may keep them on several nodes."""
+    queues = ["{a}", "{b}"]
+    assert Broker("redis://nobody.invalid").connections.together(queues) == [queues]
+    assert Broker("redis+cluster://nobody.invalid").connections.together(queues) == [("{a}",), ("{b}",)]

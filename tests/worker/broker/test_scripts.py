@@ -2,11 +2,13 @@
 
 import asyncio
 import pickle
+from functools import partial
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from tests.redis_programs import PROGRAMS, running
 from tests.waiting import eventually
@@ -60,6 +62,11 @@ def entry(job_id: str = "a", payload: bytes = b"{}", **options: Any) -> NewJob:
 
 async def claim(broker: Broker, token: str = OURS, *, lease: int = LEASE, wanted: int = 100) -> list[Claim]:
     return (await broker.claim(QUEUE, token, lease, wanted)).jobs
+
+
+def is_free(observer: Any, job_id: str) -> bool:
+    """Whether no worker holds the job."""
+    return not observer.exists(f"arq:in-progress:{job_id}")
 
 
 async def claim_one(broker: Broker, token: str = OURS, **options: Any) -> Claim:
@@ -625,7 +632,7 @@ async def release(broker: Broker, *jobs: tuple[str, str]) -> list[int]:
     """Release jobs, each with the token of the worker that has died."""
     keys = Keys.of(QUEUE)
     words = [word for job in jobs for word in job]
-    replies: list[int] = await Script.named("release").run(broker.redis, QUEUE, [keys.prefix, keys.wake, *words])
+    replies: list[int] = await Script.named("release").run(broker.redis, [QUEUE], [keys.prefix, keys.wake, *words])
     return replies
 
 
@@ -871,6 +878,71 @@ class TestPause:
             assert (await broker.claim(QUEUE, OURS, LEASE, 1, 1, True)).jobs == []
         observer.set(f"{QUEUE}:epoch", "complete")
         assert len((await broker.claim(QUEUE, OURS, LEASE, 1, 1, True)).jobs) == 1
+
+
+class TestClaimFromSeveralQueues:
+    """One round trip, which takes jobs in the order of the queues."""
+
+    async def test_jobs_are_taken_from_the_first_queues_first_and_no_more_than_wanted(
+        self, broker: Broker, observer: Any
+    ) -> None:
+        """Also of a hash-tagged queue, whose keys have another prefix. All get the one token."""
+        queues = ["empty", "high", "{tagged}", "low"]
+        for queue in queues[1:]:
+            await broker.enqueue([new_job(f"{queue}{n}", b"{}", queue) for n in range(3)])
+        claims = await broker.claim_from(queues, OURS, LEASE, 5)
+        ids = {queue: [job.raw_id.decode() for job in jobs] for queue, jobs in claims.jobs.items()}
+        assert ids == {"high": ["high0", "high1", "high2"], "{tagged}": ["{tagged}0", "{tagged}1"]}
+        assert [*claims.jobs] == ["high", "{tagged}"]
+        assert observer.get("arq:in-progress:high0").partition(":")[0] == OURS
+        assert observer.get("{tagged}:in-progress:{tagged}0").partition(":")[0] == OURS
+        assert (await broker.claim_from(queues[::-1], THEIRS, LEASE, 100)).jobs.keys() == {"low", "{tagged}"}
+
+    async def test_the_next_due_time_is_the_earliest_of_all_queues(self, broker: Broker) -> None:
+        """None if all are empty; now, if a queue has not been looked at."""
+        assert (await broker.claim_from(["a", "b"], OURS, LEASE, 5)).next_due is None
+        await broker.enqueue([new_job("a", b"{}", "a", delay=60_000), new_job("b", b"{}", "b", delay=30_000)])
+        claims = await broker.claim_from(["a", "b", "c"], OURS, LEASE, 5)
+        assert claims.jobs == {}
+        assert claims.next_due == pytest.approx(30, abs=1)
+        large = [new_job(f"large{n}", b" " * 3 * 1024 * 1024, "a") for n in range(2)]
+        broker.max_payload = 4 * 1024 * 1024
+        await broker.enqueue([*large, new_job("small", b"{}", "b")])
+        claims = await broker.claim_from(["a", "b"], OURS, LEASE, 5)
+        assert [len(jobs) for jobs in claims.jobs.values()] == [2]
+        assert claims.next_due == 0
+
+    async def test_paused_and_guarded_queues_are_left_out(self, broker: Broker, observer: Any) -> None:
+        """Each by itself: the jobs of the other queues are taken."""
+        queues = ["paused", "guarded", "open"]
+        await broker.enqueue([new_job(queue, b"{}", queue) for queue in queues])
+        observer.set("paused:paused", "-inf {}")
+        claims = await broker.claim_from(queues, OURS, LEASE, 5, 1, {"guarded"})
+        assert [*claims.jobs] == ["open"]
+        observer.delete("paused:paused")
+        observer.set("guarded:epoch", "complete")
+        claims = await broker.claim_from(queues, OURS, LEASE, 5, 1, {"guarded"})
+        assert [*claims.jobs] == ["paused", "guarded"]
+
+    async def test_a_key_that_is_no_queue_keeps_back_no_job_of_the_others(self, broker: Broker, observer: Any) -> None:
+        """Its error comes with the jobs. Without a job it is raised."""
+        observer.set("broken", "not a queue")
+        await broker.enqueue([new_job(queue, b"{}", queue) for queue in ("first", "last")])
+        claims = await broker.claim_from(["first", "broken", "last"], OURS, LEASE, 5)
+        assert [*claims.jobs] == ["first", "last"]
+        assert "WRONGTYPE" in (claims.refused or "")
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await broker.claim_from(["first", "broken", "last"], OURS, LEASE, 5)
+
+    async def test_suspects_of_all_queues_count_together(self, broker: Broker, observer: Any) -> None:
+        """One that kills its workers must not take along another one."""
+        for queue in ("a", "b"):
+            await broker.enqueue([new_job(queue, b"{}", queue)])
+            for _ in range(2):
+                assert (await broker.claim(queue, OURS, 1, 1)).jobs
+                await eventually(partial(is_free, observer, queue))
+        claims = await broker.claim_from(["a", "b"], OURS, LEASE, 5, 1)
+        assert [*claims.jobs] == ["a"]
 
 
 class TestPutBack:

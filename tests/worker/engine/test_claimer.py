@@ -1,6 +1,7 @@
 """The claimer: several queues, wakeups, and what happens while Redis is down."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -71,12 +72,35 @@ class TestSeveralQueues:
             assert await (await slow.using(queue="second").enqueue()).result(timeout=30) == "done"
             observer.delete("first")
 
+    async def test_a_claim_from_a_hundred_queues_is_one_round_trip(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Work in the last queue runs nearly as fast as in one queue."""
+        monkeypatch.setattr(claimer, "_POLL", 60.0)
+        names = [f"q{number}" for number in range(100)]
+        await broker.enqueue([new_job(f"j{number}", b"{}", "q99") for number in range(6)])
+        claimed: list[Claim] = []
+        ours = claiming(broker, claimed, slots=8, queues=names)
+        run_on, calls = broker.connections.run_on, 0
 
-def claiming(broker: Broker, claimed: list[Claim], *, slots: int) -> Claimer:
+        async def counted(script: str, *others: Any) -> Any:
+            nonlocal calls
+            calls += script == "claim"
+            return await run_on(script, *others)
+
+        monkeypatch.setattr(broker.connections, "run_on", counted)
+        running = asyncio.create_task(ours.run())
+        await eventually(lambda: len(claimed) == 6, timeout=AT_ONCE)
+        assert calls == 2  # at most half of the slots at once
+        ours.stop()
+        await at_once(running)
+
+
+def claiming(broker: Broker, claimed: list[Claim], *, slots: int, queues: Sequence[str] = ("arq:queue",)) -> Claimer:
     """A claimer whose jobs are not run, but noted."""
     return Claimer(
         broker,
-        ["arq:queue"],
+        queues,
         slots=Slots(slots),
         lease=5,
         start=lambda claims, *_: claimed.extend(claims),
@@ -93,7 +117,7 @@ class TestWakeups:
         monkeypatch.setattr(claimer, "_POLL", 60.0)
         claimed: list[Claim] = []
         ours = claiming(broker, claimed, slots=5)
-        claim, meanwhile = broker.claim, asyncio.Event()
+        claim, meanwhile = broker.claim_from, asyncio.Event()
 
         async def slow_claim(*arguments: Any) -> Any:
             claims = await claim(*arguments)
@@ -103,7 +127,7 @@ class TestWakeups:
                 meanwhile.set()
             return claims
 
-        monkeypatch.setattr(broker, "claim", slow_claim)
+        monkeypatch.setattr(broker, "claim_from", slow_claim)
         running = asyncio.create_task(ours.run())
         await eventually(lambda: [claim.raw_id for claim in claimed] == [b"late"], timeout=AT_ONCE)
         ours.stop()
@@ -126,14 +150,14 @@ class TestWakeups:
         await broker.enqueue([new_job(name, b"{}", "arq:queue") for name in "ab"])
         claimed: list[Claim] = []
         ours = claiming(broker, claimed, slots=1)
-        claim = broker.claim
+        claim = broker.claim_from
 
         async def slow_claim(*arguments: Any) -> Any:
             claims = await claim(*arguments)
             ours.stop()
             return claims
 
-        monkeypatch.setattr(broker, "claim", slow_claim)
+        monkeypatch.setattr(broker, "claim_from", slow_claim)
         await asyncio.wait_for(ours.run(), 2)
         assert len(claimed) == 1
         ours._slots.give_back(claimed[0])
@@ -148,7 +172,7 @@ async def test_of_a_claim_answered_late_only_jobs_whose_leases_still_hold_are_st
     await broker.enqueue([new_job(name, b"{}", "arq:queue") for name in ("held", "lost")])
     claimed: list[Claim] = []
     ours = claiming(broker, claimed, slots=4)
-    claim, finish = broker.claim, broker.finish
+    claim, finish = broker.claim_from, broker.finish
     put_back: list[bool] = []
 
     async def slow_claim(*arguments: Any) -> Any:
@@ -167,7 +191,7 @@ async def test_of_a_claim_answered_late_only_jobs_whose_leases_still_hold_are_st
         assert not observer.hexists("arq:started", "lost")
         return put_back
 
-    monkeypatch.setattr(broker, "claim", slow_claim)
+    monkeypatch.setattr(broker, "claim_from", slow_claim)
     monkeypatch.setattr(broker, "finish", noted_finish)
     running = asyncio.create_task(ours.run())
     await eventually(lambda: [claim.raw_id for claim in claimed] == [b"held", b"lost"])
@@ -186,14 +210,14 @@ async def test_slots_freed_in_neighbouring_loop_turns_are_filled_by_one_claim(
     await broker.enqueue([new_job(f"j{number}", b"{}", "arq:queue") for number in range(20)])
     claimed: list[Claim] = []
     ours = claiming(broker, claimed, slots=8)
-    claim = broker.claim
+    claim = broker.claim_from
     wanted: list[int] = []
 
-    async def noted_claim(name: str, token: str, lease: int, limit: int, suspects: int, guarded: bool) -> Any:
+    async def noted_claim(queues: Any, token: str, lease: int, limit: int, *others: Any) -> Any:
         wanted.append(limit)
-        return await claim(name, token, lease, limit, suspects, guarded)
+        return await claim(queues, token, lease, limit, *others)
 
-    monkeypatch.setattr(broker, "claim", noted_claim)
+    monkeypatch.setattr(broker, "claim_from", noted_claim)
     running = asyncio.create_task(ours.run())
     await eventually(lambda: len(claimed) == 8, timeout=AT_ONCE)
     for over in claimed[:3]:

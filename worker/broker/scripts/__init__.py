@@ -32,8 +32,8 @@ class Script:
         text = _source(_PREFIXES[name]) + _source(name) if name in _PREFIXES else _source(name)
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
-    async def run(self, client: Client, key: str, arguments: Sequence[Any]) -> Any:
-        """Run the script on one key, and return its reply. The text is sent only if the server does not know it yet.
+    async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run the script on these keys, and return its reply. The text is sent only if the server does not know it yet.
 
         Raises:
             ReadOnlyError: the server is not the primary any more.
@@ -41,9 +41,9 @@ class Script:
         """
         try:
             try:
-                return await client.execute_command("EVALSHA", self.sha, 1, key, *arguments)
+                return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
             except NoScriptError:
-                return await client.execute_command("EVAL", self.text, 1, key, *arguments)
+                return await client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
         except ResponseError as error:
             raise _unwrapped(error) from None
 
