@@ -5,7 +5,6 @@ An epoch begins when the key is missing. It is complete when all pending jobs of
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 from worker.broker.connections import Connections
 from worker.broker.keys import Keys
@@ -25,14 +24,11 @@ class Epochs:
 
     async def current_and_paused(self, queues: Sequence[str]) -> tuple[dict[str, bytes | None], list[str]]:
         """The epoch of each queue as `current`, and the names of those that are paused."""
-        async with self._connections.client.pipeline(transaction=False) as pipe:
-            for queue in queues:
-                pipe.get(Keys.of(queue).epoch)
-                pipe.exists(Keys.of(queue).paused)
-            values: list[Any] = await pipe.execute()
-        found = zip(queues, values[::2], strict=True)
+        keys = [Keys.of(queue) for queue in queues]
+        values = await self._connections.get_all([each.epoch for each in keys] + [each.paused for each in keys])
+        found = zip(queues, values, strict=False)
         epochs = {queue: None if epoch is None or epoch.startswith(_BEGUN) else epoch for queue, epoch in found}
-        return epochs, [queue for queue, is_paused in zip(queues, values[1::2], strict=True) if is_paused]
+        return epochs, [queue for queue, copy in zip(queues, values[len(keys) :], strict=True) if copy is not None]
 
     async def begin(self, queue: str) -> bytes:
         """Begin a new epoch if there is none, and return the current one."""

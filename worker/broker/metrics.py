@@ -80,6 +80,11 @@ class MetricsStore:
             first, others = others[:_TASKS_AT_ONCE], others[_TASKS_AT_ONCE:]
             await self._add(queue, process, lanes, first, Measurements({}))
 
+    async def add_record(self, queues: Sequence[str], process: str, record: bytes) -> None:
+        """Write a worker's record for queues without counts. One round trip, but in a cluster one for each queue."""
+        for together in self._connections.together(queues):
+            await self._connections.run_on("record", together, [process, record, _RECORD_KEPT])
+
     async def forget_worker(self, queue: str, process: str) -> None:
         """Delete the record of a worker that ends."""
         prefix = Keys.of(queue).metrics

@@ -53,10 +53,8 @@ class PauseCopies:
 
     async def read(self, queues: Sequence[str]) -> dict[str, bytes | None]:
         """The copy of each queue's pause, or None."""
-        async with self._connections.client.pipeline(transaction=False) as pipe:
-            for queue in queues:
-                pipe.get(Keys.of(queue).paused)
-            return dict(zip(queues, await pipe.execute(), strict=True))
+        copies = await self._connections.get_all([Keys.of(queue).paused for queue in queues])
+        return dict(zip(queues, copies, strict=True))
 
     async def write(self, queue: str, pause: QueuePause | None) -> None:
         """Write the copy of a pause. None deletes it, and wakes the workers."""

@@ -42,6 +42,7 @@ class Announcer:
     async def run(self) -> None:
         """Announce the tasks now, and again before the announcement expires."""
         while True:
-            for name in self._queues:
-                self._obey(name, await self._workers.announce(name, self._tasks, _LIFETIME, self._process))
+            commands = await self._workers.announce_to(self._queues, self._tasks, _LIFETIME, self._process)
+            for name, command in commands.items():
+                self._obey(name, command)
             await asyncio.sleep(_INTERVAL)

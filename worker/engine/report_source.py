@@ -88,13 +88,14 @@ class ReportSource:
             return WorkerState.UNWELL
         return WorkerState.QUIET if self.jobs.claimer.is_quiet else WorkerState.WORKING
 
-    def running(self, queue: str) -> list[Sequence[Any]]:
-        """The running jobs of a queue, as `RunningJob` has them."""
-        return [
-            (execution.job_id, execution.message.task, queue, execution.claim.tries + 1, execution.started_at)
-            for execution in self.jobs.executions
-            if execution.queue == queue and execution.phase is Phase.RUNNING
-        ]
+    def running(self) -> dict[str, list[Sequence[Any]]]:
+        """The running jobs by queue, as `RunningJob` has them."""
+        running: dict[str, list[Sequence[Any]]] = {}
+        for each in self.jobs.executions:
+            if each.phase is Phase.RUNNING:
+                fields = (each.job_id, each.message.task, each.queue, each.claim.tries + 1, each.started_at)
+                running.setdefault(each.queue, []).append(fields)
+        return running
 
 
 @cache

@@ -1,6 +1,7 @@
 """``Reporter``: write what this worker has counted, and its record, to Redis once a second.
 
-1. One round trip a queue, on no job's way. What Redis does not take is told the next time: a restart loses a second.
+1. One round trip for each queue with changes, and one for all others, on no job's way. What Redis does not take is told
+   the next time: a restart loses a second.
 2. The worker's record says what it runs and how it is, also while it is unwell: the health record does not exist then.
 3. A failure here costs no job anything: it is logged, and the worker stays healthy.
 """
@@ -8,7 +9,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from worker.broker.broker import Broker
@@ -34,7 +35,7 @@ class Reporter:
         process: the id of this process, which no other one has.
         scheduled: the names of scheduled tasks, whose last success is kept.
         describe: returns the fields of the worker's record.
-        running: returns the running jobs of a queue: see `RunningJob`.
+        running: returns the running jobs of each queue that has some: see `RunningJob`.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Reporter:
         process: str,
         scheduled: Collection[str],
         describe: Callable[[], dict[str, Any]],
-        running: Callable[[str], list[Sequence[Any]]],
+        running: Callable[[], Mapping[str, list[Sequence[Any]]]],
     ) -> None:
         self._store = MetricsStore(broker.connections)
         self._queues = tuple(queues)
@@ -67,11 +68,15 @@ class Reporter:
 
     async def report(self) -> None:
         """Write what has changed since the last report."""
-        described = self._describe()
+        described, running = self._describe(), self._running()
+        idle = []
         for queue in self._queues:
             changes = self._meter.changes(queue)
+            if not (changes.rows or changes.latest or queue in running):
+                idle.append(queue)
+                continue
             try:
-                await self._write(queue, changes, described)
+                await self._write(queue, changes, described, running.get(queue, ()))
             except BaseException as error:
                 self._meter.keep(changes)
                 if not isinstance(error, Exception):
@@ -79,6 +84,7 @@ class Reporter:
                 self._warn(error)
             else:
                 self._meter.confirm(changes)
+        await self._write_idle(idle, described)
 
     async def forget(self) -> None:
         """Write the last counts, and delete the worker's record: the worker ends.
@@ -90,14 +96,24 @@ class Reporter:
         for queue in self._queues:
             await self._store.forget_worker(queue, self._process)
 
-    async def _write(self, queue: str, changes: Changes, described: dict[str, Any]) -> None:
+    async def _write_idle(self, queues: Sequence[str], described: dict[str, Any]) -> None:
+        """Write the record for queues in which nothing has happened."""
+        if queues:
+            try:
+                await self._store.add_record(queues, self._process, encode_report(described, ()))
+            except Exception as error:  # noqa: BLE001 - as for the other queues: a failure costs no job anything
+                self._warn(error)
+
+    async def _write(
+        self, queue: str, changes: Changes, described: dict[str, Any], running: Iterable[Sequence[Any]]
+    ) -> None:
         rows = changes.rows
         measurements = Measurements(
             counts={task: encode(row) for task, row in rows.items()},
             ended=len(changes.latest),
             latest=encode_ended(self._worker_id, changes.latest) if changes.latest else b"",
             succeeded=[task for task, row in rows.items() if task in self._scheduled and row[_COMPLETED]],
-            record=encode_report(described, self._running(queue)),
+            record=encode_report(described, running),
         )
         await self._store.add(queue, self._process, LANES, measurements)
 

@@ -1,13 +1,19 @@
--- Record for a while which tasks a worker of the queue knows. Return the last command to the worker, or false.
+-- Record for a while which tasks a worker of some queues knows. Return for each queue the last command to the worker, or
+-- false.
 --
--- KEYS[1]  the queue
--- ARGV[1]  key of the tasks that live workers know     ARGV[2]  ms for which this holds
--- ARGV[3]  key of the worker's command     then the tasks
-local key, lifetime = ARGV[1], tonumber(ARGV[2])
+-- KEYS  the queues. A cluster gets one a call
+-- ARGV[1]  ms for which this holds     ARGV[2]  id of the worker's process     then the tasks
+local lifetime, process = tonumber(ARGV[1]), ARGV[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for i = 4, #ARGV do redis.call('ZADD', key, now + lifetime, ARGV[i]) end
-redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-redis.call('PEXPIRE', key, lifetime)
-local command = redis.pcall('GET', ARGV[3])
-return type(command) == 'string' and command
+local holds_until = string.format('%.0f', now + lifetime)
+local commands = {}
+for number, queue in ipairs(KEYS) do
+    local key = queue .. ':tasks'
+    for i = 3, #ARGV do redis.call('ZADD', key, holds_until, ARGV[i]) end
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+    redis.call('PEXPIRE', key, lifetime)
+    local command = redis.pcall('GET', queue .. ':command:' .. process)
+    commands[number] = type(command) == 'string' and command
+end
+return commands
