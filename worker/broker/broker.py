@@ -151,7 +151,7 @@ class Broker:
             redis.exceptions.ResponseError: no job was taken, and a queue could not be claimed from.
         """
         queues = tuple(queues)
-        arguments = (token, lease, wanted, suspects, self.largest_read, *_claim_settings(queues, frozenset(guarded)))
+        arguments = (token, lease, wanted, suspects, self.largest_read, _guards(queues, frozenset(guarded)))
         now, next_due, refused, *found = await self.connections.run_on("claim", queues, arguments)
         jobs = {
             queues[number - 1]: [_claim(*job) for job in of_queue]
@@ -281,10 +281,10 @@ def _claim(
     return Claim(raw_id, payload, score, tries, crashes, None if abort_at is None else float(abort_at), 0, expires_in)
 
 
-@functools.lru_cache(maxsize=64)
-def _claim_settings(queues: tuple[str, ...], guarded: frozenset[str]) -> tuple[str, ...]:
-    """What the claim script has to know of each queue. Cached: a worker claims from the same queues all the time."""
-    return tuple(f"{queue in guarded:d}{Keys.of(queue).prefix}" for queue in queues)
+@functools.lru_cache(maxsize=256)
+def _guards(queues: tuple[str, ...], guarded: frozenset[str]) -> str:
+    """A digit for each queue: whether it is guarded. Cached: a worker claims from the same queues all the time."""
+    return "".join(f"{queue in guarded:d}" for queue in queues)
 
 
 def _chunks(positions: Sequence[int], jobs: Sequence[NewJob]) -> Iterator[list[int]]:

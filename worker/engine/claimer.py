@@ -68,6 +68,7 @@ class Claimer:
     ) -> None:
         self._broker = broker
         self._queues = tuple(queues)
+        self._numbers = {queue: number for number, queue in enumerate(queues)}
         self._lease = round(lease * 1000)
         self._late = lease * _LATE
         self._start = start
@@ -170,7 +171,7 @@ class Claimer:
     async def _start_all(self, claims: list[Claim], queue: str, token: str, asked: float) -> None:
         """Start claimed jobs. Renew their leases first if the claim was answered late."""
         limit = time.monotonic() + self._longest_lease
-        places = self._table.add(self._queues.index(queue), token, [claim.raw_id for claim in claims], limit)
+        places = self._table.add(self._numbers[queue], token, [claim.raw_id for claim in claims], limit)
         # Checked only now: jobs already in the table are renewed in time, even if this process stalls after the check.
         if time.monotonic() - asked > self._late:
             claims, places = await self._renew_late(claims, queue, token, places)

@@ -934,6 +934,27 @@ class TestClaimFromSeveralQueues:
         with pytest.raises(ResponseError, match="WRONGTYPE"):
             await broker.claim_from(["first", "broken", "last"], OURS, LEASE, 5)
 
+    @pytest.mark.parametrize("count", [1, 2, 20, 21, 45])
+    async def test_a_job_is_found_in_whichever_of_many_queues_it_is(self, broker: Broker, count: int) -> None:
+        """Empty queues are skipped twenty at a time."""
+        queues = [f"q{number}" for number in range(count)]
+        for queue in queues:
+            await broker.enqueue([new_job(f"job of {queue}", b"{}", queue)])
+            claims = await broker.claim_from(queues, OURS, LEASE, 5)
+            assert {name: [job.raw_id for job in jobs] for name, jobs in claims.jobs.items()} == {
+                queue: [f"job of {queue}".encode()]
+            }
+            await broker.finish(queue, [Completion(f"job of {queue}".encode(), OURS, "end", keep=0)])
+        await broker.enqueue([new_job(f"job of {queue}", b"{}", queue) for queue in queues])
+        assert [*(await broker.claim_from(queues, OURS, LEASE, count)).jobs] == queues
+
+    @pytest.mark.parametrize("queue", ["{a}", "a{b}", "{a}b", "{}", "{a}{b}", "{{a}}", "a b", "%a", "{a b}"])
+    async def test_the_script_finds_the_payloads_of_queues_of_any_name(self, broker: Broker, queue: str) -> None:
+        """It knows the same prefixes of keys as `Keys`."""
+        await broker.enqueue([new_job("a", b"payload", queue)])
+        (job,) = (await broker.claim_from([queue, "other"], OURS, LEASE, 5)).jobs[queue]
+        assert job.payload == b"payload"
+
     async def test_suspects_of_all_queues_count_together(self, broker: Broker, observer: Any) -> None:
         """One that kills its workers must not take along another one."""
         for queue in ("a", "b"):
