@@ -582,7 +582,7 @@ class TestLoops:
         async with start(double) as worker:
             assert await (await double.enqueue(1)).result(timeout=30) == 2
             failed = asyncio.create_task(worker.engine.failed())
-            worker.broker.claim = broken  # type: ignore[assignment, method-assign]
+            worker.broker.claim_from = broken  # type: ignore[assignment, method-assign]
             with pytest.MonkeyPatch.context() as hasty:
                 hasty.setattr("worker.engine.supervision._LONGEST_PAUSE", 0.05)
                 hasty.setattr(claimer, "_PAUSE_AFTER_OUTAGE", 0.01)
