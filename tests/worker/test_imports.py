@@ -54,6 +54,13 @@ def test_declaring_tasks_loads_no_engine_no_driver_and_no_settings(code: str) ->
     assert loaded & {*_DECLARING} == set()
 
 
+def test_the_default_broker_loads_what_the_first_enqueue_needs() -> None:
+    """An app that asks for it at its start blocks no request with imports."""
+    code = "from worker import default_broker\ndefault_broker()"
+    loaded = modules_after(code, REDIS_URL="redis://nobody.invalid")
+    assert {"redis.asyncio", "pydantic.main", "worker.config", "worker.broker.connections"} <= loaded
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []], ids=["help", "version", "none"])
 def test_the_help_loads_nothing_that_only_commands_need(arguments: list[str]) -> None:
     """`tandem --help`, `tandem --version` and `tandem` import no command."""
