@@ -9,8 +9,6 @@ from functools import cache
 from typing import Any, Protocol
 
 from sqlalchemy import Executable
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import DBAPIError
 
 from worker.errors import LedgerError
@@ -93,7 +91,11 @@ class DjangoLedger:
 def _compile(vendor: str, name: str, statement: str, *, with_origin: bool) -> DriverStatement:
     executable: Executable = getattr(Statements.of(vendor, name, with_origin=with_origin), statement)
     if vendor == "postgresql":
+        from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg  # noqa: PLC0415 - Django's projects only
+
         return DriverStatement.of(executable, PGDialect_psycopg())  # type: ignore[no-untyped-call]
+    from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite  # noqa: PLC0415 - likewise
+
     # Django's cursor formats the statement with the names of the parameters, which makes a single % of each two.
     named = DriverStatement.of(executable, SQLiteDialect_pysqlite(paramstyle="named"))
     return replace(named, sql=named.sql.replace("%", "%%"))
