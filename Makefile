@@ -2,7 +2,7 @@
 # You need only make and Python 3.11 or newer with venv and pip. Everything else, also the servers, comes from wheels.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench bench-peers pictures check clean
+.PHONY: help demo test chaos bench bench-peers pictures docs docs-serve check clean
 
 # `make test PYTHON=python3.13` uses that Python, in an environment of its own.
 ifdef PYTHON
@@ -32,6 +32,8 @@ help:
 	@echo 'make bench [ARGS=--quick]      compare Tandem with other libraries (about an hour); writes bench/results.md'
 	@echo 'make bench-peers               install those libraries, each in an environment of its own'
 	@echo 'make pictures                  take the pictures of the dashboard and the tutorial again, with Chromium'
+	@echo 'make docs                      build the site of the pages into .site'
+	@echo 'make docs-serve                show the site on http://127.0.0.1:8000 while you write'
 	@echo 'make check                     check lint, format, types and import contracts'
 	@echo 'make clean                     remove environments, caches and local data'
 	@echo
@@ -58,6 +60,13 @@ pictures: $(INSTALLED)
 	@$(RUN) tests.worker.dashboard.pictures $(ARGS)
 	@$(if $(ARGS),:,PICTURES=docs/pictures $(RUN) pytest -n 0 -q tests/examples/test_tutorial.py)
 
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict -f docs/site/mkdocs.yml
+	@echo 'The site is in .site: open .site/index.html'
+
+docs-serve: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs serve --strict -f docs/site/mkdocs.yml $(ARGS)
+
 check: $(INSTALLED)
 	@$(RUN) ruff check --no-cache
 	@$(RUN) ruff format --check --no-cache
@@ -65,7 +74,7 @@ check: $(INSTALLED)
 	@$(VENV)/bin/lint-imports --no-cache
 
 clean:
-	@rm -rf .venv .venv-* .tandem .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-* .site .tandem .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Install again when pyproject.toml or the interpreter has changed. If the interpreter is gone, dates do not matter.
