@@ -105,12 +105,6 @@ def test_the_settings_table_matches_config() -> None:
     assert found[1] == settings_table()
 
 
-def test_readme_links_to_every_page() -> None:
-    """README has a link to each page in docs/."""
-    pages = {str(page.relative_to(PROJECT)) for page in (PROJECT / "docs").rglob("*.md")}
-    assert pages <= {link.partition("#")[0] for link in local_links(README)}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
     """Every file that a page links to exists, and has the anchor that the link names."""
