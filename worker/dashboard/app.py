@@ -17,6 +17,7 @@ from worker.dashboard.guard import Guard
 from worker.dashboard.pages.audit import AuditPage
 from worker.dashboard.pages.failures import FailurePages
 from worker.dashboard.pages.jobs import JobPages
+from worker.dashboard.pages.metrics import MetricsPage
 from worker.dashboard.pages.overview import OverviewPage
 from worker.dashboard.pages.queues import QueuePages
 from worker.dashboard.pages.schedules import SchedulePages
@@ -84,6 +85,7 @@ def dashboard(
             Route("/workers", workers.index),
             Route("/workers/act", workers.act, methods=["POST"]),
             Route("/audit", AuditPage(site).index),
+            Route("/metrics", MetricsPage(site).show),
             Route("/sign-in", sign_in.show, methods=["GET"]),
             Route("/sign-in", sign_in.enter, methods=["POST"]),
             Route("/sign-out", sign_in.leave, methods=["POST"]),

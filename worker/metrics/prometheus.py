@@ -7,7 +7,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -112,6 +112,11 @@ def cluster_metrics(cluster: ClusterSnapshot) -> Iterator[Metric]:
     )
 
 
+def exposition(collectors: Iterable[Collector]) -> tuple[bytes, str]:
+    """Return the metrics in Prometheus' text format, and the media type of that."""
+    return generate_latest(_registry(collectors)), CONTENT_TYPE_LATEST
+
+
 def serve(collectors: Iterable[Collector], port: int) -> Callable[[], None]:
     """Serve metrics on all addresses of this machine, in a thread.
 
@@ -121,11 +126,8 @@ def serve(collectors: Iterable[Collector], port: int) -> Callable[[], None]:
     Raises:
         ConfigError: the port is in use.
     """
-    registry = CollectorRegistry()
-    for collector in collectors:
-        registry.register(collector)
     try:
-        server, thread = start_http_server(port, registry=registry)
+        server, thread = start_http_server(port, registry=_registry(collectors))
     except OSError as error:
         raise ConfigError(f"port {port} cannot be opened for metrics ({error.strerror}): choose another one") from None
 
@@ -135,6 +137,13 @@ def serve(collectors: Iterable[Collector], port: int) -> Callable[[], None]:
         thread.join()
 
     return stop
+
+
+def _registry(collectors: Iterable[Collector]) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    return registry
 
 
 _Labels = tuple[str, ...]
