@@ -126,7 +126,7 @@ class ScheduleAdmin:
         now = to_ms(await self._slots.now(queue))
         audit = AuditRow(actor, "schedule.resume", task, {}, "done")
         if task in await pauses.read(PauseKind.SCHEDULE, [task]):
-            await self._slots.add(queue, [CronSlot(task, now, slot_id(task, now), b"")])
+            await self._slots.add(queue, _passed(self._tasks[task], now))
         return await self._recorder.commit(audit, lambda session: pauses.end(session, PauseKind.SCHEDULE, task))
 
     async def _last_slots(self, task: Task[..., Any], past: int) -> tuple[CronSlotRun, ...]:
@@ -152,6 +152,15 @@ class ScheduleAdmin:
 
     def _queue_of(self, task: Task[..., Any]) -> str:
         return task.options.queue or self._deployment.broker.name
+
+
+def _passed(task: Task[..., Any], now: int) -> list[CronSlot]:
+    """Records that the slots until now have passed: one for each series of slots that the workers share."""
+    shared = (schedule for schedule in task.schedules if schedule.unique or schedule.job_id is not None)
+    return [
+        CronSlot(task.name, now, job_id or slot_id(task.name, now), b"", int(job_id is not None))
+        for job_id in dict.fromkeys(schedule.job_id for schedule in shared)
+    ]
 
 
 def _info(

@@ -5,15 +5,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from arq import cron as arq_cron
 
 from tests.servers import Observer
 from tests.waiting import AT_ONCE, eventually
 from tests.worker.admin.conftest import ACTOR
 from tests.worker.engine.conftest import StartWorker
-from worker import cron, current_job, task
+from worker import Broker, cron, current_job, task
 from worker.admin.audit import AuditLog
 from worker.admin.deployment import Deployment
 from worker.admin.schedules import ScheduleAdmin
+from worker.broker.cron_slots import CronSlots
+from worker.broker.records import series_name
+from worker.cron import from_arq
 from worker.errors import LedgerError
 
 RUNS: list[str] = []
@@ -39,6 +43,9 @@ async def nightly() -> None:
 
 @task
 async def plain() -> None: ...
+
+
+async def refresh(ctx: dict[Any, Any]) -> None: ...
 
 
 TASKS = {each.name: each for each in (tick, nightly, plain)}
@@ -89,6 +96,18 @@ async def test_a_paused_schedule_queues_no_slot_and_makes_up_for_none(
     moments = [int(job_id.rpartition(":")[2]) / 1000 for job_id in RUNS]
     assert min(moments) >= resumed_at.timestamp() - 0.5
     assert not await schedules.resume(tick.name, actor=ACTOR)
+
+
+async def test_a_resumed_schedule_with_an_id_of_its_own_skips_the_pause_too(
+    deployment: Deployment, broker: Broker
+) -> None:
+    """Its slots are a series of their own, of which the pause is recorded as passed."""
+    shared = from_arq(arq_cron(refresh, hour=3, job_id="refresh"))
+    schedules = ScheduleAdmin({shared.name: shared}, deployment)
+    await schedules.pause(shared.name, actor=ACTOR)
+    assert await schedules.resume(shared.name, actor=ACTOR)
+    last = await CronSlots(broker.connections).last(broker.name)
+    assert last.keys() == {series_name(shared.name, "refresh")}
 
 
 async def test_a_pause_with_an_end_ends_by_itself(schedules: ScheduleAdmin, start: StartWorker) -> None:
