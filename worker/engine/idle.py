@@ -38,8 +38,16 @@ class Idle:
         if self.slots.are_used_up:
             return True
         try:
-            if any((await self.broker.depths(self.queue_names)).values()):
+            if await self._has_queued_jobs():
                 return False
-            return self.relay is None or not await self.relay.recover()
+            if self.relay is None:
+                return True
+            # Asked again after the sweep: the relay's own loop may have published a row since, which the sweep then
+            # finds in Redis.
+            return not (await self.relay.recover() or self._something_runs or await self._has_queued_jobs())
         except Exception:  # noqa: BLE001 - a server does not answer; the loops log that
             return False
+
+    async def _has_queued_jobs(self) -> bool:
+        """Whether a job waits or runs in any of the queues."""
+        return any((await self.broker.depths(self.queue_names)).values())
