@@ -27,8 +27,8 @@ from worker.engine.traced_executor import make_executor
 from worker.engine.unknown_jobs import UnknownJobs
 from worker.errors import UnknownArgumentsError, UnknownTaskError, WorkerError
 from worker.ledger import Ledger
-from worker.task import Task
-from worker.testing.faults import Faults, FaultyCaller, MortalOnce, WorkerDiedError
+from worker.testing.faults import CrashPoint, Faults, FaultyCaller, MortalOnce, WorkerDiedError
+from worker.testing.known_tasks import KnownTasks
 from worker.testing.memory_broker import MemoryBroker, QueuedJob
 
 _THREADS = 4  # for plain functions, of which the kit runs one at a time
@@ -51,15 +51,19 @@ class JobRunner:
         self._caller = FaultyCaller(faults, threads=_THREADS)
 
     async def run(
-        self, job: QueuedJob, tasks: Mapping[str, Task[..., Any]], ledger: Ledger | None, *, is_recorded: bool = True
-    ) -> tuple[Execution, Outcome | None]:
+        self, job: QueuedJob, known: KnownTasks, ledger: Ledger | None, *, is_recorded: bool = True
+    ) -> tuple[Execution, Outcome] | None:
         """Run a job once, and record its outcome. None: its worker has died.
 
         Args:
-            tasks: the tasks that the worker knows.
+            known: the tasks that the worker knows.
             is_recorded: whether the queue and the ledger get to know the outcome.
         """
         claim = self._broker.claim_job(job)
+        if self._dies(job, "start"):
+            self._broker.lose_worker(job)
+            return None
+        tasks = known.by_name
         limits = limits_of(tasks, self._config)
         widest = Limits.of_unknown(self._config, limits)
         executions = Executions(1)
@@ -76,7 +80,7 @@ class JobRunner:
                 accept_pickle=self._config.accept_pickle,
             ),
             self._executor(ledger),
-            _KnownJobs(self._broker),
+            _UnknownJobs(self._broker, known),
             ending,
             JobLog("off"),
             None,
@@ -86,9 +90,9 @@ class JobRunner:
         assert execution.asyncio_task is not None  # noqa: S101 - the runner has just set it
         await _to_the_end(execution)
         execution, outcome = ending.ended()
-        if isinstance(outcome.error, WorkerDiedError) or self._dies_after_commit(execution):
+        if isinstance(outcome.error, WorkerDiedError) or self._dies(job, "after_commit"):
             self._broker.lose_worker(job)
-            return execution, None
+            return None
         return execution, await ending.record() if is_recorded else outcome
 
     def close(self) -> None:
@@ -103,8 +107,8 @@ class JobRunner:
             once=MortalOnce(Once(ledger), self._faults),
         )
 
-    def _dies_after_commit(self, execution: Execution) -> bool:
-        return self._faults.crashes.get(execution.message.task) == "after_commit"
+    def _dies(self, job: QueuedJob, point: CrashPoint) -> bool:
+        return self._faults.crashes.get(job.new.task) == point
 
 
 async def _to_the_end(execution: Execution) -> None:
@@ -124,19 +128,19 @@ class _Recovery(PayloadRecovery):
         """Leave it."""
 
 
-class _KnownJobs(UnknownJobs):
+class _UnknownJobs(UnknownJobs):
     """Fails unknown jobs at once: no deploy is under way in a test."""
 
-    def __init__(self, broker: MemoryBroker) -> None:
+    def __init__(self, broker: MemoryBroker, known: KnownTasks) -> None:
         super().__init__(broker, unknown_for=0.0)
+        self._known = known
 
     async def judge(self, execution: Execution, outcome: Outcome) -> Outcome:
         if isinstance(outcome.error, UnknownTaskError):
+            why = self._known.why_unknown or "list it in the registry (WORKER_REGISTRY)"
+            name = execution.message.task
             return Outcome.failed(
-                WorkerError(
-                    f"no task {execution.message.task!r} is known: list it in the registry (WORKER_REGISTRY), or "
-                    "name it in the test, with 'jobs.use(task)'"
-                )
+                WorkerError(f"no task {name!r} is known: {why}, or name it in the test, with 'jobs.use(task)'")
             )
         if isinstance(outcome.error, UnknownArgumentsError):
             return Outcome.failed(outcome.error.for_good(0.0))

@@ -6,5 +6,4 @@ TASKS = (
     "tests.worker.testing.note_tasks.double",
     "tests.worker.testing.note_tasks.try_again",
     "tests.worker.testing.note_tasks.describe",
-    "tests.worker.testing.note_tasks.tick",
 )

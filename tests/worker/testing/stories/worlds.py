@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import db.testing
 from tests.worker.testing.stories.story_tasks import TASKS
-from worker import Broker, testing
+from worker import Broker, Job, testing
 from worker.config import Config
+from worker.context import from_milliseconds
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.once import Once
@@ -48,7 +49,7 @@ class KitWorld:
 
     async def deliver_again(self, job_id: str) -> None:
         (job,) = [new for (known, _), new in self._jobs.broker.known.items() if known == job_id]
-        await self._jobs.redeliver(testing.Jobs._described(self._jobs, self._jobs.broker.unqueued(job, 0, 0)))
+        await self._jobs.redeliver(Job(job.id, enqueued_at=from_milliseconds(job.enqueued_at)))
 
 
 class RealWorld:
