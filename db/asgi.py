@@ -36,7 +36,12 @@ CommitPolicy: TypeAlias = Callable[[int], bool]
 
 
 def is_success(status: int) -> bool:
-    """The default policy: commit below 400, redirects included."""
+    """The default policy: commit below 400, redirects included.
+
+    ::
+
+        app.add_middleware(SessionMiddleware, commit=lambda status: status < 500)
+    """
     return status < 400
 
 
@@ -87,6 +92,12 @@ class SessionMiddleware:
 
 async def get_session() -> AsyncSession:
     """The session of the request, as a FastAPI dependency: ``Annotated[AsyncSession, Depends(get_session)]``.
+
+    ::
+
+        @app.post("/orders")
+        async def order(session: Annotated[AsyncSession, Depends(get_session)]) -> None:
+            session.add(Order(id=7))
 
     Raises:
         NoScopeError: the app has no `SessionMiddleware`, or this is a websocket. A dependency could not do its work:

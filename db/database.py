@@ -71,6 +71,14 @@ class PoolUsage(NamedTuple):
 class Database(Generic[S]):
     """One database.
 
+    ::
+
+        Database("postgresql+asyncpg://localhost/shop", default=True)
+        replica = Database("postgresql+asyncpg://replica/shop")
+
+        async with scope():
+            orders = await (await session(replica)).scalars(select(Order))
+
     Args:
         url: the database's URL, e.g. ``postgresql+asyncpg://app:secret@db-1/app``. Without a driver, asyncpg or
             aiosqlite is used. Also SQLAlchemy's `URL`, or a dict with the arguments of `URL.create`.
@@ -450,6 +458,10 @@ _default: "Database[Any] | None" = None
 def default_database() -> Database[AsyncSession]:
     """The default database: the given one, else the one that ``DATABASE_URL`` names.
 
+    ::
+
+        await default_database().dispose()  # at the end of the application
+
     Raises:
         DatabaseURLError: there is no default database.
     """
@@ -471,7 +483,13 @@ def given_default() -> "Database[Any] | None":
 
 
 def set_default_database(database: "Database[Any] | None") -> None:
-    """Make `database` the default one. None goes back to ``DATABASE_URL``."""
+    """Make `database` the default one. None goes back to ``DATABASE_URL``.
+
+    ::
+
+        set_default_database(Database("sqlite+aiosqlite:///shop.sqlite"))
+        set_default_database(None)  # that of DATABASE_URL again
+    """
     global _default  # noqa: PLW0603 - the one default of the process
     _default = database
 

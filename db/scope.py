@@ -446,6 +446,11 @@ def refuse_nested_writer(database: Database[Any], enclosing: Scope | Block | Non
 class scope:  # noqa: N801 - used as a function
     """Open a unit of work: ``async with scope():``.
 
+    ::
+
+        async with scope():
+            (await session()).add(Order(id=7))
+
     Args:
         join: use the scope that is open here, if any. The code that opened it ends it.
         session: a session of the caller's for the default database (or `database`), also one of SQLAlchemy's own. The

@@ -29,7 +29,13 @@ Current = Literal["commit", "rollback", "append", "join", "raise", "savepoint"]
 
 
 def in_scope() -> bool:
-    """Whether a scope is open here."""
+    """Whether a scope is open here.
+
+    ::
+
+        if not in_scope():
+            raise RuntimeError("call this inside of a request or a task")
+    """
     return open_scope() is not None
 
 
@@ -39,6 +45,11 @@ async def session() -> AsyncSession: ...
 async def session(database: Database[S]) -> S: ...
 async def session(database: Database[Any] | None = None) -> Any:
     """The session of the scope that is open here, for the default database or another. The same at every call.
+
+    ::
+
+        async with scope():
+            (await session()).add(Order(id=7))
 
     The session takes a connection with its first statement. The scope commits it; call `commit` to do so early.
 
@@ -58,6 +69,12 @@ def atomic(current: Current = "commit", *, database: Database[S]) -> AbstractAsy
 @asynccontextmanager
 async def atomic(current: Current = "commit", *, database: Database[Any] | None = None) -> AsyncIterator[Any]:
     """A block in its own transaction: committed when the block ends, rolled back when it raises.
+
+    ::
+
+        async with scope():
+            async with atomic("savepoint"):
+                (await session()).add(Order(id=7))
 
     Outside of a scope it opens a scope for the block.
 
@@ -100,9 +117,11 @@ async def atomic(current: Current = "commit", *, database: Database[Any] | None 
 async def isolated(fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `fn` in a new scope with its own connections. It is committed when `fn` returns, independently of the caller.
 
-    `fn` has a copy of the caller's context variables, so the caller does not see what `fn` sets.
+    For concurrent queries::
 
-    For concurrent queries: ``await asyncio.gather(isolated(load, 1), isolated(load, 2))``.
+        first, second = await asyncio.gather(isolated(load, 1), isolated(load, 2))
+
+    `fn` has a copy of the caller's context variables, so the caller does not see what `fn` sets.
 
     Raises:
         NestedWriterError: on SQLite, where the caller's scope holds the write lock.
@@ -122,6 +141,12 @@ def independent(database: Database[S]) -> AbstractAsyncContextManager[S]: ...
 @asynccontextmanager
 async def independent(database: Database[Any] | None = None) -> AsyncIterator[Any]:
     """A session outside of any scope. Commit it yourself; leaving rolls back uncommitted work and closes the session.
+
+    ::
+
+        async with independent() as session:
+            session.add(Visit(page="/"))
+            await session.commit()
 
     Raises:
         NestedWriterError: on SQLite, where an enclosing scope holds the write lock.
@@ -145,6 +170,13 @@ async def independent(database: Database[Any] | None = None) -> AsyncIterator[An
 async def commit(database: Database[Any] | None = None) -> None:
     """Commit one database, or all that this scope has used, now. The sessions go on in new transactions.
 
+    ::
+
+        async with scope():
+            (await session()).add(Order(id=7))
+            await commit()
+            await call_api(7)  # the order exists, whatever happens here
+
     Raises:
         NoScopeError: no scope is open here.
         ConcurrentUseError: another coroutine's statement is in flight.
@@ -156,6 +188,12 @@ async def commit(database: Database[Any] | None = None) -> None:
 async def rollback(database: Database[Any] | None = None) -> None:
     """Roll back one database, or all that this scope has used, now. The sessions go on in new transactions.
 
+    ::
+
+        async with scope():
+            (await session()).add(Order(id=7))
+            await rollback()  # the order is not saved
+
     Raises:
         NoScopeError: no scope is open here.
         ConcurrentUseError: another coroutine's statement is in flight.
@@ -165,6 +203,12 @@ async def rollback(database: Database[Any] | None = None) -> None:
 
 async def close(database: Database[Any] | None = None) -> None:
     """Release the connection of one database, or of all, now. Uncommitted work is rolled back.
+
+    ::
+
+        orders = await (await session()).scalars(select(Order))
+        await close()  # the connection is free while the API answers
+        await call_slow_api(orders)
 
     The next use of a session calls `before_session`, and connects to the host of then.
 
@@ -178,6 +222,10 @@ async def close(database: Database[Any] | None = None) -> None:
 def before_commit(callback: BeforeCommit, database: Database[Any] | None = None) -> None:
     """Call `await callback(session)` before the next COMMIT of this scope's session.
 
+    ::
+
+        before_commit(check_stock)  # an error of check_stock rolls the transaction back
+
     The callback refuses the commit by raising. It belongs to the savepoint that is open now, and is not called on
     rollback.
 
@@ -189,6 +237,10 @@ def before_commit(callback: BeforeCommit, database: Database[Any] | None = None)
 
 def on_commit(callback: OnCommit, database: Database[Any] | None = None) -> None:
     """Call `callback()`, and await it if it is awaitable, once this scope's session has committed.
+
+    ::
+
+        on_commit(clear_cache)  # not called if the transaction is rolled back
 
     The callback belongs to the savepoint that is open now, and vanishes with a rollback or `close()`. An error in it is
     logged, as the transaction is committed. It cannot be cancelled, so give it a time limit of its own.

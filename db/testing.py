@@ -101,6 +101,10 @@ async def savepoints(*databases: Database[Any]) -> AsyncIterator[None]:
 async def clear(database: Database[Any], *, schemas: Iterable[str] = ()) -> None:
     """Drop all tables, views and enum types of a test's database, and commit that.
 
+    ::
+
+        await clear(database, schemas=["billing"])
+
     This includes the ledger's table, which `tandem migrate` makes again.
 
     Args:
@@ -118,6 +122,11 @@ async def clear(database: Database[Any], *, schemas: Iterable[str] = ()) -> None
 
 def prepare_sqlite(engine: AsyncEngine | Engine) -> None:
     """Give an engine of your own the transactions that `Database(url)` gives to a SQLite file.
+
+    ::
+
+        engine = create_async_engine("sqlite+aiosqlite://")
+        prepare_sqlite(engine)
 
     The driver alone begins its transactions late: DDL and savepoints are then not part of them. Call this before the
     engine's first connection.

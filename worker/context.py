@@ -10,7 +10,13 @@ from worker.errors import WorkerError
 
 
 class Progress(NamedTuple):
-    """How far a job is, as its task has reported it."""
+    """How far a job is, as its task has reported it.
+
+    ::
+
+        async for progress in job.progress():
+            print(progress.done, progress.total, progress.note)
+    """
 
     done: float
     total: float | None
@@ -34,7 +40,14 @@ _NEXT_TURN = _NextTurn()
 
 @dataclass(slots=True, eq=False)  # not frozen: a frozen one takes five times as long to make, for every job
 class JobContext:
-    """The running job, injected by annotation or returned by `current_job()`. For reading only."""
+    """The running job, injected by annotation or returned by `current_job()`. For reading only.
+
+    ::
+
+        @task
+        async def ship(session: AsyncSession, job: JobContext, order_id: int) -> None:
+            print(job.job_id, job.attempt)
+    """
 
     job_id: str
     task: str
@@ -81,7 +94,14 @@ class JobContext:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Marks a parameter as a resource of the worker: ``client: Annotated[AsyncClient, Resource("http")]``."""
+    """Marks a parameter as a resource of the worker: ``client: Annotated[AsyncClient, Resource("http")]``.
+
+    ::
+
+        @task
+        async def ship(client: Annotated[AsyncClient, Resource("http")] = injected) -> None:
+            await client.post("/parcels")
+    """
 
     name: str
 
@@ -94,6 +114,11 @@ _running: ContextVar[JobContext] = ContextVar("worker.job")
 
 def current_job() -> JobContext:
     """The job that the calling code is part of.
+
+    ::
+
+        def log_order(order_id: int) -> None:  # called by a task, however deep
+            logger.info("order %d, job %s", order_id, current_job().job_id)
 
     Raises:
         WorkerError: the calling code is not part of a job.

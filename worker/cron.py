@@ -34,6 +34,12 @@ def cron(
 ) -> Callable[[Callable[..., Any]], Task[Any, Any]]:
     """Run a function, or a task, on a schedule: ``@cron("*/5 * * * *", timezone="Europe/Berlin")``.
 
+    ::
+
+        @cron("30 2 * * *", timezone="Europe/Berlin")
+        async def clean_up(session: AsyncSession) -> None:
+            await session.execute(delete(Cart).where(Cart.is_old))
+
     Args:
         crontab: five fields, or six with seconds first.
         month, day, weekday, hour, minute, second: arq's keywords, instead of a crontab. A keyword that is left out

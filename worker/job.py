@@ -25,7 +25,14 @@ _POLL_INTERVAL = 0.5  # seconds
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """The known data of a job. The five fields from `success` on are set when the job has ended."""
+    """The known data of a job. The five fields from `success` on are set when the job has ended.
+
+    ::
+
+        info = await job.info()
+        if info is not None and info.success is False:
+            print(info.result)  # the exception
+    """
 
     job_id: str
     task: str
@@ -57,6 +64,14 @@ class _Result(NamedTuple):
 
 class Job(Generic[R]):
     """The handle of one job. `Task.enqueue` returns one; you can also make one: ``Job("r7")``.
+
+    ::
+
+        job = await ship.enqueue(order_id=7)
+        receipt = await job.result(timeout=10)
+
+        job = Job("ship-7")  # a job that another process has enqueued
+        print(await job.status())
 
     A free id may be used again for another job. The handle that `enqueue` returns belongs to its own job. A handle
     without `enqueued_at` belongs to the last job of the id.

@@ -155,12 +155,23 @@ def require_readable(raw: bytes) -> None:
 
 
 def serialize(data: dict[str, Any]) -> bytes:
-    """Encode a job or a result: arq's `job_serializer`. Exceptions become data."""
+    """Encode a job or a result: arq's `job_serializer`. Exceptions become data.
+
+    ::
+
+        settings = {"job_serializer": serialize, "job_deserializer": deserialize}
+        pool = await arq.create_pool(redis_settings, **settings)  # a producer of stock arq
+    """
     return to_json(data, bytes_mode="base64", inf_nan_mode="constants", fallback=_error_or_refuse)
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
     """Decode a job or a result: arq's `job_deserializer`. An error becomes an exception again.
+
+    ::
+
+        settings = {"job_serializer": serialize, "job_deserializer": deserialize}
+        pool = await arq.create_pool(redis_settings, **settings)  # a producer of stock arq
 
     Raises:
         PayloadError: `raw` is neither a job nor a result, or not JSON.

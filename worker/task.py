@@ -63,7 +63,17 @@ class _New(NamedTuple):
 
 
 class Task(Generic[P, R]):
-    """A function that can be enqueued. `task` makes one."""
+    """A function that can be enqueued. `task` makes one.
+
+    ::
+
+        @task
+        async def ship(session: AsyncSession, order_id: int) -> None: ...
+
+
+        await ship.enqueue(order_id=7)
+        await ship.using(delay=60, job_id="ship-7").enqueue(order_id=7)
+    """
 
     def __init__(
         self,
@@ -462,6 +472,11 @@ def task(
     once: bool = True,
 ) -> Any:
     """Make a function a task: ``@task``, or ``@task(timeout=30)``.
+
+    ::
+
+        @task(timeout=30, max_tries=5, retry_on=(httpx.HTTPError,), queue="mail")
+        async def send_receipt(session: AsyncSession, order_id: int) -> None: ...
 
     An `async def` runs on the worker's event loop, a plain function in a thread. If a plain function returns an
     awaitable, the loop awaits it. For injected parameters see :mod:`worker.client.signature`.

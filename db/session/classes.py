@@ -47,7 +47,14 @@ class _LoopSession(OwnedSession):
 
 
 class Session(OwnedSession):
-    """SQLAlchemy's `Session` over a synchronous driver, owned by a scope. Use it through `asyncio.to_thread`."""
+    """SQLAlchemy's `Session` over a synchronous driver, owned by a scope. Use it through `asyncio.to_thread`.
+
+    ::
+
+        @task
+        def ship(session: Session, order_id: int) -> None:  # runs in a thread
+            order = session.get_one(Order, order_id)
+    """
 
     access_class = ThreadAccess
     access: ThreadAccess
@@ -96,7 +103,14 @@ def _forget_connections(session: Session, transaction: sa_orm.SessionTransaction
 
 
 class AsyncSession(sa_async.AsyncSession):
-    """SQLAlchemy's `AsyncSession`, owned by a scope."""
+    """SQLAlchemy's `AsyncSession`, owned by a scope.
+
+    ::
+
+        @task
+        async def ship(session: AsyncSession, order_id: int) -> None:
+            order = await session.get_one(Order, order_id)
+    """
 
     sync_session_class = _LoopSession
     sync_session: _LoopSession

@@ -31,6 +31,12 @@ _CHUNK_BYTES = 8 * 1024 * 1024  # bytes in one round trip; Redis closes a connec
 class Broker:
     """The queues of one Redis.
 
+    ::
+
+        broker = Broker("redis://localhost:6379", default=True)
+        await ship.enqueue(order_id=7)
+        await broker.close()  # at the end of the application
+
     Args:
         url: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+sentinel://`` or ``redis+cluster://``.
             :mod:`worker.broker.redis_url` describes them.
@@ -315,6 +321,13 @@ _creating = threading.Lock()
 def default_broker() -> Broker:
     """The default broker: the broker that was set, else one for ``REDIS_URL``.
 
+    ::
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            yield
+            await default_broker().close()
+
     Raises:
         ConfigError: no broker was set, and ``REDIS_URL`` is not set.
     """
@@ -336,6 +349,12 @@ def given_default_broker() -> Broker | None:
 
 
 def set_default_broker(broker: Broker | None) -> None:
-    """Make `broker` the default broker. None restores the broker that ``REDIS_URL`` names."""
+    """Make `broker` the default broker. None restores the broker that ``REDIS_URL`` names.
+
+    ::
+
+        set_default_broker(Broker("redis://queue.example.org"))
+        set_default_broker(None)  # that of REDIS_URL again
+    """
     global _default  # noqa: PLW0603 - one default per process
     _default = broker

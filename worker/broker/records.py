@@ -12,7 +12,13 @@ _SUSPECT_CRASHES = 2  # SUSPECT_CRASHES of scripts/claim.lua
 
 
 class JobStatus(StrEnum):
-    """The status of a job, as arq spells it."""
+    """The status of a job, as arq spells it.
+
+    ::
+
+        if await job.status() is JobStatus.complete:
+            print(await job.result())
+    """
 
     deferred = "deferred"
     queued = "queued"

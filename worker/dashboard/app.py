@@ -36,6 +36,10 @@ def dashboard(
 ) -> Starlette:
     """The dashboard, to be mounted into an application or served by itself.
 
+    ::
+
+        app.mount("/jobs", dashboard(auth=Token(os.environ["DASHBOARD_TOKEN"])))
+
     It uses the default broker and the default database of the process, as tasks and `enqueue` do.
 
     Args:

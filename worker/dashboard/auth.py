@@ -29,14 +29,28 @@ COOKIE = "tandem_dashboard"
 
 
 class Role(StrEnum):
-    """What a visitor may do."""
+    """What a visitor may do.
+
+    ::
+
+        async def auth(request: Request) -> Role | None:
+            user = await user_of(request)
+            return Role.OPERATOR if user.is_admin else None
+    """
 
     VIEWER = "viewer"
     OPERATOR = "operator"
 
 
 class Visitor(NamedTuple):
-    """A person or program that may see the dashboard."""
+    """A person or program that may see the dashboard.
+
+    ::
+
+        async def auth(request: Request) -> Visitor | None:
+            user = await user_of(request)
+            return Visitor(Role.OPERATOR, user.email) if user.is_admin else None
+    """
 
     role: Role
     name: str
@@ -56,6 +70,10 @@ AuthCallable: TypeAlias = Callable[[Request], Answer | Awaitable[Answer]]
 @dataclass(frozen=True)
 class Token:
     """One secret for operators, and perhaps another one for viewers.
+
+    ::
+
+        dashboard(auth=Token(os.environ["OPERATOR_TOKEN"], viewer=os.environ["VIEWER_TOKEN"]))
 
     Browsers sign in on a page. Programs send ``Authorization: Bearer <token>``.
     """
@@ -118,6 +136,10 @@ class Token:
 class Basic:
     """Names and passwords, as the browser asks for them.
 
+    ::
+
+        dashboard(auth=Basic(operators={"ann": "her password"}, viewers={"bob": "his password"}))
+
     Args:
         operators: passwords by name.
         viewers: passwords by name of those who may only look.
@@ -149,6 +171,10 @@ class Basic:
 @dataclass(frozen=True)
 class LoopbackOnly:
     """All users of this machine, and no others. For development.
+
+    ::
+
+        dashboard(auth=LoopbackOnly())
 
     Behind a proxy every request comes from the proxy's address, so a request with a proxy's headers is refused. So is
     one for another host name, as a foreign page may give its own name the address 127.0.0.1.

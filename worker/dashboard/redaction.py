@@ -28,6 +28,14 @@ _URL_PASSWORD = re.compile(r"(\w://[^/\s:@]*:)[^@/\s]+(@)")
 def mask_secrets(_task: str, _part: Part, value: Any) -> Any:
     """Mask what is named password, token, secret, authorization, API key, cookie or credential, at any depth.
 
+    ::
+
+        def redact(task: str, part: str, value: Any) -> Any:
+            return "hidden" if task == "pay" else mask_secrets(task, part, value)
+
+
+        dashboard(auth=auth, redact=redact)
+
     The default of `dashboard(redact=...)`.
     """
     return _masked(value)

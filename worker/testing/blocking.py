@@ -12,14 +12,26 @@ T = TypeVar("T")
 
 
 class Portal(Protocol):
-    """Runs coroutine functions on the event loop of another thread, as `client.portal` of a `TestClient` does."""
+    """Runs coroutine functions on the event loop of another thread, as `client.portal` of a `TestClient` does.
+
+    ::
+
+        with TestClient(app) as client:
+            client.portal.call(jobs.drain)
+    """
 
     def call(self, func: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run `func` with `args`, and return its result."""
 
 
 class BlockingJobs:
-    """The methods of `Jobs`, without ``await``. `blocking` makes it."""
+    """The methods of `Jobs`, without ``await``. `blocking` makes it.
+
+    ::
+
+        blocking = worker.testing.blocking(jobs, client.portal)
+        blocking.assert_enqueued(ship, order_id=7)
+    """
 
     def __init__(self, jobs: Jobs, portal: Portal | None) -> None:
         self._jobs = jobs

@@ -25,7 +25,13 @@ RunOutcome = Literal[
 
 @dataclass(frozen=True)
 class EnqueuedJob:
-    """A job that waits."""
+    """A job that waits.
+
+    ::
+
+        job = await jobs.assert_enqueued(ship)
+        assert job.args == {"order_id": 7}
+    """
 
     id: str
     task: str
@@ -54,7 +60,14 @@ class EnqueuedJob:
 
 @dataclass(frozen=True)
 class Run(Generic[R]):
-    """One attempt of a job, and how it ended."""
+    """One attempt of a job, and how it ended.
+
+    ::
+
+        run = await jobs.perform(ship, order_id=7)
+        assert run.outcome == "completed"
+        assert run.result == "shipped"
+    """
 
     job: EnqueuedJob
     outcome: RunOutcome
@@ -82,7 +95,13 @@ class Run(Generic[R]):
 
 @dataclass
 class Tally:
-    """The runs of one `drain` or `advance`, in their order."""
+    """The runs of one `drain` or `advance`, in their order.
+
+    ::
+
+        tally = await jobs.drain(raises=False)
+        assert tally.counts == {"completed": 2, "failed": 1}
+    """
 
     runs: list[Run[Any]] = field(default_factory=list)
 
