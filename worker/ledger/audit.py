@@ -16,6 +16,7 @@ from worker.ledger.control_tables import AUDIT, control_table
 from worker.ledger.execute import AnySession, execute
 from worker.ledger.schema_check import explained
 from worker.ledger.table import NAME, now_ms, table
+from worker.ledger.time_limit import limit_time
 
 
 class AuditRow(NamedTuple):
@@ -79,6 +80,7 @@ class Audit:
                 statement = statement.where(column.startswith(value, autoescape=True) if is_group else column == value)
         async with scope() as work:
             session = await work.session(default_database())
+            await limit_time(session)
             with explained(self._name):
                 rows: Sequence[Mapping[str, Any]] = (await execute(session, statement)).mappings().all()
         return rows

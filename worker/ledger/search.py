@@ -4,7 +4,7 @@
 2. A filter that no index serves is applied to windows of rows. A search ends with the page, with the rows, or with its
    time, and says how far it got. The next page goes on there.
 3. Counts end at `MOST_COUNTED`.
-4. Each statement has a time limit of its own on PostgreSQL: `STATEMENT_LIMIT`.
+4. Each statement has a time limit of its own on PostgreSQL: `time_limit`.
 """
 
 import time
@@ -35,13 +35,12 @@ from sqlalchemy.sql.functions import FunctionElement
 from db import default_database
 from db.scope import scope
 from worker.ledger.error_kind import kind_of
-from worker.ledger.execute import AnySession, execute
+from worker.ledger.execute import execute
 from worker.ledger.table import FINAL, NAME, State, now_ms, table
+from worker.ledger.time_limit import limit_time
 
 MOST_COUNTED = 100_000
 """Counts end here."""
-STATEMENT_LIMIT = 2.0
-"""Seconds that one statement may take."""
 _HEAD = 600  # bytes of arguments that a line in a list needs
 _ERROR = 400  # characters of an error, likewise
 _FIRST_WINDOW, _LARGEST_WINDOW = 2_000, 16_000  # rows
@@ -347,13 +346,6 @@ class JobSearch:
             await limit_time(session)
             rows: Sequence[Any] = (await execute(session, statement)).all()
         return rows
-
-
-async def limit_time(session: AnySession, seconds: float = STATEMENT_LIMIT) -> None:
-    """Limit the time of each statement until the end of the transaction, where the database can do that."""
-    if session.get_bind().dialect.name == "postgresql":
-        limit = text("SELECT set_config('statement_timeout', :limit, true)").bindparams(limit=f"{seconds * 1000:.0f}")
-        await execute(session, limit)
 
 
 def _next(character: str) -> str:

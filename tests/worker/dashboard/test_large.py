@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from tests.worker.dashboard.conftest import as_operator
 from tests.worker.dashboard.world import World
-from worker.ledger.search import STATEMENT_LIMIT, JobSearch
+from worker.ledger.search import JobSearch
+from worker.ledger.time_limit import STATEMENT_LIMIT
 
 ROWS = int(os.environ.get("TANDEM_ROWS", "20000"))
 LIMIT = 0.3 if "TANDEM_ROWS" in os.environ else 5.0  # seconds for one page; measured only when it is asked for
