@@ -49,17 +49,6 @@ class Report(NamedTuple):
     record: bytes
 
 
-class Depth(NamedTuple):
-    """The jobs of a queue."""
-
-    total: int
-    """Jobs that wait or run."""
-    due: int
-    """Jobs that are due and wait."""
-    oldest_due: float
-    """Seconds for which the oldest of these has been due. 0 if there are none."""
-
-
 class MetricsStore:
     """The metrics of the queues of one Redis."""
 
@@ -97,11 +86,6 @@ class MetricsStore:
         """The records of the workers of a queue, also of those that have been silent for up to a minute."""
         reports = await self._connections.run("reports", queue, [Keys.of(queue).metrics])
         return [Report(process.decode(), age / 1000, record) for process, age, record in reports]
-
-    async def depth(self, queue: str) -> Depth:
-        """Count the jobs of a queue."""
-        total, due, oldest = await self._connections.run("depth", queue, [])
-        return Depth(total, due, (oldest or 0) / 1000)
 
     async def buckets(
         self, queue: str, resolution: int, count: int, tasks: Sequence[str]

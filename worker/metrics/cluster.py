@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.errors import DbError
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
-from worker.broker.metrics import MetricsStore
+from worker.broker.queue_state import QueueInspector
 from worker.broker.worker_records import WorkerRecords
 from worker.errors import WorkerError
 from worker.ledger import State
@@ -71,7 +71,7 @@ class ClusterReader:
     """
 
     def __init__(self, broker: Broker, queues: Sequence[str], ledger: str | None) -> None:
-        self._store = MetricsStore(broker.connections)
+        self._queues_of = QueueInspector(broker.connections)
         self._records = WorkerRecords(broker.connections)
         self._reader = MetricsReader(broker)
         self._queues = tuple(queues)
@@ -103,12 +103,12 @@ class ClusterReader:
         return queues, workers, successes
 
     async def _read_queue(self, name: str, workers: Sequence[WorkerReport]) -> QueueSnapshot:
-        depth = await self._store.depth(name)
+        state = await self._queues_of.snapshot(name)
         running = sum(job.queue == name for worker in workers if not worker.is_silent for job in worker.jobs)
-        later = depth.total - depth.due
+        later = state.depth - state.due
         running = min(running, later)  # the reports are a second old
         able = sum(name in worker.queues and worker.state in _ABLE for worker in workers)
-        return QueueSnapshot(name, later - running, depth.due, running, depth.oldest_due, able)
+        return QueueSnapshot(name, later - running, state.due, running, state.oldest_due or 0.0, able)
 
     async def _successes(self, queue: str) -> dict[str, datetime]:
         """The successes of the tasks that living workers know. Without living workers, of all."""

@@ -35,7 +35,7 @@ from worker.broker.connection import (
 )
 from worker.broker.dedicated import DedicatedConnection
 from worker.broker.epochs import Epochs
-from worker.broker.metrics import MetricsStore
+from worker.broker.queue_state import QueueInspector
 from worker.broker.worker_records import WorkerRecords
 from worker.embedded import EmbeddedRedis
 from worker.metrics.reader import HOUR, MetricsReader
@@ -345,8 +345,8 @@ async def test_workers_of_a_cluster_measure_the_jobs_of_each_queue(cluster: str)
         ]
         assert [[job.id for job in await reader.latest(queue)] for queue in queues] == [[job.job_id] for job in jobs]
         assert [each.id for each in await reader.workers(queues)] == ["w"]
-        store = MetricsStore(worker.broker.connections)
-        assert [(await store.depth(queue)).total for queue in queues] == [0, 0]
+        inspector = QueueInspector(worker.broker.connections)
+        assert [(await inspector.snapshot(queue)).depth for queue in queues] == [0, 0]
         await worker.drain()
         assert await reader.workers(queues) == []
 

@@ -12,6 +12,7 @@ from tests.conftest import StartRedis
 from tests.redis_programs import PROGRAMS, running
 from worker import Broker
 from worker.broker.metrics import RESOLUTIONS, Measurements, MetricsStore
+from worker.broker.queue_state import QueueInspector
 from worker.metrics.counts import BOUNDS, BUSY, LANES, OUTCOMES, RAN, WAITED, decode, encode
 from worker.metrics.meter import ALL_TASKS, OTHER_TASKS, WAITED_SUM, Meter
 from worker.metrics.reader import HOUR, MetricsReader
@@ -168,5 +169,5 @@ async def test_the_rights_of_a_worker_are_enough_to_measure(own_redis: StartRedi
     assert await reader.successes(QUEUE)
     assert await reader.latest(QUEUE) == []
     await store.forget_worker(QUEUE, "p")
-    assert (await store.depth(QUEUE)).total == 0
+    assert (await QueueInspector(broker.connections).snapshot(QUEUE)).depth == 0
     await broker.close()

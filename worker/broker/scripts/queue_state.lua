@@ -10,7 +10,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local copy = redis.pcall('GET', queue .. ':paused')
 copy = type(copy) == 'string' and copy or false
 local last_score = copy and (string.match(copy, '^%d+') or '-inf') or now
-local first = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1)
+-- A stock client's abort sets the score of a job to 1, and other software may write any score.
+local LEAST = 1000000000000
+local first = redis.call('ZRANGEBYSCORE', queue, LEAST, now, 'WITHSCORES', 'LIMIT', 0, 1)
 return {
     now,
     redis.call('ZCARD', queue),
