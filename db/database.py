@@ -201,6 +201,14 @@ class Database(Generic[S]):
         """Whether `other` is the same database, perhaps through another driver."""
         return self is other or same_database(self.url, other.url)
 
+    def is_twin_of(self, other: "Database[Any]") -> bool:
+        """Whether it is `other` itself, or the same database through a driver of the other kind.
+
+        A second `Database` of one URL and one kind is no twin: it may be a replica's, which has the primary's URL where
+        a program is developed.
+        """
+        return self is other or (self.is_async != other.is_async and self.is_same_as(other))
+
     @property
     def sync(self) -> "Database[Session]":
         """The same database through a synchronous driver (psycopg, or the standard library's sqlite3).
@@ -497,6 +505,13 @@ def set_default_database(database: "Database[Any] | None") -> None:
 def is_default(database: "Database[Any]") -> bool:
     """Whether `database` is the default one, perhaps through another driver."""
     return _default is not None and database.is_same_as(_default)
+
+
+def order_of_commit(database: "Database[Any]") -> int:
+    """The default database and its twin are committed last, and before them what else has its URL."""
+    if _default is None:
+        return 0
+    return is_default(database) + database.is_twin_of(_default)
 
 
 def _has_pool(engine_options: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import SessionTransaction
 
 from db.aio.cancellation import shielded
-from db.database import Database, default_database, is_default
+from db.database import Database, default_database, order_of_commit
 from db.errors import (
     NestedWriterError,
     NoScopeError,
@@ -377,7 +377,7 @@ class Scope:
 
 
 def _in_order_of_commit(*scoped_sessions: ScopedSession) -> tuple[ScopedSession, ...]:
-    return tuple(sorted(scoped_sessions, key=lambda each: is_default(each.database)))
+    return tuple(sorted(scoped_sessions, key=lambda each: order_of_commit(each.database)))
 
 
 _current: ContextVar[Scope | Block | None] = ContextVar("db.scope", default=None)

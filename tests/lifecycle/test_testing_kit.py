@@ -148,6 +148,7 @@ def test_an_order_is_shipped(client, jobs, number):
     assert jobs.advance(minutes=1).completed == 1
     assert jobs.redeliver(job).outcome == "duplicate"
     assert jobs.perform(ship, 9).result == "shipped 9"
+    assert jobs.using(attempt=2).perform(ship, 10).result == "shipped 10"
 
 
 def test_an_order_that_fails_is_not(client, jobs):

@@ -145,9 +145,11 @@ def _is_required(_value: str) -> bool:
 
 def _database_of(scope: Scope) -> Database[Any]:
     """The default database, with the driver that the scope uses. With another driver, a row would be in a separate
-    transaction. If the scope uses both drivers: that of the open transaction, else that of the later session."""
+    transaction. If the scope uses both drivers: that of the open transaction, else that of the later session. A further
+    `Database` with the default's URL counts only where the default one is not used: it may be for reading."""
     default = default_database()
-    used = [scoped for scoped in scope.scoped_sessions if scoped.database.is_same_as(default)]
+    same = [scoped for scoped in scope.scoped_sessions if scoped.database.is_same_as(default)]
+    used = [scoped for scoped in same if scoped.database.is_twin_of(default)] or same
     begun = [scoped for scoped in used if scoped.session.in_transaction()]
     return next((scoped.database for scoped in reversed(begun or used)), default)
 

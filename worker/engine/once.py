@@ -150,15 +150,13 @@ def _database_of_effects(work: Scope) -> Database[Any]:
     """The default database, through the driver whose transaction has the effects. With two, the one that commits last.
 
     A plain function's `Session` uses another connection than the `AsyncSession`. The row must be on the connection that
-    has the effects, to be committed with them.
+    has the effects, to be committed with them. A further `Database` with the default's URL counts only where the
+    default one has no transaction: it may be for reading.
     """
     default = default_database()
-    begun = [
-        unit.database
-        for unit in work.scoped_sessions
-        if unit.session.in_transaction() and unit.database.is_same_as(default)
-    ]
-    return begun[-1] if begun else default
+    begun: list[Database[Any]] = [unit.database for unit in work.scoped_sessions if unit.session.in_transaction()]
+    twins = [database for database in begun if database.is_twin_of(default)]
+    return (twins or [database for database in begun if database.is_same_as(default)] or [default])[-1]
 
 
 def outcome_of(stored: StoredResult) -> Outcome | None:

@@ -6,7 +6,7 @@ from inspect import iscoroutinefunction
 from typing import Any, Protocol, TypeVar
 
 from worker.aio import loop_thread
-from worker.testing.jobs import Jobs
+from worker.testing.jobs import Attempt, Jobs
 
 T = TypeVar("T")
 
@@ -33,9 +33,14 @@ class BlockingJobs:
         blocking.assert_enqueued(ship, order_id=7)
     """
 
-    def __init__(self, jobs: Jobs, portal: Portal | None) -> None:
+    def __init__(self, jobs: Jobs | Attempt, portal: Portal | None) -> None:
         self._jobs = jobs
         self._portal = portal
+
+    def using(self, **options: Any) -> "BlockingJobs":
+        """As `Jobs.using`."""
+        assert isinstance(self._jobs, Jobs)  # noqa: S101 - an attempt has no further options
+        return BlockingJobs(self._jobs.using(**options), self._portal)
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._jobs, name)

@@ -68,9 +68,7 @@ class Drainer:
         await self._collector.collect()
         self._broker.end_leases()
         first = None if limits.recursive else {job.key for job in self._broker.waiting(limits.queue)}
-        while (job := self._broker.next_due(limits.queue)) is not None:
-            if first is not None and job.key not in first:
-                return
+        while (job := self._broker.next_due(limits.queue, of=first)) is not None:
             self._refuse(job, limits, tally)
             run = await self.run(job)
             tally.runs.append(run)

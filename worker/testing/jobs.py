@@ -251,15 +251,9 @@ class Jobs:
         self.use(task)
         return self._faults.fail(task, error)
 
-    @contextmanager
-    def pause(self, queue: str | None = None) -> Iterator[None]:
+    def pause(self, queue: str | None = None) -> AbstractContextManager[None]:
         """Let no job of a queue run, in a block (default: the default queue). Enqueueing goes on."""
-        name = queue or self.broker.name
-        self.broker.paused.add(name)
-        try:
-            yield
-        finally:
-            self.broker.paused.discard(name)
+        return self.broker.pause(queue or self.broker.name)
 
     async def run_new(self, new: NewJob, attempt: "Attempt") -> Run[Any]:
         """Run a job that is in no queue."""

@@ -8,8 +8,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple, NoReturn
@@ -105,8 +106,7 @@ class MemoryBroker(Broker):
         self.max_payload = max_payload
         self.url = ""
         self.connections = _NoRedis()
-        self.paused: set[str] = set()
-        """The queues from which nothing is claimed."""
+        self._pauses: Counter[str] = Counter()
         self.after_commit: Callable[[], Awaitable[None]] = _nothing
         """Awaited after each COMMIT that publishes jobs, and after each enqueue outside a transaction."""
         self.run_aborted: Callable[[QueuedJob], Awaitable[None]] = _nothing_of
@@ -217,6 +217,20 @@ class MemoryBroker(Broker):
 
     # What the kit calls.
 
+    @contextmanager
+    def pause(self, queue: str) -> Iterator[None]:
+        """Claim nothing from a queue, in a block."""
+        self._pauses[queue] += 1
+        try:
+            yield
+        finally:
+            self._pauses[queue] -= 1
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """The queues from which nothing is claimed."""
+        return frozenset(queue for queue, pauses in self._pauses.items() if pauses)
+
     @property
     def expected(self) -> list[Expected]:
         """The jobs that were enqueued in a transaction and are not published."""
@@ -241,11 +255,15 @@ class MemoryBroker(Broker):
             ]
         return sorted(jobs, key=lambda job: (job.due, job.order))
 
-    def next_due(self, queue: str | None = None) -> QueuedJob | None:
-        """The next job that is due now, but none of a paused queue."""
+    def next_due(self, queue: str | None = None, of: Container[Key] | None = None) -> QueuedJob | None:
+        """The next job that is due now, but none of a paused queue.
+
+        Args:
+            of: only these jobs.
+        """
         now = self._clock.now
-        waiting = (job for job in self.waiting(queue) if job.new.queue not in self.paused and job.due <= now)
-        return next(waiting, None)
+        due = (job for job in self.waiting(queue) if job.new.queue not in self.paused and job.due <= now)
+        return next((job for job in due if of is None or job.key in of), None)
 
     def claim_job(self, job: QueuedJob) -> Claim:
         """Claim one job for a worker."""

@@ -1,6 +1,6 @@
 """Tasks that write notes, and some that only answer."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -38,6 +38,11 @@ async def add(session: db.AsyncSession, words: str) -> str:
 async def add_each(session: db.AsyncSession, words: list[str]) -> None:
     for each in words:
         await add.enqueue(each)
+
+
+@task
+async def add_before(words: str) -> None:
+    await add.using(at=datetime.now(UTC) - timedelta(hours=1)).enqueue(words)
 
 
 @task(queue="math", keep_result=60)

@@ -2,6 +2,7 @@
 
 TASKS = (
     "tests.worker.testing.note_tasks.add",
+    "tests.worker.testing.note_tasks.add_before",
     "tests.worker.testing.note_tasks.add_each",
     "tests.worker.testing.note_tasks.double",
     "tests.worker.testing.note_tasks.try_again",

@@ -7,7 +7,18 @@ import pytest
 from pydantic import ValidationError
 
 import db
-from tests.worker.testing.note_tasks import Address, add, add_each, describe, double, notes, tick, try_again, write
+from tests.worker.testing.note_tasks import (
+    Address,
+    add,
+    add_before,
+    add_each,
+    describe,
+    double,
+    notes,
+    tick,
+    try_again,
+    write,
+)
 from worker import Job, JobStatus, testing
 from worker.errors import WorkerError
 
@@ -149,6 +160,15 @@ class TestDrain:
         assert len(await jobs.drain(recursive=False)) == 1
         await jobs.assert_enqueued(add, count=2)
 
+    async def test_without_recursion_a_new_job_that_is_due_earlier_does_not_end_the_drain(
+        self, jobs: testing.Jobs
+    ) -> None:
+        """All of the jobs that were there run."""
+        await add_before.enqueue("early")
+        await add.enqueue("late")
+        assert (await jobs.drain(recursive=False)).completed == 2
+        assert await notes() == ["late"]
+
     async def test_a_failed_job_raises_unless_it_may_fail(self, jobs: testing.Jobs) -> None:
         """The error is the task's own one."""
         async with db.scope():
@@ -285,5 +305,7 @@ class TestFaults:
         """Enqueueing goes on."""
         with jobs.pause("math"):
             await double.enqueue(1)
+            with jobs.pause("math"):
+                assert len(await jobs.drain()) == 0
             assert len(await jobs.drain()) == 0
         assert len(await jobs.drain()) == 1
