@@ -36,6 +36,7 @@ _SCAN = 250  # jobs of a queue that are read at once
 _SCAN_WHOLE = 100  # likewise, with their whole payloads
 _RUNNING = 1_000  # the most running jobs of a queue that are listed
 _DONE_OUTCOMES = ("completed", "duplicate")
+_RESULT = frozenset({"t", "f", "et", "s", "r", "st", "ft"})  # what a kept result has: see worker/message.py
 _TASK = re.compile(rb'"f":"((?:[^"\\]|\\.)*)"')
 _ENQUEUED_AT = re.compile(rb'"et":(\d+)(?:,"ledger":true)?}\s*$')
 
@@ -421,20 +422,30 @@ class Jobs:
         return _Live(found[0], payload, _enqueued_at(found[0].tail), await self._queues.now())
 
     async def _without_row(self, job_id: str, enqueued_at: int | None) -> JobDetail | None:
-        """An ended job that has no row, from the list of the latest ones, and from its result if that is kept."""
+        """An ended job that has no row, from the list of the latest ones, and from its result if that is kept.
+
+        The list is written once a second, so the result alone tells of a job that has just ended.
+        """
         for queue in self._deployment.queues:
             for job in await self._metrics.latest(queue):
                 if job.id == job_id and enqueued_at in (None, job.enqueued_at):
-                    return self._ended_detail(self._of_ended(queue, job), job, await self._kept_result(queue, job))
+                    kept = await self._kept_result(queue, job_id, job.enqueued_at)
+                    return self._ended_detail(self._of_ended(queue, job), job, kept)
+        for queue in self._deployment.queues:
+            kept = await self._kept_result(queue, job_id, enqueued_at)
+            if kept:
+                job = _ended_by(kept, job_id)
+                return self._ended_detail(self._of_ended(queue, job), job, kept)
         return None
 
-    async def _kept_result(self, queue: str, job: EndedJob) -> Mapping[str, Any]:
-        snapshot = await self._deployment.broker.status(queue, job.id, job.enqueued_at)
+    async def _kept_result(self, queue: str, job_id: str, enqueued_at: int | None) -> Mapping[str, Any]:
+        snapshot = await self._deployment.broker.status(queue, job_id, enqueued_at)
         try:
-            data = from_json(snapshot.result or b"{}")
+            data = from_json(snapshot.set_aside or snapshot.result or b"{}")
         except ValueError:  # a pickle, for an arq client
             return {}
-        return data if isinstance(data, dict) and data.get("et") == job.enqueued_at else {}
+        is_result = isinstance(data, dict) and data.keys() >= _RESULT
+        return data if is_result and enqueued_at in (None, data["et"]) else {}
 
     def _ended_detail(self, line: JobLine, job: EndedJob, kept: Mapping[str, Any]) -> JobDetail:
         arguments, problem = None, "They are no longer known."
@@ -659,6 +670,15 @@ def _unescaped(raw: bytes) -> str:
         return str(from_json(b'"%b"' % raw))
     except ValueError:
         return raw.decode(errors="replace")
+
+
+def _ended_by(kept: Mapping[str, Any], job_id: str) -> EndedJob:
+    """The end of a job, as its kept result has it."""
+    failed = "aborted" if "aborted" in kept else "failed"
+    error = kept["r"] if isinstance(kept["r"], dict) else {}
+    text = f"{error.get('type', '')}: {error.get('message', '')}".partition("\n")[0] if error and not kept["s"] else ""
+    outcome = "completed" if kept["s"] else failed
+    return EndedJob(job_id, str(kept["f"]), outcome, kept["et"], kept["st"], kept["ft"], kept["t"], text)
 
 
 def _enqueued_at(tail: bytes) -> int | None:
