@@ -240,6 +240,7 @@ async def _no_worker_and_its_death(drill: Drill, job_id: str, held: str) -> None
     with drill.worker(WORKER_QUEUES="reports", WORKER_LEASE="120", WORKER_ID="second") as second:
         await eventually((drill.folder / "held").exists, timeout=30)
         await eventually(lambda: drill.state(job_id), equals="done", every=0.1)
+        await drill.page_says(held, "worker second runs it since ")  # it has said so, once a second
         worker = psutil.Process(second.pid)
         worker.suspend()
         for keeper in worker.children(recursive=True):
