@@ -14,6 +14,7 @@ import db
 import db.testing
 import worker
 import worker.admin.queues
+import worker.testing
 from worker import Job, JobContext, Task, cron, task
 from worker.cli import app
 from worker.config import Config
