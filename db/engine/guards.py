@@ -27,6 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from db.engine import postgres, sqlite
+from db.engine.closing import commit_with, take_closing
 from db.engine.effects import Effect, effects
 from db.engine.executemany import honor_cancellation
 from db.engine.reset import driver_connection_of, forget_effects, may_have, note_effects
@@ -230,11 +231,16 @@ def _commit(commit: Callable[[Any], None], connection: PoolProxiedConnection) ->
         raise PoisonedTransactionError from info[_POISONED]
     # A COMMIT whose answer is lost is in doubt, however long the transaction had sat idle.
     info.pop(_STATEMENT_TIMES, None)
-    commit(connection)
+    if closing := take_closing(info):
+        await_only(commit_with(closing, connection.dbapi_connection))
+    else:
+        commit(connection)
 
 
 def _roll_back(roll_back: Callable[[Any], None], connection: PoolProxiedConnection) -> None:
-    _info(connection).pop(_POISONED, None)
+    info = _info(connection)
+    info.pop(_POISONED, None)
+    take_closing(info)
     roll_back(connection)
 
 
@@ -259,6 +265,7 @@ def _clear(connection: Connection) -> None:
 def _clear_returned(is_asyncpg: bool, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
     # A refused COMMIT ends SQLAlchemy's transaction without a ROLLBACK of its own; the pool sends it.
     record.info.pop(_POISONED, None)
+    take_closing(record.info)
     forget_effects(record.info)
     if is_asyncpg and dbapi_connection is not None and _is_in_transaction(driver_connection_of(dbapi_connection)):
         record.invalidate()

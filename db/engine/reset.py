@@ -11,7 +11,7 @@ import logging
 from typing import Any, Literal
 
 from sqlalchemy import AdaptedConnection, Engine, event
-from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
 from sqlalchemy.util.concurrency import in_greenlet
 
 from db.engine.effects import Effect
@@ -50,6 +50,15 @@ def may_have(effect: Effect, info: dict[Any, Any]) -> bool:
     """Whether a statement may have had `effect` on the connection since it was taken from the pool."""
     effects = info.get(_EFFECTS)  # None is checked first, as a test of a flag takes ten times as long
     return effects is not None and effect in effects
+
+
+def may_have_changed(connection: PoolProxiedConnection) -> bool:
+    """Whether the state of the server's session may have changed since the connection was taken from the pool."""
+    return may_have(Effect.SESSION_STATE, connection.info) or _is_used_directly(connection.dbapi_connection)
+
+
+def _is_used_directly(dbapi_connection: Any) -> bool:
+    return bool(_directly_used) and id(driver_connection_of(dbapi_connection)) in _directly_used
 
 
 def driver_connection_of(dbapi_connection: Any) -> Any:
@@ -152,11 +161,7 @@ class ConnectionReset:
             record.invalidate()
 
     def _is_due(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> bool:
-        return (
-            self._always
-            or may_have(Effect.SESSION_STATE, record.info)
-            or (bool(_directly_used) and id(driver_connection_of(dbapi_connection)) in _directly_used)
-        )
+        return self._always or may_have(Effect.SESSION_STATE, record.info) or _is_used_directly(dbapi_connection)
 
     def _can_reset(self, dbapi_connection: Any) -> bool:
         is_reachable = in_greenlet() or not isinstance(dbapi_connection, AdaptedConnection)

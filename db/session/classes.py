@@ -226,6 +226,20 @@ def joins_transaction(session: AsyncSession | Session) -> bool:
     return isinstance(sync_session_of(session).bind, Connection)
 
 
+def only_connection(session: OwnedSession, statement: Any) -> Connection | None:
+    """The connection whose COMMIT alone ends the session's transaction, if `statement` belongs on it. Else None."""
+    transaction = session.get_transaction()
+    if transaction is None or session.twophase or isinstance(session.bind, Connection):
+        return None
+    # SQLAlchemy has no public way to see them. Each connection is there twice, as itself and by its engine.
+    connections = transaction._connections  # noqa: SLF001 - see above
+    if len(connections) != 2:
+        return None
+    entry: Any = connections.get(session.get_bind(clause=statement))
+    connection: Connection | None = None if entry is None else entry[0]
+    return connection
+
+
 def take_settings(session: AsyncSession | Session, fresh: AsyncSession | Session) -> None:
     """Make `session`, which is closed, talk to the engine of `fresh`, and behave like that new session."""
     mine, theirs = sync_session_of(session), sync_session_of(fresh)

@@ -15,7 +15,7 @@ from tests.proxy import When
 LEASE = 2.0
 """The workers' lease, in seconds."""
 
-_COMMIT = "^COMMIT"
+_COMMIT = "(^|;)COMMIT"
 _COMMIT_TIMEOUT = 3.0  # seconds; a process that commits nothing for so long is skipped
 _MAX_DOWNTIME = 1.0  # seconds until a killed process or server is started again
 

@@ -156,9 +156,10 @@ class Executor:
                 if execution.message.is_pickled:
                     execution.returned = value
                 await attempt.complete(work, result)
-        except CompletedBeforeError as before:
-            return before.outcome
-        except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; the worker lives
+        except BaseException as raised:  # noqa: BLE001 - a task may raise anything, SystemExit too; the worker lives
+            error = await attempt.explained(raised)
+            if isinstance(error, CompletedBeforeError):
+                return error.outcome
             if attempt.is_completed and _is_in_doubt(error) and (earlier := await attempt.resolve_commit()) is not None:
                 return earlier
             return self._judge(error, execution)

@@ -1,7 +1,8 @@
 """``Once``: commit a job's effects in the database only once.
 
-1. A job that has touched the database sets its ledger row done as the last statement of its transaction. Effects and
-   row are committed together. If the row is final already, another attempt was first, and this attempt is rolled back.
+1. A job that has touched the database sets its ledger row done as the last statement of its transaction, on asyncpg in
+   one message with the COMMIT. Effects and row are committed together. If the row is final already, another attempt was
+   first, and this attempt is rolled back.
 2. If the connection is lost in the COMMIT, the ledger is asked on another connection whether the COMMIT happened.
 3. A read-only transaction has no effects, so it writes no row. The job is completed like a job without a database.
 4. A job that was started before may have committed before its worker died. So the ledger is asked first.
@@ -11,14 +12,16 @@ import asyncio
 import logging
 from typing import Any
 
-from db import Database, default_database
+from sqlalchemy.exc import DBAPIError
+
+from db import AsyncSession, Database, default_database
 from db.scope import Scope
 from db.transient import transient
 from worker.aio.backoff import Backoff
 from worker.engine.execution import Execution
 from worker.engine.outcome import Outcome, OutcomeKind
 from worker.errors import JobExpiredError, LedgerBusyError
-from worker.ledger import FinalRow, Ledger, NothingWrittenError, State, StoredResult
+from worker.ledger import FinalRow, Ledger, NothingWrittenError, RowIsFinalError, State, StoredResult
 
 logger = logging.getLogger("worker")
 
@@ -55,6 +58,10 @@ class Attempt:
         """Find out whether a COMMIT that lost its connection happened: its outcome, or None if it did not."""
         return None
 
+    async def explained(self, error: BaseException) -> BaseException:
+        """The error that says why the attempt was rolled back: `error`, or one that explains it."""
+        return error
+
 
 class Once:
     """Creates attempts whose effects are committed once."""
@@ -76,6 +83,8 @@ class _OnceAttempt(Attempt):
         self._ledger = ledger
         self._execution = execution
         self._result: bytes | None = None
+        self._is_in_commit = False
+        """Whether the row is written by the COMMIT, or by a statement that fails as it would."""
 
     async def completed_before(self) -> Outcome | None:
         self._execution.keep_lease()
@@ -91,6 +100,12 @@ class _OnceAttempt(Attempt):
             return
         self._result = result
         session = await work.session(_database_of_effects(work))
+        if isinstance(session, AsyncSession) and len(work.scoped_sessions) == 1:
+            self._is_in_commit = True
+            if await self._ledger.mark_done_in_commit(session, self._final_row):
+                self.is_completed = True
+                return
+            self._is_in_commit = False
         try:
             stored = await self._ledger.mark_done(session, self._final_row)
         except NothingWrittenError:
@@ -99,6 +114,26 @@ class _OnceAttempt(Attempt):
         if earlier is not None:
             raise CompletedBeforeError(earlier)
         self.is_completed = True
+
+    async def explained(self, error: BaseException) -> BaseException:
+        if not (self._is_in_commit and isinstance(error, DBAPIError)):
+            return error
+        explained = self._ledger.why_not_committed(error) or error
+        return await self._earlier(explained) if isinstance(explained, RowIsFinalError) else explained
+
+    async def _earlier(self, error: RowIsFinalError) -> CompletedBeforeError | LedgerBusyError:
+        """The error with the outcome that the ledger has instead of this attempt's."""
+        try:
+            earlier = await self.completed_before()
+        except Exception as failure:  # noqa: BLE001 - the attempt is rolled back, and whatever failed may work later
+            busy = LedgerBusyError(f"{error}, and could not be read: {failure}")
+            busy.__cause__ = failure
+            return busy
+        return (
+            LedgerBusyError(f"{error}, and was gone when it was read")
+            if earlier is None
+            else CompletedBeforeError(earlier)
+        )
 
     async def resolve_commit(self) -> Outcome | None:
         logger.warning(

@@ -8,8 +8,18 @@ All of `worker` but `broker` and `aio` may import it. No other package may write
 Redis.
 """
 
-from worker.ledger.ledger import Ledger, NothingWrittenError
+from worker.ledger.ledger import Ledger, NothingWrittenError, RowIsFinalError
 from worker.ledger.rows import FinalRow, IdRange, RelayRow, StoredResult
 from worker.ledger.table import State, table
 
-__all__ = ["FinalRow", "IdRange", "Ledger", "NothingWrittenError", "RelayRow", "State", "StoredResult", "table"]
+__all__ = [
+    "FinalRow",
+    "IdRange",
+    "Ledger",
+    "NothingWrittenError",
+    "RelayRow",
+    "RowIsFinalError",
+    "State",
+    "StoredResult",
+    "table",
+]

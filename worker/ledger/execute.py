@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Dialect, Engine, Executable
 
 from db import AsyncSession, Session
 from db.aio.threads import in_thread
+from db.engine.closing import closes, has_listeners
 from db.session.classes import sync_session_of
 from db.session.owned_session import OwnedSession
 
@@ -87,18 +88,20 @@ class DriverStatement:
     @staticmethod
     def is_equivalent(session: OwnedSession, connection: Connection) -> bool:
         """Whether it has the same effect as the statement itself: no schema translation, and no listeners."""
-        return not (_translation(connection) or session.dispatch.do_orm_execute or _has_listeners(connection))
+        return not (
+            _translation(connection)
+            or session.dispatch.do_orm_execute
+            or has_listeners(connection, "before_execute", "after_execute")
+        )
 
     def write(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Run the statement, and return the number of rows that it wrote."""
+        return connection.exec_driver_sql(self.sql, self._parameters(values), self.options).rowcount
+
+    def close(self, connection: Connection, values: Mapping[str, Any]) -> bool:
+        """Run the statement with the COMMIT. If that cannot be, return False: `write` makes it possible next time."""
+        return closes(connection, self.sql, self._parameters(values))
+
+    def _parameters(self, values: Mapping[str, Any]) -> Any:
         given = {**self.constants, **values}
-        parameters = given if self.order is None else tuple(map(given.__getitem__, self.order))
-        return connection.exec_driver_sql(self.sql, parameters, self.options).rowcount
-
-
-def _has_listeners(connection: Connection) -> bool:
-    """Whether the connection has listeners for statements."""
-    # SQLAlchemy checks these flags before each event. Asking for the listeners would build lists for each connection.
-    if not (getattr(connection, "_has_events", True) or getattr(connection.engine, "_has_events", True)):
-        return False
-    return any((connection.dispatch.before_execute, connection.dispatch.after_execute))
+        return given if self.order is None else tuple(map(given.__getitem__, self.order))

@@ -1,8 +1,8 @@
 """``Ledger``: the code that reads and writes job rows.
 
 1. `add` and `reserve` write in the caller's transaction: the job exists if and only if that transaction commits.
-2. `mark_done` writes in the job's own transaction, as its last statement: the effects and the row are committed
-   together.
+2. `mark_done` and `mark_done_in_commit` write in the job's own transaction, as its last statement: the effects and the
+   row are committed together.
 3. `complete` writes the final rows of other jobs, in a transaction of its own.
 4. The relay reads pending rows and writes none, as a running job may be about to set its row done.
 5. What an administrator does with rows is in :mod:`worker.ledger.admin`.
@@ -16,10 +16,12 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Dialect, Executable, text
 from sqlalchemy.exc import DBAPIError
 
-from db import default_database
+from db import AsyncSession, default_database
+from db.engine.closing import can_close
 from db.engine.guards import may_be_read_only, swallowed_error
 from db.errors import PoisonedTransactionError
 from db.scope import scope
+from db.session.classes import only_connection
 from db.session.owned_session import OwnedSession
 from db.sessions import independent
 from db.transient import sqlstate
@@ -29,7 +31,7 @@ from worker.ledger.execute import AnySession, DriverStatement, execute, execute_
 from worker.ledger.lock_wait import LockWait
 from worker.ledger.rows import FinalRow, IdRange, RelayRow, StoredResult, has_origin, parameters
 from worker.ledger.schema_check import explain, explained, read_only
-from worker.ledger.statements import Statements, range_parameters
+from worker.ledger.statements import COMPLETED_BEFORE, Statements, range_parameters
 from worker.ledger.table import NAME, State
 from worker.new_job import NewJob
 
@@ -45,6 +47,10 @@ class NothingWrittenError(Exception):
     """The transaction is read-only and has no effects, so it cannot write its job's row in it and needs none."""
 
 
+class RowIsFinalError(Exception):
+    """The job's row is final already, so the transaction was not committed."""
+
+
 class Ledger:
     """The job rows of the default database.
 
@@ -54,8 +60,7 @@ class Ledger:
 
     def __init__(self, name: str = NAME) -> None:
         self.name = name
-        self._complete_by_dialect: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
-        self._complete_with_origin: WeakKeyDictionary[Dialect, DriverStatement] = WeakKeyDictionary()
+        self._for_drivers: WeakKeyDictionary[Dialect, dict[Executable, DriverStatement]] = WeakKeyDictionary()
 
     async def add(self, session: AnySession, jobs: Sequence[NewJob]) -> None:
         """Write the jobs' pending rows in the session's transaction, all in one statement.
@@ -104,6 +109,41 @@ class Ledger:
         if stored is None:
             raise LedgerBusyError(f"the row of job {row.id} in {self.name} was deleted while it was read")
         return stored
+
+    async def mark_done_in_commit(self, session: AsyncSession, row: FinalRow) -> bool:
+        """Set a job's row done as `mark_done`, but in one message with the COMMIT of the session's transaction.
+
+        If the row is final already, the COMMIT fails. `why_not_committed` explains its errors.
+
+        Returns:
+            Whether the COMMIT will do so. If not, nothing has happened: call `mark_done`.
+
+        Raises:
+            DBAPIError: as the COMMIT. The first transaction of a connection runs the statement at once.
+            LedgerBusyError: likewise.
+        """
+        origin = has_origin([row])
+        statement = self._of(session, with_origin=origin).complete_or_fail
+        connection = None if statement is None else only_connection(session.sync_session, statement)
+        if statement is None or connection is None or not self._can_close(session, connection):
+            return False
+        closing = self._for_driver(connection.dialect, statement)
+        values = parameters(row, with_origin=origin)
+        if not closing.close(connection, values):
+            wait = LockWait(session, self.name, [row])
+            wait.connection = connection
+            await wait.limit(run(session, lambda _: closing.write(connection, values)))
+        return True
+
+    def why_not_committed(self, error: DBAPIError) -> Exception | None:
+        """The error that explains why a COMMIT with `mark_done_in_commit` has failed. None if `error` itself does.
+
+        Returns:
+            `RowIsFinalError`, `LedgerBusyError`, `LedgerError` or `PoisonedTransactionError`.
+        """
+        if COMPLETED_BEFORE in str(error.orig):
+            return RowIsFinalError(f"the row in {self.name} is final already")
+        return self._explained(error)
 
     async def was_done(self, row: FinalRow) -> StoredResult | None:
         """Find out whether a transaction that set this row done was committed, if its COMMIT got no answer.
@@ -279,37 +319,39 @@ class Ledger:
             if may_be_read_only(connection):
                 self._refuse_read_only(connection)
             if DriverStatement.is_equivalent(session, connection):
-                complete = self._driver_statement(connection.dialect, statement, with_origin=with_origin)
-                return complete.write(connection, values)
+                return self._for_driver(connection.dialect, statement).write(connection, values)
             return int(execute_here(session, statement, values).rowcount)
         except DBAPIError as error:
-            translated = self._translated(error, connection)
-            if translated is None:
+            explained = self._explained(error, connection)
+            if explained is None:
                 raise
-            raise translated from translated.__cause__
+            raise explained from explained.__cause__
+
+    def _can_close(self, session: AsyncSession, connection: Connection) -> bool:
+        is_equivalent = DriverStatement.is_equivalent(session.sync_session, connection)
+        return is_equivalent and can_close(connection) and not may_be_read_only(connection)
 
     def _refuse_read_only(self, connection: Connection) -> None:
         is_read_only, has_written = connection.execute(_WRITE_STATE).one()
         if is_read_only:
             raise read_only(self.name) if has_written else NothingWrittenError
 
-    def _translated(self, error: DBAPIError, connection: Connection) -> Exception | None:
+    def _explained(self, error: DBAPIError, connection: Connection | None = None) -> Exception | None:
         """The error that explains what is wrong with the job's transaction, or None if `error` itself does."""
         match sqlstate(error):
             case "25P02":  # an earlier error has aborted it
                 aborted = PoisonedTransactionError()
-                aborted.__cause__ = swallowed_error(connection)
+                aborted.__cause__ = None if connection is None else swallowed_error(connection)
                 return aborted
-            case "55P03":  # by the job's own lock_timeout
+            case "55P03":  # by the limit of a closing statement, or the job's own lock_timeout
                 return LedgerBusyError(f"another attempt of this job holds its row in {self.name}")
         return explain(error, self.name, lent=True)
 
-    def _driver_statement(self, dialect: Dialect, statement: Executable, *, with_origin: bool) -> DriverStatement:
-        by_dialect = self._complete_with_origin if with_origin else self._complete_by_dialect
-        complete = by_dialect.get(dialect)
-        if complete is None:
-            complete = by_dialect[dialect] = DriverStatement.of(statement, dialect)
-        return complete
+    def _for_driver(self, dialect: Dialect, statement: Executable) -> DriverStatement:
+        compiled = self._for_drivers.setdefault(dialect, {})
+        if statement not in compiled:
+            compiled[statement] = DriverStatement.of(statement, dialect)
+        return compiled[statement]
 
     async def _first(
         self, session: AnySession, statement: Executable, parameters: Mapping[str, Any]

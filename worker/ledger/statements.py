@@ -11,12 +11,14 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Executable,
+    Integer,
     ScalarSelect,
     Select,
     Table,
     Text,
     bindparam,
     case,
+    cast,
     column,
     delete,
     func,
@@ -38,6 +40,9 @@ GRACE = 3000
 _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
 _Insert: TypeAlias = Callable[[Table], Any]
 _ROW_LOCATIONS = {"postgresql": "ctid", "sqlite": "rowid"}
+_OUTCOME = ("state", "result", "error", "traceback", "tries", "started_at")
+COMPLETED_BEFORE = "tandem:completed_before:"
+"""The text in the error of `Statements.complete_or_fail`, if the row was final before."""
 DIALECTS = frozenset(_ROW_LOCATIONS)
 """The kinds of databases that can hold a ledger."""
 
@@ -52,6 +57,8 @@ class Statements:
     """Insert a pending row, unless its id is pending already."""
     complete: Executable
     """Write a final row: a new one, or over a pending or failed one. Over any other row it writes nothing."""
+    complete_or_fail: Executable | None
+    """The same, but it fails where `complete` writes nothing, with `COMPLETED_BEFORE` in its error. None on SQLite."""
     stored_result: Executable
     """The state and result of a job."""
     stored_results: Executable
@@ -86,7 +93,7 @@ class Statements:
         jobs, insert, origin = table(name), insert_of(dialect), ORIGIN if with_origin else ()
         return cls(
             **_enqueueing(jobs, insert, origin),
-            **_completing(jobs, insert, origin),
+            **_completing(jobs, insert, origin, dialect),
             **_reading(jobs),
             **_relaying(jobs),
             **_scheduling(jobs, dialect),
@@ -121,24 +128,41 @@ def _enqueueing(jobs: Table, insert: _Insert, origin: Sequence[str]) -> dict[str
     return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
 
 
-def _completing(jobs: Table, insert: _Insert, origin: Sequence[str]) -> dict[str, Executable]:
+def _completing(jobs: Table, insert: _Insert, origin: Sequence[str], dialect: str) -> dict[str, Any]:
     job = jobs.c
-    outcome = ("state", "result", "error", "traceback", "tries", "started_at")
-    complete = insert(jobs).values(
-        **_parameters(job, ("id", "enqueued_at", "task", "queue", "payload", *outcome, *origin)), finished_at=now_ms()
-    )
-    upsert = complete.on_conflict_do_update(
-        index_elements=[job.id, job.enqueued_at],
-        set_={column: complete.excluded[column] for column in (*outcome, "finished_at")} | {"check_at": None},
-        # Not IN, which SQLAlchemy expands for each execution, so that one statement could not write many rows.
-        where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
-    )
+    fields = ("id", "enqueued_at", "task", "queue", "payload", *_OUTCOME, *origin)
+    complete = insert(jobs).values(**_parameters(job, fields), finished_at=now_ms())
+    upsert = _over_unsettled(jobs, complete)
     abort = (
         update(jobs)
         .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text), _enqueued_between(job))
         .values(state=State.ABORTED.value, finished_at=now_ms(), check_at=None)
     )
-    return {"complete": upsert.execution_options(**_COUNTED), "abort": abort}
+    return {
+        "complete": upsert.execution_options(**_COUNTED),
+        "complete_or_fail": _complete_or_fail(jobs, insert, fields) if dialect == "postgresql" else None,
+        "abort": abort,
+    }
+
+
+def _over_unsettled(jobs: Table, insertion: Any) -> Any:
+    """Let the insertion of a final row overwrite a pending or failed one."""
+    job = jobs.c
+    return insertion.on_conflict_do_update(
+        index_elements=[job.id, job.enqueued_at],
+        set_={column: insertion.excluded[column] for column in (*_OUTCOME, "finished_at")} | {"check_at": None},
+        # Not IN, which SQLAlchemy expands for each execution, so that one statement could not write many rows.
+        where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
+    )
+
+
+def _complete_or_fail(jobs: Table, insert: _Insert, fields: Sequence[str]) -> Executable:
+    insertion = insert(jobs).values(**_parameters(jobs.c, fields), finished_at=now_ms())
+    written = _over_unsettled(jobs, insertion).returning(literal_column("1")).cte("written")
+    # The count is added to the text that is no number, as PostgreSQL would convert a constant while it plans.
+    count = select(func.count().label("rows")).select_from(written).subquery("counted").c.rows
+    failure = cast(literal_column(f"'{COMPLETED_BEFORE}'").concat(cast(count, Text)), Integer)
+    return select(case((count == literal_column("0"), failure)))
 
 
 def _reading(jobs: Table) -> dict[str, Executable]:
