@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worker.broker.broker import default_broker as default_queue
     from worker.broker.broker import set_default_broker as set_default_queue
     from worker.broker.records import JobStatus
+    from worker.client.chunk import Chunk
     from worker.context import JobContext, Progress, Resource, current_job, injected
     from worker.cron import cron
     from worker.errors import JobFailed, Retry, WorkerError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Broker",
+    "Chunk",
     "Job",
     "JobContext",
     "JobFailed",
@@ -62,6 +64,7 @@ __all__ = [
 
 _MODULES = {
     "Broker": "worker.broker.broker",
+    "Chunk": "worker.client.chunk",
     "Job": "worker.job",
     "JobContext": "worker.context",
     "JobFailed": "worker.errors",

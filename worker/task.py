@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from functools import cached_property, partial, update_wrapper
 from itertools import compress
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from db import AsyncSession, Session
 from db.errors import ScopeEndedError
@@ -25,6 +25,7 @@ from db.scope import Scope, open_scope
 from worker.aio import loop_thread
 from worker.broker.broker import Broker, default_broker
 from worker.broker.records import now_ms
+from worker.client.chunk import Chunk, ChunkSignature
 from worker.client.enqueue import (
     EnclosingTransaction,
     Transaction,
@@ -92,7 +93,8 @@ class Task(Generic[P, R]):
         """The schedules that workers run the task on. Tasks that arq's `cron()` made may have several."""
         self.is_arq = is_arq
         """Whether the function came by arq's list or `func()`. Its first parameter is then arq's context."""
-        self.signature = Signature(fn, is_arq=is_arq)
+        chunk = options.chunk
+        self.signature = Signature(fn, is_arq=is_arq) if chunk is None else ChunkSignature(fn, chunk)
 
     @property
     def schedule(self) -> Schedule | None:
@@ -426,6 +428,17 @@ class _Decorator:
         return Task(fn, self._name or fn.__qualname__, self._options)
 
 
+class _ChunkDecorator(Protocol):
+    """The decorator that `task(chunk=...)` returns. The parameters of `enqueue` are the fields of the calls' class."""
+
+    @overload
+    def __call__(self, fn: Callable[..., Awaitable[list[R]]], /) -> Task[..., R]: ...
+    @overload
+    def __call__(self, fn: Callable[..., Awaitable[None]], /) -> Task[..., None]: ...
+    @overload
+    def __call__(self, fn: Callable[..., Awaitable[list[R] | None]], /) -> Task[..., R | None]: ...
+
+
 @overload
 def task(fn: Callable[Concatenate[AsyncSession, JobContext, P], Awaitable[R]], /) -> Task[P, R]: ...
 @overload
@@ -458,6 +471,19 @@ def task(
     transactional: bool = True,
     once: bool = True,
 ) -> _Decorator: ...
+@overload
+def task(
+    *,
+    chunk: Chunk,
+    name: str | None = None,
+    queue: str | None = None,
+    timeout: float | timedelta | None = None,
+    max_tries: int | None = None,
+    retry_on: tuple[type[Exception], ...] = (),
+    keep_result: float | timedelta | None = None,
+    transactional: bool = True,
+    once: bool = True,
+) -> _ChunkDecorator: ...
 def task(
     fn: Callable[..., Any] | None = None,
     /,
@@ -470,6 +496,7 @@ def task(
     keep_result: float | timedelta | None = None,
     transactional: bool = True,
     once: bool = True,
+    chunk: Chunk | None = None,
 ) -> Any:
     """Make a function a task: ``@task``, or ``@task(timeout=30)``.
 
@@ -484,6 +511,7 @@ def task(
     Args:
         name: the task's name on the wire (default: the function's ``__qualname__``, as in arq).
         queue, timeout, max_tries, retry_on, keep_result, transactional, once: see :class:`TaskOptions`.
+        chunk: see :class:`Chunk`. The function takes its calls as one list, and `enqueue` the arguments of one call.
 
     Raises:
         TaskDefinitionError: the decorated object is not a function, or a number is out of range.
@@ -497,6 +525,7 @@ def task(
             keep_result=keep_result,
             transactional=transactional,
             once=once,
+            chunk=chunk,
         )
         name = text(name, "name")
     except (TypeError, ValueError) as error:

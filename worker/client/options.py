@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker.broker.records import to_ms
+from worker.client.chunk import Chunk
 from worker.client.own_session import OwnSession, is_own_session
 from worker.new_job import A_DAY
 
@@ -38,6 +39,8 @@ class TaskOptions:
     """Whether, inside a scope, a job exists if and only if the scope commits."""
     once: bool = True
     """Whether the ledger prevents a job's changes in the database from happening twice."""
+    chunk: Chunk | None = None
+    """How many jobs one call handles in one transaction (default: each job is a call of its own)."""
 
     @classmethod
     def checked(
@@ -50,6 +53,7 @@ class TaskOptions:
         keep_result: float | timedelta | None,
         transactional: bool,
         once: bool,
+        chunk: Chunk | None,
     ) -> "TaskOptions":
         """Options from validated arguments.
 
@@ -64,6 +68,7 @@ class TaskOptions:
             keep_result=None if keep_result is None else _seconds(keep_result, "keep_result"),
             transactional=transactional,
             once=once,
+            chunk=_chunk(chunk),
         )
 
 
@@ -196,3 +201,9 @@ def text(value: object, name: str) -> str | None:
 def _is_storable(value: str) -> bool:
     """Whether both servers can store the text: PostgreSQL's texts have no NUL, and Redis' keys are bytes."""
     return "\0" not in value and value.encode(errors="replace").decode() == value
+
+
+def _chunk(value: Any) -> Chunk | None:
+    if value is None or isinstance(value, Chunk):
+        return value
+    raise TypeError(f"chunk={value!r} is not a Chunk: write chunk=Chunk(size=100)")

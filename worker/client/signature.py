@@ -173,7 +173,7 @@ class Signature:
             if parameter.kind in _VARIADIC:
                 raise self._error(f"{_VARIADIC[parameter.kind]}{name} cannot be validated: name the parameters")
             may_be_arqs = position == 0 and (self._is_arq or name == "ctx")
-            injected = self._injected_first(name) if may_be_arqs else _injected(self._annotation(name))
+            injected = self._injected_first(name) if may_be_arqs else _injected(self.annotation_of(name))
             if injected is not None:
                 found[name] = injected
         return found
@@ -194,7 +194,12 @@ class Signature:
                 raise self._unreadable(name, error) from None
             return InjectedArqContext()  # whatever its type is to a type checker
 
-    def _annotation(self, name: str) -> Any:
+    def annotation_of(self, name: str) -> Any:
+        """The annotation of a parameter.
+
+        Raises:
+            TaskDefinitionError: it cannot be read.
+        """
         try:
             return annotation(self.function, name)
         except Exception as error:  # noqa: BLE001 - an annotation in quotes is code, and may raise any error
@@ -244,7 +249,7 @@ class Signature:
         return None
 
     def _hint(self, name: str) -> Any:
-        return with_default(self._annotation(name), self._signature.parameters[name].default)
+        return with_default(self.annotation_of(name), self._signature.parameters[name].default)
 
     @cached_property
     def _inexact(self) -> frozenset[str]:

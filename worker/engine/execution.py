@@ -61,6 +61,8 @@ class Execution:
     """Whether its hooks or its body have begun."""
     ended_at: int = 0
     """When its outcome was known, in milliseconds since the epoch."""
+    holds_slot: bool = True
+    """Whether it holds a slot. The jobs of a chunk hold one together."""
     is_unwritable: bool = False
     """Whether the ledger cannot store its row."""
     recorded: "asyncio.Future[None] | None" = None

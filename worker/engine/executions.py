@@ -58,7 +58,7 @@ class Executions:
     @property
     def overdue(self) -> list[Execution]:
         """The executions that hold a slot although their attempt has taken longer than it may."""
-        return [execution for execution in self if execution.is_overdue]
+        return [execution for execution in self if execution.holds_slot and execution.is_overdue]
 
     @property
     def hold_all_slots_overdue(self) -> bool:

@@ -10,9 +10,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from copy import copy
+from functools import partial
 from typing import Any
 
 from db.errors import PartialCommitError
@@ -21,11 +22,13 @@ from db.transient import Transient, transient
 from worker.aio.deadline import Deadline
 from worker.broker.records import now_ms
 from worker.context import JobContext, enter_job, enter_pickled_job
+from worker.engine.chunks import Chunks
 from worker.engine.execution import Execution
 from worker.engine.once import CompletedBeforeError, Once
 from worker.engine.outcome import Outcome, OutcomeKind, Rerun, asks_to_run_again, count_as_try, judge
 from worker.engine.progress import ProgressSender
 from worker.engine.rerun_policy import BusyRows, RerunPolicy
+from worker.engine.slots import Slots
 from worker.engine.task_caller import TaskCaller
 from worker.errors import JobExpiredError, LedgerBusyError, ResultTooLargeError, UnknownArgumentsError
 from worker.message import dump
@@ -63,6 +66,7 @@ class Executor:
         self._once = once or Once(None)
         self._retry_jobs = retry_jobs
         self._open_scope: Callable[[], scope] = scope
+        self._chunks: Chunks | None = None
         self._progress: ProgressSender | None = None
         self._reports: Mapping[JobContext, object] = {}
         self._send_progress: Callable[[JobContext, float, float | None, str], None] | None = None
@@ -101,6 +105,14 @@ class Executor:
         """Let `sender` send what jobs report of their progress (default: nothing is sent)."""
         self._progress, self._reports, self._send_progress = sender, sender.reports, sender.report
 
+    def use_chunks(self, slots: Slots) -> None:
+        """Handle jobs of chunked tasks together (default: each is a chunk of its own).
+
+        Args:
+            slots: the worker's slots. The jobs of a chunk share one.
+        """
+        self._chunks = Chunks(slots, self._caller, self._once, self._serialized)
+
     async def execute(self, execution: Execution) -> Outcome:
         """Execute one job and return its outcome. An error of the job is an outcome, and is not raised.
 
@@ -117,16 +129,22 @@ class Executor:
                 call = f"{task.name}{task.signature.text}"
                 return Outcome(OutcomeKind.POSTPONED, error=UnknownArgumentsError.of(call, unknown))
             return Outcome.failed(error)
-        outcome = await self._attempt_until_final(execution)
+        outcome = await self._attempts(execution)
         if self._reports and self._progress is not None:
             with suppress(asyncio.CancelledError):  # too late: the outcome stands
                 await self._progress.ended(execution.context)
         return outcome
 
-    async def _attempt_until_final(self, execution: Execution) -> Outcome:
+    def _attempts(self, execution: Execution) -> Awaitable[Outcome]:
+        """Attempt the job until its outcome is final, together with others if its task is chunked."""
+        if self._chunks is None or execution.task.options.chunk is None:
+            return self._attempt_until_final(execution)
+        return self._chunks.execute(execution, partial(self._attempt_until_final, execution))
+
+    async def _attempt_until_final(self, execution: Execution, look_first: bool = False) -> Outcome:
         """Attempt the job until its outcome is final. Run it again after transient errors of the database."""
         policy: RerunPolicy | None = None
-        look_first = execution.claim.crashes > 0
+        look_first = look_first or execution.claim.crashes > 0
         while True:
             outcome = await self._attempt(execution, look_first=look_first)
             if isinstance(outcome, Outcome):

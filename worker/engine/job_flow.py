@@ -55,6 +55,7 @@ class JobFlow:
         table = LeaseTable(_ROOM * config.concurrency)
         self.executions = Executions(config.concurrency)
         self.slots = slots_for(config.concurrency, arq.max_burst_jobs)
+        executor.use_chunks(self.slots)
         self.log = JobLog(config.log_jobs, log_results=arq.log_results)
         self.meter = _meter(tasks, config)
         self.unknown_jobs = UnknownJobs(broker, unknown_for=config.unknown_for)

@@ -10,6 +10,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -75,6 +76,26 @@ class Once:
             return Attempt()
         return _OnceAttempt(self._ledger, execution)
 
+    async def complete_all(self, work: Scope, results: Mapping[Execution, bytes]) -> bool:
+        """Write the rows of a chunk's jobs in the chunk's own transaction. Only the COMMIT may follow.
+
+        Returns:
+            Whether the rows are written. If not, the effects of the jobs may happen twice, or there are none.
+
+        Raises:
+            RowIsFinalError: one of the jobs was completed by another attempt.
+            LedgerBusyError: another attempt's transaction may be first.
+        """
+        once = next(iter(results)).task.options.once
+        if self._ledger is None or not once or not await has_effects(work):
+            return False
+        rows = [done_row(execution, result) for execution, result in results.items()]
+        try:
+            await self._ledger.mark_all_done(await work.session(_database_of_effects(work)), rows)
+        except NothingWrittenError:
+            return False
+        return True
+
 
 class _OnceAttempt(Attempt):
     """One attempt of a job whose effects are committed once."""
@@ -93,10 +114,7 @@ class _OnceAttempt(Attempt):
         return None if stored is None else outcome_of(stored)
 
     async def complete(self, work: Scope, result: bytes) -> None:
-        if work.is_unused:
-            return
-        await work.prepare()
-        if not work.has_touched:
+        if not await has_effects(work):
             return
         self._result = result
         session = await work.session(_database_of_effects(work))
@@ -165,20 +183,32 @@ class _OnceAttempt(Attempt):
 
     @property
     def _final_row(self) -> FinalRow:
-        """The ledger row of this attempt, as done."""
-        execution, message = self._execution, self._execution.message
-        return FinalRow(
-            message.job_id,
-            message.enqueued_at,
-            message.task,
-            execution.queue,
-            State.DONE,
-            result=self._result,
-            tries=execution.claim.tries + 1,
-            started_at=execution.started_at,
-            parent=message.parent,
-            traceparent=message.traceparent,
-        )
+        return done_row(self._execution, self._result)
+
+
+async def has_effects(work: Scope) -> bool:
+    """Whether an attempt has touched the database. Its pending statements are sent first."""
+    if work.is_unused:
+        return False
+    await work.prepare()
+    return work.has_touched
+
+
+def done_row(execution: Execution, result: bytes | None) -> FinalRow:
+    """The ledger row of an attempt, as done."""
+    message = execution.message
+    return FinalRow(
+        message.job_id,
+        message.enqueued_at,
+        message.task,
+        execution.queue,
+        State.DONE,
+        result=result,
+        tries=execution.claim.tries + 1,
+        started_at=execution.started_at,
+        parent=message.parent,
+        traceparent=message.traceparent,
+    )
 
 
 def _database_of_effects(work: Scope) -> Database[Any]:

@@ -60,7 +60,8 @@ class Runner:
                 await after_job.call(execution)
         finally:
             self.executions.task_ended(execution)
-            self.slots.give_back(execution.claim)
+            if execution.holds_slot:
+                self.slots.give_back(execution.claim)
 
     async def _outcome(self, execution: Execution) -> Outcome:
         try:

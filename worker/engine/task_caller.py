@@ -4,13 +4,14 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from db import default_database
 from db.scope import Scope
 from db.session.classes import Session
+from worker.client.chunk import ChunkSignature
 from worker.client.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
 from worker.context import JobContext, Resource
 from worker.engine.arq_time import in_arqs_zone
@@ -78,11 +79,22 @@ class TaskCaller:
             return await self._in_thread(task, execution.arguments, values)
         return await task.signature.call(execution.arguments, values)
 
+    async def call_chunk(
+        self, task: Task[..., Any], calls: Sequence[Mapping[str, Any]], scope: Scope, resources: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        """Call a chunked task with the arguments of many jobs, and return the result of each."""
+        assert isinstance(task.signature, ChunkSignature)  # noqa: S101 - a chunked task has one
+        values = {
+            name: await _session(each, scope) if isinstance(each, InjectedSession) else resources[each.name]
+            for name, each in task.injected.items()
+            if isinstance(each, InjectedSession | Resource)
+        }
+        return await task.signature.call_chunk(calls, values)
+
     async def _inject(self, injected: Injected, execution: Execution, scope: Scope) -> Any:
         match injected:
-            case InjectedSession(database, sync):
-                chosen = database or default_database()
-                return await scope.session(chosen.sync if sync else chosen)
+            case InjectedSession():
+                return await _session(injected, scope)
             case InjectedContext():
                 return execution.context
             case InjectedArqContext():
@@ -124,6 +136,11 @@ class TaskCaller:
             await _wait_for_thread(call)
             raise
         return await loop.create_task(_awaited(result), context=context) if inspect.isawaitable(result) else result
+
+
+async def _session(injected: InjectedSession, scope: Scope) -> Any:
+    chosen = injected.database or default_database()
+    return await scope.session(chosen.sync if injected.sync else chosen)
 
 
 def own_items(arq_context: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -2,7 +2,7 @@
 
 1. `add` and `reserve` write in the caller's transaction: the job exists if and only if that transaction commits.
 2. `mark_done` and `mark_done_in_commit` write in the job's own transaction, as its last statement: the effects and the
-   row are committed together.
+   row are committed together. `mark_all_done` does so for the jobs of a chunk.
 3. `complete` writes the final rows of other jobs, in a transaction of its own.
 4. The relay reads pending rows and writes none, as a running job may be about to set its row done.
 5. What an administrator does with rows is in :mod:`worker.ledger.admin`.
@@ -29,9 +29,9 @@ from worker.errors import LedgerBusyError
 from worker.ledger.batches import batches
 from worker.ledger.execute import AnySession, DriverStatement, execute, execute_here, run
 from worker.ledger.lock_wait import LockWait
-from worker.ledger.rows import FinalRow, IdRange, RelayRow, StoredResult, has_origin, parameters
+from worker.ledger.rows import ORIGIN, FinalRow, IdRange, RelayRow, StoredResult, has_origin, parameters
 from worker.ledger.schema_check import explain, explained, read_only
-from worker.ledger.statements import COMPLETED_BEFORE, Statements, range_parameters
+from worker.ledger.statements import CHUNK_FIELDS, COMPLETED_BEFORE, Statements, range_parameters
 from worker.ledger.table import NAME, State
 from worker.new_job import NewJob
 
@@ -134,6 +134,18 @@ class Ledger:
             wait.connection = connection
             await wait.limit(run(session, lambda _: closing.write(connection, values)))
         return True
+
+    async def mark_all_done(self, session: AnySession, rows: Sequence[FinalRow]) -> None:
+        """Set the rows of many jobs done in the session's transaction, in one statement.
+
+        Raises:
+            RowIsFinalError: one of them is final already, so the transaction must be rolled back.
+            LedgerBusyError: another transaction holds one of the rows, or the whole table.
+        """
+        wait = LockWait(session, self.name, rows)
+        written = await wait.limit(run(session, partial(self._mark_all_done, rows, wait)))
+        if written != len(rows):
+            raise RowIsFinalError(f"{len(rows) - written} of {len(rows)} rows in {self.name} are final already")
 
     def why_not_committed(self, error: DBAPIError) -> Exception | None:
         """The error that explains why a COMMIT with `mark_done_in_commit` has failed. None if `error` itself does.
@@ -326,6 +338,18 @@ class Ledger:
             if explained is None:
                 raise
             raise explained from explained.__cause__
+
+    def _mark_all_done(self, rows: Sequence[FinalRow], wait: LockWait, session: OwnedSession) -> int:
+        with_origin = has_origin(rows)
+        statements = self._of(session, with_origin=with_origin)
+        clause = statements.complete
+        wait.connection = session.connection(bind_arguments={"clause": clause})
+        given = [parameters(row, with_origin=with_origin) for row in rows]
+        if statements.complete_all is None:
+            return sum(int(execute_here(session, clause, one).rowcount) for one in given)
+        fields = (*CHUNK_FIELDS, *ORIGIN) if with_origin else CHUNK_FIELDS
+        arrays = {field: [one[field] for one in given] for field in fields}
+        return int(execute_here(session, statements.complete_all, arrays).rowcount)
 
     def _can_close(self, session: AsyncSession, connection: Connection) -> bool:
         is_equivalent = DriverStatement.is_equivalent(session.sync_session, connection)

@@ -41,6 +41,8 @@ _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
 _Insert: TypeAlias = Callable[[Table], Any]
 _ROW_LOCATIONS = {"postgresql": "ctid", "sqlite": "rowid"}
 _OUTCOME = ("state", "result", "error", "traceback", "tries", "started_at")
+CHUNK_FIELDS = ("id", "enqueued_at", "task", "queue", "result", "tries", "started_at")
+"""The fields of the rows of `Statements.complete_all`, besides `ORIGIN`."""
 COMPLETED_BEFORE = "tandem:completed_before:"
 """The text in the error of `Statements.complete_or_fail`, if the row was final before."""
 DIALECTS = frozenset(_ROW_LOCATIONS)
@@ -59,6 +61,8 @@ class Statements:
     """Write a final row: a new one, or over a pending or failed one. Over any other row it writes nothing."""
     complete_or_fail: Executable | None
     """The same, but it fails where `complete` writes nothing, with `COMPLETED_BEFORE` in its error. None on SQLite."""
+    complete_all: Executable | None
+    """Write done rows, one for each element of the arrays of their fields, as `complete` does. None on SQLite."""
     stored_result: Executable
     """The state and result of a job."""
     stored_results: Executable
@@ -141,6 +145,7 @@ def _completing(jobs: Table, insert: _Insert, origin: Sequence[str], dialect: st
     return {
         "complete": upsert.execution_options(**_COUNTED),
         "complete_or_fail": _complete_or_fail(jobs, insert, fields) if dialect == "postgresql" else None,
+        "complete_all": _complete_all(jobs, insert, (*CHUNK_FIELDS, *origin)) if dialect == "postgresql" else None,
         "abort": abort,
     }
 
@@ -154,6 +159,16 @@ def _over_unsettled(jobs: Table, insertion: Any) -> Any:
         # Not IN, which SQLAlchemy expands for each execution, so that one statement could not write many rows.
         where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
     )
+
+
+def _complete_all(jobs: Table, insert: _Insert, fields: Sequence[str]) -> Executable:
+    from sqlalchemy.dialects.postgresql import ARRAY  # noqa: PLC0415 - the dialect of the engine
+
+    given = [func.unnest(bindparam(field, type_=ARRAY(jobs.c[field].type))) for field in fields]
+    rows = select(*given, literal(State.DONE.value), now_ms())
+    insertion = insert(jobs).from_select([*fields, "state", "finished_at"], rows)
+    upsert: Executable = _over_unsettled(jobs, insertion).execution_options(**_COUNTED)
+    return upsert
 
 
 def _complete_or_fail(jobs: Table, insert: _Insert, fields: Sequence[str]) -> Executable:

@@ -1,7 +1,9 @@
 """The ledger's guarantees hold on PostgreSQL and on SQLite: a real engine on a real Redis."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from sqlalchemy import text
 import db
 from tests.worker.engine.conftest import StartWorker
 from tests.worker.new_jobs import new_job
-from worker import Broker, JobFailed, task
+from worker import Broker, Chunk, JobFailed, task
 from worker.ledger import Ledger
 from worker.ledger.admin import JobAdmin, JobFilter
 
@@ -139,3 +141,37 @@ async def test_a_statement_that_only_mentions_read_only_does_not_make_its_transa
         await (await lock.enqueue()).result(timeout=30)
         await one.idle()
     assert await effects() == ["kept"]
+
+
+@dataclass
+class Effect:
+    """One call of `affect_all`."""
+
+    words: str
+
+
+@task(chunk=Chunk(size=5, wait=1.0))
+async def affect_all(session: db.AsyncSession, effects: list[Effect]) -> list[str]:
+    for effect in effects:
+        await affect_here(session, effect.words)
+        if effect.words == "bad":
+            raise ValueError(effect.words)
+    return [effect.words for effect in effects]
+
+
+async def test_the_jobs_of_a_chunk_are_done_once_each_and_a_bad_one_fails_alone(
+    start: StartWorker, broker: Broker
+) -> None:
+    """Also if one of the chunk comes a second time."""
+    words = ["a", "b", "bad", "c"]
+    jobs = [await affect_all.using(job_id=each).enqueue(words=each) for each in words]
+    payload = await broker.redis.get("arq:job:b")
+    async with start(affect_all, ledger=Ledger()) as one:
+        results = await asyncio.gather(*(job.result(timeout=30) for job in jobs), return_exceptions=True)
+        assert list(map(str, results)) == words
+        await one.idle()
+        await broker.redis.delete("arq:result:b")
+        await broker.enqueue([new_job("b", payload, broker.name)])
+        await affect_all.enqueue(words="d")
+        await one.idle()
+    assert await effects() == ["a", "b", "c", "d"]

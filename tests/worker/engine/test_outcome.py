@@ -25,10 +25,10 @@ def answered(sqlstate: str) -> DBAPIError:
 
 
 def verdict(error: BaseException, *, tries: int = 0, max_tries: int = 3, **options: Any) -> Outcome | Rerun:
-    @task(**options)
     async def some() -> None: ...
 
-    any_task: Task[..., Any] = some
+    decorate: Any = task(**options)
+    any_task: Task[..., Any] = decorate(some)
     return judge(error, any_task, tries=tries, max_tries=max_tries)
 
 
