@@ -242,6 +242,7 @@ _TASKS: tuple[tuple[Task[..., Any], int], ...] = (
     (tasks.hold_gil, 1),
     (tasks.terminate_forked_child, 1),
     (tasks.exit_in_child_task, 1),
+    (tasks.insert_in_chunk, 4),
 )
 
 _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
@@ -250,6 +251,7 @@ _ARGUMENTS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "insert_after_retries": lambda rng: {"failures": rng.randint(1, 3)},
     "insert_in_repeatable_read": lambda rng: {"seconds": rng.choice([0.3, 4.0])},
     "insert_by_copy": lambda rng: {"fails": rng.random() < 0.3},
+    "insert_in_chunk": lambda rng: {"fails": rng.random() < 0.1},
     "exit_in_child_task": lambda rng: {"fails": rng.random() < 0.3},
     "fan_out": lambda rng: {"children": rng.randint(1, 4), "fails": rng.random() < 0.3},
     "insert_large_payload": lambda rng: {"size": rng.choice([10_000, 10_000, 1_000_000]), "fails": rng.random() < 0.5},

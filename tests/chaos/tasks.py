@@ -9,13 +9,14 @@ import ctypes
 import os
 import signal
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
 
 import db
 from tests.chaos.logs import AppendLog
-from worker import Retry, current_job, task
+from worker import Chunk, Retry, current_job, task
 
 TABLES = """
     CREATE TABLE effect (
@@ -41,7 +42,7 @@ TASKS = tuple(
     for name in (
         *("insert", "insert_in_thread", "insert_slowly", "insert_after_retries", "fail", "fan_out", "log_run"),
         *("insert_by_copy", "insert_in_repeatable_read", "log_run_read_only", "insert_large_payload", "hold_gil"),
-        *("terminate_forked_child", "exit_in_child_task"),
+        *("terminate_forked_child", "exit_in_child_task", "insert_in_chunk"),
     )
 )
 
@@ -169,6 +170,25 @@ async def exit_in_child_task(session: db.AsyncSession, key: str, fails: bool = F
     if fails:
         await child
     return key
+
+
+@dataclass
+class Effect:
+    """One call of `insert_in_chunk`."""
+
+    key: str
+    fails: bool = False
+
+
+@task(once=ONCE, chunk=Chunk(size=20, wait=0.3))
+async def insert_in_chunk(session: db.AsyncSession, calls: list[Effect]) -> list[str]:
+    """Leave one effect for each call. With `fails` in any of them none."""
+    effects = [{"key": call.key, "job_id": "of a chunk", "task": "insert_in_chunk"} for call in calls]
+    await session.execute(text(INSERT_EFFECT), effects)
+    for call in calls:
+        if call.fails:
+            raise ValueError(f"{call.key} is to fail")
+    return [call.key for call in calls]
 
 
 async def _exit(key: str) -> None:

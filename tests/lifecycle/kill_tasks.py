@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import on_commit
-from worker import JobContext, cron, current_job, task
+from worker import Chunk, JobContext, cron, current_job, task
 
 TASKS = tuple(
     f"tests.lifecycle.kill_tasks.{name}"
@@ -26,6 +27,7 @@ TASKS = tuple(
             "wait_for_file",
             "insert_row",
             "kill_worker_at",
+            "kill_worker_of_chunk_at",
             "exit_worker",
             "block_event_loop",
             "block_thread",
@@ -104,6 +106,27 @@ async def kill_worker_at(session: AsyncSession, moment: Annotated[str, AfterVali
         kill_worker_once(moment)
     if moment.startswith("committed"):
         on_commit(lambda: kill_worker_once(moment))
+
+
+@dataclass
+class Moment:
+    """One call of `kill_worker_of_chunk_at`."""
+
+    name: str
+    moment: str
+
+
+@task(chunk=Chunk(size=10, wait=5.0))
+async def kill_worker_of_chunk_at(session: AsyncSession, calls: list[Moment]) -> list[str]:
+    """Insert a row for each call, and kill the worker once: in the body, or between COMMIT and finish."""
+    await session.execute(
+        text("INSERT INTO effect (job_id) VALUES (:job_id)"), [{"job_id": call.name} for call in calls]
+    )
+    if calls[0].moment == "in the body":
+        kill_worker_once("in the body")
+    if calls[0].moment == "committed":
+        on_commit(lambda: kill_worker_once("committed"))
+    return [call.name for call in calls]
 
 
 @task

@@ -22,6 +22,7 @@ from tests.lifecycle.kill_tasks import (
     exit_worker,
     insert_row,
     kill_worker_at,
+    kill_worker_of_chunk_at,
     sleep,
     wait_for_file,
 )
@@ -106,6 +107,24 @@ class TestKilled:
         with forked_workers.new(DATABASE_URL=database_url):
             for job in jobs:
                 await job.result(timeout=20)
+        effects = await postgres.fetch("SELECT job_id, count(*) AS times FROM effect GROUP BY job_id")
+        assert {row["job_id"]: row["times"] for row in effects} == dict.fromkeys(names, 1)
+        await eventually(lambda: left_keys(observer), equals=set())
+
+    @pytest.mark.parametrize("moment", ["in the body", "committed"])
+    async def test_a_worker_killed_at_any_moment_of_a_chunk_leaves_one_effect_of_each_job(
+        self, forked_workers: ForkedWorkers, database_url: str, postgres: Observer, observer: Any, moment: str
+    ) -> None:
+        """A chunk that was committed is done, each of it; one that was not runs again, each job by itself."""
+        await postgres.execute("CREATE TABLE effect (job_id text)")
+        names = [f"job {number}" for number in range(10)]
+        jobs = await kill_worker_of_chunk_at.enqueue_many({"name": name, "moment": moment} for name in names)
+        with forked_workers.new(DATABASE_URL=database_url) as worker:
+            assert await worker.ends() == -signal.SIGKILL
+        committed = await postgres.fetchval("SELECT count(*) FROM effect")
+        assert committed == (10 if moment == "committed" else 0)
+        with forked_workers.new(DATABASE_URL=database_url):
+            assert [await job.result(timeout=20) for job in jobs] == names
         effects = await postgres.fetch("SELECT job_id, count(*) AS times FROM effect GROUP BY job_id")
         assert {row["job_id"]: row["times"] for row in effects} == dict.fromkeys(names, 1)
         await eventually(lambda: left_keys(observer), equals=set())
