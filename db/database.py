@@ -95,7 +95,8 @@ class Database(Generic[S]):
         name: the database's name in errors. Default: the database name in the URL.
         pool_size: connections that are kept, and open at most (default 10).
         pool_timeout: seconds to wait for a connection of the pool (default 30).
-        pre_ping: ping each connection before it is used, at one round trip a scope (default True).
+        pre_ping: ping each connection before it is used, at one round trip (default True). A connection of asyncpg is
+            pinged only if it was not used for a second.
         connect_timeout: seconds to open a connection, or to ping it (default 10). A value in the URL wins. For SQLite:
             seconds to wait for another writer.
         statement_timeout: seconds that one statement may take on the server (default 60).
@@ -437,7 +438,7 @@ class Database(Generic[S]):
             return create_engine(url, **options)
         engine = create_async_engine(url, **options)
         if url.get_driver_name() == "asyncpg":
-            postgres.ping_in_one_round_trip(engine, self.connect_timeout)
+            postgres.ping_idle_in_one_round_trip(engine, self.connect_timeout)
         return engine
 
     def _sqlite_engine(self, url: URL) -> AsyncEngine | Engine:

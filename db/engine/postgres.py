@@ -5,10 +5,13 @@ Limits are set once, when a connection is opened, and cost no statement.
 
 import re
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
@@ -16,6 +19,9 @@ from db.engine.libpq import options_for, settings_in
 from db.engine.reset import driver_connection_of
 from db.engine.sqlalchemy_version import asyncpg_error
 from db.errors import DatabaseUnreachableError, DatabaseURLError
+
+UNASKED = 1.0
+"""Seconds after its last use for which a connection is taken for alive."""
 
 # Messages of asyncpg that have no class or code of their own.
 _BUSY = "another operation is in progress"
@@ -90,24 +96,35 @@ def merged(*arguments: Mapping[str, Any]) -> dict[str, Any]:
     return together
 
 
-def ping_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
+def ping_idle_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
     """Let the pool ping an asyncpg connection with one plain statement, for `timeout` seconds at most.
 
     SQLAlchemy's own ping is a transaction around a prepared statement: three round trips or more, without a time limit.
+    A connection that was returned less than `UNASKED` seconds ago is not pinged.
     """
 
     import asyncpg  # noqa: PLC0415 - a SQLite-only app has no asyncpg loaded
 
+    returned: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def note_time(dbapi_connection: Any, _record: Any) -> None:
+        if dbapi_connection is not None:
+            returned[driver_connection_of(dbapi_connection)] = time.monotonic()
+
     def ping(dbapi_connection: Any) -> bool:
+        driver_connection = driver_connection_of(dbapi_connection)
+        if time.monotonic() - returned.get(driver_connection, 0.0) < UNASKED and not driver_connection.is_closed():
+            return True
         try:
             # Not an empty statement, on which asyncpg 0.32 fails.
-            await_only(driver_connection_of(dbapi_connection).execute("SELECT 1", timeout=timeout))
+            await_only(driver_connection.execute("SELECT 1", timeout=timeout))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             return False
         return True
 
     # A public method of the dialect; there is no event for it.
     engine.sync_engine.dialect.do_ping = ping  # type: ignore[method-assign]
+    event.listen(engine.sync_engine, "checkin", note_time)
 
 
 def unreachable_error(error: BaseException, *, is_connecting: bool) -> DatabaseUnreachableError | None:

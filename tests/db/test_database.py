@@ -21,6 +21,7 @@ from sqlalchemy.ext import asyncio as sa_async
 import db
 from db.database import given_default, is_default
 from db.engine import leases as engines
+from db.engine import postgres as postgres_engine
 from tests.db.conftest import INSERT, Count, insert
 from tests.proxy import Proxy
 from tests.servers import Observer, as_dsn
@@ -83,8 +84,12 @@ async def test_limits_are_set_on_the_connection(database_url: str, sync_database
     await database.dispose()
 
 
-async def test_scope_sends_only_begin_its_statements_and_commit(database_url: str) -> None:
-    """A scope sends BEGIN, its statements, COMMIT; one on a pooled connection asks it once whether it lives."""
+@pytest.mark.parametrize("unasked", [0.0, 60.0])
+async def test_scope_sends_only_begin_its_statements_and_commit(
+    database_url: str, unasked: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scope sends BEGIN, its statements, COMMIT; one on a connection that sat idle asks it once whether it lives."""
+    monkeypatch.setattr(postgres_engine, "UNASKED", unasked)
     async with Proxy(database_url) as proxy:
         database = db.Database(proxy.url)
         sent = []
@@ -94,9 +99,22 @@ async def test_scope_sends_only_begin_its_statements_and_commit(database_url: st
                 await (await db.session(database)).execute(text("SELECT 7"))
             sent.append(list(proxy.statements))
         assert sent[0][-3:] == ["BEGIN;", "SELECT 7", "COMMIT;"]
-        assert sent[1] == ["SELECT 1", "BEGIN;", "SELECT 7", "COMMIT;"]
+        assert sent[1] == [*(["SELECT 1"] if unasked == 0 else []), "BEGIN;", "SELECT 7", "COMMIT;"]
         assert proxy.connections == 1
         await database.dispose()
+
+
+async def test_a_connection_that_the_server_has_just_closed_is_replaced(
+    database: db.Database, postgres: Observer
+) -> None:
+    """No ping is needed to see that: its end has arrived."""
+    async with db.scope():
+        first = await (await db.session()).scalar(text("SELECT pg_backend_pid()"))
+    await postgres.terminate_backends()
+    await eventually(postgres.backends, equals=0)
+    await asyncio.sleep(0)
+    async with db.scope():
+        assert await (await db.session()).scalar(text("SELECT pg_backend_pid()")) != first
 
 
 async def test_pre_ping_can_be_switched_off(database_url: str) -> None:

@@ -1,7 +1,8 @@
 """Enqueueing in the open transaction.
 
-1. Rows are collected, and written in one statement before the COMMIT. After it one round trip publishes the jobs. Rows
-   belong to the savepoint in which they were enqueued. If Redis is away, the relay publishes the jobs later.
+1. Rows are collected, and written in one statement before the COMMIT; on asyncpg a few go in one message with it. After
+   it one round trip publishes the jobs. Rows belong to the savepoint in which they were enqueued. If Redis is away, the
+   relay publishes the jobs later.
 2. A job with an id from its caller is written at once, as the caller gets to know whether the id was free.
 3. If the transaction is part of another one, for example a test's, nothing is published. If that one is committed after
    all, the relay publishes the jobs.
@@ -192,7 +193,7 @@ async def _add(session: Any, batches: list[Batch]) -> None:
     if joins_transaction(session):
         for batch in batches:
             batch.transaction.is_joined = True
-    await default_ledger().add(session, _jobs(batches))
+    await default_ledger().add_in_commit(session, _jobs(batches))
 
 
 async def _publish(batches: list[Batch]) -> None:

@@ -1,6 +1,7 @@
 """``Ledger``: the code that reads and writes job rows.
 
-1. `add` and `reserve` write in the caller's transaction: the job exists if and only if that transaction commits.
+1. `add`, `add_in_commit` and `reserve` write in the caller's transaction: the job exists if and only if that
+   transaction commits.
 2. `mark_done` and `mark_done_in_commit` write in the job's own transaction, as its last statement: the effects and the
    row are committed together. `mark_all_done` does so for the jobs of a chunk.
 3. `complete` writes the final rows of other jobs, in a transaction of its own.
@@ -37,6 +38,8 @@ from worker.new_job import NewJob
 
 _AT_ONCE = 8 * 1024 * 1024  # bytes of payloads in one batch
 _RANGES = 500  # ranges of ids in one statement, which takes PostgreSQL some 10 ms
+_FEW = 8  # rows that are sent with the COMMIT, each by a statement of its own
+_MANY = 50  # rows from which on arrays cost less than a message for each row
 _LATEST = 2**63 - 1  # milliseconds since the epoch: the largest value of the column
 _WRITE_STATE = text("SELECT current_setting('transaction_read_only')::bool, txid_current_if_assigned() IS NOT NULL")
 
@@ -69,9 +72,30 @@ class Ledger:
             LedgerError: there is no such table.
         """
         with_origin = has_origin(jobs)
+        statements = self._of(session, with_origin=with_origin)
         values = [parameters(job, with_origin=with_origin) for job in jobs]
         with explained(self.name, lent=True):
-            await execute(session, self._of(session, with_origin=with_origin).add, values)
+            if statements.add_all is None or len(jobs) < _MANY:
+                await execute(session, statements.add, values)
+            else:
+                await execute(session, statements.add_all, _arrays(values))
+
+    async def add_in_commit(self, session: AnySession, jobs: Sequence[NewJob]) -> None:
+        """Write the jobs' pending rows as `add`; those of a few jobs in one message with the COMMIT.
+
+        Call it last before the COMMIT. Raises as `add`.
+        """
+        with_origin = has_origin(jobs)
+        closing = self._closing(session, "add", with_origin=with_origin) if len(jobs) <= _FEW else None
+        if closing is None:
+            await self.add(session, jobs)
+            return
+        statement, connection = closing
+        values = [parameters(job, with_origin=with_origin) for job in jobs]
+        left = [each for each in values if not statement.close(connection, each)]
+        with explained(self.name, lent=True):
+            for each in left:
+                await run(session, partial(_write, statement, connection, each))
 
     async def reserve(self, session: AnySession, job: NewJob) -> bool:
         """Write the job's pending row, unless its id is pending already.
@@ -122,17 +146,16 @@ class Ledger:
             DBAPIError: as the COMMIT. The first transaction of a connection runs the statement at once.
             LedgerBusyError: likewise.
         """
-        origin = has_origin([row])
-        statement = self._of(session, with_origin=origin).complete_or_fail
-        connection = None if statement is None else only_connection(session.sync_session, statement)
-        if statement is None or connection is None or not self._can_close(session, connection):
+        with_origin = has_origin([row])
+        closing = self._closing(session, "complete_or_fail", with_origin=with_origin)
+        if closing is None:
             return False
-        closing = self._for_driver(connection.dialect, statement)
-        values = parameters(row, with_origin=origin)
-        if not closing.close(connection, values):
+        statement, connection = closing
+        values = parameters(row, with_origin=with_origin)
+        if not statement.close(connection, values):
             wait = LockWait(session, self.name, [row])
             wait.connection = connection
-            await wait.limit(run(session, lambda _: closing.write(connection, values)))
+            await wait.limit(run(session, partial(_write, statement, connection, values)))
         return True
 
     async def mark_all_done(self, session: AnySession, rows: Sequence[FinalRow]) -> None:
@@ -348,12 +371,23 @@ class Ledger:
         if statements.complete_all is None:
             return sum(int(execute_here(session, clause, one).rowcount) for one in given)
         fields = (*CHUNK_FIELDS, *ORIGIN) if with_origin else CHUNK_FIELDS
-        arrays = {field: [one[field] for one in given] for field in fields}
+        arrays = _arrays([{field: one[field] for field in fields} for one in given])
         return int(execute_here(session, statements.complete_all, arrays).rowcount)
 
-    def _can_close(self, session: AsyncSession, connection: Connection) -> bool:
+    def _closing(
+        self, session: AnySession, name: str, *, with_origin: bool
+    ) -> tuple[DriverStatement, Connection] | None:
+        """A statement that may be sent with the COMMIT of the session's transaction, and its connection. Else None."""
+        if not isinstance(session, AsyncSession):
+            return None
+        statement: Executable | None = getattr(self._of(session, with_origin=with_origin), name)
+        connection = None if statement is None else only_connection(session.sync_session, statement)
+        if statement is None or connection is None:
+            return None
         is_equivalent = DriverStatement.is_equivalent(session.sync_session, connection)
-        return is_equivalent and can_close(connection) and not may_be_read_only(connection)
+        if not is_equivalent or not can_close(connection) or may_be_read_only(connection):
+            return None
+        return self._for_driver(connection.dialect, statement), connection
 
     def _refuse_read_only(self, connection: Connection) -> None:
         is_read_only, has_written = connection.execute(_WRITE_STATE).one()
@@ -382,6 +416,14 @@ class Ledger:
     ) -> Mapping[str, Any] | None:
         row = (await execute(session, statement, parameters)).mappings().first()
         return None if row is None else dict(row)
+
+
+def _write(statement: DriverStatement, connection: Connection, values: Mapping[str, Any], _: OwnedSession) -> None:
+    statement.write(connection, values)
+
+
+def _arrays(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [each[name] for each in values] for name in values[0]}
 
 
 def _between(enqueued_at: int | None) -> dict[str, int]:

@@ -40,6 +40,7 @@ GRACE = 3000
 _COUNTED: dict[str, Any] = {"preserve_rowcount": True}
 _Insert: TypeAlias = Callable[[Table], Any]
 _ROW_LOCATIONS = {"postgresql": "ctid", "sqlite": "rowid"}
+_TIMES = ("due", "delay", "expires")
 _OUTCOME = ("state", "result", "error", "traceback", "tries", "started_at")
 CHUNK_FIELDS = ("id", "enqueued_at", "task", "queue", "result", "tries", "started_at")
 """The fields of the rows of `Statements.complete_all`, besides `ORIGIN`."""
@@ -55,6 +56,8 @@ class Statements:
 
     add: Executable
     """Insert a pending row."""
+    add_all: Executable | None
+    """Insert pending rows, one for each element of the arrays of their fields. None on SQLite."""
     reserve: Executable
     """Insert a pending row, unless its id is pending already."""
     complete: Executable
@@ -96,7 +99,7 @@ class Statements:
         """
         jobs, insert, origin = table(name), insert_of(dialect), ORIGIN if with_origin else ()
         return cls(
-            **_enqueueing(jobs, insert, origin),
+            **_enqueueing(jobs, insert, origin, dialect),
             **_completing(jobs, insert, origin, dialect),
             **_reading(jobs),
             **_relaying(jobs),
@@ -116,20 +119,35 @@ def insert_of(dialect: str) -> _Insert:
     return insert_into_sqlite
 
 
-def _enqueueing(jobs: Table, insert: _Insert, origin: Sequence[str]) -> dict[str, Executable]:
-    job = jobs.c
+def _enqueueing(jobs: Table, insert: _Insert, origin: Sequence[str], dialect: str) -> dict[str, Any]:
     fields = ("id", "enqueued_at", "task", "queue", "payload", *origin)
-    # A job's expiry counts from a due time in the future, else from now, as in Redis.
-    requested = func.coalesce(bindparam("due", type_=BigInteger), now_ms() + bindparam("delay", type_=BigInteger))
-    due = _later_of(requested, now_ms())
-    add = insert(jobs).values(
-        **_parameters(job, fields),
-        patience=bindparam("expires", type_=BigInteger),
-        state=literal(State.PENDING.value),
-        due=due,
-        check_at=due + GRACE + spread(),
-    )
-    return {"add": add, "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED)}
+    given = {field: bindparam(field, type_=jobs.c[field].type) for field in fields}
+    times = {name: bindparam(name, type_=BigInteger) for name in _TIMES}
+    add = insert(jobs).values(**given, **_pending(**times))
+    return {
+        "add": add,
+        "add_all": _add_all(jobs, insert, fields) if dialect == "postgresql" else None,
+        "reserve": add.on_conflict_do_nothing().execution_options(**_COUNTED),
+    }
+
+
+def _pending(due: Any, delay: Any, expires: Any) -> dict[str, Any]:
+    """The further columns of a pending row. Its expiry counts from a due time in the future, else from now, as in
+    Redis."""
+    at = _later_of(func.coalesce(due, now_ms() + delay), now_ms())
+    return {"patience": expires, "state": literal(State.PENDING.value), "due": at, "check_at": at + GRACE + spread()}
+
+
+def _add_all(jobs: Table, insert: _Insert, fields: Sequence[str]) -> Executable:
+    from sqlalchemy.dialects.postgresql import ARRAY  # noqa: PLC0415 - the dialect of the engine
+
+    types = {field: jobs.c[field].type for field in fields} | dict.fromkeys(_TIMES, BigInteger())
+    unnested = [func.unnest(bindparam(name, type_=ARRAY(kind))).label(name) for name, kind in types.items()]
+    given = select(*unnested).cte("given").c
+    further = _pending(**{name: given[name] for name in _TIMES})
+    rows = select(*(given[field] for field in fields), *further.values())
+    statement: Executable = insert(jobs).from_select([*fields, *further], rows)
+    return statement
 
 
 def _completing(jobs: Table, insert: _Insert, origin: Sequence[str], dialect: str) -> dict[str, Any]:

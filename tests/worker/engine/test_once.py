@@ -339,6 +339,34 @@ class TestLedgerStatement:
                 harness.caller.close()
                 await database.dispose()
 
+    @pytest.mark.usefixtures("broker")
+    async def test_a_job_that_enqueues_another_sends_both_rows_in_one_message_with_the_commit(
+        self, database_url: str, postgres: Observer
+    ) -> None:
+        """Once the connection has prepared both statements."""
+
+        @task
+        async def enqueue_another(session: db.AsyncSession, words: str) -> None:
+            await session.execute(INSERT, {"words": words})
+            await add.enqueue(words)
+
+        await postgres.execute(NOTES)
+        await create_ledger(database_url)
+        async with Proxy(database_url) as proxy:
+            database = Database(proxy.url, default=True, pre_ping=False)
+            harness = ExecutorHarness()
+            try:
+                for words in ("a", "b"):
+                    proxy.statements.clear()
+                    assert (await harness.run(enqueue_another, words)).kind is OutcomeKind.COMPLETED
+                assert [re.split(r"\W", statement)[0] for statement in proxy.statements] == ["BEGIN", "INSERT", "SET"]
+                assert proxy.statements[2].count("EXECUTE") == 2
+                found = await postgres.fetch("SELECT state, count(*) FROM tandem_jobs GROUP BY state ORDER BY state")
+                assert [tuple(row) for row in found] == [("done", 2), ("pending", 2)]
+            finally:
+                harness.caller.close()
+                await database.dispose()
+
     async def test_unflushed_writes_of_a_session_wait_for_their_locks_beyond_the_ledgers_limit(
         self, harness: ExecutorHarness, rows: Count, postgres: Observer, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -47,6 +47,30 @@ async def alter(statement: str) -> None:
         await execute(await db.session(), text(statement), {})
 
 
+class TestRowsAtOnce:
+    @pytest.mark.parametrize("origin", [{}, {"parent": "p1", "traceparent": "00-trace-span-01"}])
+    @pytest.mark.parametrize("times", [{}, {"delay": 60_000, "expires": 5_000}, {"due": 1_900_000_000_000}])
+    async def test_rows_are_the_same_however_many_are_written_at_once(
+        self, ledger: Ledger, origin: dict[str, Any], times: dict[str, Any]
+    ) -> None:
+        """One, a few, or as many as arrays are made for; on their own and, from the second time on, with the COMMIT."""
+        found: list[dict[str, Any]] = []
+        for count in (1, 3, 60):
+            for written in (ledger.add, ledger.add_in_commit, ledger.add_in_commit):
+                ids = [f"{written.__name__}-{len(found)}-{number}" for number in range(count)]
+                async with db.scope():
+                    await written(await db.session(), [ROW._replace(id=each, **origin, **times) for each in ids])
+                found += [dict(await ledger.latest(ids[-1]) or {})]
+        expected = {"state": "pending", "payload": ROW.payload, "task": "send", "queue": "arq:queue"}
+        assert all(row.items() >= (expected | origin).items() for row in found)
+        assert {row["patience"] for row in found} == {times.get("expires")}
+        if "due" in times:
+            assert {row["due"] for row in found} == {times["due"]}
+        else:
+            assert all(0 <= row["now"] + times.get("delay", 0) - row["due"] < 30_000 for row in found)
+        assert all(0 <= row["check_at"] - row["due"] - 3000 <= 400 for row in found)
+
+
 class TestOutcomes:
     async def test_done_overwrites_a_pending_row_and_nothing_overwrites_done(self, ledger: Ledger) -> None:
         """The first attempt to commit decides the outcome. A later one is given its result, and changes nothing."""
