@@ -255,7 +255,7 @@ async def _poison(drill: Drill, job_id: str) -> None:
     for name in ("victim", "another victim"):
         with drill.worker(WORKER_QUEUES="poison", WORKER_ID=name) as victim:
             assert await victim.ends() == -signal.SIGKILL
-            await eventually(lambda: "gave back 1 of its 1 jobs" in victim.output)
+            await eventually(lambda: "gave back 1 of its 1 job" in victim.output)
     next_step = await drill.why(job_id, "suspect", "2 workers have died while they ran it")
     await drill.type(next_step.partition(";")[0])
     await drill.page_says(job_id, "an abort was requested")

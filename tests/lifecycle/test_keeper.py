@@ -147,7 +147,7 @@ class TestKilled:
             (tmp_path / "go on").touch()
             assert await job.result(timeout=30) == "held"
             running.__exit__(None, None, None)
-            assert "has died: gave back 1 of its 1 jobs" in first.output
+            assert "has died: gave back 1 of its 1 job" in first.output
         assert min(seconds) < 1
         assert max(seconds) < AT_ONCE
 

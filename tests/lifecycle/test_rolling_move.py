@@ -300,7 +300,7 @@ async def test_pickles_that_came_too_early_run_after_one_command(
     assert job is not None
     with project.arq("worker.Settings", "--burst") as early:
         assert await early.ends() == 0
-        assert "pickled jobs in arq:queue (1 of the first 1 jobs): they fail, and the ledger keeps them" in early.output
+        assert "pickled jobs in arq:queue (1 of the first 1 job): they fail, and the ledger keeps them" in early.output
     assert await postgres.fetchval("SELECT task FROM tandem_jobs WHERE state = 'failed'") == "ship"
     retried = await asyncio.to_thread(retry_pickles, project)
     assert (retried.stdout, retried.returncode) == ("1 retried\n", 0), retried.stderr

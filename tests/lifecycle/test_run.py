@@ -106,7 +106,7 @@ async def test_a_job_that_cancels_all_asyncio_tasks_ends_a_drained_worker(
         await eventually(Path(f"{file}.begun").exists, timeout=60)
         job = await cancel_all_tasks.enqueue()
         assert await run.ends() == 1
-        assert "stopped: 1 jobs done, 1 failed" in run.output
+        assert "stopped: 1 job done, 1 failed" in run.output
     assert await at_once(job.result()) == "alone"
     with pytest.raises(asyncio.CancelledError):
         await at_once(beside.result())

@@ -62,7 +62,7 @@ async def test_a_change_drains_the_worker_and_starts_the_new_code(
         running = await wait_for_file.enqueue(str(tmp_path / "file"))
         await eventually((tmp_path / "file.begun").exists)
         change(code, ANSWER.format(value=2))
-        await run.says("draining: 1 jobs")
+        await run.says("draining: 1 job is running")
         (tmp_path / "file").touch()
         assert await running.result(timeout=30) == "waited"
         assert (tmp_path / "file.begun").read_text() == "begun\n"

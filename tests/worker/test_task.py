@@ -485,7 +485,7 @@ class TestInsideAScope:
             job = await add.enqueue("a")
         assert await rows() == 1
         assert await Ledger().pending(job.job_id) is not None
-        assert "Redis did not take 1 committed jobs, which the relay will publish" in caplog.text
+        assert "Redis did not take 1 committed job, which the relay will publish" in caplog.text
 
     async def test_a_queue_that_redis_cannot_serve_is_refused_before_the_commit(self) -> None:
         """A Redis Cluster serves hash-tagged queues only: the row of any other queue could not be published."""

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DbError
+from db.text.plural import plural
 from worker.admin.deployment import Deployment
 from worker.aio.background import Background
 from worker.broker.bulk_runs import BulkRuns
@@ -475,7 +476,7 @@ class _BulkRun:
     async def _over(self, state: BulkState, note: str | None = None) -> None:
         await self._save(state=state, **({} if note is None else {"note": note}))
         progress = self.progress
-        outcome = f"{state}: {progress.done} jobs" + (
+        outcome = f"{state}: {plural(progress.done, 'job')}" + (
             f", {progress.rejected} left as they are" if progress.rejected else ""
         )
         await self._failures.end_audit(self._audit_row, outcome + (f" ({note})" if note else ""))

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db import default_database
 from db.errors import DbError
+from db.text.plural import plural
 from worker.admin.deployment import Deployment
 from worker.admin.failures import FailureOverview
 from worker.admin.queues import QueueInfo, QueueState
@@ -201,17 +202,28 @@ def _of_queue(queue: QueueInfo, workers: Sequence[WorkerReport]) -> list[Matter]
     page = "queues"
     serving = [each for each in workers if queue.name in each.queues and each.state is not WorkerState.UNWELL]
     if queue.depth and not queue.workers and not serving:
-        matters.append(Matter(BAD, f"No worker serves {queue.name}", f"{queue.depth:,} jobs wait or run.", page))
+        matters.append(
+            Matter(
+                BAD,
+                f"No worker serves {queue.name}",
+                plural(queue.depth, "job waits or runs.", "jobs wait or run."),
+                page,
+            )
+        )
     elif queue.state is QueueState.ACTIVE and queue.oldest_due is not None and queue.oldest_due > _LATE:
         minutes = queue.oldest_due / 60
-        detail = f"Its first job has been due for {minutes:,.0f} minutes, and {queue.due:,} jobs are due."
+        detail = f"Its first job has been due for {minutes:,.0f} minutes, and {_due(queue)}."
         matters.append(Matter(WARN, f"{queue.name} is late", detail, page))
     if queue.state is not QueueState.ACTIVE and queue.pause is not None:
         until = f" until {queue.pause.until:%Y-%m-%d %H:%M} UTC" if queue.pause.until else ""
         since = f"Since {queue.pause.since:%Y-%m-%d %H:%M} UTC{until}, by {queue.pause.actor}."
-        detail = f"{since} {queue.due:,} jobs are due."
+        detail = f"{since} {_due(queue)}."
         matters.append(Matter(WARN, f"{queue.name} is {queue.state}", detail, page))
     return matters
+
+
+def _due(queue: QueueInfo) -> str:
+    return plural(queue.due, "job is due", "jobs are due")
 
 
 def _unwell(worker: WorkerReport) -> Matter:
@@ -226,7 +238,7 @@ def _new_errors(failures: FailureOverview) -> list[Matter]:
     new = [group for group in failures.groups if now - group.oldest < _NEW]
     matters = []
     for group in new[:3]:
-        count = f"{group.jobs:,} {'job' if group.jobs == 1 else 'jobs'}"
+        count = plural(group.jobs, "job")
         matters.append(
             Matter(WARN, f"New error in {group.task}", f"{group.kind or 'no error text'} ({count})", "failures")
         )

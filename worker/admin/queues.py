@@ -10,6 +10,7 @@ from enum import StrEnum
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import DbError
+from db.text.plural import plural
 from worker.admin.audit import Recorder
 from worker.admin.deployment import Deployment
 from worker.broker.pauses import QueuePause
@@ -186,9 +187,9 @@ class QueueAdmin:
             yield PurgeProgress(total, 0)
             async for number in self._remove_all(name, before):
                 removed += number
-                outcome.text = f"stopped after {removed} jobs"
+                outcome.text = "stopped after " + plural(removed, "job")
                 yield PurgeProgress(total, removed)
-            outcome.text = f"removed {removed} jobs"
+            outcome.text = "removed " + plural(removed, "job")
         yield PurgeProgress(total, removed, is_over=True)
 
     async def _set(self, name: str, action: str, actor: str, until: datetime | None, *, drains: bool) -> Pause:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from db.text.plural import plural
 from worker.admin.reason import Reason, ReasonKind
 from worker.broker.job_inspector import JobInspection
 from worker.context import from_milliseconds
@@ -107,7 +108,7 @@ def put_back(job: WaitingJob) -> Reason | None:
         return None
     note, tries = job.seen.put_back, job.seen.tries
     at = "" if note is None else f" by worker {note.worker}, {note.error}: {note.why}"
-    counted = f", after {tries} failed {'try' if tries == 1 else 'tries'}" if tries else ""
+    counted = f", after {plural(tries, 'failed try', 'failed tries')}" if tries else ""
     return job.reason(
         ReasonKind.PUT_BACK,
         f"it was put back until {clock(job.due)}{counted}{at}",
@@ -181,7 +182,7 @@ def suspect(job: WaitingJob) -> Reason | None:
     crashes = job.seen.crashes
     if crashes < SUSPECT_CRASHES:
         return None
-    sentence = f"{crashes} workers have died while they ran it"
+    sentence = f"{crashes:,} workers have died while they ran it"
     if job.is_unserved:
         sentence += f", and no worker serves its queue {job.queue} now"
     else:
@@ -200,7 +201,8 @@ def slots_taken(job: WaitingJob) -> Reason | None:
     if not slots or busy < slots or job.seen.before >= slots:  # with a backlog, its place says more
         return None
     shown = job.running[:_MOST_SHOWN]
-    sentence = f"all {slots} slots of the workers of its queue {job.queue} are taken"
+    all_slots = "the only slot" if slots == 1 else f"all {slots:,} slots"
+    sentence = f"{all_slots} of the workers of its queue {job.queue} {'is' if slots == 1 else 'are'} taken"
     if shown:
         longest, worker = shown[0]
         sentence += f", the longest by job {longest.id} ({longest.task}) on {worker.id} since {clock(longest.since)}"

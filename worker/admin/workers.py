@@ -2,6 +2,7 @@
 
 import asyncio
 
+from db.text.plural import plural
 from worker.admin.audit import Recorder
 from worker.admin.deployment import Deployment
 from worker.broker.worker_commands import Command, GivenCommand, WorkerCommands
@@ -52,5 +53,5 @@ class WorkerAdmin:
             found = [each for each in await self.list() if worker in (each.id, each.process)]
             given = GivenCommand(command, actor)
             await asyncio.gather(*(self._commands.send(each.queues[0], each.process, given) for each in found))
-            outcome.text = f"told {len(found)} processes" if found else "no such worker"
+            outcome.text = "told " + plural(len(found), "process", "processes") if found else "no such worker"
         return len(found)

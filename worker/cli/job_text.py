@@ -8,6 +8,7 @@ from pydantic_core import to_json
 from rich.table import Table
 from rich.text import Text
 
+from db.text.plural import plural
 from db.text.printable import first_line, printable_lines
 from worker.admin.jobs import JobDetail
 from worker.cli.output import printable_text
@@ -39,7 +40,7 @@ def describe_counts(job_filter: JobFilter, shown: int, counts: Sequence[FailureC
     """The number of jobs, in all and by task and kind of error."""
     total = sum(count.jobs for count in counts)
     most = f", of which {shown:,} are shown" if 0 < shown < total else ""
-    yield Text(f"{total:,} {job_filter.state} {'job' if total == 1 else 'jobs'}{most}", style="bold")
+    yield Text(f"{plural(total, f'{job_filter.state} job')}{most}", style="bold")
     for count in counts[:_MOST_KINDS]:
         yield printable_text(f"{count.jobs:>9,}  ", (count.task, "cyan"), f"  {first_line(count.error or '')}".rstrip())
     if len(counts) > _MOST_KINDS:

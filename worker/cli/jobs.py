@@ -14,6 +14,7 @@ import typer
 from pydantic_core import to_json
 from rich.progress import Progress
 
+from db.text.plural import plural
 from db.text.printable import printable
 from worker.admin.jobs import Jobs
 from worker.broker.broker import Broker
@@ -192,7 +193,7 @@ async def _choose(
     keys = await admin.keys(job_filter)
     if keys and not yes:
         print_all(describe_counts(job_filter, 0, await admin.tallies(job_filter)), err)
-        count = f"{len(keys):,} jobs"
+        count = plural(len(keys), "job")
         if not await asyncio.to_thread(confirm, f"{verb.capitalize()} {count}?", f"{verb} {count}"):
             raise typer.Exit(FAILED)
     return _Chosen(keys)

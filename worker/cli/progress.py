@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.worker_records import WorkerRecords
@@ -45,7 +46,10 @@ class Totals:
         counts = sum(map(_counts, self._latest.values()), self._earlier)
         running = {worker_id: record.running for worker_id, record in self._healthy.items()}
         ours = self._ids & running.keys()
-        parts = [f"{len(ours)} of {len(self._ids)} workers", *(f"{counts[name]:,} {name}" for name in _COUNTED)]
+        parts = [
+            f"{len(ours)} of {plural(len(self._ids), 'worker')}",
+            *(f"{counts[name]:,} {name}" for name in _COUNTED),
+        ]
         parts.append(f"{sum(running[worker_id] for worker_id in ours):,} running")
         parts.append(f"{max(depth - sum(running.values()), 0):,} queued")
         return " · ".join(parts)

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from rich.progress import Progress
 from rich.table import Table
 
+from db.text.plural import plural
 from worker.admin.deployment import Deployment
 from worker.admin.queues import Pause, PurgeProgress, QueueAdmin, QueueInfo, QueueState
 from worker.cli.confirmation import confirm
@@ -99,7 +100,7 @@ def purge(
         if not count:
             return PurgeProgress(0, 0, is_over=True)
         if not yes and not await asyncio.to_thread(
-            confirm, f"Purge {count:,} jobs of {queue}?", f"purge {count:,} jobs"
+            confirm, f"Purge {plural(count, 'job')} of {queue}?", f"purge {plural(count, 'job')}"
         ):
             return None
         progress = PurgeProgress(count, 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from db.text.plural import plural
 from worker.cli.output import printable_text
 from worker.client.schedule import Schedule
 from worker.client.signature import Injected, InjectedArqContext, InjectedContext, InjectedSession
@@ -19,14 +20,14 @@ from worker.task import Task
 
 def describe_problems(registry: str, error: RegistryError) -> Iterator[Text]:
     """A heading, then a line for each problem."""
-    yield printable_text(f"{registry}: {_count(len(error.problems), 'problem')}", style="bold red")
+    yield printable_text(f"{registry}: {plural(len(error.problems), 'problem')}", style="bold red")
     for problem in error.problems:
         yield printable_text(f"- {problem}")
 
 
 def describe_tasks(registry: Registry, config: Config) -> Iterator[Text]:
     """A heading, then a paragraph for each task."""
-    yield printable_text(f"{registry.module} ({shown(registry.file)}): {_count(len(registry.tasks), 'task')}")
+    yield printable_text(f"{registry.module} ({shown(registry.file)}): {plural(len(registry.tasks), 'task')}")
     for task in registry.tasks.values():
         yield Text()
         yield printable_text((task.name, "bold cyan"), f"  {shown(task.file)}:{task.line}")
@@ -61,7 +62,3 @@ def _describe_schedule(schedule: Schedule) -> str:
     if schedule.job_id is not None:
         return f"{described}, not while job {schedule.job_id} waits or runs"
     return described if schedule.unique else f"{described}, a job for each worker"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from pydantic_core import to_json
 
+from db.text.plural import plural
 from worker.admin.workers import WorkerAdmin
 from worker.cli.deployment import actor, with_deployment
 from worker.cli.live_workers import describe_workers
@@ -61,5 +62,5 @@ def _order(worker: str, effect: str, send: Callable[[WorkerAdmin], Awaitable[int
     told = with_deployment(lambda deployment: send(WorkerAdmin(deployment)))
     if not told:
         return explain(f"{worker}: no live worker has this id; 'tandem workers' lists them", FAILED)
-    typer.echo(f"{worker} {effect}" + (f" ({told} processes)" if told > 1 else ""))
+    typer.echo(f"{worker} {effect}" + (f" ({plural(told, 'process', 'processes')})" if told > 1 else ""))
     return 0

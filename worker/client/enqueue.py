@@ -19,6 +19,7 @@ from db import Database, default_database
 from db.scope import Scope
 from db.session.callbacks import Callback
 from db.session.classes import joins_transaction
+from db.text.plural import plural
 from worker.broker import errors as redis_errors
 from worker.broker.broker import Broker, default_broker
 from worker.client.enqueued import count_enqueued
@@ -199,7 +200,8 @@ async def _add(session: Any, batches: list[Batch]) -> None:
 async def _publish(batches: list[Batch]) -> None:
     """Publish committed jobs. An error of Redis is only logged, as the jobs exist, and the relay publishes them."""
     if joined := _jobs(batch for batch in batches if batch.transaction.is_joined):
-        logger.info("%d jobs are not published yet: their transaction is part of an open one", len(joined))
+        unpublished = plural(len(joined), "job is", "jobs are")
+        logger.info("%s not published yet: the transaction is part of an open one", unpublished)
     for batch in batches:
         if not batch.transaction.is_joined:
             count_enqueued(batch.jobs)
@@ -207,7 +209,9 @@ async def _publish(batches: list[Batch]) -> None:
     try:
         await default_broker().publish(committed)
     except (redis_errors.RedisError, OSError) as error:
-        logger.warning("Redis did not take %d committed jobs, which the relay will publish: %s", len(committed), error)
+        logger.warning(
+            "Redis did not take %s, which the relay will publish: %s", plural(len(committed), "committed job"), error
+        )
 
 
 def _jobs(batches: Iterable[Batch]) -> list[NewJob]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from db.aio.cancellation import shielded
+from db.text.plural import plural
 from worker.aio import loop_thread
 from worker.broker.broker import Broker
 from worker.new_job import NewJob
@@ -37,7 +38,9 @@ def publish(broker: Broker, jobs: list[NewJob]) -> None:
         wait_for(shielded(_published(broker, jobs)))
     except Exception as error:  # noqa: BLE001 - the COMMIT has succeeded, so its caller must not get an error
         reason = str(error) or type(error).__name__
-        logger.warning("Redis did not take %d committed jobs, which the relay will publish: %s", len(jobs), reason)
+        logger.warning(
+            "Redis did not take %s, which the relay will publish: %s", plural(len(jobs), "committed job"), reason
+        )
 
 
 async def _published(broker: Broker, jobs: list[NewJob]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from db.text.plural import plural
 from worker.engine.execution import Execution
 from worker.engine.limits import Limits
 from worker.engine.outcome import Outcome, OutcomeKind
@@ -64,7 +65,9 @@ class Admission:
             return Outcome(OutcomeKind.ABORTED, error=asyncio.CancelledError())
         if claim.crashes >= self._max_crashes:
             return Outcome.failed(
-                PoisonJobError(f"its worker died {claim.crashes} times while it ran; WORKER_MAX_CRASHES allows no more")
+                PoisonJobError(
+                    f"its worker died {plural(claim.crashes, 'time')} while it ran; WORKER_MAX_CRASHES allows no more"
+                )
             )
         task = self._tasks.get(message.task)
         if task is None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 
+from db.text.plural import plural
 from worker.engine.execution import Phase
 from worker.engine.executions import Executions
 from worker.engine.outcome import OutcomeKind
@@ -32,7 +33,8 @@ class Draining:
 
     def begin(self) -> None:
         """Mark the worker as draining, and log that."""
-        logger.info("draining: %d jobs are running; they have %g s", self._executions.running, self._grace)
+        running = plural(self._executions.running, "job is running; it has", "jobs are running; they have")
+        logger.info("draining: %s %g s", running, self._grace)
         self.has_begun = True
 
     async def finish(self) -> None:

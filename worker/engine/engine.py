@@ -13,6 +13,7 @@ from typing import Any
 
 from db.aio.threads import in_thread
 from db.database import PoolUsage
+from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
@@ -161,7 +162,8 @@ class Engine:
         await self._flush()
         await self._loops.end()
         await in_thread(self.jobs.heartbeat.stop)  # jobs may have left work in all of asyncio's own threads
-        logger.info("stopped: %d jobs done, %d failed, %d retried", *(self.counts[each] for each in COUNTERS))
+        done, failed, retried = (self.counts[each] for each in COUNTERS)
+        logger.info("stopped: %s done, %d failed, %d retried", plural(done, "job"), failed, retried)
         return not self.jobs.executions.tasks
 
     async def _flush(self) -> None:
@@ -172,4 +174,5 @@ class Engine:
                 await self._health.forget()
                 await self._reporter.forget()
         if unwritten := sum(execution.phase is Phase.FINISHING for execution in self.jobs.executions):
-            logger.error("%d outcomes could not be written: their jobs run again after their leases", unwritten)
+            lost = plural(unwritten, "outcome")
+            logger.error("%s could not be written: their jobs run again after their leases", lost)

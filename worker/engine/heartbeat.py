@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.leases import LeaseClient, LeaseOwner
@@ -198,7 +199,8 @@ class Heartbeat:
     def _reacquire(self, lost: list[Execution], client: LeaseClient) -> None:
         taken = client.reacquire([job.for_renewal for job in lost])
         self.reacquired += sum(taken)
-        logger.warning("%d leases of running jobs had ended or were lost; %d acquired again", len(lost), sum(taken))
+        ended = plural(len(lost), "lease of a running job", "leases of running jobs")
+        logger.warning("%s had ended or been lost; %d acquired again", ended, sum(taken))
         for job, ours in zip(lost, taken, strict=True):
             if not ours:
                 self._loop.call(job.cancel, OutcomeKind.ABANDONED)

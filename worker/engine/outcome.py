@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from db.text.plural import plural
 from db.transient import Transient, transient
 from worker.aio.backoff import Backoff
 from worker.errors import Retry, TriesExhaustedError
@@ -153,7 +154,8 @@ def _is_retry(error: BaseException) -> bool:
 
 def _exhausted(cause: BaseException, tries: int) -> TriesExhaustedError:
     error = TriesExhaustedError(
-        f"gave up after {tries + 1} tries: the task raised Retry, but @task(max_tries=...) allows no more"
+        f"gave up after {plural(tries + 1, 'try', 'tries')}: "
+        "the task raised Retry, but @task(max_tries=...) allows no more"
     )
     error.__cause__ = cause
     return error

@@ -11,6 +11,7 @@ import random
 
 from sqlalchemy.exc import DBAPIError
 
+from db.text.plural import plural
 from db.transient import sqlstate
 from worker.ledger import Ledger
 
@@ -56,4 +57,4 @@ class Pruner:
             if not is_done:
                 await asyncio.sleep(_PAUSE)
         if deleted:
-            logger.info("deleted %d rows of jobs that ended long ago", deleted)
+            logger.info("deleted %s of jobs that ended long ago", plural(deleted, "row"))

@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
+from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.epochs import Epochs
 from worker.broker.errors import ResponseError
@@ -84,7 +85,9 @@ class Relay:
         self.guarded = frozenset([*paused, *await self._pauses.restore(lost)])
         self.on_unguarded()
         if published := await self._sweep(lost):
-            logger.warning("Redis had lost %d pending jobs of %s; they are published again", published, ", ".join(lost))
+            logger.warning(
+                "Redis had lost %s of %s; published again", plural(published, "pending job"), ", ".join(lost)
+            )
         for name, epoch in begun.items():
             # The epoch is completed last: no worker trusts the incomplete epoch of a worker that died during the sweep.
             # If Redis has lost the epoch meanwhile, it may have lost these jobs, too: the next round sweeps again.
@@ -117,7 +120,8 @@ class Relay:
         if published := await self._publish_missing(
             [(job_id, enqueued_at, name) for _, job_id, enqueued_at, name in due]
         ):
-            logger.info("published %d pending jobs that were not in Redis", published)
+            missing = plural(published, "pending job that was", "pending jobs that were")
+            logger.info("published %s not in Redis", missing)
         return len(due)
 
     async def _publish_missing(self, rows: Sequence[_Row]) -> int:
@@ -141,7 +145,7 @@ class Relay:
         try:
             exists = await self._broker.exists(name, [job_id for job_id, _ in keys])
         except WorkerError as error:  # this Redis cannot hold the queue; go on with the others
-            logger.error("cannot publish %d pending jobs: %s", len(keys), error)  # noqa: TRY400 - the message is enough
+            logger.error("cannot publish %s: %s", plural(len(keys), "pending job"), error)  # noqa: TRY400 - the message is enough
             return 0
         missing = [key for key, is_queued in zip(keys, exists, strict=True) if not is_queued]
         published = 0

@@ -21,6 +21,7 @@ from itertools import islice
 from typing import Any
 from uuid import uuid4
 
+from db.text.plural import plural
 from worker.aio.time_slices import TimeSlices
 from worker.broker.broker import Broker
 from worker.broker.records import CronSlot, to_ms
@@ -191,7 +192,11 @@ class Scheduler:
             await slices.rest()
         if is_late and found.slots:
             late = (now - seen).total_seconds()
-            logger.warning("%d cron slots are queued late: the last round was %.0f s ago", len(found.slots), late)
+            logger.warning(
+                "%s queued late: the last round was %.0f s ago",
+                plural(len(found.slots), "cron slot is", "cron slots are"),
+                late,
+            )
         return found
 
     async def _last_slots(self, series: Iterable[CronSeries]) -> dict[str, datetime]:

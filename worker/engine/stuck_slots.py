@@ -39,6 +39,10 @@ class StuckSlots:
             await asyncio.sleep(_INTERVAL)
             held_for = held_for + _INTERVAL if self._executions.hold_all_slots_overdue else 0.0
         self._hurry()
-        raise SlotsHeldError(
-            f"all {self._executions.slots} slots are held by jobs past their limits that cannot be stopped"
+        slots = self._executions.slots
+        held = (
+            "the only slot is held by a job past its limit"
+            if slots == 1
+            else f"all {slots:,} slots are held by jobs past their limits"
         )
+        raise SlotsHeldError(f"{held} that cannot be stopped")

@@ -145,7 +145,7 @@ class Keeper:
             time.sleep(_RETRY_PAUSE)
             more, left = self._for_each_queue(left, release)
             given_back += more
-        _log(f"worker {self._worker.process} has died: gave back {given_back} of its {len(jobs)} jobs")
+        _log(f"worker {self._worker.process} has died: gave back {given_back} of its {_jobs(len(jobs))}")
 
     def _for_each_queue(
         self, jobs: Sequence[KeptJob], do: Callable[[list[str], Sequence[KeptJob]], int]
@@ -239,3 +239,8 @@ def main(descriptor: int, size: int) -> None:
     table = TableReader(descriptor, size)
     options = KeeperOptions(**json.loads(table.attached()))
     Keeper(options, table, _Worker(options.worker, 0)).run()
+
+
+def _jobs(number: int) -> str:
+    """``1 job``, ``2 jobs``. The keeper does not import `db.text`: it has little memory."""
+    return "1 job" if number == 1 else f"{number} jobs"

@@ -30,6 +30,7 @@ from sqlalchemy.exc import IntegrityError
 
 from db import default_database
 from db.scope import scope
+from db.text.plural import plural
 from worker.errors import PayloadError
 from worker.ledger.audit import Audit, AuditRow
 from worker.ledger.error_kind import beginning, kind_of, without_numbers
@@ -215,7 +216,7 @@ class JobAdmin:
     async def _write_audit(self, session: AnySession, row: AuditRow | None, verb: str, ids: Sequence[str]) -> None:
         if row is not None:
             detail = {**row.detail, "jobs": len(ids), "ids": ids}
-            await self._audit.add(session, row._replace(detail=detail, outcome=f"{verb} {len(ids)} jobs"))
+            await self._audit.add(session, row._replace(detail=detail, outcome=f"{verb} {plural(len(ids), 'job')}"))
 
     async def _retry(
         self, keys: Sequence[Key], *, accept_pickle: bool, audit: AuditRow | None

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.config import Config
@@ -23,7 +24,7 @@ async def log_pickled_jobs(config: Config, broker: Broker) -> None:
             for queue in config.queue_names:
                 beginnings = await broker.payload_beginnings(queue, _SAMPLE)
                 if pickles := beginnings.count(PICKLE_MAGIC):
-                    found.append(f"{queue} ({pickles} of the first {len(beginnings)} jobs)")
+                    found.append(f"{queue} ({pickles} of the first {plural(len(beginnings), 'job')})")
     if not found:
         return
     queues = ", ".join(found)

@@ -12,6 +12,7 @@ from typing import Any
 
 import db
 from db.database import given_default
+from db.text.plural import plural
 from worker.aio.cancel_tasks import cancel_tasks
 from worker.broker.broker import Broker, given_default_broker, set_default_broker
 from worker.broker.connections import Connections
@@ -238,7 +239,8 @@ class Runtime:
         if database.pool_size > wanted:
             return
         shortage = (
-            f"{wanted} jobs (WORKER_CONCURRENCY) and the health check share {database.pool_size} database connections: "
+            f"{plural(wanted, 'job')} (WORKER_CONCURRENCY) and the health check share "
+            f"{plural(database.pool_size, 'database connection')}: "
             f"set WORKER_POOL_SIZE (or the project's own Database(pool_size=...)) to {wanted + 3} or more, or lower "
             "WORKER_CONCURRENCY"
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from db.text.plural import plural
 from worker.aio.background import Background
 from worker.context import from_milliseconds
 from worker.engine.cron_series import CronSeries
@@ -130,8 +131,8 @@ class Drainer:
             )
         if len(tally) >= limits.runs:
             raise WorkerError(
-                f"{limits.runs} jobs have run, and others are due: {self.described(job)} is the next. If that is no "
-                f"endless chain, pass limit={10 * limits.runs}"
+                f"{plural(limits.runs, 'job has run', 'jobs have run')}, and others are due: "
+                f"{self.described(job)} is the next. If that is no endless chain, pass limit={10 * limits.runs}"
             )
 
     async def _run_aborted(self, job: QueuedJob) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from secrets import token_hex
 from typing import Any, ParamSpec, TypeVar
 
+from db.text.plural import plural
 from worker.broker.records import now_ms
 from worker.client.enqueue_time import enqueue_time
 from worker.config import Config
@@ -290,11 +291,14 @@ class Jobs:
     def _what_is_there(
         self, wanted: "Wanted", waiting: list[EnqueuedJob], found: list[EnqueuedJob], count: int | None
     ) -> str:
-        number = "no job waits" if not found else f"{len(found)} jobs wait, and not {count},"
+        number = "no job waits"
+        if found:
+            number = plural(len(found), "job waits", "jobs wait") + f", and not {count},"
         lines = [f"{number} with {wanted}"]
         lines += ["these jobs wait:" if waiting else "no jobs wait at all", *(f"  {job}" for job in waiting)]
         if uncommitted := len(self.broker.expected):
-            lines.append(f"{uncommitted} jobs were enqueued in a transaction that is not committed, or was rolled back")
+            number = plural(uncommitted, "job was", "jobs were")
+            lines.append(f"{number} enqueued in a transaction that is not committed, or was rolled back")
         return "\n".join(lines)
 
 

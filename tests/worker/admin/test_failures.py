@@ -141,7 +141,7 @@ class TestBulk:
         assert await broker.depth("mail") == 1_200
         (entry,) = await AuditLog().read()
         assert (entry.actor, entry.action, entry.subject) == ("ann", "job.retry_many", "send: ValueError: order #")
-        assert entry.outcome == "done: 1200 jobs"
+        assert entry.outcome == "done: 1,200 jobs"
         assert entry.detail["jobs"] == 1_200
 
     async def test_jobs_that_fail_later_are_not_meant(self, failures: Failures, add: Any, postgres: Observer) -> None:

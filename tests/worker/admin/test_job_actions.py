@@ -171,7 +171,7 @@ class TestFailedJobs:
         entry = await last_entry(deployment)
         assert (entry.action, entry.outcome, entry.detail) == (
             "job.retry",
-            "retried 1 jobs",
+            "retried 1 job",
             {"jobs": 1, "ids": [job.job_id]},
         )
         async with start(fail_once):

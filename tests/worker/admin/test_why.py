@@ -186,7 +186,7 @@ async def test_a_job_behind_a_full_pool(ask: Ask, start: StartWorker) -> None:
     """The sentence names the job that holds a slot longest."""
     async with full(start, note) as held:
         reason = await ask.until(await note.enqueue(), ReasonKind.SLOTS_TAKEN)
-        assert reason.sentence.startswith(f"all 1 slots of the workers of its queue {QUEUE} are taken, the longest by")
+        assert reason.sentence.startswith(f"the only slot of the workers of its queue {QUEUE} is taken, the longest by")
         assert f"job {held.job_id} ({hold.name}) on w since" in reason.sentence
         assert [each["id"] for each in reason.evidence["jobs"]] == [held.job_id]
 

@@ -123,7 +123,7 @@ async def test_a_worker_that_is_stopped_from_afar_drains_and_exits_with_0(
         await eventually((tmp_path / "file.begun").exists)
         await eventually(lambda: is_listed(workers, WorkerState.WORKING))
         assert await workers.stop("w", actor=ACTOR) == 1
-        await run.says("draining: 1 jobs")
+        await run.says("draining: 1 job is running")
         assert "ann tells this worker: stop" in run.output
         (tmp_path / "file").touch()
         assert await run.ends() == 0

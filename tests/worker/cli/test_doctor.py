@@ -108,7 +108,7 @@ class TestDoctor:
     ) -> None:
         await postgres.execute(_PENDING)
         finding = (await doctor.findings(0))["unpublished jobs"]
-        assert finding["text"] == "Redis lacks 1 of the 1 committed jobs that were looked at"
+        assert finding["text"] == "Redis lacks 1 of the first 1 committed job"
 
     async def test_an_invalid_index_is_an_error(self, doctor: Doctor, postgres: Observer) -> None:
         """As a CREATE INDEX CONCURRENTLY that failed leaves it."""

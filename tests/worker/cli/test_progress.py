@@ -31,18 +31,18 @@ class TestTotals:
         totals = Totals(["a"])
         totals.update({"a": record(done=5, failed=1)})
         totals.remove_ended("a")
-        assert totals.line(0).startswith("0 of 1 workers · 5 done · 1 failed")
+        assert totals.line(0).startswith("0 of 1 worker · 5 done · 1 failed")
         totals.update({})
-        assert totals.line(0).startswith("0 of 1 workers · 5 done · 1 failed")
+        assert totals.line(0).startswith("0 of 1 worker · 5 done · 1 failed")
         totals.update({"a": record(done=2)})
-        assert totals.line(0).startswith("1 of 1 workers · 7 done · 1 failed")
+        assert totals.line(0).startswith("1 of 1 worker · 7 done · 1 failed")
 
     def test_the_counts_of_a_silent_worker_are_kept(self) -> None:
         """The counts of a worker without a record for a while stay in the line."""
         totals = Totals(["a"])
         totals.update({"a": record(done=5, running=2)})
         totals.update({})
-        assert totals.line(3) == "0 of 1 workers · 5 done · 0 failed · 0 retried · 0 running · 3 queued"
+        assert totals.line(3) == "0 of 1 worker · 5 done · 0 failed · 0 retried · 0 running · 3 queued"
 
 
 class TestProgress:

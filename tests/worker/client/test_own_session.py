@@ -454,7 +454,7 @@ class TestFaults:
             set_default_broker(None)
         assert await postgres.fetchval("SELECT id FROM tandem_jobs WHERE state = 'pending'") == job.job_id
         assert observer.keys("*") == []
-        assert "Redis did not take 1 committed jobs, which the relay will publish" in caplog.text
+        assert "Redis did not take 1 committed job, which the relay will publish" in caplog.text
 
     async def test_a_cancellation_during_the_publish_is_delivered_after_it(
         self, sessions: async_sessionmaker[AsyncSession], jobs: Jobs, monkeypatch: pytest.MonkeyPatch

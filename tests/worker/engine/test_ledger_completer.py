@@ -339,7 +339,7 @@ class TestOutages:
             await worker_.drain()
             assert seen.result(job.job_id) == {}
             await proxy.resume()
-        assert "1 outcomes could not be written" in caplog.text
+        assert "1 outcome could not be written" in caplog.text
 
     async def test_a_locked_row_does_not_delay_the_outcomes_of_other_jobs(
         self, start: StartWorker, ledger: Ledger

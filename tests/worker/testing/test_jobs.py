@@ -87,9 +87,9 @@ class TestEnqueued:
             "no job waits with double(number=3)",
             "these jobs wait:",
             "  double(number=2), queue math, due after 5 s",
-            "1 jobs were enqueued in a transaction that is not committed, or was rolled back",
+            "1 job was enqueued in a transaction that is not committed, or was rolled back",
         ]
-        with pytest.raises(AssertionError, match="1 jobs wait, and not 2"):
+        with pytest.raises(AssertionError, match="1 job waits, and not 2"):
             await jobs.assert_enqueued(double, count=2)
         with pytest.raises(AssertionError, match="1 such jobs wait"):
             await jobs.refute_enqueued(double)

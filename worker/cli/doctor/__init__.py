@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from rich.text import Text
 
 from db import DatabaseURLError
+from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.server_info import redis_info
@@ -71,7 +72,7 @@ async def _examine(config: Config, set_url: str) -> AsyncIterator[Finding]:
     try:
         registry = load(config.registry)
         count = len(registry.tasks)
-        yield Finding(Level.OK, "registry", f"{config.registry}: {count} {'task' if count == 1 else 'tasks'}")
+        yield Finding(Level.OK, "registry", f"{config.registry}: {plural(count, 'task')}")
     except RegistryError as error:
         for problem in error.problems:
             yield Finding(Level.ERROR, "registry", problem, "tandem check")

@@ -4,6 +4,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.queue_state import QueueInspector
 from worker.cli.doctor.finding import Finding, Level
@@ -68,6 +69,6 @@ async def check_unpublished(ledger: Ledger, broker: Broker) -> Finding:
     return Finding(
         Level.WARNING,
         "unpublished jobs",
-        f"Redis lacks {missing:,} of the {len(due):,} committed jobs that were looked at",
+        f"Redis lacks {missing:,} of the first {plural(len(due), 'committed job')}",
         "start a worker: its relay publishes them within seconds",
     )

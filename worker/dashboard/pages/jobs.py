@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from db.text.plural import plural
 from worker.admin.job_actions import ActionRefusedError, JobActions
 from worker.admin.jobs import Count, JobDetail, JobQuery, JobState
 from worker.admin.why import Reason, why
@@ -85,10 +86,9 @@ class JobPages:
                 done += 1
             except ActionRefusedError as error:
                 refused = f" {job_id}: {error}."
-        jobs = "1 job" if done == 1 else f"{done} jobs"
         left = f" {len(selected) - done} left as they are.{refused}" if done < len(selected) else ""
         self._counts.forget()
-        return self._site.back(request, one(form, "back", "jobs"), f"{_VERBS[action]} {jobs}.{left}")
+        return self._site.back(request, one(form, "back", "jobs"), f"{_VERBS[action]} {plural(done, 'job')}.{left}")
 
     async def show(self, request: Request) -> Response:
         """Show one job."""
