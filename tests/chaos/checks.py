@@ -23,6 +23,7 @@ _LEAK_TIMEOUT = 10.0  # seconds: a tombstone lives for five, and a backend needs
 
 _NAMES = [Keys.of(queue) for queue in QUEUES]
 _KEPT_KEYS = (
+    "arq:served-queues",
     *(names.result("") for names in _NAMES),
     *(names.slots for names in _NAMES),
     *(names.epoch for names in _NAMES),

@@ -65,6 +65,7 @@ def left_keys(observer: Any) -> set[str]:
         "arq:queue:epoch",
         "arq:queue:tasks",
         "arq:queue:metrics:",
+        "arq:served-queues",
     )
     return {key for key in observer.keys("*") if not key.startswith(kept)}
 

@@ -101,12 +101,16 @@ class QueueAdmin:
         self._recorder = Recorder(self._deployment)
 
     async def list(self) -> list[QueueInfo]:
-        """All queues of the deployment, and those that are paused."""
-        names = [*self._deployment.queues]
+        """All queues of the deployment, and those that are paused.
+
+        A queue that nothing names is listed while a worker serves it, or a job is in it.
+        """
+        named = [*self._deployment.named]
         if self._rows is not None:
             with contextlib.suppress(SQLAlchemyError, DbError, LedgerError, OSError):  # the others are listed anyway
-                names += sorted(await self._rows.read(PauseKind.QUEUE))
-        return await asyncio.gather(*map(self.get, dict.fromkeys(names)))
+                named += sorted(await self._rows.read(PauseKind.QUEUE))
+        found = await asyncio.gather(*map(self.get, dict.fromkeys([*named, *self._deployment.queues])))
+        return [queue for queue in found if queue.name in named or queue.depth or queue.workers or queue.pause]
 
     async def get(self, name: str) -> QueueInfo:
         """One queue. An empty one if it does not exist."""

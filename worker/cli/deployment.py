@@ -3,7 +3,7 @@
 import asyncio
 import getpass
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from worker.admin.deployment import Deployment
@@ -68,11 +68,12 @@ async def _deployment(config: Config) -> AsyncIterator[Deployment]:
     url, others = config.require_redis_url(), queues_of_tasks(config)
     broker = Broker(url, name=config.queue, max_payload=config.max_payload, default=True)
     try:
-        if config.database_url is None:
-            yield Deployment.of_process(config).with_queues(others)
-        else:
-            async with opened(config, statement_timeout=_STATEMENT_TIMEOUT):
-                yield Deployment.of_process(config).with_queues(others)
+        async with AsyncExitStack() as stack:
+            if config.database_url is not None:
+                await stack.enter_async_context(opened(config, statement_timeout=_STATEMENT_TIMEOUT))
+            deployment = Deployment.of_process(config).with_queues(others)
+            await deployment.refresh()
+            yield deployment
     finally:
         set_default_broker(None)
         await broker.close()

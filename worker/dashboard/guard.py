@@ -66,6 +66,8 @@ class Guard:
             await response(scope, receive, send_guarded)
             return
         try:
+            if not path.startswith(_OPEN):
+                await self._site.deployment.refresh()
             await self._app(scope, receive, send_guarded)
         except (RedisError, SQLAlchemyError, DbError, WorkerError, OSError) as error:
             logger.warning("the dashboard cannot show %s: %s", path or "its first page", error)

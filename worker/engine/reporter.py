@@ -15,6 +15,7 @@ from typing import Any
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
 from worker.broker.metrics import Measurements, MetricsStore
+from worker.broker.served_queues import ServedQueues
 from worker.metrics.counts import LANES, OUTCOMES, encode
 from worker.metrics.meter import Changes, Meter
 from worker.metrics.records import encode_ended, encode_report
@@ -22,6 +23,7 @@ from worker.metrics.records import encode_ended, encode_report
 logger = logging.getLogger("worker")
 
 _INTERVAL = 1.0  # seconds between two reports
+_SERVED_INTERVAL = 15.0  # seconds between two writes of the queues' names
 _WARN_AGAIN = 30.0  # seconds between two warnings
 _COMPLETED = OUTCOMES.index("completed")
 
@@ -59,6 +61,8 @@ class Reporter:
         self._describe = describe
         self._running = running
         self._last_warning = -_WARN_AGAIN
+        self._served = ServedQueues(broker.connections)
+        self._last_served = -_SERVED_INTERVAL
 
     async def run(self) -> None:
         """Report every second, for ever."""
@@ -85,6 +89,7 @@ class Reporter:
             else:
                 self._meter.confirm(changes)
         await self._write_idle(idle, described)
+        await self._write_served()
 
     async def forget(self) -> None:
         """Write the last counts, and delete the worker's record: the worker ends.
@@ -103,6 +108,17 @@ class Reporter:
                 await self._store.add_record(queues, self._process, encode_report(described, ()))
             except Exception as error:  # noqa: BLE001 - as for the other queues: a failure costs no job anything
                 self._warn(error)
+
+    async def _write_served(self) -> None:
+        """Write the names of the queues, now and then."""
+        now = time.monotonic()
+        if now - self._last_served < _SERVED_INTERVAL:
+            return
+        self._last_served = now
+        try:
+            await self._served.record(self._queues)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._warn(error)
 
     async def _write(
         self, queue: str, changes: Changes, described: dict[str, Any], running: Iterable[Sequence[Any]]

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from tests.servers import Observer
+from tests.waiting import eventually
 from tests.worker.cli.test_cli import MAIL, run
-from worker import Broker
+from tests.worker.engine.conftest import StartWorker
+from worker import Broker, task
 from worker.broker.records import now_ms
+from worker.broker.served_queues import ServedQueues
 from worker.message import encode
 from worker.new_job import NewJob
 
@@ -137,6 +140,48 @@ class TestQueuesOfTasks:
     async def test_queues_that_are_named_are_all_that_is_listed(self, command: Command) -> None:
         listed = await command("queues", "list", "--json", WORKER_QUEUES="arq:queue")
         assert [queue["name"] for queue in json.loads(listed.stdout)] == ["arq:queue"]
+
+
+class TestQueuesOfWorkers:
+    """A worker may serve a queue that no setting and no task of this process names."""
+
+    async def test_the_queue_of_a_running_worker_is_listed_with_its_worker(
+        self, command: Command, start: StartWorker
+    ) -> None:
+        """`queues list`, `top` and `workers` know it from the worker's record."""
+        async with start(clean_up, queues="bulk"):
+            await eventually(lambda: is_listed(command, "bulk", workers=1))
+            shown = json.loads((await command("top", "--json")).stdout)
+            assert "bulk" in [queue["name"] for queue in shown["queues"]]
+            listed = json.loads((await command("workers", "--json")).stdout)
+            assert [worker["queues"] for worker in listed] == [["bulk"]]
+
+    async def test_a_queue_whose_workers_are_gone_is_listed_while_it_has_jobs(
+        self, command: Command, broker: Broker
+    ) -> None:
+        """An operator looks for exactly these jobs. An empty queue is no longer of interest."""
+        await ServedQueues(broker.connections).record(["bulk", "empty"])
+        await enqueue(broker, "bulk", 1)
+        listed = json.loads((await command("queues", "list", "--json")).stdout)
+        assert [(queue["name"], queue["depth"]) for queue in listed] == [("arq:queue", 0), ("bulk", 1)]
+
+    async def test_a_served_queue_is_not_listed_where_the_queues_are_named(
+        self, command: Command, broker: Broker
+    ) -> None:
+        """Several services on one Redis name theirs in WORKER_QUEUES."""
+        await ServedQueues(broker.connections).record(["bulk"])
+        await enqueue(broker, "bulk", 1)
+        listed = await command("queues", "list", "--json", WORKER_QUEUES="arq:queue")
+        assert [queue["name"] for queue in json.loads(listed.stdout)] == ["arq:queue"]
+
+
+async def is_listed(command: Command, name: str, *, workers: int) -> bool:
+    listed = json.loads((await command("queues", "list", "--json")).stdout)
+    return (name, workers) in [(queue["name"], queue["workers"]) for queue in listed]
+
+
+@task
+async def clean_up() -> None: ...
 
 
 class TestTop:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.worker.dashboard.conftest import as_operator
 from tests.worker.dashboard.world import World
+from worker.broker.served_queues import ServedQueues
 from worker.message import encode
 from worker.metrics.reader import MetricsReader
 from worker.new_job import NewJob
@@ -45,6 +46,23 @@ def row(job_id: str, state: str = "done", *, at: int = 1_000, task: str = "send"
     ended = values.get("ended", at + 50)
     error, result = values.get("error"), values.get("result", b"null")
     return (job_id, at, task, "mail", state, payload, at, at + 10, ended, result, error, values.get("trace"), 1, None)
+
+
+class TestQueues:
+    async def test_a_queue_that_only_a_worker_names_is_shown_and_its_jobs_are_found(
+        self, empty_world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The overview, the page of queues and the lists of jobs have it."""
+        monkeypatch.delenv("WORKER_QUEUES")
+        await ServedQueues(empty_world.broker.connections).record(["bulk"])
+        await empty_world.broker.enqueue(
+            [NewJob("b1", encode("send", b"{}", 1), "send", "bulk", 1, due=1, expires=None)]
+        )
+        async with as_operator() as client:
+            for path in ("/", "/queues"):
+                assert ">bulk<" in await page_of(client, path)
+            assert ids_of(await page_of(client, "/jobs?state=waiting")) == ["b1"]
+            assert "No worker serves bulk" in await page_of(client, "/")
 
 
 class TestLists:

@@ -132,7 +132,7 @@ class Seen:
 
     def left(self) -> set[str]:
         """All keys but results, what workers say of themselves, and the epoch."""
-        kept = (":result:", ":health-check", ":epoch", ":tasks", ":metrics:")
+        kept = (":result:", ":health-check", ":epoch", ":tasks", ":metrics:", ":served-queues")
         return {key for key in self._observer.keys("*") if not any(part in key for part in kept)}
 
 
