@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,6 +36,10 @@ class QueueState(StrEnum):
     """No job of the queue starts."""
     DRAINING = "draining"
     """Jobs that were due when the queue was drained still start; others wait. Then the queue is paused."""
+
+
+class TimeOverError(ValueError):
+    """The time at which a pause should end is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +275,17 @@ def end_of_pause(until: datetime | None, now: int) -> int | None:
     """The end of a pause in milliseconds since the epoch.
 
     Raises:
-        ValueError: `until` has no time zone, or is not later than `now`.
+        TimeOverError: `until` is not later than `now`.
+        ValueError: `until` has no time zone, or cannot be told in UTC.
     """
     if until is None:
         return None
     if until.tzinfo is None:
         raise ValueError(f"until={until!r} has no time zone: use datetime.now(UTC) + timedelta(hours=1)")
-    end = to_ms(until)
+    try:
+        end = to_ms(until.astimezone(UTC))
+    except OverflowError:
+        raise ValueError(f"until={until!r} cannot be told in UTC: leave it out for a pause without an end") from None
     if end <= now:
-        raise ValueError(f"until={until:%Y-%m-%d %H:%M:%S %Z} is not in the future")
+        raise TimeOverError(f"until={until:%Y-%m-%d %H:%M:%S %Z} is not in the future")
     return end

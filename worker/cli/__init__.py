@@ -6,6 +6,8 @@ when it is called, so that the help and the shell's completion do not wait for t
 Only `worker.__main__` may import it. Code that is useful without a terminal must not be put here.
 """
 
+import errno
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -98,17 +100,44 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command that the process was started with."""
-    sys.exit(_exit_code())
+    sys.exit(_flushed(_exit_code()))
+
+
+def _flushed(exit_code: int) -> int:
+    """Write what is left of the output; the exit code. At its own end Python would print a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What cannot be written must not be tried again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough
+            return exit_code
+        print(f"standard output: {error.strerror}", file=sys.stderr)  # noqa: T201 - as little as possible can fail
+        return exit_code or 1
+    return exit_code
 
 
 def _exit_code() -> int:
+    for argument in sys.argv[1:]:
+        if not _is_text(argument):  # no server could take it
+            from db.text.printable import printable  # noqa: PLC0415 - as below
+            from worker.cli.output import explain  # noqa: PLC0415 - as below
+
+            return explain(f"{printable(argument)}: this argument is no valid text: write it in UTF-8", _MISTAKE)
     try:
         return app(prog_name=PROGRAM, standalone_mode=False) or 0
     except typer.TyperException as mistake:
         from db.text.printable import printable  # noqa: PLC0415 - the help does not need SQLAlchemy, which db imports
         from worker.cli.output import explain  # noqa: PLC0415 - nor rich's console, where nothing is printed
 
-        return explain(printable(" ".join(mistake.format_message().split())), _MISTAKE)
+        context = getattr(mistake, "ctx", None)
+        command = PROGRAM if context is None else context.command_path
+        message = " ".join(mistake.format_message().split()).removesuffix(".")
+        return explain(printable(f"{message}; see '{command} --help'"), _MISTAKE)
+    except OSError as error:
+        if error.filename is not None or error.errno != errno.ENOSPC:
+            raise
+        return 1  # the output cannot be written, as `_flushed` says
     except Exception as error:
         from worker.cli.failures import explain_error  # noqa: PLC0415 - the errors of all that commands import
 
@@ -116,6 +145,14 @@ def _exit_code() -> int:
         if exit_code is None:
             raise
         return exit_code
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _print_version(asked: bool) -> None:

@@ -13,7 +13,7 @@ from worker.cli.output import printable_text, wide_out
 
 def audit(
     *,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Actions to show.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000, help="Actions to show.")] = 20,
     actor: Annotated[str | None, typer.Option(metavar="NAME", help="Only actions of this person.")] = None,
     action: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only these actions, for example queue.pause, or job. for all.")

@@ -7,12 +7,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from worker.admin.deployment import Deployment
-from worker.admin.job_actions import ActionRefusedError
+from worker.admin.queues import TimeOverError
 from worker.broker.broker import Broker, set_default_broker
 from worker.broker.errors import RedisError
 from worker.cli.database import opened
 from worker.config import Config
-from worker.errors import LedgerAwayError, RegistryError
+from worker.errors import ConfigError, LedgerAwayError, RegistryError
 from worker.process.errors import StartupError
 from worker.registry import load
 
@@ -26,7 +26,8 @@ def with_deployment(act: Callable[[Deployment], Awaitable[T]], config: Config | 
 
     Raises:
         ConfigError: ``REDIS_URL`` is not set.
-        StartupError: a server does not answer, or refuses; or the action is refused.
+        StartupError: a server does not answer, or refuses.
+        ActionRefusedError: the action does not fit the job.
     """
 
     async def run() -> T:
@@ -37,8 +38,10 @@ def with_deployment(act: Callable[[Deployment], Awaitable[T]], config: Config | 
         return asyncio.run(run())
     except (RedisError, OSError) as error:
         raise StartupError(f"REDIS_URL: no answer ({error}); is the server up?") from None
-    except (ActionRefusedError, LedgerAwayError) as error:
+    except LedgerAwayError as error:
         raise StartupError(str(error)) from None
+    except TimeOverError as error:  # it was in the future when the command was typed
+        raise ConfigError(str(error)) from None
 
 
 def queues_of_tasks(config: Config) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from worker.admin.job_actions import ActionRefusedError
 from worker.cli.output import FAILED, MISTAKE, err, explain, print_all
 from worker.cli.task_list import describe_problems
 from worker.config import Config, URLMissingError
@@ -21,7 +22,7 @@ def explain_error(error: Exception) -> int | None:
             return explain("\n".join((str(error), *_local_servers())), MISTAKE)
         case ConfigError() | EmbeddedServerError():
             return explain(str(error), MISTAKE)
-        case StartupError() | LedgerError():
+        case StartupError() | LedgerError() | ActionRefusedError():
             return explain(str(error), FAILED)
     return None
 

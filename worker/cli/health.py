@@ -16,6 +16,8 @@ from worker.cli.worker_records import WorkerRecord, read_worker_records
 from worker.cli.worker_table import describe_workers
 from worker.config import Config
 
+_NEXT = "start one with 'tandem run', or see with 'tandem workers' why it is unwell"
+
 
 def health(
     queues: Queues = None,
@@ -33,7 +35,7 @@ def health(
         typer.echo(to_json({"workers": {worker_id: record.model_dump() for worker_id, record in workers.items()}}))
     elif workers:
         wide_out().print(describe_workers(workers))
-    return 0 if workers else explain(f"no healthy worker serves {', '.join(config.queue_names)}", FAILED)
+    return 0 if workers else explain(f"no healthy worker serves {', '.join(config.queue_names)}: {_NEXT}", FAILED)
 
 
 async def _workers(url: str, names: Sequence[str]) -> dict[str, WorkerRecord]:

@@ -1,14 +1,17 @@
 """``tandem jobs why``, ``abort`` and ``run-now``: one job, wherever it is."""
 
+import shlex
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 from pydantic_core import to_json
 
-from worker.admin.job_actions import JobActions
+from db.text.printable import printable
+from worker.admin.job_actions import ActionRefusedError, JobActions
 from worker.admin.why import Reason, ReasonKind, why
 from worker.cli.deployment import actor, with_deployment
-from worker.cli.output import FAILED, out, printable_text
+from worker.cli.output import FAILED, explain, out, printable_text
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")]
 OfQueue = Annotated[
@@ -40,15 +43,21 @@ def explain_job(
 
 def abort(job_id: Id, *, queue: OfQueue = None) -> int:
     """Abort a job that waits or runs. A waiting job ends without running; a running one is rolled back."""
-    with_deployment(lambda deployment: JobActions(deployment).abort(job_id, actor=actor(), queue=queue))
-    typer.echo(f"{job_id} is being aborted")
-    return 0
+    return _act(job_id, "is being aborted", lambda actions: actions.abort(job_id, actor=actor(), queue=queue))
 
 
 def run_now(job_id: Id, *, queue: OfQueue = None) -> int:
     """Make a job due now that is scheduled, or that a worker has put back."""
-    with_deployment(lambda deployment: JobActions(deployment).run_now(job_id, actor=actor(), queue=queue))
-    typer.echo(f"{job_id} is due now")
+    return _act(job_id, "is due now", lambda actions: actions.run_now(job_id, actor=actor(), queue=queue))
+
+
+def _act(job_id: str, effect: str, act: Callable[[JobActions], Awaitable[None]]) -> int:
+    try:
+        with_deployment(lambda deployment: act(JobActions(deployment)))
+    except ActionRefusedError as error:
+        why_not = f"tandem jobs why {shlex.quote(job_id)}"
+        return explain(printable(f"{error}: {why_not}"), FAILED)
+    typer.echo(printable(f"{job_id} {effect}"))
     return 0
 
 

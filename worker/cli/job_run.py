@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shlex
 import traceback
 from typing import Annotated, NamedTuple
 
@@ -88,11 +89,9 @@ async def _find(config: Config, job_id: str) -> _Job:
             return found
     except PayloadError as error:
         raise StartupError(printable(f"{job_id}: its arguments cannot be read: {error}")) from None
-    raise StartupError(
-        printable(
-            f"{job_id}: its arguments are not kept, it is {rows[0]['state']}" if rows else f"{job_id}: no such job"
-        )
-    )
+    if rows:
+        raise StartupError(printable(f"{job_id}: its arguments are not kept, it is {rows[0]['state']}"))
+    raise StartupError(printable(f"{job_id}: no such job: tandem jobs why {shlex.quote(job_id)}"))
 
 
 async def _in_redis(config: Config, job_id: str) -> _Job | None:

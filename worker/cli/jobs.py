@@ -68,7 +68,9 @@ def show_list(
     task: Task = None,
     queue: OfQueue = None,
     error: Error = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Jobs to show. The counts include all.")] = 20,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1_000_000, help="Jobs to show. The counts include all.")
+    ] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Show jobs, the latest first, and count them by task and kind of error."""
@@ -204,7 +206,7 @@ async def _by_id(admin: JobAdmin, ids: Sequence[str]) -> _Chosen:
     for job_id in dict.fromkeys(ids):
         latest = await admin.latest(job_id)
         if latest is None:
-            rejections.append(Rejection(job_id, "the ledger has no such job"))
+            rejections.append(Rejection(job_id, f"the ledger has no such job: tandem jobs why {shlex.quote(job_id)}"))
         elif latest[1] is not State.FAILED:
             rejections.append(Rejection(job_id, f"the job is {latest[1]}, not failed"))
         else:

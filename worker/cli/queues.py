@@ -1,6 +1,7 @@
 """``tandem queues``: list queues, and pause, resume, drain and purge them for the whole fleet."""
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from db.text.plural import plural
+from db.text.printable import printable
 from worker.admin.deployment import Deployment
 from worker.admin.queues import Pause, PurgeProgress, QueueAdmin, QueueInfo, QueueState
 from worker.cli.confirmation import confirm
@@ -21,7 +23,15 @@ from worker.config import Config
 
 app = typer.Typer(help="List, pause, resume, drain and purge queues.", add_completion=False)
 
-Name = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.")]
+
+def _name(name: str) -> str:
+    """The name of a queue, as `enqueue` takes it."""
+    if not name:
+        raise typer.BadParameter("give the name of a queue; 'tandem queues list' shows them")
+    return name
+
+
+Name = Annotated[str, typer.Argument(metavar="QUEUE", callback=_name, help="Name of the queue.")]
 Until = Annotated[
     str | None, typer.Option(metavar="TIME", help="When the queue goes on by itself: 30m, 2h, or a time with its zone.")
 ]
@@ -80,8 +90,8 @@ def drain(queue: Name, *, until: Until = None) -> int:
 def resume(queue: Name) -> int:
     """End the pause of a queue."""
     if not with_deployment(lambda deployment: QueueAdmin(deployment).resume(queue, actor=actor())):
-        return explain(f"{queue} is not paused", FAILED)
-    typer.echo(f"{queue} is active again")
+        return explain(printable(f"{queue} is not paused; 'tandem queues list' shows which queues are"), FAILED)
+    typer.echo(printable(f"{queue} is active again"))
     return 0
 
 
@@ -118,8 +128,10 @@ def purge(
 
 
 def _paused(queue: str, state: str, pause: Pause) -> int:
-    until = f" until {pause.until:%Y-%m-%d %H:%M:%S %Z}" if pause.until else f": tandem queues resume {queue}"
-    typer.echo(f"{queue} is {state}{until}")
+    until = (
+        f" until {pause.until:%Y-%m-%d %H:%M:%S %Z}" if pause.until else f": tandem queues resume {shlex.quote(queue)}"
+    )
+    typer.echo(printable(f"{queue} is {state}{until}"))
     if not pause.is_durable:
         err.print(printable_text("there is no database: the pause is lost if Redis loses its data", style="yellow"))
     return 0

@@ -30,7 +30,7 @@ class Under(StrEnum):
 
 
 def run(
-    processes: Annotated[int, typer.Option(metavar="N", min=1, help="Number of worker processes.")] = 1,
+    processes: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Number of worker processes.")] = 1,
     queues: Queues = None,
     concurrency: Annotated[
         int | None,

@@ -72,7 +72,7 @@ def pause(
 def resume(task: TaskName) -> int:
     """Queue runs of a task again, from the next one on."""
     if not _with_schedules(lambda admin: admin.resume(task, actor=actor()), task):
-        return explain(f"{task} is not paused", FAILED)
+        return explain(f"{task} is not paused; 'tandem schedules list' shows which schedules are", FAILED)
     typer.echo(f"{task} runs again on schedule")
     return 0
 

@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 
+from db.text.printable import printable
 from worker.errors import ConfigError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -14,15 +15,23 @@ def parse_until(text: str) -> datetime:
     """The time that a length from now (``90s``, ``30m``, ``2h``, ``1d``) or a time with its zone names.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither, or it is not in the future, or in no year that has a name.
     """
-    if (match := _LENGTH.fullmatch(text.strip())) is not None:
-        return datetime.now(UTC) + timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    now, shown = datetime.now(UTC), printable(text)
     try:
-        time = datetime.fromisoformat(text)
+        if (match := _LENGTH.fullmatch(text.strip())) is not None:
+            end = now + timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+        else:
+            end = datetime.fromisoformat(text).astimezone(UTC)
+    except OverflowError:
+        raise ConfigError(f"--until {shown}: there is no such time; without --until a pause has no end") from None
     except ValueError:
-        raise ConfigError(f"--until {text}: write a length as 30m or 2h, or a time as 2030-01-31T08:00+01:00") from None
-    return time if time.tzinfo is not None else time.astimezone()
+        raise ConfigError(
+            f"--until {shown}: write a length as 30m or 2h, or a time as 2030-01-31T08:00+01:00"
+        ) from None
+    if end <= now:
+        raise ConfigError(f"--until {shown}: that is not in the future: write a length as 30m or 2h, or a later time")
+    return end
 
 
 def length(seconds: float) -> str:

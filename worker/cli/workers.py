@@ -36,8 +36,8 @@ def show_list(
         typer.echo(to_json(workers))
     elif workers:
         wide_out().print(describe_workers(workers))
-    else:
-        raise typer.Exit(explain(f"no live worker serves {', '.join(config.queue_names)}", FAILED))
+    if not workers:
+        raise typer.Exit(explain(f"no live worker serves {', '.join(config.queue_names)}: tandem run", FAILED))
 
 
 @app.command()

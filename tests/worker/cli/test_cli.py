@@ -242,7 +242,9 @@ class TestHealth:
         """Without a worker it prints one line and exits with 1."""
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "no healthy worker serves arq:queue\n"
+        assert done.stderr == (
+            "no healthy worker serves arq:queue: start one with 'tandem run', or see with 'tandem workers' why it is unwell\n"
+        )
 
     @pytest.mark.parametrize(
         ("url", "code", "line"),
