@@ -10,7 +10,7 @@ from tests.commands import Command, gone
 from tests.lifecycle.run_tasks import double, wait_for_file
 from tests.waiting import at_once, eventually
 from worker import Broker
-from worker.broker.worker_records import WorkerRecords
+from worker.metrics.reader import MetricsReader
 
 TWO = ("worker", "run", "--processes", "2")
 
@@ -29,7 +29,7 @@ def settings(redis_url: str, sqlite_url: str, broker: Broker) -> dict[str, str]:
 
 async def healthy_workers(broker: Broker) -> list[str]:
     """The ids of the healthy workers."""
-    return [*await WorkerRecords(broker.connections).health_records(broker.name)]
+    return [*await MetricsReader(broker).healthy_workers([broker.name])]
 
 
 async def test_a_worker_that_dies_is_replaced(settings: dict[str, str], tmp_path: Path, broker: Broker) -> None:

@@ -16,13 +16,13 @@ from worker.admin.deployment import Deployment
 from worker.broker.pauses import QueuePause
 from worker.broker.queue_state import QueueInspector
 from worker.broker.records import to_ms
-from worker.broker.worker_records import WorkerRecords
 from worker.context import from_milliseconds
 from worker.control.queue_pauses import QueuePauses
 from worker.errors import LedgerError
 from worker.ledger.admin import JobAdmin
 from worker.ledger.audit import AuditRow
 from worker.ledger.pauses import PauseKind, PauseRow, Pauses
+from worker.metrics.reader import MetricsReader
 
 _BATCH = 500  # jobs that are removed in one transaction
 _COUNTED = 5000  # jobs that one round trip counts
@@ -70,7 +70,7 @@ class QueueInfo:
     oldest_due: float | None
     """Seconds for which the first job has been due. None if no job is due."""
     workers: int
-    """Workers with a health record."""
+    """Healthy workers."""
     tasks: frozenset[str]
     """The tasks that live workers of the queue know."""
     state: QueueState = QueueState.ACTIVE
@@ -98,7 +98,7 @@ class QueueAdmin:
         self._deployment = deployment or Deployment.of_process()
         broker, ledger = self._deployment.broker, self._deployment.ledger
         self._inspector = QueueInspector(broker.connections)
-        self._workers = WorkerRecords(broker.connections)
+        self._metrics = MetricsReader(broker)
         self._pauses = QueuePauses(broker, ledger)
         self._rows = None if ledger is None else Pauses(ledger.name)
         self._jobs = None if ledger is None else JobAdmin(ledger.name)
@@ -118,7 +118,7 @@ class QueueAdmin:
 
     async def get(self, name: str) -> QueueInfo:
         """One queue. An empty one if it does not exist."""
-        snapshot, records = await asyncio.gather(self._inspector.snapshot(name), self._workers.health_records(name))
+        snapshot, workers = await asyncio.gather(self._inspector.snapshot(name), self._metrics.healthy_workers([name]))
         state = QueueState.ACTIVE
         if snapshot.pause is not None:
             drains = snapshot.pause.due_before is not None
@@ -129,7 +129,7 @@ class QueueAdmin:
             due=snapshot.due,
             later=snapshot.depth - snapshot.due,
             oldest_due=snapshot.oldest_due,
-            workers=len(records),
+            workers=len(workers),
             tasks=snapshot.tasks,
             state=state,
             pause=None if snapshot.pause is None else self._pause_of(snapshot.pause),

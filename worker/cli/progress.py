@@ -8,9 +8,11 @@ from contextlib import suppress
 from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
+from worker.broker.metrics import MetricsStore
 from worker.broker.worker_records import WorkerRecords
 from worker.cli.progress_output import Display
-from worker.cli.worker_records import WorkerRecord, read_worker_records
+from worker.metrics.reader import MetricsReader
+from worker.metrics.records import WorkerReport
 
 _PAUSE = 0.5  # seconds between two reads
 _COUNTED = ("done", "failed", "retried")
@@ -22,10 +24,10 @@ class Totals:
     def __init__(self, worker_ids: Sequence[str]) -> None:
         self._ids = frozenset(worker_ids)
         self._earlier: Counter[str] = Counter()
-        self._latest: dict[str, WorkerRecord] = {}
-        self._healthy: Mapping[str, WorkerRecord] = {}
+        self._latest: dict[str, WorkerReport] = {}
+        self._healthy: Mapping[str, WorkerReport] = {}
 
-    def update(self, records: Mapping[str, WorkerRecord]) -> None:
+    def update(self, records: Mapping[str, WorkerReport]) -> None:
         """Replace the records by the present ones, those of other workers of the queues included."""
         self._healthy = records
         self._latest.update((worker_id, record) for worker_id, record in records.items() if worker_id in self._ids)
@@ -44,7 +46,7 @@ class Totals:
             depth: jobs in the queues, the running ones included.
         """
         counts = sum(map(_counts, self._latest.values()), self._earlier)
-        running = {worker_id: record.running for worker_id, record in self._healthy.items()}
+        running = {worker_id: len(record.jobs) for worker_id, record in self._healthy.items()}
         ours = self._ids & running.keys()
         parts = [
             f"{len(ours)} of {plural(len(self._ids), 'worker')}",
@@ -66,6 +68,7 @@ class Progress:
 
     def __init__(self, url: str, names: Sequence[str], worker_ids: Sequence[str], display: Display) -> None:
         self._broker = Broker(url)
+        self._metrics = MetricsReader(self._broker)
         self._names = names
         self._totals = Totals(worker_ids)
         self._display = display
@@ -82,21 +85,25 @@ class Progress:
     async def line(self) -> str:
         """The progress line as of now."""
         try:
-            self._totals.update(await read_worker_records(self._broker, self._names))
+            self._totals.update(await self._metrics.healthy_workers(self._names))
             return self._totals.line(sum((await self._broker.depths(self._names)).values()))
         except (RedisError, OSError) as error:
             return f"Redis does not answer: {error}"
 
     async def remove_ended(self, worker_id: str) -> None:
-        """Count a worker that has ended, and delete its health record, which is out of date."""
+        """Count a worker that has ended, and delete its records, which are out of date."""
         self._totals.remove_ended(worker_id)
+        connections = self._broker.connections
         with suppress(RedisError, OSError):
+            ended = [worker for worker in await self._metrics.workers(self._names) if worker.id == worker_id]
             for name in self._names:
-                await WorkerRecords(self._broker.connections).forget_health(name, worker_id)
+                await WorkerRecords(connections).forget_health(name, worker_id)
+                for worker in ended:
+                    await MetricsStore(connections).forget_worker(name, worker.process)
 
     async def close(self) -> None:
         await self._broker.close()
 
 
-def _counts(record: WorkerRecord) -> Counter[str]:
+def _counts(record: WorkerReport) -> Counter[str]:
     return Counter({name: getattr(record, name) for name in _COUNTED})

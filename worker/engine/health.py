@@ -1,8 +1,9 @@
-"""``Health``: write the record that shows that this worker can run jobs.
+"""``Health``: find out each second whether this worker can run jobs.
 
-The record expires after a few seconds. It is written only while Redis answers claims, leases are renewed, the database
-answers, and outcomes reach the ledger. So ``arq --check`` and ``python -m worker health`` fail for a worker whose
-process is alive but cannot run jobs.
+It can while Redis answers claims, leases are renewed, the database answers, and outcomes reach the ledger. So
+``arq --check`` and ``python -m worker health`` fail for a worker whose process is alive but cannot run jobs. The first
+asks for a record in arq's form, which expires after a few seconds; the second reads `last_healthy` in the worker's
+report.
 """
 
 import asyncio
@@ -11,9 +12,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-
-from pydantic_core import to_json
 
 from worker.broker.broker import Broker
 from worker.broker.worker_records import WorkerRecords
@@ -54,10 +52,10 @@ class HealthSnapshot:
 
 
 class Health:
-    """Writes the health record.
+    """Finds out whether the worker is healthy, and keeps the record in arq's form.
 
     Args:
-        queue_names: the record gives their depths, and each queue gets a copy of it.
+        queue_names: each queue gets the record, with its depth.
         snapshot: returns the state of the engine.
         ask_database: checks that the default database answers.
         arq_key: the key of the record in arq's form (default: one for each queue).
@@ -84,6 +82,12 @@ class Health:
         self._failure = ""
         self.trouble = NOT_YET
         """Why the worker is unhealthy. Empty while it is healthy."""
+        self._last_healthy: float | None = None
+
+    @property
+    def last_healthy(self) -> float | None:
+        """Seconds since the worker was last found healthy. None: never yet."""
+        return None if self._last_healthy is None else time.monotonic() - self._last_healthy
 
     def record_failure(self, failure: str) -> None:
         """Record that a loop of the engine has failed. The loop is run again within 2 seconds."""
@@ -97,6 +101,7 @@ class Health:
             self.trouble = await self._look_for_trouble()
             if not self.trouble:
                 await self._write()
+                self._last_healthy = time.monotonic()
             await asyncio.sleep(_INTERVAL)
 
     async def forget(self) -> None:
@@ -105,19 +110,9 @@ class Health:
             await self._workers.forget_health(name, self._worker_id, arq_key=self._arq_key)
 
     async def _write(self) -> None:
-        snapshot, together = self._snapshot(), self._broker.connections.together(self._names)
-        # A call that serves all queues reads their depths itself.
-        depths = b"" if len(together) == 1 else to_json(await self._broker.depths(self._names))
-        for names in together:
-            await self._workers.record_health_of(
-                names,
-                self._worker_id,
-                to_json(_record(snapshot)),
-                _LIFETIME,
-                arq_record=_as_arq_writes_it(snapshot),
-                arq_key=self._arq_key,
-                depths=depths,
-            )
+        record = _as_arq_writes_it(self._snapshot())
+        for names in self._broker.connections.together(self._names):
+            await self._workers.record_health(names, self._worker_id, record, _LIFETIME, arq_key=self._arq_key)
 
     async def _look_for_trouble(self) -> str:
         """The reason why the worker cannot run jobs, or an empty text."""
@@ -143,20 +138,6 @@ class Health:
         except Exception:  # noqa: BLE001 - any error means that the database does not answer
             return False
         return True
-
-
-def _record(snapshot: HealthSnapshot) -> dict[str, Any]:
-    """The record, without the depths of the queues."""
-    return {
-        "running": snapshot.running,
-        "done": snapshot.done,
-        "failed": snapshot.failed,
-        "retried": snapshot.retried,
-        "loop_lag": round(snapshot.loop_lag, 4),
-        "last_heartbeat": round(time.monotonic() - snapshot.last_beat, 3),
-        "redis": "ok",
-        "database": "ok",
-    }
 
 
 def _as_arq_writes_it(snapshot: HealthSnapshot) -> str:

@@ -3,6 +3,7 @@
 import os
 import platform
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -55,6 +56,8 @@ class ReportSource:
             "slots": jobs.slots.total,
             "busy": jobs.slots.total - jobs.slots.free,
             "pool": None if pool is None else pool._asdict(),
+            "last_healthy": None if self.health.last_healthy is None else round(self.health.last_healthy, 3),
+            "last_heartbeat": round(time.monotonic() - jobs.heartbeat.last_beat, 3),
             "loop_lag": round(jobs.heartbeat.lag, 4),
             "memory": psutil.Process().memory_info().rss,
             "done": counts["done"],

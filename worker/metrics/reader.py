@@ -115,6 +115,10 @@ class MetricsReader:
         """The workers of these queues, by id. A worker that has died is unwell for a minute, then it is gone."""
         return decode_reports([report for queue in queues for report in await self._store.reports(queue)])
 
+    async def healthy_workers(self, queues: Iterable[str]) -> dict[str, WorkerReport]:
+        """The healthy workers of these queues, by id."""
+        return {worker.id: worker for worker in await self.workers(queues) if worker.is_healthy}
+
     async def latest(self, queue: str) -> list[EndedJob]:
         """The latest ended jobs of a queue that have no job row, the newest first: 1,000 at most."""
         jobs = [job for raw in await self._store.latest(queue) for job in decode_ended(raw)]

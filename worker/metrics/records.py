@@ -16,6 +16,11 @@ SILENT_AFTER = 5.0
 """Seconds without a new record after which a worker counts as silent: it has died, or its event loop is blocked."""
 
 
+HEALTHY_FOR = 4.0
+"""Seconds for which a worker counts as healthy after it has found that it can run jobs: a short failure is none."""
+_ABLE = ("working", "quiet", "draining")
+
+
 class WorkerState(StrEnum):
     """What a worker does."""
 
@@ -66,6 +71,10 @@ class WorkerReport:
     """The running jobs, the longest first."""
     pool: PoolUsage | None = None
     """Of the default database. None if the project has made the pool."""
+    last_healthy: float | None = None
+    """Seconds since it had last found that it can run jobs, when it wrote this. None: never yet."""
+    last_heartbeat: float = 0.0
+    """Seconds since it had last renewed its leases, when it wrote this."""
     loop_lag: float = 0.0
     """Seconds that the event loop took to answer."""
     memory: int = 0
@@ -74,6 +83,11 @@ class WorkerReport:
     failed: int = 0
     retried: int = 0
     metrics_port: int | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it has shown within the last `HEALTHY_FOR` seconds that it can run jobs."""
+        return self.last_healthy is not None and self.last_healthy + self.age < HEALTHY_FOR
 
     @property
     def is_silent(self) -> bool:
@@ -149,6 +163,8 @@ def _decode(report: Report) -> WorkerReport:
         "pool": None if fields["pool"] is None else PoolUsage(**fields["pool"]),
         "jobs": _by_age(map(_running_job, fields["jobs"])),
     }
+    if "last_healthy" not in fields and fields["state"] in _ABLE:  # a worker of an earlier version, during a deploy
+        known["last_healthy"] = 0.0
     worker = WorkerReport(**known)
     if worker.is_silent:
         why = f"no report for {report.age:.0f} s: its process has died, or its event loop is blocked"

@@ -10,13 +10,13 @@ from typing import Any
 
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
-from worker.broker.worker_records import WorkerRecords
 from worker.config import Config
+from worker.metrics.reader import MetricsReader
 from worker.task import Task
 
 logger = logging.getLogger("worker")
 
-_STARTING = 5.0  # seconds in which workers that start together have written their health records
+_STARTING = 5.0  # seconds in which workers that start together have written their first reports
 
 
 def queues_not_served_here(tasks: Iterable[Task[..., Any]], config: Config) -> dict[str, list[str]]:
@@ -35,8 +35,8 @@ async def unserved(elsewhere: Mapping[str, Sequence[str]], broker: Broker) -> di
     Raises:
         RedisError, OSError: Redis does not answer.
     """
-    records = WorkerRecords(broker.connections)
-    return {name: tasks for name, tasks in elsewhere.items() if not await records.health_records(name)}
+    reader = MetricsReader(broker)
+    return {name: tasks for name, tasks in elsewhere.items() if not await reader.healthy_workers([name])}
 
 
 def describe(queues: Mapping[str, Sequence[str]], config: Config, *, is_known: bool = True) -> Iterator[str]:

@@ -63,7 +63,7 @@ class TestEnqueue:
     ) -> None:
         """A warning is logged once for each queue, by enqueue or publish; it costs no round trip."""
         check_at_each_enqueue(monkeypatch)
-        await WorkerRecords(broker.connections).record_health("served", "w", b"{}", 60_000)
+        await WorkerRecords(broker.connections).record_health(["served"], "w", "", 60_000)
         for put in (broker.enqueue, broker.publish):
             await put(entries("first", queue="served"))  # so that Redis knows the scripts
         trips = RoundTrips(observer)
@@ -84,11 +84,11 @@ class TestEnqueue:
     ) -> None:
         """The warning waits for a second check, as a new worker may be about to start."""
         check_at_each_enqueue(monkeypatch)
-        await WorkerRecords(broker.connections).record_health("q", "w", b"{}", 60_000)
+        await WorkerRecords(broker.connections).record_health(["q"], "w", "", 60_000)
         await broker.enqueue(entries("a"))
         await WorkerRecords(broker.connections).forget_health("q", "w")
         await broker.enqueue(entries("b"))
-        await WorkerRecords(broker.connections).record_health("q", "next", b"{}", 60_000)
+        await WorkerRecords(broker.connections).record_health(["q"], "next", "", 60_000)
         await broker.enqueue(entries("c"))
         await WorkerRecords(broker.connections).forget_health("q", "next")
         await broker.enqueue(entries("d"))

@@ -5,6 +5,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +37,6 @@ from worker.broker.connection import (
 from worker.broker.dedicated import DedicatedConnection
 from worker.broker.epochs import Epochs
 from worker.broker.queue_state import QueueInspector
-from worker.broker.worker_records import WorkerRecords
 from worker.embedded import EmbeddedRedis
 from worker.metrics.reader import HOUR, MetricsReader
 from worker.process.errors import StartupError
@@ -430,8 +430,10 @@ async def test_one_worker_serves_hash_tagged_queues_on_all_nodes_of_a_cluster(cl
             assert await job.abort(timeout=5)
         with connect_sync(cluster) as client:
             await eventually(lambda: all(client.exists(f"{name}:health-check:w") for name in names))
+        reader = MetricsReader(worker.broker)
+        await eventually(partial(reader.healthy_workers, names[1:2]))
         assert await worker.broker.depths(names) == dict.fromkeys(names, 0)
-        assert set(await WorkerRecords(worker.broker.connections).health_records(names[1])) == {"w"}
+        assert set(await reader.healthy_workers(names[1:2])) == {"w"}
         with pytest.raises(WorkerError, match=re.escape("call it {arq:queue} instead of arq:queue")):
             await worker.broker.enqueue([new_job("a", b"{}", "arq:queue")])
     with connect_sync(cluster) as client:
@@ -494,7 +496,7 @@ async def test_the_documented_acl_suffices_for_workers_and_clients(program: str,
                 assert await held.abort(timeout=5)
                 await eventually(lambda: admin.exists("arq:queue:health-check:w"))
             assert await worker.broker.depth("arq:queue") == 0
-            assert "w" in await WorkerRecords(worker.broker.connections).health_records("arq:queue")
+            assert await eventually(lambda: MetricsReader(worker.broker).healthy_workers(["arq:queue"]))
             assert await held.status() == "complete"
             with pytest.raises(redis.exceptions.NoPermissionError):
                 await worker.broker.redis.flushdb()

@@ -3,13 +3,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.commands import bare_environment
+from tests.worker.reports import report
 from worker import Broker
-from worker.broker.worker_records import WorkerRecords
+from worker.broker.metrics import MetricsStore
+from worker.broker.records import now_ms
 
 MAIL = """\
 from typing import Annotated
@@ -95,7 +96,7 @@ class TestCheck:
         """A task whose queue another worker serves is no warning."""
         alone = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=broker.url)
         assert "the jobs of send go to the queue mail, which no worker serves: add it to WORKER_QUEUES" in alone.stderr
-        await WorkerRecords(broker.connections).record_health("mail", "another", b"{}", 60_000)
+        await report(broker, "another", ["mail"])
         served = await asyncio.to_thread(run, "check", cwd=project, REDIS_URL=broker.url)
         assert (served.returncode, served.stderr) == (0, "")
 
@@ -189,61 +190,51 @@ class TestHelp:
         assert named in line
 
 
-RECORD = {
-    "queued": {"high": 12, "low": 3},
-    "running": 4,
-    "done": 1234,
-    "failed": 5,
-    "retried": 6,
-    "loop_lag": 0.0021,
-    "last_heartbeat": 0.41,
-    "redis": "ok",
-    "database": "ok",
-}
-
-
 class TestHealth:
     async def test_health_shows_the_workers_of_the_queues_and_skips_invalid_records(
         self, tmp_path: Path, redis_url: str
     ) -> None:
-        """`health` shows the workers that serve one of the queues, and exits with 0; an invalid record is skipped."""
+        """`health` shows the healthy workers that serve one of the queues; an invalid report is skipped."""
         broker = Broker(redis_url)
-        workers = WorkerRecords(broker.connections)
-        await workers.record_health("low", "host-1", json.dumps(RECORD).encode(), 60_000)
-        await workers.record_health("high", "host-2", json.dumps(RECORD | {"done": 7}).encode(), 60_000)
-        await workers.record_health("high", "host-3", b"something else", 60_000)
+        running = [(str(number), "send", "low", 1, now_ms()) for number in range(4)]
+        counts = {"done": 1234, "failed": 5, "retried": 6, "loop_lag": 0.0021, "last_heartbeat": 0.4}
+        await report(broker, "host-1", ["high", "low"], running, **counts)
+        await report(broker, "host-2", ["high"])
+        await report(broker, "unwell", ["high"], state="unwell", last_healthy=4.0)
+        await report(broker, "starting", ["high"], state="starting", last_healthy=None)
+        await MetricsStore(broker.connections).add_record(["high"], "other", b"something else")
+        await broker.redis.zadd("high", {"a": 1, "b": 2})
         await broker.close()
         done = run("health", "--queues", "high,low", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stderr) == (0, "")
         head, first, second = done.stdout.splitlines()
         assert head.split("  ")[0] == "worker"
-        assert " ".join(first.split()) == "host-1 high: 12, low: 3 4 1,234 5 6 2.1 ms 0.4 s ago ok ok"
+        assert " ".join(first.split()).startswith("host-1 high: 2, low: 0 4 1,234 5 6 2.1 ms ")
+        assert first.rstrip().endswith(" s ago")
         assert second.split()[0] == "host-2"
 
         done = run("health", "--json", cwd=tmp_path, REDIS_URL=redis_url, WORKER_QUEUE="low")
-        assert json.loads(done.stdout) == {"workers": {"host-1": RECORD}}
+        (worker,) = json.loads(done.stdout)["workers"].values()
+        assert (worker["queued"], worker["done"], worker["state"]) == ({"high": 2, "low": 0}, 1234, "working")
 
     async def test_health_escapes_control_characters_and_shows_markup_as_text(
-        self, tmp_path: Path, redis_url: str, observer: Any
+        self, tmp_path: Path, redis_url: str
     ) -> None:
-        """Markup in a record is shown as text, and control characters as escapes."""
+        """Markup in a report is shown as text, and control characters as escapes."""
         broker = Broker(redis_url)
-        record = RECORD | {"queued": {"arq:queue": 1, "a\x1b[2J": 2}, "database": "[red]ok\n[/red]"}
-        workers = WorkerRecords(broker.connections)
-        await workers.record_health("arq:queue", "[red]w\x9b", json.dumps(record).encode(), 60_000)
-        observer.sadd("arq:queue:health-checks", b"\xff")
+        await report(broker, "[red]w\x9b", ["arq:queue", "a\x1b[2J"])
         await broker.close()
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
         _head, line = done.stdout.splitlines()
-        assert line.startswith("[red]w\\x9b  arq:queue: 1, a\\x1b[2J: 2 ")
-        assert line.rstrip().endswith("[red]ok\\n[/red]")
+        assert line.startswith("[red]w\\x9b  arq:queue: 0, a\\x1b[2J: 0 ")
 
     def test_health_without_a_worker_is_one_line_and_exit_code_1(self, tmp_path: Path, redis_url: str) -> None:
         """Without a worker it prints one line and exits with 1."""
         done = run("health", cwd=tmp_path, REDIS_URL=redis_url)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            "no healthy worker serves arq:queue: start one with 'tandem run', or see with 'tandem workers' why it is unwell\n"
+            "no healthy worker serves arq:queue: start one with 'tandem run', or see with 'tandem workers' why it is "
+            "unwell\n"
         )
 
     @pytest.mark.parametrize(

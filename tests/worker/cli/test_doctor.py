@@ -12,9 +12,9 @@ import redis
 from tests.conftest import StartRedis
 from tests.servers import Observer
 from tests.worker.cli.test_cli import MAIL, run
+from tests.worker.reports import report
 from worker import Broker
 from worker.broker.server_info import RedisInfo
-from worker.broker.worker_records import WorkerRecords
 from worker.cli.doctor.finding import Level
 from worker.cli.doctor.postgres_checks import check_server
 from worker.cli.doctor.redis_checks import check_redis
@@ -24,17 +24,6 @@ _PENDING = """
     INSERT INTO tandem_jobs (id, enqueued_at, task, queue, state, payload, check_at, due)
     VALUES ('lost', 1000, 'send', 'mail', 'pending', '{}', 1000, 1000)
 """
-_RECORD = {
-    "queued": {"arq:queue": 0},
-    "running": 0,
-    "done": 0,
-    "failed": 0,
-    "retried": 0,
-    "loop_lag": 0.0,
-    "last_heartbeat": 0.1,
-    "redis": "ok",
-    "database": "ok",
-}
 
 
 class Doctor:
@@ -68,8 +57,7 @@ class TestDoctor:
     async def test_a_fleet_in_order_has_no_error_and_no_warning(self, doctor: Doctor, broker: Broker) -> None:
         """Two workers of one version; the exit code is 0."""
         for worker_id in ("one", "two"):
-            record = json.dumps(_RECORD | {"version": "1.0"}).encode()
-            await WorkerRecords(broker.connections).record_health("arq:queue", worker_id, record, 60_000)
+            await report(broker, worker_id, ["arq:queue"])
         findings = await doctor.findings(0)
         assert findings.pop("PostgreSQL fsync")["level"] == "warning"  # the tests' own server
         assert {finding["level"] for finding in findings.values()} <= {"ok", "note"}
@@ -92,8 +80,7 @@ class TestDoctor:
 
     async def test_workers_of_two_versions_are_a_warning(self, doctor: Doctor, broker: Broker) -> None:
         for worker_id, version in {"one": "1.0", "two": "1.1"}.items():
-            record = json.dumps(_RECORD | {"version": version}).encode()
-            await WorkerRecords(broker.connections).record_health("arq:queue", worker_id, record, 60_000)
+            await report(broker, worker_id, ["arq:queue"], version=version)
         finding = (await doctor.findings(0))["versions"]
         assert finding["text"] == "the workers' versions differ: 1.0: one; 1.1: two"
 

@@ -1,16 +1,16 @@
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from worker.cli.progress import Progress, Totals
 from worker.cli.progress_output import InLog
-from worker.cli.worker_records import WorkerRecord
+from worker.metrics.records import RunningJob, WorkerReport, WorkerState
 
 
-def record(**counts: int) -> WorkerRecord:
-    """Return the health record of a worker with these counts."""
-    nothing = {"running": 0, "done": 0, "failed": 0, "retried": 0}
-    return WorkerRecord(
-        queued={"arq:queue": 0}, loop_lag=0, last_heartbeat=0, redis="ok", database="ok", **{**nothing, **counts}
-    )
+def record(*, running: int = 0, **counts: Any) -> WorkerReport:
+    """Return the report of a worker with these counts."""
+    jobs = tuple(RunningJob(str(number), "send", "arq:queue", 1, datetime.now(UTC)) for number in range(running))
+    return WorkerReport("a", "process", WorkerState.WORKING, jobs=jobs, **counts)
 
 
 class TestTotals:

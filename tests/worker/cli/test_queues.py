@@ -97,7 +97,10 @@ class TestQueues:
 
     async def test_resuming_a_queue_that_is_not_paused_says_so(self, command: Command) -> None:
         done = await command("queues", "resume", "mail")
-        assert (done.returncode, done.stderr) == (1, "mail is not paused\n")
+        assert (done.returncode, done.stderr) == (
+            1,
+            "mail is not paused; 'tandem queues list' shows which queues are\n",
+        )
 
     @pytest.mark.parametrize("text", ["soon", "30", "2030-13-01"])
     async def test_a_time_that_cannot_be_read_is_one_line(self, command: Command, text: str) -> None:

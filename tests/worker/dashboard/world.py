@@ -257,6 +257,8 @@ class World:
                 "slots": 16 if nth < 2 else 6,
                 "busy": len(mine),
                 "pool": {"size": 19 if nth < 2 else 7, "used": max(len(mine) - 2, 0), "idle": 3},
+                "last_healthy": 0.2,
+                "last_heartbeat": 0.3,
                 "loop_lag": 0.0021 + 0.0013 * nth,
                 "memory": 91_000_000 + 23_400_000 * nth,
                 "done": 182_301 - 40_113 * nth,
@@ -268,7 +270,6 @@ class World:
                 jobs = [(job_id, kind.task, kind.queue, 1, at) for job_id, kind, at in mine if kind.queue == queue]
                 record = encode_report(fields, jobs)
                 await store.add(queue, process, LANES, Measurements({}, record=record))
-                await records.record_health(queue, name, to_json({"running": len(mine)}), 4_000)
                 await records.announce(queue, [kind.task for kind in KINDS if kind.queue == queue], 30_000)
 
     def _new(self, kind: Kind, enqueued_at: int, due: int) -> NewJob:

@@ -1,8 +1,8 @@
 """Health: a worker has a record while it can work, and only then."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +15,8 @@ from tests.worker.engine.conftest import Seen, StartWorker, Worker
 from worker import Broker, task
 from worker.embedded import EmbeddedRedis
 from worker.engine import health
+from worker.metrics.reader import MetricsReader
+from worker.metrics.records import WorkerState
 
 SOON = 5.0
 """Seconds within which a worker's record must be right."""
@@ -61,16 +63,45 @@ async def test_a_workers_health_record_counts_its_jobs_and_is_removed_at_its_end
     await double.using(queue="low", delay=60).enqueue(1)
     async with start(double, queues="arq:queue,low"):
         assert await (await double.enqueue(1)).result(timeout=30) == 2
-        await eventually(lambda: json.loads(observer.get("low:health-check:w") or '{"done": 0}')["done"])
-        record = json.loads(observer.get("arq:queue:health-check:w"))
-        assert record["queued"] == {"arq:queue": 0, "low": 1}
-        assert (record["running"], record["done"], record["failed"], record["retried"]) == (0, 1, 0, 0)
-        assert (record["redis"], record["database"]) == ("ok", "ok")
-        assert record["loop_lag"] < 0.5
-        assert record["last_heartbeat"] < 1
+        await eventually(lambda: "j_complete=1 " in (observer.get("low:health-check:w") or ""))
+        assert observer.get("low:health-check:w").endswith(" j_complete=1 j_failed=0 j_retried=0 j_ongoing=0 queued=1")
+        reader = MetricsReader(broker)
+        for queue in ("arq:queue", "low"):
+            await eventually(partial(has_done, reader, queue, 1))
+            worker = (await reader.healthy_workers([queue]))["w"]
+            assert (worker.jobs, worker.failed, worker.retried) == ((), 0, 0)
+            assert worker.loop_lag < 0.5
+            assert worker.last_heartbeat < 1
         assert 0 < observer.pttl("arq:queue:health-check:w") <= 4000
     assert not seen.well()
     assert not observer.exists("low:health-check:w")
+    assert await reader.workers(["low"]) == []
+
+
+async def has_done(reader: MetricsReader, queue: str, jobs: int) -> bool:
+    return [worker.done for worker in (await reader.healthy_workers([queue])).values()] == [jobs]
+
+
+async def test_a_worker_that_cannot_run_jobs_is_reported_and_not_healthy(start: StartWorker, broker: Broker) -> None:
+    """Its report says why, and the health command stops counting it within 5 s."""
+    reader, is_away = MetricsReader(broker), asyncio.Event()
+
+    async def ask_database() -> None:
+        if is_away.is_set():
+            raise OSError
+
+    async with start(double, ask_database=ask_database):
+        await eventually(lambda: reader.healthy_workers(["arq:queue"]))
+        is_away.set()
+        await eventually(partial(has_none, reader), timeout=SOON)
+        (worker,) = await reader.workers(["arq:queue"])
+        assert (worker.state, worker.why) == (WorkerState.UNWELL, "the database does not answer")
+        is_away.clear()
+        await eventually(lambda: reader.healthy_workers(["arq:queue"]))
+
+
+async def has_none(reader: MetricsReader) -> bool:
+    return not await reader.healthy_workers(["arq:queue"])
 
 
 async def test_a_health_record_being_written_while_the_worker_ends_is_still_removed(

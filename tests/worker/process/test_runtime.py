@@ -19,10 +19,10 @@ from tests.conftest import StartPostgres
 from tests.servers import Observer
 from tests.waiting import at_once, eventually
 from tests.worker.new_jobs import new_job
+from tests.worker.reports import report
 from worker import Resource, Task, task
 from worker.broker.broker import given_default_broker
 from worker.broker.records import now_ms
-from worker.broker.worker_records import WorkerRecords
 from worker.config import Config
 from worker.errors import ConfigError
 from worker.ledger.default import default_ledger
@@ -180,8 +180,8 @@ class TestQueues:
     async def test_a_queue_that_another_worker_serves_is_not_logged(
         self, config: Config, broker: worker.Broker, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Other workers are known by their health records in Redis."""
-        await WorkerRecords(broker.connections).record_health("mail", "another", b"{}", 60_000)
+        """Other workers are known by their reports in Redis."""
+        await report(broker, "another", ["mail"])
         await warn_of_unserved([plain, elsewhere], config, broker)
         assert "mail" not in caplog.text
         await warn_of_unserved([plain, elsewhere], changed(config, queues="a, b"), broker)

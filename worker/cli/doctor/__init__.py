@@ -22,12 +22,13 @@ from worker.cli.doctor.fleet_checks import check_pauses, check_unpublished, chec
 from worker.cli.doctor.postgres_checks import check_server, check_table
 from worker.cli.doctor.redis_checks import check_redis
 from worker.cli.output import FAILED, out, printable_text
-from worker.cli.worker_records import read_worker_records
 from worker.config import Config
 from worker.embedded.local_servers import USE_LOCAL_SERVERS, find
 from worker.errors import LedgerError, RegistryError
 from worker.ledger.ledger import Ledger
 from worker.ledger.server_info import postgres_info
+from worker.metrics.reader import MetricsReader
+from worker.metrics.records import WorkerReport
 from worker.process.errors import StartupError
 from worker.process.served import describe, queues_not_served_here, unserved
 from worker.registry import Registry, load
@@ -90,13 +91,13 @@ async def _examine(config: Config, set_url: str) -> AsyncIterator[Finding]:
 
 
 async def _with_redis(config: Config, registry: Registry | None, broker: Broker) -> AsyncIterator[Finding]:
-    workers = {}
+    workers: dict[str, WorkerReport] = {}
     reached: Broker | None = None
     try:
         for server in await redis_info(broker.connections):
             for finding in check_redis(server):
                 yield finding
-        workers = await read_worker_records(broker, config.queue_names)
+        workers = await MetricsReader(broker).healthy_workers(config.queue_names)
         for finding in check_workers(workers, config.queue_names):
             yield finding
         elsewhere = {} if registry is None else queues_not_served_here(registry.tasks.values(), config)

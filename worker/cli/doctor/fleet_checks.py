@@ -8,22 +8,22 @@ from db.text.plural import plural
 from worker.broker.broker import Broker
 from worker.broker.queue_state import QueueInspector
 from worker.cli.doctor.finding import Finding, Level
-from worker.cli.worker_records import WorkerRecord
 from worker.context import from_milliseconds
 from worker.ledger.ledger import Ledger
+from worker.metrics.records import WorkerReport
 
 _SAMPLE = 500  # of the pending rows that the relay checks, those that are due first
 
 
-def check_workers(workers: Mapping[str, WorkerRecord], queue_names: Sequence[str]) -> Iterator[Finding]:
+def check_workers(workers: Mapping[str, WorkerReport], queue_names: Sequence[str]) -> Iterator[Finding]:
     """The findings for the workers that serve these queues."""
     if not workers:
         yield Finding(Level.WARNING, "workers", f"no healthy worker serves {', '.join(queue_names)}", "tandem run")
         return
     yield Finding(Level.OK, "workers", f"{len(workers)} healthy: {', '.join(workers)}")
     by_version: dict[str, list[str]] = defaultdict(list)
-    for worker_id, record in workers.items():
-        by_version[str((record.model_extra or {}).get("version", "an earlier version"))].append(worker_id)
+    for worker_id, worker in workers.items():
+        by_version[worker.version or "an unknown version"].append(worker_id)
     if len(by_version) > 1:
         versions = "; ".join(f"{version}: {', '.join(ids)}" for version, ids in sorted(by_version.items()))
         yield Finding(
