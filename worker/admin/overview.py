@@ -17,7 +17,7 @@ from db import default_database
 from db.errors import DbError
 from db.text.plural import plural
 from worker.admin.deployment import Deployment
-from worker.admin.failures import FailureOverview
+from worker.admin.failure_groups import FailureOverview
 from worker.admin.queues import QueueInfo, QueueState
 from worker.broker.errors import RedisError
 from worker.broker.server_info import RedisInfo, redis_info

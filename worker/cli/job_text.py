@@ -10,7 +10,7 @@ from rich.text import Text
 
 from db.text.plural import plural
 from db.text.printable import first_line, printable_lines
-from worker.admin.jobs import JobDetail
+from worker.admin.job_detail import JobDetail
 from worker.cli.output import printable_text
 from worker.context import from_milliseconds
 from worker.errors import PayloadError

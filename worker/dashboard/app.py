@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from worker.admin.jobs import Redact
+from worker.admin.job_lines import Redact
 from worker.dashboard.auth import Auth, decided
 from worker.dashboard.guard import Guard
 from worker.dashboard.pages.audit import AuditPage

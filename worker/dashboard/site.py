@@ -14,7 +14,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from worker.admin.audit import AuditLog
 from worker.admin.deployment import Deployment
 from worker.admin.failures import Failures
-from worker.admin.jobs import Jobs, Redact
+from worker.admin.job_lines import Redact
+from worker.admin.jobs import Jobs
 from worker.admin.overview import OverviewReader
 from worker.admin.queues import QueueAdmin
 from worker.admin.workers import WorkerAdmin

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from db.text.printable import printable, printable_lines
-from worker.admin.jobs import Count
+from worker.admin.job_line import Count
 from worker.context import from_milliseconds
 
 NONE = "—"

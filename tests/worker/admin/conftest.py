@@ -1,16 +1,20 @@
 """A deployment on real servers, and workers in the test's own process."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 import db
 import worker
+from tests.servers import Observer
+from tests.worker.admin.failed_jobs import adder
 from tests.worker.engine.conftest import StartWorker, Worker
 from worker import Broker
 from worker.admin.deployment import Deployment
+from worker.admin.failures import Failures
+from worker.aio.background import Background
 from worker.ledger import Ledger
 
 ACTOR = "ann"
@@ -42,3 +46,19 @@ def start(redis_url: str, broker: Broker) -> StartWorker:
             await one.stop()
 
     return started
+
+
+@pytest.fixture
+async def failures(database_url: str, broker: Broker) -> AsyncIterator[Failures]:
+    database: db.Database[Any] = db.Database(database_url, default=True)
+    background = Background()
+    yield Failures(background=background)
+    await background.close()
+    await database.dispose()
+    db.set_default_database(None)
+
+
+@pytest.fixture
+def add(postgres: Observer) -> Callable[..., Awaitable[None]]:
+    """Adds failed jobs."""
+    return adder(postgres)

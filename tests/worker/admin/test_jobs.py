@@ -7,7 +7,8 @@ import pytest
 from tests.worker.engine.conftest import StartWorker
 from worker import task
 from worker.admin.deployment import Deployment
-from worker.admin.jobs import Jobs, JobState
+from worker.admin.job_state import JobState
+from worker.admin.jobs import Jobs
 
 pytestmark = pytest.mark.usefixtures("database")
 

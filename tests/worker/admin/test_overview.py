@@ -11,7 +11,7 @@ import db
 from tests.servers import Observer
 from worker import Broker
 from worker.admin.deployment import Deployment
-from worker.admin.failures import FailureGroup, FailureOverview
+from worker.admin.failure_groups import FailureGroup, FailureOverview
 from worker.admin.overview import Matter, OverviewReader
 from worker.admin.queues import Pause, QueueInfo, QueueState
 from worker.metrics.counts import LANES, OUTCOMES, encode

@@ -121,7 +121,7 @@ async def test_a_job_that_only_redis_has_is_run(run_job: RunCommand, broker: Bro
     ("state", "arguments", "line"),
     [
         ("pending", ("a", "--commit"), "a is pending: --commit is for failed jobs, as a worker may run any other one"),
-        ("failed", ("b",), "b: no such job"),
+        ("failed", ("b",), "b: no such job: tandem jobs why b"),
     ],
 )
 async def test_what_cannot_be_run_is_one_line(

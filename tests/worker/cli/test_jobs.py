@@ -233,7 +233,7 @@ class TestRetry:
         await jobs.add_failed("a", 3)
         done = jobs("retry", "a1", "a2", "nobody", "a1")
         assert (done.returncode, done.stdout) == (1, "2 retried, 1 not retried\n")
-        assert done.stderr == "nobody: the ledger has no such job\n"
+        assert done.stderr == "nobody: the ledger has no such job: tandem jobs why nobody\n"
         assert queued(observer) == {"a1", "a2"}
         payload: Any = observer.get("arq:job:a1")
         assert Message.decode("a1", payload.encode()).in_ledger

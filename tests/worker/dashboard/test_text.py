@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.admin.jobs import Count
+from worker.admin.job_line import Count
 from worker.dashboard import mask_secrets, text
 from worker.dashboard.plots import area, bar, lines, spark
 from worker.dashboard.redaction import MASK

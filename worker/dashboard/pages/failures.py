@@ -4,7 +4,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.admin.failures import OTHER_ERRORS, BulkAction, BulkProgress, Selection
+from worker.admin.bulk_progress import BulkAction, BulkProgress, Selection
+from worker.admin.failure_groups import OTHER_ERRORS
 from worker.broker.records import now_ms
 from worker.dashboard.plots import spark
 from worker.dashboard.site import Site, form_of, one, outside

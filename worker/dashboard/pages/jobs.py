@@ -11,7 +11,10 @@ from starlette.responses import Response
 
 from db.text.plural import plural
 from worker.admin.job_actions import ActionRefusedError, JobActions
-from worker.admin.jobs import Count, JobDetail, JobQuery, JobState
+from worker.admin.job_detail import JobDetail
+from worker.admin.job_line import Count
+from worker.admin.job_query import JobQuery
+from worker.admin.job_state import JobState
 from worker.admin.why import Reason, why
 from worker.context import from_milliseconds
 from worker.dashboard.pages.slow import SlowValue
