@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial, update_wrapper
 from itertools import compress
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from db import AsyncSession, Session
@@ -43,6 +42,7 @@ from worker.client.signature import InjectedSession, Signature
 from worker.context import JobContext, from_milliseconds
 from worker.errors import EnqueueError, PayloadTooLargeError, TaskDefinitionError
 from worker.job import Job
+from worker.job_ids import new_job_ids
 from worker.message import Envelope
 from worker.new_job import NewJob
 from worker.telemetry.tracing import active_tracing
@@ -364,8 +364,7 @@ class BoundTask(Generic[P, R]):
     def _ids(self, count: int) -> list[str]:
         if self.options.job_id is not None:
             return [self.options.job_id] * count
-        digits = token_hex(16 * count)  # in one call, as each call is a system call
-        return [digits[i : i + 32] for i in range(0, len(digits), 32)]
+        return new_job_ids(count)
 
     def _check_size(self, payloads: list[bytes], broker: Broker) -> None:
         largest = max(map(len, payloads), default=0)

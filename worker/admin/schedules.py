@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 from worker.admin.audit import Recorder
 from worker.admin.deployment import Deployment
@@ -16,6 +15,7 @@ from worker.client.schedule import Schedule
 from worker.context import from_milliseconds
 from worker.errors import LedgerError
 from worker.job import Job
+from worker.job_ids import new_job_id
 from worker.ledger.admin import JobAdmin
 from worker.ledger.audit import AuditRow
 from worker.ledger.pauses import PauseKind, PauseRow, Pauses
@@ -88,7 +88,7 @@ class ScheduleAdmin:
             KeyError: there is no such scheduled task.
         """
         broker, ledger = self._deployment.broker, self._deployment.ledger
-        queue, now, job_id = self._queue_of(self._tasks[task]), to_ms(datetime.now(UTC)), uuid4().hex
+        queue, now, job_id = self._queue_of(self._tasks[task]), to_ms(datetime.now(UTC)), new_job_id()
         row = AuditRow(actor, "schedule.run_now", task, {"job": job_id}, "done")
         payload = encode(task, b"{}", now, in_ledger=ledger is not None)
         job = NewJob(job_id, payload, task, queue, now, expires=None if ledger is not None else A_DAY)

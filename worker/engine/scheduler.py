@@ -29,6 +29,7 @@ from worker.client.enqueued import count_enqueued
 from worker.engine.cron_series import CronSeries
 from worker.engine.cron_slots import LedgerSlotHistory, SlotHistory
 from worker.engine.timetable import Timetable
+from worker.job_ids import new_job_id
 from worker.ledger import Ledger
 from worker.ledger.pauses import PauseKind, Pauses
 from worker.message import encode
@@ -145,7 +146,7 @@ class Scheduler:
             for series in CronSeries.of(task):
                 self._series.append(series)
                 if series.run_at_startup:  # a fixed job id, so that a repeated enqueue adds no second job
-                    self._at_startup[series.job_id or uuid4().hex] = task
+                    self._at_startup[series.job_id or new_job_id()] = task
             await slices.rest()
 
     async def _look(self, now: datetime) -> None:

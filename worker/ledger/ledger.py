@@ -321,6 +321,19 @@ class Ledger:
             found = await execute(session, self._of(session).pending_after, parameters)
             return [(row.id, row.enqueued_at, row.queue) for row in found]
 
+    async def pending_at(self, permille: int) -> str:
+        """The id of the pending row that has this share of all pending ids before it. "" if there is none.
+
+        Counts the pending rows in their index, which takes a small part of the time of reading them.
+
+        Args:
+            permille: the share, from 0 to 999 thousandths.
+        """
+        async with scope() as work:
+            session = await work.session(default_database())
+            row = await self._first(session, self._of(session).pending_at, {"permille": permille})
+        return "" if row is None else str(row["id"])
+
     async def prune(self, keep: int, limit: int) -> int:
         """Delete up to `limit` rows that became final more than `keep` milliseconds ago, the oldest first.
 

@@ -86,6 +86,8 @@ class Statements:
     """The sizes of the payloads of a list of ids, in bytes."""
     pending_after: Executable
     """Pending rows of some queues, ordered by id."""
+    pending_at: Executable
+    """The id of the pending row at a share of all pending rows in the order of their ids."""
     prune: Executable
     """Delete rows that became final long ago, the oldest first."""
 
@@ -250,7 +252,10 @@ def _relaying(jobs: Table) -> dict[str, Executable]:
         .order_by(job.id)
         .limit(bindparam("limit"))
     )
-    return {"due": due, "pending_after": pending_after}
+    share = func.count() * bindparam("permille", type_=BigInteger) // 1000
+    skipped = select(share).select_from(jobs).where(is_pending).scalar_subquery().correlate(None)
+    pending_at = select(job.id).where(is_pending).order_by(job.id).offset(skipped).limit(1)
+    return {"due": due, "pending_after": pending_after, "pending_at": pending_at}
 
 
 def _scheduling(jobs: Table, dialect: str) -> dict[str, Executable]:

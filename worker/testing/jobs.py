@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from secrets import token_hex
 from typing import Any, ParamSpec, TypeVar
 
 from db.text.plural import plural
@@ -15,6 +14,7 @@ from worker.config import Config
 from worker.context import from_milliseconds
 from worker.errors import WorkerError
 from worker.job import Job
+from worker.job_ids import new_job_id
 from worker.message import Envelope
 from worker.new_job import NewJob
 from worker.task import Task
@@ -320,4 +320,4 @@ class Attempt:
         enqueued_at = now_ms() if self.job_id is None else enqueue_time(self.job_id)
         raw = Envelope(task.name, enqueued_at).around(payload)
         queue = self.queue or task.options.queue or self.jobs.broker.name
-        return await self.jobs.run_new(NewJob(self.job_id or token_hex(16), raw, task.name, queue, enqueued_at), self)
+        return await self.jobs.run_new(NewJob(self.job_id or new_job_id(), raw, task.name, queue, enqueued_at), self)

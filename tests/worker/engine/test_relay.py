@@ -252,6 +252,26 @@ class TestEpochs:
         ]
         assert {relay._trusted[broker.name] for relay in relays} == {str(observer.get("arq:queue:epoch")).encode()}
 
+    async def test_relays_that_sweep_at_once_start_at_different_rows(
+        self, broker: Broker, observer: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So they share the work, although all ids of one hour begin with the same digits."""
+        monkeypatch.setattr("worker.engine.relay._BATCH", 10)
+        jobs = await enqueue_many(100)
+        first: list[str] = []
+
+        class Watched(Ledger):
+            """A ledger that notes where the relay begins."""
+
+            async def pending_at(self, permille: int) -> str:
+                first.append(await super().pending_at(permille))
+                return first[-1]
+
+        for _ in range(20):
+            observer.flushdb()
+            assert await Relay(broker, Watched(), [broker.name])._sweep([broker.name]) == 100
+        assert len({jobs.index(job_id) // 10 for job_id in first}) >= 4
+
     async def test_only_the_rows_of_a_queue_that_was_lost_are_published_again(
         self, broker: Broker, ledger: Ledger, observer: redis.Redis, postgres: Observer
     ) -> None:

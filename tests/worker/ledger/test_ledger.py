@@ -196,6 +196,13 @@ class TestPendingRows:
             found += [job_id for job_id, _, _ in piece]
         assert found == ["j0", "j1", "j4", "j6", "j7"]
 
+    async def test_the_pending_row_at_a_share_of_all_divides_them_in_that_proportion(self, ledger: Ledger) -> None:
+        """By their number, not by their ids, of which most begin alike."""
+        assert await ledger.pending_at(500) == ""
+        await add(ledger, *(ROW._replace(id=f"j{number}") for number in range(8)), ROW._replace(id="z"))
+        await mark_done(ledger, DONE._replace(id="j0"))
+        assert [await ledger.pending_at(permille) for permille in (0, 500, 999)] == ["j1", "j5", "z"]
+
     async def test_the_last_slot_of_a_scheduled_task_is_not_confused_with_those_of_similar_names(
         self, ledger: Ledger
     ) -> None:
@@ -290,6 +297,7 @@ class TestQueryPlans:
             ("due", {"after_time": 7, "after_id": "a", "limit": 500}, "Index Cond: ((check_at >= "),
             ("unpublished", {"ids": ["a", "b"]}, "Index Cond: (id = ANY"),
             ("sizes", {"ids": ["a", "b"]}, "Index Cond: (id = ANY"),
+            ("pending_at", {"permille": 500}, "Index Only Scan using tandem_jobs_pending"),
             ("pending_after", {"after": "a", "queues": ["mail"], "limit": 500}, "Index Cond: (id > "),
             ("stored_results", {"ids": ["a", "b"], "since": 1_000}, "Index Cond: ((id = ANY"),
             ("prune", {"limit": 500, "keep": 1000}, "Index Cond: (finished_at < "),
