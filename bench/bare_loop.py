@@ -6,11 +6,11 @@ With ``ledger`` each transaction ends with the statement that a job's does whose
 import asyncio
 import sys
 from collections.abc import Iterator
-from uuid import uuid4
 
 import uvloop
 
 from bench.contender_api import CONCURRENCY, Row, Rows
+from worker.job_ids import new_job_id
 from worker.ledger import FinalRow, State
 from worker.ledger.statements import Statements
 from worker.ledger.table import NAME
@@ -22,7 +22,7 @@ class LedgerRows(Rows):
     _complete = Statements.of("postgresql", NAME).complete
 
     async def add(self, number: int) -> None:
-        ending = FinalRow(uuid4().hex, number, "insert", "arq:queue", State.DONE, result=b"null")
+        ending = FinalRow(new_job_id(), number, "insert", "arq:queue", State.DONE, result=b"null")
         async with self.sessions.begin() as session:
             session.add(Row(number=number))
             await session.flush()

@@ -198,6 +198,9 @@ class Config(BaseModel):
     keep_jobs: Retention = 604800.0
     """Seconds that the row of a job that is over is kept. Failed jobs stay until you retry or discard them."""
 
+    keep_arguments: Switch = False
+    """Keep the arguments of done jobs in their rows. Failed jobs always keep theirs, so that they can be retried."""
+
     log_jobs: LoggedJobs = "all"
     """Jobs that get lines in the log: `all`, `failed` or `off`."""
 

@@ -102,6 +102,7 @@ def _worker_settings(name: str) -> dict[str, str]:
         "WORKER_LEASE": f"{LEASE:g}",
         "WORKER_GRACE": "2",
         "WORKER_KEEP_RESULT": "5",  # so that shared ids become free again
+        "WORKER_KEEP_ARGUMENTS": "true",  # the checks know a row by the key in its arguments
     }
 
 

@@ -10,7 +10,7 @@ from worker.admin.deployment import Deployment
 from worker.admin.job_detail import Attempt, JobDetail
 from worker.admin.job_line import JobLine
 from worker.admin.job_lines import JobLines, enqueue_time_in
-from worker.admin.job_state import JobState, state_of_pending
+from worker.admin.job_state import ARGUMENTS_DROPPED, JobState, state_of_pending
 from worker.admin.running_jobs import Holder, holders
 from worker.broker.progress import ProgressRecord, ProgressRecords
 from worker.broker.queue_pages import QueuedJob, QueuePages
@@ -155,6 +155,8 @@ class JobDetails:
     def _row_detail(self, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> JobDetail:
         task, state = row["task"], State(row["state"])
         arguments, problem = self._lines.arguments(task, row["payload"])
+        if row["payload"] is None and state is State.DONE:
+            problem = ARGUMENTS_DROPPED
         origin = _origin(row, row["payload"])
         has_result = state is State.DONE and row["result"] is not None
         return JobDetail(

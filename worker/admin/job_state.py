@@ -24,6 +24,8 @@ class JobState(StrEnum):
         return self not in LIVE_STATES
 
 
+ARGUMENTS_DROPPED = "They were dropped when the job was done (WORKER_KEEP_ARGUMENTS)."
+
 LIVE_STATES = (JobState.SCHEDULED, JobState.WAITING, JobState.RUNNING)
 
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import shlex
 import traceback
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.text import Text
@@ -46,7 +47,8 @@ def run_here(
 ) -> int:
     """Run a job in this process, and roll it back unless --commit is given.
 
-    It may be in any state, as long as its arguments are known. It has no timeout, so breakpoint() works in it.
+    It may be in any state, as long as its arguments are known. A done job has them only with
+    WORKER_KEEP_ARGUMENTS. It has no timeout, so breakpoint() works in it.
     What the task does outside of its session happens. What it commits itself stays committed.
 
     \b
@@ -89,9 +91,7 @@ async def _find(config: Config, job_id: str) -> _Job:
             return found
     except PayloadError as error:
         raise StartupError(printable(f"{job_id}: its arguments cannot be read: {error}")) from None
-    if rows:
-        raise StartupError(printable(f"{job_id}: its arguments are not kept, it is {rows[0]['state']}"))
-    raise StartupError(printable(f"{job_id}: no such job: tandem jobs why {shlex.quote(job_id)}"))
+    raise StartupError(printable(f"{job_id}: {_why_not(job_id, rows)}"))
 
 
 async def _in_redis(config: Config, job_id: str) -> _Job | None:
@@ -107,6 +107,14 @@ async def _in_redis(config: Config, job_id: str) -> _Job | None:
     finally:
         await broker.close()
     return None
+
+
+def _why_not(job_id: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return f"no such job: tandem jobs why {shlex.quote(job_id)}"
+    if rows[0]["state"] == State.DONE:
+        return "it is done, and its arguments were dropped (WORKER_KEEP_ARGUMENTS): enqueue a new job"
+    return f"its arguments are not kept, it is {rows[0]['state']}"
 
 
 def _state(job: _Job) -> str:

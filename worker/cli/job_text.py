@@ -119,6 +119,8 @@ def _properties(row: Mapping[str, Any], *, accept_pickle: bool) -> Iterator[tupl
 
 def _arguments(row: Mapping[str, Any], *, accept_pickle: bool) -> Iterator[tuple[str, str]]:
     if row["payload"] is None:
+        if row["state"] == State.DONE:
+            yield "arguments", "dropped when the job was done (WORKER_KEEP_ARGUMENTS)"
         return
     try:
         message = Message.decode(row["id"], row["payload"], accept_pickle=accept_pickle)

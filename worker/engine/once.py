@@ -89,7 +89,8 @@ class Once:
         once = next(iter(results)).task.options.once
         if self._ledger is None or not once or not await has_effects(work):
             return False
-        rows = [done_row(execution, result) for execution, result in results.items()]
+        keep_arguments = self._ledger.keep_arguments
+        rows = [done_row(one, result, keep_arguments=keep_arguments) for one, result in results.items()]
         try:
             await self._ledger.mark_all_done(await work.session(_database_of_effects(work)), rows)
         except NothingWrittenError:
@@ -183,7 +184,7 @@ class _OnceAttempt(Attempt):
 
     @property
     def _final_row(self) -> FinalRow:
-        return done_row(self._execution, self._result)
+        return done_row(self._execution, self._result, keep_arguments=self._ledger.keep_arguments)
 
 
 async def has_effects(work: Scope) -> bool:
@@ -194,7 +195,7 @@ async def has_effects(work: Scope) -> bool:
     return work.has_touched
 
 
-def done_row(execution: Execution, result: bytes | None) -> FinalRow:
+def done_row(execution: Execution, result: bytes | None, *, keep_arguments: bool) -> FinalRow:
     """The ledger row of an attempt, as done."""
     message = execution.message
     return FinalRow(
@@ -203,6 +204,8 @@ def done_row(execution: Execution, result: bytes | None) -> FinalRow:
         message.task,
         execution.queue,
         State.DONE,
+        # A job that was enqueued in a transaction has its payload in its pending row.
+        payload=execution.claim.payload if keep_arguments and not message.in_ledger else None,
         result=result,
         tries=execution.claim.tries + 1,
         started_at=execution.started_at,

@@ -10,7 +10,8 @@ def default_ledger() -> Ledger:
     if _ledger is None:
         from worker.config import Config  # noqa: PLC0415 - pydantic, for a process that uses the default
 
-        set_default_ledger(Ledger(Config.load().ledger))
+        config = Config.load()
+        set_default_ledger(Ledger(config.ledger, keep_arguments=config.keep_arguments))
     assert _ledger is not None  # noqa: S101 - just set
     return _ledger
 

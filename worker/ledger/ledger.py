@@ -59,10 +59,12 @@ class Ledger:
 
     Args:
         name: the name of the table, with its schema if it has one (default: ``tandem_jobs``).
+        keep_arguments: whether rows keep their payloads when they are set done (default: no).
     """
 
-    def __init__(self, name: str = NAME) -> None:
+    def __init__(self, name: str = NAME, *, keep_arguments: bool = False) -> None:
         self.name = name
+        self.keep_arguments = keep_arguments
         self._for_drivers: WeakKeyDictionary[Dialect, dict[Executable, DriverStatement]] = WeakKeyDictionary()
 
     async def add(self, session: AnySession, jobs: Sequence[NewJob]) -> None:
@@ -192,7 +194,8 @@ class Ledger:
             LedgerBusyError: the old backend has not ended yet.
         """
         async with independent(default_database()) as session:
-            return await self.mark_done(session, row._replace(result=None))  # rolled back, so without the result
+            small = row._replace(payload=None, result=None)  # as it is rolled back
+            return await self.mark_done(session, small)
 
     async def complete(self, rows: Sequence[FinalRow]) -> list[StoredResult]:
         """Write the final rows of jobs, in a transaction of its own.
@@ -348,7 +351,8 @@ class Ledger:
             return int(deleted.rowcount)
 
     def _of(self, session: AnySession | OwnedSession, *, with_origin: bool = False) -> Statements:
-        return Statements.of(session.get_bind().dialect.name, self.name, with_origin=with_origin)
+        dialect = session.get_bind().dialect.name
+        return Statements.of(dialect, self.name, with_origin=with_origin, keep_arguments=self.keep_arguments)
 
     def _complete(self, rows: Sequence[FinalRow], wait: LockWait, session: OwnedSession) -> int:
         with_origin = has_origin(rows)

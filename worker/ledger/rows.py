@@ -54,7 +54,7 @@ class FinalRow(NamedTuple):
     queue: str
     state: State
     payload: bytes | None = None
-    """The payload as on the wire. None if the job will not run again."""
+    """The payload as on the wire. None if the job will not run again and its arguments are not kept."""
     result: bytes | None = None
     """The result as JSON, or the error as data."""
     error: str | None = None

@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    null,
     or_,
     select,
     text,
@@ -42,7 +43,7 @@ _Insert: TypeAlias = Callable[[Table], Any]
 _ROW_LOCATIONS = {"postgresql": "ctid", "sqlite": "rowid"}
 _TIMES = ("due", "delay", "expires")
 _OUTCOME = ("state", "result", "error", "traceback", "tries", "started_at")
-CHUNK_FIELDS = ("id", "enqueued_at", "task", "queue", "result", "tries", "started_at")
+CHUNK_FIELDS = ("id", "enqueued_at", "task", "queue", "payload", "result", "tries", "started_at")
 """The fields of the rows of `Statements.complete_all`, besides `ORIGIN`."""
 COMPLETED_BEFORE = "tandem:completed_before:"
 """The text in the error of `Statements.complete_or_fail`, if the row was final before."""
@@ -61,7 +62,9 @@ class Statements:
     reserve: Executable
     """Insert a pending row, unless its id is pending already."""
     complete: Executable
-    """Write a final row: a new one, or over a pending or failed one. Over any other row it writes nothing."""
+    """Write a final row: a new one, or over a pending or failed one. Over any other row it writes nothing.
+
+    A row that becomes done loses its payload, which nothing reads any more, unless `keep_arguments`."""
     complete_or_fail: Executable | None
     """The same, but it fails where `complete` writes nothing, with `COMPLETED_BEFORE` in its error. None on SQLite."""
     complete_all: Executable | None
@@ -93,16 +96,17 @@ class Statements:
 
     @classmethod
     @cache
-    def of(cls, dialect: str, name: str, *, with_origin: bool = False) -> "Statements":
+    def of(cls, dialect: str, name: str, *, with_origin: bool = False, keep_arguments: bool = False) -> "Statements":
         """The statements for the table `name` on a database of `dialect`.
 
         Args:
             with_origin: whether those that insert rows write the columns of `ORIGIN`, too.
+            keep_arguments: whether `complete` leaves the payload of a row that it sets done.
         """
         jobs, insert, origin = table(name), insert_of(dialect), ORIGIN if with_origin else ()
         return cls(
             **_enqueueing(jobs, insert, origin, dialect),
-            **_completing(jobs, insert, origin, dialect),
+            **_completing(jobs, insert, origin, dialect, keep_arguments=keep_arguments),
             **_reading(jobs),
             **_relaying(jobs),
             **_scheduling(jobs, dialect),
@@ -152,11 +156,13 @@ def _add_all(jobs: Table, insert: _Insert, fields: Sequence[str]) -> Executable:
     return statement
 
 
-def _completing(jobs: Table, insert: _Insert, origin: Sequence[str], dialect: str) -> dict[str, Any]:
+def _completing(
+    jobs: Table, insert: _Insert, origin: Sequence[str], dialect: str, *, keep_arguments: bool
+) -> dict[str, Any]:
     job = jobs.c
     fields = ("id", "enqueued_at", "task", "queue", "payload", *_OUTCOME, *origin)
     complete = insert(jobs).values(**_parameters(job, fields), finished_at=now_ms())
-    upsert = _over_unsettled(jobs, complete)
+    upsert = _over_unsettled(jobs, complete, keep_arguments=keep_arguments)
     abort = (
         update(jobs)
         .where(job.state == State.PENDING.value, job.id == bindparam("of_id", type_=Text), _enqueued_between(job))
@@ -164,36 +170,41 @@ def _completing(jobs: Table, insert: _Insert, origin: Sequence[str], dialect: st
     )
     return {
         "complete": upsert.execution_options(**_COUNTED),
-        "complete_or_fail": _complete_or_fail(jobs, insert, fields) if dialect == "postgresql" else None,
-        "complete_all": _complete_all(jobs, insert, (*CHUNK_FIELDS, *origin)) if dialect == "postgresql" else None,
+        "complete_or_fail": _complete_or_fail(upsert) if dialect == "postgresql" else None,
+        "complete_all": _complete_all(jobs, insert, (*CHUNK_FIELDS, *origin), keep_arguments=keep_arguments)
+        if dialect == "postgresql"
+        else None,
         "abort": abort,
     }
 
 
-def _over_unsettled(jobs: Table, insertion: Any) -> Any:
+def _over_unsettled(jobs: Table, insertion: Any, *, keep_arguments: bool) -> Any:
     """Let the insertion of a final row overwrite a pending or failed one."""
     job = jobs.c
+    changes = {column: insertion.excluded[column] for column in (*_OUTCOME, "finished_at")} | {"check_at": None}
+    if not keep_arguments:
+        is_done = insertion.excluded.state == literal_column(f"'{State.DONE.value}'")
+        changes["payload"] = case((is_done, null()), else_=job.payload)
     return insertion.on_conflict_do_update(
         index_elements=[job.id, job.enqueued_at],
-        set_={column: insertion.excluded[column] for column in (*_OUTCOME, "finished_at")} | {"check_at": None},
+        set_=changes,
         # Not IN, which SQLAlchemy expands for each execution, so that one statement could not write many rows.
         where=or_(job.state == State.PENDING.value, job.state == State.FAILED.value),
     )
 
 
-def _complete_all(jobs: Table, insert: _Insert, fields: Sequence[str]) -> Executable:
+def _complete_all(jobs: Table, insert: _Insert, fields: Sequence[str], *, keep_arguments: bool) -> Executable:
     from sqlalchemy.dialects.postgresql import ARRAY  # noqa: PLC0415 - the dialect of the engine
 
     given = [func.unnest(bindparam(field, type_=ARRAY(jobs.c[field].type))) for field in fields]
     rows = select(*given, literal(State.DONE.value), now_ms())
     insertion = insert(jobs).from_select([*fields, "state", "finished_at"], rows)
-    upsert: Executable = _over_unsettled(jobs, insertion).execution_options(**_COUNTED)
+    upsert: Executable = _over_unsettled(jobs, insertion, keep_arguments=keep_arguments).execution_options(**_COUNTED)
     return upsert
 
 
-def _complete_or_fail(jobs: Table, insert: _Insert, fields: Sequence[str]) -> Executable:
-    insertion = insert(jobs).values(**_parameters(jobs.c, fields), finished_at=now_ms())
-    written = _over_unsettled(jobs, insertion).returning(literal_column("1")).cte("written")
+def _complete_or_fail(upsert: Any) -> Executable:
+    written = upsert.returning(literal_column("1")).cte("written")
     # The count is added to the text that is no number, as PostgreSQL would convert a constant while it plans.
     count = select(func.count().label("rows")).select_from(written).subquery("counted").c.rows
     failure = cast(literal_column(f"'{COMPLETED_BEFORE}'").concat(cast(count, Text)), Integer)

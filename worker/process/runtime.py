@@ -213,7 +213,7 @@ class Runtime:
 
     def _use_ledger(self, name: str) -> Ledger:
         """Make the ledger, also the default one, so that jobs enqueue into the table that holds their own rows."""
-        ledger = Ledger(name)
+        ledger = Ledger(name, keep_arguments=self._config.keep_arguments)
         set_default_ledger(ledger)
         self._open.callback(set_default_ledger, None)
         return ledger

@@ -62,7 +62,7 @@ async def run_single(
     runtime = Runtime(config, registry)
     try:
         await runtime.open({})
-        ledger = Ledger(config.ledger)
+        ledger = Ledger(config.ledger, keep_arguments=config.keep_arguments)
         executor = runtime.executor.with_once(Once(ledger) if commit else _Rehearsal())
         execution = _execution(config, registry, message, queue, tries)
         outcome = await asyncio.create_task(_execute(executor, execution))

@@ -53,6 +53,9 @@ class RunCommand:
     async def add(self, job_id: str, task: str, state: str = "failed", arguments: bytes = b"{}") -> None:
         await self._postgres.execute(_INSERT, job_id, task, state, encode(task, arguments, 1_000))
 
+    async def drop_arguments(self, job_id: str) -> None:
+        await self._postgres.execute("UPDATE tandem_jobs SET payload = NULL WHERE id = $1", job_id)
+
     async def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return await asyncio.to_thread(run, "jobs", "run", *arguments, cwd=self._folder, **self._settings)
 
@@ -130,6 +133,15 @@ async def test_what_cannot_be_run_is_one_line(
     await run_job.add("a", "compute", state)
     done = await run_job(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
+
+
+async def test_a_done_job_without_its_arguments_is_refused_in_one_line(run_job: RunCommand) -> None:
+    """It names the setting that drops them, and says what to do instead."""
+    await run_job.add("a", "compute", "done")
+    await run_job.drop_arguments("a")
+    done = await run_job("a")
+    line = "a: it is done, and its arguments were dropped (WORKER_KEEP_ARGUMENTS): enqueue a new job\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
 async def test_a_task_that_the_registry_lacks_is_one_line(run_job: RunCommand) -> None:

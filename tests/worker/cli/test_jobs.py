@@ -194,6 +194,18 @@ class TestShow:
         assert done.stdout.startswith("a1  pending\n")
         assert "  retried after  2023-11-14 22:13:20 UTC  tries 3  ValueError: no\n" in done.stdout
 
+    async def test_show_says_that_the_arguments_of_a_done_job_were_dropped(
+        self, jobs: JobsCommand, postgres: Observer
+    ) -> None:
+        """And which setting keeps them. A retry of such a job is refused."""
+        await postgres.execute(_INSERT, "d", "send", "done", None, None, 1)
+        shown = jobs("show", "d1")
+        assert "  arguments dropped when the job was done (WORKER_KEEP_ARGUMENTS)\n" in shown.stdout
+        retried = jobs("retry", "d1")
+        assert retried.returncode == 1
+        assert "d1" in retried.stdout + retried.stderr
+        assert await jobs.states() == {"done": 1}
+
     def test_show_of_an_unknown_id_is_one_line_and_exit_code_1(self, jobs: JobsCommand) -> None:
         """An id that the ledger does not have is one line, and the exit code is 1."""
         done = jobs("show", "nobody")

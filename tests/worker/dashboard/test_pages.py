@@ -209,7 +209,10 @@ class TestHostile:
         async with as_operator() as client:
             assert "which is not loaded here" in await page_of(client, "/job?id=p")
             assert "cannot be read" in await page_of(client, "/job?id=g")
-            assert "no longer known" in await page_of(client, "/job?id=n")
+            assert "They were dropped when the job was done (WORKER_KEEP_ARGUMENTS)." in await page_of(
+                client, "/job?id=n"
+            )
+            assert "Done jobs have arguments only if" in await page_of(client, "/jobs?state=done&text=ann")
             assert len(ids_of(await page_of(client, "/jobs?state=done"))) == 3
 
 

@@ -318,6 +318,35 @@ class TestLedgerStatement:
         assert await known(execution) == StoredResult(State.DONE, b'"a"')
         assert await rows() == 1
 
+    @pytest.mark.parametrize("keeps", [False, True])
+    async def test_the_done_row_of_a_job_that_was_enqueued_in_no_transaction_has_its_arguments_if_they_are_kept(
+        self, harness: ExecutorHarness, *, keeps: bool
+    ) -> None:
+        """As that of a job that was enqueued in one."""
+        harness.ledger = Ledger(keep_arguments=keeps)
+        execution = harness.deliver(add, "a")
+        await harness.start(add, execution)
+        row = await Ledger().latest(execution.job_id)
+        assert row is not None
+        assert execution.claim.payload is not None
+        assert row["payload"] == (execution.claim.payload if keeps else None)
+
+    @pytest.mark.parametrize("keeps", [False, True])
+    async def test_a_pending_row_that_a_job_sets_done_loses_its_arguments_unless_they_are_kept(
+        self, harness: ExecutorHarness, *, keeps: bool
+    ) -> None:
+        """By the statement that goes with the COMMIT, too."""
+        harness.ledger = Ledger(keep_arguments=keeps)
+        execution = harness.deliver(add, "a")
+        message = execution.message
+        async with db.scope():
+            pending = NewJob(message.job_id, b"{}", message.task, "arq:queue", message.enqueued_at)
+            await Ledger().add(await db.session(), [pending])
+        await harness.start(add, execution)
+        row = await Ledger().latest(execution.job_id)
+        assert row is not None
+        assert (row["state"], row["payload"]) == ("done", b"{}" if keeps else None)
+
     @pytest.mark.parametrize("adds", [add, keep])
     async def test_the_ledger_adds_no_message_to_a_jobs_transaction(
         self, adds: worker.Task[..., Any], database_url: str, postgres: Observer

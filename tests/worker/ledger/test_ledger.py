@@ -80,6 +80,34 @@ class TestOutcomes:
         await ledger.complete([FAILED])
         assert await ledger.look_up("j1", 1_000) == StoredResult(State.DONE, b"7")
 
+    @pytest.mark.parametrize("keeps", [False, True])
+    async def test_a_row_that_is_set_done_loses_its_payload_unless_arguments_are_kept(
+        self, ledger: Ledger, *, keeps: bool
+    ) -> None:
+        """By the statement of the job's own transaction, and by that of a batch."""
+        keeping = Ledger(keep_arguments=keeps)
+        await add(ledger, ROW, ROW._replace(id="j2"))
+        await mark_done(keeping)
+        await keeping.complete([DONE._replace(id="j2")])
+        for job_id in ("j1", "j2"):
+            row = await ledger.latest(job_id)
+            assert row is not None
+            assert (row["state"], row["payload"]) == ("done", ROW.payload if keeps else None)
+
+    async def test_a_row_keeps_its_payload_until_it_is_done(self, ledger: Ledger) -> None:
+        """A failed job may be retried. An aborted or expired one is shown with its arguments."""
+        states = {each.value: each for each in (State.FAILED, State.ABORTED, State.EXPIRED)}
+        await add(ledger, *(ROW._replace(id=job_id) for job_id in states))
+        await ledger.complete([FAILED._replace(id=job_id, state=state) for job_id, state in states.items()])
+        for job_id in states:
+            row = await ledger.latest(job_id)
+            assert row is not None
+            assert (row["state"], row["payload"]) == (job_id, ROW.payload)
+        await ledger.complete([DONE._replace(id="failed")])
+        row = await ledger.latest("failed")
+        assert row is not None
+        assert (row["state"], row["payload"]) == ("done", None)
+
     async def test_a_batch_of_outcomes_overwrites_only_rows_that_may_be_overwritten(self, ledger: Ledger) -> None:
         """A batch is one statement."""
         await mark_done(ledger)

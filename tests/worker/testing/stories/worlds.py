@@ -67,7 +67,7 @@ class RealWorld:
         await asyncio.sleep(0.5)  # a worker that ran the job too early would do so at its next claim
 
     async def deliver_again(self, job_id: str) -> None:
-        row = await Ledger().latest(job_id)
+        row = await Ledger().latest(job_id)  # this world's worker keeps the arguments of done jobs
         assert row is not None
         message = Message.decode(job_id, row["payload"])
         new = NewJob(job_id, row["payload"], message.task, row["queue"], message.enqueued_at)
@@ -89,7 +89,7 @@ async def real_world(redis_url: str) -> AsyncIterator[World]:
     config = Config.load(
         redis_url=redis_url, lease=2.0, grace=5.0, log_jobs="off", id="w", concurrency=1, queues="arq:queue,other"
     )
-    broker, caller, ledger = Broker(redis_url), TaskCaller(threads=4), Ledger()
+    broker, caller, ledger = Broker(redis_url), TaskCaller(threads=4), Ledger(keep_arguments=True)
     executor = Executor(caller, resources=RESOURCES, once=Once(ledger))
     by_name = {task.name: task for task in TASKS}
     engine = Engine(config, by_name, broker, executor, ask_database=_answers, ledger=ledger)
