@@ -337,18 +337,23 @@ class Ledger:
             row = await self._first(session, self._of(session).pending_at, {"permille": permille})
         return "" if row is None else str(row["id"])
 
-    async def prune(self, keep: int, limit: int) -> int:
+    async def prune(self, keep: int, limit: int, after: int = 0) -> tuple[int, int]:
         """Delete up to `limit` rows that became final more than `keep` milliseconds ago, the oldest first.
 
         Failed rows stay, as they may be retried. Rows that another transaction has locked are skipped.
 
+        Args:
+            after: delete only rows that became final at this time or later, in milliseconds since the epoch. So a batch
+                does not read past the index entries of the batches before it, which stay until the next vacuum.
+
         Returns:
-            The number of deleted rows.
+            The number of deleted rows, and the `after` for the next batch.
         """
         async with scope() as work:
             session = await work.session(default_database())
-            deleted = await execute(session, self._of(session).prune, {"keep": keep, "limit": limit})
-            return int(deleted.rowcount)
+            parameters = {"keep": keep, "limit": limit, "after": after}
+            deleted = (await execute(session, self._of(session).prune, parameters)).scalars().all()
+            return len(deleted), max(deleted, default=after)
 
     def _of(self, session: AnySession | OwnedSession, *, with_origin: bool = False) -> Statements:
         dialect = session.get_bind().dialect.name

@@ -92,7 +92,7 @@ class Statements:
     pending_at: Executable
     """The id of the pending row at a share of all pending rows in the order of their ids."""
     prune: Executable
-    """Delete rows that became final long ago, the oldest first."""
+    """Delete rows that became final long ago, the oldest first. Return when they did."""
 
     @classmethod
     @cache
@@ -308,11 +308,12 @@ def _pruning(jobs: Table, dialect: str) -> dict[str, Executable]:
     long_final = (
         select(jobs)
         .where(text(FINAL), jobs.c.finished_at < _now() - bindparam("keep", type_=BigInteger))
+        .where(jobs.c.finished_at >= bindparam("after", type_=BigInteger))
         .order_by(jobs.c.finished_at)
         .limit(bindparam("limit"))
         .with_for_update(skip_locked=True)
     )
-    return {"prune": delete(jobs).where(_by_location(dialect, long_final))}
+    return {"prune": delete(jobs).where(_by_location(dialect, long_final)).returning(jobs.c.finished_at)}
 
 
 def _parameters(job: Any, columns: Sequence[str]) -> dict[str, BindParameter[Any]]:

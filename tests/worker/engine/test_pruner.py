@@ -58,7 +58,7 @@ async def test_only_rows_of_jobs_that_ended_long_ago_are_deleted(database: db.Da
     for state in State:
         await ended(database, state, 2 * HOUR, f"old {state}")
         await ended(database, state, HOUR // 2, f"new {state}")
-    assert await Ledger().prune(HOUR, 100) == 4
+    assert (await Ledger().prune(HOUR, 100))[0] == 4
     assert await left() == {*(f"new {state}" for state in State), "old pending", "old failed"}
 
 
@@ -67,11 +67,11 @@ async def test_rows_are_pruned_in_batches_the_oldest_first(
 ) -> None:
     """A transaction deletes one batch. A round goes on until nothing is left, then waits."""
     monkeypatch.setattr(pruner, "_BATCH", 2)
-    monkeypatch.setattr(pruner, "_PAUSE", 0.0)
+    monkeypatch.setattr(pruner, "_LONGEST_REST", 0.0)
     monkeypatch.setattr(pruner, "_INTERVAL", 0.01)
     for hours in range(2, 7):
         await ended(database, State.DONE, hours * HOUR, f"{hours}")
-    assert await Ledger().prune(HOUR, 2) == 2
+    assert (await Ledger().prune(HOUR, 2))[0] == 2
     assert await left() == {"2", "3", "4"}
     running = asyncio.create_task(Pruner(Ledger(), 3600.0).run())
     await eventually(left, equals=set())
@@ -107,7 +107,7 @@ async def test_rows_that_another_pruner_has_locked_are_skipped(postgres_database
         session = await db.session()
         await session.execute(text("SELECT 1 FROM tandem_jobs WHERE id = 'a' FOR UPDATE"))
         async with asyncio.timeout(5):
-            assert await asyncio.create_task(db.isolated(Ledger().prune, HOUR, 10)) == 2
+            assert (await asyncio.create_task(db.isolated(Ledger().prune, HOUR, 10)))[0] == 2
     assert await left() == {"a"}
 
 
@@ -116,7 +116,7 @@ async def test_a_batch_that_hits_the_statement_timeout_is_made_smaller(
 ) -> None:
     """From then on fewer rows are deleted at once, until all are gone."""
     monkeypatch.setattr(pruner, "_BATCH", 20)
-    monkeypatch.setattr(pruner, "_PAUSE", 0.0)
+    monkeypatch.setattr(pruner, "_LONGEST_REST", 0.0)
     database = db.Database(database_url, default=True, statement_timeout=0.5)
     await ended(database, State.DONE, 2 * HOUR, *(str(number) for number in range(20)))
     await postgres.execute(
@@ -134,6 +134,39 @@ async def test_a_batch_that_hits_the_statement_timeout_is_made_smaller(
     db.set_default_database(None)
 
 
+async def test_each_batch_begins_where_the_one_before_it_ended(database: db.Database[Any]) -> None:
+    """So it does not read past what was deleted. Rows of the same millisecond are not left out."""
+    await ended(database, State.DONE, 3 * HOUR, "old")
+    await ended(database, State.DONE, 2 * HOUR, *"abc")
+    async with db.scope():
+        await (await db.session()).execute(text("UPDATE tandem_jobs SET finished_at = 5000 WHERE id <> 'old'"))
+    assert await Ledger().prune(HOUR, 2) == (2, 5000)
+    assert (await Ledger().prune(HOUR, 2, 5001))[0] == 1
+    assert len(await left()) == 1
+    assert (await Ledger().prune(HOUR, 2, 5000)) == (1, 5000)
+    assert await Ledger().prune(HOUR, 2, 5000) == (0, 5000)
+
+
+async def test_a_pruner_rests_in_proportion_to_what_a_batch_takes(
+    postgres_database: db.Database[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a worker that is alone deletes more rows a second than it can add, on a fast database."""
+    rests: list[float] = []
+    monkeypatch.setattr(pruner, "_BATCH", 1)
+    rest = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        rests.append(seconds)
+        await rest(0)
+
+    monkeypatch.setattr("worker.engine.pruner.asyncio.sleep", noted)
+    await ended(postgres_database, State.DONE, 2 * HOUR, "a", "b", "c")
+    await Pruner(Ledger(), 3600.0)._prune()
+    assert len(rests) == 3
+    assert all(0 < seconds <= 0.2 for seconds in rests)
+    assert await left() == set()
+
+
 @pytest.mark.parametrize("over", [0, 20_000])
 @pytest.mark.usefixtures("postgres_database")
 async def test_pruning_finds_its_rows_by_an_index(postgres: Observer, over: int) -> None:
@@ -147,9 +180,9 @@ async def test_pruning_finds_its_rows_by_an_index(postgres: Observer, over: int)
     dialect = make_url("postgresql+asyncpg://").get_dialect()()
     statement: Any = Statements.of("postgresql", "tandem_jobs").prune
     query = statement.compile(dialect=dialect)
-    values = query.construct_params({"keep": HOUR, "limit": 1000})
+    values = query.construct_params({"keep": HOUR, "limit": 1000, "after": 0})
     plan = await postgres.fetch(f"EXPLAIN {query}", *(values[name] for name in query.positiontup))
     text_of_plan = "\n".join(row[0] for row in plan)
     assert "tandem_jobs_prune" in text_of_plan
     assert "Seq Scan" not in text_of_plan
-    assert await Ledger().prune(HOUR, 1000) == min(over, 1000)
+    assert (await Ledger().prune(HOUR, 1000))[0] == min(over, 1000)

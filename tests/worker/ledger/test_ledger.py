@@ -328,7 +328,7 @@ class TestQueryPlans:
             ("pending_at", {"permille": 500}, "Index Only Scan using tandem_jobs_pending"),
             ("pending_after", {"after": "a", "queues": ["mail"], "limit": 500}, "Index Cond: (id > "),
             ("stored_results", {"ids": ["a", "b"], "since": 1_000}, "Index Cond: ((id = ANY"),
-            ("prune", {"limit": 500, "keep": 1000}, "Index Cond: (finished_at < "),
+            ("prune", {"limit": 500, "keep": 1000, "after": 7}, "Index Cond: ((finished_at < "),
             ("last_enqueued", {"first": ["a"], "end": ["b"], "task": ["a"]}, "Index Cond: ((id >= "),
         ],
     )
