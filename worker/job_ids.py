@@ -4,7 +4,7 @@
    go to a random page: on a table of 10 million rows each job would read one and write two whole pages.
 2. An id is greater than each earlier id of this process, also within a millisecond, and also if the clock is set back.
 3. 73 bits are random in the first id of a millisecond, and 32 in the next ones. So ids of different processes differ.
-   An id is no secret: whoever knows one can guess others.
+   An id is no secret: a reader of one can guess others.
 
 The layout is that of RFC 9562, section 5.7, with a counter (section 6.2, method 1): 48 bits of milliseconds, the
 version, 12 bits of the counter, the variant, 30 bits of the counter, 32 random bits.
