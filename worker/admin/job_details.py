@@ -12,6 +12,7 @@ from worker.admin.job_line import JobLine
 from worker.admin.job_lines import JobLines, enqueue_time_in
 from worker.admin.job_state import ARGUMENTS_DROPPED, JobState, state_of_pending
 from worker.admin.running_jobs import Holder, holders
+from worker.broker.job_inspector import JobInspector
 from worker.broker.progress import ProgressRecord, ProgressRecords
 from worker.broker.queue_pages import QueuedJob, QueuePages
 from worker.broker.records import to_ms
@@ -54,9 +55,20 @@ class JobDetails:
         if live is not None and (enqueued_at is None or live.enqueued_at in (enqueued_at, None)):
             row = next((row for row in rows if row["enqueued_at"] == live.enqueued_at), None)
             detail = self._live_detail(live, row, rows, (await holders(self._deployment, self._metrics)).get(job_id))
-            return replace(detail, progress=await self._progress_of(detail))
+            attempts = (*await self._put_back(detail), *detail.attempts)
+            return replace(detail, progress=await self._progress_of(detail), attempts=attempts)
         row = next((row for row in rows if enqueued_at in (None, row["enqueued_at"])), None)
         return await self._without_row(job_id, enqueued_at) if row is None else self._row_detail(row, rows)
+
+    async def _put_back(self, job: JobDetail) -> list[Attempt]:
+        """The last attempt of a job that waits for its next one, as the worker noted it that put the job back."""
+        if job.state is JobState.RUNNING:
+            return []
+        seen = await JobInspector(self._deployment.broker.connections).inspect(job.queue, job.id)
+        if (note := seen.put_back) is None:
+            return []
+        error = self._lines.redact(job.task, "error", f"{note.error}: {note.why}")
+        return [Attempt(seen.tries or None, "put back", note.worker, None, seen.put_back_at, error)]
 
     async def _progress_of(self, job: JobDetail) -> ProgressRecord | None:
         if job.state is not JobState.RUNNING:

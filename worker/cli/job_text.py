@@ -92,6 +92,16 @@ def describe_without_row(job: JobDetail) -> Iterator[Text]:
         yield _property("error", job.error)
     if job.has_result:
         yield _property("result", _shown(job.result))
+    yield from describe_attempts(job)
+
+
+def describe_attempts(job: JobDetail) -> Iterator[Text]:
+    """A line for each attempt whose worker is known."""
+    for attempt in job.attempts:
+        if attempt.worker:
+            number = "" if attempt.number is None else f"try {attempt.number}"
+            when = _when(attempt.finished_at or attempt.started_at)
+            yield _line("attempt", [number, attempt.state, f"on {attempt.worker}", when, attempt.error])
 
 
 def _property(label: str, value: str) -> Text:

@@ -8,6 +8,7 @@ import asyncio
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import typer
@@ -16,6 +17,8 @@ from rich.progress import Progress
 
 from db.text.plural import plural
 from db.text.printable import printable
+from worker.admin.deployment import Deployment
+from worker.admin.job_detail import JobDetail
 from worker.admin.jobs import Jobs
 from worker.broker.broker import Broker
 from worker.broker.errors import RedisError
@@ -24,7 +27,14 @@ from worker.cli.database import opened
 from worker.cli.deployment import with_deployment
 from worker.cli.job_control import abort, explain_job, run_now
 from worker.cli.job_run import run_here
-from worker.cli.job_text import as_data, describe_counts, describe_job, describe_rows, describe_without_row
+from worker.cli.job_text import (
+    as_data,
+    describe_attempts,
+    describe_counts,
+    describe_job,
+    describe_rows,
+    describe_without_row,
+)
 from worker.cli.job_watch import watch
 from worker.cli.output import FAILED, MISTAKE, err, explain, out, print_all, printable_text, wide_out
 from worker.config import Config
@@ -33,6 +43,7 @@ from worker.ledger.admin import FailureCount, JobAdmin, JobFilter, JobRow, Key, 
 from worker.ledger.schema_check import check
 from worker.ledger.table import State
 from worker.new_job import NewJob
+from worker.process.errors import StartupError
 from worker.registry.imports import Importer
 
 T = TypeVar("T")
@@ -95,15 +106,23 @@ def show(job_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
     config = _config()
     if rows := _with_admin(config, lambda admin: admin.all_of(job_id)):
         print_all(describe_job(rows, accept_pickle=config.accept_pickle), out)
+        if rows[0]["state"] == State.PENDING and config.redis_url is not None:
+            with suppress(StartupError):  # the row is shown; only who has tried the job is not known
+                found = with_deployment(lambda deployment: _detail(deployment, job_id), config)
+                print_all(describe_attempts(found) if found else (), out)
         return 0
     if config.redis_url is None:
         return explain(f"{printable(job_id)}: the ledger has no such job; to look in Redis, too, set REDIS_URL", FAILED)
-    job = with_deployment(lambda deployment: Jobs(deployment, redact=_unchanged).detail(job_id), config)
+    job = with_deployment(lambda deployment: _detail(deployment, job_id), config)
     if job is None:
         why = f"tandem jobs why {shlex.quote(printable(job_id))}"
         return explain(f"{printable(job_id)}: neither the ledger nor Redis has such a job: {why}", FAILED)
     print_all(describe_without_row(job), out)
     return 0
+
+
+async def _detail(deployment: Deployment, job_id: str) -> JobDetail | None:
+    return await Jobs(deployment, redact=_unchanged).detail(job_id)
 
 
 def _unchanged(_task: str, _part: str, value: Any) -> Any:

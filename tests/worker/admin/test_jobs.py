@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import eventually
 from tests.worker.engine.conftest import StartWorker
-from worker import task
+from worker import Retry, task
 from worker.admin.deployment import Deployment
 from worker.admin.job_state import JobState
 from worker.admin.jobs import Jobs
@@ -21,6 +22,11 @@ async def greet(name: str) -> str:
 @task
 async def fail(name: str) -> None:
     raise LookupError(name)
+
+
+@task(max_tries=3)
+async def come_back() -> None:
+    raise Retry(60)
 
 
 @pytest.fixture
@@ -47,3 +53,24 @@ async def test_a_job_without_a_row_is_shown_as_soon_as_it_has_ended(
         ("hello ann", None) if state is JobState.DONE else (None, "LookupError: ann")
     )
     assert other is None
+
+
+async def test_a_job_that_waits_for_its_next_attempt_shows_the_worker_of_the_last_one(
+    deployment: Deployment, start: StartWorker
+) -> None:
+    """With the error that it has met there, and at no cost for a job that succeeds at once."""
+    job = await come_back.enqueue()
+    jobs = Jobs(deployment, redact=lambda _task, _part, value: value)
+    async with start(come_back, id="first"):
+        await eventually(lambda: has_attempt(jobs, job.job_id))
+    detail = await jobs.detail(job.job_id)
+    assert detail is not None
+    (attempt,) = detail.attempts
+    assert (attempt.number, attempt.state, attempt.worker) == (1, "put back", "first")
+    assert (attempt.error or "").startswith("Retry")
+    assert attempt.finished_at is not None
+
+
+async def has_attempt(jobs: Jobs, job_id: str) -> bool:
+    detail = await jobs.detail(job_id)
+    return detail is not None and detail.state is JobState.SCHEDULED and bool(detail.attempts)

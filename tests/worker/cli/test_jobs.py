@@ -1,5 +1,6 @@
 """`python -m worker jobs`: list, show, retry and discard failed jobs."""
 
+import asyncio
 import json
 import os
 import pty
@@ -14,7 +15,10 @@ import redis
 
 from tests.commands import bare_environment
 from tests.servers import Observer
+from tests.waiting import eventually
 from tests.worker.cli.test_cli import run
+from tests.worker.engine.conftest import StartWorker
+from worker import Broker, Retry, task
 from worker.message import Message, encode
 
 _INSERT = """
@@ -336,3 +340,23 @@ class TestMistakes:
         done = jobs()
         assert done.returncode == 2
         assert "discard" in done.stdout
+
+
+@task(max_tries=3)
+async def come_back() -> None:
+    raise Retry(60)
+
+
+async def test_show_names_the_worker_of_an_attempt_that_was_put_back(
+    tmp_path: Path, database_url: str, redis_url: str, postgres: Observer, broker: Broker, start: StartWorker
+) -> None:
+    """With the number of the try and the error."""
+    job = await come_back.enqueue()
+    async with start(come_back, id="first"):
+        await eventually(lambda: broker.redis.exists(f"arq:retry:{job.job_id}"))
+    urls = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    shown = await asyncio.to_thread(run, "jobs", "show", job.job_id, cwd=tmp_path, **urls)
+    assert shown.returncode == 0, shown.stderr
+    (line,) = [line for line in shown.stdout.splitlines() if "attempt" in line]
+    assert line.startswith("  attempt  try 1  put back  on first  ")
+    assert " UTC  Retry" in line
