@@ -318,12 +318,16 @@ class TestLedgerStatement:
         assert await known(execution) == StoredResult(State.DONE, b'"a"')
         assert await rows() == 1
 
+    @pytest.mark.parametrize("jobs_before", [0, 1])
     @pytest.mark.parametrize("keeps", [False, True])
     async def test_the_done_row_of_a_job_that_was_enqueued_in_no_transaction_has_its_arguments_if_they_are_kept(
-        self, harness: ExecutorHarness, *, keeps: bool
+        self, make_harness: MakeHarness, jobs_before: int, *, keeps: bool
     ) -> None:
         """As that of a job that was enqueued in one."""
+        harness = make_harness()
         harness.ledger = Ledger(keep_arguments=keeps)
+        for _ in range(jobs_before):
+            await harness.run(touch)
         execution = harness.deliver(add, "a")
         await harness.start(add, execution)
         row = await Ledger().latest(execution.job_id)
@@ -331,12 +335,16 @@ class TestLedgerStatement:
         assert execution.claim.payload is not None
         assert row["payload"] == (execution.claim.payload if keeps else None)
 
+    @pytest.mark.parametrize("jobs_before", [0, 1])
     @pytest.mark.parametrize("keeps", [False, True])
     async def test_a_pending_row_that_a_job_sets_done_loses_its_arguments_unless_they_are_kept(
-        self, harness: ExecutorHarness, *, keeps: bool
+        self, make_harness: MakeHarness, jobs_before: int, *, keeps: bool
     ) -> None:
         """By the statement that goes with the COMMIT, too."""
+        harness = make_harness()
         harness.ledger = Ledger(keep_arguments=keeps)
+        for _ in range(jobs_before):
+            await harness.run(touch)
         execution = harness.deliver(add, "a")
         message = execution.message
         async with db.scope():
