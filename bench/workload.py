@@ -38,6 +38,8 @@ class Workload:
     """More than end in all slices beside a backlog."""
     backlog_slices: int
     """Slices of time that each of the two programs gets in a round."""
+    large_table: int
+    """Done rows in the ledger."""
     observed: int
     """No-op jobs that are drained while somebody looks at the dashboard."""
     memory: int
@@ -67,6 +69,7 @@ FULL = Workload(
     running_elsewhere=1_000,
     beside_backlog=100_000,
     backlog_slices=8,
+    large_table=10_000_000,
     observed=200_000,
     memory=1_000_000,
     waiting=16_000,
@@ -93,6 +96,7 @@ QUICK = Workload(
     running_elsewhere=20,
     beside_backlog=8_000,
     backlog_slices=2,
+    large_table=20_000,
     observed=2_000,
     memory=1_000,
     waiting=200,
