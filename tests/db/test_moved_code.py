@@ -1,4 +1,4 @@
-"""Code as people wrote it for other session libraries, in the words of docs/moving/from-other-sessions.md."""
+"""Code as people wrote it for other session libraries, in the words of docs/moving/from-context-async-sqlalchemy.md."""
 
 import asyncio
 from typing import Any

@@ -19,7 +19,8 @@ from tests.servers import Observer
 
 PROJECT = Path(__file__).parents[2]
 PAGES = {
-    name: (PROJECT / "docs" / "moving" / f"{name}.md").read_text() for name in ("from-other-sessions", "from-asphalt")
+    name: (PROJECT / "docs" / "moving" / f"{name}.md").read_text()
+    for name in ("from-context-async-sqlalchemy", "from-asphalt")
 }
 TABLES = {
     f"{title} ({name})": text

@@ -447,7 +447,10 @@ async def test_one_worker_serves_hash_tagged_queues_on_all_nodes_of_a_cluster(cl
 
 def documented_rules() -> list[str]:
     """Return the ACL rules of the user in the documentation."""
-    found = re.search(r"ACL SETUSER worker ((?:.*\\\n)*.*)", (REPOSITORY / "docs/explanation/engine.md").read_text())
+    found = re.search(
+        r"ACL SETUSER worker ((?:.*\\\n)*.*)",
+        (REPOSITORY / "docs/how-to/redis-with-sentinel-cluster-tls-or-acl.md").read_text(),
+    )
     assert found is not None
     return found[1].replace("\\\n", " ").replace(">password", ">secret").split()
 

@@ -19,7 +19,7 @@ from worker.metrics.reader import HOUR, MetricsReader
 from worker.metrics.records import WorkerState, encode_report
 
 QUEUE = "arq:queue"
-ENGINE_PAGE = Path(__file__).parents[3] / "docs" / "explanation" / "engine.md"
+ACL_PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "redis-with-sentinel-cluster-tls-or-acl.md"
 
 
 def row(**lanes: int) -> list[int]:
@@ -152,7 +152,7 @@ async def test_records_of_one_worker_in_several_queues_are_joined(broker: Broker
 async def test_the_rights_of_a_worker_are_enough_to_measure(own_redis: StartRedis) -> None:
     """The Redis user that docs/explanation/engine.md describes. They are enough for the exporter, too."""
     server = own_redis()
-    rule = re.search(r"ACL SETUSER worker on >password (.+?)```", ENGINE_PAGE.read_text(), re.DOTALL)
+    rule = re.search(r"ACL SETUSER worker on >password (.+?)```", ACL_PAGE.read_text(), re.DOTALL)
     assert rule is not None
     rights = rule[1].replace("\\\n", " ").split()
     with redis.Redis.from_url(server.url) as admin:
