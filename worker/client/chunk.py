@@ -89,7 +89,9 @@ class ChunkSignature(Signature):
 
     def key(self, arguments: Mapping[str, Any]) -> bytes:
         """The value that all jobs of a chunk share."""
-        return b"" if self._chunk.by is None else to_json(arguments[self._chunk.by])
+        if self._chunk.by is None:
+            return b""
+        return to_json(getattr(self._call(**arguments), self._chunk.by), fallback=repr)  # the call has the defaults
 
     async def call_chunk(self, calls: Sequence[Mapping[str, Any]], injected: Mapping[str, Any]) -> Sequence[Any]:
         """Call the function with the arguments of many jobs, and return the result of each.
@@ -130,10 +132,9 @@ class ChunkSignature(Signature):
 
         def one_call() -> None: ...
 
-        hints = get_type_hints(self._call, include_extras=True)
         of_class: Any = inspect.signature(self._call)
         one_call.__signature__ = of_class  # type: ignore[attr-defined]  # inspect reads it
-        one_call.__annotations__ = {name: hints[name] for name in of_class.parameters if name in hints}
+        one_call.__annotations__ = _annotations(self._call, of_class)
         one_call.__annotations__[RESULT] = self._result()
         one_call.__wrapped__ = fn  # type: ignore[attr-defined]  # where its source is
         one_call.__module__, one_call.__name__, one_call.__qualname__ = fn.__module__, fn.__name__, fn.__qualname__
@@ -158,3 +159,13 @@ def _has_fields(kind: type) -> bool:
         return bool(inspect.signature(kind).parameters)
     except ValueError:  # int, say
         return False
+
+
+def _annotations(kind: type, signature: inspect.Signature) -> dict[str, Any]:
+    """The annotations of a class's fields. Those of a pydantic model's signature have the constraints of its fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    written = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return {
+        name: hints.get(name, Any) if isinstance(each, str) or each is inspect.Parameter.empty else each
+        for name, each in written.items()
+    }

@@ -56,7 +56,11 @@ class Chunks:
         assert isinstance(signature, ChunkSignature)  # noqa: S101 - a task with a chunk has one
         if execution.claim.tries or execution.claim.crashes or self._caller.has_hooks:
             return await alone(False)
-        chunk = self._join(execution, (execution.task.name, signature.key(execution.arguments)), options)
+        try:
+            key = signature.key(execution.arguments)
+        except Exception:  # noqa: BLE001 - the class of the calls refuses the arguments: alone, the job fails with that
+            return await alone(False)
+        chunk = self._join(execution, (execution.task.name, key), options)
         try:
             outcome = await chunk.outcome_of(execution)
             if outcome is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from sqlalchemy import text
 
 import db
@@ -63,8 +64,9 @@ async def handle(session: AsyncSession, notes: list[Note]) -> list[str]:
     return [each.upper() for each in words]
 
 
-add = task(name="add", chunk=Chunk(size=50, wait=0.2))(handle)
-add_by_group = task(name="add_by_group", chunk=Chunk(size=50, wait=0.2, by="group"))(handle)
+add = task(name="add", chunk=Chunk(size=50, wait=1.0))(handle)
+add_fifty = task(name="add_fifty", chunk=Chunk(size=50, wait=30.0))(handle)
+add_by_group = task(name="add_by_group", chunk=Chunk(size=50, wait=1.0, by="group"))(handle)
 
 
 async def enqueue(*words: str) -> list[Job[str]]:
@@ -87,8 +89,8 @@ async def test_the_jobs_of_a_chunk_are_one_call_and_one_transaction_with_a_resul
     start: StartWorker, rows: Count, postgres: Observer
 ) -> None:
     """Each job has its own row in the ledger. All rows have one transaction."""
-    jobs = await enqueue(*(f"n{number}" for number in range(50)))
-    results = await run(start, jobs)
+    jobs = [await add_fifty.using(job_id=f"{number:03}").enqueue(words=f"n{number}") for number in range(50)]
+    results = await run(start, jobs, add_fifty)
     assert results == [f"N{number}" for number in range(50)]
     assert len(seen.chunks) == 1
     assert await rows() == 50
@@ -98,9 +100,9 @@ async def test_the_jobs_of_a_chunk_are_one_call_and_one_transaction_with_a_resul
 
 async def test_a_chunk_is_larger_than_the_workers_number_of_slots(start: StartWorker, rows: Count) -> None:
     """Its jobs share one slot, so that a worker of two slots gathers fifty."""
-    jobs = await add.enqueue_many({"words": f"n{number}"} for number in range(50))
-    await run(start, jobs, concurrency=2)
-    assert max(map(len, seen.chunks)) == 50
+    jobs = await add_fifty.enqueue_many({"words": f"n{number}"} for number in range(50))
+    await run(start, jobs, add_fifty, concurrency=2)
+    assert [len(chunk) for chunk in seen.chunks] == [50]
     assert await rows() == 50
 
 
@@ -128,6 +130,42 @@ async def test_jobs_of_different_values_are_in_different_chunks(start: StartWork
     jobs = await add_by_group.enqueue_many({"words": f"{number}", "group": number % 3} for number in range(30))
     await run(start, jobs, add_by_group)
     assert sorted(sorted({int(words) % 3 for words in chunk}) for chunk in seen.chunks) == [[0], [1], [2]]
+
+
+async def test_a_value_that_was_not_given_is_the_default(start: StartWorker) -> None:
+    """Jobs with the default and jobs with the same value go together."""
+    jobs = [await add_by_group.enqueue(words="a"), await add_by_group.enqueue(words="b", group=0)]
+    await run(start, jobs, add_by_group)
+    assert [sorted(chunk) for chunk in seen.chunks] == [["a", "b"]]
+
+
+class Even(BaseModel):
+    """A call that its class may refuse."""
+
+    number: int = Field(gt=0)
+
+    @field_validator("number")
+    @classmethod
+    def _even(cls, number: int) -> int:
+        if number % 2:
+            raise ValueError("odd")
+        return number
+
+
+@pytest.mark.parametrize("by", [None, "number"])
+async def test_a_call_that_its_class_refuses_fails_alone(start: StartWorker, by: str | None) -> None:
+    """A model's constraints hold when the job is enqueued, and its validators when it runs."""
+
+    @task(chunk=Chunk(wait=1.0, by=by))
+    async def halve(calls: list[Even]) -> list[int]:
+        return [call.number // 2 for call in calls]
+
+    with pytest.raises(ValidationError):
+        await halve.enqueue(number=0)
+    jobs = await halve.enqueue_many({"number": number} for number in (2, 3, 4, 4))
+    results = await run(start, jobs, halve)
+    assert [results[0], *results[2:]] == [1, 2, 2]
+    assert "odd" in str(results[1])
 
 
 async def test_a_bad_job_fails_alone_and_the_others_of_its_chunk_are_done(
@@ -214,7 +252,7 @@ async def test_a_chunk_past_its_timeout_is_run_one_by_one(start: StartWorker, ro
 async def test_a_result_that_is_no_list_of_the_same_length_fails_each_job_and_says_so(start: StartWorker) -> None:
     """Nothing is committed that nobody can tell apart."""
 
-    @task(chunk=Chunk(wait=0.2))
+    @task(chunk=Chunk(wait=1.0))
     async def wrong(session: AsyncSession, notes: list[Note]) -> list[int]:
         return [1] * (len(notes) + 1)
 
@@ -227,7 +265,7 @@ async def test_a_result_that_is_no_list_of_the_same_length_fails_each_job_and_sa
 async def test_a_chunk_without_a_database_has_its_results(start: StartWorker) -> None:
     """No session, no row, and None for each job if the function returns None."""
 
-    @task(chunk=Chunk(wait=0.2))
+    @task(chunk=Chunk(wait=1.0))
     async def count(notes: list[Note]) -> None:
         seen.chunks.append([note.words for note in notes])
 
