@@ -1,6 +1,7 @@
 """The tasks of the stories."""
 
 import asyncio
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 import db
 from tests.worker.testing.note_tasks import Address, write
-from worker import JobContext, Resource, Retry, Task, current_job, injected, task
+from worker import Chunk, JobContext, Resource, Retry, Task, current_job, injected, task
 
 
 class Label(BaseModel):
@@ -223,6 +224,22 @@ async def runs_callbacks(session: db.AsyncSession) -> None:
 
     await write(session, "in the transaction")
     db.on_commit(later)
+
+
+@dataclass
+class Note:
+    """One call of `notes_together`."""
+
+    words: str
+
+
+@task(chunk=Chunk(size=3, wait=0.2))
+async def notes_together(session: db.AsyncSession, calls: list[Note]) -> list[str]:
+    for call in calls:
+        await write(session, call.words)
+        if call.words == "bad":
+            raise ValueError("a bad note")
+    return [call.words.upper() for call in calls]
 
 
 TASKS: list[Task[..., Any]] = [value for value in list(globals().values()) if isinstance(value, Task)]

@@ -126,6 +126,44 @@ class TestTransactions:
         assert await notes() == []
 
 
+class TestChunks:
+    async def test_each_job_of_a_chunk_has_its_result(self, world: World) -> None:
+        async with db.scope():
+            jobs = [await tasks.notes_together.enqueue(words=words) for words in ("a", "b", "c", "d")]
+        await world.run()
+        assert [await ended(job) for job in jobs] == [(True, words, 1) for words in "ABCD"]
+        assert [await state(job) for job in jobs] == ["done"] * 4
+        assert sorted(await notes()) == ["a", "b", "c", "d"]
+
+    async def test_a_bad_job_of_a_chunk_fails_alone(self, world: World) -> None:
+        jobs = [await tasks.notes_together.enqueue(words=words) for words in ("a", "bad", "c")]
+        await world.run()
+        assert [(await ended(job))[1] for job in jobs] == ["A", "ValueError: a bad note", "C"]
+        assert [await state(job) for job in jobs] == ["done", "failed", "done"]
+        assert sorted(await notes()) == ["a", "c"]
+
+    async def test_a_second_delivery_of_a_job_of_a_chunk_has_no_effect(self, world: World) -> None:
+        job, _ = [await tasks.notes_together.enqueue(words=words) for words in ("a", "b")]
+        await world.run()
+        await world.deliver_again(job.job_id)
+        assert (await ended(job))[:2] == (True, "A")
+        assert sorted(await notes()) == ["a", "b"]
+
+    async def test_a_chunk_of_a_transaction_that_is_rolled_back_makes_none(self, world: World) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with db.scope():
+                await tasks.notes_together.enqueue_many({"words": words} for words in ("a", "b"))
+                raise ZeroDivisionError
+        await world.run()
+        assert await notes() == []
+
+    async def test_a_chunked_task_takes_the_fields_of_its_calls(self, world: World) -> None:
+        with pytest.raises(ValidationError):
+            await tasks.notes_together.enqueue(word="a")
+        await world.run()
+        assert await notes() == []
+
+
 class TestIds:
     async def test_an_id_is_taken_while_its_job_waits(self, world: World) -> None:
         async with db.scope():
