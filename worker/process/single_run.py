@@ -7,7 +7,6 @@
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 from db.scope import Scope
 from worker.broker.records import Claim, now_ms
@@ -16,9 +15,9 @@ from worker.config import Config
 from worker.engine.execution import Execution
 from worker.engine.executor import Executor
 from worker.engine.limits import Limits
-from worker.engine.once import Attempt, Once
+from worker.engine.once import Attempt, Once, done_row
 from worker.engine.outcome import Outcome, OutcomeKind
-from worker.ledger import FinalRow, Ledger, State
+from worker.ledger import Ledger
 from worker.message import Message
 from worker.process.runtime import Runtime
 from worker.registry import Registry
@@ -69,7 +68,7 @@ async def run_single(
         if isinstance(outcome.error, _RolledBackError):
             return Outcome(OutcomeKind.COMPLETED, result=outcome.error.result)
         if commit and outcome.kind is OutcomeKind.COMPLETED and not outcome.in_ledger:
-            await ledger.complete([_done(execution, outcome)])
+            await ledger.complete([done_row(execution, outcome.result, keep_arguments=False)])
         return outcome
     finally:
         await runtime.close()
@@ -88,17 +87,3 @@ def _execution(config: Config, registry: Registry, message: Message, queue: str,
     execution = Execution(claim, queue, "", now_ms(), limits)
     execution.message, execution.task = message, task
     return execution
-
-
-def _done(execution: Execution, outcome: Outcome) -> FinalRow:
-    message: Any = execution.message
-    return FinalRow(
-        message.job_id,
-        message.enqueued_at,
-        message.task,
-        execution.queue,
-        State.DONE,
-        result=outcome.result,
-        tries=execution.claim.tries + 1,
-        started_at=execution.started_at,
-    )
