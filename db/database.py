@@ -95,8 +95,8 @@ class Database(Generic[S]):
         name: the database's name in errors. Default: the database name in the URL.
         pool_size: connections that are kept, and open at most (default 10).
         pool_timeout: seconds to wait for a connection of the pool (default 30).
-        pre_ping: ping each connection before it is used, at one round trip (default True). A connection of asyncpg is
-            pinged only if it was not used for a second.
+        pre_ping: ping each connection before it is used, at one round trip (default True). A connection of asyncpg that
+            was used within the last second is pinged only if the server has sent something since, its end for example.
         connect_timeout: seconds to open a connection, or to ping it (default 10). A value in the URL wins. For SQLite:
             seconds to wait for another writer.
         statement_timeout: seconds that one statement may take on the server (default 60).

@@ -4,6 +4,7 @@ Limits are set once, when a connection is opened, and cost no statement.
 """
 
 import re
+import select
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -100,7 +101,8 @@ def ping_idle_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
     """Let the pool ping an asyncpg connection with one plain statement, for `timeout` seconds at most.
 
     SQLAlchemy's own ping is a transaction around a prepared statement: three round trips or more, without a time limit.
-    A connection that was returned less than `UNASKED` seconds ago is not pinged.
+    A connection that was returned less than `UNASKED` seconds ago is pinged only if the server has sent something
+    since, such as the end of the connection.
     """
 
     import asyncpg  # noqa: PLC0415 - a SQLite-only app has no asyncpg loaded
@@ -113,7 +115,7 @@ def ping_idle_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
 
     def ping(dbapi_connection: Any) -> bool:
         driver_connection = driver_connection_of(dbapi_connection)
-        if time.monotonic() - returned.get(driver_connection, 0.0) < UNASKED and not driver_connection.is_closed():
+        if time.monotonic() - returned.get(driver_connection, 0.0) < UNASKED and _is_silent(driver_connection):
             return True
         try:
             # Not an empty statement, on which asyncpg 0.32 fails.
@@ -125,6 +127,16 @@ def ping_idle_in_one_round_trip(engine: AsyncEngine, timeout: float) -> None:
     # A public method of the dialect; there is no event for it.
     engine.sync_engine.dialect.do_ping = ping  # type: ignore[method-assign]
     event.listen(engine.sync_engine, "checkin", note_time)
+
+
+def _is_silent(driver_connection: Any) -> bool:
+    """Whether nothing has come from the server since its last answer. The system knows it before the event loop."""
+    transport = driver_connection._transport  # noqa: SLF001 - asyncpg has no public name for it
+    if driver_connection.is_closed() or transport.is_closing() or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return not poll.poll(0)
 
 
 def unreachable_error(error: BaseException, *, is_connecting: bool) -> DatabaseUnreachableError | None:
