@@ -98,6 +98,7 @@ RECOVERY_10 = Target("running again after kill -9 of a worker, lease 10 s", 12, 
 RECOVERY_2 = Target("running again after kill -9 of a worker, lease 2 s", 4, 2.5, _seconds, more_is_better=False)
 BACKLOG_QUEUED = Target("throughput with 1,000,000 jobs queued, against the empty case", 0.9)
 BACKLOG_RUNNING = Target("throughput with 1,000 running elsewhere, against the empty case", 0.9)
+CHUNKS = Target("jobs that add a row, in chunks of 100, against one by one", 8)
 LARGE_TABLE = Target("row jobs with 10,000,000 done rows in the ledger, against an empty one", 0.95)
 OBSERVED = Target("throughput while the dashboard's pages are fetched every 2 s, against an idle dashboard", 0.98)
 MEMORY = Target("worker memory over 1,000,000 jobs: largest change", 5, shown_as=_percent, more_is_better=False)

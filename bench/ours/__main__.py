@@ -10,9 +10,8 @@ from bench.contender_api import CONCURRENCY, KEEP_RESULTS, Producer
 from bench.ours import tasks
 from worker import Broker, Task, deserialize
 
-_TASKS: dict[str, "Task[[float], None]"] = {
-    name: getattr(tasks, name) for name in ("noop", "insert", "insert_at_least_once", "wait", "hold", "ping")
-}
+_NAMES = ("noop", "insert", "insert_at_least_once", "insert_in_chunks", "wait", "hold", "ping")
+_TASKS: dict[str, "Task[[float], None]"] = {name: getattr(tasks, name) for name in _NAMES}
 _CHUNK = 20_000  # jobs; more of them at once only cost this program memory
 _SETTINGS = {
     "WORKER_REGISTRY": "bench.ours.registry",

@@ -1,10 +1,12 @@
 """The tasks that Tandem is measured with."""
 # ruff: noqa: ARG001 - a job gets its argument, whether it has a use for it or not
 
+from dataclasses import dataclass
+
 from bench import contender_api
 from bench.contender_api import Row
 from db import AsyncSession
-from worker import task
+from worker import Chunk, task
 
 
 @task
@@ -22,6 +24,19 @@ async def insert(session: AsyncSession, number: int) -> None:
 async def insert_at_least_once(session: AsyncSession, number: int) -> None:
     contender_api.report_start()
     session.add(Row(number=number))
+
+
+@dataclass
+class Numbered:
+    """One call of `insert_in_chunks`."""
+
+    number: int
+
+
+@task(chunk=Chunk(size=100))
+async def insert_in_chunks(session: AsyncSession, calls: list[Numbered]) -> None:
+    contender_api.report_start()
+    session.add_all(Row(number=call.number) for call in calls)
 
 
 @task

@@ -6,6 +6,7 @@ from bench.context import BenchContext
 from bench.scenarios import (
     backlog,
     bare,
+    chunks,
     enqueue,
     footprint,
     insert,
@@ -23,6 +24,7 @@ SCENARIOS: Mapping[str, Callable[[BenchContext], Section]] = {
     "noop": noop.run,
     "insert": insert.run,
     "bare": bare.run,
+    "chunks": chunks.run,
     "enqueue": enqueue.run,
     "latency": latency.run,
     "processes": processes.run,

@@ -45,11 +45,11 @@ def _measure(contender: Contender, task: str, workload: Workload, step: Step) ->
     count = workload.inserts + workload.warm_up
     contender.enqueue(task, count)
     speed = drain(contender, step, count, warm_up=workload.warm_up, completed=count)
-    _check_rows(contender.postgres, count)
+    check_rows(contender.postgres, count)
     return speed
 
 
-def _check_rows(postgres: PostgresServer, count: int) -> None:
+def check_rows(postgres: PostgresServer, count: int) -> None:
     """Raise `ContenderError` unless each of `count` rows was added."""
     rows = postgres.number("SELECT count(DISTINCT number) FROM bench_rows")
     if rows != count:
