@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -238,7 +239,8 @@ class TestShow:
         assert jobs.command("run", "--burst").returncode == 0
         done = jobs("show", "a1").stdout.splitlines()
         assert done[:4] == ["a1  done", *waiting.stdout.splitlines()[1:4]]
-        assert done[-2:] == ["  tries     1", '  result    "sent to ann"']
+        assert done[-3:-1] == ["  tries     1", '  result    "sent to ann"']
+        assert re.match(r"  attempt +try 1  done  on \S+", done[-1])
 
 
 class TestRetry:
