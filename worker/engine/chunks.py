@@ -4,7 +4,7 @@
    the others give theirs back, so that the claimer brings more jobs.
 2. A chunk that fails, in whatever way, is rolled back. Its jobs then run one after the other, each as it would without
    chunks. So a bad one fails alone, and a job that another attempt has completed is dropped.
-3. A job that was started before runs alone at once: it may be the bad one.
+3. A job that was started before runs alone at once: it may be the bad one. So does a job that came as a pickle.
 4. A job that is aborted or interrupted leaves its chunk. If the chunk runs, it is rolled back for that.
 
 Each job keeps what it has without chunks: its asyncio task, lease, outcome, result and ledger row.
@@ -54,7 +54,8 @@ class Chunks:
         options, signature = execution.task.options.chunk, execution.task.signature
         assert options is not None  # noqa: S101 - the caller has asked
         assert isinstance(signature, ChunkSignature)  # noqa: S101 - a task with a chunk has one
-        if execution.claim.tries or execution.claim.crashes or self._caller.has_hooks:
+        was_started = bool(execution.claim.tries or execution.claim.crashes)
+        if was_started or execution.message.is_pickled or self._caller.has_hooks:
             return await alone(False)
         try:
             key = signature.key(execution.arguments)

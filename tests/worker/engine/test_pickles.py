@@ -17,7 +17,7 @@ from arq.worker import JobExecutionFailed
 from redis import Redis
 
 from tests.worker.engine.conftest import StartWorker
-from worker import Broker, task
+from worker import Broker, Chunk, task
 from worker.broker.records import now_ms
 from worker.engine.pickles import Glimpse, dump_result, glimpse
 from worker.errors import TriesExhaustedError
@@ -195,6 +195,22 @@ class TestAccepted:
         async with start(keep, accept_pickle=True) as worker:
             await worker.idle()
         assert [(repr(one), repr(other)) for one, other in ARRIVED] == [(repr(value), repr(value))]
+
+    async def test_pickled_jobs_of_a_chunked_task_run_alone_and_are_answered_in_kind(
+        self, start: StartWorker, stock: ArqRedis
+    ) -> None:
+        """A chunk's results are JSON."""
+
+        @task(chunk=Chunk(wait=0.5))
+        async def measure(calls: list[Pair]) -> list[tuple[int, int]]:
+            ARRIVED.append(len(calls))
+            return [(call.left, call.right) for call in calls]
+
+        ARRIVED.clear()
+        jobs = [await enqueued(stock, measure.name, left=number, right=2) for number in range(2)]
+        async with start(measure, accept_pickle=True):
+            assert [await job.result(timeout=10) for job in jobs] == [(0, 2), (1, 2)]
+        assert ARRIVED == [1, 1]
 
     async def test_annotated_arguments_from_a_pickle_are_validated_and_keep_their_types(
         self, start: StartWorker, stock: ArqRedis
