@@ -109,7 +109,7 @@ def test_an_unknown_scenario_is_refused_with_the_known_ones() -> None:
     """The error lists the scenarios."""
     run = subprocess.run([*_BENCH, "--only", "nope"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert "'nope' is not one of noop, insert, bare, enqueue" in run.stderr
+    assert "'nope' is not one of noop, insert, bare, chunks, enqueue" in run.stderr
 
 
 def test_a_peer_that_is_not_installed_is_listed_as_absent(contender: Contender) -> None:

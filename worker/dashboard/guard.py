@@ -67,11 +67,19 @@ class Guard:
             return
         try:
             if not path.startswith(_OPEN):
-                await self._site.deployment.refresh()
+                await self._refresh(request)
             await self._app(scope, receive, send_guarded)
         except (RedisError, SQLAlchemyError, DbError, WorkerError, OSError) as error:
             logger.warning("the dashboard cannot show %s: %s", path or "its first page", error)
             await self._failed(request, error)(scope, receive, send_guarded)
+
+    async def _refresh(self, request: Request) -> None:
+        """Look which queues there are. A form needs no Redis for that: one that acts on Redis fails by itself."""
+        try:
+            await self._site.deployment.refresh()
+        except (RedisError, WorkerError, OSError):
+            if request.method in _SAFE:
+                raise
 
     async def _refusal(self, request: Request, path: str) -> Response | None:
         """The response to a request that may not go on. None if it may."""

@@ -106,7 +106,15 @@ class TestUnreadableJobs:
             assert {
                 key
                 for key in client.keys("*")
-                if not key.startswith((b"arq:result:", b"arq:queue:epoch", b"arq:queue:tasks", b"arq:queue:metrics:"))
+                if not key.startswith(
+                    (
+                        b"arq:result:",
+                        b"arq:queue:epoch",
+                        b"arq:queue:tasks",
+                        b"arq:queue:metrics:",
+                        b"arq:served-queues",
+                    )
+                )
             } == set()
 
     async def test_a_payload_larger_than_any_result_fails_its_own_job_alone(
