@@ -90,6 +90,8 @@ async def commit_with(closing: str, adapted: Any) -> None:
     finally:
         if not is_refused:
             adapted._transaction = driver_connection._top_xact = None  # noqa: SLF001 - likewise
+            if hasattr(adapted, "_started"):  # SQLAlchemy 2.0
+                adapted._started = False  # noqa: SLF001 - likewise
 
 
 def _prepared(connection: Connection, sql: str) -> str | None:
