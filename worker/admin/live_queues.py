@@ -1,4 +1,4 @@
-"""``LiveQueues``: the queues that workers serve, whoever has named them."""
+"""``LiveQueues``: the queues that workers serve, also those that no setting and no task of this process names."""
 
 import contextlib
 import time

@@ -4,7 +4,8 @@
    the others give theirs back, so that the claimer brings more jobs.
 2. A chunk that fails, in whatever way, is rolled back. Its jobs then run one after the other, each as it would without
    chunks. So a bad one fails alone, and a job that another attempt has completed is dropped.
-3. A job that was started before runs alone at once: it may be the bad one. So does a job that came as a pickle.
+3. A job that was started before runs alone at once: it may be the bad one. So does a job that came as a pickle, and
+   each job if a worker has one slot or arq's hooks.
 4. A job that is aborted or interrupted leaves its chunk. If the chunk runs, it is rolled back for that.
 
 Each job keeps what it has without chunks: its asyncio task, lease, outcome, result and ledger row.
@@ -12,7 +13,8 @@ Each job keeps what it has without chunks: its asyncio task, lease, outcome, res
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import Context
 
 from db.scope import scope
@@ -54,8 +56,7 @@ class Chunks:
         options, signature = execution.task.options.chunk, execution.task.signature
         assert options is not None  # noqa: S101 - the caller has asked
         assert isinstance(signature, ChunkSignature)  # noqa: S101 - a task with a chunk has one
-        was_started = bool(execution.claim.tries or execution.claim.crashes)
-        if was_started or execution.message.is_pickled or self._caller.has_hooks:
+        if self._is_alone(execution):
             return await alone(False)
         try:
             key = signature.key(execution.arguments)
@@ -66,11 +67,20 @@ class Chunks:
             outcome = await chunk.outcome_of(execution)
             if outcome is not None:
                 return outcome
-            async with chunk.one_at_a_time:
-                chunk.keep_leases()
+            async with chunk.turn_of(execution):
                 return await alone(chunk.has_begun)
         finally:
             chunk.leave(execution)
+
+    def _is_alone(self, execution: Execution) -> bool:
+        """Whether a job never goes into a chunk. With one slot, no other job could come to it."""
+        was_started = execution.claim.tries or execution.claim.crashes
+        return bool(was_started) or execution.message.is_pickled or self._caller.has_hooks or self._slots.total == 1
+
+    def hurry(self) -> None:
+        """Start every chunk that waits for more jobs: none will come."""
+        for chunk in self._gathering.values():
+            chunk.has_enough.set()
 
     def _join(self, execution: Execution, key: tuple[str, bytes], options: Chunk) -> "_Gathered":
         execution.keep_lease()
@@ -82,14 +92,14 @@ class Chunks:
             execution.holds_slot = False
             self._slots.give_back(execution.claim)
         chunk.add(execution)
-        if chunk.is_full.is_set():
+        if chunk.has_enough.is_set():
             del self._gathering[key]
         return chunk
 
     async def _gather_and_run(self, chunk: "_Gathered", key: tuple[str, bytes]) -> Mapping[Execution, Outcome]:
         try:
             async with asyncio.timeout(chunk.options.wait):
-                await chunk.is_full.wait()
+                await chunk.has_enough.wait()
         except TimeoutError:
             pass
         finally:
@@ -131,16 +141,18 @@ class _Gathered:
         self.options = options
         self.executions: dict[Execution, None] = {}
         """Those that have not ended, in the order in which they came."""
-        self.is_full = asyncio.Event()
+        self.has_enough = asyncio.Event()
+        """Set when it is full, or when no more jobs will come."""
         self.has_begun = False
         """Whether its function was called. A job that runs alone after that may have been committed."""
         self._is_cancelled = False
-        self.one_at_a_time = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
+        self._running: Execution | None = None
 
     def add(self, execution: Execution) -> None:
         self.executions[execution] = None
         if len(self.executions) >= self.options.size:
-            self.is_full.set()
+            self.has_enough.set()
 
     async def outcome_of(self, execution: Execution) -> Outcome | None:
         """Wait for the chunk. The outcome of the job; None if it is to run alone."""
@@ -153,6 +165,25 @@ class _Gathered:
             if self.task.done() and (outcome := self.task.result().get(execution)) is not None:
                 return outcome  # the COMMIT was first
             raise
+
+    @asynccontextmanager
+    async def turn_of(self, execution: Execution) -> AsyncIterator[None]:
+        """Wait until no other job of the chunk runs. The slot goes to the job whose turn it is."""
+        while True:
+            try:
+                async with asyncio.timeout(execution.limits.timeout):
+                    await self._one_at_a_time.acquire()
+                break
+            except TimeoutError:
+                if self._running is not None and not self._running.is_overdue:  # else it may never end
+                    execution.keep_lease()
+        try:
+            self._running = execution
+            for each in self.executions:
+                each.holds_slot = each is execution
+            yield
+        finally:
+            self._one_at_a_time.release()
 
     def keep_leases(self) -> None:
         """Keep the leases of all jobs for as long as one attempt may take, from now on."""

@@ -101,6 +101,7 @@ class Engine:
         )
         self._progress = ProgressSender(broker)
         executor.use_progress(self._progress)
+        self._executor = executor
         self._commander = Commander(broker, names, report.process, jobs.claimer)
         scheduler = Scheduler(broker, tasks, config.queue if config.queue in names else names[0], ledger)
         self._idle = Idle(jobs.executions, broker, names, relay, scheduler, jobs.slots)
@@ -154,6 +155,7 @@ class Engine:
         self.jobs.claimer.stop()
         await self._loops.returned("claimer", within=_FLUSHING)  # the jobs of a claim on its way are ours
         await self._loops.end("claimer")
+        self._executor.hurry_chunks()
         await self._draining.finish()
         await self._draining.interrupt()
         if self._after_job is not None:

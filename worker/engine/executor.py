@@ -113,6 +113,11 @@ class Executor:
         """
         self._chunks = Chunks(slots, self._caller, self._once, self._serialized)
 
+    def hurry_chunks(self) -> None:
+        """Start the chunks that wait for more jobs: the worker claims no more."""
+        if self._chunks is not None:
+            self._chunks.hurry()
+
     async def execute(self, execution: Execution) -> Outcome:
         """Execute one job and return its outcome. An error of the job is an outcome, and is not raised.
 

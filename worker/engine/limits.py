@@ -23,7 +23,8 @@ class Limits:
     lease: float
     """Seconds for which the lease of an attempt is kept.
 
-    The timeout, plus the longer of two times: to cancel and roll back the body, or to wait before a rerun.
+    The timeout, plus the longer of two times: to cancel and roll back the body, or to wait before a rerun. And the time
+    for which a chunk waits for more jobs.
     """
 
     @classmethod
@@ -35,6 +36,7 @@ class Limits:
             config.max_tries if options.max_tries is None else options.max_tries,
             config.keep_result if options.keep_result is None else options.keep_result,
             config,
+            wait=0.0 if options.chunk is None else options.chunk.wait,
         )
 
     @classmethod
@@ -45,8 +47,10 @@ class Limits:
         return cls(default.timeout, default.max_tries, default.keep_result, longest)
 
     @classmethod
-    def _made(cls, timeout: float, max_tries: int, keep_result: float, config: Config) -> "Limits":
-        return cls(timeout, max_tries, milliseconds(keep_result), timeout + max(config.grace, LONGEST_PAUSE))
+    def _made(
+        cls, timeout: float, max_tries: int, keep_result: float, config: Config, *, wait: float = 0.0
+    ) -> "Limits":
+        return cls(timeout, max_tries, milliseconds(keep_result), wait + timeout + max(config.grace, LONGEST_PAUSE))
 
 
 def limits_of(tasks: Mapping[str, Task[..., Any]], config: Config) -> dict[str, Limits]:

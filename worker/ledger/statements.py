@@ -127,9 +127,8 @@ def insert_of(dialect: str) -> _Insert:
 
 def _enqueueing(jobs: Table, insert: _Insert, origin: Sequence[str], dialect: str) -> dict[str, Any]:
     fields = ("id", "enqueued_at", "task", "queue", "payload", *origin)
-    given = {field: bindparam(field, type_=jobs.c[field].type) for field in fields}
     times = {name: bindparam(name, type_=BigInteger) for name in _TIMES}
-    add = insert(jobs).values(**given, **_pending(**times))
+    add = insert(jobs).values(**_parameters(jobs.c, fields), **_pending(**times))
     return {
         "add": add,
         "add_all": _add_all(jobs, insert, fields) if dialect == "postgresql" else None,

@@ -11,6 +11,7 @@ from sqlalchemy import text
 import db
 from db import AsyncSession
 from tests.servers import Observer
+from tests.stopwatch import Stopwatch
 from tests.waiting import eventually
 from tests.worker.conftest import Count
 from tests.worker.engine.conftest import StartWorker
@@ -104,6 +105,14 @@ async def test_a_chunk_is_larger_than_the_workers_number_of_slots(start: StartWo
     await run(start, jobs, add_fifty, concurrency=2)
     assert [len(chunk) for chunk in seen.chunks] == [50]
     assert await rows() == 50
+
+
+async def test_with_one_slot_no_job_waits_for_others(start: StartWorker, rows: Count) -> None:
+    """None could come."""
+    jobs = [await add_fifty.enqueue(words=words) for words in ("a", "b")]
+    assert await run(start, jobs, add_fifty, concurrency=1) == ["A", "B"]
+    assert seen.chunks == [["a"], ["b"]]
+    assert await rows() == 2
 
 
 async def test_all_slots_are_free_after_chunks(start: StartWorker) -> None:
@@ -250,7 +259,7 @@ async def test_a_chunk_past_its_timeout_is_run_one_by_one(start: StartWorker, ro
 
 
 async def test_a_result_that_is_no_list_of_the_same_length_fails_each_job_and_says_so(start: StartWorker) -> None:
-    """Nothing is committed that nobody can tell apart."""
+    """The results could not be told apart."""
 
     @task(chunk=Chunk(wait=1.0))
     async def wrong(session: AsyncSession, notes: list[Note]) -> list[int]:
@@ -282,3 +291,68 @@ async def test_jobs_of_a_transaction_are_handled_in_chunks(start: StartWorker, r
     await run(start, jobs)
     assert await rows() == 20
     assert await states(postgres) == {"done": 20}
+
+
+async def test_a_worker_that_stops_starts_a_chunk_that_waits_for_more(start: StartWorker, rows: Count) -> None:
+    """No more jobs will come. The two are done, long before the wait is over."""
+    jobs = [await add_fifty.enqueue(words=words) for words in ("a", "b")]
+    async with start(add_fifty, ledger=Ledger(), grace=20.0) as one:
+        await eventually(lambda: len(one.engine.jobs.executions), equals=2)
+        watch = Stopwatch()
+    assert watch.seconds_running < 10
+    assert [await job.result(timeout=1) for job in jobs] == ["A", "B"]
+    assert [sorted(chunk) for chunk in seen.chunks] == [["a", "b"]]
+    assert await rows() == 2
+
+
+async def test_the_leases_of_jobs_hold_while_their_chunk_waits_for_more(start: StartWorker, rows: Count) -> None:
+    """For longer than one attempt may take."""
+
+    @task(chunk=Chunk(wait=5.0), timeout=0.5)
+    async def patient(session: AsyncSession, notes: list[Note]) -> list[str]:
+        return await handle(session, notes)
+
+    jobs = await patient.enqueue_many({"words": words} for words in ("a", "b"))
+    assert await run(start, jobs, patient, grace=0.1) == ["A", "B"]
+    assert [sorted(chunk) for chunk in seen.chunks] == [["a", "b"]]
+    assert await rows() == 2
+
+
+async def test_the_leases_of_jobs_hold_while_they_wait_for_their_turn(start: StartWorker, rows: Count) -> None:
+    """One by one they take longer than one attempt may."""
+
+    @task(chunk=Chunk(size=12, wait=5.0), timeout=1.0)
+    async def slow(session: AsyncSession, notes: list[Note]) -> None:
+        seen.chunks.append([note.words for note in notes])
+        await asyncio.sleep(0.9 * len(notes))
+        await session.execute(ADD, [{"words": note.words} for note in notes])
+
+    jobs = await slow.enqueue_many({"words": f"n{number}"} for number in range(12))
+    assert await run(start, jobs, slow, grace=0.1) == [None] * 12
+    assert sorted(map(len, seen.chunks)) == [1] * 12 + [12]
+    assert await rows() == 12
+
+
+async def test_a_chunk_whose_effects_may_happen_twice_writes_no_rows(
+    start: StartWorker, rows: Count, postgres: Observer
+) -> None:
+    """`once=False` asks nothing of the ledger."""
+    loose = task(name="loose", chunk=Chunk(wait=1.0), once=False)(handle)
+    jobs = await loose.enqueue_many({"words": words} for words in ("a", "b"))
+    assert await run(start, jobs, loose) == ["A", "B"]
+    assert len(seen.chunks) == 1
+    assert await rows() == 2
+    assert await states(postgres) == {}
+
+
+async def test_a_job_that_is_aborted_while_its_chunk_waits_does_not_run(start: StartWorker, rows: Count) -> None:
+    """The others of the chunk run, also if it was the first one, which had the slot."""
+    jobs = await enqueue("a", "b", "c")
+    async with start(add, ledger=Ledger(), concurrency=2) as one:
+        await eventually(lambda: len(one.engine.jobs.executions), equals=3)
+        assert await jobs[0].abort(timeout=10)
+        assert [await job.result(timeout=15) for job in jobs[1:]] == ["B", "C"]
+        await one.idle()
+        assert one.engine.jobs.slots.free == 2
+    assert seen.chunks == [["b", "c"]]
+    assert await rows() == 2
